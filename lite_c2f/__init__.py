@@ -1,0 +1,34 @@
+"""Mistral-C2F on one GPU: reward modelling, PPO with Continuous Maximization, the Knowledge Residue Merger.
+
+The public names are imported on first use, so that `import lite_c2f` costs nothing and needs no torch.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_config": "lite_c2f.config",
+    "Config": "lite_c2f.config",
+    "train": "lite_c2f.pipeline",
+    "train_reward": "lite_c2f.reward.train",
+    "train_coarse": "lite_c2f.coarse.train",
+    "merge": "lite_c2f.fine.merge",
+    "sweep": "lite_c2f.fine.sweep",
+    "evaluate": "lite_c2f.evaluation.compare",
+    "Chat": "lite_c2f.chat",
+    "C2FError": "lite_c2f.errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'lite_c2f' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

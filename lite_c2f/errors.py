@@ -1,0 +1,31 @@
+"""Errors a user can fix. The CLI prints them as one line on stderr and exits with code 2."""
+
+
+class C2FError(Exception):
+    """Something the user can fix: what was got, what was expected, what to do, in one line.
+
+    >>> raise C2FError.because("data.preferences: no such file 'a.jsonl'", "a .jsonl file", "check the path")
+    """
+
+    exit_code = 2
+
+    @classmethod
+    def because(cls, got: str, expected: str, do: str) -> "C2FError":
+        """Build the one-line message every error of ours has: got / expected / do this."""
+        return cls(f"{got}; expected {expected}; {do}")
+
+
+class ConfigError(C2FError):
+    """A key or a value in a configuration is wrong."""
+
+
+class DataError(C2FError):
+    """A dataset, a file or a row cannot be used."""
+
+
+class ModelError(C2FError):
+    """A model folder, a tokenizer or an adapter cannot be used, alone or together with another."""
+
+
+class RunError(C2FError):
+    """A run directory is missing something, is in the way, or belongs to another configuration."""
