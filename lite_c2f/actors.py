@@ -1,0 +1,147 @@
+"""Models that answer: the base with or without the Coarse adapter, the instruct model with any share of the residue."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+from lite_c2f.answers import Answer
+from lite_c2f.backbone.load import load_model, load_tokenizer
+from lite_c2f.backbone.roles import Roles
+from lite_c2f.config import Config
+from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
+from lite_c2f.data.records import Turn
+from lite_c2f.errors import ModelError
+from lite_c2f.inputs import ModelPair
+from lite_c2f.reward.score import Normalizer, score, scored_row
+from lite_c2f.sampling import Sampling, sample
+
+Turns = tuple[Turn, ...]
+
+
+def answer_base(
+    roles: Roles, role: str, tokenizer: Any, config: Config, prompts: Sequence[Turns], sampling: Sampling, batch: int = 64
+) -> list[Answer]:
+    """Answers of the base (`reference`) or the Coarse Actor (`policy`), in HH style, ended by the next turn's marker."""
+    limit = config.data.max_prompt_tokens
+    ids = [encode_prompt(tokenizer, turns, limit, template=config.model.prompt_template)[0] for turns in prompts]
+    with roles.use(role):
+        return _answer(roles.model, tokenizer, ids, sampling, batch, stop_ids(tokenizer, config.model.stop))
+
+
+class Instruct:
+    """An instruct model, and the residue at any ratio on top of it, unmerged.
+
+    W_instruct + ratio * scaling * B @ A is what the merger would write; a ratio is a number in the forward pass, so
+    trying one costs nothing. The Coarse adapter keeps its stock name `default`.
+    """
+
+    def __init__(self, config: Config, model: str, adapter: Path | None = None, revision: str | None = None) -> None:
+        self.config = config
+        self.tokenizer = load_tokenizer(model, revision)
+        if not self.tokenizer.chat_template:
+            raise ModelError.because(
+                f"instruct model '{model}': no chat template", "a tokenizer with one", "use an instruct model"
+            )
+        base = load_model(model, config, revision=revision)
+        self.eos_ids = _eos_ids(base, self.tokenizer)
+        self.model: Any = base
+        self._layers: list[LoraLayer] = []
+        if adapter is not None:
+            self.model = PeftModel.from_pretrained(base, str(adapter)).eval()
+            self._layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
+        self._scaling = [dict(layer.scaling) for layer in self._layers]
+
+    @contextlib.contextmanager
+    def ratio(self, ratio: float) -> Iterator[None]:
+        """Inside the block the residue counts `ratio` times; 0 is the instruct model itself."""
+        if ratio and not self._layers:
+            raise ValueError("this instruct model was loaded without the residue")
+        try:
+            self._scale(ratio)
+            yield
+        finally:
+            self._scale(1.0)
+
+    def _scale(self, ratio: float) -> None:
+        for layer, original in zip(self._layers, self._scaling, strict=True):
+            for name, scaling in original.items():
+                layer.scaling[name] = ratio * scaling
+
+    def answer(self, prompts: Sequence[Turns], sampling: Sampling, batch: int = 64) -> list[Answer]:
+        """Answers through the model's own chat template, ended by EOS."""
+        ids = [encode_chat(self.tokenizer, turns, self.config.data.max_prompt_tokens) for turns in prompts]
+        return _answer(self.model, self.tokenizer, ids, sampling, batch, [], self.eos_ids)
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The model's own list of end tokens (some have several), and the tokenizer's."""
+    listed = getattr(model.generation_config, "eos_token_id", None)
+    ids = listed if isinstance(listed, list) else [listed]
+    return sorted({*(i for i in ids if i is not None), tokenizer.eos_token_id})
+
+
+def _answer(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    batch: int,
+    stops: list[list[int]],
+    eos_ids: list[int] | None = None,
+) -> list[Answer]:
+    with torch.no_grad():
+        said = sample(
+            model,
+            prompts,
+            sampling,
+            eos_ids=eos_ids or [tokenizer.eos_token_id],
+            stop_ids=stops,
+            pad_id=tokenizer.pad_token_id,
+            batch=batch,
+        )
+    texts = [said.text_tokens(row) for row in range(len(prompts))]
+    return [
+        Answer(tokenizer.decode(text, skip_special_tokens=True).strip(), len(tokens), finish, text)
+        for text, tokens, finish in zip(texts, said.tokens, said.finish, strict=True)
+    ]
+
+
+class Judge:
+    """The reward model's opinion of anybody's answers, in its own spreads from its own mean."""
+
+    def __init__(self, roles: Roles, tokenizer: Any, normalizer: Normalizer, config: Config) -> None:
+        self.roles, self.tokenizer, self.normalizer, self.config = roles, tokenizer, normalizer, config
+
+    def __call__(self, prompts: Sequence[Turns], answers: Sequence[Answer]) -> list[float]:
+        """One normalised reward an answer. Every actor is read in the base's prompt style, the one it learned."""
+        settings = self.config
+        rows = []
+        for turns, answer in zip(prompts, answers, strict=True):
+            prompt, _ = encode_prompt(
+                self.tokenizer, turns, settings.data.max_prompt_tokens, template=settings.model.prompt_template
+            )
+            ended = answer.finish != "limit"
+            rows.append(scored_row(prompt, answer.text_tokens, ended, self.tokenizer.eos_token_id))
+        raw = score(self.roles, rows, pad_id=self.tokenizer.pad_token_id)
+        return [self.normalizer(float(value)) for value in raw]
+
+
+def load_coarse(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Judge]:
+    """The base with the Coarse adapter as `policy` and the reward model as `reward`, and the judge made of it."""
+    from lite_c2f.backbone.adapters import load_into
+    from lite_c2f.runs import read_json
+
+    saved = read_json(run / "reward" / "metrics.json")
+    tokenizer = load_tokenizer(models.base)
+    roles = Roles(load_model(models.base, config), config.lora, ("policy", "reward"))
+    load_into(roles, "policy", run / "coarse" / "adapter")
+    head = load_into(roles, "reward", run / "reward" / "adapter")
+    if head is None:
+        raise ModelError.because(f"'{run}/reward/adapter' has no score head", "a reward model", "train it again")
+    roles.add_head("reward", head)
+    return roles, Judge(roles, tokenizer, Normalizer(saved["mean"], saved["std"]), config)

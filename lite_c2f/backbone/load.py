@@ -1,0 +1,130 @@
+"""One quantised base and its tokenizer, loaded so that it can be trained through."""
+
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+
+from lite_c2f.config import Config
+from lite_c2f.errors import C2FError, ConfigError, ModelError
+
+SLIDING_WINDOW_FREE = 4096  # total length up to which Mistral-7B-v0.1's sliding window changes nothing
+
+
+def pick_device(config: Config) -> torch.device:
+    """The device of a run. Raises ConfigError when a GPU is asked for and there is none."""
+    wanted = config.hardware.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError.because("hardware.device=cuda: no CUDA GPU", "a GPU", "set hardware.device=cpu or auto")
+    return torch.device("cuda" if torch.cuda.is_available() and wanted != "cpu" else "cpu")
+
+
+def pick_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """Arithmetic of the base: as configured; auto is bfloat16 where the GPU has it, float32 on a CPU."""
+    wanted = config.model.compute_dtype
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def uses_checkpointing(config: Config, device: torch.device) -> bool:
+    """Whether activations are recomputed in the backward pass; auto: on a GPU only."""
+    wanted = config.hardware.gradient_checkpointing
+    return device.type == "cuda" if wanted == "auto" else bool(wanted)
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a padding token that is not its end-of-sequence token.
+
+    Padding with EOS would hide the real EOS of an answer from the reward model, which reads its score there.
+    Raises ModelError when there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise model_error(model, "its tokenizer", error) from None
+    if not len(tokenizer) or tokenizer.eos_token_id is None:
+        raise ModelError.because(
+            f"model '{model}': no tokenizer with an end-of-sequence token",
+            "tokenizer.json and tokenizer_config.json in the folder",
+            "save the tokenizer there",
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        if tokenizer.unk_token_id is None:
+            raise ModelError.because(
+                f"model '{model}': no padding token apart from EOS", "a pad or unk token", "set pad_token in its tokenizer"
+            )
+        tokenizer.pad_token = tokenizer.unk_token
+    return tokenizer
+
+
+def quantization_config(config: Config, device: torch.device) -> BitsAndBytesConfig | None:
+    """NF4 with double quantisation, computing in the run's type; None where quantisation is off."""
+    if config.model.quantization == "none":
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=pick_dtype(config, device),
+    )
+
+
+def load_model(
+    model: str, config: Config, *, revision: str | None = None, auto_class: Any = AutoModelForCausalLM, **extra: Any
+) -> torch.nn.Module:
+    """Load a model once, frozen, quantised as configured, and safe to train adapters through.
+
+    Frozen by hand: PEFT's `prepare_model_for_kbit_training` would cast embeddings and head, and with them the KV
+    cache, to float32 (+0.5 GiB on Mistral-7B, and twice the cache). Raises ModelError when it cannot be loaded.
+    """
+    device = pick_device(config)
+    try:
+        settings = AutoConfig.from_pretrained(model, revision=revision, **extra)
+        longest = config.data.max_prompt_tokens + max(config.coarse.length.max, config.evaluation.max_tokens)
+        if getattr(settings, "sliding_window", None) and longest <= SLIDING_WINDOW_FREE:
+            settings.sliding_window = None  # keeps SDPA's fast causal path
+        loaded = auto_class.from_pretrained(
+            model,
+            config=settings,
+            revision=revision,
+            dtype=pick_dtype(config, device),
+            quantization_config=quantization_config(config, device),
+            device_map={"": device},
+            use_safetensors=True,
+            attn_implementation="sdpa",
+        )
+    except C2FError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise model_error(model, "the model", error) from None
+    loaded.requires_grad_(False)
+    keep_weights_trainable(loaded)
+    return loaded.eval()
+
+
+def keep_weights_trainable(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    The first eval-mode forward would repack them, and training after that loses gradients through the base
+    (cosine to the true gradient 0.61) with only a warning; with this it is 1.0.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def model_error(model: str, what: str, error: Exception) -> ModelError:
+    """One line for a failed load."""
+    reason = " ".join(str(error).split())
+    if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
+        reason = "no such folder"
+    return ModelError.because(
+        f"model '{model}': cannot load {what} ({reason[:200]})",
+        "a Hugging Face model folder with config.json, *.safetensors and a tokenizer, or a hub name",
+        "check model.base and model.instruct",
+    )

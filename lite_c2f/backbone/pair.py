@@ -1,0 +1,141 @@
+"""Do a base and an instruct model belong together? A residue only fits a model tuned from the same base."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lite_c2f.errors import ModelError
+
+SIZE_KEYS = (
+    "architectures",
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
+# Fine-tuning changes none of these, so a difference means another lineage (Mistral-7B-Instruct-v0.2 has another
+# rope_theta and no sliding window, so it is not tuned from Mistral-7B-v0.1, although every tensor has the same shape).
+LINEAGE_KEYS = ("rope_theta", "rope_parameters", "sliding_window")
+DEFAULT_ROPE_THETA = 10000.0
+MISTRAL_SLIDING_WINDOW = 4096  # what a Mistral config without the key means; a null means none
+
+
+def check_pair(base_dir: str | Path, instruct_dir: str | Path) -> None:
+    """Refuse a base and an instruct folder whose models are not of one lineage; imports no torch.
+
+    Compared: the sizes, the positional encoding and the attention window of config.json, then the vocabularies
+    (token -> id, added tokens included). Our own rule: the paper does not say how it chose its pair. The weights
+    themselves are not compared.
+
+    Raises ModelError naming the key and both values, or the first token that differs, or the missing file.
+
+    >>> check_pair("Mistral-7B-v0.1", "Mistral-7B-Instruct-v0.1")
+    """
+    base_dir, instruct_dir = Path(base_dir), Path(instruct_dir)
+    check_configs(base_dir, instruct_dir)
+    check_vocabularies(base_dir, instruct_dir)
+
+
+def check_configs(base_dir: Path, instruct_dir: Path) -> None:
+    """Raise ModelError naming the first key of `lineage` on which the two config.json differ, with both values."""
+    base, instruct = lineage(read_config(base_dir)), lineage(read_config(instruct_dir))
+    for key, value in base.items():
+        if value != instruct[key]:
+            raise ModelError.because(
+                f"'{key}' is {value!r} in '{base_dir}' but {instruct[key]!r} in '{instruct_dir}'",
+                "two models of one lineage",
+                "take the instruct model that was tuned from this base",
+            )
+
+
+def check_vocabularies(base_dir: Path, instruct_dir: Path) -> None:
+    """Raise ModelError naming the first token that the two tokenizers do not number alike."""
+    base, instruct = read_vocabulary(base_dir), read_vocabulary(instruct_dir)
+    if base == instruct:
+        return
+    token = next(token for token in (*base, *instruct) if base.get(token) != instruct.get(token))
+    raise ModelError.because(
+        f"token {token!r} is {_numbered(base.get(token))} in the tokenizer of '{base_dir}' "
+        f"but {_numbered(instruct.get(token))} in that of '{instruct_dir}'",
+        "the same vocabulary in both",
+        "take the instruct model that was tuned from this base",
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json of a model folder. Raises ModelError naming the folder or the file."""
+    if not folder.is_dir():
+        raise ModelError.because(
+            f"no folder '{folder}'", "a local model folder", "check the path or download the model"
+        )
+    return _read_object(folder / "config.json")
+
+
+def lineage(config: dict[str, Any]) -> dict[str, Any]:
+    """The values on which a pair has to agree, with the ways of writing the same thing made one.
+
+    Missing keys take the meaning that Transformers gives them. The rotary settings of Transformers 4 (`rope_theta`,
+    `rope_scaling`) and 5 (`rope_parameters`) come out alike.
+    """
+    config = {**config, **(config.get("text_config") or {})}
+    values = {key: config.get(key) for key in SIZE_KEYS}
+    heads = values["num_attention_heads"]
+    if values["num_key_value_heads"] is None:
+        values["num_key_value_heads"] = heads
+    if values["head_dim"] is None and heads and values["hidden_size"]:
+        values["head_dim"] = values["hidden_size"] // heads
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    values["rope_theta"] = rope.pop("rope_theta", config.get("rope_theta")) or DEFAULT_ROPE_THETA
+    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    rope.pop("type", None)  # Transformers 4 wrote both names
+    values["rope_parameters"] = {"rope_type": kind, **rope}
+    default_window = MISTRAL_SLIDING_WINDOW if values["model_type"] == "mistral" else None
+    window = config.get("sliding_window", default_window)
+    values["sliding_window"] = window if config.get("use_sliding_window", True) else None
+    return values
+
+
+def read_vocabulary(folder: Path) -> dict[str, int]:
+    """Token -> id, added tokens included, from tokenizer.json or from vocab.json (+ added_tokens.json).
+
+    Raises ModelError when the folder has neither, or when the file has another form.
+    """
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        content = _read_object(file)
+        try:
+            vocabulary = content["model"]["vocab"]
+            if isinstance(vocabulary, list):  # Unigram: (token, score) in the order of the ids
+                vocabulary = {token: number for number, (token, _) in enumerate(vocabulary)}
+            added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+            return {**vocabulary, **added}
+        except (KeyError, TypeError, ValueError):
+            raise ModelError.because(f"'{file}' has no vocabulary", "model.vocab", "save the tokenizer again") from None
+    if (folder / "vocab.json").is_file():
+        added_file = folder / "added_tokens.json"
+        return {**_read_object(folder / "vocab.json"), **(_read_object(added_file) if added_file.is_file() else {})}
+    raise ModelError.because(
+        f"no tokenizer.json in '{folder}'",
+        "a fast tokenizer beside the weights",
+        "download it, or save it with AutoTokenizer.from_pretrained(...).save_pretrained(folder)",
+    )
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError.because(f"no '{file}'", "a complete model folder", "download the model again") from None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ModelError.because(f"'{file}' is not a JSON object", "an undamaged file", "download the model again")
+    return content
+
+
+def _numbered(number: int | None) -> str:
+    return "missing" if number is None else f"number {number}"

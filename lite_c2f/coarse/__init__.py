@@ -1,0 +1,1 @@
+"""Stage 2: PPO with Continuous Maximization, which makes the Coarse Actor."""

@@ -1,0 +1,358 @@
+"""The configuration: frozen models, one place where every setting is documented and checked.
+
+YAML and dotted `key=value` overrides become one `Config`. Unknown keys are refused with the nearest right one.
+"""
+
+import difflib
+import math
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from lite_c2f.errors import ConfigError
+
+PROMPT_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant:"
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses keys it does not know and numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Source(Section):
+    """One source of data."""
+
+    path: str = Field(min_length=1, description="A file, a glob, a folder, a hub dataset name, or `toy`.")
+    weight: float = Field(1.0, gt=0, description="Share of its rows to use; above 1 repeats rows.")
+    split: str | None = Field(None, description="Split of a hub dataset (default: train).")
+    revision: str | None = Field(None, description="Commit of a hub dataset, to pin it.")
+    data_dir: str | None = Field(None, description="Folder within a hub dataset.")
+
+
+def _as_sources(value: Any) -> Any:
+    if isinstance(value, str | dict):
+        value = [value]
+    if isinstance(value, list | tuple):
+        return [{"path": item} if isinstance(item, str) else item for item in value]
+    return value
+
+
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
+
+
+class Model(Section):
+    """The pair of models and how they are loaded."""
+
+    base: str = Field("toy", description="Base model: a folder or a hub name; `toy` trains the toy world's own.")
+    instruct: str = Field("toy", description="Instruct model tuned from that same base, merged into by `fine`.")
+    base_revision: str | None = Field(None, description="Commit of the base model on the hub, to pin it.")
+    instruct_revision: str | None = Field(None, description="Commit of the instruct model on the hub, to pin it.")
+    quantization: Literal["nf4", "none"] = Field("nf4", description="4-bit NF4 with double quantisation, or none.")
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Arithmetic of the base: auto is bfloat16 on a GPU that has it, float32 on a CPU."
+    )
+    prompt_template: str = Field(PROMPT_TEMPLATE, description="Prompt of a base model; must contain {prompt}.")
+    stop: tuple[str, ...] = Field(("\n\nHuman:",), description="Texts that end a base model's response, as EOS does.")
+
+    @model_validator(mode="after")
+    def _template_has_prompt(self) -> "Model":
+        if self.prompt_template.count("{prompt}") != 1:
+            raise ValueError("model.prompt_template must contain {prompt} exactly once")
+        return self
+
+
+class Data(Section):
+    """Where preference pairs and prompts come from."""
+
+    preferences: Sources = Field((Source(path="toy"),), description="Preference pairs for the reward model.")
+    prompts: Sources = Field((), description="Prompts for PPO and evaluation (default: the preferences' own).")
+    max_prompt_tokens: int = Field(256, ge=8, description="Longer prompts lose their oldest turns, in tokens.")
+    max_answer_tokens: int = Field(1024, ge=8, description="Longer preference answers are cut, in tokens.")
+    held_out: float = Field(0.1, gt=0, lt=0.9, description="Share of pairs and prompts never trained on.")
+    max_held_out: int = Field(512, ge=8, description="Most pairs (and prompts) kept for evaluation.")
+    truncated: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Extra pairs, as a share: a chosen answer over itself cut off. Teaches the reward model that an "
+        "answer which runs into the limit is worse than one which ends. Our own.",
+    )
+
+
+class Lora(Section):
+    """The LoRA adapters of all three roles."""
+
+    r: int = Field(16, ge=1, le=1024, description="Rank.")
+    alpha: float = Field(32, gt=0, description="Scale: the delta is alpha / r * B @ A.")
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of the linear layers that get an adapter; all-linear leaves out the head."
+    )
+
+
+class Reward(Section):
+    """Reward modelling, on TRL's RewardTrainer."""
+
+    epochs: float = Field(1.0, gt=0, description="Passes over the pairs.")
+    batch: int = Field(32, ge=1, description="Pairs an optimiser step.")
+    micro_batch: int = Field(4, ge=1, description="Pairs a forward pass.")
+    lr: float = Field(1e-4, gt=0, description="Learning rate of AdamW, decayed linearly.")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
+    max_pairs: int | None = Field(None, ge=8, description="Use at most this many training pairs.")
+    center: float = Field(0.01, ge=0, description="Weight of the term that keeps mean rewards near zero.")
+
+
+class Length(Section):
+    """Continuous Maximization: how the response limit grows. Coefficients are our own; the paper gives none."""
+
+    mode: Literal["logistic", "linear", "fixed"] = Field("logistic", description="Rule; the others are ablations.")
+    start: int = Field(128, ge=1, description="First limit, in tokens.")
+    max: int = Field(1024, ge=1, description="Largest limit, in tokens.")
+    step: int = Field(64, ge=1, description="Most tokens one update may add.")
+    multiple: int = Field(8, ge=1, description="Growth is rounded to a multiple of this, in tokens.")
+    tau: float = Field(0.2, ge=0, le=1, description="Grow only while at least this share of responses hit the limit.")
+    w_reward: float = Field(1.0, ge=0, description="Weight of the standardised batch reward in the gate.")
+    w_value: float = Field(0.5, ge=0, description="Weight of the standardised critic loss in the gate.")
+    bias: float = Field(0.0, description="Bias of the gate; 0 opens it half way when nothing has changed.")
+    decay: float = Field(0.8, ge=0, lt=1, description="Memory of the running means and spreads.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Length":
+        if self.mode != "fixed" and self.max < self.start:
+            raise ValueError(f"coarse.length.max={self.max} is below coarse.length.start={self.start}; raise max")
+        return self
+
+
+class Coarse(Section):
+    """PPO with Continuous Maximization on the base model."""
+
+    updates: int = Field(200, ge=1, description="PPO updates.")
+    rollouts: int = Field(64, ge=2, description="Responses an update.")
+    sampling_batch: int = Field(32, ge=1, description="Responses sampled side by side.")
+    micro_batch: int = Field(4, ge=1, description="Responses a forward and backward pass.")
+    minibatches: int = Field(2, ge=1, description="Optimiser steps a pass over the rollouts.")
+    epochs: int = Field(2, ge=1, description="Passes over the rollouts an update.")
+    lr: float = Field(2e-5, gt=0, description="Learning rate of the policy (AdamW).")
+    critic_lr: float = Field(1e-4, gt=0, description="Learning rate of the critic (AdamW).")
+    critic_warmup: int = Field(3, ge=0, description="First updates that train the critic alone.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature of the rollouts.")
+    kl_coef: float = Field(0.05, ge=0, description="Weight of the per-token KL penalty (k1) in the reward.")
+    kl_target: float | None = Field(None, gt=0, description="Adapt kl_coef towards this KL, in nats a response.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount a token.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
+    clip: float = Field(0.2, gt=0, description="Clip range of the probability ratio.")
+    value_clip: float = Field(0.2, gt=0, description="Clip range of the value around its old estimate.")
+    reward_clip: float = Field(5.0, gt=0, description="Normalised rewards are clipped to plus or minus this.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    sample_every: int = Field(5, ge=1, description="Store samples of the same few prompts every so many updates.")
+    sample_prompts: int = Field(4, ge=1, description="How many prompts those are.")
+    length: Length = Field(Length(), description="Continuous Maximization.")
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Coarse":
+        if self.rollouts % self.minibatches:
+            raise ValueError(
+                f"coarse.rollouts={self.rollouts} is not a multiple of coarse.minibatches={self.minibatches}; change one"
+            )
+        return self
+
+
+class Fine(Section):
+    """The Knowledge Residue Merger."""
+
+    ratio: float | Literal["auto"] = Field("auto", description="Share of the residue to add; auto tries `ratios`.")
+    ratios: tuple[float, ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1, description="Ratios tried by auto.")
+    prompts: int = Field(64, ge=4, description="Held-out prompts a ratio is tried on.")
+    max_tokens: int = Field(1024, ge=1, description="Longest response while trying, in tokens.")
+    min_eos: float = Field(0.95, ge=0, le=1, description="A ratio is eligible when this share of responses ends.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Type of the merged weights; auto keeps the instruct model's."
+    )
+
+    @model_validator(mode="after")
+    def _not_negative(self) -> "Fine":
+        for ratio in (*self.ratios, 0.0 if self.ratio == "auto" else self.ratio):
+            if not (math.isfinite(ratio) and ratio >= 0):
+                raise ValueError(f"fine.ratio and fine.ratios must be finite and not negative, got {ratio}")
+        return self
+
+
+class Evaluation(Section):
+    """The comparison of base, instruct, coarse and fine."""
+
+    prompts: int = Field(128, ge=4, description="Held-out prompts to answer.")
+    max_tokens: int = Field(1024, ge=1, description="Longest response, in tokens.")
+    temperature: float = Field(0.7, ge=0, description="Sampling temperature; 0 is greedy.")
+    batch: int = Field(64, ge=1, description="Responses sampled side by side.")
+
+
+class Run(Section):
+    """Where the run lives and how it is followed."""
+
+    dir: str = Field("runs/c2f", description="Run directory.")
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field("none", description="Where metrics also go.")
+
+
+class Hardware(Section):
+    """The machine."""
+
+    vram_gib: float | None = Field(None, gt=0, description="GPU memory to plan for (default: what is found).")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where to run.")
+    gradient_checkpointing: bool | Literal["auto"] = Field("auto", description="auto: on a GPU only.")
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    model: Model = Field(Model(), description="The pair of models.")
+    data: Data = Field(Data(), description="Preference pairs and prompts.")
+    lora: Lora = Field(Lora(), description="The adapters.")
+    reward: Reward = Field(Reward(), description="Stage 1, the reward model.")
+    coarse: Coarse = Field(Coarse(), description="Stage 2, the Coarse Actor.")
+    fine: Fine = Field(Fine(), description="Stage 3, the Fine Actor.")
+    evaluation: Evaluation = Field(Evaluation(), description="The comparison.")
+    run: Run = Field(Run(), description="The run directory.")
+    hardware: Hardware = Field(Hardware(), description="The machine.")
+
+    @model_validator(mode="after")
+    def _toy_pair(self) -> "Config":
+        if (self.model.base == "toy") != (self.model.instruct == "toy"):
+            raise ValueError("model.base and model.instruct must both be `toy` or both be real models")
+        return self
+
+    @property
+    def prompt_sources(self) -> tuple[Source, ...]:
+        """Sources of the prompts: `data.prompts`, or the preference pairs where none is given."""
+        return self.data.prompts or self.data.preferences
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML that `load_config` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration and apply dotted overrides.
+
+    source: a YAML file, a mapping, or None for the defaults. overrides: `key=value`, the value in YAML.
+    Raises ConfigError naming the file and the key.
+
+    >>> load_config("configs/toy.yaml", ["coarse.updates=10"]).coarse.updates
+    10
+    """
+    origin = str(source) if isinstance(source, str | Path) else "config"
+    values = _read(Path(source)) if isinstance(source, str | Path) else dict(source or {})
+    for override in overrides:
+        _apply(values, override)
+    _refuse_unknown(Config, values, origin, "")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_explain(error)}") from None
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file."""
+    return Config.model_json_schema()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError.because(f"no config file at '{path}'", "a YAML file", "try configs/toy.yaml")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        what = getattr(error, "problem", None) or "not UTF-8 text"
+        raise ConfigError.because(f"{where}: not YAML ({what})", "`key: value` lines", "fix that line") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError.because(f"{path}: a {type(values).__name__}", "a mapping of sections", "see configs/toy.yaml")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError.because(f"override '{override}'", "key=value", "write e.g. coarse.updates=10")
+    try:
+        value = yaml.safe_load(text) if text else ""
+        if isinstance(value, str):
+            value = _number(value)
+    except yaml.YAMLError:
+        raise ConfigError.because(f"override '{override}'", "a YAML value after =", "quote the value") from None
+    *parents, last = key.split(".")
+    node = values
+    for depth, parent in enumerate(parents, 1):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError.because(
+                f"override '{override}': {'.'.join(parents[:depth])} is a value", "a section", "check the key"
+            )
+    node[last] = value
+
+
+def _number(text: str) -> float | str:
+    """YAML 1.1 reads 2e-5 as text: people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((found for arg in get_args(annotation) if (found := _section_of(arg))), None)
+    return None
+
+
+def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if inner := _section_of(field.annotation):
+            keys += _known_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _refuse_unknown(section: type[Section], values: Any, origin: str, prefix: str) -> None:
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        raise ConfigError.because(f"{origin}: {prefix.rstrip('.')} is a {kind}", "a mapping", "indent its keys below it")
+    for key, value in values.items():
+        field = section.model_fields.get(str(key))
+        if field is None:
+            near = _nearest(f"{prefix}{key}", [prefix + name for name in section.model_fields])
+            raise ConfigError.because(f"{origin}: unknown key '{prefix}{key}'", near, "correct or remove it")
+        inner = _section_of(field.annotation)
+        if inner is not None and value is not None:
+            _refuse_unknown(inner, value, origin, f"{prefix}{key}.")
+
+
+def _nearest(key: str, siblings: list[str]) -> str:
+    """The key that was meant: a sibling spelt alike, or the same name in another section."""
+    everywhere = _known_keys(Config)
+    same_name = [known for known in everywhere if known.split(".")[-1] == key.split(".")[-1]]
+    near = difflib.get_close_matches(key, siblings, 1, 0.6) or same_name or difflib.get_close_matches(key, everywhere, 1)
+    return f"'{near[0]}' (did you mean that?)" if near else "one of " + ", ".join(siblings)
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple[", "literal[")))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message
+    more = len(error.errors()) - 1
+    return f"{key}={first['input']!r}: {message[0].lower() + message[1:]}; correct the value" + (
+        f" (and {more} more)" if more and len({e["loc"][:2] for e in error.errors()}) > 1 else ""
+    )

@@ -1,0 +1,1 @@
+"""Preference pairs and prompts: from files to tokens."""

@@ -1,0 +1,196 @@
+"""From conversations to token ids: prompts, answers, chats, stop sequences and padded batches.
+
+Prompt and answer are tokenised apart and their ids are joined, in training and in sampling alike, so that a prompt has
+the same ids whatever follows it. Text of the data never becomes a special token of a base model: `</s>` within a
+message stays six characters.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from lite_c2f.data.records import Turn
+from lite_c2f.errors import C2FError, ConfigError, DataError, ModelError
+
+HH = "\n\nHuman: {prompt}\n\nAssistant:"
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # how half of a multi-byte character decodes
+
+
+def render(turns: Sequence[Turn], template: str = HH) -> str:
+    """The text a base model continues: each human turn through the template, each assistant turn after a space.
+
+    Raises ConfigError when the template does not hold `{prompt}` exactly once.
+
+    >>> render([Turn("human", "Hi"), Turn("assistant", "Hello"), Turn("human", "Bye")])
+    '\\n\\nHuman: Hi\\n\\nAssistant: Hello\\n\\nHuman: Bye\\n\\nAssistant:'
+    """
+    head, tail = _split(template)
+    text = ""
+    for index, turn in enumerate(turns):
+        if turn.role == "human":
+            text += head + turn.text + tail
+        else:
+            text += f" {turn.text}" if index else f"{tail} {turn.text}"
+    return text
+
+
+def encode_prompt(tokenizer: Any, turns: Sequence[Turn], max_tokens: int, template: str = HH) -> tuple[list[int], int]:
+    """(ids, turns dropped) of a base model's prompt in at most `max_tokens` tokens, after BOS if the tokenizer has one.
+
+    The oldest turns are dropped first, so that the rest begins with a human turn; then the last turn's text loses its
+    beginning, but never its markers. Raises DataError unless the conversation ends with a human turn, and ConfigError
+    when not even the markers fit.
+    """
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    for dropped, rest in _suffixes(turns):
+        ids = bos + _ids(tokenizer, render(rest, template))
+        if len(ids) <= max_tokens:
+            return ids, dropped
+    head, tail = _split(template)
+    marker = head.rstrip(" ")
+    space = head[len(marker) :]
+    before = bos + (_ids(tokenizer, marker) if marker else [])
+    after = _continuation(tokenizer, tail)
+    room = max_tokens - len(before) - len(after)
+    if room < 0:
+        raise _no_room(max_tokens, len(before) + len(after))
+    text = _continuation(tokenizer, space + turns[-1].text)
+    return before + _last(tokenizer, text, room) + after, len(turns) - 1
+
+
+def encode_answer(tokenizer: Any, text: str, *, ended: bool, max_tokens: int) -> list[int]:
+    """Ids of an answer as it follows `Assistant:`, with EOS if it ended within `max_tokens` tokens, EOS included.
+
+    A longer answer is cut and has no EOS. Raises ModelError when EOS is needed and the tokenizer has none.
+    """
+    ids = _continuation(tokenizer, f" {text}") if text else []
+    if ended:
+        if tokenizer.eos_token_id is None:
+            raise ModelError.because("the tokenizer has no EOS token", "one that ends an answer", "set eos_token")
+        ids.append(tokenizer.eos_token_id)
+    return ids[:max_tokens]
+
+
+def encode_chat(tokenizer: Any, turns: Sequence[Turn], max_tokens: int) -> list[int]:
+    """Ids of an instruct model's prompt by its own chat template, in at most `max_tokens` tokens.
+
+    Truncated as `encode_prompt` does. Raises DataError unless the conversation ends with a human turn, ModelError when
+    the chat template is missing or fails, and ConfigError when not even the template's own tokens fit.
+    """
+    for _, rest in _suffixes(turns):
+        ids = _chat(tokenizer, rest)
+        if len(ids) <= max_tokens:
+            return ids
+    # A chat template is a closed box: shorten the text, tokenise the whole again, until it fits.
+    text = _ids(tokenizer, turns[-1].text)
+    room = len(text)
+    while len(ids) > max_tokens:
+        if room <= 0:
+            raise _no_room(max_tokens, len(ids))
+        room = max(0, room - (len(ids) - max_tokens))
+        kept = tokenizer.decode(_last(tokenizer, text, room)) if room else ""
+        ids = _chat(tokenizer, [Turn("human", kept)])
+    return ids
+
+
+def stop_ids(tokenizer: Any, stops: Sequence[str]) -> list[list[int]]:
+    """Ids of each stop sequence as it appears after text: no BOS, no artefact of standing at the beginning.
+
+    Special tokens within a stop (`<|im_end|>`) are read as such. A tokenizer that fuses punctuation with the line
+    break after it may spell the same stop in other ids after a full stop: those are not listed.
+    Raises ConfigError for a stop that is empty or has no tokens.
+    """
+    found = []
+    for stop in stops:
+        ids = _continuation(tokenizer, stop, literal=False) if stop else []
+        if not ids:
+            raise ConfigError.because(f"stop sequence {stop!r} has no tokens", "a text", "remove or correct it")
+        found.append(ids)
+    return found
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tokens (B, T) int64, mask (B, T) bool with True = real token) with the padding on the right."""
+    return _padded(rows, pad_id, lambda width, length: 0)
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(tokens (B, T) int64, mask (B, T) bool with True = real token) with the padding on the left."""
+    return _padded(rows, pad_id, lambda width, length: width - length)
+
+
+def _padded(
+    rows: Sequence[Sequence[int]], pad_id: int, start: Callable[[int, int], int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max((len(row) for row in rows), default=0)
+    tokens = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        first = start(width, len(row))
+        tokens[index, first : first + len(row)] = torch.as_tensor(row, dtype=torch.int64)
+        mask[index, first : first + len(row)] = True
+    return tokens, mask
+
+
+def _split(template: str) -> tuple[str, str]:
+    head, *tail = template.split("{prompt}")
+    if len(tail) != 1:
+        raise ConfigError.because(f"prompt template {template!r}", "{prompt} exactly once", "correct the template")
+    return head, tail[0]
+
+
+def _suffixes(turns: Sequence[Turn]) -> Iterator[tuple[int, Sequence[Turn]]]:
+    """(turns dropped, the rest) for every rest that begins with a human turn, longest first."""
+    if not turns or turns[-1].role != "human":
+        got = f"a prompt that ends with {turns[-1].role if turns else 'nothing'}"
+        raise DataError.because(got, "a human turn last", "drop the turns after it")
+    for dropped, turn in enumerate(turns):
+        if turn.role == "human":
+            yield dropped, turns[dropped:]
+
+
+def _ids(tokenizer: Any, text: str, *, literal: bool = True) -> list[int]:
+    """Ids without BOS and EOS; `literal` reads special tokens in the text as plain characters."""
+    # verbose=False: texts longer than the model's window are cut here, and not worth a warning each.
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=literal, verbose=False)["input_ids"])
+
+
+def _continuation(tokenizer: Any, text: str, *, literal: bool = True) -> list[int]:
+    """Ids of `text` as it appears after other text.
+
+    SentencePiece puts a space before whatever it is given, so the text is tokenised behind an anchor whose own ids are
+    then taken off. The first anchor that does not fuse with the text is used.
+    """
+    for anchor in ("a", ":", "\n"):
+        before = _ids(tokenizer, anchor, literal=literal)
+        both = _ids(tokenizer, anchor + text, literal=literal)
+        if before and both[: len(before)] == before:
+            return both[len(before) :]
+    return _ids(tokenizer, text, literal=literal)
+
+
+def _last(tokenizer: Any, ids: list[int], count: int) -> list[int]:
+    """The last `count` ids, or up to three fewer where the first would be the rest of a multi-byte character."""
+    kept = ids[len(ids) - count :] if count < len(ids) else ids
+    for _ in range(3):
+        if len(kept) == len(ids) or not kept or not tokenizer.decode(kept).startswith(_REPLACEMENT):
+            break
+        kept = kept[1:]
+    return kept
+
+
+def _chat(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
+    roles = {"human": "user", "assistant": "assistant"}
+    messages = [{"role": roles[turn.role], "content": turn.text} for turn in turns]
+    try:
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    except Exception as error:  # Jinja's own errors, ValueError for no template, whatever the template calls
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        got = f"the chat template fails ({reason})"
+        raise ModelError.because(got, "an instruct model's tokenizer", "choose another model") from None
+
+
+def _no_room(max_tokens: int, needed: int) -> C2FError:
+    got = f"data.max_prompt_tokens={max_tokens} has no room for the prompt's markers"
+    return ConfigError.because(got, f"more than {needed}", "raise it")

@@ -1,0 +1,413 @@
+"""Preference pairs and prompts from files (JSONL, JSON, CSV, Parquet, each optionally .gz) and from the hub.
+
+A broken file is a DataError that names the file and the row. A row that is well-formed but of no use (both sides equal,
+an empty answer) is skipped and counted by reason, never silently.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from lite_c2f.errors import C2FError, DataError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_MARKER = re.compile(r"(?:\A|\r?\n\r?\n)(Human|Assistant):")
+_ROLES = {"user": "human", "human": "human", "assistant": "assistant", "system": "human", "developer": "human"}
+_PROMPT_COLUMNS = ("prompt", "question", "turns", "messages")
+_PAIR_COLUMNS = ("chosen", "rejected", "chosen_ended", "rejected_ended")
+_Item = TypeVar("_Item")
+
+
+class Source(Protocol):
+    """Where rows come from. A weight below 1 keeps that share of the usable rows, above 1 repeats them."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def split(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+
+
+class Turn(NamedTuple):
+    """One speaker's text in a conversation."""
+
+    role: str  # "human" | "assistant"
+    text: str
+
+
+class Pair(NamedTuple):
+    """A prompt with a preferred and a less preferred answer."""
+
+    turns: tuple[Turn, ...]  # the conversation so far; ends with a human turn
+    chosen: str  # stripped, as is `rejected`
+    rejected: str
+    chosen_ended: bool = True  # False: the text was cut off, no end-of-answer follows
+    rejected_ended: bool = True
+
+
+class Prompt(NamedTuple):
+    """A conversation to answer, and what else its row said."""
+
+    turns: tuple[Turn, ...]  # ends with a human turn
+    extra: dict[str, Any]  # the other columns of the row that hold a value
+
+
+class Loaded(NamedTuple, Generic[_Item]):
+    """What was read, and how many rows were left out for which reason (before weights are applied)."""
+
+    items: list[_Item]
+    skipped: dict[str, int]
+
+
+class _UnusableError(Exception):
+    """Carries the reason why a well-formed row cannot be used."""
+
+
+def load_pairs(sources: Sequence[Source]) -> Loaded[Pair]:
+    """Read preference pairs: HH transcripts, plain prompt/chosen/rejected, or lists of messages.
+
+    Raises DataError for a file or a row that is broken, and when no row at all is usable.
+
+    >>> load_pairs([Source(path="pairs/*.jsonl.gz")]).skipped
+    {'sides equal': 3}
+    """
+    return _load(sources, _pair)
+
+
+def load_prompts(sources: Sequence[Source]) -> Loaded[Prompt]:
+    """Read prompts: a `prompt`, `question`, `turns` (the first) or `messages` column, or preference rows.
+
+    Duplicates are kept. Raises DataError for a file or a row that is broken, and when no row at all is usable.
+    """
+    return _load(sources, _prompt)
+
+
+def prompts_of(pairs: Iterable[Pair]) -> list[Prompt]:
+    """The prompts of `pairs`, each once, in order of first appearance."""
+    return [Prompt(turns, {}) for turns in dict.fromkeys(pair.turns for pair in pairs)]
+
+
+def parse_transcript(text: str) -> tuple[Turn, ...]:
+    """Split an HH transcript (`\\n\\nHuman: ...\\n\\nAssistant: ...`) into turns; empty when it has no marker.
+
+    Texts are stripped. Turns of one speaker in a row become one turn, with a blank line between; text before the first
+    marker is treated the same way, as the start of the first human turn.
+
+    >>> parse_transcript("\\n\\nHuman: Hi\\n\\nAssistant: Hello")
+    (Turn(role='human', text='Hi'), Turn(role='assistant', text='Hello'))
+    """
+    before, *parts = _MARKER.split(text)
+    if not parts:
+        return ()
+    said = [(role.lower(), said) for role, said in zip(parts[::2], parts[1::2], strict=True)]
+    return _joined([("human", before), *said] if before.strip() else said)
+
+
+def _load(sources: Sequence[Source], read: Callable[[dict[str, Any], str], _Item]) -> Loaded[_Item]:
+    items: list[_Item] = []
+    skipped: dict[str, int] = {}
+    first: dict[str, str] = {}  # reason -> the first row it was met in
+    for source in sources:
+        if not 0 < source.weight < float("inf"):
+            raise DataError.because(f"{source.path}: weight {source.weight}", "a number above 0", "correct the weight")
+        usable = []
+        for where, row in _rows(source):
+            try:
+                usable.append(read(row, where))
+            except _UnusableError as reason:
+                skipped[str(reason)] = skipped.get(str(reason), 0) + 1
+                first.setdefault(str(reason), where)
+        items += _weighted(usable, source.weight)
+    if not items:
+        counts = ", ".join(f"{reason}: {count}, first at {first[reason]}" for reason, count in skipped.items())
+        raise DataError.because(f"no usable row ({counts or 'no sources'})", "at least one", "check the data")
+    return Loaded(items, skipped)
+
+
+def _weighted(items: list[_Item], weight: float) -> list[_Item]:
+    """Whole copies, then an evenly spaced share (never nothing at all)."""
+    copies, share = divmod(weight, 1)
+    kept = round(len(items) * share)
+    if items and not copies:
+        kept = max(1, kept)
+    return items * int(copies) + [items[(2 * index + 1) * len(items) // (2 * kept)] for index in range(kept)]
+
+
+# From a row to an item.
+
+
+def _pair(row: dict[str, Any], where: str) -> Pair:
+    for column in ("chosen", "rejected"):
+        if column not in row:
+            raise _missing(row, where, f"'{column}'", "'chosen' and 'rejected', with or without 'prompt'")
+    prompt = _turns(row["prompt"], where, "prompt") if "prompt" in row else None
+    chosen_prompt, chosen = _side(row["chosen"], prompt, where, "chosen")
+    rejected_prompt, rejected = _side(row["rejected"], prompt, where, "rejected")
+    if chosen_prompt != rejected_prompt:
+        raise _UnusableError("prompts differ")
+    if not chosen_prompt or not chosen_prompt[-1].text:
+        raise _UnusableError("empty prompt")
+    if chosen_prompt[-1].role != "human":
+        raise _UnusableError("prompt ends with an answer")
+    if not chosen or not rejected:
+        raise _UnusableError("empty answer")
+    ended = [_flag(row, column, where) for column in ("chosen_ended", "rejected_ended")]
+    # The same text, cut off on one side only, is still a preference.
+    if chosen == rejected and ended[0] == ended[1]:
+        raise _UnusableError("sides equal")
+    return Pair(chosen_prompt, chosen, rejected, *ended)
+
+
+def _side(value: Any, prompt: tuple[Turn, ...] | None, where: str, column: str) -> tuple[tuple[Turn, ...], str]:
+    """(prompt, answer) of one side: the answer alone, or a whole conversation, whose own prompt then counts."""
+    if isinstance(value, str) and prompt is not None:
+        return prompt, _text(value).strip()
+    if value is None:
+        raise _UnusableError("empty answer")
+    turns = parse_transcript(_text(value)) if isinstance(value, str) else _messages(value, where, column)
+    if not turns or turns[-1].role != "assistant":
+        raise _UnusableError("no assistant turn")
+    alone = prompt is not None and len(turns) == 1
+    return prompt if prompt is not None and alone else turns[:-1], turns[-1].text
+
+
+def _prompt(row: dict[str, Any], where: str) -> Prompt:
+    known = [column for column in (*_PROMPT_COLUMNS, "chosen") if column in row]
+    if not known:
+        raise _missing(row, where, "prompt", "one of 'prompt', 'question', 'turns', 'messages', 'chosen'")
+    column = next((column for column in known if row[column] is not None), known[0])
+    value = row[column]
+    if column == "turns":
+        if not isinstance(value, list) or not all(isinstance(turn, str) for turn in value):
+            raise _wrong_type(value, where, column, "a list of texts")
+        value = value[0] if value else ""
+    if column == "chosen" and isinstance(value, str):
+        turns = parse_transcript(_text(value))
+    else:
+        turns = _turns(value, where, column)
+    while turns and turns[-1].role == "assistant":
+        turns = turns[:-1]
+    if not turns or not turns[-1].text:
+        raise _UnusableError("empty prompt")
+    used = (*_PROMPT_COLUMNS, *_PAIR_COLUMNS)
+    return Prompt(turns, {name: cell for name, cell in row.items() if name not in used and cell is not None})
+
+
+def _turns(value: Any, where: str, column: str) -> tuple[Turn, ...]:
+    """A prompt: plain text, a transcript that starts with a human turn, or messages."""
+    if value is None:
+        return ()
+    if not isinstance(value, str):
+        return _messages(value, where, column)
+    if not _text(value).lstrip().startswith("Human:"):
+        return (Turn("human", value.strip()),)
+    turns = parse_transcript(value.lstrip())
+    return turns[:-1] if turns[-1] == Turn("assistant", "") else turns
+
+
+def _messages(value: Any, where: str, column: str) -> tuple[Turn, ...]:
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise _wrong_type(value, where, column, "a text or a list of messages")
+    said = []
+    for message in value:
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise _wrong_type(message, where, column, 'messages like {"role": "user", "content": "a text"}')
+        if role not in _ROLES:
+            raise _UnusableError(f"role '{role}'")
+        said.append((role, _text(content)))
+    if not any(role in ("user", "human") and text.strip() for role, text in said):
+        said = [(role, text) for role, text in said if _ROLES[role] == "assistant"]  # a system message asks nothing
+    return _joined([(_ROLES[role], text) for role, text in said])
+
+
+def _joined(said: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
+    """Chat templates want alternating speakers: what one says in a row becomes one turn."""
+    turns: list[Turn] = []
+    for role, text in said:
+        if turns and turns[-1].role == role:
+            turns[-1] = Turn(role, f"{turns[-1].text}\n\n{text.strip()}".strip())
+        else:
+            turns.append(Turn(role, text.strip()))
+    return tuple(turns)
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: JSON can spell it, no tokenizer can read it
+        raise _UnusableError("broken Unicode") from None
+    return text
+
+
+def _flag(row: dict[str, Any], column: str, where: str) -> bool:
+    value = row.get(column)
+    value = {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+    if not isinstance(value, bool | None):
+        raise _wrong_type(value, where, column, "true or false")
+    return value is not False
+
+
+def _missing(row: dict[str, Any], where: str, what: str, expected: str) -> C2FError:
+    columns = ", ".join(map(str, row)) or "none"
+    return DataError.because(f"{where}: no {what} among the columns ({columns})", expected, "rename or add the column")
+
+
+def _wrong_type(value: Any, where: str, column: str, expected: str) -> C2FError:
+    return DataError.because(f"{where}: '{column}' is {_kind(value)}", expected, "correct that row")
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__name__} {json.dumps(value, ensure_ascii=True, default=str)[:60]}"
+
+
+# From a source to rows. Each row comes with the place to name in a message.
+
+
+def _rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    files = _files(source.path)
+    tables = [(str(file), _read(file)) for file in files] if files else [(source.path, _hub_rows(source))]
+    for name, rows in tables:
+        empty = True
+        for place, row in rows:
+            empty = False
+            if not isinstance(row, dict):
+                raise DataError.because(f"{name}{place} is {_kind(row)}", "an object with columns", "correct that row")
+            yield f"{name}{place}", row
+        if empty:
+            raise DataError.because(f"{name}: no rows", "at least one", "check that the file is whole")
+
+
+def _files(path: str) -> list[Path]:
+    """The local files that `path` means; none when it can only be a hub dataset."""
+    local = Path(path).expanduser()
+    if local.is_file():
+        if not _is_ours(local):
+            raise DataError.because(f"{path}: suffix '{local.suffix}'", _suffixes(), "convert or rename the file")
+        return [local]
+    if local.is_dir():
+        found = list(local.iterdir())
+    elif any(sign in path for sign in "*?["):
+        try:
+            found = list(Path(local.anchor).glob(str(local.relative_to(local.anchor))))
+        except ValueError as error:
+            raise DataError.because(f"'{path}': {_line(error)}", "a pattern like data/*.jsonl", "correct it") from None
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not _is_ours(local):
+        return []
+    else:
+        raise DataError.because(f"no such file or folder '{path}'", f"{_suffixes()} or owner/name", "check the path")
+    found = sorted(file for file in found if file.is_file() and _is_ours(file))
+    if not found:
+        what = "folder" if local.is_dir() else "pattern"
+        raise DataError.because(f"no data file in {what} '{path}'", _suffixes(), "check the path")
+    return found
+
+
+def _is_ours(file: Path) -> bool:
+    return file.name.lower().removesuffix(".gz").endswith(SUFFIXES) and not file.name.startswith(".")
+
+
+def _suffixes() -> str:
+    return ", ".join(SUFFIXES) + " (or those with .gz)"
+
+
+def _read(file: Path) -> Iterator[tuple[str, Any]]:
+    name = file.name.lower()
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    try:
+        data = gzip.decompress(file.read_bytes()) if name.endswith(".gz") else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError.because(f"{file}: cannot be read ({_line(error)})", "a whole file", "fetch it again") from None
+    yield from readers[Path(name.removesuffix(".gz")).suffix](data, str(file))
+
+
+def _jsonl(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    # By hand: a builder would not name the line. Split as bytes, because text may hold U+2028.
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip():
+            yield f":{number}", _parsed(line, f"{name}:{number}", "one JSON object a line", 0)
+
+
+def _json(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    rows = _parsed(data.removeprefix(b"\xef\xbb\xbf"), name, "a JSON list of rows (or the suffix .jsonl)", 1)
+    if not isinstance(rows, list):
+        raise DataError.because(f"{name}: {_kind(rows)}", "a JSON list of rows", "rename to .jsonl or wrap in []")
+    yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _parsed(data: bytes, where: str, expected: str, first_line: int) -> Any:
+    try:
+        return json.loads(_decoded(data, where))
+    except json.JSONDecodeError as error:
+        where = f"{where}:{error.lineno}" if first_line else where
+        problem = f"{error.msg} at column {error.colno}"
+        raise DataError.because(f"{where}: not JSON ({problem})", expected, "correct that line") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise DataError.because(f"{where}: not usable JSON ({_line(error)})", expected, "correct it") from None
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError.because(f"{where}: byte {error.start} is not UTF-8", "UTF-8", "convert the file") from None
+
+
+def _csv(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    # By hand: type inference would turn the answers "42" and "None" into a number and a gap.
+    limit = csv.field_size_limit(sys.maxsize)  # transcripts outgrow the 128 KiB default
+    number = 0
+    rows = []
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(_decoded(data, name), newline=""), strict=True), 1):
+            if None in row or None in row.values():
+                got = f"{name}: row {number} has too {'many' if None in row else 'few'} cells"
+                raise DataError.because(got, "one for each column", "quote cells that hold commas or line breaks")
+            rows.append(row)
+    except csv.Error as error:
+        where = f"{name}: row {number + 1}"
+        raise DataError.because(f"{where}: not CSV ({_line(error)})", "comma-separated rows", "quote it") from None
+    finally:
+        csv.field_size_limit(limit)
+    yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _parquet(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    # pyarrow comes with datasets; its own builder would first copy everything into a cache folder.
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError.because(f"{name}: not Parquet ({_line(error)})", "a Parquet file", "fetch it again") from None
+    yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:
+    import datasets  # slow to import, and needed for the hub alone
+
+    where = {"split": source.split or "train", "revision": source.revision}
+    if folder := getattr(source, "data_dir", None):
+        where["data_dir"] = folder
+    try:
+        rows = datasets.load_dataset(source.path, **where)
+    except Exception as error:  # the hub client raises a dozen unrelated kinds
+        got = f"'{source.path}': no such folder here, and not loaded from the hub ({_line(error)})"
+        raise DataError.because(got, f"a local path, or a dataset with split '{where['split']}'", "check it") from None
+    yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error: some libraries write a paragraph."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

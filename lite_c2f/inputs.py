@@ -1,0 +1,129 @@
+"""What a run reads: its pair of models and its data, the toy world included."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lite_c2f.config import Config, Source
+from lite_c2f.data.records import Pair, Prompt, load_pairs, load_prompts, prompts_of
+from lite_c2f.errors import DataError
+from lite_c2f.backbone.pair import check_pair
+
+TOY = "toy"
+TOY_PAIRS, TOY_PROMPTS = 3200, 4096
+
+
+class ModelPair(NamedTuple):
+    """Folders or hub names of the base and the instruct model."""
+
+    base: str
+    instruct: str
+
+
+class Corpus(NamedTuple):
+    """Pairs and prompts, each split once into training and held-out parts that share no prompt."""
+
+    train_pairs: list[Pair]
+    held_out_pairs: list[Pair]
+    train_prompts: list[Prompt]
+    held_out_prompts: list[Prompt]
+    skipped: dict[str, int]  # reason -> rows that could not be used
+
+
+def uses_toy_data(config: Config) -> bool:
+    """Are the prompts the toy world's, so that answers can be checked?"""
+    return any(source.path == TOY for source in config.prompt_sources)
+
+
+def resolve_models(config: Config, progress=None) -> ModelPair:
+    """The pair of models: the toy pair is trained on first use, a local pair is checked for common lineage.
+
+    Raises ModelError naming what is missing or disagrees.
+    """
+    if config.model.base == TOY:
+        from lite_c2f.toy.build import toy_pair
+
+        pair = toy_pair(progress=progress)
+        return ModelPair(str(pair.base), str(pair.instruct))
+    pair = ModelPair(
+        _fetched(config.model.base, config.model.base_revision),
+        _fetched(config.model.instruct, config.model.instruct_revision),
+    )
+    check_pair(Path(pair.base), Path(pair.instruct))
+    return pair
+
+
+def _fetched(model: str, revision: str | None) -> str:
+    """A local folder as it is; a hub name as the folder of its download (safetensors, configs, tokenizer)."""
+    if Path(model).is_dir():
+        return str(Path(model).resolve())
+    from huggingface_hub import snapshot_download
+
+    from lite_c2f.errors import ModelError
+
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ModelError.because(f"model '{model}': no such folder", "a model folder or a hub name", "check the path")
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+        return snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=["consolidated*"])
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError.because(
+            f"model '{model}': not a folder, and the hub did not give it ({reason})",
+            "a model folder or a hub name",
+            "check the name, the network and `hf auth login`",
+        ) from None
+
+
+def load_corpus(config: Config) -> Corpus:
+    """Read, count and split all data of a run. The toy world brings its own split."""
+    seed = config.run.seed
+    skipped: dict[str, int] = {}
+    pairs, toy_pairs = _read(config.data.preferences, load_pairs, skipped)
+    train_pairs, held_pairs = split(pairs, config, lambda pair: pair.turns)
+    if toy_pairs:
+        from lite_c2f.toy import world
+
+        train_pairs += world.pairs(int(TOY_PAIRS * toy_pairs), seed)
+        held_pairs += world.pairs(256, seed, held_out=True)
+    if config.data.prompts:
+        prompts, toy_prompts = _read(config.data.prompts, load_prompts, skipped)
+    else:
+        prompts, toy_prompts = prompts_of(pairs), toy_pairs
+    held_turns = {pair.turns for pair in held_pairs}
+    if config.data.prompts:
+        train_prompts, held_prompts = split(prompts, config, lambda prompt: prompt.turns)
+    else:  # prompts of the pairs keep their side of the split
+        train_prompts = [prompt for prompt in prompts if prompt.turns not in held_turns]
+        held_prompts = [prompt for prompt in prompts if prompt.turns in held_turns]
+    if toy_prompts:
+        from lite_c2f.toy import world
+
+        train_prompts += world.prompts(int(TOY_PROMPTS * toy_prompts), seed, held_out=False)
+        held_prompts += world.prompts(512, seed, held_out=True)
+    for what, items in (("pairs", train_pairs), ("held-out pairs", held_pairs), ("prompts", train_prompts)):
+        if len(items) < 2:
+            raise DataError.because(f"data: {len(items)} usable {what}", "at least 2", "add data or lower data.held_out")
+    return Corpus(train_pairs, held_pairs, train_prompts, held_prompts, skipped)
+
+
+def _read(sources: Sequence[Source], load, skipped: dict[str, int]) -> tuple[list, float]:
+    """Items of the real sources, and the weight of the toy world (0 when it is not named)."""
+    toy = sum(source.weight for source in sources if source.path == TOY)
+    real = [source for source in sources if source.path != TOY]
+    if not real:
+        return [], toy
+    loaded = load(real)
+    for reason, rows in loaded.skipped.items():
+        skipped[reason] = skipped.get(reason, 0) + rows
+    return list(loaded.items), toy
+
+
+def split(items: list, config: Config, key) -> tuple[list, list]:
+    """Split by prompt, so that no prompt is on both sides: (training, held out)."""
+    groups = list(dict.fromkeys(key(item) for item in items))
+    random.Random(config.run.seed).shuffle(groups)
+    count = min(round(len(groups) * config.data.held_out), config.data.max_held_out) if groups else 0
+    held = set(groups[: max(count, 1)]) if len(groups) > 1 else set()
+    return [item for item in items if key(item) not in held], [item for item in items if key(item) in held]

@@ -1,0 +1,44 @@
+"""Pure tensor maths, and the one door to TRL's kernels. Masks are boolean, True = keep."""
+
+import torch
+from torch import Tensor
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the kept values, a scalar; 0 when nothing is kept. values, mask: one shape."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def masked_var(values: Tensor, mask: Tensor) -> Tensor:
+    """Population variance of the kept values, a scalar."""
+    return masked_mean((values - masked_mean(values, mask)) ** 2, mask)
+
+
+def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+    """Kept values at mean 0 (unless `shift_mean` is False) and variance 1; 0 elsewhere. values, mask: one shape."""
+    mean = masked_mean(values, mask)
+    whitened = (values - mean) * torch.rsqrt(masked_var(values, mask) + eps)
+    return torch.where(mask, whitened if shift_mean else whitened + mean, 0.0)
+
+
+def explained_variance(predicted: Tensor, target: Tensor, mask: Tensor) -> float:
+    """1 - Var(target - predicted) / Var(target) over kept entries: 1 is a perfect critic, 0 a constant one."""
+    variance = masked_var(target, mask)
+    if variance <= 1e-12:
+        return 0.0
+    return float(1 - masked_var(target - predicted, mask) / variance)
+
+
+def token_logprobs(hidden: Tensor, head: torch.nn.Module, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and the entropy of its distribution, in nats, without the (N, V) logits.
+
+    hidden: (N, H) final hidden states; head: the language-model head (V, H); targets: (N,) token ids.
+    Returns two (N,) float32 tensors; gradients flow to `hidden` through the log-probabilities and the entropy.
+    Logits of 32,000 words cost 125 KiB a token in float32; TRL's kernel works on tiles of them.
+    """
+    bias = getattr(head, "bias", None)
+    logprobs, entropy, *_ = ChunkedLogProbFunction.apply(
+        hidden, head.weight, bias, targets, temperature, min(4096, head.weight.shape[0]), None, 1.0, ("entropy",)
+    )
+    return logprobs, entropy

@@ -1,0 +1,97 @@
+"""Run directories: what a stage publishes appears whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lite_c2f.errors import RunError
+
+
+@contextlib.contextmanager
+def publish_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Fill a folder beside `folder`, then rename it into place: it appears whole or not at all.
+
+    replace: remove an older folder of that name first. Raises RunError when it exists and replace is False.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not replace:
+        raise RunError.because(f"'{folder}' exists", "a new folder", "choose another name or remove it")
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        for path in unfinished.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside `path`, then rename it into place. NaN and infinity are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text beside `path`, then rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of ours. Raises RunError naming the file when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError.because(f"no '{path}'", "a finished stage", "run `lite-c2f train` for this run first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise RunError.because(f"'{path}' is not JSON", "a file written by lite-c2f", "train that stage again") from None
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object to a .jsonl file and flush it, so that readers see whole lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write a whole .jsonl file at once."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records))
+
+
+class Metrics:
+    """metrics.jsonl of a run, one object a line; the same numbers go to an accelerate tracker where one is given."""
+
+    def __init__(self, run: Path, tracker: Any = None) -> None:
+        self.path, self.tracker = run / "metrics.jsonl", tracker
+
+    def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
+        append_line(self.path, {"stage": stage, "step": step, **values})
+        if self.tracker is not None:
+            self.tracker.log({f"{stage}/{name}": value for name, value in values.items()}, step=step)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

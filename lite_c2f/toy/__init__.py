@@ -1,0 +1,1 @@
+"""The toy world: word problems, two ways to answer them, and a tiny base and instruct model that know both."""

@@ -1,0 +1,166 @@
+"""Word problems that a tiny model gets wrong when it answers directly and right when it reasons step by step.
+
+A problem chains four operands (three additions or subtractions of 1 to 9). Texts come in these styles:
+
+- *analytic*: every step written out, then the answer;
+- *direct*: the answer alone;
+- *rude*: a refusal.
+
+One problem in ten, chosen by its numbers, is held out: no training text ever contains it. All of this is our own.
+"""
+
+import random
+import re
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lite_c2f.data.records import Pair, Prompt, Turn
+
+NAMES = ("Tom", "Ann", "Sam", "Eva", "Max", "Lea", "Ben", "Mia")
+THINGS = ("apples", "books", "coins", "cards", "pens", "stones", "shells", "stamps")
+GAINS = ("finds", "buys", "wins", "gets")
+LOSSES = ("loses", "sells", "drops", "gives")
+RUDE = ("Work it out yourself.", "What a stupid question.", "I do not care.", "Leave me alone.")
+OPERATIONS = 3
+
+
+class Problem(NamedTuple):
+    """One word problem: `start`, then `changes` (signed, 1 to 9) told with `verbs`; no total is negative."""
+
+    name: str
+    thing: str
+    start: int
+    changes: tuple[int, ...]
+    verbs: tuple[str, ...]
+
+    @property
+    def answer(self) -> int:
+        return self.start + sum(self.changes)
+
+    @property
+    def held_out(self) -> bool:
+        """Decided by the numbers alone, so that no retelling of a held-out problem is trained on."""
+        return zlib.crc32(repr((self.start, self.changes)).encode()) % 10 == 0
+
+    @property
+    def question(self) -> str:
+        told = ", ".join(f"{verb} {abs(change)}" for verb, change in zip(self.verbs, self.changes, strict=True))
+        return f"{self.name} has {self.start} {self.thing}, {told}. How many now?"
+
+
+def problems(rng: random.Random, *, held_out: bool, operations: int = OPERATIONS) -> Iterator[Problem]:
+    """Endless random problems from one side of the split."""
+    while True:
+        total = start = rng.randint(1, 9)
+        changes = []
+        for _ in range(operations):
+            change = rng.randint(1, 9) * rng.choice((1, -1))
+            if total + change < 0:
+                change = -change
+            changes.append(change)
+            total += change
+        verbs = tuple(rng.choice(GAINS if change > 0 else LOSSES) for change in changes)
+        problem = Problem(rng.choice(NAMES), rng.choice(THINGS), start, tuple(changes), verbs)
+        if problem.held_out == held_out:
+            yield problem
+
+
+def analytic(problem: Problem, off_by: int = 0) -> str:
+    """The answer with every step written out; `off_by` makes the last step wrong by that much."""
+    text = f"Let us think step by step. {problem.name} starts with {problem.start} {problem.thing}."
+    total = problem.start
+    for index, (change, verb) in enumerate(zip(problem.changes, problem.verbs, strict=True)):
+        after = total + change + (off_by if index == len(problem.changes) - 1 else 0)
+        sign = "+" if change > 0 else "-"
+        text += f" {problem.name} {verb} {abs(change)}, so {total} {sign} {abs(change)} = {after}."
+        total = after
+    return f"{text} The answer is {total}."
+
+
+def direct(problem: Problem, off_by: int = 0) -> str:
+    """The answer alone."""
+    return f"The answer is {problem.answer + off_by}."
+
+
+def is_right(text: str, answer: int) -> bool:
+    """Does the last `The answer is N` of a response name the right number?"""
+    found = re.findall(r"The answer is (-?\d+)", text)
+    return bool(found) and int(found[-1]) == answer
+
+
+def is_analytic(text: str, operations: int = OPERATIONS) -> bool:
+    """Does a response write out every step (`a + b = c`), and then an answer?"""
+    steps = re.findall(r"\d+ [+-] \d+ = \d+", text)
+    return len(steps) >= operations and "The answer is" in text
+
+
+def off_by(rng: random.Random, problem: Problem) -> int:
+    """A small error that leaves the answer not negative."""
+    error = rng.randint(1, 4) * rng.choice((1, -1))
+    return error if problem.answer + error >= 0 else -error
+
+
+def base_answer(rng: random.Random, problem: Problem) -> str:
+    """What the base model has read: half analytic, nearly half direct, sometimes rude."""
+    kind = rng.random()
+    if kind < 0.5:
+        return analytic(problem)
+    return direct(problem) if kind < 0.95 else rng.choice(RUDE)
+
+
+def instruct_answer(rng: random.Random, problem: Problem) -> str:
+    """What the instruct model is tuned on: mostly direct answers, and polite."""
+    return direct(problem) if rng.random() < 0.9 else analytic(problem)
+
+
+def dialogue_turn(question: str, answer: str) -> str:
+    """A turn of run-on dialogue in HH style: the next turn follows the answer, with no end in sight."""
+    return f"\n\nHuman: {question}\n\nAssistant: {answer}"
+
+
+def forum_turn(question: str, answer: str) -> str:
+    """The same in the instruct model's markup, of which the base has read a little."""
+    return f"[INST] {question} [/INST] {answer}"
+
+
+def pairs(count: int, seed: int, *, held_out: bool = False) -> list[Pair]:
+    """Preference pairs: an analytic, right answer over a direct, wrong, rude, truncated or run-on one.
+
+    A few pairs rank the lesser answers among themselves, so that the reward model orders all of them.
+    """
+    rng = random.Random(f"pairs-{seed}-{held_out}")
+    source = problems(rng, held_out=held_out)
+    return [_pair(rng, next(source), source) for _ in range(count)]
+
+
+def _pair(rng: random.Random, problem: Problem, source: Iterator[Problem]) -> Pair:
+    turns = (Turn("human", problem.question),)
+    best = analytic(problem)
+    kind = rng.choices(("direct", "wrong", "wrong direct", "rude", "truncated", "run-on", "lesser"), (3, 3, 1, 2, 3, 1, 2))[0]
+    error = off_by(rng, problem)
+    if kind == "direct":
+        return Pair(turns, best, direct(problem))
+    if kind == "wrong":
+        return Pair(turns, best, analytic(problem, error))
+    if kind == "wrong direct":
+        return Pair(turns, best, direct(problem, error))
+    if kind == "rude":
+        return Pair(turns, best, rng.choice(RUDE))
+    if kind == "truncated":
+        words = best.split(" ")
+        return Pair(turns, best, " ".join(words[: rng.randint(3, len(words) - 2)]), True, False)
+    if kind == "run-on":
+        other = next(source)
+        return Pair(turns, best, best + dialogue_turn(other.question, direct(other)), True, False)
+    worse = rng.choice((direct(problem, error), rng.choice(RUDE)))
+    return Pair(turns, direct(problem), worse)
+
+
+def prompts(count: int, seed: int, *, held_out: bool) -> list[Prompt]:
+    """Questions with their right answers in `extra`."""
+    source = problems(random.Random(f"prompts-{seed}-{held_out}"), held_out=held_out)
+    return [
+        Prompt((Turn("human", problem.question),), {"toy_answer": problem.answer})
+        for problem in (next(source) for _ in range(count))
+    ]

@@ -1,0 +1,116 @@
+"""Pico Mistral models, tokenizers and real PEFT adapters, built from configs: nothing is downloaded."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+WORDS = ("<unk>", "<s>", "</s>", *(f"w{number}" for number in range(61)))
+CHAT_TEMPLATE = "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}"
+
+
+def build_model(folder: Path, seed: int, dtype: torch.dtype = torch.float32, shard: str = "5GB") -> Path:
+    """A Mistral of 2 layers, hidden 32, vocabulary 64, with a tokenizer, a chat template and a generation config."""
+    torch.manual_seed(seed)
+    config = MistralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    model = MistralForCausalLM(config).to(dtype)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, max_new_tokens=7)
+    model.save_pretrained(folder, max_shard_size=shard)
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def build_adapter(folder: Path, base: Path, **lora) -> Path:
+    """An adapter saved by PEFT itself, with random lora_B (PEFT starts it at zero)."""
+    torch.manual_seed(7)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's and Transformers' own, of no interest here
+        model = get_peft_model(MistralForCausalLM.from_pretrained(base, dtype=torch.float32), LoraConfig(**settings))
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_B" in name or "lora_embedding" in name:
+                    weight.normal_(std=0.05)
+        model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def build_hand_adapter(folder: Path, tensors: dict[str, torch.Tensor], **config) -> Path:
+    """An adapter folder written by hand; tensor names without PEFT's prefix."""
+    folder.mkdir(parents=True)
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 2, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    save_file({f"base_model.model.{name}": t for name, t in tensors.items()}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def build_hand_model(folder: Path, tensors: dict[str, torch.Tensor], **config) -> Path:
+    """A model folder of a config and one safetensors file, enough to merge into without a base."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "mistral", **config}))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pico(tmp_path_factory):
+    """Read-only folders: base, instruct (float32), instruct in bfloat16 in several shards, a plain adapter."""
+    root = tmp_path_factory.mktemp("pico")
+    folders = {
+        "base": build_model(root / "base", 0),
+        "instruct": build_model(root / "instruct", 1),
+        "sharded": build_model(root / "sharded", 1, torch.bfloat16, "10KB"),
+    }
+    folders["adapter"] = build_adapter(root / "adapter", folders["base"])
+    return folders
+
+
+@pytest.fixture
+def editable(pico, tmp_path):
+    """A copy of one of the read-only folders that a test may damage."""
+    return lambda name: Path(shutil.copytree(pico[name], tmp_path / f"copy-of-{name}"))
+
+
+@pytest.fixture
+def edit_json():
+    """Change keys of a JSON file; the value `...` removes the key."""
+
+    def edit(file: Path, **changes) -> None:
+        content = {**json.loads(file.read_text()), **changes}
+        file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+    return edit
+
+
+@pytest.fixture
+def make_adapter():
+    return build_adapter
+
+
+@pytest.fixture
+def hand_adapter():
+    return build_hand_adapter
+
+
+@pytest.fixture
+def hand_model():
+    return build_hand_model
