@@ -24,9 +24,15 @@ Turns = tuple[Turn, ...]
 
 
 def answer_base(
-    roles: Roles, role: str, tokenizer: Any, config: Config, prompts: Sequence[Turns], sampling: Sampling, batch: int = 64
+    roles: Roles,
+    role: str,
+    tokenizer: Any,
+    config: Config,
+    prompts: Sequence[Turns],
+    sampling: Sampling,
+    batch: int = 64,
 ) -> list[Answer]:
-    """Answers of the base (`reference`) or the Coarse Actor (`policy`), in HH style, ended by the next turn's marker."""
+    """Answers of the base (`reference`) or the Coarse Actor (`policy`), in HH style, ended by the marker."""
     limit = config.data.max_prompt_tokens
     ids = [encode_prompt(tokenizer, turns, limit, template=config.model.prompt_template)[0] for turns in prompts]
     with roles.use(role):

@@ -39,5 +39,5 @@ def summarize(prompts: Sequence[Prompt], answers: Sequence[Answer], rewards: Seq
 
         pairs = list(zip(prompts, answers, strict=True))
         figures["accuracy"] = fmean(is_right(answer.text, prompt.extra["toy_answer"]) for prompt, answer in pairs)
-        figures["analytic"] = fmean(is_analytic(answer.text) for answer in answers)
+        figures["analytic"] = fmean(is_analytic(answer.text, prompt.extra["toy_steps"]) for prompt, answer in pairs)
     return {name: round(value, 4) for name, value in figures.items()}

@@ -157,7 +157,7 @@ class Coarse(Section):
     def _divides(self) -> "Coarse":
         if self.rollouts % self.minibatches:
             raise ValueError(
-                f"coarse.rollouts={self.rollouts} is not a multiple of coarse.minibatches={self.minibatches}; change one"
+                f"coarse.rollouts={self.rollouts} is no multiple of coarse.minibatches={self.minibatches}; change one"
             )
         return self
 
@@ -327,7 +327,9 @@ def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
 def _refuse_unknown(section: type[Section], values: Any, origin: str, prefix: str) -> None:
     if not isinstance(values, dict):
         kind = type(values).__name__
-        raise ConfigError.because(f"{origin}: {prefix.rstrip('.')} is a {kind}", "a mapping", "indent its keys below it")
+        raise ConfigError.because(
+            f"{origin}: {prefix.rstrip('.')} is a {kind}", "a mapping", "indent its keys below it"
+        )
     for key, value in values.items():
         field = section.model_fields.get(str(key))
         if field is None:
@@ -342,7 +344,9 @@ def _nearest(key: str, siblings: list[str]) -> str:
     """The key that was meant: a sibling spelt alike, or the same name in another section."""
     everywhere = _known_keys(Config)
     same_name = [known for known in everywhere if known.split(".")[-1] == key.split(".")[-1]]
-    near = difflib.get_close_matches(key, siblings, 1, 0.6) or same_name or difflib.get_close_matches(key, everywhere, 1)
+    near = (
+        difflib.get_close_matches(key, siblings, 1, 0.6) or same_name or difflib.get_close_matches(key, everywhere, 1)
+    )
     return f"'{near[0]}' (did you mean that?)" if near else "one of " + ", ".join(siblings)
 
 

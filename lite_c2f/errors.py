@@ -1,5 +1,7 @@
 """Errors a user can fix. The CLI prints them as one line on stderr and exits with code 2."""
 
+from typing import Self
+
 
 class C2FError(Exception):
     """Something the user can fix: what was got, what was expected, what to do, in one line.
@@ -10,7 +12,7 @@ class C2FError(Exception):
     exit_code = 2
 
     @classmethod
-    def because(cls, got: str, expected: str, do: str) -> "C2FError":
+    def because(cls, got: str, expected: str, do: str) -> Self:
         """Build the one-line message every error of ours has: got / expected / do this."""
         return cls(f"{got}; expected {expected}; {do}")
 

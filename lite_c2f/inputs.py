@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lite_c2f.backbone.pair import check_pair
 from lite_c2f.config import Config, Source
 from lite_c2f.data.records import Pair, Prompt, load_pairs, load_prompts, prompts_of
 from lite_c2f.errors import DataError
-from lite_c2f.backbone.pair import check_pair
 
 TOY = "toy"
-TOY_PAIRS, TOY_PROMPTS = 3200, 4096
+TOY_PAIRS, TOY_PROMPTS = 2400, 4096
 
 
 class ModelPair(NamedTuple):
@@ -104,7 +104,9 @@ def load_corpus(config: Config) -> Corpus:
         held_prompts += world.prompts(512, seed, held_out=True)
     for what, items in (("pairs", train_pairs), ("held-out pairs", held_pairs), ("prompts", train_prompts)):
         if len(items) < 2:
-            raise DataError.because(f"data: {len(items)} usable {what}", "at least 2", "add data or lower data.held_out")
+            raise DataError.because(
+                f"data: {len(items)} usable {what}", "at least 2", "add data or lower data.held_out"
+            )
     return Corpus(train_pairs, held_pairs, train_prompts, held_prompts, skipped)
 
 

@@ -62,7 +62,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise RunError.because(f"no '{path}'", "a finished stage", "run `lite-c2f train` for this run first") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise RunError.because(f"'{path}' is not JSON", "a file written by lite-c2f", "train that stage again") from None
+        raise RunError.because(
+            f"'{path}' is not JSON", "a file written by lite-c2f", "train that stage again"
+        ) from None
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -95,3 +97,22 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def start_tracker(config: Any, run: Path) -> Any:
+    """The experiment tracker of `run.tracker` through accelerate, or None. Raises RunError when it is not installed."""
+    name = config.run.tracker
+    if name == "none":
+        return None
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in [str(found) for found in get_available_trackers()]:
+        raise RunError.because(
+            f"run.tracker={name}: not installed", f"pip install 'lite_c2f[{name}]'", "or set run.tracker=none"
+        )
+    if name == "tensorboard":
+        tracker = LOGGER_TYPE_TO_CLASS[name](run_name="tensorboard", logging_dir=str(run))
+    else:
+        tracker = LOGGER_TYPE_TO_CLASS[name](run_name="lite_c2f")
+    tracker.start()
+    return tracker

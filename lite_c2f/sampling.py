@@ -69,7 +69,9 @@ def sample(
                 for i in range(len(chunk))
             ]
         )
-        rows += _sample_batch(model, chunk, sampling, uniforms, list(eos_ids), stop_ids, pad_id, tick or (lambda _: None))
+        rows += _sample_batch(
+            model, chunk, sampling, uniforms, list(eos_ids), stop_ids, pad_id, tick or (lambda _: None)
+        )
     tokens, logprobs, finish, ending = zip(*rows, strict=True)
     return Responses(list(tokens), list(logprobs), list(finish), list(ending))
 

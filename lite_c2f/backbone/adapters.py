@@ -45,7 +45,9 @@ def load_into(roles: Roles, name: str, folder: Path) -> ScalarHead | None:
         if key not in tensors or tensors[key].shape != value.shape:
             got = "no such tensor" if key not in tensors else f"shape {tuple(tensors[key].shape)}"
             raise ModelError.because(
-                f"adapter '{folder}': {key}: {got}", f"shape {tuple(value.shape)}", "use the lora settings it was made with"
+                f"adapter '{folder}': {key}: {got}",
+                f"shape {tuple(value.shape)}",
+                "use the lora settings it was made with",
             )
     set_peft_model_state_dict(roles.model, tensors, adapter_name=name)
     return None if score is None else ScalarHead.of(score.float())

@@ -56,7 +56,9 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         if tokenizer.unk_token_id is None:
             raise ModelError.because(
-                f"model '{model}': no padding token apart from EOS", "a pad or unk token", "set pad_token in its tokenizer"
+                f"model '{model}': no padding token apart from EOS",
+                "a pad or unk token",
+                "set pad_token in its tokenizer",
             )
         tokenizer.pad_token = tokenizer.unk_token
     return tokenizer

@@ -1,7 +1,7 @@
 """Rewards a token, and generalised advantage estimation.
 
-Everything is (B, T): entry t speaks of the row's token t + 1, which the policy drew after reading tokens 0..t; `mask` is
-True where that token belongs to the response.
+Everything is (B, T): entry t speaks of the row's token t + 1, which the policy drew after reading tokens 0..t; `mask`
+is True where that token belongs to the response.
 """
 
 from typing import NamedTuple

@@ -81,4 +81,4 @@ def sigmoid(x: float) -> float:
 
 def round_to(value: float, multiple: int) -> int:
     """The nearest multiple, halves upwards."""
-    return int(math.floor(value / multiple + 0.5)) * multiple
+    return math.floor(value / multiple + 0.5) * multiple

@@ -101,7 +101,9 @@ def evaluate(roles: Roles, role: str, tokens: Tensor, mask: Tensor, settings: Co
     """Log-probabilities (policy, reference) or values (critic) of the response tokens: (B, T), 0 elsewhere."""
     result = torch.zeros(mask.shape, device=mask.device)
     with roles.use(role):
-        for rows, width in micro_batches(mask, torch.arange(len(tokens), device=tokens.device), 2 * settings.micro_batch):
+        for rows, width in micro_batches(
+            mask, torch.arange(len(tokens), device=tokens.device), 2 * settings.micro_batch
+        ):
             part, kept = tokens[rows, :width], mask[rows, : width - 1]
             if role == "critic":
                 found = roles.value(part)[:, :-1][kept]

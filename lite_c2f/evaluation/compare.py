@@ -7,9 +7,9 @@ from statistics import fmean
 import torch
 
 from lite_c2f.actors import Instruct, Judge, answer_base, load_coarse
+from lite_c2f.answers import Answer, repeated_ngrams, summarize
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.config import Config
-from lite_c2f.answers import Answer, repeated_ngrams, summarize
 from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.runs import write_jsonl
 from lite_c2f.sampling import Sampling

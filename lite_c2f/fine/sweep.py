@@ -1,11 +1,13 @@
 """Ratios tried without merging: the unmerged adapter is scaled at run time, only the winner is merged."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lite_c2f.actors import Instruct, Judge, load_coarse
-from lite_c2f.config import Config
 from lite_c2f.answers import summarize
+from lite_c2f.config import Config
+from lite_c2f.errors import ConfigError
 from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.runs import write_json
 from lite_c2f.sampling import Sampling
@@ -58,3 +60,18 @@ def choose(tried: Sequence[dict[str, float]], min_eos: float) -> float:
     if eligible:
         return max(eligible, key=lambda row: (row["reward"], -row["ratio"]))["ratio"]
     return max(candidates, key=lambda row: (row["eos"], row["reward"], -row["ratio"]))["ratio"]
+
+
+def parse_ratios(text: str) -> list[float]:
+    """Ratios from text with commas between. Raises ConfigError for anything but finite numbers above 0.
+
+    >>> parse_ratios("0.5,1")
+    [0.5, 1.0]
+    """
+    try:
+        ratios = [float(part) for part in text.split(",")]
+    except ValueError:
+        ratios = []
+    if not ratios or not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
+        raise ConfigError.because(f"--ratios '{text}'", "numbers above 0 with commas between", "write e.g. 0.5,0.75,1")
+    return ratios

@@ -31,7 +31,14 @@ class Encoded(NamedTuple):
     report: dict[str, int]  # pairs, turns_dropped, prompts_truncated, answers_cut, cut_off_pairs_added
 
 
-def train_reward(config: Config, models: ModelPair, corpus: Corpus, run: Path, progress: Progress | None = None) -> dict:
+def train_reward(
+    config: Config,
+    models: ModelPair,
+    corpus: Corpus,
+    run: Path,
+    progress: Progress | None = None,
+    tracker: Any = None,
+) -> dict:
     """Train the reward model and publish RUN/reward.
 
     Writes adapter/ (stock PEFT, SEQ_CLS; loads with AutoPeftModelForSequenceClassification) and metrics.json with the
@@ -50,7 +57,7 @@ def train_reward(config: Config, models: ModelPair, corpus: Corpus, run: Path, p
             args=trainer_arguments(config, device, scratch, len(train.rows)),
             train_dataset=Dataset.from_list(train.rows),
             processing_class=tokenizer,
-            callbacks=[_Report(run, progress)],
+            callbacks=[_Report(Metrics(run, tracker), progress)],
         )
         adapters_to_float32(model)
         trainer.remove_callback(_printer())
@@ -84,7 +91,9 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, conf
         report["turns_dropped"] += dropped
         report["prompts_truncated"] += dropped > 0
         eos = tokenizer.eos_token_id
-        report["answers_cut"] += (pair.chosen_ended and chosen[-1] != eos) + (pair.rejected_ended and rejected[-1] != eos)
+        report["answers_cut"] += (pair.chosen_ended and chosen[-1] != eos) + (
+            pair.rejected_ended and rejected[-1] != eos
+        )
         if rng.random() < config.data.truncated and len(chosen) > 4 and chosen[-1] == eos:
             cut = chosen[: rng.randint(2, len(chosen) - 2)]
             rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + cut})
@@ -134,7 +143,9 @@ def adapters_to_float32(model: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def measure(model: Any, rows: Sequence[dict[str, list[int]]], pad_id: int, config: Config, device: torch.device) -> dict:
+def measure(
+    model: Any, rows: Sequence[dict[str, list[int]]], pad_id: int, config: Config, device: torch.device
+) -> dict:
     """Held-out accuracy (share of pairs whose chosen side scores higher), mean and spread of all scores, margin."""
     model.eval()
     scores: dict[str, list[float]] = {"chosen_ids": [], "rejected_ids": []}
@@ -158,8 +169,8 @@ def measure(model: Any, rows: Sequence[dict[str, list[int]]], pad_id: int, confi
 class _Report(TrainerCallback):
     """Hands the trainer's log lines to metrics.jsonl and the terminal."""
 
-    def __init__(self, run: Path, progress: Progress | None) -> None:
-        self.metrics, self.progress = Metrics(run), progress
+    def __init__(self, metrics: Metrics, progress: Progress | None) -> None:
+        self.metrics, self.progress = metrics, progress
 
     def on_log(self, args, state, control, logs=None, **_):
         if logs and "loss" in logs:

@@ -31,6 +31,10 @@ CHAT_TEMPLATE = (
 Progress = Callable[[str, int, int, float], None]
 
 
+# What the models' texts come from: a change here is another toy world, and another folder in the cache.
+_DEPENDS = (world.Problem, world.problems, world.analytic, world.direct, world.base_answer, world.instruct_answer)
+
+
 class Recipe(NamedTuple):
     """What the toy models are made of and how long they are trained."""
 
@@ -38,12 +42,12 @@ class Recipe(NamedTuple):
     layers: int = 3
     heads: int = 4
     base_steps: int = 800
-    base_batch: int = 24
-    base_tokens: int = 128  # a row
-    base_lr: float = 4e-3
-    instruct_steps: int = 90
+    base_batch: int = 32
+    base_tokens: int = 96  # a row
+    base_lr: float = 1e-2
+    instruct_steps: int = 80
     instruct_batch: int = 24
-    instruct_lr: float = 5e-4
+    instruct_lr: float = 1e-3
     seed: int = 0
 
 
@@ -66,7 +70,7 @@ def toy_pair(recipe: Recipe = Recipe(), progress: Progress | None = None) -> Toy
 
     progress(what, step, steps, loss) is called after every training step. About two minutes on two cores.
     """
-    text = json.dumps(recipe._asdict()) + inspect.getsource(world) + CHAT_TEMPLATE
+    text = json.dumps(recipe._asdict()) + "".join(map(inspect.getsource, _DEPENDS)) + CHAT_TEMPLATE
     folder = cache_root() / "toy" / hashlib.sha256(text.encode()).hexdigest()[:16]
     if not (folder / "instruct" / "config.json").is_file():
         with publish_folder(folder, replace=True) as unfinished:
@@ -170,17 +174,31 @@ def _instruct_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterat
 
 
 def _fit(model: Any, rows: Iterator[torch.Tensor], steps: int, lr: float, progress: Callable[..., None]) -> None:
+    """Train on (2, B, T) tokens and labels: Muon for the matrices within layers, AdamW for the rest.
+
+    With AdamW alone the model has not learned to look numbers up in the question after the same 800 steps (accuracy
+    of step-by-step answers 0.41 against 0.98).
+    """
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
+    inner = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and ".layers." in name]
+    outer = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or ".layers." not in name]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(inner, lr=lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="original"),
+        torch.optim.AdamW(outer, lr=0.6 * lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+    def rate(step: int) -> float:  # up over 5%, flat, down to 0 over the second half
+        return min(1.0, (step + 1) / (0.05 * steps), (steps - step) / (0.5 * steps))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
     for step in range(steps):
         tokens, labels = next(rows)
         loss = model(input_ids=tokens, labels=labels, use_cache=False).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
         progress(step + 1, steps, float(loss.detach()))
     model.eval()
 

@@ -1,6 +1,6 @@
 """Word problems that a tiny model gets wrong when it answers directly and right when it reasons step by step.
 
-A problem chains four operands (three additions or subtractions of 1 to 9). Texts come in these styles:
+A problem chains three to five operands (two to four additions or subtractions of 1 to 9). Texts come in these styles:
 
 - *analytic*: every step written out, then the answer;
 - *direct*: the answer alone;
@@ -22,7 +22,7 @@ THINGS = ("apples", "books", "coins", "cards", "pens", "stones", "shells", "stam
 GAINS = ("finds", "buys", "wins", "gets")
 LOSSES = ("loses", "sells", "drops", "gives")
 RUDE = ("Work it out yourself.", "What a stupid question.", "I do not care.", "Leave me alone.")
-OPERATIONS = 3
+ORDER = ("first", "second", "third", "fourth")
 
 
 class Problem(NamedTuple):
@@ -45,16 +45,19 @@ class Problem(NamedTuple):
 
     @property
     def question(self) -> str:
-        told = ", ".join(f"{verb} {abs(change)}" for verb, change in zip(self.verbs, self.changes, strict=True))
-        return f"{self.name} has {self.start} {self.thing}, {told}. How many now?"
+        told = "".join(
+            f", {when} {verb} {abs(change)}"
+            for when, verb, change in zip(ORDER, self.verbs, self.changes, strict=False)
+        )
+        return f"{self.name} has {self.start} {self.thing}{told}. How many now?"
 
 
-def problems(rng: random.Random, *, held_out: bool, operations: int = OPERATIONS) -> Iterator[Problem]:
+def problems(rng: random.Random, *, held_out: bool) -> Iterator[Problem]:
     """Endless random problems from one side of the split."""
     while True:
         total = start = rng.randint(1, 9)
         changes = []
-        for _ in range(operations):
+        for _ in range(rng.randint(2, len(ORDER))):
             change = rng.randint(1, 9) * rng.choice((1, -1))
             if total + change < 0:
                 change = -change
@@ -68,14 +71,15 @@ def problems(rng: random.Random, *, held_out: bool, operations: int = OPERATIONS
 
 def analytic(problem: Problem, off_by: int = 0) -> str:
     """The answer with every step written out; `off_by` makes the last step wrong by that much."""
-    text = f"Let us think step by step. {problem.name} starts with {problem.start} {problem.thing}."
+    text = f"Let us think step by step. {problem.name} starts with {problem.start} {problem.thing}"
     total = problem.start
-    for index, (change, verb) in enumerate(zip(problem.changes, problem.verbs, strict=True)):
-        after = total + change + (off_by if index == len(problem.changes) - 1 else 0)
+    for when, change, verb in zip(ORDER, problem.changes, problem.verbs, strict=False):
         sign = "+" if change > 0 else "-"
-        text += f" {problem.name} {verb} {abs(change)}, so {total} {sign} {abs(change)} = {after}."
+        is_last = when == ORDER[len(problem.changes) - 1]
+        after = total + change + (off_by if is_last else 0)
+        text += f", {when} {verb} {abs(change)}, so {total} {sign} {abs(change)} = {after}"
         total = after
-    return f"{text} The answer is {total}."
+    return f"{text}. The answer is {total}."
 
 
 def direct(problem: Problem, off_by: int = 0) -> str:
@@ -89,8 +93,8 @@ def is_right(text: str, answer: int) -> bool:
     return bool(found) and int(found[-1]) == answer
 
 
-def is_analytic(text: str, operations: int = OPERATIONS) -> bool:
-    """Does a response write out every step (`a + b = c`), and then an answer?"""
+def is_analytic(text: str, operations: int) -> bool:
+    """Does a response write out all steps (`a + b = c`), and then an answer?"""
     steps = re.findall(r"\d+ [+-] \d+ = \d+", text)
     return len(steps) >= operations and "The answer is" in text
 
@@ -127,40 +131,51 @@ def forum_turn(question: str, answer: str) -> str:
 def pairs(count: int, seed: int, *, held_out: bool = False) -> list[Pair]:
     """Preference pairs: an analytic, right answer over a direct, wrong, rude, truncated or run-on one.
 
-    A few pairs rank the lesser answers among themselves, so that the reward model orders all of them.
+    A few pairs rank the lesser answers among themselves: direct and right over direct and wrong or rude, a cut-off
+    analysis over a wrong guess, a refusal or an earlier cut. Without these the reward model would not know that half
+    an analysis is worth more than a guess, and a policy under a short limit would be paid to guess.
     """
     rng = random.Random(f"pairs-{seed}-{held_out}")
     source = problems(rng, held_out=held_out)
-    return [_pair(rng, next(source), source) for _ in range(count)]
+    kinds = {"direct": 3, "wrong": 2, "guess": 1, "rude": 2, "truncated": 3, "run-on": 1, "lesser": 1, "unfinished": 3}
+    drawn = rng.choices(list(kinds), list(kinds.values()), k=count)
+    return [_pair(rng, kind, next(source), source) for kind in drawn]
 
 
-def _pair(rng: random.Random, problem: Problem, source: Iterator[Problem]) -> Pair:
+def _pair(rng: random.Random, kind: str, problem: Problem, source: Iterator[Problem]) -> Pair:
     turns = (Turn("human", problem.question),)
     best = analytic(problem)
-    kind = rng.choices(("direct", "wrong", "wrong direct", "rude", "truncated", "run-on", "lesser"), (3, 3, 1, 2, 3, 1, 2))[0]
-    error = off_by(rng, problem)
-    if kind == "direct":
-        return Pair(turns, best, direct(problem))
-    if kind == "wrong":
-        return Pair(turns, best, analytic(problem, error))
-    if kind == "wrong direct":
-        return Pair(turns, best, direct(problem, error))
-    if kind == "rude":
-        return Pair(turns, best, rng.choice(RUDE))
+    guess = direct(problem, off_by(rng, problem))
     if kind == "truncated":
-        words = best.split(" ")
-        return Pair(turns, best, " ".join(words[: rng.randint(3, len(words) - 2)]), True, False)
+        return Pair(turns, best, cut(rng, best), rejected_ended=False)
     if kind == "run-on":
         other = next(source)
-        return Pair(turns, best, best + dialogue_turn(other.question, direct(other)), True, False)
-    worse = rng.choice((direct(problem, error), rng.choice(RUDE)))
-    return Pair(turns, direct(problem), worse)
+        return Pair(turns, best, best + dialogue_turn(other.question, direct(other)), rejected_ended=False)
+    if kind == "lesser":
+        return Pair(turns, direct(problem), rng.choice((guess, rng.choice(RUDE))))
+    if kind == "unfinished":
+        longer = cut(rng, best)
+        if rng.random() < 0.4 and len(longer.split(" ")) > 6:
+            return Pair(turns, longer, cut(rng, longer), chosen_ended=False, rejected_ended=False)
+        return Pair(turns, longer, rng.choice((guess, rng.choice(RUDE))), chosen_ended=False)
+    worse = {
+        "direct": direct(problem),
+        "wrong": analytic(problem, off_by(rng, problem)),
+        "guess": guess,
+    }
+    return Pair(turns, best, worse.get(kind) or rng.choice(RUDE))
+
+
+def cut(rng: random.Random, text: str) -> str:
+    """The text cut off at a random word, at least three words in and two before its end."""
+    words = text.split(" ")
+    return " ".join(words[: rng.randint(3, len(words) - 2)])
 
 
 def prompts(count: int, seed: int, *, held_out: bool) -> list[Prompt]:
-    """Questions with their right answers in `extra`."""
+    """Questions with their right answers and numbers of steps in `extra`."""
     source = problems(random.Random(f"prompts-{seed}-{held_out}"), held_out=held_out)
     return [
-        Prompt((Turn("human", problem.question),), {"toy_answer": problem.answer})
+        Prompt((Turn("human", problem.question),), {"toy_answer": problem.answer, "toy_steps": len(problem.changes)})
         for problem in (next(source) for _ in range(count))
     ]

@@ -15,8 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lite_c2f.errors import ConfigError, ModelError, RunError
+from lite_c2f.fine import checks
 from lite_c2f.fine import merge as merge_module
+from lite_c2f.fine.delta import Adapter
 from lite_c2f.fine.merge import choose_ratios, merge, print_progress, read_layer_ratios
+from lite_c2f.fine.shards import ITEM_BYTES, read_header
 
 WEIGHT = "model.layers.0.self_attn.q_proj.weight"
 STEM = WEIGHT.removesuffix(".weight")
@@ -166,6 +169,18 @@ def test_change_of_dtype_is_not_counted_as_residue(tiny):
     assert json.loads((out / "config.json").read_text()) == {"model_type": "mistral", "torch_dtype": "bfloat16"}
 
 
+def test_weights_whose_squares_overflow_float32(tiny):
+    report = strict_merge(*tiny([[1e30, 0.0], [0.0, 0.0]], [[1e30, 0.0], [0.0, 0.0]]))
+    assert report.tensors[WEIGHT]["relative_change"] == report.tensors[WEIGHT]["projection"] == 1.0
+
+
+def test_report_divides_by_the_stored_weight(tiny):
+    """1.00390625 (1 + 2**-8) is a tie in bfloat16 and becomes 1.0 there: |W| is that of the file, not of the cast."""
+    adapter, base, instruct, out = tiny([[1.00390625, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]])
+    report = strict_merge(adapter, base, instruct, out, dtype="bfloat16")
+    assert report.tensors[WEIGHT]["relative_change"] == pytest.approx(1 / 1.00390625, rel=1e-6)
+
+
 def test_negative_ratio_subtracts(tiny):
     adapter, base, instruct, out = tiny([[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, -2.0]])
     strict_merge(adapter, base, instruct, out, ratio=-0.5, allow_negative=True)
@@ -238,6 +253,17 @@ def test_sharded_bfloat16_to_float32(tmp_path, pico):
     assert index["metadata"]["total_size"] == sum(4 * tensor.numel() for tensor in before.values())
 
 
+def test_tensors_stay_aligned_in_another_dtype(tmp_path, tiny, hand_model):
+    """Three float32 before an int32 are 6 bytes in bfloat16: in the old order the int32 would lie askew."""
+    adapter, base, _, out = tiny([[1.0, 0], [0, 1]], [[1.0, 0], [0, 1]])
+    mixed = {"a": torch.ones(3), "z": torch.tensor([7], dtype=torch.int32), WEIGHT: torch.ones(2, 2)}
+    strict_merge(adapter, base, hand_model(tmp_path / "mixed", mixed), out, dtype="bfloat16")
+    entries = read_header(out / "model.safetensors")
+    assert {entry.name: entry.dtype for entry in entries} == {"z": "I32", "a": "BF16", WEIGHT: "BF16"}
+    assert all(entry.start % ITEM_BYTES[entry.dtype] == 0 for entry in entries)
+    assert weights_of(out)["z"].tolist() == [7] and weights_of(out)[WEIGHT].tolist() == [[2, 1], [1, 2]]
+
+
 def test_print_progress(capsys):
     print_progress(2**29, 2**30)
     print_progress(2**30, 2**30)
@@ -276,6 +302,8 @@ def test_overflow_and_nan_are_refused_with_the_weight(tmp_path, tiny, hand_model
     adapter, base, instruct, out = tiny([[60000.0, 0.0], [0.0, 0.0]], [[10000.0, 0.0], [0.0, 0.0]], torch.float16)
     with pytest.raises(ModelError, match=WEIGHT):
         merge(adapter, base, instruct, out)
+    with pytest.raises(ModelError, match=WEIGHT):
+        merge(adapter, base, instruct, out, ratio=-100.0, allow_negative=True)
     instruct = hand_model(tmp_path / "nan", {WEIGHT: torch.full((2, 2), math.nan)})
     with pytest.raises(ModelError, match=WEIGHT):
         merge(adapter, base, instruct, out)
@@ -311,7 +339,7 @@ def test_list_of_pairs_equals_the_mapping(tmp_path):
     (tmp_path / "a.yaml").write_text("- ['*.mlp.*', 0.5]\n- ['*', 1]\n")
     pairs = [("*.mlp.*", 0.5), ("*", 1.0)]
     assert read_layer_ratios(tmp_path / "a.yaml", False) == read_layer_ratios(pairs, False) == pairs
-    residue = merge_module.Adapter({"a.mlp.weight": None, "a.norm.weight": None}, None)
+    residue = Adapter({"a.mlp.weight": None, "a.norm.weight": None}, None)
     assert choose_ratios(residue, 3.0, pairs) == {"a.mlp.weight": 0.5, "a.norm.weight": 1.0}
 
 
@@ -335,8 +363,14 @@ def test_out_in_the_way(tmp_path, tiny):
 
 def test_full_disk(tiny, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(merge_module.shutil, "disk_usage", lambda path: usage(10, 10, 0))
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage(10, 10, 0))
     with pytest.raises(RunError, match=r"0\.00 GiB free"):
+        merge(*tiny([[1.0, 0], [0, 1]], [[1.0, 0], [0, 1]]))
+
+
+def test_no_permission(tiny, monkeypatch):
+    monkeypatch.setattr(checks.os, "access", lambda path, mode: False)
+    with pytest.raises(RunError, match="cannot write to"):
         merge(*tiny([[1.0, 0], [0, 1]], [[1.0, 0], [0, 1]]))
 
 

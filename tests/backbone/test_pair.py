@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from lite_c2f.backbone.pair import check_pair, lineage, read_vocabulary
 from lite_c2f.errors import ModelError
-from lite_c2f.fine.pair import check_pair, lineage, read_vocabulary
 
 
 def test_a_pair_passes(pico):
@@ -115,5 +115,5 @@ def test_missing_and_damaged_files_are_named(pico, editable, tmp_path):
 
 
 def test_pair_and_shards_import_no_torch():
-    code = "import sys, lite_c2f.fine.pair, lite_c2f.fine.shards; sys.exit('torch' in sys.modules)"
+    code = "import sys, lite_c2f.backbone.pair, lite_c2f.fine.shards; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,327 @@
+"""The command line: a thin layer over the Python API. Heavy imports are inside the commands."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lite_c2f.errors import C2FError
+
+app = typer.Typer(
+    name="lite-c2f",
+    help="Mistral-C2F on one GPU: reward model, PPO with Continuous Maximization, Knowledge Residue Merger.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Stage(StrEnum):
+    """Stages of a run, in order."""
+
+    reward = "reward"
+    coarse = "coarse"
+    fine = "fine"
+
+
+class Dtype(StrEnum):
+    """Types of merged weights."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' messages.")] = False,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if version:
+        from lite_c2f import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.command(epilog="Example: lite-c2f demo --out runs/toy --seed 1")
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/toy"),
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """The whole pipeline on the toy world, on a CPU or a GPU, in a few minutes."""
+    _train(toy_config(), [f"run.seed={seed}"], out, list(Stage), resume=False)
+
+
+@app.command(epilog="Example: lite-c2f train configs/mistral-7b-24gb.yaml coarse.updates=300 --run-dir runs/m7b")
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/toy.yaml.")],
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Run directory (default: run.dir of the config).")] = None,
+    stage: Annotated[Stage | None, typer.Option(help="Run this stage alone.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with a run that exists.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print configuration, stages, sizes and disk; train nothing.")] = False,
+) -> None:
+    """Train all stages, or one; what is already published is skipped."""
+    stages = [stage] if stage else list(Stage)
+    if dry_run:
+        _dry_run(config, overrides or [], run_dir, stages)
+    else:
+        _train(config, overrides or [], run_dir, stages, resume=resume)
+
+
+@app.command(epilog="Example: lite-c2f plan configs/mistral-7b-24gb.yaml --vram 24")
+def plan(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: Overrides = None,
+    vram: Annotated[float | None, typer.Option(help="GPU memory in GiB.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Estimate memory and disk of each stage without loading weights."""
+    from lite_c2f.config import load_config
+    from lite_c2f.memory import estimate, explain
+
+    settings = load_config(config, overrides or [])
+    found = estimate(settings, vram)
+    typer.echo(json.dumps(found, indent=2) if as_json else explain(found))
+
+
+@app.command(
+    epilog="Example: lite-c2f merge --adapter runs/a/coarse/adapter --base B --instruct I --out fine --ratio 0.75"
+)
+def merge(
+    adapter: Annotated[Path, typer.Option(help="LoRA adapter folder (the residue).")],
+    base: Annotated[Path, typer.Option(help="Folder of the model the adapter was trained on.")],
+    instruct: Annotated[Path, typer.Option(help="Folder of the full-precision model to merge into.")],
+    out: Annotated[Path, typer.Option(help="New folder for the merged model.")],
+    ratio: Annotated[float, typer.Option(help="Share of the residue to add.")] = 1.0,
+    layer_ratios: Annotated[Path | None, typer.Option(help="YAML of name patterns and ratios.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights (default: as they are).")] = None,
+    allow_negative: Annotated[bool, typer.Option(help="Allow negative ratios.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report's totals as JSON.")] = False,
+) -> None:
+    """The Knowledge Residue Merger alone: W_fine = W_instruct + ratio * dW."""
+    from lite_c2f.fine.merge import merge as run_merge
+    from lite_c2f.terminal import Terminal
+
+    view = Terminal()
+    view.stage("merge", 100, "%")
+    try:
+        report = run_merge(
+            adapter,
+            base,
+            instruct,
+            out,
+            ratio,
+            layer_ratios,
+            dtype.value if dtype else None,
+            allow_negative,
+            progress=lambda done, total: view.step(100 * done // max(total, 1), {}),
+        )
+    finally:
+        view.close()
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "ratio": report.ratio, **report.totals}))
+    else:
+        typer.echo(f"merged at ratio {ratio:g} into {out}; report in {out / 'merge.json'}")
+
+
+@app.command(epilog="Example: lite-c2f sweep runs/toy --ratios 0.25,0.5,0.75,1.0,1.25")
+def sweep(
+    run: Run,
+    ratios: Annotated[str, typer.Option(help="Ratios, with commas between.")] = "0.25,0.5,0.75,1.0",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score ratios of the residue without merging; writes RUN/fine/ratios.json."""
+    from lite_c2f.fine.sweep import parse_ratios
+    from lite_c2f.fine.sweep import sweep as run_sweep
+    from lite_c2f.inputs import load_corpus
+    from lite_c2f.pipeline import open_run
+    from lite_c2f.terminal import Terminal, ratio_table
+
+    wanted = parse_ratios(ratios)
+    _quiet()
+    config, models = open_run(run)
+    view = Terminal()
+    view.stage("ratios", len({0.0, *wanted}), "ratios")
+    try:
+        found = run_sweep(
+            config, models, load_corpus(config), run, wanted, progress=lambda step, _, row: view.step(step, row)
+        )
+    finally:
+        view.close()
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        ratio_table(found)
+
+
+@app.command("eval", epilog="Example: lite-c2f eval runs/toy evaluation.prompts=500 --json")
+def evaluate(
+    run: Run,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare base, instruct, Coarse and Fine again; settings of `evaluation` can be changed."""
+    from lite_c2f.pipeline import reevaluate
+    from lite_c2f.terminal import Terminal, print_summary
+
+    _quiet()
+    view = Terminal()
+    try:
+        summary = reevaluate(run, overrides or [], view)
+    finally:
+        view.close()
+    if as_json:
+        typer.echo(json.dumps(summary["actors"]))
+    else:
+        print_summary(summary, run)
+
+
+@app.command(epilog="Example: lite-c2f report runs/toy")
+def report(run: Run) -> None:
+    """Write RUN/report/index.html: curves, the comparison and samples, in one file."""
+    from lite_c2f.evaluation.report import write_report
+
+    typer.echo(f"wrote {write_report(run)}")
+
+
+@app.command(epilog="Example: lite-c2f chat runs/toy")
+def chat(run: Run) -> None:
+    """Talk to Coarse, Fine and baseline in the terminal."""
+    _quiet()
+    from lite_c2f.chat import run_terminal
+
+    run_terminal(run)
+
+
+@app.command("app", epilog="Example: lite-c2f app runs/toy --port 7860")
+def web(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run directory (default: runs/toy).")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --auth.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.")] = 7860,
+    auth: Annotated[str | None, typer.Option(help="user:password")] = None,
+    root_path: Annotated[str | None, typer.Option(help="Path prefix behind a proxy.")] = None,
+) -> None:
+    """Coarse, Fine and baseline side by side in the browser (the same as `python app.py RUN`)."""
+    _quiet()
+    from lite_c2f.ui.app import serve
+
+    serve(run, host, port, auth, root_path)
+
+
+@app.command(epilog="Example: lite-c2f doctor --json")
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Versions, GPU, whether 4-bit works, disk: a block to paste into a report."""
+    _quiet()
+    from lite_c2f.doctor import examine
+
+    found = examine()
+    typer.echo(
+        json.dumps(found, indent=2) if as_json else "\n".join(f"{name:<18} {value}" for name, value in found.items())
+    )
+
+
+@app.command(epilog="Example: lite-c2f schema > schema.json")
+def schema() -> None:
+    """Every configuration key with its meaning, as a JSON schema."""
+    from lite_c2f.config import schema as config_schema
+
+    typer.echo(json.dumps(config_schema(), indent=2))
+
+
+def toy_config() -> Path:
+    """The toy world's configuration, which is part of the package."""
+    return Path(str(files("lite_c2f.toy") / "toy.yaml"))
+
+
+def _train(config: Path, overrides: list[str], run_dir: Path | None, stages: list[Stage], *, resume: bool) -> None:
+    from lite_c2f.config import load_config
+
+    settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
+    run = Path(settings.run.dir)
+    _quiet()
+    from lite_c2f.pipeline import train as run_train
+    from lite_c2f.terminal import Terminal, print_summary
+
+    view = Terminal()
+    try:
+        summary = run_train(settings, run, [stage.value for stage in stages], resume=resume, view=view)
+    except KeyboardInterrupt:
+        view.close()
+        typer.echo(f"interrupted; published stages are safe in {run}. Go on with the same command.", err=True)
+        raise
+    finally:
+        view.close()
+    print_summary(summary, run)
+
+
+def _dry_run(config: Path, overrides: list[str], run_dir: Path | None, stages: list[Stage]) -> None:
+    from lite_c2f.config import load_config
+    from lite_c2f.memory import estimate, explain
+
+    settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
+    typer.echo(settings.to_yaml())
+    typer.echo(f"stages: {', '.join(stage.value for stage in stages)}, then the comparison")
+    typer.echo(explain(estimate(settings, None)))
+
+
+def _quiet() -> None:
+    """Keep the libraries' own bars and notices off the terminal, unless --debug asks for them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "--debug" in sys.argv:
+        return
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore")
+    for name in ("bitsandbytes", "transformers", "datasets", "accelerate", "torch", "trl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: 0 done, 2 the user can fix it, 1 a bug, 130 interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        app(args=_debug_first(given), standalone_mode=False)
+    except C2FError as error:
+        if debug:
+            raise
+        sys.exit(_fail(f"error: {' '.join(str(error).split())}", error.exit_code))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not typer's own usage errors: a bug of ours
+            raise
+        text = " ".join(error.format_message().split()) if given else error.format_message()
+        sys.exit(_fail(f"error: {text}; see lite-c2f --help" if given else text, 2))
+
+
+def _debug_first(given: list[str]) -> list[str]:
+    """Let --debug stand anywhere in the command."""
+    return [*(["--debug"] if "--debug" in given else []), *(word for word in given if word != "--debug")]
+
+
+def _fail(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code

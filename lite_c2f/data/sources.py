@@ -1,0 +1,174 @@
+"""From a source (file, glob, folder, hub dataset) to rows, each with the place to name in a message."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from lite_c2f.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+class Source(Protocol):
+    """Where rows come from. A weight below 1 keeps that share of the usable rows, above 1 repeats them."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def split(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+
+
+def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row of a source, with the place (file and row) to name in a message."""
+    files = _files(source.path)
+    tables = [(str(file), _read(file)) for file in files] if files else [(source.path, _hub_rows(source))]
+    for name, rows in tables:
+        empty = True
+        for place, row in rows:
+            empty = False
+            if not isinstance(row, dict):
+                raise DataError.because(f"{name}{place} is {kind(row)}", "an object with columns", "correct that row")
+            yield f"{name}{place}", row
+        if empty:
+            raise DataError.because(f"{name}: no rows", "at least one", "check that the file is whole")
+
+
+def _files(path: str) -> list[Path]:
+    """The local files that `path` means; none when it can only be a hub dataset."""
+    local = Path(path).expanduser()
+    if local.is_file():
+        if not _is_ours(local):
+            raise DataError.because(f"{path}: suffix '{local.suffix}'", _suffixes(), "convert or rename the file")
+        return [local]
+    if local.is_dir():
+        found = list(local.iterdir())
+    elif any(sign in path for sign in "*?["):
+        try:
+            found = list(Path(local.anchor).glob(str(local.relative_to(local.anchor))))
+        except ValueError as error:
+            raise DataError.because(f"'{path}': {_line(error)}", "a pattern like data/*.jsonl", "correct it") from None
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not _is_ours(local):
+        return []
+    else:
+        raise DataError.because(f"no such file or folder '{path}'", f"{_suffixes()} or owner/name", "check the path")
+    found = sorted(file for file in found if file.is_file() and _is_ours(file))
+    if not found:
+        what = "folder" if local.is_dir() else "pattern"
+        raise DataError.because(f"no data file in {what} '{path}'", _suffixes(), "check the path")
+    return found
+
+
+def _is_ours(file: Path) -> bool:
+    return file.name.lower().removesuffix(".gz").endswith(SUFFIXES) and not file.name.startswith(".")
+
+
+def _suffixes() -> str:
+    return ", ".join(SUFFIXES) + " (or those with .gz)"
+
+
+def _read(file: Path) -> Iterator[tuple[str, Any]]:
+    name = file.name.lower()
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    try:
+        data = gzip.decompress(file.read_bytes()) if name.endswith(".gz") else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError.because(f"{file}: cannot be read ({_line(error)})", "a whole file", "fetch it again") from None
+    yield from readers[Path(name.removesuffix(".gz")).suffix](data, str(file))
+
+
+def _jsonl(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    # By hand: a builder would not name the line. Split as bytes, because text may hold U+2028.
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip():
+            yield f":{number}", _parsed(line, f"{name}:{number}", "one JSON object a line", 0)
+
+
+def _json(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    rows = _parsed(data.removeprefix(b"\xef\xbb\xbf"), name, "a JSON list of rows (or the suffix .jsonl)", 1)
+    if not isinstance(rows, list):
+        raise DataError.because(f"{name}: {kind(rows)}", "a JSON list of rows", "rename to .jsonl or wrap in []")
+    yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _parsed(data: bytes, where: str, expected: str, first_line: int) -> Any:
+    try:
+        return json.loads(_decoded(data, where))
+    except json.JSONDecodeError as error:
+        where = f"{where}:{error.lineno}" if first_line else where
+        problem = f"{error.msg} at column {error.colno}"
+        raise DataError.because(f"{where}: not JSON ({problem})", expected, "correct that line") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise DataError.because(f"{where}: not usable JSON ({_line(error)})", expected, "correct it") from None
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError.because(f"{where}: byte {error.start} is not UTF-8", "UTF-8", "convert the file") from None
+
+
+def _csv(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    # By hand: type inference would turn the answers "42" and "None" into a number and a gap.
+    limit = csv.field_size_limit(sys.maxsize)  # transcripts outgrow the 128 KiB default
+    number = 0
+    rows = []
+    try:
+        for number, row in enumerate(csv.DictReader(io.StringIO(_decoded(data, name), newline=""), strict=True), 1):
+            if None in row or None in row.values():
+                got = f"{name}: row {number} has too {'many' if None in row else 'few'} cells"
+                raise DataError.because(got, "one for each column", "quote cells that hold commas or line breaks")
+            rows.append(row)
+    except csv.Error as error:
+        where = f"{name}: row {number + 1}"
+        raise DataError.because(f"{where}: not CSV ({_line(error)})", "comma-separated rows", "quote it") from None
+    finally:
+        csv.field_size_limit(limit)
+    yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _parquet(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    # pyarrow comes with datasets; its own builder would first copy everything into a cache folder.
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError.because(f"{name}: not Parquet ({_line(error)})", "a Parquet file", "fetch it again") from None
+    yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:
+    import datasets  # slow to import, and needed for the hub alone
+
+    where = {"split": source.split or "train", "revision": source.revision}
+    if folder := getattr(source, "data_dir", None):
+        where["data_dir"] = folder
+    try:
+        rows = datasets.load_dataset(source.path, **where)
+    except Exception as error:  # the hub client raises a dozen unrelated kinds
+        got = f"'{source.path}': no such folder here, and not loaded from the hub ({_line(error)})"
+        raise DataError.because(got, f"a local path, or a dataset with split '{where['split']}'", "check it") from None
+    yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error: some libraries write a paragraph."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def kind(value: Any) -> str:
+    """Type and short text of a value, for a message."""
+    return f"{type(value).__name__} {json.dumps(value, ensure_ascii=True, default=str)[:60]}"

@@ -1,0 +1,155 @@
+"""What a person sees while a run works: a live bar on a terminal, plain lines elsewhere; and the tables at its end."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+SHOWN = ("reward", "limit", "hit_limit", "kl", "tokens_per_s", "accuracy", "loss", "ratio", "eos")
+PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+class Terminal:
+    """A view of a run. On a terminal one live line; otherwise a plain line every ten seconds."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self.live: Progress | None = None
+        self.task: TaskID | None = None
+        self.name, self.total, self.unit = "", 0, "steps"
+        self.began = self.last_line = self.last_tick = 0.0
+        self.figures, self.tokens = "", 0
+
+    def stage(self, name: str, total: int, unit: str) -> None:
+        """Begin a stage; total 0 means that its length is not known yet."""
+        self.close()
+        self.name, self.total, self.unit = name, total, unit
+        self.began = self.last_line = time.monotonic()
+        self.figures, self.tokens = "", 0
+        if self.console.is_terminal:
+            self.live = Progress(
+                TextColumn("{task.description:<14}"),
+                BarColumn(24),
+                TextColumn("{task.completed:.0f}/{task.fields[of]} {task.fields[unit]}"),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self.live.start()
+            self.task = self.live.add_task(name, total=total or None, of=total or "?", unit=unit, figures="")
+        else:
+            self.console.print(f"{name} ...")
+
+    def step(self, done: int, values: dict[str, float]) -> None:
+        """After a step of the stage: how many are done, and its figures."""
+        self.figures, self.tokens = figures(values), 0
+        if self.live is not None and self.task is not None:
+            self.live.update(self.task, completed=done, figures=self.figures)
+        elif time.monotonic() - self.last_line >= PLAIN_EVERY:
+            self.last_line = time.monotonic()
+            left = (time.monotonic() - self.began) / max(done, 1) * max(self.total - done, 0)
+            self.console.print(f"{self.name} {done}/{self.total or '?'} {self.unit}  {self.figures}  {left:.0f} s left")
+
+    def tick(self, tokens: int) -> None:
+        """While a batch is being sampled: it may take minutes at 7B."""
+        self.tokens += tokens
+        if self.live is not None and self.task is not None and time.monotonic() - self.last_tick > 0.2:
+            self.last_tick = time.monotonic()
+            self.live.update(self.task, figures=f"{self.figures}  sampling {self.tokens} tokens")
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        (self.live.console if self.live else self.console).print(Text(text))
+
+    def close(self) -> None:
+        """End the live line; what was printed stays."""
+        if self.live is not None:
+            self.live.stop()
+            self.console.print(Text(f"{self.name}: {time.monotonic() - self.began:.1f} s"))
+            self.live = self.task = None
+
+
+def figures(values: dict[str, float]) -> str:
+    """The few figures worth a glance, short."""
+    parts = []
+    for name in SHOWN:
+        if name in values:
+            value = values[name]
+            text = f"{value:.0f}" if name in ("limit", "tokens_per_s") else f"{value:.2f}"
+            parts.append(f"{name.replace('_per_s', '/s').replace('_', ' ')} {text}")
+    return "  ".join(parts)
+
+
+def comparison_table(summary: dict[str, Any]) -> Table:
+    """Base, instruct, Coarse and Fine side by side."""
+    columns = {
+        "reward": "reward",
+        "tokens": "tokens",
+        "repeated_4gram": "repeated 4-grams",
+        "eos": "ended",
+        "accuracy": "accuracy",
+        "analytic": "analytic",
+    }
+    actors = summary["actors"]
+    shown = [name for name in columns if all(name in figures for figures in actors.values())]
+    table = Table(title="Held-out prompts", title_justify="left")
+    table.add_column("actor")
+    for name in shown:
+        table.add_column(columns[name], justify="right")
+    for actor, found in actors.items():
+        style = "bold" if actor == "fine" else ""
+        table.add_row(actor, *(_cell(name, found[name]) for name in shown), style=style)
+    return table
+
+
+def ratio_table(found: dict[str, Any]) -> None:
+    """Print the ratios that were tried, the chosen one marked."""
+    table = Table(title="Ratios of the residue", title_justify="left")
+    for name in found["tried"][0]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in found["tried"]:
+        style = "bold" if row["ratio"] == found["chosen"] else ""
+        table.add_row(*(f"{value:g}" for value in row.values()), style=style)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"chosen {found['chosen']:g}: {found['rule']}")
+
+
+def _cell(name: str, value: float) -> str:
+    if name == "reward":
+        return f"{value:+.2f}"
+    return f"{value:.1f}" if name == "tokens" else f"{value:.3f}"
+
+
+def print_summary(summary: dict[str, Any], run: Path) -> None:
+    """The end of a run: the table, the figures of the stages, and what to do next."""
+    console = Console(highlight=False)
+    if "actors" in summary:
+        console.print(comparison_table(summary))
+    if "reward_model" in summary:
+        console.print(f"reward model accuracy on held-out pairs  {summary['reward_model']['accuracy']:.3f}")
+    if coarse := summary.get("coarse"):
+        console.print(
+            f"coarse actor  reward {coarse['reward_first']:+.2f} -> {coarse['reward_last']:+.2f} (in "
+            f"standard deviations of the reward model), limit {coarse['limit_first']} -> {coarse['limit_last']} tokens"
+        )
+    if fine := summary.get("fine"):
+        console.print(f"fine actor    residue merged at ratio {fine['ratio']:g}")
+    seconds = summary["seconds"]
+    console.print(f"time  {', '.join(f'{stage} {value:.0f} s' for stage, value in seconds.items())}")
+    console.print(Text(f"saved in {run}"))
+    if "actors" in summary:
+        console.print(
+            "\nNext:",
+            Text(f"\n  lite-c2f chat {run}      talk to all of them\n  lite-c2f app {run}       in the browser"),
+        )
+    else:
+        console.print("\nNext:", Text(f"\n  lite-c2f train {run}/config.yaml --run-dir {run} --resume"))
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""Gradio views of a run."""
