@@ -114,3 +114,45 @@ def hand_adapter():
 @pytest.fixture
 def hand_model():
     return build_hand_model
+
+
+TINY = (
+    "reward.max_pairs=96",
+    "coarse.updates=3",
+    "coarse.rollouts=8",
+    "coarse.sample_every=1",
+    "fine.ratios=[0.5,1.0]",
+    "fine.prompts=8",
+    "evaluation.prompts=8",
+)
+
+
+@pytest.fixture(scope="session")
+def toy_models():
+    """The real toy pair: from the cache, or trained now (about two minutes, once)."""
+    from lite_c2f.toy.build import toy_pair
+
+    return toy_pair()
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy_models, tmp_path_factory):
+    """A finished run directory, made by the real pipeline with tiny settings; read-only."""
+    from lite_c2f.config import load_config
+    from lite_c2f.pipeline import train
+
+    run = tmp_path_factory.mktemp("runs") / "toy"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TRL's and Transformers' own deprecations
+        train(load_config(Path(__file__).parents[1] / "configs" / "toy.yaml", TINY), run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def quantized(pico):
+    """A pico base in real NF4, loaded through the real path."""
+    from lite_c2f.backbone.load import load_model
+    from lite_c2f.config import load_config
+
+    settings = ["data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32"]
+    return lambda: load_model(str(pico["base"]), load_config({}, settings))

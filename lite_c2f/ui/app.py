@@ -31,12 +31,12 @@ EXAMPLES = (
 )
 ABOUT = {
     "coarse": "rich in analysis, long",
-    "fine": "instruct plus a share of the residue",
+    "fine": "instruct plus some residue",
     "baseline": "the instruct model alone",
-    "base": "before any training",
+    "base": "before this run",
 }
 CSS = """
-.gradio-container { max-width: 1500px !important; margin: 0 auto !important; }
+.gradio-container { max-width: 1500px !important; margin: 0 auto !important; overflow: visible !important; }
 #about p, .title span { margin: 0; color: var(--body-text-color-subdued); }
 #about h1 { margin: 0 0 2px; font-size: 1.35rem; }
 .pane { gap: 4px !important; }
@@ -87,7 +87,6 @@ def build(chat_or_run: Chat | str | Path) -> gr.Blocks:
                 container=False,
                 scale=8,
                 max_lines=6,
-                autofocus=True,
             )
             send = gr.Button("Send", variant="primary", scale=1, min_width=70)
             stop = gr.Button("Stop", scale=1, min_width=70)
@@ -96,11 +95,21 @@ def build(chat_or_run: Chat | str | Path) -> gr.Blocks:
         settings, show_base = _settings(chat)
         seen = [*views.values(), *lines.values(), session]
 
-        def ask(prompt: str, session: Session | None, show_base: bool, *values: float) -> Iterator[list[Any]]:
+        def ask(
+            prompt: str,
+            session: Session | None,
+            show_base: bool,
+            ratio: float,
+            temperature: float,
+            max_tokens: int,
+            top_p: float,
+            seed: int | None,
+        ) -> Iterator[list[Any]]:
             """Answer in every pane; each update holds the whole page."""
             session = session or Session()
             panes = [pane for pane in ALL_PANES if show_base or pane != "base"]
-            yield from _answer(chat, session, prompt, panes, _chosen(values))
+            settings = ChatSettings(int(max_tokens), temperature, top_p, 0, int(seed or 0), ratio)
+            yield from _answer(chat, session, prompt, panes, settings)
 
         asking = gr.on(
             [prompt.submit, send.click],
@@ -243,7 +252,7 @@ def _chatbot(pane: str) -> gr.Chatbot:
 
 
 def _settings(chat: Chat) -> tuple[list[gr.components.Component], gr.Checkbox]:
-    """Inputs in the order of `_chosen`, and the box that shows the base."""
+    """Inputs in the order of `ask`, and the box that shows the base."""
     most = min(1024, chat.context // 2)
     defaults = ChatSettings()
     with gr.Accordion("Settings", open=False):
@@ -259,13 +268,8 @@ def _settings(chat: Chat) -> tuple[list[gr.components.Component], gr.Checkbox]:
         with gr.Row():
             top_p = gr.Slider(0.05, 1, defaults.top_p, step=0.05, label="Top-p", info="1 is off.")
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="The same seed gives the same answers.")
-            show_base = gr.Checkbox(False, label="Show the base", info="The model before any training.")
+            show_base = gr.Checkbox(False, label="Show the base", info="Before this run trained it.")
     return [ratio, temperature, tokens, top_p, seed], show_base
-
-
-def _chosen(values: Sequence[float]) -> ChatSettings:
-    ratio, temperature, tokens, top_p, seed = values
-    return ChatSettings(int(tokens), float(temperature), float(top_p), 0, int(seed or 0), float(ratio))
 
 
 def _examples(chat: Chat) -> list[list[str]]:

@@ -1,0 +1,64 @@
+"""Masked statistics by hand, log-probabilities against float64 NumPy."""
+
+import numpy as np
+import pytest
+import torch
+
+from lite_c2f.ops import explained_variance, masked_mean, masked_var, masked_whiten, token_logprobs
+
+VALUES = torch.tensor([[1.0, 2.0, 100.0], [3.0, 100.0, 100.0]])
+MASK = torch.tensor([[True, True, False], [True, False, False]])
+
+
+def test_mean_and_variance_ignore_what_is_masked():
+    assert masked_mean(VALUES, MASK).item() == 2.0
+    assert masked_var(VALUES, MASK).item() == pytest.approx(2 / 3, abs=1e-6)
+    assert masked_mean(VALUES, torch.zeros_like(MASK)).item() == 0.0
+
+
+def test_whitening_spans_the_whole_batch():
+    spread = (2 / 3) ** 0.5
+    expected = torch.tensor([[-1 / spread, 0.0, 0.0], [1 / spread, 0.0, 0.0]])
+    torch.testing.assert_close(masked_whiten(VALUES, MASK), expected, atol=1e-6, rtol=0)
+    kept = masked_whiten(VALUES, MASK, shift_mean=False)
+    torch.testing.assert_close(kept[0, 1].item(), 2.0, atol=1e-6, rtol=0)
+
+
+def test_nan_behind_the_mask_does_not_leak():
+    values = torch.tensor([1.0, float("nan")])
+    assert masked_mean(values, torch.tensor([True, False])).item() == 1.0
+
+
+def test_explained_variance():
+    target = torch.tensor([1.0, 2.0, 3.0, 9.0])
+    mask = torch.tensor([True, True, True, False])
+    assert explained_variance(target + 5, target, mask) == pytest.approx(1.0)  # a constant offset is no variance
+    assert explained_variance(torch.zeros(4), target, mask) == pytest.approx(0.0)
+    assert explained_variance(-target, target, mask) == pytest.approx(-3.0)  # Var(2t) / Var(t) = 4
+    assert explained_variance(target, torch.ones(4), mask) == 0.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("vocabulary", [50, 5000])  # below and above one tile of the kernel
+def test_logprobs_and_entropy(temperature, vocabulary):
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(7, 16), torch.randint(vocabulary, (7,))
+    head = torch.nn.Linear(16, vocabulary, bias=False)
+    logits = hidden.double().numpy() @ head.weight.detach().double().numpy().T / temperature
+    logits -= logits.max(1, keepdims=True)
+    table = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    logprobs, entropy = token_logprobs(hidden, head, targets, temperature)
+    np.testing.assert_allclose(logprobs.detach().numpy(), table[np.arange(7), targets.numpy()], atol=2e-5)
+    np.testing.assert_allclose(entropy.detach().numpy(), -(np.exp(table) * table).sum(1), atol=2e-5)
+
+
+def test_gradient_of_logprobs_is_onehot_minus_softmax():
+    torch.manual_seed(1)
+    hidden, targets = torch.randn(3, 8, requires_grad=True), torch.tensor([0, 4, 2])
+    head = torch.nn.Linear(8, 5, bias=False).requires_grad_(False)
+    token_logprobs(hidden, head, targets, 0.5)[0].sum().backward()
+    weight = head.weight.numpy().astype(np.float64)
+    logits = hidden.detach().numpy() @ weight.T / 0.5
+    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = (np.eye(5)[targets.numpy()] - softmax) @ weight / 0.5
+    np.testing.assert_allclose(hidden.grad.numpy(), expected, atol=1e-5)
