@@ -94,6 +94,12 @@ class Lora(Section):
         "all-linear", description="Names of the linear layers that get an adapter; all-linear leaves out the head."
     )
 
+    @model_validator(mode="after")
+    def _no_head(self) -> "Lora":
+        if "lm_head" in self.target_modules or "embed_tokens" in self.target_modules:
+            raise ValueError("lora.target_modules names lm_head or embed_tokens; adapt linear layers inside the model")
+        return self
+
 
 class Reward(Section):
     """Reward modelling, on TRL's RewardTrainer."""
@@ -218,7 +224,7 @@ class Config(Section):
     fine: Fine = Field(Fine(), description="Stage 3, the Fine Actor.")
     evaluation: Evaluation = Field(Evaluation(), description="The comparison.")
     run: Run = Field(Run(), description="The run directory.")
-    hardware: Hardware = Field(Hardware(), description="The machine.")
+    hardware: Hardware = Field(Hardware(), description="The machine it runs on.")
 
     @model_validator(mode="after")
     def _toy_pair(self) -> "Config":
@@ -233,7 +239,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load_config` reads back to an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def load_config(source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -47,7 +47,7 @@ def four_bit_error() -> str:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(device)
         packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-        error = (dequantize_4bit(packed, state) - weight).norm() / weight.norm()
+        gap = float((dequantize_4bit(packed, state) - weight).norm() / weight.norm())
     except Exception as error:
         return f"fails: {' '.join(str(error).split())[:120]}"
     return (

@@ -44,8 +44,8 @@ def resolve_models(config: Config, progress=None) -> ModelPair:
     if config.model.base == TOY:
         from lite_c2f.toy.build import toy_pair
 
-        pair = toy_pair(progress=progress)
-        return ModelPair(str(pair.base), str(pair.instruct))
+        toy = toy_pair(progress=progress)
+        return ModelPair(str(toy.base), str(toy.instruct))
     pair = ModelPair(
         _fetched(config.model.base, config.model.base_revision),
         _fetched(config.model.instruct, config.model.instruct_revision),

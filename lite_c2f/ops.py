@@ -37,8 +37,9 @@ def token_logprobs(hidden: Tensor, head: torch.nn.Module, targets: Tensor, tempe
     Returns two (N,) float32 tensors; gradients flow to `hidden` through the log-probabilities and the entropy.
     Logits of 32,000 words cost 125 KiB a token in float32; TRL's kernel works on tiles of them.
     """
-    bias = getattr(head, "bias", None)
+    weight: Tensor = head.weight  # type: ignore[assignment]
+    tile = min(4096, weight.shape[0])
     logprobs, entropy, *_ = ChunkedLogProbFunction.apply(
-        hidden, head.weight, bias, targets, temperature, min(4096, head.weight.shape[0]), None, 1.0, ("entropy",)
+        hidden, weight, getattr(head, "bias", None), targets, temperature, tile, None, 1.0, ("entropy",)
     )
     return logprobs, entropy

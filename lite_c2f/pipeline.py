@@ -308,7 +308,7 @@ class _Counter:
 
 def _stepper(view: View, name: str) -> Callable[[int, int, dict[str, float]], None]:
     """The number of steps is known at the first one only."""
-    started = []
+    started: list[bool] = []
 
     def step(done: int, total: int, values: dict[str, float]) -> None:
         if not started:

@@ -154,5 +154,10 @@ def quantized(pico):
     from lite_c2f.backbone.load import load_model
     from lite_c2f.config import load_config
 
-    settings = ["data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32"]
+    settings = [
+        "data.max_prompt_tokens=16",
+        "coarse.length.max=32",
+        "coarse.length.start=8",
+        "evaluation.max_tokens=32",
+    ]
     return lambda: load_model(str(pico["base"]), load_config({}, settings))

@@ -22,7 +22,12 @@ def answer(model, sampling, prompts=PROMPTS, **given):
 def oracle(model, prompt, limit, eos=2):
     tokens = torch.tensor([prompt])
     made = model.generate(
-        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=limit, do_sample=False, eos_token_id=eos, pad_token_id=0
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=limit,
+        do_sample=False,
+        eos_token_id=eos,
+        pad_token_id=0,
     )
     return made[0, len(prompt) :].tolist()
 

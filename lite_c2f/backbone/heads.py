@@ -24,7 +24,7 @@ class ScalarHead(nn.Module):
 
     def rescaled(self, mean: float, std: float) -> "ScalarHead":
         """A new head that gives (this head - mean) / std: a reward head as the first critic of normalised rewards."""
-        return ScalarHead.of(self.linear.weight / std, (float(self.linear.bias) - mean) / std)
+        return ScalarHead.of(self.linear.weight.detach() / std, (self.linear.bias.item() - mean) / std)
 
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):

@@ -78,7 +78,8 @@ class Roles:
 
     @property
     def lm_head(self) -> nn.Module:
-        return self.model.get_base_model().lm_head
+        head: Any = self.model.get_base_model().lm_head
+        return head
 
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
         """The LoRA weights of one adapter, by name."""
@@ -144,7 +145,7 @@ class Roles:
         bare = role is None or role == REFERENCE
         for layer in self._layers:
             layer.enable_adapters(not bare)
-            if not bare:
+            if role is not None and not bare:
                 layer.set_adapter([role])
         for name in self.adapters:
             for parameter in self.trainable(name):
@@ -153,13 +154,14 @@ class Roles:
 
     def _set_checkpointing(self, on: bool) -> None:
         """Checkpointing acts only in training mode, and disables the KV cache there: so both go on and off together."""
-        base = self.model.get_base_model()
-        if on and not base.is_gradient_checkpointing:
+        if self.model.training == on:
+            return
+        base: Any = self.model.get_base_model()
+        if on:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        elif not on and base.is_gradient_checkpointing:
+        else:
             base.gradient_checkpointing_disable()
-        if self.model.training != on:
-            self.model.train(on)
+        self.model.train(on)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         """float32 adapters over a half-precision base on a GPU; nothing to do on a float32 CPU model."""

@@ -21,21 +21,21 @@ from lite_c2f.config import Length
 class Running(NamedTuple):
     """Exponentially weighted mean and variance of a number seen once an update."""
 
-    count: int = 0
+    updates: int = 0
     mean: float = 0.0
     var: float = 0.0
 
     def z(self, value: float) -> float:
         """How unusual a value is against what was seen before, clipped to 3; 0 with fewer than two values seen."""
-        if self.count < 2 or self.var <= 1e-12:
+        if self.updates < 2 or self.var <= 1e-12:
             return 0.0
         return max(-3.0, min(3.0, (value - self.mean) / math.sqrt(self.var)))
 
     def seen(self, value: float, decay: float) -> "Running":
         """After one more value. Early values are averaged plainly: the memory grows to `decay`."""
-        weight = max(1 - decay, 1 / (self.count + 1))
+        weight = max(1 - decay, 1 / (self.updates + 1))
         gap = value - self.mean
-        return Running(self.count + 1, self.mean + weight * gap, (1 - weight) * (self.var + weight * gap * gap))
+        return Running(self.updates + 1, self.mean + weight * gap, (1 - weight) * (self.var + weight * gap * gap))
 
 
 class LengthState(NamedTuple):

@@ -49,7 +49,7 @@ def train_coarse(
     ends = Ends(tokenizer.eos_token_id, tokenizer.pad_token_id, stop_ids(tokenizer, config.model.stop))
     stream = prompt_stream(config, corpus, tokenizer)
     shown = [_encode(config, tokenizer, prompt) for prompt in corpus.held_out_prompts[: settings.sample_prompts]]
-    optimizers = {
+    optimizers: dict[str, torch.optim.Optimizer] = {
         "policy": torch.optim.AdamW(roles.trainable("policy"), lr=settings.lr, weight_decay=0.0),
         "critic": torch.optim.AdamW(roles.trainable("critic"), lr=settings.critic_lr, weight_decay=0.0),
     }

@@ -10,8 +10,14 @@ from typing import Any
 from lite_c2f.errors import RunError
 from lite_c2f.runs import read_json, write_text
 
-CURVES = (("reward", "reward (standard deviations)"), ("limit", "limit (tokens)"), ("hit_limit", "share at the limit"))
-CURVES += (("kl", "KL to the base (nats a response)"), ("value_loss", "critic loss"), ("tokens", "tokens a response"))
+CURVES = (
+    ("reward", "reward (standard deviations)"),
+    ("limit", "limit (tokens)"),
+    ("hit_limit", "share at the limit"),
+    ("kl", "KL to the base (nats a response)"),
+    ("value_loss", "critic loss"),
+    ("tokens", "tokens a response"),
+)
 
 STYLE = """
 :root{color-scheme:light dark}

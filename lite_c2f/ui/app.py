@@ -118,6 +118,7 @@ def build(chat_or_run: Chat | str | Path) -> gr.Blocks:
             [prompt, *seen],
             api_name="ask",
             show_progress="hidden",
+            show_progress_on=prompt,  # or a refused prompt would cover every pane with the word Error
             trigger_mode="once",
             concurrency_id="models",
             concurrency_limit=STREAMS,
@@ -291,7 +292,7 @@ def _answer(
     try:
         stream = chat.stream(asked, panes, settings, stop)
     except C2FError as error:
-        raise gr.Error(html.escape(str(error)), title="Cannot answer", print_exception=False) from None
+        raise gr.Error(html.escape(str(error)), print_exception=False) from None
     events: dict[str, Event] = {}
     try:
         yield ["", *_page(asked, events, session)]
