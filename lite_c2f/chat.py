@@ -403,9 +403,8 @@ def _panels(events: Mapping[str, Event], width: int) -> Columns | Group:
     wide = width >= WIDE
     panels = [
         Panel(
-            Text(printable(event.text)),
+            Group(Text(printable(event.text)), Text(event.status, style="dim")),
             title=TITLES[event.pane],
-            subtitle=Text(event.status, style="dim"),
             width=width // len(events) - 1 if wide else None,
         )
         for event in events.values()

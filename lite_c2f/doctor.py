@@ -50,6 +50,4 @@ def four_bit_error() -> str:
         gap = float((dequantize_4bit(packed, state) - weight).norm() / weight.norm())
     except Exception as error:
         return f"fails: {' '.join(str(error).split())[:120]}"
-    return (
-        f"works (relative error {float(error):.3f})" if error < 0.15 else f"wrong (relative error {float(error):.3f})"
-    )
+    return f"{'works' if gap < 0.15 else 'wrong'} (relative error {gap:.3f})"

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -116,17 +118,6 @@ def hand_model():
     return build_hand_model
 
 
-TINY = (
-    "reward.max_pairs=96",
-    "coarse.updates=3",
-    "coarse.rollouts=8",
-    "coarse.sample_every=1",
-    "fine.ratios=[0.5,1.0]",
-    "fine.prompts=8",
-    "evaluation.prompts=8",
-)
-
-
 @pytest.fixture(scope="session")
 def toy_models():
     """The real toy pair: from the cache, or trained now (about two minutes, once)."""
@@ -136,15 +127,23 @@ def toy_models():
 
 
 @pytest.fixture(scope="session")
-def toy_run(toy_models, tmp_path_factory):
-    """A finished run directory, made by the real pipeline with tiny settings; read-only."""
-    from lite_c2f.config import load_config
-    from lite_c2f.pipeline import train
+def lite_c2f():
+    """Run the command line in a process of its own, as people do."""
 
+    def run(*arguments, **given):
+        command = [sys.executable, "-m", "lite_c2f", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=900, **given)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def toy_run(lite_c2f, tmp_path_factory):
+    """A finished run directory: the real demo, run once (two to four minutes). Read-only."""
     run = tmp_path_factory.mktemp("runs") / "toy"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TRL's and Transformers' own deprecations
-        train(load_config(Path(__file__).parents[1] / "configs" / "toy.yaml", TINY), run)
+    done = lite_c2f("demo", "--out", run)
+    assert done.returncode == 0, done.stderr
+    (run / "stdout.txt").write_text(done.stdout)
     return run
 
 

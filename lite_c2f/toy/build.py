@@ -153,7 +153,7 @@ def _base_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[t
     rng = random.Random(f"base-{recipe.seed}")
     source = world.problems(rng, held_out=False)
     while True:
-        rows = []
+        rows: list[list[int]] = []
         while len(rows) < recipe.base_batch:
             row = [tokenizer.bos_token_id]
             turn = world.forum_turn if rng.random() < 0.15 else world.dialogue_turn
@@ -171,7 +171,7 @@ def _instruct_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterat
     rng = random.Random(f"instruct-{recipe.seed}")
     source = world.problems(rng, held_out=False)
     while True:
-        rows: list[tuple[list[int], list[int]]] = []
+        rows = []
         for problem in itertools.islice(source, recipe.instruct_batch):
             prompt = tokenizer.encode(f"{BOS}{INST} {problem.question} {END_INST}", add_special_tokens=False)
             answer = tokenizer.encode(f" {world.instruct_answer(rng, problem)}{EOS}", add_special_tokens=False)

@@ -63,8 +63,14 @@ class Session:
     """What one browser tab has said and heard, and the switch that stops its answers."""
 
     def __init__(self) -> None:
-        self.histories: dict[str, list[Turn]] = {pane: [] for pane in ALL_PANES}
         self.stop = threading.Event()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the conversations. An answer that is under way ends, and finds that `stop` is no longer its own."""
+        self.stop.set()
+        self.stop = threading.Event()
+        self.histories: dict[str, list[Turn]] = {pane: [] for pane in ALL_PANES}
 
 
 def build(chat_or_run: Chat | str | Path) -> gr.Blocks:
@@ -111,7 +117,7 @@ def build(chat_or_run: Chat | str | Path) -> gr.Blocks:
             settings = ChatSettings(int(max_tokens), temperature, top_p, 0, int(seed or 0), ratio)
             yield from _answer(chat, session, prompt, panes, settings)
 
-        asking = gr.on(
+        gr.on(
             [prompt.submit, send.click],
             ask,
             [prompt, session, show_base, *settings],
@@ -124,7 +130,7 @@ def build(chat_or_run: Chat | str | Path) -> gr.Blocks:
             concurrency_limit=STREAMS,
         )
         stop.click(_stop, session, None, queue=False, show_progress="hidden", api_name="stop")
-        clear.click(_clear, session, seen, cancels=asking, queue=False, show_progress="hidden", api_name="clear")
+        clear.click(_clear, session, seen, queue=False, show_progress="hidden", api_name="clear")
         show_base.change(
             lambda shown: gr.Column(visible=shown),
             show_base,
@@ -288,22 +294,26 @@ def _answer(
     """Updates of the page: the question in all panes at once, then the answers as they grow."""
     prompt = (prompt or "").strip()
     asked = {pane: [*session.histories[pane], Turn("human", prompt)] for pane in panes}
-    stop = session.stop = threading.Event()
+    stop = threading.Event()
     try:
         stream = chat.stream(asked, panes, settings, stop)
     except C2FError as error:
         raise gr.Error(html.escape(str(error)), print_exception=False) from None
+    session.stop = stop
     events: dict[str, Event] = {}
     try:
         yield ["", *_page(asked, events, session)]
         drawn = time.monotonic()
         for event in stream:
             events[event.pane] = event
-            if time.monotonic() - drawn > PAUSE:
+            if time.monotonic() - drawn > PAUSE and session.stop is stop:
                 yield [gr.skip(), *_page(asked, events, session)]
                 drawn = time.monotonic()
-        session.histories = {**session.histories, **with_answers(asked, events)}
-        yield [gr.skip(), *_page(asked, events, session)]
+        if session.stop is stop:
+            session.histories = {**session.histories, **with_answers(asked, events)}
+            yield [gr.skip(), *_page(asked, events, session)]
+        else:  # cleared meanwhile: show that last, whichever update arrives first
+            yield [gr.skip(), *_page({}, {}, session)]
     finally:
         stop.set()  # nothing else here: when a visitor leaves, this runs on the server's event loop
 
@@ -344,5 +354,6 @@ def _stop(session: Session | None) -> None:
 
 
 def _clear(session: Session | None) -> list[Any]:
-    _stop(session)
-    return _page({}, {}, Session())
+    session = session or Session()
+    session.clear()
+    return _page({}, {}, session)

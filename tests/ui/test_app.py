@@ -177,3 +177,17 @@ def test_leaving_stops_the_answer(page, toy_run):
     updates.close()
     assert session.stop.is_set()
     assert session.histories["coarse"] == []
+
+
+@pytest.mark.slow
+def test_clear_wins_over_an_answer_under_way(toy_run):
+    """Otherwise the answer's last update could bring the forgotten conversation back."""
+    chat, session = Chat(toy_run), ui.Session()
+    updates = ui._answer(chat, session, QUESTION, ["coarse"], ChatSettings(24, 0.0))
+    next(updates)
+    ui._clear(session)
+    *_, last = updates
+    assert last[1:5] == [[], [], [], []]
+    assert session.histories["coarse"] == []
+    *_, last = ui._answer(chat, session, "Again", ["coarse"], ChatSettings(4, 0.0))
+    assert last[1][0]["content"]["text"] == "Again"

@@ -1,0 +1,185 @@
+"""The whole pipeline, for real: what the demo must reach, and what others read of its run directory."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lite_c2f.runs import read_json
+
+pytestmark = pytest.mark.slow
+
+METRICS = {
+    "stage", "step", "reward", "kl", "limit", "hit_limit", "tokens", "policy_loss", "value_loss", "entropy",
+    "clip_fraction", "explained_variance", "tokens_per_s", "seconds", "peak_memory_mib",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def summary(toy_run):
+    return read_json(toy_run / "summary.json")
+
+
+@pytest.fixture(scope="module")
+def lines(toy_run):
+    rows = [json.loads(line) for line in (toy_run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["stage"] == "coarse"]
+
+
+def test_the_reward_model_ranks_held_out_pairs(summary):
+    assert summary["reward_model"]["accuracy"] >= 0.85
+
+
+def test_rewards_rise_and_the_limit_grows(summary):
+    coarse = summary["coarse"]
+    assert coarse["reward_last"] - coarse["reward_first"] >= 1.0
+    assert coarse["limit_first"] == 16 and coarse["limit_last"] >= 48
+
+
+def test_the_fine_actor_is_better_than_the_instruct_model(summary):
+    actors = summary["actors"]
+    fine = actors["fine"]
+    assert fine["analytic"] >= 0.8 and fine["eos"] >= 0.95
+    assert fine["accuracy"] >= actors["instruct"]["accuracy"] + 0.15
+    assert fine["repeated_4gram"] <= actors["coarse"]["repeated_4gram"] + 0.01
+
+
+def test_summary_has_the_contract_s_shape(summary):
+    assert summary["schema"] == 1 and set(summary["actors"]) == {"base", "instruct", "coarse", "fine"}
+    for figures in summary["actors"].values():
+        assert set(figures) == {"reward", "tokens", "repeated_4gram", "eos", "accuracy", "analytic"}
+    assert set(summary["coarse"]) == {"limit_first", "limit_last", "reward_first", "reward_last"}
+    assert {"reward", "coarse", "fine"} <= set(summary["seconds"])
+
+
+def test_every_update_is_logged_in_full(lines):
+    assert [line["step"] for line in lines] == list(range(1, 41))
+    for line in lines:
+        assert set(line) >= METRICS
+        assert all(math.isfinite(value) for value in line.values() if not isinstance(value, str))
+    limits = [line["limit"] for line in lines]
+    assert limits == sorted(limits) and limits[0] == 16
+    assert max(line["sampling_gap"] for line in lines) < 1e-4  # float32: sampling and update agree
+
+
+def test_limits_follow_the_formula(lines):
+    """Replay the controller from the log alone."""
+    from lite_c2f.cli import toy_config
+    from lite_c2f.coarse.length import advance, start
+    from lite_c2f.config import load_config
+
+    settings = load_config(toy_config()).coarse.length
+    state = start(settings)
+    for line in lines:
+        assert line["limit"] == state.limit
+        state = advance(state, settings, line["reward"], line["value_loss"], line["hit_limit"])
+
+
+def test_samples_are_stored_and_change(toy_run):
+    rows = [json.loads(line) for line in (toy_run / "coarse" / "samples.jsonl").read_text().splitlines()]
+    first = [row["response"] for row in rows if row["step"] == 1]
+    last = [row["response"] for row in rows if row["step"] == 40]
+    assert len(first) == len(last) == 4 and first != last
+    assert all("Let us think step by step" in text and "The answer is" in text for text in last)
+
+
+def test_the_table_is_printed(toy_run):
+    printed = (toy_run / "stdout.txt").read_text()
+    for word in ("instruct", "coarse", "fine", "accuracy", "lite-c2f chat"):
+        assert word in printed
+
+
+STOCK = """
+import sys, torch
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoTokenizer
+run = sys.argv[1]
+coarse = AutoPeftModelForCausalLM.from_pretrained(run + "/coarse/adapter").eval()
+fine = AutoModelForCausalLM.from_pretrained(run + "/fine/model").eval()
+tokenizer = AutoTokenizer.from_pretrained(run + "/fine/model")
+messages = [{"role": "user", "content": "Tom has 3 apples, first finds 4, second loses 2. How many now?"}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+said = fine.generate(**inputs, max_new_tokens=90, do_sample=False)[0, inputs["input_ids"].shape[1]:]
+print(tokenizer.decode(said))
+assert said[-1] == tokenizer.eos_token_id
+reward = AutoPeftModelForSequenceClassification.from_pretrained(run + "/reward/adapter", num_labels=1).eval()
+assert "lite_c2f" not in sys.modules
+"""
+
+
+def test_adapter_and_model_load_with_stock_libraries(toy_run):
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", STOCK, str(toy_run)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "3 + 4 = 7" in done.stdout and "</s>" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore")  # the libraries' own, on loading
+def test_stock_reward_model_gives_our_scores(toy_run):
+    from peft import AutoPeftModelForSequenceClassification
+    from transformers import BitsAndBytesConfig
+
+    from lite_c2f.actors import load_coarse
+    from lite_c2f.backbone.load import keep_weights_trainable
+    from lite_c2f.pipeline import open_run
+    from lite_c2f.reward.score import score
+
+    config, models = open_run(toy_run)
+    _, judge = load_coarse(config, models, toy_run)
+    text = (
+        "\n\nHuman: Tom has 3 apples, first finds 4, second loses 2. How many now?\n\nAssistant: The answer is 5.</s>"
+    )
+    row = judge.tokenizer(judge.tokenizer.bos_token + text, add_special_tokens=False)["input_ids"]
+    ours = score(judge.roles, [row], pad_id=judge.tokenizer.pad_token_id)
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    stock = AutoPeftModelForSequenceClassification.from_pretrained(
+        str(toy_run / "reward" / "adapter"), num_labels=1, quantization_config=four_bit, dtype=torch.float32
+    ).eval()
+    keep_weights_trainable(stock)
+    with torch.no_grad():
+        theirs = stock(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long)).logits
+    torch.testing.assert_close(ours, theirs.flatten(), atol=1e-4, rtol=0)
+
+
+def test_the_merged_model_says_what_the_unmerged_one_says(toy_run):
+    """Merged and loaded in 4 bits, against the instruct model in 4 bits with the scaled adapter beside it."""
+    from lite_c2f.actors import Instruct
+    from lite_c2f.data.records import Turn
+    from lite_c2f.pipeline import open_run
+    from lite_c2f.sampling import Sampling
+
+    config, models = open_run(toy_run)
+    ratio = read_json(toy_run / "fine" / "merge.json")["ratio"]
+    turns = [(Turn("human", f"Eva has {n} coins, first wins 5, second drops 2. How many now?"),) for n in range(1, 9)]
+    greedy = Sampling(90, temperature=0)
+    merged = Instruct(config, str(toy_run / "fine" / "model")).answer(turns, greedy)
+    unmerged = Instruct(config, models.instruct, toy_run / "coarse" / "adapter")
+    with unmerged.ratio(ratio):
+        beside = unmerged.answer(turns, greedy)
+    with unmerged.ratio(0.0):
+        bare = unmerged.answer(turns, greedy)
+    assert sum(one.text == other.text for one, other in zip(merged, beside, strict=True)) >= 6
+    assert sum(one.text == other.text for one, other in zip(merged, bare, strict=True)) <= 2
+
+
+def test_report_and_eval_and_sweep(toy_run, lite_c2f, tmp_path):
+    import shutil
+
+    run = tmp_path / "copy"
+    shutil.copytree(toy_run, run)
+    assert lite_c2f("report", run).returncode == 0
+    page = (run / "report" / "index.html").read_text()
+    assert "data:image/png" in page and "http" not in page.replace("http-equiv", "")
+    done = lite_c2f("eval", run, "evaluation.prompts=8", "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) == {"base", "instruct", "coarse", "fine"}
+    done = lite_c2f("sweep", run, "--ratios", "0.5", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [row["ratio"] for row in json.loads(done.stdout)["tried"]] == [0.0, 0.5]
