@@ -300,8 +300,8 @@ def with_answers(histories: Mapping[str, History], events: Mapping[str, Event]) 
     after = {}
     for pane, turns in histories.items():
         event = events.get(pane)
-        answered = event is not None and event.finish != "error"
-        after[pane] = [*turns, Turn("assistant", event.text)] if answered else list(turns[:-1])
+        failed = event is None or event.finish == "error"
+        after[pane] = list(turns[:-1]) if failed else [*turns, Turn("assistant", events[pane].text)]
     return after
 
 

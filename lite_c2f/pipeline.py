@@ -128,6 +128,7 @@ def run_stage(
     if stage == "reward":
         view.stage("reward model", 0, "steps")
         metrics = train_reward(config, models, corpus, run, _stepper(view, "reward model"), tracker)
+        tell_truncation(view, metrics["pairs"])
         view.note(f"reward model: {metrics['accuracy']:.3f} of held-out pairs ranked right")
     elif stage == "coarse":
         view.stage("coarse actor", config.coarse.updates, "updates")
@@ -281,6 +282,15 @@ def tell_data(view: View, corpus: Corpus) -> None:
     )
     if corpus.skipped:
         view.note("rows skipped: " + ", ".join(f"{count} {reason}" for reason, count in corpus.skipped.items()))
+
+
+def tell_truncation(view: View, report: dict[str, int]) -> None:
+    """Say what was cut to fit data.max_prompt_tokens and data.max_answer_tokens."""
+    if report["prompts_truncated"] or report["answers_cut"]:
+        view.note(
+            f"of {report['pairs']} pairs: {report['prompts_truncated']} prompts too long "
+            f"({report['turns_dropped']} oldest turns dropped), {report['answers_cut']} answers cut"
+        )
 
 
 class _ToySteps:

@@ -52,7 +52,7 @@ class Recipe(NamedTuple):
     base_batch: int = 32
     base_tokens: int = 96  # a row
     base_lr: float = 1e-2
-    instruct_steps: int = 100
+    instruct_steps: int = 130
     instruct_batch: int = 24
     instruct_lr: float = 5e-4
     seed: int = 0
