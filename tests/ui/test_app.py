@@ -1,5 +1,6 @@
 """The page: who may reach it, what it shows, a question through its API."""
 
+import gc
 import html
 import importlib.util
 import socket
@@ -15,6 +16,13 @@ from lite_c2f.chat import Chat, ChatSettings, Event
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError, RunError
 from lite_c2f.ui import app as ui
+
+# Gradio's server threads leave event loops and their sockets to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio"),
+]
 
 QUESTION = "Tom has 3 apples, finds 4, loses 2. How many now?"
 EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
@@ -72,6 +80,13 @@ def load_main():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+    """What Gradio leaves behind is collected here, where its warnings are ignored."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
