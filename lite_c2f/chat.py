@@ -29,7 +29,7 @@ from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError, ModelError
 from lite_c2f.inputs import TOY
-from lite_c2f.pipeline import open_run
+from lite_c2f.manifest import open_run
 from lite_c2f.runs import read_json
 from lite_c2f.sampling import Sampling, draw
 

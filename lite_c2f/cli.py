@@ -146,20 +146,15 @@ def sweep(
 ) -> None:
     """Score ratios of the residue without merging; writes RUN/fine/ratios.json."""
     from lite_c2f.fine.sweep import parse_ratios
-    from lite_c2f.fine.sweep import sweep as run_sweep
-    from lite_c2f.inputs import load_corpus
-    from lite_c2f.pipeline import open_run
-    from lite_c2f.terminal import Terminal, ratio_table
 
     wanted = parse_ratios(ratios)
     _quiet()
-    config, models = open_run(run)
+    from lite_c2f.pipeline import sweep as run_sweep
+    from lite_c2f.terminal import Terminal, ratio_table
+
     view = Terminal()
-    view.stage("ratios", len({0.0, *wanted}), "ratios")
     try:
-        found = run_sweep(
-            config, models, load_corpus(config), run, wanted, progress=lambda step, _, row: view.step(step, row)
-        )
+        found = run_sweep(run, wanted, view=view)
     finally:
         view.close()
     if as_json:
@@ -175,13 +170,13 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare base, instruct, Coarse and Fine again; settings of `evaluation` can be changed."""
-    from lite_c2f.pipeline import reevaluate
+    _quiet()
+    from lite_c2f.pipeline import evaluate as run_evaluate
     from lite_c2f.terminal import Terminal, print_summary
 
-    _quiet()
     view = Terminal()
     try:
-        summary = reevaluate(run, overrides or [], view)
+        summary = run_evaluate(run, overrides or [], view=view)
     finally:
         view.close()
     if as_json:

@@ -1,32 +1,28 @@
 """One command trains: reward model, Coarse Actor, Fine Actor, comparison. Stages meet on disk."""
 
-import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
-import lite_c2f
-from lite_c2f.coarse.train import train_coarse
+from lite_c2f.coarse.train import train_coarse as coarse_stage
 from lite_c2f.config import Config, load_config
 from lite_c2f.errors import RunError
-from lite_c2f.evaluation.compare import evaluate
+from lite_c2f.evaluation.compare import evaluate as compare_actors
 from lite_c2f.fine.merge import merge
-from lite_c2f.fine.sweep import sweep
+from lite_c2f.fine.sweep import sweep as try_ratios
 from lite_c2f.inputs import Corpus, ModelPair, load_corpus, resolve_models
-from lite_c2f.reward.train import train_reward
-from lite_c2f.runs import read_json, start_tracker, write_json, write_text
-
-STAGES = ("reward", "coarse", "fine")
-FINISHED = {"reward": "reward/metrics.json", "coarse": "coarse/metrics.json", "fine": "fine/model/config.json"}
-READS = {  # sections of the configuration a stage's result depends on, beside those of the stages before it
-    "reward": ("model", "data", "lora", "reward"),
-    "coarse": ("coarse",),
-    "fine": ("fine",),
-}
+from lite_c2f.manifest import (
+    STAGES,
+    check_stages,
+    claim,
+    is_published,
+    open_run,
+    save_manifest,
+    write_summary,
+)
+from lite_c2f.reward.train import train_reward as reward_stage
+from lite_c2f.runs import read_json, start_tracker, write_json
 
 
 class View(Protocol):
@@ -107,13 +103,51 @@ def compare(config: Config, models: ModelPair, corpus: Corpus, run: Path, view: 
     """The comparison of the four actors, into RUN/evaluation."""
     began = time.perf_counter()
     view.stage("comparison", 4, "actors")
-    actors = evaluate(config, models, corpus, run, progress=_Counter(view))
+    actors = compare_actors(config, models, corpus, run, progress=_Counter(view))
     write_json(run / "evaluation" / "actors.json", actors)
     save_manifest(run, config, models, {"evaluation": time.perf_counter() - began})
 
 
-def reevaluate(run: Path, overrides: Sequence[str] = (), view: View | None = None) -> dict[str, Any]:
-    """Compare the actors of a finished run again, with other settings of `evaluation`; returns the new summary."""
+def train_reward(
+    config: Config | str | Path, run: str | Path | None = None, *, view: View | None = None
+) -> dict[str, Any]:
+    """Stage 1 alone; returns RUN/reward/metrics.json (`accuracy`, `mean`, `std`, what was skipped and cut)."""
+    return _one_stage("reward", config, run, view)
+
+
+def train_coarse(
+    config: Config | str | Path, run: str | Path | None = None, *, view: View | None = None
+) -> dict[str, Any]:
+    """Stage 2 alone; needs stage 1 in the same run. Returns RUN/coarse/metrics.json (rewards, limits, tokens)."""
+    return _one_stage("coarse", config, run, view)
+
+
+def _one_stage(stage: str, config: Config | str | Path, run: str | Path | None, view: View | None) -> dict[str, Any]:
+    config = load_config(config) if isinstance(config, str | Path) else config
+    folder = Path(run or config.run.dir)
+    train(config, folder, (stage,), view=view)
+    return read_json(folder / stage / "metrics.json")
+
+
+def sweep(run: str | Path, ratios: Sequence[float] | None = None, *, view: View | None = None) -> dict[str, Any]:
+    """Score ratios of a finished run's residue without merging; returns what it writes to RUN/fine/ratios.json.
+
+    >>> sweep("runs/toy", [0.5, 1.0])["chosen"]
+    """
+    run, view = Path(run), view or Silent()
+    config, models = open_run(run)
+    wanted = list(ratios or config.fine.ratios)
+    view.stage("ratios", len({0.0, *wanted}), "ratios")
+    corpus = load_corpus(config)
+    return try_ratios(config, models, corpus, run, wanted, progress=lambda step, _, row: view.step(step, row))
+
+
+def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | None = None) -> dict[str, Any]:
+    """Compare the actors of a finished run again, with other settings of `evaluation`; returns the new summary.
+
+    >>> evaluate("runs/toy", ["evaluation.prompts=500"])["actors"]["fine"]["reward"]
+    """
+    run = Path(run)
     config, models = open_run(run)
     config = load_config(config.model_dump(), overrides)
     claim(run, config)
@@ -127,12 +161,12 @@ def run_stage(
     """Train and publish one stage."""
     if stage == "reward":
         view.stage("reward model", 0, "steps")
-        metrics = train_reward(config, models, corpus, run, _stepper(view, "reward model"), tracker)
+        metrics = reward_stage(config, models, corpus, run, _stepper(view, "reward model"), tracker)
         tell_truncation(view, metrics["pairs"])
         view.note(f"reward model: {metrics['accuracy']:.3f} of held-out pairs ranked right")
     elif stage == "coarse":
         view.stage("coarse actor", config.coarse.updates, "updates")
-        metrics = train_coarse(
+        metrics = coarse_stage(
             config, models, corpus, run, lambda step, _, line: view.step(step, line), view.tick, tracker
         )
         view.note(
@@ -154,7 +188,7 @@ def make_fine(
     ratio = config.fine.ratio
     if ratio == "auto":
         view.stage("ratios", len({0.0, *config.fine.ratios}), "ratios")
-        found = sweep(config, models, corpus, run, progress=lambda step, _, row: view.step(step, row))
+        found = try_ratios(config, models, corpus, run, progress=lambda step, _, row: view.step(step, row))
         ratio = found["chosen"]
         view.note(f"ratios tried: {len(found['tried'])}; chosen {ratio}")
     view.stage("merge", 100, "%")
@@ -168,110 +202,6 @@ def make_fine(
         report=run / "fine" / "merge.json",
         progress=lambda done, total: view.step(100 * done // max(total, 1), {}),
     )
-
-
-def is_published(run: Path, stage: str) -> bool:
-    """Has this stage left its result?"""
-    return (run / FINISHED[stage]).is_file()
-
-
-def check_stages(run: Path, stages: Sequence[str]) -> None:
-    """Refuse unknown stages, and a stage whose forerunner is neither published nor asked for."""
-    for index, stage in enumerate(STAGES):
-        missing = [before for before in STAGES[:index] if not is_published(run, before) and before not in stages]
-        if stage in stages and missing and not is_published(run, stage):
-            raise RunError.because(
-                f"stage {stage}: '{run}' has no {missing[0]} stage",
-                "the stages before it",
-                f"--stage {missing[0]} first",
-            )
-
-
-def claim(run: Path, config: Config) -> None:
-    """Make the run directory, or check that what was published there came from this configuration."""
-    saved = run / "config.yaml"
-    if run.exists() and not run.is_dir():
-        raise RunError.because(f"run.dir '{run}' is a file", "a folder", "choose another run.dir")
-    if not saved.is_file() and run.is_dir() and any(run.iterdir()):
-        raise RunError.because(f"'{run}' is not empty and no run", "a new or empty folder", "choose another run.dir")
-    if saved.is_file():
-        before = load_config(saved).model_dump()
-        after = config.model_dump()
-        sections: list[str] = []
-        for stage in STAGES:
-            sections += READS[stage]
-            if is_published(run, stage):
-                refuse_difference(run, stage, {s: before[s] for s in sections}, {s: after[s] for s in sections})
-        if any(is_published(run, stage) for stage in STAGES) and before["run"]["seed"] != after["run"]["seed"]:
-            refuse_difference(
-                run, "reward", {"run": before["run"]}, {"run": after["run"] | {"dir": before["run"]["dir"]}}
-            )
-    try:
-        write_text(saved, config.to_yaml())
-    except OSError as error:
-        raise RunError.because(f"run.dir '{run}': {error.strerror}", "a writable folder", "choose another") from None
-
-
-def refuse_difference(run: Path, stage: str, before: Any, after: Any, key: str = "") -> None:
-    """Raise RunError naming the first key in which two configurations differ."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in after:
-            refuse_difference(run, stage, before.get(name), after[name], f"{key}.{name}".lstrip("."))
-    elif before != after:
-        raise RunError.because(
-            f"'{run}' has a {stage} stage made with {key}={before!r}, now {after!r}",
-            "the same value",
-            f"use another --run-dir, or remove {run}/{stage}",
-        )
-
-
-def save_manifest(run: Path, config: Config, models: ModelPair, seconds: dict[str, float]) -> None:
-    """Write RUN/run.json: versions, machine, models, seconds a stage took."""
-    file = run / "run.json"
-    known = read_json(file) if file.is_file() else {"seconds": {}}
-    packages = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate", "datasets")
-    manifest = {
-        "schema": 1,
-        "lite_c2f": lite_c2f.__version__,
-        "versions": {name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "models": models._asdict(),
-        "seed": config.run.seed,
-        "seconds": known["seconds"] | {stage: round(value, 2) for stage, value in seconds.items()},
-    }
-    write_json(file, manifest)
-
-
-def write_summary(run: Path) -> dict[str, Any]:
-    """Gather RUN/summary.json from what the stages published; parts that are missing are left out."""
-    summary: dict[str, Any] = {"schema": 1, "seconds": read_json(run / "run.json")["seconds"]}
-    if is_published(run, "reward"):
-        summary["reward_model"] = {"accuracy": read_json(run / "reward" / "metrics.json")["accuracy"]}
-    if is_published(run, "coarse"):
-        saved = read_json(run / "coarse" / "metrics.json")
-        summary["coarse"] = {name: saved[name] for name in ("limit_first", "limit_last", "reward_first", "reward_last")}
-    if is_published(run, "fine"):
-        summary["fine"] = {"ratio": read_json(run / "fine" / "merge.json")["ratio"]}
-    if (run / "evaluation" / "actors.json").is_file():
-        summary["actors"] = read_json(run / "evaluation" / "actors.json")
-    write_json(run / "summary.json", summary)
-    return summary
-
-
-def open_run(run: str | Path) -> tuple[Config, ModelPair]:
-    """Configuration and models of a run with a Coarse and a Fine Actor. Raises RunError when it has none."""
-    run = Path(run)
-    if not (run / "run.json").is_file():
-        raise RunError.because(f"'{run}' is no run directory", "one made by lite-c2f", "make one with `lite-c2f demo`")
-    for stage in ("coarse", "fine"):
-        if not is_published(run, stage):
-            raise RunError.because(f"'{run}' has no {stage} stage", "a finished run", "finish it with lite-c2f train")
-    models = ModelPair(**read_json(run / "run.json")["models"])
-    for name, folder in models._asdict().items():
-        if not Path(folder).is_dir():
-            raise RunError.because(f"{name} model of '{run}' is gone: '{folder}'", "its folder", "train again")
-    return load_config(run / "config.yaml"), models
 
 
 def tell_data(view: View, corpus: Corpus) -> None:

@@ -123,7 +123,7 @@ def test_stock_reward_model_gives_our_scores(toy_run):
 
     from lite_c2f.actors import load_coarse
     from lite_c2f.backbone.load import keep_weights_trainable
-    from lite_c2f.pipeline import open_run
+    from lite_c2f.manifest import open_run
     from lite_c2f.reward.score import score
 
     config, models = open_run(toy_run)
@@ -152,7 +152,7 @@ def test_the_merged_model_says_what_the_unmerged_one_says(toy_run):
     """Merged and loaded in 4 bits, against the instruct model in 4 bits with the scaled adapter beside it."""
     from lite_c2f.actors import Instruct
     from lite_c2f.data.records import Turn
-    from lite_c2f.pipeline import open_run
+    from lite_c2f.manifest import open_run
     from lite_c2f.sampling import Sampling
 
     config, models = open_run(toy_run)

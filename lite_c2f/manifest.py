@@ -1,0 +1,127 @@
+"""What a run directory says of itself: which stages are published, with which settings, versions and times."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lite_c2f
+from lite_c2f.config import Config, load_config
+from lite_c2f.errors import RunError
+from lite_c2f.inputs import ModelPair
+from lite_c2f.runs import read_json, write_json, write_text
+
+STAGES = ("reward", "coarse", "fine")
+FINISHED = {"reward": "reward/metrics.json", "coarse": "coarse/metrics.json", "fine": "fine/model/config.json"}
+READS = {  # sections of the configuration a stage's result depends on, beside those of the stages before it
+    "reward": ("model", "data", "lora", "reward"),
+    "coarse": ("coarse",),
+    "fine": ("fine",),
+}
+
+
+def is_published(run: Path, stage: str) -> bool:
+    """Has this stage left its result?"""
+    return (run / FINISHED[stage]).is_file()
+
+
+def check_stages(run: Path, stages: Sequence[str]) -> None:
+    """Refuse unknown stages, and a stage whose forerunner is neither published nor asked for."""
+    for index, stage in enumerate(STAGES):
+        missing = [before for before in STAGES[:index] if not is_published(run, before) and before not in stages]
+        if stage in stages and missing and not is_published(run, stage):
+            raise RunError.because(
+                f"stage {stage}: '{run}' has no {missing[0]} stage",
+                "the stages before it",
+                f"--stage {missing[0]} first",
+            )
+
+
+def claim(run: Path, config: Config) -> None:
+    """Make the run directory, or check that what was published there came from this configuration."""
+    saved = run / "config.yaml"
+    if run.exists() and not run.is_dir():
+        raise RunError.because(f"run.dir '{run}' is a file", "a folder", "choose another run.dir")
+    if not saved.is_file() and run.is_dir() and any(run.iterdir()):
+        raise RunError.because(f"'{run}' is not empty and no run", "a new or empty folder", "choose another run.dir")
+    if saved.is_file():
+        before = load_config(saved).model_dump()
+        after = config.model_dump()
+        sections: list[str] = []
+        for stage in STAGES:
+            sections += READS[stage]
+            if is_published(run, stage):
+                refuse_difference(run, stage, {s: before[s] for s in sections}, {s: after[s] for s in sections})
+        if any(is_published(run, stage) for stage in STAGES) and before["run"]["seed"] != after["run"]["seed"]:
+            refuse_difference(
+                run, "reward", {"run": before["run"]}, {"run": after["run"] | {"dir": before["run"]["dir"]}}
+            )
+    try:
+        write_text(saved, config.to_yaml())
+    except OSError as error:
+        raise RunError.because(f"run.dir '{run}': {error.strerror}", "a writable folder", "choose another") from None
+
+
+def refuse_difference(run: Path, stage: str, before: Any, after: Any, key: str = "") -> None:
+    """Raise RunError naming the first key in which two configurations differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in after:
+            refuse_difference(run, stage, before.get(name), after[name], f"{key}.{name}".lstrip("."))
+    elif before != after:
+        raise RunError.because(
+            f"'{run}' has a {stage} stage made with {key}={before!r}, now {after!r}",
+            "the same value",
+            f"use another --run-dir, or remove {run}/{stage}",
+        )
+
+
+def save_manifest(run: Path, config: Config, models: ModelPair, seconds: dict[str, float]) -> None:
+    """Write RUN/run.json: versions, machine, models, seconds a stage took."""
+    file = run / "run.json"
+    known = read_json(file) if file.is_file() else {"seconds": {}}
+    packages = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate", "datasets")
+    manifest = {
+        "schema": 1,
+        "lite_c2f": lite_c2f.__version__,
+        "versions": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "models": models._asdict(),
+        "seed": config.run.seed,
+        "seconds": known["seconds"] | {stage: round(value, 2) for stage, value in seconds.items()},
+    }
+    write_json(file, manifest)
+
+
+def write_summary(run: Path) -> dict[str, Any]:
+    """Gather RUN/summary.json from what the stages published; parts that are missing are left out."""
+    summary: dict[str, Any] = {"schema": 1, "seconds": read_json(run / "run.json")["seconds"]}
+    if is_published(run, "reward"):
+        summary["reward_model"] = {"accuracy": read_json(run / "reward" / "metrics.json")["accuracy"]}
+    if is_published(run, "coarse"):
+        saved = read_json(run / "coarse" / "metrics.json")
+        summary["coarse"] = {name: saved[name] for name in ("limit_first", "limit_last", "reward_first", "reward_last")}
+    if is_published(run, "fine"):
+        summary["fine"] = {"ratio": read_json(run / "fine" / "merge.json")["ratio"]}
+    if (run / "evaluation" / "actors.json").is_file():
+        summary["actors"] = read_json(run / "evaluation" / "actors.json")
+    write_json(run / "summary.json", summary)
+    return summary
+
+
+def open_run(run: str | Path) -> tuple[Config, ModelPair]:
+    """Configuration and models of a run with a Coarse and a Fine Actor. Raises RunError when it has none."""
+    run = Path(run)
+    if not (run / "run.json").is_file():
+        raise RunError.because(f"'{run}' is no run directory", "one made by lite-c2f", "make one with `lite-c2f demo`")
+    for stage in ("coarse", "fine"):
+        if not is_published(run, stage):
+            raise RunError.because(f"'{run}' has no {stage} stage", "a finished run", "finish it with lite-c2f train")
+    models = ModelPair(**read_json(run / "run.json")["models"])
+    for name, folder in models._asdict().items():
+        if not Path(folder).is_dir():
+            raise RunError.because(f"{name} model of '{run}' is gone: '{folder}'", "its folder", "train again")
+    return load_config(run / "config.yaml"), models
