@@ -40,8 +40,8 @@ def check_stages(run: Path, stages: Sequence[str]) -> None:
             )
 
 
-def claim(run: Path, config: Config) -> None:
-    """Make the run directory, or check that what was published there came from this configuration."""
+def check_run(run: Path, config: Config) -> None:
+    """Raise RunError when the run directory holds something else, or stages made with another configuration."""
     saved = run / "config.yaml"
     if run.exists() and not run.is_dir():
         raise RunError.because(f"run.dir '{run}' is a file", "a folder", "choose another run.dir")
@@ -59,8 +59,12 @@ def claim(run: Path, config: Config) -> None:
             refuse_difference(
                 run, "reward", {"run": before["run"]}, {"run": after["run"] | {"dir": before["run"]["dir"]}}
             )
+
+
+def save_config(run: Path, config: Config) -> None:
+    """Make the run directory and write RUN/config.yaml. Raises RunError when that cannot be."""
     try:
-        write_text(saved, config.to_yaml())
+        write_text(run / "config.yaml", config.to_yaml())
     except OSError as error:
         raise RunError.because(f"run.dir '{run}': {error.strerror}", "a writable folder", "choose another") from None
 

@@ -14,10 +14,11 @@ from lite_c2f.fine.sweep import sweep as try_ratios
 from lite_c2f.inputs import Corpus, ModelPair, load_corpus, resolve_models
 from lite_c2f.manifest import (
     STAGES,
+    check_run,
     check_stages,
-    claim,
     is_published,
     open_run,
+    save_config,
     save_manifest,
     write_summary,
 )
@@ -72,13 +73,14 @@ def train(
     if resume and not (run / "config.yaml").is_file():
         raise RunError.because(f"nothing to resume in '{run}'", "a run directory", "leave out --resume to start one")
     check_stages(run, stages)
-    claim(run, config)
+    check_run(run, config)
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
+    corpus = load_corpus(config)  # first: a broken file is said before anything is downloaded or trained
     began = time.perf_counter()
     view.stage("models", 0, "steps")
     toy_steps = _ToySteps(view)
     models = resolve_models(config, toy_steps)
-    corpus = load_corpus(config)
+    save_config(run, config)
     tell_data(view, corpus)
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
     save_manifest(run, config, models, seconds)
@@ -150,7 +152,8 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     run = Path(run)
     config, models = open_run(run)
     config = load_config(config.model_dump(), overrides)
-    claim(run, config)
+    check_run(run, config)
+    save_config(run, config)
     compare(config, models, load_corpus(config), run, view or Silent())
     return write_summary(run)
 

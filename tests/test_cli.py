@@ -120,7 +120,7 @@ BAD = {
         "sliding_window",
     ),
     "merge without adapter": (
-        lambda tmp_path, pico: ("merge", "--adapter", tmp_path, *merge_into(pico, tmp_path)),
+        lambda tmp_path, pico: ("merge", "--adapter", tmp_path / "empty", *merge_into(pico, tmp_path)),
         "adapter_config.json",
     ),
     "merge at nan": (
