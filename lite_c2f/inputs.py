@@ -54,6 +54,12 @@ def resolve_models(config: Config, progress=None) -> ModelPair:
     return pair
 
 
+def adapter_base(config: Config, models: ModelPair) -> str:
+    """What an adapter names as its base: the hub name where there is one, which means something elsewhere too."""
+    local = config.model.base == TOY or Path(config.model.base).is_dir()
+    return models.base if local else config.model.base
+
+
 def _fetched(model: str, revision: str | None) -> str:
     """A local folder as it is; a hub name as the folder of its download (safetensors, configs, tokenizer)."""
     if Path(model).is_dir():
@@ -102,11 +108,15 @@ def load_corpus(config: Config) -> Corpus:
 
         train_prompts += world.prompts(int(TOY_PROMPTS * toy_prompts), seed, held_out=False)
         held_prompts += world.prompts(512, seed, held_out=True)
-    for what, items in (("pairs", train_pairs), ("held-out pairs", held_pairs), ("prompts", train_prompts)):
-        if len(items) < 2:
-            raise DataError.because(
-                f"data: {len(items)} usable {what}", "at least 2", "add data or lower data.held_out"
-            )
+    counted = {
+        "pairs": train_pairs,
+        "held-out pairs": held_pairs,
+        "prompts": train_prompts,
+        "held-out prompts": held_prompts,
+    }
+    for what, items in counted.items():
+        if not items:
+            raise DataError.because(f"data: no usable {what}", "at least one of each", "add data with other prompts")
     return Corpus(train_pairs, held_pairs, train_prompts, held_prompts, skipped)
 
 

@@ -75,6 +75,7 @@ def train(
     check_stages(run, stages)
     check_run(run, config)
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
+    tracker = start_tracker(config, run)
     corpus = load_corpus(config)  # first: a broken file is said before anything is downloaded or trained
     began = time.perf_counter()
     view.stage("models", 0, "steps")
@@ -84,7 +85,6 @@ def train(
     tell_data(view, corpus)
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
     save_manifest(run, config, models, seconds)
-    tracker = start_tracker(config, run)
     for stage in STAGES:
         if stage not in stages:
             continue

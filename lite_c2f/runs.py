@@ -106,7 +106,7 @@ def start_tracker(config: Any, run: Path) -> Any:
         return None
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    if name not in [str(found) for found in get_available_trackers()]:
+    if name not in [str(getattr(found, "value", found)) for found in get_available_trackers()]:
         raise RunError.because(
             f"run.tracker={name}: not installed", f"pip install 'lite_c2f[{name}]'", "or set run.tracker=none"
         )

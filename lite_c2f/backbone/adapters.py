@@ -64,10 +64,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from None
 
 
-def save_critic(roles: Roles, folder: Path, base: str) -> None:
+def save_critic(roles: Roles, folder: Path, base: str, revision: str | None = None) -> None:
     """Publish the critic: its adapter in PEFT format, its head (weight and bias, float32) in head.safetensors."""
     with publish_folder(folder, replace=True) as unfinished:
-        write_adapter(roles.model, "critic", unfinished, base)
+        write_adapter(roles.model, "critic", unfinished, base, revision)
         head = roles.heads["critic"].linear
         save_file(
             {"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, unfinished / "head.safetensors"

@@ -96,7 +96,7 @@ def load_model(
             revision=revision,
             dtype=pick_dtype(config, device),
             quantization_config=quantization_config(config, device),
-            device_map={"": device},
+            device_map={"": torch.cuda.current_device() if device.type == "cuda" else "cpu"},
             use_safetensors=True,
             attn_implementation="sdpa",
         )

@@ -18,7 +18,7 @@ from lite_c2f.coarse.rollout import Ends, Rollout, collect, micro_batches, respo
 from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_prompt, stop_ids
 from lite_c2f.errors import RunError
-from lite_c2f.inputs import Corpus, ModelPair
+from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.ops import explained_variance
 from lite_c2f.reward.score import Normalizer
 from lite_c2f.runs import Metrics, append_line, read_json, write_json
@@ -252,8 +252,9 @@ def publish(
     roles: Roles, config: Config, models: ModelPair, run: Path, lines: list[dict[str, float]], state: LengthState
 ) -> dict:
     """Write adapter, critic and, last, metrics.json: its presence says that the stage is finished."""
-    save_policy(roles, "policy", run / "coarse" / "adapter", models.base)
-    save_critic(roles, run / "coarse" / "critic", models.base)
+    base_name, revision = adapter_base(config, models), config.model.base_revision
+    save_policy(roles, "policy", run / "coarse" / "adapter", base_name, revision)
+    save_critic(roles, run / "coarse" / "critic", base_name, revision)
     metrics = {
         "updates": len(lines),
         "limit_first": int(lines[0]["limit"]),

@@ -26,7 +26,8 @@ def sweep(
 ) -> dict:
     """Try ratios of the residue on held-out prompts and choose one; writes RUN/fine/ratios.json and returns it.
 
-    The prompts are not those of the final comparison. Ratio 0, the instruct model, is measured too but never chosen.
+    The prompts are not those of the final comparison, as long as enough are held out. Ratio 0, the instruct model, is
+    measured too but never chosen.
     """
     settings = config.fine
     judge = judge or load_coarse(config, models, run)[1]

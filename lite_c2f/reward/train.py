@@ -18,7 +18,7 @@ from lite_c2f.backbone.roles import lora_config
 from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_answer, encode_prompt, pad_right
 from lite_c2f.data.records import Pair
-from lite_c2f.inputs import Corpus, ModelPair
+from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.runs import Metrics, publish_folder, write_json
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -66,7 +66,14 @@ def train_reward(
     metrics |= {"pairs": train.report, "held_out_pairs": held_out.report, "skipped_rows": corpus.skipped}
     with publish_folder(run / "reward", replace=True) as folder:
         (folder / "adapter").mkdir()
-        write_adapter(model, "default", folder / "adapter", models.base, task_type="SEQ_CLS")
+        write_adapter(
+            model,
+            "default",
+            folder / "adapter",
+            adapter_base(config, models),
+            config.model.base_revision,
+            task_type="SEQ_CLS",
+        )
         tokenizer.save_pretrained(folder / "adapter")
         write_json(folder / "metrics.json", metrics)
     return metrics
