@@ -203,7 +203,7 @@ def report(run: Run) -> None:
 def chat(run: Run) -> None:
     """Talk to Coarse, Fine and baseline in the terminal."""
     _quiet()
-    from lite_c2f.chat import run_terminal
+    from lite_c2f.chat_terminal import run_terminal
 
     run_terminal(run)
 
@@ -280,7 +280,12 @@ def _dry_run(config: Path, overrides: list[str], run_dir: Path | None, stages: l
 
 
 def _quiet() -> None:
-    """Keep the libraries' own bars and notices off the terminal, unless --debug asks for them."""
+    """Keep the libraries' own bars and notices off the terminal, unless --debug asks for them.
+
+    Threads that wait for each other spin only shortly: with the default, a second busy process on a two-core machine
+    made training 5 to 20 times slower; with this 2.5 times, and nothing is lost alone (benchmarks/LOG.md).
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "--debug" in sys.argv:
         return

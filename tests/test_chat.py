@@ -7,8 +7,10 @@ import threading
 import pytest
 
 from lite_c2f import chat as chat_module
+from lite_c2f import chat_terminal
 from lite_c2f.actors import answer_base
-from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Event, printable, run_terminal, shown, with_answers
+from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Event, shown, with_answers
+from lite_c2f.chat_terminal import printable, run_terminal
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError, RunError
 from lite_c2f.sampling import Sampling
@@ -214,7 +216,7 @@ def test_empty_prompts_and_unknown_panes_are_refused(chat):
 def test_terminal_answers_a_pipe_line_by_line(toy_run, chat, monkeypatch, capsys):
     lines = f"{QUESTION}\n\n/ratio x\n/ratio -1\n/nonsense\n/tokens 3\nHi\n/clear\n/quit\nnever read\n"
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-    monkeypatch.setattr(chat_module, "Chat", lambda _: chat)
+    monkeypatch.setattr(chat_terminal, "Chat", lambda _: chat)
     run_terminal(toy_run)
     out = capsys.readouterr().out.replace("\n", " ")
     answers = out.split("error: ")
@@ -230,5 +232,5 @@ def test_terminal_answers_a_pipe_line_by_line(toy_run, chat, monkeypatch, capsys
 @pytest.mark.slow
 def test_terminal_leaves_at_the_end_of_input(toy_run, chat, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    monkeypatch.setattr(chat_module, "Chat", lambda _: chat)
+    monkeypatch.setattr(chat_terminal, "Chat", lambda _: chat)
     run_terminal(toy_run)

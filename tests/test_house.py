@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1] / "lite_c2f"
 # A room may import from itself and from rooms before it.
 ORDER = (
     "errors", "config", "runs", "ops", "data", "toy", "memory", "doctor", "backbone", "sampling", "answers", "inputs",
-    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "pipeline", "chat", "ui", "terminal", "cli",
+    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "pipeline", "chat",
+    "chat_terminal", "ui", "terminal", "cli",
     "__main__",
 )  # fmt: skip
 APART = {("coarse", "fine"), ("fine", "coarse"), ("toy", "backbone"), ("evaluation", "coarse")}  # stages meet on disk

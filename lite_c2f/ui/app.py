@@ -142,6 +142,17 @@ def build(chat_or_run: Chat | str | Path) -> gr.Blocks:
     return page
 
 
+def serve(run: str | Path | None, host: str, port: int, auth: str | None, root_path: str | None) -> None:
+    """What `lite-c2f app` and `python app.py` do; auth is "user:password". Raises ConfigError, RunError."""
+    pair = None
+    if auth is not None:
+        user, _, password = auth.partition(":")
+        if not (user and password):
+            raise ConfigError.because("--auth without a user and a password", "user:password", "give both")
+        pair = (user, password)
+    launch(run, host, port, pair, root_path)
+
+
 def launch(
     run: str | Path | None,
     host: str = "127.0.0.1",

@@ -2,7 +2,7 @@
 
 import gc
 import html
-import importlib.util
+import runpy
 import socket
 import urllib.error
 import urllib.request
@@ -66,20 +66,16 @@ def test_without_a_run_it_says_how_to_make_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match="make demo"):
         ui.find_run(None)
-    main = load_main()
-    assert main([]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert main(["nowhere", "--auth", "user"]) == 2
-    assert "--auth" in capsys.readouterr().err
-    assert main(["nowhere", "--host", "0.0.0.0"]) == 2
-
-
-def load_main():
-    file = Path(__file__).parents[2] / "app.py"
-    spec = importlib.util.spec_from_file_location("c2f_app", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    for arguments, words in (
+        ([], "make demo"),
+        (["nowhere", "--auth", "user"], "--auth"),
+        (["nowhere", "--host", "0.0.0.0"], "0.0.0.0"),
+    ):
+        monkeypatch.setattr("sys.argv", ["app.py", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(Path(__file__).parents[2] / "app.py"), run_name="__main__")
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.count("\n") == 1 and words in said
 
 
 @pytest.fixture(scope="module", autouse=True)
