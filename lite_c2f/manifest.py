@@ -47,6 +47,14 @@ def check_run(run: Path, config: Config) -> None:
         raise RunError.because(f"run.dir '{run}' is a file", "a folder", "choose another run.dir")
     if not saved.is_file() and run.is_dir() and any(run.iterdir()):
         raise RunError.because(f"'{run}' is not empty and no run", "a new or empty folder", "choose another run.dir")
+    for index, stage in enumerate(STAGES):
+        later = [name for name in STAGES[index + 1 :] if is_published(run, name)]
+        if later and not is_published(run, stage):
+            raise RunError.because(
+                f"'{run}' has a {later[0]} stage but not the {stage} stage it was made from",
+                "stages that belong together",
+                f"remove {run / later[0]}, or bring {run / stage} back",
+            )
     if saved.is_file():
         before = load_config(saved).model_dump()
         after = config.model_dump()

@@ -85,6 +85,14 @@ class Metrics:
     def __init__(self, run: Path, tracker: Any = None) -> None:
         self.path, self.tracker = run / "metrics.jsonl", tracker
 
+    def restart(self, stage: str) -> None:
+        """Forget lines of this stage: it was interrupted, and starts again."""
+        if self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if not line.startswith(f'{{"stage": "{stage}"')]
+            if len(kept) < len(lines):
+                write_text(self.path, "".join(kept))
+
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
         append_line(self.path, {"stage": stage, "step": step, **values})
         if self.tracker is not None:

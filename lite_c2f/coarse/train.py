@@ -57,6 +57,7 @@ def train_coarse(
     log, state, kl_coef, lines = Metrics(run, tracker), start(settings.length), settings.kl_coef, []
     samples_file = run / "coarse" / "samples.jsonl"
     samples_file.unlink(missing_ok=True)
+    log.restart("coarse")
 
     for step in range(1, settings.updates + 1):
         began = time.perf_counter()

@@ -178,6 +178,7 @@ class _Report(TrainerCallback):
 
     def __init__(self, metrics: Metrics, progress: Progress | None) -> None:
         self.metrics, self.progress = metrics, progress
+        metrics.restart("reward")
 
     def on_log(self, args, state, control, logs=None, **_):
         if logs and "loss" in logs:
