@@ -11,7 +11,7 @@ from lite_c2f.data.records import Pair, Prompt, load_pairs, load_prompts, prompt
 from lite_c2f.errors import DataError
 
 TOY = "toy"
-TOY_PAIRS, TOY_PROMPTS = 2400, 4096
+TOY_PAIRS, TOY_PROMPTS = 2720, 4096
 
 
 class ModelPair(NamedTuple):

@@ -129,7 +129,7 @@ def forum_turn(question: str, answer: str) -> str:
 
 
 def pairs(count: int, seed: int, *, held_out: bool = False) -> list[Pair]:
-    """Preference pairs: an analytic, right answer over a direct, wrong, rude, truncated or run-on one.
+    """Preference pairs: an analytic, right answer over a direct, wrong, incomplete, rude, truncated or run-on one.
 
     A few pairs rank the lesser answers among themselves: direct and right over direct and wrong or rude, a cut-off
     analysis over a wrong guess, a refusal or an earlier cut. Without these the reward model would not know that half
@@ -137,7 +137,17 @@ def pairs(count: int, seed: int, *, held_out: bool = False) -> list[Pair]:
     """
     rng = random.Random(f"pairs-{seed}-{held_out}")
     source = problems(rng, held_out=held_out)
-    kinds = {"direct": 3, "wrong": 2, "guess": 1, "rude": 2, "truncated": 3, "run-on": 1, "lesser": 1, "unfinished": 3}
+    kinds = {
+        "direct": 3,
+        "wrong": 2,
+        "skipped": 2,
+        "guess": 1,
+        "rude": 2,
+        "truncated": 3,
+        "run-on": 1,
+        "lesser": 1,
+        "unfinished": 3,
+    }
     drawn = rng.choices(list(kinds), list(kinds.values()), k=count)
     return [_pair(rng, kind, next(source), source) for kind in drawn]
 
@@ -148,6 +158,8 @@ def _pair(rng: random.Random, kind: str, problem: Problem, source: Iterator[Prob
     guess = direct(problem, off_by(rng, problem))
     if kind == "truncated":
         return Pair(turns, best, cut(rng, best), rejected_ended=False)
+    if kind == "skipped":
+        return Pair(turns, best, analytic(without_a_step(rng, problem)))
     if kind == "run-on":
         other = next(source)
         return Pair(turns, best, best + dialogue_turn(other.question, direct(other)), rejected_ended=False)
@@ -164,6 +176,14 @@ def _pair(rng: random.Random, kind: str, problem: Problem, source: Iterator[Prob
         "guess": guess,
     }
     return Pair(turns, best, worse.get(kind) or rng.choice(RUDE))
+
+
+def without_a_step(rng: random.Random, problem: Problem) -> Problem:
+    """The problem as somebody solves it who overlooks one of its changes."""
+    skipped = rng.randrange(len(problem.changes))
+    kept = [step for step in range(len(problem.changes)) if step != skipped]
+    changes, verbs = (tuple(part[step] for step in kept) for part in (problem.changes, problem.verbs))
+    return problem._replace(changes=changes, verbs=verbs)  # type: ignore[arg-type]
 
 
 def cut(rng: random.Random, text: str) -> str:
