@@ -26,7 +26,11 @@ class Terminal:
         self.figures, self.tokens = "", 0
 
     def stage(self, name: str, total: int, unit: str) -> None:
-        """Begin a stage; total 0 means that its length is not known yet."""
+        """Begin a stage, or tell its length once it is known; total 0 means that it is not known yet."""
+        if self.live is not None and self.task is not None and name == self.name:
+            self.total = total
+            self.live.update(self.task, total=total, of=total)
+            return
         self.close()
         self.name, self.total, self.unit = name, total, unit
         self.began = self.last_line = time.monotonic()
