@@ -115,7 +115,7 @@ def base_answer(rng: random.Random, problem: Problem) -> str:
 
 def instruct_answer(rng: random.Random, problem: Problem) -> str:
     """What the instruct model is tuned on: mostly direct answers, and polite."""
-    return direct(problem) if rng.random() < 0.9 else analytic(problem)
+    return direct(problem) if rng.random() < 0.8 else analytic(problem)
 
 
 def dialogue_turn(question: str, answer: str) -> str:
