@@ -17,7 +17,6 @@ import torch
 from transformers import DynamicCache
 
 from lite_c2f.actors import Instruct, load_coarse
-from lite_c2f.backbone.load import SLIDING_WINDOW_FREE
 from lite_c2f.backbone.roles import REFERENCE
 from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
 from lite_c2f.data.records import Turn
@@ -39,6 +38,7 @@ ENDINGS = {
     "stopped": "stopped",
     "error": "failed",
 }
+LONGEST_CHAT = 4096  # tokens of a conversation and its answer: Mistral-7B-v0.1's sliding window
 SMALLEST_PROMPT = 32  # tokens of the context that an answer leaves to its prompt
 
 History = Sequence[Turn]  # ends with a human turn
@@ -167,7 +167,7 @@ class Chat:
         self.instruct = Instruct(self.config, models.instruct, run / "coarse" / "adapter")
         contexts = [getattr(m.config, "max_position_embeddings", None) for m in (self.roles.model, self.instruct.model)]
         # Beyond this, a model loaded without its sliding window is not the one that was trained.
-        self.context = min(SLIDING_WINDOW_FREE, *(context for context in contexts if context))
+        self.context = min(LONGEST_CHAT, *(context for context in contexts if context))
         self._lock = threading.Lock()
 
     def stream(

@@ -150,11 +150,11 @@ def sweep(
     ratios: Annotated[str, typer.Option(help="Ratios, with commas between.")] = "0.25,0.5,0.75,1.0",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Score ratios of the residue without merging; writes RUN/fine/ratios.json."""
+    """Score ratios of the residue without merging; writes RUN/fine/sweep.json."""
+    _quiet()
     from lite_c2f.fine.sweep import parse_ratios
 
     wanted = parse_ratios(ratios)
-    _quiet()
     from lite_c2f.pipeline import sweep as run_sweep
     from lite_c2f.terminal import Terminal, ratio_table
 
@@ -306,7 +306,7 @@ def main(arguments: list[str] | None = None) -> Any:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
-        app(args=_debug_first(given), standalone_mode=False)
+        code = app(args=_debug_first(given), standalone_mode=False)
     except C2FError as error:
         if debug:
             raise
@@ -320,7 +320,9 @@ def main(arguments: list[str] | None = None) -> Any:
         if not hasattr(error, "format_message"):  # not typer's own usage errors: a bug of ours
             raise
         text = " ".join(error.format_message().split()) if given else error.format_message()
-        sys.exit(_fail(f"error: {text}; see lite-c2f --help" if given else text, 2))
+        sys.exit(_fail(f"error: {text.rstrip('.')}; see lite-c2f --help" if given else text, 2))
+    if code:  # typer hands back 130 for Ctrl-C
+        sys.exit(code)
 
 
 def _debug_first(given: list[str]) -> list[str]:

@@ -63,6 +63,8 @@ class Model(Section):
     def _template_has_prompt(self) -> "Model":
         if self.prompt_template.count("{prompt}") != 1:
             raise ValueError("model.prompt_template must contain {prompt} exactly once")
+        if not all(self.stop):
+            raise ValueError("model.stop holds an empty text; remove it")
         return self
 
 
@@ -96,6 +98,8 @@ class Lora(Section):
 
     @model_validator(mode="after")
     def _no_head(self) -> "Lora":
+        if not self.target_modules:
+            raise ValueError("lora.target_modules is empty; name linear layers, such as q_proj, or all-linear")
         if "lm_head" in self.target_modules or "embed_tokens" in self.target_modules:
             raise ValueError("lora.target_modules names lm_head or embed_tokens; adapt linear layers inside the model")
         return self
@@ -129,6 +133,11 @@ class Length(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> "Length":
+        if self.mode != "fixed" and self.multiple > self.step:
+            raise ValueError(
+                f"coarse.length.multiple={self.multiple} is above coarse.length.step={self.step}: growth would "
+                "round to nothing; raise step"
+            )
         if self.mode != "fixed" and self.max < self.start:
             raise ValueError(f"coarse.length.max={self.max} is below coarse.length.start={self.start}; raise max")
         return self
@@ -160,7 +169,14 @@ class Coarse(Section):
     length: Length = Field(Length(), description="Continuous Maximization.")
 
     @model_validator(mode="after")
-    def _divides(self) -> "Coarse":
+    def _fits_together(self) -> "Coarse":
+        if self.updates <= self.critic_warmup:
+            raise ValueError(
+                f"coarse.updates={self.updates} is not above coarse.critic_warmup={self.critic_warmup}: the policy "
+                "would never train; raise updates"
+            )
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("coarse.kl_target needs a coarse.kl_coef above 0 to start from")
         if self.rollouts % self.minibatches:
             raise ValueError(
                 f"coarse.rollouts={self.rollouts} is no multiple of coarse.minibatches={self.minibatches}; change one"
@@ -181,10 +197,10 @@ class Fine(Section):
     )
 
     @model_validator(mode="after")
-    def _not_negative(self) -> "Fine":
-        for ratio in (*self.ratios, 0.0 if self.ratio == "auto" else self.ratio):
-            if not (math.isfinite(ratio) and ratio >= 0):
-                raise ValueError(f"fine.ratio and fine.ratios must be finite and not negative, got {ratio}")
+    def _positive(self) -> "Fine":
+        for ratio in (*self.ratios, 1.0 if self.ratio == "auto" else self.ratio):
+            if not (math.isfinite(ratio) and ratio > 0):
+                raise ValueError(f"fine.ratio and fine.ratios must be above 0 and finite, got {ratio}")
         return self
 
 
@@ -236,6 +252,14 @@ class Config(Section):
     def prompt_sources(self) -> tuple[Source, ...]:
         """Sources of the prompts: `data.prompts`, or the preference pairs where none is given."""
         return self.data.prompts or self.data.preferences
+
+    @property
+    def longest_row(self) -> int:
+        """Most tokens of a prompt with its answer in any stage."""
+        length = self.coarse.length
+        limit = length.start if length.mode == "fixed" else length.max
+        answers = (limit, self.data.max_answer_tokens, self.fine.max_tokens, self.evaluation.max_tokens)
+        return self.data.max_prompt_tokens + max(answers)
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load_config` reads back to an equal one."""

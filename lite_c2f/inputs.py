@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lite_c2f.backbone.pair import check_pair
+from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.config import Config, Source
 from lite_c2f.data.records import Pair, Prompt, load_pairs, load_prompts, prompts_of
-from lite_c2f.errors import DataError
+from lite_c2f.errors import ConfigError, DataError, ModelError
 
 TOY = "toy"
+SMALL_FILES = ["*.json", "*.model", "*.jinja"]
 TOY_PAIRS, TOY_PROMPTS = 2720, 4096
 
 
@@ -46,12 +47,40 @@ def resolve_models(config: Config, progress=None) -> ModelPair:
 
         toy = toy_pair(progress=progress)
         return ModelPair(str(toy.base), str(toy.instruct))
-    pair = ModelPair(
-        _fetched(config.model.base, config.model.base_revision),
-        _fetched(config.model.instruct, config.model.instruct_revision),
+    names = (config.model.base, config.model.base_revision), (config.model.instruct, config.model.instruct_revision)
+    small = ModelPair(*(_fetched(name, revision, SMALL_FILES) for name, revision in names))
+    check_pair(Path(small.base), Path(small.instruct))  # before gigabytes are downloaded
+    return ModelPair(*(_fetched(name, revision, [*SMALL_FILES, "*.safetensors"]) for name, revision in names))
+
+
+def absolute(config: Config) -> Config:
+    """The configuration with local paths made absolute, so that a run can be opened from another folder."""
+
+    def resolved(path: str) -> str:
+        return str(Path(path).expanduser().resolve()) if path != TOY and Path(path).expanduser().exists() else path
+
+    def sources(given: Sequence[Source]) -> tuple[Source, ...]:
+        return tuple(source.model_copy(update={"path": resolved(source.path)}) for source in given)
+
+    data = config.data.model_copy(
+        update={"preferences": sources(config.data.preferences), "prompts": sources(config.data.prompts)}
     )
-    check_pair(Path(pair.base), Path(pair.instruct))
-    return pair
+    model = config.model.model_copy(
+        update={"base": resolved(config.model.base), "instruct": resolved(config.model.instruct)}
+    )
+    return config.model_copy(update={"data": data, "model": model})
+
+
+def check_context(config: Config, models: ModelPair) -> None:
+    """Raise ConfigError when prompt and longest answer of any stage do not fit the models' context."""
+    for name, folder in models._asdict().items():
+        context = read_config(Path(folder)).get("max_position_embeddings")
+        if context is not None and config.longest_row > context:
+            raise ConfigError.because(
+                f"data.max_prompt_tokens and the longest answer make {config.longest_row} tokens",
+                f"at most the {name} model's context of {context}",
+                "lower coarse.length.max, fine.max_tokens, evaluation.max_tokens or data.max_answer_tokens",
+            )
 
 
 def adapter_base(config: Config, models: ModelPair) -> str:
@@ -60,18 +89,15 @@ def adapter_base(config: Config, models: ModelPair) -> str:
     return models.base if local else config.model.base
 
 
-def _fetched(model: str, revision: str | None) -> str:
-    """A local folder as it is; a hub name as the folder of its download (safetensors, configs, tokenizer)."""
+def _fetched(model: str, revision: str | None, patterns: list[str]) -> str:
+    """A local folder as it is; a hub name as the folder of its download."""
     if Path(model).is_dir():
         return str(Path(model).resolve())
     from huggingface_hub import snapshot_download
 
-    from lite_c2f.errors import ModelError
-
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError.because(f"model '{model}': no such folder", "a model folder or a hub name", "check the path")
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
         return snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=["consolidated*"])
     except Exception as error:
         reason = " ".join(str(error).split())[:160]

@@ -1,9 +1,12 @@
 """One command trains: reward model, Coarse Actor, Fine Actor, comparison. Stages meet on disk."""
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from lite_c2f.coarse.train import train_coarse as coarse_stage
 from lite_c2f.config import Config, load_config
@@ -11,7 +14,7 @@ from lite_c2f.errors import RunError
 from lite_c2f.evaluation.compare import evaluate as compare_actors
 from lite_c2f.fine.merge import merge
 from lite_c2f.fine.sweep import sweep as try_ratios
-from lite_c2f.inputs import Corpus, ModelPair, load_corpus, resolve_models
+from lite_c2f.inputs import Corpus, ModelPair, absolute, check_context, load_corpus, resolve_models
 from lite_c2f.manifest import (
     STAGES,
     check_run,
@@ -70,19 +73,21 @@ def train(
     """
     config = load_config(config) if isinstance(config, str | Path) else config
     run, view = Path(run or config.run.dir), view or Silent()
+    config = absolute(config)
     if resume and not (run / "config.yaml").is_file():
         raise RunError.because(f"nothing to resume in '{run}'", "a run directory", "leave out --resume to start one")
     check_stages(run, stages)
     check_run(run, config)
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
-    tracker = start_tracker(config, run)
     corpus = load_corpus(config)  # first: a broken file is said before anything is downloaded or trained
     began = time.perf_counter()
     view.stage("models", 0, "steps")
     toy_steps = _ToySteps(view)
     models = resolve_models(config, toy_steps)
+    check_context(config, models)
     save_config(run, config)
-    tell_data(view, corpus)
+    tracker = start_tracker(config, run)
+    tell_data(view, corpus, config)
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
     save_manifest(run, config, models, seconds)
     for stage in STAGES:
@@ -94,8 +99,12 @@ def train(
         began = time.perf_counter()
         run_stage(stage, config, models, corpus, run, view, tracker)
         save_manifest(run, config, models, {stage: time.perf_counter() - began})
+        free_memory()
     if all(is_published(run, stage) for stage in STAGES):
-        compare(config, models, corpus, run, view)
+        if done == set(STAGES) and compared_with(run) == config.evaluation.model_dump():
+            view.note("comparison: already made, skipped")
+        else:
+            compare(config, models, corpus, run, view)
     if tracker is not None:
         tracker.finish()
     return write_summary(run)
@@ -107,6 +116,7 @@ def compare(config: Config, models: ModelPair, corpus: Corpus, run: Path, view: 
     view.stage("comparison", 4, "actors")
     actors = compare_actors(config, models, corpus, run, progress=_Counter(view))
     write_json(run / "evaluation" / "actors.json", actors)
+    write_json(run / "evaluation" / "settings.json", config.evaluation.model_dump())
     save_manifest(run, config, models, {"evaluation": time.perf_counter() - began})
 
 
@@ -132,7 +142,9 @@ def _one_stage(stage: str, config: Config | str | Path, run: str | Path | None, 
 
 
 def sweep(run: str | Path, ratios: Sequence[float] | None = None, *, view: View | None = None) -> dict[str, Any]:
-    """Score ratios of a finished run's residue without merging; returns what it writes to RUN/fine/ratios.json.
+    """Score ratios of a finished run's residue without merging; returns what it writes to RUN/fine/sweep.json.
+
+    RUN/fine/ratios.json, from which the published ratio was chosen, stays as it is.
 
     >>> sweep("runs/toy", [0.5, 1.0])["chosen"]
     """
@@ -141,7 +153,9 @@ def sweep(run: str | Path, ratios: Sequence[float] | None = None, *, view: View 
     wanted = list(ratios or config.fine.ratios)
     view.stage("ratios", len({0.0, *wanted}), "ratios")
     corpus = load_corpus(config)
-    return try_ratios(config, models, corpus, run, wanted, progress=lambda step, _, row: view.step(step, row))
+    found = try_ratios(config, models, corpus, run, wanted, progress=lambda step, _, row: view.step(step, row))
+    write_json(run / "fine" / "sweep.json", found)
+    return found
 
 
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | None = None) -> dict[str, Any]:
@@ -153,7 +167,6 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     config, models = open_run(run)
     config = load_config(config.model_dump(), overrides)
     check_run(run, config)
-    save_config(run, config)
     compare(config, models, load_corpus(config), run, view or Silent())
     return write_summary(run)
 
@@ -192,6 +205,7 @@ def make_fine(
     if ratio == "auto":
         view.stage("ratios", len({0.0, *config.fine.ratios}), "ratios")
         found = try_ratios(config, models, corpus, run, progress=lambda step, _, row: view.step(step, row))
+        write_json(run / "fine" / "ratios.json", found)
         ratio = found["chosen"]
         view.note(f"ratios tried: {len(found['tried'])}; chosen {ratio}")
     view.stage("merge", 100, "%")
@@ -207,12 +221,32 @@ def make_fine(
     )
 
 
-def tell_data(view: View, corpus: Corpus) -> None:
+def compared_with(run: Path) -> dict[str, Any] | None:
+    """The settings of the comparison that was made last, None where there is none."""
+    file = run / "evaluation" / "settings.json"
+    return read_json(file) if file.is_file() and (run / "evaluation" / "actors.json").is_file() else None
+
+
+def free_memory() -> None:
+    """Give back what the last stage held: a trainer keeps cycles that would stay on the card."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def tell_data(view: View, corpus: Corpus, config: Config) -> None:
     """Say what there is to learn from, and which rows could not be used."""
     view.note(
-        f"data: {len(corpus.train_pairs)} pairs, {len(corpus.train_prompts)} prompts; held out "
-        f"{len(corpus.held_out_pairs)} and {len(corpus.held_out_prompts)}"
+        f"data: {len(corpus.train_pairs)} pairs and {len(corpus.train_prompts)} prompts to train on, "
+        f"{len(corpus.held_out_pairs)} pairs and {len(corpus.held_out_prompts)} prompts held out"
     )
+    wanted = config.evaluation.prompts + config.fine.prompts
+    if len(corpus.held_out_prompts) < wanted:
+        view.note(
+            f"evaluation.prompts and fine.prompts ask for {wanted} held-out prompts: there are fewer, so the ratio is "
+            "chosen on some of those it is compared on"
+        )
     if corpus.skipped:
         view.note("rows skipped: " + ", ".join(f"{count} {reason}" for reason, count in corpus.skipped.items()))
 

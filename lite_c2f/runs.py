@@ -21,7 +21,8 @@ def publish_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not replace:
         raise RunError.because(f"'{folder}' exists", "a new folder", "choose another name or remove it")
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    remove_leftovers(folder)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-{os.getpid()}-", dir=folder.parent))
     try:
         yield unfinished
         unfinished.chmod(0o755)
@@ -34,6 +35,18 @@ def publish_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         _sync(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left beside `folder`; the folders of living ones stay."""
+    for path in folder.parent.glob(f".{folder.name}.partial-*"):
+        owner = path.name.removeprefix(f".{folder.name}.partial-").split("-")[0]
+        try:
+            os.kill(int(owner), 0)
+        except (ValueError, ProcessLookupError):
+            shutil.rmtree(path, ignore_errors=True)
+        except PermissionError:
+            pass  # alive, and another user's
 
 
 def write_json(path: Path, value: Any) -> None:

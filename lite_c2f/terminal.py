@@ -31,21 +31,24 @@ class Terminal:
             self.total = total
             self.live.update(self.task, total=total, of=total)
             return
+        if self.live is None and name == self.name:
+            self.total = total
+            return
         self.close()
         self.name, self.total, self.unit = name, total, unit
         self.began = self.last_line = time.monotonic()
         self.figures, self.tokens = "", 0
         if self.console.is_terminal:
-            self.live = Progress(
+            wide = self.console.width >= 120
+            columns = [
                 TextColumn("{task.description:<14}"),
-                BarColumn(24),
-                TextColumn("{task.completed:.0f}/{task.fields[of]} {task.fields[unit]}"),
+                BarColumn(24 if wide else 8),
+                TextColumn("{task.completed:.0f}/{task.fields[of]}" + (" {task.fields[unit]}" if wide else "")),
                 TextColumn("{task.fields[figures]}"),
-                TimeElapsedColumn(),
+                *([TimeElapsedColumn()] if wide else []),
                 TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
+            ]
+            self.live = Progress(*columns, console=self.console, transient=True)
             self.live.start()
             self.task = self.live.add_task(name, total=total or None, of=total or "?", unit=unit, figures="")
         else:
@@ -66,7 +69,7 @@ class Terminal:
         self.tokens += tokens
         if self.live is not None and self.task is not None and time.monotonic() - self.last_tick > 0.2:
             self.last_tick = time.monotonic()
-            self.live.update(self.task, figures=f"{self.figures}  sampling {self.tokens} tokens")
+            self.live.update(self.task, figures=f"{self.figures}  +{self.tokens} tokens")
 
     def note(self, text: str) -> None:
         """A line that stays."""
@@ -141,19 +144,22 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
         console.print(f"reward model accuracy on held-out pairs  {summary['reward_model']['accuracy']:.3f}")
     if coarse := summary.get("coarse"):
         console.print(
-            f"coarse actor  reward {coarse['reward_first']:+.2f} -> {coarse['reward_last']:+.2f} (in "
-            f"standard deviations of the reward model), limit {coarse['limit_first']} -> {coarse['limit_last']} tokens"
+            f"coarse actor  reward {coarse['reward_first']:+.2f} -> {coarse['reward_last']:+.2f} "
+            f"(reward model's spreads), limit {coarse['limit_first']} -> {coarse['limit_last']} tokens"
         )
     if fine := summary.get("fine"):
         console.print(f"fine actor    residue merged at ratio {fine['ratio']:g}")
+    if "actors" in summary and summary["actors"]["fine"]["reward"] <= summary["actors"]["instruct"]["reward"]:
+        console.print("note: the fine actor is not better than the instruct model; train longer or look at the samples")
     seconds = summary["seconds"]
     console.print(f"time  {', '.join(f'{stage} {value:.0f} s' for stage, value in seconds.items())}")
     console.print(Text(f"saved in {run}"))
+    following = [f"lite-c2f train {run}/config.yaml --run-dir {run}"]
     if "actors" in summary:
-        console.print(
-            "\nNext:",
-            Text(f"\n  lite-c2f chat {run}      talk to all of them\n  lite-c2f app {run}       in the browser"),
-        )
-    else:
-        console.print("\nNext:", Text(f"\n  lite-c2f train {run}/config.yaml --run-dir {run} --resume"))
+        following = [
+            f"lite-c2f chat {run}      talk to all of them",
+            f"lite-c2f app {run}       in the browser",
+            f"lite-c2f report {run}    curves and samples",
+        ]
+    console.print("\nNext:", Text("".join(f"\n  {line}" for line in following)))
     sys.stdout.flush()

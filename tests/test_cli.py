@@ -209,11 +209,13 @@ def test_ctrl_c_exits_130_and_the_run_goes_on(toy_run, tmp_path):
     assert process.returncode == 130 and "Traceback" not in err, err
     assert "interrupted" in err
     assert (run / "reward" / "metrics.json").is_file() and not (run / "coarse" / "metrics.json").exists()
-    command[command.index("coarse.updates=400")] = "coarse.updates=2"
+    command[command.index("coarse.updates=400")] = "coarse.updates=3"
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "reward: already published, skipped" in done.stderr
     assert json.loads((run / "summary.json").read_text())["actors"]["fine"]
-    assert len([line for line in (run / "metrics.jsonl").read_text().splitlines() if '"coarse"' in line]) == 2
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0 and "comparison: already made, skipped" in again.stderr
+    assert len([line for line in (run / "metrics.jsonl").read_text().splitlines() if '"coarse"' in line]) == 3
     refused = subprocess.run([*command, "coarse.lr=1e-5"], capture_output=True, text=True, timeout=300)
     assert refused.returncode == 2 and "coarse.lr" in refused.stderr

@@ -31,8 +31,8 @@ def test_the_embedded_toy_config_is_the_one_people_read(configs):
 
 
 def test_overrides_reach_the_depths():
-    config = load_config({"coarse": {"updates": 3}}, ["coarse.length.max=512", "coarse.lr=2e-5", "run.dir=a b"])
-    assert (config.coarse.updates, config.coarse.length.max, config.coarse.lr) == (3, 512, 2e-5)
+    config = load_config({"coarse": {"updates": 9}}, ["coarse.length.max=512", "coarse.lr=2e-5", "run.dir=a b"])
+    assert (config.coarse.updates, config.coarse.length.max, config.coarse.lr) == (9, 512, 2e-5)
     assert config.run.dir == "a b"
 
 
@@ -55,7 +55,7 @@ def test_every_field_is_documented():
     walk(schema())
 
 
-@given(st.integers(1, 10**6), st.floats(1e-9, 1.0), st.booleans(), st.text(min_size=1, max_size=20))
+@given(st.integers(4, 10**6), st.floats(1e-9, 1.0), st.booleans(), st.text(min_size=1, max_size=20))
 def test_any_config_round_trips(updates, lr, rslora, folder):
     config = Config.model_validate(
         {"coarse": {"updates": updates, "lr": lr}, "lora": {"rslora": rslora}, "run": {"dir": folder}}
@@ -74,6 +74,12 @@ BAD = [
     ("coarse.length.max=3", "coarse.length.max=3 is below coarse.length.start=128"),
     ("coarse.length.mode=cubic", "coarse.length.mode"),
     ("coarse.rollouts=7", "no multiple of coarse.minibatches"),
+    ("coarse.updates=3", "not above coarse.critic_warmup=3"),
+    ("coarse.length.multiple=65", "coarse.length.multiple=65 is above coarse.length.step=64"),
+    ("fine.ratio=0", "above 0"),
+    ("fine.ratios=[0.0]", "above 0"),
+    ('model.stop=[""]', "model.stop"),
+    ("lora.target_modules=[]", "lora.target_modules"),
     ("fine.ratio=-1", "fine.ratio"),
     ("fine.ratio=inf", "fine.ratio"),
     ("fine.ratios=[]", "fine.ratios"),

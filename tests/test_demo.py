@@ -169,6 +169,24 @@ def test_the_merged_model_says_what_the_unmerged_one_says(toy_run):
     assert sum(one.text == other.text for one, other in zip(merged, bare, strict=True)) <= 2
 
 
+def test_a_critic_is_not_merged(toy_run, lite_c2f, tmp_path):
+    models = read_json(toy_run / "run.json")["models"]
+    done = lite_c2f(
+        "merge", "--adapter", toy_run / "coarse" / "critic", "--base", models["base"], "--instruct", models["instruct"],
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 2 and "critic" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_adapters_stay_float32_and_learn(toy_run):
+    from safetensors.torch import load_file
+
+    for name in ("reward/adapter", "coarse/adapter", "coarse/critic"):
+        tensors = load_file(toy_run / name / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+        assert all(tensor.norm() > 0 for key, tensor in tensors.items() if "lora_B" in key)
+
+
 def test_report_and_eval_and_sweep(toy_run, lite_c2f, tmp_path):
     import shutil
 
@@ -183,3 +201,5 @@ def test_report_and_eval_and_sweep(toy_run, lite_c2f, tmp_path):
     done = lite_c2f("sweep", run, "--ratios", "0.5", "--json")
     assert done.returncode == 0, done.stderr
     assert [row["ratio"] for row in json.loads(done.stdout)["tried"]] == [0.0, 0.5]
+    for file in ("fine/ratios.json", "config.yaml"):  # trying things out leaves the run's own record alone
+        assert (run / file).read_bytes() == (toy_run / file).read_bytes()

@@ -67,7 +67,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def save_critic(roles: Roles, folder: Path, base: str, revision: str | None = None) -> None:
     """Publish the critic: its adapter in PEFT format, its head (weight and bias, float32) in head.safetensors."""
     with publish_folder(folder, replace=True) as unfinished:
-        write_adapter(roles.model, "critic", unfinished, base, revision)
+        # not CAUSAL_LM: a critic says nothing, and the merger refuses it by this
+        write_adapter(roles.model, "critic", unfinished, base, revision, task_type="FEATURE_EXTRACTION")
         head = roles.heads["critic"].linear
         save_file(
             {"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, unfinished / "head.safetensors"

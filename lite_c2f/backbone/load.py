@@ -10,8 +10,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from lite_c2f.config import Config
 from lite_c2f.errors import C2FError, ConfigError, ModelError
 
-SLIDING_WINDOW_FREE = 4096  # total length up to which Mistral-7B-v0.1's sliding window changes nothing
-
 
 def pick_device(config: Config) -> torch.device:
     """The device of a run. Raises ConfigError when a GPU is asked for and there is none."""
@@ -22,13 +20,16 @@ def pick_device(config: Config) -> torch.device:
 
 
 def pick_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """Arithmetic of the base: as configured; auto is bfloat16 where the GPU has it, float32 on a CPU."""
+    """Arithmetic of the base: as configured; auto is bfloat16 where the GPU has it, float32 elsewhere.
+
+    Never float16 by itself: gradients of the adapters would need loss scaling. Raises ConfigError for it on a CPU.
+    """
     wanted = config.model.compute_dtype
+    if wanted == "float16" and device.type == "cpu":
+        raise ConfigError.because("model.compute_dtype=float16 on a CPU", "float32 or bfloat16", "set it to auto")
     if wanted != "auto":
         return getattr(torch, wanted)
-    if device.type == "cpu":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def uses_checkpointing(config: Config, device: torch.device) -> bool:
@@ -87,9 +88,8 @@ def load_model(
     device = pick_device(config)
     try:
         settings = AutoConfig.from_pretrained(model, revision=revision, **extra)
-        longest = config.data.max_prompt_tokens + max(config.coarse.length.max, config.evaluation.max_tokens)
-        if getattr(settings, "sliding_window", None) and longest <= SLIDING_WINDOW_FREE:
-            settings.sliding_window = None  # keeps SDPA's fast causal path
+        if (window := getattr(settings, "sliding_window", None)) and config.longest_row <= window:
+            settings.sliding_window = None  # no row is longer than it: keeps SDPA's fast causal path
         loaded = auto_class.from_pretrained(
             model,
             config=settings,

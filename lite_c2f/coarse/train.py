@@ -1,5 +1,6 @@
 """The loop: sample, score, advantages, update, limit."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from lite_c2f.coarse.loss import adapt_kl, policy_loss, value_loss
 from lite_c2f.coarse.rollout import Ends, Rollout, collect, micro_batches, response_logprobs
 from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_prompt, stop_ids
-from lite_c2f.errors import RunError
+from lite_c2f.errors import ModelError, RunError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.ops import explained_variance
 from lite_c2f.reward.score import Normalizer
@@ -81,6 +82,7 @@ def train_coarse(
             "seconds": ended - began,
             "peak_memory_mib": peak_memory_mib(roles.device),
         }
+        check_finite(step, line)
         lines.append(line)
         log.write("coarse", step, line)
         kl_coef = adapt_kl(kl_coef, rollout.kl, settings.kl_target, settings.rollouts)
@@ -90,7 +92,7 @@ def train_coarse(
         if progress:
             progress(step, settings.updates, line)
 
-    return publish(roles, config, models, run, lines, state)
+    return publish(roles, config, models, run, lines)
 
 
 def prepare_roles(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Normalizer]:
@@ -223,6 +225,15 @@ def describe(
     }
 
 
+def check_finite(step: int, line: dict[str, float]) -> None:
+    """Raise ModelError naming the figure that is not finite: the run has diverged."""
+    for name, value in line.items():
+        if not math.isfinite(value):
+            raise ModelError.because(
+                f"update {step}: {name} is {value}", "finite numbers", "lower coarse.lr and coarse.critic_lr"
+            )
+
+
 @torch.no_grad()
 def store_samples(
     roles: Roles, prompts: list, tokenizer: Any, config: Config, ends: Ends, limit: int, step: int, file: Path
@@ -249,9 +260,7 @@ def store_samples(
         append_line(file, record)
 
 
-def publish(
-    roles: Roles, config: Config, models: ModelPair, run: Path, lines: list[dict[str, float]], state: LengthState
-) -> dict:
+def publish(roles: Roles, config: Config, models: ModelPair, run: Path, lines: list[dict[str, float]]) -> dict:
     """Write adapter, critic and, last, metrics.json: its presence says that the stage is finished."""
     base_name, revision = adapter_base(config, models), config.model.base_revision
     save_policy(roles, "policy", run / "coarse" / "adapter", base_name, revision)
@@ -259,7 +268,7 @@ def publish(
     metrics = {
         "updates": len(lines),
         "limit_first": int(lines[0]["limit"]),
-        "limit_last": state.limit if len(lines) == 1 else int(lines[-1]["limit"]),
+        "limit_last": int(lines[-1]["limit"]),
         "reward_first": lines[0]["reward"],
         "reward_last": lines[-1]["reward"],
         "kl_last": lines[-1]["kl"],

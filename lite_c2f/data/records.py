@@ -49,6 +49,12 @@ class Loaded(NamedTuple, Generic[_Item]):
     skipped: dict[str, int]
 
 
+class _MissingColumnError(DataError):
+    """A row without a column it needs: skipped and counted, unless no row of the source has it."""
+
+    reason = ""
+
+
 class _UnusableError(Exception):
     """Carries the reason why a well-formed row cannot be used."""
 
@@ -101,12 +107,19 @@ def _load(sources: Sequence[Source], read: Callable[[dict[str, Any], str], _Item
         if not 0 < source.weight < float("inf"):
             raise DataError.because(f"{source.path}: weight {source.weight}", "a number above 0", "correct the weight")
         usable = []
+        missing: _MissingColumnError | None = None
         for where, row in read_rows(source):
             try:
                 usable.append(read(row, where))
+            except _MissingColumnError as error:
+                missing = missing or error
+                skipped[error.reason] = skipped.get(error.reason, 0) + 1
+                first.setdefault(error.reason, where)
             except _UnusableError as reason:
                 skipped[str(reason)] = skipped.get(str(reason), 0) + 1
                 first.setdefault(str(reason), where)
+        if missing and not usable:  # not one row has the columns: the file is another kind of file
+            raise missing
         items += _weighted(usable, source.weight)
     if not items:
         counts = ", ".join(f"{reason}: {count}, first at {first[reason]}" for reason, count in skipped.items())
@@ -240,7 +253,11 @@ def _flag(row: dict[str, Any], column: str, where: str) -> bool:
 
 def _missing(row: dict[str, Any], where: str, what: str, expected: str) -> C2FError:
     columns = ", ".join(map(str, row)) or "none"
-    return DataError.because(f"{where}: no {what} among the columns ({columns})", expected, "rename or add the column")
+    error = _MissingColumnError.because(
+        f"{where}: no {what} among the columns ({columns})", expected, "rename or add the column"
+    )
+    error.reason = f"no {what}"
+    return error
 
 
 def _wrong_type(value: Any, where: str, column: str, expected: str) -> C2FError:

@@ -32,6 +32,13 @@ class Source(Protocol):
 def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every row of a source, with the place (file and row) to name in a message."""
     files = _files(source.path)
+    for key in ("split", "revision", "data_dir"):
+        if files and getattr(source, key, None) is not None:
+            raise DataError.because(
+                f"'{source.path}' is a local path with {key}={getattr(source, key)!r}",
+                f"{key} for hub datasets only",
+                f"remove {key}",
+            )
     tables = [(str(file), _read(file)) for file in files] if files else [(source.path, _hub_rows(source))]
     for name, rows in tables:
         empty = True

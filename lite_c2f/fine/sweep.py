@@ -9,7 +9,6 @@ from lite_c2f.answers import summarize
 from lite_c2f.config import Config
 from lite_c2f.errors import ConfigError
 from lite_c2f.inputs import Corpus, ModelPair
-from lite_c2f.runs import write_json
 from lite_c2f.sampling import Sampling
 
 RULE = "of the ratios whose share of ended responses is at least min_eos, the highest mean reward; the smaller on a tie"
@@ -24,7 +23,7 @@ def sweep(
     judge: Judge | None = None,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> dict:
-    """Try ratios of the residue on held-out prompts and choose one; writes RUN/fine/ratios.json and returns it.
+    """Try ratios of the residue on held-out prompts and choose one; returns rule, figures and choice.
 
     The prompts are not those of the final comparison, as long as enough are held out. Ratio 0, the instruct model, is
     measured too but never chosen.
@@ -45,9 +44,7 @@ def sweep(
         tried.append(row)
         if progress:
             progress(index, len(wanted), row)
-    result = {"rule": RULE, "min_eos": settings.min_eos, "chosen": choose(tried, settings.min_eos), "tried": tried}
-    write_json(run / "fine" / "ratios.json", result)
-    return result
+    return {"rule": RULE, "min_eos": settings.min_eos, "chosen": choose(tried, settings.min_eos), "tried": tried}
 
 
 def choose(tried: Sequence[dict[str, float]], min_eos: float) -> float:

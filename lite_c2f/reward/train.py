@@ -18,6 +18,7 @@ from lite_c2f.backbone.roles import lora_config
 from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_answer, encode_prompt, pad_right
 from lite_c2f.data.records import Pair
+from lite_c2f.errors import DataError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.runs import Metrics, publish_folder, write_json
 
@@ -47,8 +48,15 @@ def train_reward(
     device = pick_device(config)
     torch.manual_seed(config.run.seed)
     tokenizer = load_tokenizer(models.base)
-    train = encode_pairs(corpus.train_pairs[: config.reward.max_pairs], tokenizer, config)
-    held_out = encode_pairs(corpus.held_out_pairs, tokenizer, config)
+    train = encode_pairs(corpus.train_pairs[: config.reward.max_pairs], tokenizer, config, config.data.truncated)
+    held_out = encode_pairs(corpus.held_out_pairs, tokenizer, config, truncated=0.0)
+    for what, encoded in (("training", train), ("held-out", held_out)):
+        if not encoded.rows:
+            raise DataError.because(
+                f"data: no {what} pair whose sides differ within {config.data.max_answer_tokens} tokens",
+                "at least one",
+                "raise data.max_answer_tokens",
+            )
     base = load_model(models.base, config, auto_class=AutoModelForSequenceClassification, num_labels=1)
     model = get_peft_model(base, lora_config(config.lora, "SEQ_CLS"))
     with tempfile.TemporaryDirectory() as scratch:
@@ -79,8 +87,10 @@ def train_reward(
     return metrics
 
 
-def encode_pairs(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, config: Config) -> Encoded:
-    """Token ids of both sides, plus the share `data.truncated` of extra pairs: a chosen answer over itself cut off."""
+def encode_pairs(
+    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, config: Config, truncated: float
+) -> Encoded:
+    """Token ids of both sides, plus a share `truncated` of extra pairs: a chosen answer over itself cut off."""
     rng = random.Random(config.run.seed)
     rows = []
     report = {"pairs": 0, "turns_dropped": 0, "prompts_truncated": 0, "answers_cut": 0, "cut_off_pairs_added": 0}
@@ -96,16 +106,16 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, conf
             continue
         rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected})
         report["turns_dropped"] += dropped
-        report["prompts_truncated"] += dropped > 0
+        report["prompts_truncated"] += dropped > 0 or len(prompt) == config.data.max_prompt_tokens
         eos = tokenizer.eos_token_id
         report["answers_cut"] += (pair.chosen_ended and chosen[-1] != eos) + (
             pair.rejected_ended and rejected[-1] != eos
         )
-        if rng.random() < config.data.truncated and len(chosen) > 4 and chosen[-1] == eos:
+        if rng.random() < truncated and len(chosen) > 4 and chosen[-1] == eos:
             cut = chosen[: rng.randint(2, len(chosen) - 2)]
             rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + cut})
             report["cut_off_pairs_added"] += 1
-    report["pairs"] = len(rows)
+    report["pairs"] = len(rows) - report["cut_off_pairs_added"]
     return Encoded(rows, report)
 
 

@@ -108,7 +108,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     rng = random.Random(0)
     texts = [f" {number} {number}" for number in range(100)] * 4
     for problem in itertools.islice(world.problems(rng, held_out=False), 600):
-        texts += [f" {world.analytic(problem)}", world.dialogue_turn(problem.question, world.direct(problem))]
+        texts += [world.analytic(problem), world.dialogue_turn(problem.question, world.direct(problem))]
     texts += list(world.RUDE) * 8 + [f" {rude}" for rude in world.RUDE] * 8
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

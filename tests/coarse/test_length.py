@@ -68,7 +68,7 @@ def test_sigmoid_does_not_overflow():
 numbers = st.floats(-1e6, 1e6)
 
 
-@given(st.lists(st.tuples(numbers, numbers, st.floats(0, 1)), max_size=30), st.integers(1, 40), st.integers(1, 16))
+@given(st.lists(st.tuples(numbers, numbers, st.floats(0, 1)), max_size=30), st.integers(16, 40), st.integers(1, 16))
 def test_bounded_and_monotone(updates, step, multiple):
     settings = load_config(
         {"coarse": {"length": {"start": 10, "max": 50, "step": step, "multiple": multiple}}}

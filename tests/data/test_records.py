@@ -269,11 +269,7 @@ ROW = json.dumps(PLAIN)
         ("a.json", ROW + "\n" + ROW, ["a.json:2", "not JSON", ".jsonl"]),
         ("a.json", ROW, ["a.json", "dict", "list of rows"]),
         ("a.json", f"[{ROW}, 5]", ["a.json: row 2", "int 5"]),
-        (
-            "a.jsonl",
-            ROW + '\n{"prompt": "a", "better": "b"}',
-            ["a.jsonl:2", "'chosen'", "(prompt, better)", "'rejected'"],
-        ),
+        ("a.jsonl", '{"prompt": "a", "better": "b"}', ["a.jsonl:1", "'chosen'", "(prompt, better)", "'rejected'"]),
         ("a.jsonl", '{"prompt": "a", "chosen": "b"}', ["a.jsonl:1", "no 'rejected'", "(prompt, chosen)"]),
         ("a.jsonl", '{"prompt": "a", "chosen": "b", "rejected": 5}', ["a.jsonl:1", "'rejected' is int 5"]),
         ("a.jsonl", '{"prompt": 1.5, "chosen": "b", "rejected": "c"}', ["a.jsonl:1", "'prompt' is float 1.5"]),
@@ -377,3 +373,17 @@ def test_real_questions():
     grade_school = load_prompts([real("gsm8k/test-300.jsonl")]).items
     assert len(grade_school) == 300
     assert all("####" in prompt.extra["answer"] for prompt in grade_school)
+
+
+def test_a_row_without_a_column_is_counted_where_others_have_it(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(ROW + '\n{"prompt": "a", "better": "b"}\n' + ROW)
+    loaded = load_pairs([Source(str(file))])
+    assert len(loaded.items) == 2 and loaded.skipped == {"no 'chosen'": 1}
+
+
+def test_hub_keys_on_a_local_file_are_refused(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(ROW)
+    with pytest.raises(DataError, match=r"local path with split='test'.*remove split"):
+        load_pairs([Source(str(file), split="test")])

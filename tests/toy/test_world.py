@@ -86,7 +86,7 @@ def test_every_word_and_number_is_one_token():
     from lite_c2f.toy.build import make_tokenizer
 
     tokenizer = make_tokenizer()
-    ids = tokenizer.encode(" " + analytic(PROBLEM), add_special_tokens=False)
+    ids = tokenizer.encode(analytic(PROBLEM), add_special_tokens=False)
     assert len(ids) == len(re.findall(r"\w+|[^\w\s]", analytic(PROBLEM)))
     text = "Zürich 東京 \n\t🙂"
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text

@@ -1,0 +1,141 @@
+"""One PPO update on a pico base in real NF4, against direct forwards and hand-made sums."""
+
+import pytest
+import torch
+
+from lite_c2f.backbone.heads import ScalarHead
+from lite_c2f.backbone.roles import Roles
+from lite_c2f.coarse.advantage import Advantages
+from lite_c2f.coarse.rollout import Ends, collect, micro_batches
+from lite_c2f.coarse.train import check_finite, update
+from lite_c2f.config import Lora, load_config
+from lite_c2f.errors import ModelError
+from lite_c2f.reward.score import Normalizer
+
+PROMPTS = [[1, 5, 9, 12], [1, 7], [1, 20, 41], [1, 30, 31, 32, 33]]
+ENDS = Ends(eos_id=2, pad_id=0, stop_ids=[[40, 50]])
+
+
+def config(*more):
+    settings = ["coarse.rollouts=4", "coarse.micro_batch=3", "coarse.temperature=0.7", "coarse.minibatches=1"]
+    return load_config({}, [*settings, "coarse.epochs=1", *more])
+
+
+@pytest.fixture
+def roles(quantized):
+    torch.manual_seed(0)
+    made = Roles(quantized(), Lora(r=4, alpha=8), ("policy", "critic", "reward"))
+    with torch.no_grad():
+        for name in made.adapters:
+            for parameter in made.adapter_parameters(name):
+                parameter.normal_(std=0.2)
+    made.add_head("reward", ScalarHead.of(torch.randn(1, 32)))
+    made.add_head("critic", ScalarHead.of(torch.randn(1, 32), 0.3))
+    return made
+
+
+@pytest.fixture
+def rollout(roles):
+    return collect(roles, PROMPTS, config().coarse, 6, ENDS, Normalizer(0.5, 2.0), seed=1)
+
+
+def direct_logprobs(roles, role, row):
+    with roles.use(role):
+        logits = roles.lm_head(roles.hidden(torch.tensor([row])))[0].double()
+    return (logits / 0.7).log_softmax(-1)
+
+
+def test_a_rollout_row_by_row(roles, rollout):
+    for index, prompt in enumerate(PROMPTS):
+        said = rollout.responses.tokens[index]
+        row, first, last = prompt + said, len(prompt) - 1, len(prompt) + len(said) - 1
+        assert rollout.tokens[index, : len(row)].tolist() == row
+        assert rollout.mask[index].nonzero().flatten().tolist() == list(range(first, last))
+        for role, found in (("policy", rollout.logprobs), ("reference", rollout.reference)):
+            expected = direct_logprobs(roles, role, row)[range(first, last), said]
+            torch.testing.assert_close(found[index, first:last].double(), expected, atol=2e-5, rtol=0)
+        with roles.use("critic"):
+            values = roles.value(torch.tensor([row]))[0, first:last]
+        torch.testing.assert_close(rollout.values[index, first:last], values, atol=2e-5, rtol=0)
+        text = said[: len(said) - rollout.responses.ending[index]]
+        judged = prompt + text + ([2] if rollout.responses.finish[index] != "limit" else [])
+        with roles.use("reward"):
+            raw = roles.value(torch.tensor([judged]))[0, -1]
+        torch.testing.assert_close(rollout.scores[index], (raw - 0.5) / 2.0, atol=2e-5, rtol=0)
+    assert rollout.sampling_gap < 1e-5
+    gap = (rollout.logprobs - rollout.reference)[rollout.mask].sum() / 4
+    assert rollout.kl == pytest.approx(float(gap), abs=1e-5) and abs(rollout.kl) > 1e-3
+
+
+def run_update(roles, rollout, settings, advantages=None, warm=True, lr=1e-2):
+    optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=lr) for name in ("policy", "critic")}
+    before = {name: [p.detach().clone() for p in roles.trainable(name)] for name in ("policy", "critic", "reward")}
+    found = advantages or Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
+    figures = update(roles, optimizers, rollout, found, settings, torch.Generator().manual_seed(0), warm=warm)
+    moved = {
+        name: [now.detach() - old for now, old in zip(roles.trainable(name), olds, strict=True)]
+        for name, olds in before.items()
+    }
+    return figures, moved
+
+
+def size(changes):
+    return max(float(change.abs().max()) for change in changes)
+
+
+def test_warm_up_trains_the_critic_alone(roles, rollout):
+    _, moved = run_update(roles, rollout, config(), warm=False)
+    assert size(moved["critic"]) > 0 and size(moved["policy"]) == size(moved["reward"]) == 0
+    _, moved = run_update(roles, rollout, config())
+    assert size(moved["critic"]) > 0 and size(moved["policy"]) > 0 and size(moved["reward"]) == 0
+
+
+def test_the_policy_step_is_that_of_one_unbatched_mean(roles, rollout):
+    """Micro-batches of 3 + 1 rows give the gradient of one mean over all response tokens, clipped to norm 1."""
+    total = torch.zeros(())
+    with roles.use("policy", train=True):
+        for index, prompt in enumerate(PROMPTS):
+            said = rollout.responses.tokens[index]
+            logits = roles.lm_head(roles.hidden(torch.tensor([prompt + said])))[0, len(prompt) - 1 : -1]
+            total = total - (logits / 0.7).log_softmax(-1)[range(len(said)), said].sum()
+        (total / rollout.mask.sum()).backward()  # at ratio 1 the gradient of -ratio * 1 is that of -log pi
+    wanted = [parameter.grad.clone() for parameter in roles.trainable("policy")]
+    norm = torch.stack([grad.norm() for grad in wanted]).norm()
+    for parameter in roles.trainable("policy"):
+        parameter.grad = None
+    figures, moved = run_update(roles, rollout, config())
+    assert figures["policy_grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    for change, grad in zip(moved["policy"], wanted, strict=True):
+        torch.testing.assert_close(change, -1e-2 * grad / max(1.0, float(norm)), atol=1e-6, rtol=1e-3)
+
+
+def test_the_critic_step_follows_its_loss(roles, rollout):
+    figures, _ = run_update(roles, rollout, config(), lr=0.0)
+    expected = 0.5 * ((rollout.values - 2.0) ** 2)[rollout.mask].mean()
+    assert figures["value_loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert figures["policy_loss"] == pytest.approx(-1.0, abs=1e-5) and figures["clip_fraction"] == 0.0
+
+
+def test_epochs_and_minibatches_are_optimiser_steps(roles, rollout):
+    steps = []
+    optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=0.0) for name in ("policy", "critic")}
+    for name, optimizer in optimizers.items():
+        optimizer.register_step_post_hook(lambda *_, name=name: steps.append(name))
+    flat = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
+    settings = config("coarse.epochs=3", "coarse.minibatches=2")
+    update(roles, optimizers, rollout, flat, settings, torch.Generator().manual_seed(0), warm=True)
+    assert steps.count("policy") == steps.count("critic") == 6
+    assert all(parameter.grad is None for name in ("policy", "critic") for parameter in roles.trainable(name))
+
+
+def test_micro_batches_cover_every_row_once_and_all_of_it():
+    mask = torch.zeros(5, 9, dtype=torch.bool)
+    for row, last in enumerate((3, 8, 1, 5, 2)):
+        mask[row, last] = True
+    groups = [(rows.tolist(), width) for rows, width in micro_batches(mask, torch.arange(5), 2)]
+    assert groups == [([2, 4], 4), ([0, 3], 7), ([1], 10)]  # width: last response token and all before it
+
+
+def test_a_diverged_update_is_named():
+    with pytest.raises(ModelError, match=r"update 7: kl is nan.*lower coarse\.lr"):
+        check_finite(7, {"reward": 1.0, "kl": float("nan")})
