@@ -41,3 +41,9 @@ def summarize(prompts: Sequence[Prompt], answers: Sequence[Answer], rewards: Seq
         figures["accuracy"] = fmean(is_right(answer.text, prompt.extra["toy_answer"]) for prompt, answer in pairs)
         figures["analytic"] = fmean(is_analytic(answer.text, prompt.extra["toy_steps"]) for prompt, answer in pairs)
     return {name: round(value, 4) for name, value in figures.items()}
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of a sample: its spread (n - 1) over the root of n; 0 for a single value."""
+    mean = fmean(values)
+    return (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values)) ** 0.5

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 
 import torch
 
@@ -65,9 +64,3 @@ def evaluate(
     ]
     write_jsonl(run / "evaluation" / "responses.jsonl", rows)
     return {actor: summarize(prompts, answers[actor], rewards[actor]) for actor in ACTORS}
-
-
-def standard_error(values: list[float]) -> float:
-    """Of a mean, by the sample's spread."""
-    mean = fmean(values)
-    return (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values)) ** 0.5

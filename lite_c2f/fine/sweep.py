@@ -5,13 +5,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lite_c2f.actors import Instruct, Judge, load_coarse
-from lite_c2f.answers import summarize
+from lite_c2f.answers import standard_error, summarize
 from lite_c2f.config import Config
 from lite_c2f.errors import ConfigError
 from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.sampling import Sampling
 
-RULE = "of the ratios whose share of ended responses is at least min_eos, the highest mean reward; the smaller on a tie"
+RULE = (
+    "of the ratios whose share of ended responses is at least min_eos, the smallest whose mean reward is within one "
+    "standard error of the highest"
+)
 
 
 def sweep(
@@ -40,7 +43,9 @@ def sweep(
     for index, ratio in enumerate(wanted, 1):
         with instruct.ratio(ratio):
             answers = instruct.answer(turns, sampling, config.evaluation.batch)
-        row = {"ratio": ratio, **summarize(prompts, answers, judge(turns, answers))}
+        rewards = judge(turns, answers)
+        row = {"ratio": ratio, **summarize(prompts, answers, rewards)}
+        row["reward_se"] = round(standard_error(rewards), 4)
         tried.append(row)
         if progress:
             progress(index, len(wanted), row)
@@ -50,14 +55,18 @@ def sweep(
 def choose(tried: Sequence[dict[str, float]], min_eos: float) -> float:
     """The ratio by RULE; where none is eligible, the one whose responses end most often.
 
-    >>> choose([{"ratio": 0.5, "reward": 1.0, "eos": 1.0}, {"ratio": 1.0, "reward": 2.0, "eos": 0.2}], 0.95)
+    A ratio that is not measurably better is not worth changing more of the instruct model.
+
+    >>> rows = [{"ratio": r, "reward": r, "reward_se": 0.1, "eos": e} for r, e in ((0.5, 1.0), (1.0, 0.2))]
+    >>> choose(rows, 0.95)
     0.5
     """
-    candidates = [row for row in tried if row["ratio"] > 0]
+    candidates = sorted((row for row in tried if row["ratio"] > 0), key=lambda row: row["ratio"])
     eligible = [row for row in candidates if row["eos"] >= min_eos]
-    if eligible:
-        return max(eligible, key=lambda row: (row["reward"], -row["ratio"]))["ratio"]
-    return max(candidates, key=lambda row: (row["eos"], row["reward"], -row["ratio"]))["ratio"]
+    if not eligible:
+        return max(candidates, key=lambda row: (row["eos"], row["reward"], -row["ratio"]))["ratio"]
+    best = max(eligible, key=lambda row: row["reward"])
+    return next(row["ratio"] for row in eligible if row["reward"] >= best["reward"] - best["reward_se"])
 
 
 def parse_ratios(text: str) -> list[float]:
