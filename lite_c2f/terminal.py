@@ -73,7 +73,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        (self.live.console if self.live else self.console).print(Text(text))
+        (self.live.console if self.live else self.console).print(Text(text), soft_wrap=True)
 
     def close(self) -> None:
         """End the live line; what was printed stays."""
