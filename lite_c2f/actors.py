@@ -10,6 +10,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from lite_c2f.answers import Answer
+from lite_c2f.backbone.copies import sampling_copies
 from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.config import Config
@@ -35,7 +36,7 @@ def answer_base(
     """Answers of the base (`reference`) or the Coarse Actor (`policy`), in HH style, ended by the marker."""
     limit = config.data.max_prompt_tokens
     ids = [encode_prompt(tokenizer, turns, limit, template=config.model.prompt_template)[0] for turns in prompts]
-    with roles.use(role):
+    with roles.sampling(role):
         return _answer(roles.model, tokenizer, ids, sampling, batch, stop_ids(tokenizer, config.model.stop))
 
 
@@ -81,7 +82,8 @@ class Instruct:
     def answer(self, prompts: Sequence[Turns], sampling: Sampling, batch: int = 64) -> list[Answer]:
         """Answers through the model's own chat template, ended by EOS."""
         ids = [encode_chat(self.tokenizer, turns, self.config.data.max_prompt_tokens) for turns in prompts]
-        return _answer(self.model, self.tokenizer, ids, sampling, batch, [], self.eos_ids)
+        with sampling_copies(self.model):
+            return _answer(self.model, self.tokenizer, ids, sampling, batch, [], self.eos_ids)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> list[int]:

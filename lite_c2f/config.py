@@ -45,6 +45,9 @@ def _as_sources(value: Any) -> Any:
 Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
 
 
+Batch = Annotated[int, Field(ge=1)] | Literal["auto"]
+
+
 class Model(Section):
     """The pair of models and how they are loaded."""
 
@@ -110,7 +113,7 @@ class Reward(Section):
 
     epochs: float = Field(1.0, gt=0, description="Passes over the pairs.")
     batch: int = Field(32, ge=1, description="Pairs an optimiser step.")
-    micro_batch: int = Field(4, ge=1, description="Pairs a forward pass.")
+    micro_batch: Batch = Field("auto", description="Longest pairs a forward and backward pass; auto: what fits.")
     lr: float = Field(1e-4, gt=0, description="Learning rate of AdamW, decayed linearly.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
     max_pairs: int | None = Field(None, ge=8, description="Use at most this many training pairs.")
@@ -148,8 +151,11 @@ class Coarse(Section):
 
     updates: int = Field(200, ge=1, description="PPO updates.")
     rollouts: int = Field(64, ge=2, description="Responses an update.")
-    sampling_batch: int = Field(32, ge=1, description="Responses sampled side by side.")
-    micro_batch: int = Field(4, ge=1, description="Responses a forward and backward pass.")
+    sampling_batch: Batch = Field("auto", description="Responses sampled side by side; auto: what fits.")
+    micro_batch: Batch = Field(
+        "auto",
+        description="Longest responses a forward and backward pass, shorter ones share their tokens; auto: what fits.",
+    )
     minibatches: int = Field(2, ge=1, description="Optimiser steps a pass over the rollouts.")
     epochs: int = Field(2, ge=1, description="Passes over the rollouts an update.")
     lr: float = Field(2e-5, gt=0, description="Learning rate of the policy (AdamW).")
@@ -210,7 +216,7 @@ class Evaluation(Section):
     prompts: int = Field(128, ge=4, description="Held-out prompts to answer.")
     max_tokens: int = Field(1024, ge=1, description="Longest response, in tokens.")
     temperature: float = Field(0.7, ge=0, description="Sampling temperature; 0 is greedy.")
-    batch: int = Field(64, ge=1, description="Responses sampled side by side.")
+    batch: Batch = Field("auto", description="Responses sampled side by side; auto: what fits.")
 
 
 class Run(Section):

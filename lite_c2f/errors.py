@@ -31,3 +31,7 @@ class ModelError(C2FError):
 
 class RunError(C2FError):
     """A run directory is missing something, is in the way, or belongs to another configuration."""
+
+
+class MemoryFull(C2FError):
+    """Memory ran out, and there is nothing left to make smaller."""

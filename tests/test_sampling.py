@@ -117,19 +117,19 @@ def test_bad_requests(model, sampling, prompts, words):
         answer(model, sampling, prompts)
 
 
-def test_logits_that_are_not_finite_name_row_and_step(model):
-    class Broken(torch.nn.Module):
-        config = model.config
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite_name_row_and_step(model, value):
+    calls = []
 
-        def __init__(self):
-            super().__init__()
-            self.inner, self.calls = model, 0
+    def breaks(module, given, logits):
+        calls.append(1)
+        if len(calls) == 3:
+            logits[1] = value
+        return logits
 
-        def forward(self, **given):
-            output, self.calls = self.inner(**given), self.calls + 1
-            if self.calls == 3:
-                output.logits[1] = float("nan")
-            return output
-
-    with pytest.raises(ModelError, match="row 1 at step 2"):
-        answer(Broken(), Sampling(10))
+    handle = model.lm_head.register_forward_hook(breaks)
+    try:
+        with pytest.raises(ModelError, match="row 1 at step 2"):
+            answer(model, Sampling(10))
+    finally:
+        handle.remove()

@@ -20,6 +20,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from lite_c2f.backbone.copies import sampling_copies
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.config import Lora
 
@@ -111,6 +112,12 @@ class Roles:
                 yield
         finally:
             self._enter(before, trained_before)
+
+    @contextlib.contextmanager
+    def sampling(self, role: str) -> Iterator[None]:
+        """Be `role` inside the block, to say tokens and nothing else: weights as copies.py has them, no autocast."""
+        with self.use(role), torch.autocast(self.device.type, enabled=False), sampling_copies(self.model):
+            yield
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Final hidden states (B, T, H) of right-padded rows (B, T).

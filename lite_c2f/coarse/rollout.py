@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lite_c2f.backbone.roles import Roles
+from lite_c2f.batches import BatchSize, fitting, groups
 from lite_c2f.config import Coarse
 from lite_c2f.data.encode import pad_right
 from lite_c2f.ops import token_logprobs
@@ -19,17 +20,30 @@ class Rollout(NamedTuple):
 
     tokens: Tensor  # (B, T + 1) int64
     mask: Tensor  # (B, T) bool, True where token t + 1 is the response's
-    logprobs: Tensor  # (B, T) float32, under the policy that sampled, by the update's kernels
+    lengths: list[int]  # tokens of each row, without its padding
+    sampled: Tensor  # (B, T) float32, log-probabilities as they were when sampled
+    logprobs: Tensor | None  # (B, T) float32, the same by the update's kernels; None where the update computes them
     reference: Tensor  # (B, T) float32, under the base
     values: Tensor  # (B, T) float32, the critic's
     scores: Tensor  # (B,) float32, normalised, not clipped
     responses: Responses
-    sampling_gap: float  # mean |sampled - recomputed log-probability|, nats a token
+
+    @property
+    def old_logprobs(self) -> Tensor:
+        """Under the policy that sampled: by the update's kernels where they were computed already."""
+        return self.sampled if self.logprobs is None else self.logprobs
+
+    @property
+    def sampling_gap(self) -> float | None:
+        """Mean |sampled - recomputed log-probability|, in nats a token; None where the update recomputes them."""
+        if self.logprobs is None:
+            return None
+        return float((self.sampled - self.logprobs)[self.mask].abs().mean())
 
     @property
     def kl(self) -> float:
         """Mean KL estimate (k1) to the base, in nats a response."""
-        gap = torch.where(self.mask, self.logprobs - self.reference, 0.0)
+        gap = torch.where(self.mask, self.old_logprobs - self.reference, 0.0)
         return float(gap.sum(1).mean())
 
 
@@ -41,6 +55,31 @@ class Ends(NamedTuple):
     stop_ids: list[list[int]]
 
 
+class Batches(NamedTuple):
+    """How many rows each part of an update works on at once. They shrink where memory runs out, for the whole run."""
+
+    sampling: BatchSize
+    scoring: BatchSize
+    update: BatchSize
+
+    @classmethod
+    def of(cls, settings: Coarse, tell: Callable[[str], None] | None = None) -> "Batches":
+        """The configured sizes; scoring builds no graph, so twice the update's rows fit."""
+        sampling, update = settings.sampling_batch, settings.micro_batch
+        if sampling == "auto" or update == "auto":
+            raise ValueError("batch sizes are still `auto`: settle the configuration first (memory.settle)")
+        return cls(
+            BatchSize("coarse.sampling_batch", sampling, tell),
+            BatchSize("coarse.micro_batch (scoring)", 2 * update, tell),
+            BatchSize("coarse.micro_batch", update, tell),
+        )
+
+
+def needs_old_logprobs(settings: Coarse) -> bool:
+    """With a single optimiser step an update, the old policy is the one being updated: its forward serves as both."""
+    return settings.epochs * settings.minibatches > 1
+
+
 def collect(
     roles: Roles,
     prompts: Sequence[list[int]],
@@ -49,10 +88,16 @@ def collect(
     ends: Ends,
     normalizer: Normalizer,
     seed: int,
+    batches: Batches | None = None,
+    expected: Sequence[float] | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Rollout:
-    """Sample a response to every prompt, score it, and evaluate it under policy, reference and critic."""
-    with roles.use("policy"):
+    """Sample a response to every prompt, score it, and evaluate it under policy, reference and critic, once each.
+
+    expected: tokens that earlier responses to these prompts had, to sample the longest first.
+    """
+    batches = batches or Batches.of(settings)
+    with roles.sampling("policy"):
         responses = sample(
             roles.model,
             prompts,
@@ -60,7 +105,8 @@ def collect(
             eos_ids=[ends.eos_id],
             stop_ids=ends.stop_ids,
             pad_id=ends.pad_id,
-            batch=settings.sampling_batch,
+            batch=batches.sampling,
+            expected=expected,
             tick=tick,
         )
     rows = [prompt + said for prompt, said in zip(prompts, responses.tokens, strict=True)]
@@ -68,57 +114,72 @@ def collect(
     mask = real[:, 1:].clone()
     for row, prompt in enumerate(prompts):
         mask[row, : len(prompt) - 1] = False
+    lengths = [len(row) for row in rows]
     ended = [how != "limit" for how in responses.finish]
     to_score = [
         scored_row(prompt, responses.text_tokens(row), ended[row], ends.eos_id) for row, prompt in enumerate(prompts)
     ]
-    raw = score(roles, to_score, pad_id=ends.pad_id, batch=2 * settings.micro_batch)
-    logprobs = evaluate(roles, "policy", tokens, mask, settings)
-    sampled = torch.zeros_like(logprobs)
+    raw = score(roles, to_score, pad_id=ends.pad_id, batch=batches.scoring)
+    sampled = torch.zeros(mask.shape, device=roles.device)
     sampled[mask] = torch.tensor([value for row in responses.logprobs for value in row], device=roles.device)
+
+    def under(role: str) -> Tensor:
+        return evaluate(roles, role, tokens, mask, lengths, settings.temperature, batches.scoring)
+
     return Rollout(
         tokens,
         mask,
-        logprobs,
-        evaluate(roles, "reference", tokens, mask, settings),
-        evaluate(roles, "critic", tokens, mask, settings),
+        lengths,
+        sampled,
+        under("policy") if needs_old_logprobs(settings) else None,
+        under("reference"),
+        under("critic"),
         torch.tensor([normalizer(float(value)) for value in raw], device=roles.device),
         responses,
-        float((sampled - logprobs).abs().sum() / mask.sum()),
     )
 
 
-def micro_batches(mask: Tensor, rows: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
-    """Rows in groups of `size` of like length, each with the width (in tokens) its longest row needs."""
-    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    lengths = (mask[rows] * positions).max(1).values + 1
-    for group in torch.argsort(lengths, stable=True).split(size):
-        yield rows[group], int(lengths[group].max())
+def micro_batches(lengths: Sequence[int], rows: Sequence[int], at_once: int) -> Iterator[tuple[list[int], int]]:
+    """Rows in groups of like length, each with the width (in tokens) its longest row needs.
+
+    A group holds as many tokens, padding included, as `at_once` rows of the greatest length of all: short rows go
+    through many at a time, with no padding beyond the longest of their group.
+    """
+    budget = at_once * max(lengths)
+    order = sorted(rows, key=lambda row: lengths[row])
+    for group in groups(order, lengths, budget):
+        yield group, lengths[group[-1]]
 
 
-@torch.no_grad()
-def evaluate(roles: Roles, role: str, tokens: Tensor, mask: Tensor, settings: Coarse) -> Tensor:
+def evaluate(
+    roles: Roles, role: str, tokens: Tensor, mask: Tensor, lengths: Sequence[int], temperature: float, batch: BatchSize
+) -> Tensor:
     """Log-probabilities (policy, reference) or values (critic) of the response tokens: (B, T), 0 elsewhere."""
-    result = torch.zeros(mask.shape, device=mask.device)
-    with roles.use(role):
-        for rows, width in micro_batches(
-            mask, torch.arange(len(tokens), device=tokens.device), 2 * settings.micro_batch
-        ):
-            part, kept = tokens[rows, :width], mask[rows, : width - 1]
-            if role == "critic":
-                found = roles.value(part)[:, :-1][kept]
-            else:
-                found, _ = response_logprobs(roles, part, kept, settings.temperature)
-            filled = torch.zeros(kept.shape, device=mask.device)
-            filled[kept] = found
-            result[rows, : width - 1] = filled
-    return result
+
+    @torch.no_grad()
+    def work(at_once: int) -> Tensor:
+        result = torch.zeros(mask.shape, device=mask.device)
+        with roles.use(role):
+            for rows, width in micro_batches(lengths, range(len(lengths)), at_once):
+                part, kept = tokens[rows, :width], mask[rows, : width - 1]
+                if role == "critic":
+                    found = roles.value(part)[:, :-1][kept]
+                else:
+                    found, _ = response_logprobs(roles, part, kept, temperature, entropy=False)
+                filled = torch.zeros(kept.shape, device=mask.device)
+                filled[kept] = found
+                result[rows, : width - 1] = filled
+        return result
+
+    return fitting(batch, work)
 
 
-def response_logprobs(roles: Roles, tokens: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy of the response tokens alone, (N,) each, under the active role.
+def response_logprobs(
+    roles: Roles, tokens: Tensor, mask: Tensor, temperature: float, *, entropy: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability and, if asked for, entropy of the response tokens alone, (N,) each, under the active role.
 
     tokens: (B, T + 1); mask: (B, T). The head is applied at the N kept positions only.
     """
     hidden = roles.hidden(tokens)[:, :-1][mask]
-    return token_logprobs(hidden, roles.lm_head, tokens[:, 1:][mask], temperature)
+    return token_logprobs(hidden, roles.lm_head, tokens[:, 1:][mask], temperature, entropy=entropy)

@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import torch
 from lite_c2f.backbone.adapters import load_into, save_critic, save_policy
 from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, uses_checkpointing
 from lite_c2f.backbone.roles import Roles
+from lite_c2f.batches import BatchSize
 from lite_c2f.coarse.advantage import Advantages, gae, token_rewards
 from lite_c2f.coarse.length import LengthState, advance, start
-from lite_c2f.coarse.loss import adapt_kl, policy_loss, value_loss
-from lite_c2f.coarse.rollout import Ends, Rollout, collect, micro_batches, response_logprobs
+from lite_c2f.coarse.loss import adapt_kl
+from lite_c2f.coarse.rollout import Batches, Ends, Rollout, collect
+from lite_c2f.coarse.update import update
 from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_prompt, stop_ids
 from lite_c2f.errors import ModelError, RunError
@@ -37,12 +39,14 @@ def train_coarse(
     progress: Progress | None = None,
     tick: Callable[[int], None] | None = None,
     tracker: Any = None,
+    tell: Callable[[str], None] | None = None,
 ) -> dict:
     """PPO with Continuous Maximization on the base model; publishes RUN/coarse.
 
     Needs RUN/reward. Writes adapter/ (stock PEFT, CAUSAL_LM), critic/, samples.jsonl and metrics.json; appends a line
     an update to RUN/metrics.jsonl. progress(step, updates, line) is called after every update, tick(new tokens) while
-    sampling. Returns the stage's metrics. Raises RunError without a reward model.
+    sampling, tell(text) when a batch had to shrink. Returns the stage's metrics. Raises RunError without a reward
+    model, MemoryFull when one row is too much for the card.
     """
     settings = config.coarse
     tokenizer = load_tokenizer(models.base)
@@ -55,6 +59,7 @@ def train_coarse(
         "critic": torch.optim.AdamW(roles.trainable("critic"), lr=settings.critic_lr, weight_decay=0.0),
     }
     shuffler = torch.Generator().manual_seed(config.run.seed)
+    batches, known = Batches.of(settings, tell), KnownLengths()
     log, state, kl_coef, lines = Metrics(run, tracker), start(settings.length), settings.kl_coef, []
     samples_file = run / "coarse" / "samples.jsonl"
     samples_file.unlink(missing_ok=True)
@@ -65,14 +70,17 @@ def train_coarse(
         # 1. sample, score and value
         prompts = [next(stream) for _ in range(settings.rollouts)]
         seed = config.run.seed * 1_000_003 + step
-        rollout = collect(roles, prompts, settings, state.limit, ends, normalizer, seed, tick)
+        expected = known.of(prompts)
+        rollout = collect(roles, prompts, settings, state.limit, ends, normalizer, seed, batches, expected, tick)
+        known.seen(prompts, rollout.responses.tokens)
         sampled = time.perf_counter()
         # 2. rewards a token, advantages
         clipped = rollout.scores.clamp(-settings.reward_clip, settings.reward_clip)
-        rewards = token_rewards(clipped, rollout.logprobs, rollout.reference, rollout.mask, kl_coef)
+        rewards = token_rewards(clipped, rollout.old_logprobs, rollout.reference, rollout.mask, kl_coef)
         advantages = gae(rewards, rollout.values, rollout.mask, settings.gamma, settings.gae_lambda)
         # 3. update policy and critic
-        figures = update(roles, optimizers, rollout, advantages, config, shuffler, warm=step > settings.critic_warmup)
+        warm = step > settings.critic_warmup
+        figures = update(roles, optimizers, rollout, advantages, settings, shuffler, warm=warm, batches=batches)
         # 4. log, then let the limit grow
         line = describe(rollout, advantages, figures, state, kl_coef)
         ended = time.perf_counter()
@@ -81,6 +89,8 @@ def train_coarse(
             "sampling_seconds": sampled - began,
             "seconds": ended - began,
             "peak_memory_mib": peak_memory_mib(roles.device),
+            "sampling_batch": batches.sampling.size,
+            "micro_batch": batches.update.size,
         }
         check_finite(step, line)
         lines.append(line)
@@ -88,11 +98,28 @@ def train_coarse(
         kl_coef = adapt_kl(kl_coef, rollout.kl, settings.kl_target, settings.rollouts)
         state = advance(state, settings.length, line["reward"], line["value_loss"], line["hit_limit"])
         if step == 1 or step % settings.sample_every == 0 or step == settings.updates:
-            store_samples(roles, shown, tokenizer, config, ends, state.limit, step, samples_file)
+            store_samples(roles, shown, tokenizer, config, ends, state.limit, step, samples_file, batches.sampling)
         if progress:
             progress(step, settings.updates, line)
 
     return publish(roles, config, models, run, lines)
+
+
+class KnownLengths:
+    """How long the last response to each prompt was: long ones start first, so that none is left for the end."""
+
+    def __init__(self) -> None:
+        self.lengths: dict[tuple[int, ...], int] = {}
+
+    def of(self, prompts: Sequence[list[int]]) -> list[float]:
+        """Tokens to expect for each prompt; the mean of what is known for one that was never answered."""
+        mean = sum(self.lengths.values()) / max(len(self.lengths), 1)
+        return [self.lengths.get(tuple(prompt), mean) for prompt in prompts]
+
+    def seen(self, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> None:
+        """Remember these responses' lengths."""
+        for prompt, response in zip(prompts, responses, strict=True):
+            self.lengths[tuple(prompt)] = len(response)
 
 
 def prepare_roles(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Normalizer]:
@@ -131,85 +158,13 @@ def _encode(config: Config, tokenizer: Any, prompt: Any) -> list[int]:
     return ids
 
 
-def update(
-    roles: Roles,
-    optimizers: dict[str, torch.optim.Optimizer],
-    rollout: Rollout,
-    advantages: Advantages,
-    config: Config,
-    shuffler: torch.Generator,
-    *,
-    warm: bool,
-) -> dict[str, float]:
-    """One PPO update: `epochs` passes of `minibatches` optimiser steps for critic and, once warm, policy.
-
-    Losses are means over the tokens of a minibatch. Returns token-weighted means of the losses, the entropy and the
-    clip fraction, and the mean gradient norms.
-    """
-    settings = config.coarse
-    names = ("critic", "policy") if warm else ("critic",)
-    sums = {"policy_loss": 0.0, "value_loss": 0.0, "entropy": 0.0, "clip_fraction": 0.0}
-    norms: dict[str, list[float]] = {name: [] for name in ("critic", "policy")}
-    counted = 0
-    for _ in range(settings.epochs):
-        order = torch.randperm(settings.rollouts, generator=shuffler).to(roles.device)
-        for rows in order.chunk(settings.minibatches):
-            tokens_in_minibatch = int(rollout.mask[rows].sum())
-            counted += tokens_in_minibatch
-            for name in names:
-                with roles.use(name, train=True):
-                    for group, width in micro_batches(rollout.mask, rows, settings.micro_batch):
-                        loss = _loss(roles, name, rollout, advantages, group, width, config, sums)
-                        (loss / tokens_in_minibatch).backward()
-                norms[name].append(_step(optimizers[name], roles.trainable(name), settings.max_grad_norm))
-    means = {name: total / counted for name, total in sums.items()}
-    return means | {f"{name}_grad_norm": sum(found) / max(len(found), 1) for name, found in norms.items()}
-
-
-def _loss(
-    roles: Roles,
-    name: str,
-    rollout: Rollout,
-    advantages: Advantages,
-    rows: torch.Tensor,
-    width: int,
-    config: Config,
-    sums: dict[str, float],
-) -> torch.Tensor:
-    """Summed loss of a micro-batch under the active role; its parts are added to `sums`."""
-    settings = config.coarse
-    tokens, mask = rollout.tokens[rows, :width], rollout.mask[rows, : width - 1]
-
-    def kept(values: torch.Tensor) -> torch.Tensor:
-        return values[rows, : width - 1][mask]
-
-    if name == "critic":
-        values = roles.value(tokens)[:, :-1][mask]
-        loss = value_loss(values, kept(rollout.values), kept(advantages.returns), settings.value_clip).sum()
-        sums["value_loss"] += float(loss.detach())
-        return loss
-    logprobs, entropy = response_logprobs(roles, tokens, mask, settings.temperature)
-    losses, clipped = policy_loss(logprobs, kept(rollout.logprobs), kept(advantages.advantages), settings.clip)
-    loss = losses.sum()
-    sums["policy_loss"] += float(loss.detach())
-    sums["entropy"] += float(entropy.detach().sum())
-    sums["clip_fraction"] += float(clipped.sum())
-    return loss
-
-
-def _step(optimizer: torch.optim.Optimizer, parameters: list, max_norm: float) -> float:
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
-
-
 def describe(
     rollout: Rollout, advantages: Advantages, figures: dict[str, float], state: LengthState, kl_coef: float
 ) -> dict[str, float]:
     """One line of metrics.jsonl."""
     finish = rollout.responses.finish
     lengths = [len(tokens) for tokens in rollout.responses.tokens]
+    gap = rollout.sampling_gap
     return {
         "reward": float(rollout.scores.mean()),
         "reward_std": float(rollout.scores.std(unbiased=False)),
@@ -220,8 +175,8 @@ def describe(
         "tokens": sum(lengths) / len(lengths),
         **figures,
         "explained_variance": explained_variance(rollout.values, advantages.returns, rollout.mask),
-        "sampling_gap": rollout.sampling_gap,
         "gate": state.gate,
+        **({} if gap is None else {"sampling_gap": gap}),
     }
 
 
@@ -236,10 +191,18 @@ def check_finite(step: int, line: dict[str, float]) -> None:
 
 @torch.no_grad()
 def store_samples(
-    roles: Roles, prompts: list, tokenizer: Any, config: Config, ends: Ends, limit: int, step: int, file: Path
+    roles: Roles,
+    prompts: list,
+    tokenizer: Any,
+    config: Config,
+    ends: Ends,
+    limit: int,
+    step: int,
+    file: Path,
+    batch: BatchSize,
 ) -> None:
     """Answer the same few held-out prompts and append the texts: means alone hide what a policy has learned to say."""
-    with roles.use("policy"):
+    with roles.sampling("policy"):
         said = sample(
             roles.model,
             prompts,
@@ -247,6 +210,7 @@ def store_samples(
             eos_ids=[ends.eos_id],
             stop_ids=ends.stop_ids,
             pad_id=ends.pad_id,
+            batch=batch,
         )
     for row, prompt in enumerate(prompts):
         record = {

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lite_c2f.backbone.roles import Roles
+from lite_c2f.batches import BatchSize, fitting, groups
 from lite_c2f.data.encode import pad_right
 
 
@@ -29,17 +30,23 @@ def scored_row(prompt: Sequence[int], text_tokens: Sequence[int], ended: bool, e
     return [*prompt, *text_tokens, *([eos_id] if ended else [])]
 
 
-@torch.no_grad()
-def score(roles: Roles, rows: Sequence[Sequence[int]], *, pad_id: int, batch: int = 32) -> Tensor:
+def score(roles: Roles, rows: Sequence[Sequence[int]], *, pad_id: int, batch: int | BatchSize = 32) -> Tensor:
     """Raw scores (N,) float32 on the CPU, read at the last token of each row by the reward head.
 
-    Rows are scored in order of length, so that a batch carries little padding.
+    batch: rows of the greatest length scored at once; shorter ones share its tokens, grouped by length, so that a
+    group carries little padding. Out of GPU memory, all are scored again in smaller groups.
     """
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
+    lengths = [len(row) for row in rows]
+    return fitting(size, lambda at_once: _score(roles, rows, lengths, pad_id, at_once * max(lengths)))
+
+
+@torch.no_grad()
+def _score(roles: Roles, rows: Sequence[Sequence[int]], lengths: list[int], pad_id: int, budget: int) -> Tensor:
+    order = sorted(range(len(rows)), key=lambda row: lengths[row])
     scores = torch.empty(len(rows))
     with roles.use("reward"):
-        for first in range(0, len(order), batch):
-            chosen = order[first : first + batch]
+        for chosen in groups(order, lengths, budget):
             tokens, mask = pad_right([list(rows[row]) for row in chosen], pad_id)
             hidden = roles.hidden(tokens.to(roles.device))
             last = (mask.sum(1) - 1).to(roles.device)

@@ -15,6 +15,7 @@ from trl import RewardConfig, RewardTrainer
 from lite_c2f.backbone.adapters import write_adapter
 from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, pick_dtype, uses_checkpointing
 from lite_c2f.backbone.roles import lora_config
+from lite_c2f.batches import BatchSize, fitting, groups
 from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_answer, encode_prompt, pad_right
 from lite_c2f.data.records import Pair
@@ -39,6 +40,7 @@ def train_reward(
     run: Path,
     progress: Progress | None = None,
     tracker: Any = None,
+    tell: Callable[[str], None] | None = None,
 ) -> dict:
     """Train the reward model and publish RUN/reward.
 
@@ -57,20 +59,30 @@ def train_reward(
                 "at least one",
                 "raise data.max_answer_tokens",
             )
-    base = load_model(models.base, config, auto_class=AutoModelForSequenceClassification, num_labels=1)
-    model = get_peft_model(base, lora_config(config.lora, "SEQ_CLS"))
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = RewardTrainer(
-            model=model,
-            args=trainer_arguments(config, device, scratch, len(train.rows)),
-            train_dataset=Dataset.from_list(train.rows),
-            processing_class=tokenizer,
-            callbacks=[_Report(Metrics(run, tracker), progress)],
-        )
-        adapters_to_float32(model)
-        trainer.remove_callback(_printer())
-        trainer.train()
-    metrics = measure(model, held_out.rows, tokenizer.pad_token_id, config, device)
+    if config.reward.micro_batch == "auto":
+        raise ValueError("reward.micro_batch is still `auto`: settle the configuration first (memory.settle)")
+    pairs_at_once = BatchSize("reward.micro_batch", min(config.reward.micro_batch, config.reward.batch), tell)
+
+    def fit(micro_batch: int) -> Any:
+        torch.manual_seed(config.run.seed)
+        base = load_model(models.base, config, auto_class=AutoModelForSequenceClassification, num_labels=1)
+        model = get_peft_model(base, lora_config(config.lora, "SEQ_CLS"))
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = RewardTrainer(
+                model=model,
+                args=trainer_arguments(config, device, scratch, len(train.rows), micro_batch),
+                train_dataset=Dataset.from_list(train.rows),
+                processing_class=tokenizer,
+                callbacks=[_Report(Metrics(run, tracker), progress)],
+            )
+            adapters_to_float32(model)
+            trainer.remove_callback(_printer())
+            trainer.train()
+        return model
+
+    model = fitting(pairs_at_once, fit)
+    rows_at_once = BatchSize("reward.micro_batch (held-out pairs)", 4 * pairs_at_once.size, tell)
+    metrics = measure(model, held_out.rows, tokenizer.pad_token_id, config, device, rows_at_once)
     metrics |= {"pairs": train.report, "held_out_pairs": held_out.report, "skipped_rows": corpus.skipped}
     with publish_folder(run / "reward", replace=True) as folder:
         (folder / "adapter").mkdir()
@@ -119,11 +131,13 @@ def encode_pairs(
     return Encoded(rows, report)
 
 
-def trainer_arguments(config: Config, device: torch.device, scratch: str, pairs: int) -> RewardConfig:
+def trainer_arguments(
+    config: Config, device: torch.device, scratch: str, pairs: int, micro_batch: int
+) -> RewardConfig:
     """TRL's settings from ours."""
     batch = min(config.reward.batch, pairs)
-    micro_batch = min(config.reward.micro_batch, batch)
-    accumulation = max(1, batch // micro_batch)
+    micro_batch = next(size for size in range(min(micro_batch, batch), 0, -1) if batch % size == 0)
+    accumulation = batch // micro_batch
     steps = max(1, round(config.reward.epochs * pairs / (micro_batch * accumulation)))
     return RewardConfig(
         output_dir=scratch,
@@ -159,22 +173,33 @@ def adapters_to_float32(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-@torch.no_grad()
 def measure(
-    model: Any, rows: Sequence[dict[str, list[int]]], pad_id: int, config: Config, device: torch.device
+    model: Any,
+    rows: Sequence[dict[str, list[int]]],
+    pad_id: int,
+    config: Config,
+    device: torch.device,
+    batch: BatchSize,
 ) -> dict:
     """Held-out accuracy (share of pairs whose chosen side scores higher), mean and spread of all scores, margin."""
     model.eval()
-    scores: dict[str, list[float]] = {"chosen_ids": [], "rejected_ids": []}
     dtype = pick_dtype(config, device)
-    for first in range(0, len(rows), 16):
-        for side, values in scores.items():
-            tokens, mask = pad_right([row[side] for row in rows[first : first + 16]], pad_id)
+    sides = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
+    lengths = [len(side) for side in sides]
+
+    @torch.no_grad()
+    def score_all(at_once: int) -> torch.Tensor:
+        scores = torch.empty(len(sides))
+        order = sorted(range(len(sides)), key=lambda index: lengths[index])
+        for group in groups(order, lengths, at_once * max(lengths)):
+            tokens, mask = pad_right([sides[index] for index in group], pad_id)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 logits = model(input_ids=tokens.to(device), attention_mask=mask.long().to(device)).logits
-            values += logits.squeeze(-1).float().cpu().tolist()
-    chosen, rejected = torch.tensor(scores["chosen_ids"]), torch.tensor(scores["rejected_ids"])
-    both = torch.cat([chosen, rejected])
+            scores[group] = logits.squeeze(-1).float().cpu()
+        return scores
+
+    both = fitting(batch, score_all)
+    chosen, rejected = both[: len(rows)], both[len(rows) :]
     return {
         "accuracy": round(float((chosen > rejected).float().mean()), 4),
         "margin": round(float((chosen - rejected).mean()), 4),

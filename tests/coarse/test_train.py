@@ -6,10 +6,11 @@ import torch
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages
-from lite_c2f.coarse.rollout import Ends, collect, micro_batches
-from lite_c2f.coarse.train import check_finite, update
+from lite_c2f.coarse.rollout import Batches, Ends, collect, micro_batches
+from lite_c2f.coarse.train import KnownLengths, check_finite
+from lite_c2f.coarse.update import update
 from lite_c2f.config import Lora, load_config
-from lite_c2f.errors import ModelError
+from lite_c2f.errors import MemoryFull, ModelError
 from lite_c2f.reward.score import Normalizer
 
 PROMPTS = [[1, 5, 9, 12], [1, 7], [1, 20, 41], [1, 30, 31, 32, 33]]
@@ -17,8 +18,8 @@ ENDS = Ends(eos_id=2, pad_id=0, stop_ids=[[40, 50]])
 
 
 def config(*more):
-    settings = ["coarse.rollouts=4", "coarse.micro_batch=3", "coarse.temperature=0.7", "coarse.minibatches=1"]
-    return load_config({}, [*settings, "coarse.epochs=1", *more])
+    settings = ["coarse.rollouts=4", "coarse.micro_batch=3", "coarse.sampling_batch=3", "coarse.temperature=0.7"]
+    return load_config({}, [*settings, "coarse.minibatches=1", "coarse.epochs=1", *more]).coarse
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def roles(quantized):
 
 @pytest.fixture
 def rollout(roles):
-    return collect(roles, PROMPTS, config().coarse, 6, ENDS, Normalizer(0.5, 2.0), seed=1)
+    return collect(roles, PROMPTS, config("coarse.epochs=2"), 6, ENDS, Normalizer(0.5, 2.0), seed=1)
 
 
 def direct_logprobs(roles, role, row):
@@ -67,11 +68,12 @@ def test_a_rollout_row_by_row(roles, rollout):
     assert rollout.kl == pytest.approx(float(gap), abs=1e-5) and abs(rollout.kl) > 1e-3
 
 
-def run_update(roles, rollout, settings, advantages=None, warm=True, lr=1e-2):
+def run_update(roles, rollout, settings, advantages=None, warm=True, lr=1e-2, batches=None):
     optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=lr) for name in ("policy", "critic")}
     before = {name: [p.detach().clone() for p in roles.trainable(name)] for name in ("policy", "critic", "reward")}
     found = advantages or Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
-    figures = update(roles, optimizers, rollout, found, settings, torch.Generator().manual_seed(0), warm=warm)
+    shuffler = torch.Generator().manual_seed(0)
+    figures = update(roles, optimizers, rollout, found, settings, shuffler, warm=warm, batches=batches)
     moved = {
         name: [now.detach() - old for now, old in zip(roles.trainable(name), olds, strict=True)]
         for name, olds in before.items()
@@ -128,12 +130,94 @@ def test_epochs_and_minibatches_are_optimiser_steps(roles, rollout):
     assert all(parameter.grad is None for name in ("policy", "critic") for parameter in roles.trainable(name))
 
 
-def test_micro_batches_cover_every_row_once_and_all_of_it():
-    mask = torch.zeros(5, 9, dtype=torch.bool)
-    for row, last in enumerate((3, 8, 1, 5, 2)):
-        mask[row, last] = True
-    groups = [(rows.tolist(), width) for rows, width in micro_batches(mask, torch.arange(5), 2)]
-    assert groups == [([2, 4], 4), ([0, 3], 7), ([1], 10)]  # width: last response token and all before it
+def test_micro_batches_cover_every_row_once_and_hold_the_tokens_of_the_longest_rows():
+    lengths = [4, 9, 2, 6, 3]
+    assert list(micro_batches(lengths, range(5), 1)) == [([2, 4], 3), ([0], 4), ([3], 6), ([1], 9)]  # 9 tokens a group
+    assert list(micro_batches(lengths, range(5), 2)) == [([2, 4, 0], 4), ([3, 1], 9)]  # 18 tokens a group
+    assert list(micro_batches(lengths, [0, 1], 1)) == [([0], 4), ([1], 9)]
+
+
+def test_a_single_step_needs_no_pass_under_the_old_policy(roles, rollout, monkeypatch):
+    """Same samples, same step: the update's own forward serves as the old policy's."""
+    asked = []
+    original = Roles.use
+
+    def use(self, role, **given):
+        asked.append(role)
+        return original(self, role, **given)
+
+    monkeypatch.setattr(Roles, "use", use)
+    single = collect(roles, PROMPTS, config(), 6, ENDS, Normalizer(0.5, 2.0), seed=1)
+    assert single.logprobs is None and single.sampling_gap is None
+    assert sorted(asked) == ["critic", "policy", "reference", "reward"]  # the policy samples, and is asked no more
+    torch.testing.assert_close(single.sampled, rollout.logprobs, atol=2e-5, rtol=0)
+    figures, _ = run_update(roles, single, config(), lr=0.0)
+    expected, _ = run_update(roles, rollout, config(), lr=0.0)
+    assert figures.pop("sampling_gap") < 1e-5
+    assert figures == pytest.approx(expected, rel=1e-4, abs=1e-6) and figures["policy_grad_norm"] > 0
+
+
+@pytest.fixture
+def small_card(monkeypatch):
+    """A card on which a forward of more than so many tokens runs out of memory, with the error CUDA raises."""
+
+    def limit(tokens):
+        original = Roles.hidden
+
+        def hidden(self, rows):
+            states = original(self, rows)
+            if rows.numel() > tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return states
+
+        monkeypatch.setattr(Roles, "hidden", hidden)
+
+    return limit
+
+
+def test_out_of_memory_in_an_update_gives_the_same_step_in_smaller_parts(roles, rollout, small_card):
+    told = []
+    batches = Batches.of(config(), told.append)
+    expected, wanted = run_update(roles, rollout, config("coarse.epochs=2"), lr=0.0)
+    small_card(16)  # rows are 8 to 11 tokens: 3 at once are too many, and so are 2 of the longest
+    figures, moved = run_update(roles, rollout, config("coarse.epochs=2"), lr=0.0, batches=batches)
+    for name, value in expected.items():
+        assert figures[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+    assert batches.update.size == 1 and len(told) == 1  # remembered: it fails once, not every time
+    assert told[0] == "out of memory: coarse.micro_batch 3 -> 1, doing that part again"
+
+
+def test_out_of_memory_while_scoring_gives_the_same_rollout(roles, rollout, small_card):
+    small_card(24)
+    settings = config("coarse.epochs=2")
+    batches = Batches.of(settings)
+    again = collect(roles, PROMPTS, settings, 6, ENDS, Normalizer(0.5, 2.0), seed=1, batches=batches)
+    assert batches.scoring.size < 6 and batches.update.size == 3
+    for name in ("tokens", "logprobs", "reference", "values", "scores"):
+        torch.testing.assert_close(getattr(again, name), getattr(rollout, name), atol=1e-5, rtol=0)
+
+
+def test_a_row_that_fits_nowhere_ends_with_one_clear_line(roles, rollout, small_card):
+    small_card(4)
+    with pytest.raises(MemoryFull, match=r"out of memory at coarse\.micro_batch=1 .*; expected .*; shorten"):
+        run_update(roles, rollout, config())
+    assert all(parameter.grad is None for parameter in roles.trainable("critic"))
+
+
+def test_an_error_of_another_kind_is_not_taken_for_a_full_card(roles, rollout, monkeypatch):
+    def hidden(self, rows):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Roles, "hidden", hidden)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_update(roles, rollout, config())
+
+
+def test_known_lengths_come_back_for_the_same_prompts():
+    known = KnownLengths()
+    assert known.of(PROMPTS[:2]) == [0, 0]
+    known.seen(PROMPTS[:2], [[1] * 9, [1] * 3])
+    assert known.of([PROMPTS[1], PROMPTS[2], PROMPTS[0]]) == [3, 6, 9]  # the mean for one that is new
 
 
 def test_a_diverged_update_is_named():

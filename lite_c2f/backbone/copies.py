@@ -1,0 +1,101 @@
+"""Weights in the form that says tokens fastest, for as long as tokens are said. Nothing of the model itself changes.
+
+On a GPU: the adapters as a copy in the base's half precision. They train in float32, and autocast would cast them anew
+in every step. On a CPU: base and adapter of every linear layer as one dense float32 matrix, where there is room for it:
+unpacking 4-bit weights and two thin products a layer are most of a step there. Adding the adapter to the 4-bit base
+itself would round it away: it drifts 6% a cycle.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional
+
+SHARE_OF_RAM = 0.25  # most of the free memory that dense copies may take
+
+
+@contextlib.contextmanager
+def sampling_copies(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model, with its adapters as they are active now, says tokens faster. Our own.
+
+    Outputs are the same up to rounding. Neither train nor switch adapters inside.
+    """
+    layers = _linear_layers(model)
+    if next(model.parameters()).device.type == "cpu":
+        with _dense(layers) if _fits(layers) else contextlib.nullcontext():
+            yield
+    else:
+        with _half([layer for layer in layers if isinstance(layer, LoraLayer)]):
+            yield
+
+
+def _linear_layers(model: nn.Module) -> list[nn.Module]:
+    """Linear layers with an adapter, and 4-bit ones without."""
+    adapted: list[nn.Module] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    inside = {id(layer.get_base_layer()) for layer in adapted}  # type: ignore[operator]
+    bare = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit) and id(m) not in inside]
+    return adapted + bare
+
+
+@contextlib.contextmanager
+def _dense(layers: list[nn.Module]) -> Iterator[None]:
+    try:
+        for layer in layers:
+            base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+            weight = _dequantized(base)
+            if isinstance(layer, LoraLayer) and not layer.disable_adapters:
+                for name in layer.active_adapters:
+                    weight = weight + layer.get_delta_weight(name)
+            layer.forward = functools.partial(_linear, weight, base.bias)  # type: ignore[union-attr, arg-type]
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def _linear(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
+    return functional.linear(hidden, weight, bias)
+
+
+def _dequantized(layer: Any) -> Tensor:
+    weight = layer.weight
+    if isinstance(weight, bnb.nn.Params4bit):
+        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+    return weight.data
+
+
+@contextlib.contextmanager
+def _half(layers: list[Any]) -> Iterator[None]:
+    """Adapter weights in the type of the base's arithmetic; the float32 ones come back untouched."""
+    originals: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        for layer in layers:
+            base = layer.get_base_layer()
+            dtype = getattr(base, "compute_dtype", None) or base.weight.dtype
+            if layer.disable_adapters or dtype not in (torch.bfloat16, torch.float16):
+                continue
+            for name in layer.active_adapters:
+                for part in (layer.lora_A[name], layer.lora_B[name]):
+                    originals.append((part.weight, part.weight.data))
+                    part.weight.data = part.weight.data.to(dtype)
+        yield
+    finally:
+        for parameter, data in originals:
+            parameter.data = data
+
+
+def _fits(layers: list[nn.Module]) -> bool:
+    """Is there room for the dense copies? Where the system does not tell, up to 1 GiB is taken as room."""
+    needed = sum(layer.in_features * layer.out_features for layer in layers) * 4  # type: ignore[operator, misc]
+    try:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        available = 2**32
+    return needed <= SHARE_OF_RAM * available

@@ -1,0 +1,91 @@
+"""Batch sizes that shrink when memory runs out: the same work is done again in smaller parts, with the same result."""
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from lite_c2f.errors import MemoryFull
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+
+class BatchSize:
+    """How much of a stage's work is done at once; remembers what did not fit.
+
+    name: the setting it came from, for messages; size: rows (or tokens); tell: receives one line when it shrinks.
+    """
+
+    def __init__(self, name: str, size: int, tell: Callable[[str], None] | None = None) -> None:
+        self.name, self.size, self.tell = name, size, tell
+        self.halved = 0
+
+    def halve(self, reason: str) -> None:
+        """Half the size from now on. Raises MemoryFull at 1, where there is nothing left to halve."""
+        if self.size <= 1:
+            raise MemoryFull.because(
+                f"out of memory at {self.name}=1 ({reason})",
+                "room for one row",
+                "shorten data.max_prompt_tokens or coarse.length.max, or lower lora.r; `lite-c2f plan` shows what fits",
+            )
+        before, self.size = self.size, self.size // 2
+        self.halved += 1
+        line = f"out of memory: {self.name} {before} -> {self.size}, doing that part again"
+        log.warning("%s (%s)", line, reason)
+        if self.tell:
+            self.tell(line)
+
+
+def fitting(batch: BatchSize, work: Callable[[int], Result]) -> Result:
+    """work(batch.size), tried again with half of it each time memory runs out. Our own.
+
+    The work must be restartable: what it left behind when it failed must not count twice. Raises MemoryFull when not
+    even a size of 1 fits; every other error passes through.
+
+    >>> fitting(BatchSize("rows", 8), lambda rows: rows)
+    8
+    """
+    while True:
+        try:
+            return work(batch.size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:120]
+        # Outside the handler: the error's traceback held the tensors of every frame it passed through.
+        free()
+        batch.halve(reason)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Is it a GPU, or a host, without memory to give?"""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
+def free() -> None:
+    """Give back what nobody holds any more; cycles may hold tensors that would stay on the card."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices in order of length, grouped so that a group, padded to its longest, is at most `budget` tokens.
+
+    One row longer than the budget is a group of its own.
+
+    >>> groups([0, 1, 2, 3], [1, 2, 2, 6], 6)
+    [[0, 1, 2], [3]]
+    """
+    found: list[list[int]] = []
+    for index in order:
+        if found and (len(found[-1]) + 1) * max(lengths[index], 1) <= budget:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return found

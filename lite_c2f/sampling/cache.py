@@ -1,0 +1,93 @@
+"""Keys and values of a fixed number of slots, allocated once: every row has a slot and a position of its own.
+
+A prompt starts at position 0 of its slot, so there is no padding to look past: token p of a row lies at p. What an
+earlier row left behind lies at higher positions and is masked until it is overwritten.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, (slots, heads, length, width) each."""
+
+    is_sliding = False
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        # zeros: a masked position still enters the sum, times 0, and 0 times the NaN of fresh memory is NaN
+        self.keys: Tensor = torch.zeros(shape, dtype=dtype, device=device)
+        self.values: Tensor = torch.zeros(shape, dtype=dtype, device=device)
+        self.is_initialized = True
+        self.slots: Tensor | None = None  # (n,) while prompts are read
+        self.positions: Tensor | None = None  # (slots,) while every slot says one token
+        self.every: Tensor = torch.arange(shape[0], device=device)
+        self.width = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the memory is there from the start."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store (n, heads, T, width) new keys and values; returns what the queries may look at.
+
+        While prompts are read that is the prompts themselves, under the usual causal mask.
+        """
+        if self.slots is not None:
+            span = slice(key_states.shape[2])
+            self.keys[self.slots, :, span] = key_states
+            self.values[self.slots, :, span] = value_states
+            return key_states, value_states
+        self.keys[self.every, :, self.positions] = key_states[:, :, 0]
+        self.values[self.every, :, self.positions] = value_states[:, :, 0]
+        return self.keys[:, :, : self.width], self.values[:, :, : self.width]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[2]
+
+    def keep(self, slots: Tensor) -> None:
+        """Only these slots, (n,), in this order; the memory of the others is given back."""
+        self.keys, self.values = self.keys[slots], self.values[slots]
+        self.every = self.every[: len(slots)]
+
+
+class SlotCache(Cache):
+    """The key-value cache of `slots` rows of at most `length` tokens, for a transformers decoder."""
+
+    def __init__(self, config: Any, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (slots, config.num_key_value_heads, length, width)
+        super().__init__(layers=[SlotLayer(shape, dtype, device) for _ in range(config.num_hidden_layers)])
+        self.window = getattr(config, "sliding_window", None)
+        self.columns = torch.arange(length, device=device)
+
+    def read_prompts(self, slots: Tensor) -> None:
+        """The next forward reads whole prompts into these slots, (n,)."""
+        for layer in self.layers:
+            layer.slots, layer.positions = slots, None
+
+    def say(self, positions: Tensor, width: int) -> Tensor:
+        """The next forward says one token a slot, at these positions (slots,), all below `width`.
+
+        Returns the mask (slots, 1, 1, width), True where a query may look.
+        """
+        for layer in self.layers:
+            layer.slots, layer.positions, layer.width = None, positions, width
+        columns = self.columns[None, :width]
+        mask = columns <= positions[:, None]
+        if self.window is not None:
+            mask &= columns > positions[:, None] - self.window
+        return mask[:, None, None, :]
+
+    def keep(self, slots: Tensor) -> None:
+        """Only these slots, (n,)."""
+        for layer in self.layers:
+            layer.keep(slots)

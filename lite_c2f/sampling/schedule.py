@@ -1,0 +1,175 @@
+"""Which prompt gets which slot, and when: slots that have ended are filled again from the queue."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from lite_c2f.batches import BatchSize, fitting
+from lite_c2f.errors import ConfigError, ModelError
+from lite_c2f.sampling.draw import Sampling
+from lite_c2f.sampling.slots import Job, Ledger, Row, Slots, Snapshot
+
+REFILL_AT = 1 / 8  # share of the slots that must be free before prompts are read: reading few costs as much as many
+SHRINK_AT = 0.75  # with an empty queue, slots are given up once at most this share still talks
+STEPS_A_LOOK = 8  # on a GPU, steps between two looks: a look waits for the device
+
+
+class Responses(NamedTuple):
+    """What was said, in the order of the prompts."""
+
+    tokens: list[list[int]]  # response tokens, the ending (EOS or stop sequence) included
+    logprobs: list[list[float]]  # log-probability of each under the sampling distribution, in nats
+    finish: list[str]  # "eos" | "stop" | "limit"
+    ending: list[int]  # how many of the last tokens are the ending: 1 for EOS, the marker's length, or 0
+
+    def text_tokens(self, row: int) -> list[int]:
+        """The response without its ending."""
+        tokens = self.tokens[row]
+        return tokens[: len(tokens) - self.ending[row]]
+
+
+def sample(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    eos_ids: Sequence[int],
+    stop_ids: Sequence[Sequence[int]] = (),
+    pad_id: int,
+    batch: int | BatchSize = 64,
+    limits: Sequence[int] | None = None,
+    expected: Sequence[float] | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> Responses:
+    """Answer every prompt, at most `batch` of them at a time; a slot that has ended takes the next prompt at once.
+
+    model: a causal language model in eval mode (adapters as they are active); prompts: token ids of any length.
+    limits: most tokens of each response, where they differ (default: sampling.limit). expected: how long each response
+    may become, in tokens, if something is known: the longest start first, so that no long one is left for the end.
+    tick(n) is called now and then with the number of new tokens. What a row says depends on its own prompt and random
+    numbers: neither on `batch` nor on its neighbours, up to the rounding of differently shaped products.
+    Out of GPU memory, unfinished rows are done again in half as many slots.
+
+    Raises ConfigError for a limit below 1, an empty stop sequence or a prompt that leaves no room in the context;
+    ModelError for logits that are not finite, naming row and step; MemoryFull when not even one row fits.
+
+    >>> sample(model, [[1, 5, 9]], Sampling(limit=20), eos_ids=[2], pad_id=0).finish
+    ['eos']
+    """
+    size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
+    job = Job(prompts, limits or [sampling.limit] * len(prompts), sampling, eos_ids, stop_ids, pad_id)
+    _check(model, job, size.size)
+    order = list(range(len(prompts)))
+    if expected is not None:
+        order.sort(key=lambda row: -expected[row])
+    done: dict[int, Row] = {}
+    fitting(size, lambda slots: _serve(model, job, [row for row in order if row not in done], slots, done, tick))
+    rows = [done[row] for row in range(len(prompts))]
+    return Responses(
+        [row.tokens for row in rows],
+        [row.logprobs for row in rows],
+        [row.finish for row in rows],
+        [row.ending for row in rows],
+    )
+
+
+@torch.no_grad()
+def _serve(
+    model: Any, job: Job, rows: Sequence[int], slots: int, done: dict[int, Row], tick: Callable[[int], None] | None
+) -> None:
+    """Answer these rows of the job, and put what is finished into `done`, also when it ends in an error."""
+    decoder, head = parts(model)
+    device = next(decoder.parameters()).device
+    ledger = Ledger(job, rows, device)
+    length = max(len(job.prompts[row]) + job.limits[row] for row in rows)
+    talking = Slots(decoder, head, job, ledger, min(slots, len(rows)), length)
+    queue = deque(range(len(rows)))
+    steps = STEPS_A_LOOK if device.type == "cuda" else 1
+
+    def look() -> Snapshot:
+        seen = talking.look()
+        if seen.broken is not None:
+            raise ModelError.because(
+                f"logits of row {ledger.rows[seen.broken[0]]} at step {seen.broken[1]} are not finite",
+                "finite logits",
+                "lower coarse.lr, or check the model's weights",
+            )
+        if tick and seen.drawn:
+            tick(seen.drawn)
+        return seen
+
+    try:
+        seen = talking.look()
+        while queue or seen.live:
+            # 1. fill free slots once there are enough of them; with nothing left to fill them, give them up
+            free = sorted({*range(talking.size)} - {*seen.live})
+            if queue and (not seen.live or len(free) >= max(1, REFILL_AT * talking.size)):
+                count = min(len(free), len(queue))
+                talking.start(free[:count], [queue.popleft() for _ in range(count)])
+                seen = look()
+            elif not queue and len(seen.live) <= SHRINK_AT * talking.size and _shrink(talking, seen.live, free):
+                seen = look()
+            # 2. a few steps, then see who is still talking
+            if seen.live:
+                talking.advance(steps, seen.deepest)
+                seen = look()
+    finally:
+        done.update(ledger.finished())
+
+
+def _shrink(talking: Slots, live: Sequence[int], free: Sequence[int]) -> bool:
+    """Give up idle slots: all of them on a CPU; on a GPU only by halves, since every size is recorded anew.
+
+    Tells whether there are fewer slots now.
+    """
+    size = len(live)
+    if talking.graphs is not None:
+        size = talking.size
+        while size // 2 >= max(len(live), 1):
+            size //= 2
+    if size == talking.size:
+        return False
+    talking.keep([*live, *free][:size])
+    return True
+
+
+def parts(model: Any) -> tuple[Any, Any]:
+    """The transformer and the language-model head of a causal language model, with or without adapters."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.get_decoder(), inner.get_output_embeddings()
+
+
+def _check(model: Any, job: Job, slots: int) -> None:
+    if slots < 1:
+        raise ConfigError.because(f"a sampling batch of {slots}", "at least 1", "raise coarse.sampling_batch")
+    if min(job.limits, default=1) < 1:
+        raise ConfigError.because(
+            f"response limit {min(job.limits)}", "at least 1 token", "raise coarse.length.start or the limit given"
+        )
+    if not job.prompts or not all(job.prompts):
+        raise ConfigError.because("an empty prompt", "at least one token a prompt", "remove empty prompts")
+    if not all(job.stop_ids):
+        raise ConfigError.because("a stop sequence without tokens", "at least one token each", "remove it")
+    if len(job.limits) != len(job.prompts):
+        raise ConfigError.because(
+            f"{len(job.limits)} limits for {len(job.prompts)} prompts", "one each", "give as many limits as prompts"
+        )
+    if kinds := set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+        raise ModelError.because(
+            f"a model with {', '.join(sorted(kinds))} layers", "attention in every layer", "use a Mistral-like model"
+        )
+    if len(set(getattr(model.config, "layer_types", None) or ())) > 1:
+        raise ModelError.because(
+            "a model whose layers differ in their attention window", "one kind of layer", "use a Mistral-like model"
+        )
+    context = getattr(model.config, "max_position_embeddings", None)
+    needed = [len(prompt) + limit for prompt, limit in zip(job.prompts, job.limits, strict=True)]
+    if context is not None and max(needed) > context:
+        row = needed.index(max(needed))
+        raise ConfigError.because(
+            f"row {row}: prompt of {len(job.prompts[row])} + response limit {job.limits[row]} tokens",
+            f"at most the model's context of {context}",
+            "lower data.max_prompt_tokens or the limit",
+        )

@@ -1,0 +1,236 @@
+"""The slots: what every row has said so far, all of it on the device, and one step that serves all slots at once.
+
+A step asks the host nothing, so that steps can follow each other without waiting and be replayed as a CUDA graph.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lite_c2f.batches import groups
+from lite_c2f.data.encode import pad_right
+from lite_c2f.sampling.cache import SlotCache
+from lite_c2f.sampling.draw import Sampling, draw, uniforms
+
+FINISH = ("limit", "eos", "stop")
+PROMPT_TOKENS = 4096  # most tokens of prompts read in one forward pass
+log = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """A finished response."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish: str
+    ending: int
+
+
+class Job(NamedTuple):
+    """What there is to answer, and how."""
+
+    prompts: Sequence[Sequence[int]]
+    limits: Sequence[int]  # most tokens of each response
+    sampling: Sampling
+    eos_ids: Sequence[int]
+    stop_ids: Sequence[Sequence[int]]
+    pad_id: int
+
+
+class Ledger:
+    """What the rows of a job have said, on the device. The row behind the last takes what idle slots say."""
+
+    def __init__(self, job: Job, rows: Sequence[int], device: torch.device) -> None:
+        self.rows = list(rows)  # ledger row -> row of the job
+        count, longest = len(rows), max(job.limits[row] for row in rows)
+        self.idle = count
+        self.said = torch.full((count + 1, longest), job.pad_id, device=device)
+        self.logprobs = torch.zeros((count + 1, longest), device=device)
+        self.lengths = torch.zeros(count + 1, dtype=torch.long, device=device)
+        self.finish = torch.full((count + 1,), -1, device=device)  # index into FINISH; -1 is not finished
+        self.ending = torch.zeros(count + 1, dtype=torch.long, device=device)
+        self.broken = torch.full((count + 1,), -1, device=device)  # the step at which logits were not finite
+        self.limits = torch.tensor([*(job.limits[row] for row in rows), 1], device=device)
+        numbers = torch.zeros((count + 1, longest))
+        for index, row in enumerate(rows):
+            numbers[index, : job.limits[row]] = uniforms(job.sampling.seed, row, job.limits[row])
+        self.uniforms = numbers.to(device)
+
+    def finished(self) -> dict[int, Row]:
+        """Responses that are complete, by row of the job."""
+        columns = (self.said, self.logprobs, self.lengths, self.finish, self.ending)
+        return {
+            row: Row(said[:length], logprobs[:length], FINISH[how], cut)
+            for row, said, logprobs, length, how, cut in zip(
+                self.rows, *(column[: self.idle].tolist() for column in columns), strict=True
+            )
+            if how >= 0
+        }
+
+
+class Snapshot(NamedTuple):
+    """What the host knows after a look at the slots."""
+
+    live: list[int]  # slots that are still talking
+    deepest: int  # the largest position among them
+    drawn: int  # tokens drawn since the last look
+    broken: tuple[int, int] | None  # (ledger row, step) of logits that were not finite
+
+
+class Slots:
+    """`size` rows in flight. decoder: the transformer; head: its language-model head; length: tokens a slot can hold."""
+
+    def __init__(self, decoder: Any, head: Any, job: Job, ledger: Ledger, size: int, length: int) -> None:
+        self.decoder, self.head, self.job, self.ledger = decoder, head, job, ledger
+        self.size, self.length = size, length
+        self.device = ledger.said.device
+        self.cache = SlotCache(decoder.config, size, length, head.weight.dtype, self.device)
+        self.row = torch.full((size,), ledger.idle, device=self.device)
+        self.token, self.position, self.step = (torch.zeros_like(self.row) for _ in range(3))
+        self.going = torch.zeros(size, dtype=torch.bool, device=self.device)
+        self.drawn = torch.zeros((), dtype=torch.long, device=self.device)
+        self.eos = torch.tensor(list(job.eos_ids), device=self.device)
+        self.stops = [torch.tensor(list(stop), device=self.device) for stop in job.stop_ids]
+        # Buckets of key columns: a graph each on a GPU, where a replay costs more than the columns it looks at in vain.
+        self.bucket = 256 if self.device.type == "cuda" else 32
+        self.graphs = Graphs() if self.device.type == "cuda" else None
+
+    def start(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+        """Read the prompts of these ledger rows into these slots, and draw the first token of each."""
+        prompts = [self.job.prompts[self.ledger.rows[row]] for row in rows]
+        by_length = sorted(range(len(rows)), key=lambda index: len(prompts[index]))
+        for group in groups(by_length, [len(prompt) for prompt in prompts], PROMPT_TOKENS):
+            tokens, real = pad_right([list(prompts[index]) for index in group], self.job.pad_id)
+            where = torch.tensor([slots[index] for index in group], device=self.device)
+            last = (real.sum(1) - 1).to(self.device)
+            self.cache.read_prompts(where)
+            hidden = self._forward(tokens.to(self.device), None, None)
+            self.row[where] = torch.tensor([rows[index] for index in group], device=self.device)
+            self.position[where], self.step[where], self.going[where] = last, 0, True
+            self._take(where, hidden[torch.arange(len(group), device=self.device), last])
+
+    def advance(self, steps: int, deepest: int) -> None:
+        """Every slot says `steps` more tokens; those that end on the way wait. deepest: of the last snapshot."""
+        width = min(self.length, -(-(deepest + steps) // self.bucket) * self.bucket)
+        for _ in range(steps):
+            if self.graphs is not None:
+                self.graphs.run((self.size, width), lambda: self._say(width))
+            else:
+                self._say(width)
+
+    def look(self) -> Snapshot:
+        """The one place that waits for the device."""
+        columns = torch.stack([self.going.long(), self.position, self.ledger.broken[self.row], self.row]).tolist()
+        drawn = int(self.drawn)
+        self.drawn.zero_()
+        live = [slot for slot, going in enumerate(columns[0]) if going]
+        broken = [
+            (row, step)
+            for row, step in zip(columns[3], columns[2], strict=True)
+            if step >= 0 and row != self.ledger.idle
+        ]
+        return Snapshot(live, max((columns[1][slot] for slot in live), default=0), drawn, min(broken, default=None))
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Go on with these slots only; nobody waits for the others any more."""
+        chosen = torch.tensor(list(slots), device=self.device)
+        self.size = len(slots)
+        self.cache.keep(chosen)
+        for name in ("row", "token", "position", "step", "going"):
+            setattr(self, name, getattr(self, name)[chosen])
+        if self.graphs is not None:
+            self.graphs = Graphs()
+
+    def _forward(self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
+        return self.decoder(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    def _say(self, width: int) -> None:
+        mask = self.cache.say(self.position, width)
+        hidden = self._forward(self.token[:, None], mask, self.position[:, None])
+        self._take(slice(None), hidden[:, -1])
+
+    def _take(self, where: Any, hidden: Tensor) -> None:
+        """Draw a token for these slots (indices, or all) from their last hidden states (n, H), and see who ends."""
+        ledger = self.ledger
+        logits = self.head(hidden).float()
+        row, going = self.row[where], self.going[where]
+        step = self.step[where].clamp(max=ledger.said.shape[1] - 1)
+        drawn, logprob = draw(logits, ledger.uniforms[row, step], self.job.sampling)
+        target = torch.where(going, row, ledger.idle)
+        ledger.said[target, step] = drawn
+        ledger.logprobs[target, step] = logprob
+        ledger.lengths[target] = step + 1
+        # who ends, and how
+        kind = (drawn[:, None] == self.eos).any(1).long()  # 1: EOS
+        cut = kind.clone()
+        for stop in self.stops:
+            size = len(stop)
+            spans = step[:, None] + torch.arange(1 - size, 1, device=self.device)
+            tail = ledger.said[target[:, None], spans.clamp(min=0)]
+            matched = (tail == stop).all(1) & (step + 1 >= size) & (kind == 0)
+            kind = torch.where(matched, 2, kind)
+            cut = torch.where(matched, size, cut)
+        broken = ~torch.isfinite(logits).all(1)
+        ended = (kind > 0) | (step + 1 >= ledger.limits[row]) | broken
+        ledger.broken[target] = torch.where(broken, step, -1)
+        ledger.finish[target] = torch.where(ended & ~broken, kind, -1)
+        ledger.ending[target] = cut
+        # what the next step works on; a slot that has ended stays where it is
+        self.drawn += going.sum()
+        goes_on = going & ~ended
+        self.token[where] = drawn
+        self.position[where] = self.position[where] + goes_on.long()
+        self.step[where] = step + goes_on.long()
+        self.going[where] = goes_on
+
+
+class Graphs:
+    """Steps recorded as CUDA graphs, one a (slots, width); eager where the driver or a kernel will not be recorded.
+
+    A step of Mistral-7B is about 2,500 kernel launches: launched one by one, the host is what limits it.
+    """
+
+    refused = False  # once a step could not be recorded, none is tried again in this process
+
+    def __init__(self) -> None:
+        self.recorded: dict[tuple[int, int], torch.cuda.CUDAGraph | None] = {}
+        self.pool: Any = None
+
+    def run(self, key: tuple[int, int], work: Callable[[], None]) -> None:
+        """Do the work: eagerly the first time (which warms its kernels up), recorded the second, replayed from then."""
+        if key not in self.recorded:
+            self.recorded[key] = None
+            work()
+            return
+        graph = self.recorded[key]
+        if graph is None and not Graphs.refused:
+            graph = self.recorded[key] = self._record(work)
+        if graph is None:
+            work()
+        else:
+            graph.replay()
+
+    def _record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool):
+                work()
+        except torch.OutOfMemoryError:
+            torch.cuda.set_stream(stream)
+            raise
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream)
+            Graphs.refused = True
+            log.warning("sampling without CUDA graphs, slower: %s", " ".join(str(error).split())[:160])
+            return None
+        self.pool = self.pool or graph.pool()
+        return graph
