@@ -1,8 +1,8 @@
 """The sampler against transformers' `generate`: the same model, the same prompts, the same slots, side by side.
 
 Three kinds of lengths: `eos`, the model ends by itself (sampled, so both sides draw their own lengths: tokens a second
-are compared); `fixed` and `lognormal`, lengths given for each row (equal work, greedy). `generate` answers in batches of
-the slot count, as it must. Prints one JSON line last; `speedup` is that of `eos`.
+are compared); `fixed` and `lognormal`, lengths given for each row (equal work, greedy). `generate` answers in batches
+of the slot count, as it must. Prints one JSON line last; `speedup` is that of `eos`.
 
     python benchmarks/rollout.py [--slots 16] [--work 4] [--repeats 5] [--quantization nf4] [--out FILE]
 """

@@ -18,6 +18,7 @@ from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ModelError
 from lite_c2f.inputs import ModelPair
+from lite_c2f.memory.stages import JUDGED_ROWS
 from lite_c2f.reward.score import Normalizer, score, scored_row
 from lite_c2f.sampling import Sampling, sample
 
@@ -135,7 +136,7 @@ class Judge:
             )
             ended = answer.finish != "limit"
             rows.append(scored_row(prompt, answer.text_tokens, ended, self.tokenizer.eos_token_id))
-        raw = score(self.roles, rows, pad_id=self.tokenizer.pad_token_id)
+        raw = score(self.roles, rows, pad_id=self.tokenizer.pad_token_id, batch=JUDGED_ROWS)
         return [self.normalizer(float(value)) for value in raw]
 
 

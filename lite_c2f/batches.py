@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from lite_c2f.errors import MemoryFull
+from lite_c2f.errors import MemoryFullError
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -24,9 +24,9 @@ class BatchSize:
         self.halved = 0
 
     def halve(self, reason: str) -> None:
-        """Half the size from now on. Raises MemoryFull at 1, where there is nothing left to halve."""
+        """Half the size from now on. Raises MemoryFullError at 1, where there is nothing left to halve."""
         if self.size <= 1:
-            raise MemoryFull.because(
+            raise MemoryFullError.because(
                 f"out of memory at {self.name}=1 ({reason})",
                 "room for one row",
                 "shorten data.max_prompt_tokens or coarse.length.max, or lower lora.r; `lite-c2f plan` shows what fits",
@@ -42,8 +42,8 @@ class BatchSize:
 def fitting(batch: BatchSize, work: Callable[[int], Result]) -> Result:
     """work(batch.size), tried again with half of it each time memory runs out. Our own.
 
-    The work must be restartable: what it left behind when it failed must not count twice. Raises MemoryFull when not
-    even a size of 1 fits; every other error passes through.
+    The work must be restartable: what it left behind when it failed must not count twice. Raises MemoryFullError when
+    not even a size of 1 fits; every other error passes through.
 
     >>> fitting(BatchSize("rows", 8), lambda rows: rows)
     8

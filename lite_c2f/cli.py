@@ -92,16 +92,18 @@ def train(
 def plan(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")],
     overrides: Overrides = None,
-    vram: Annotated[float | None, typer.Option(help="GPU memory in GiB.")] = None,
+    vram: Annotated[float | None, typer.Option(help="GPU memory in GiB, also of a card you do not have.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Estimate memory and disk of each stage without loading weights."""
+    """Plan memory, batches and disk of each stage; no weights are loaded, nothing is downloaded."""
+    from lite_c2f import memory
     from lite_c2f.config import load_config
-    from lite_c2f.memory import estimate, explain
+    from lite_c2f.errors import ConfigError
 
-    settings = load_config(config, overrides or [])
-    found = estimate(settings, vram)
-    typer.echo(json.dumps(found, indent=2) if as_json else explain(found))
+    if vram is not None and not vram > 0:
+        raise ConfigError.because(f"--vram {vram:g}", "GiB above 0", "write e.g. --vram 24")
+    found = memory.make_plan(load_config(config, overrides or []), vram)
+    typer.echo(json.dumps(memory.as_json(found), indent=2) if as_json else memory.explain(found))
 
 
 @app.command(
@@ -271,12 +273,12 @@ def _train(config: Path, overrides: list[str], run_dir: Path | None, stages: lis
 
 def _dry_run(config: Path, overrides: list[str], run_dir: Path | None, stages: list[Stage]) -> None:
     from lite_c2f.config import load_config
-    from lite_c2f.memory import estimate, explain
+    from lite_c2f.memory import explain, make_plan
 
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
     typer.echo(settings.to_yaml())
     typer.echo(f"stages: {', '.join(stage.value for stage in stages)}, then the comparison")
-    typer.echo(explain(estimate(settings, None)))
+    typer.echo(explain(make_plan(settings)))
 
 
 def _quiet() -> None:

@@ -292,6 +292,13 @@ def load_config(source: str | Path | dict[str, Any] | None = None, overrides: Se
         raise ConfigError(f"{origin}: {_explain(error)}") from None
 
 
+def settled(batch: int | str) -> int:
+    """A batch size that the planner has settled; ValueError where `auto` was left (see `memory.settle`)."""
+    if isinstance(batch, str):
+        raise ValueError("a batch size is still `auto`: settle the configuration first (lite_c2f.memory.settle)")
+    return batch
+
+
 def schema() -> dict[str, Any]:
     """The JSON schema of a configuration file."""
     return Config.model_json_schema()

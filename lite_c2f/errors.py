@@ -33,5 +33,5 @@ class RunError(C2FError):
     """A run directory is missing something, is in the way, or belongs to another configuration."""
 
 
-class MemoryFull(C2FError):
+class MemoryFullError(C2FError):
     """Memory ran out, and there is nothing left to make smaller."""

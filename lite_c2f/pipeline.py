@@ -8,10 +8,12 @@ from typing import Any, Protocol
 
 import torch
 
+from lite_c2f.backbone.load import pick_device
 from lite_c2f.coarse.train import train_coarse as coarse_stage
 from lite_c2f.config import Config, load_config
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation.compare import evaluate as compare_actors
+from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.merge import merge
 from lite_c2f.fine.sweep import sweep as try_ratios
 from lite_c2f.inputs import Corpus, ModelPair, absolute, check_context, load_corpus, resolve_models
@@ -25,6 +27,9 @@ from lite_c2f.manifest import (
     save_manifest,
     write_summary,
 )
+from lite_c2f.memory import Plan, check, make_plan, settle
+from lite_c2f.memory import as_json as plan_as_json
+from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.reward.train import train_reward as reward_stage
 from lite_c2f.runs import read_json, start_tracker, write_json
 
@@ -83,11 +88,19 @@ def train(
     began = time.perf_counter()
     view.stage("models", 0, "steps")
     toy_steps = _ToySteps(view)
+    card = card_gib(config)
+    check(make_plan(config, card))  # from what is known of the name: before gigabytes are downloaded
     models = resolve_models(config, toy_steps)
     check_context(config, models)
+    plan = make_plan(config, card, model=models.base)
+    check(plan)
+    check_room(run, plan, done)
     save_config(run, config)
+    write_json(run / "plan.json", plan_as_json(plan))
+    asked, config = config, settle(config, plan)
     tracker = start_tracker(config, run)
     tell_data(view, corpus, config)
+    tell_plan(view, plan)
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
     save_manifest(run, config, models, seconds)
     for stage in STAGES:
@@ -101,22 +114,22 @@ def train(
         save_manifest(run, config, models, {stage: time.perf_counter() - began})
         free_memory()
     if all(is_published(run, stage) for stage in STAGES):
-        if done == set(STAGES) and compared_with(run) == config.evaluation.model_dump():
+        if done == set(STAGES) and compared_with(run) == asked.evaluation.model_dump():
             view.note("comparison: already made, skipped")
         else:
-            compare(config, models, corpus, run, view)
+            compare(config, models, corpus, run, view, asked)
     if tracker is not None:
         tracker.finish()
     return write_summary(run)
 
 
-def compare(config: Config, models: ModelPair, corpus: Corpus, run: Path, view: View) -> None:
-    """The comparison of the four actors, into RUN/evaluation."""
+def compare(config: Config, models: ModelPair, corpus: Corpus, run: Path, view: View, asked: Config) -> None:
+    """The comparison of the four actors, into RUN/evaluation. asked: the settings before `auto` was settled."""
     began = time.perf_counter()
     view.stage("comparison", 4, "actors")
     actors = compare_actors(config, models, corpus, run, progress=_Counter(view))
     write_json(run / "evaluation" / "actors.json", actors)
-    write_json(run / "evaluation" / "settings.json", config.evaluation.model_dump())
+    write_json(run / "evaluation" / "settings.json", asked.evaluation.model_dump())
     save_manifest(run, config, models, {"evaluation": time.perf_counter() - began})
 
 
@@ -153,6 +166,7 @@ def sweep(run: str | Path, ratios: Sequence[float] | None = None, *, view: View 
     wanted = list(ratios or config.fine.ratios)
     view.stage("ratios", len({0.0, *wanted}), "ratios")
     corpus = load_corpus(config)
+    config = settle(config, make_plan(config, card_gib(config), model=models.base))
     found = try_ratios(config, models, corpus, run, wanted, progress=lambda step, _, row: view.step(step, row))
     write_json(run / "fine" / "sweep.json", found)
     return found
@@ -167,7 +181,9 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     config, models = open_run(run)
     config = load_config(config.model_dump(), overrides)
     check_run(run, config)
-    compare(config, models, load_corpus(config), run, view or Silent())
+    corpus = load_corpus(config)
+    plan = make_plan(config, card_gib(config), model=models.base)
+    compare(settle(config, plan), models, corpus, run, view or Silent(), asked=config)
     return write_summary(run)
 
 
@@ -177,13 +193,13 @@ def run_stage(
     """Train and publish one stage."""
     if stage == "reward":
         view.stage("reward model", 0, "steps")
-        metrics = reward_stage(config, models, corpus, run, _stepper(view, "reward model"), tracker)
+        metrics = reward_stage(config, models, corpus, run, _stepper(view, "reward model"), tracker, view.note)
         tell_truncation(view, metrics["pairs"])
         view.note(f"reward model: {metrics['accuracy']:.3f} of held-out pairs ranked right")
     elif stage == "coarse":
         view.stage("coarse actor", config.coarse.updates, "updates")
         metrics = coarse_stage(
-            config, models, corpus, run, lambda step, _, line: view.step(step, line), view.tick, tracker
+            config, models, corpus, run, lambda step, _, line: view.step(step, line), view.tick, tracker, view.note
         )
         view.note(
             f"coarse actor: reward {metrics['reward_first']:+.2f} to {metrics['reward_last']:+.2f}, "
@@ -225,6 +241,32 @@ def compared_with(run: Path) -> dict[str, Any] | None:
     """The settings of the comparison that was made last, None where there is none."""
     file = run / "evaluation" / "settings.json"
     return read_json(file) if file.is_file() and (run / "evaluation" / "actors.json").is_file() else None
+
+
+def card_gib(config: Config) -> float | None:
+    """GPU memory to plan for: what is set, what is found, or the smaller of both; None on a CPU where none is set."""
+    if pick_device(config).type != "cuda":
+        return config.hardware.vram_gib
+    found = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIBIBYTE
+    return min(found, config.hardware.vram_gib or found)
+
+
+def check_room(run: Path, plan: Plan, done: set[str]) -> None:
+    """Raise RunError when the disk under a run has no room for what is still to be written."""
+    check_disk(run, round(plan.disk["adapters"] + (0 if "fine" in done else plan.disk["merged model"])))
+
+
+def tell_plan(view: View, plan: Plan) -> None:
+    """Say which batches were chosen, and how full the card will be."""
+    if plan.vram_gib is None:
+        return
+    peak = max(plan.needs, key=lambda need: need.total)
+    b, stage = plan.batches, peak.stage.replace("_", " ")
+    view.note(
+        f"planned for {plan.vram_gib:.1f} GiB: at most {peak.total / GIBIBYTE:.1f} GiB ({stage}); "
+        f"reward.micro_batch {b.reward_micro_batch}, coarse.sampling_batch {b.sampling_batch}, "
+        f"coarse.micro_batch {b.micro_batch}, evaluation.batch {b.evaluation_batch}"
+    )
 
 
 def free_memory() -> None:

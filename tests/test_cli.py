@@ -53,7 +53,7 @@ def test_plan_and_dry_run_need_no_weights(call, tmp_path):
     code, out, _ = call("plan", ROOT / "configs" / "mistral-7b-24gb.yaml", "--json")
     found = json.loads(out)
     assert code == 0 and found["fits"] is True
-    assert found["stages"]["coarse update"]["base"] == pytest.approx(3.84, abs=0.02)  # GiB, measured: 3.84
+    assert found["stages"]["coarse_update"]["base"] == pytest.approx(3.84, abs=0.02)  # GiB, measured: 3.84
     code, out, _ = call("train", CONFIG, "coarse.updates=7", "--run-dir", tmp_path / "new", "--dry-run")
     assert code == 0 and "updates: 7" in out and "stages: reward, coarse, fine" in out and "disk" in out
     assert not (tmp_path / "new").exists()

@@ -1,11 +1,18 @@
 """Sampling against `generate` as the oracle, endings by hand, frequencies against the softmax."""
 
+import math
+from collections import Counter
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lite_c2f.errors import ConfigError, ModelError
-from lite_c2f.sampling import Sampling, draw, filter_logits, sample
+from lite_c2f.backbone.roles import Roles
+from lite_c2f.batches import BatchSize
+from lite_c2f.config import Lora
+from lite_c2f.errors import ConfigError, MemoryFullError, ModelError
+from lite_c2f.sampling import Sampling, draw, filter_logits, sample, schedule
+from lite_c2f.sampling.slots import Slots
 
 PROMPTS = [[1, 5, 9], [1, 7], [1, 20, 21, 22, 23, 24], [1, 3]]
 
@@ -77,6 +84,138 @@ def test_a_row_does_not_depend_on_its_neighbours(model):
     assert answer(model, Sampling(10, seed=5), batch=2).tokens == together.tokens
 
 
+@pytest.fixture(scope="module")
+def roles(quantized):
+    """NF4 with a LoRA that changes what is said."""
+    torch.manual_seed(3)
+    made = Roles(quantized(), Lora(r=4, alpha=8), ("policy",))
+    with torch.no_grad():
+        for parameter in made.adapter_parameters("policy"):
+            parameter.normal_(std=0.2)
+    return made
+
+
+def mixed_prompts(count):
+    numbers = torch.Generator().manual_seed(4)
+    sizes = torch.randint(1, 15, (count,), generator=numbers).tolist()
+    return [[1, *torch.randint(3, 60, (size,), generator=numbers).tolist()] for size in sizes]
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("batch", [1, 3, 5, 64])
+def test_greedy_is_generate_on_nf4_and_lora_with_refill(roles, batch, steps, monkeypatch):
+    """17 prompts of 2 to 15 tokens, responses of 1 to 24, in fewer slots than prompts; EOS is what rows say early."""
+    monkeypatch.setattr(schedule, "steps_a_look", lambda device: steps)
+    prompts = mixed_prompts(17)
+    with roles.use("policy"):
+        free = [oracle(roles.model, prompt, 24, None) for prompt in prompts]
+        eos = Counter(token for said in free for token in set(said[2:])).most_common(2)
+        eos = [token for token, _ in eos]
+        expected = [oracle(roles.model, prompt, 24, eos) for prompt in prompts]
+    ticks = []
+    with roles.sampling("policy"):
+        found = answer(roles.model, Sampling(24, temperature=0), prompts, eos_ids=eos, batch=batch, tick=ticks.append)
+    assert found.tokens == expected
+    lengths = [len(tokens) for tokens in expected]
+    assert len(set(lengths)) > 4 and min(lengths) < 6 and max(lengths) == 24
+    assert sum(ticks) == sum(lengths)
+
+
+def test_slots_are_filled_again_longest_expected_first(roles, monkeypatch):
+    started, sizes = [], []
+    original = Slots.start
+
+    def start(self, slots, rows):
+        started.append([self.ledger.rows[row] for row in rows])
+        sizes.append(self.size)
+        return original(self, slots, rows)
+
+    monkeypatch.setattr(Slots, "start", start)
+    prompts = mixed_prompts(8)
+    limits = [3, 9, 2, 7, 4, 1, 8, 5]
+    with roles.sampling("policy"):
+        given = {"batch": 4, "limits": limits, "eos_ids": []}
+        plain = answer(roles.model, Sampling(9, seed=2), prompts, **given)
+        assert started[0] == [0, 1, 2, 3] and [row for group in started for row in group] == list(range(8))
+        started.clear()
+        first = answer(roles.model, Sampling(9, seed=2), prompts, expected=limits, **given)
+    assert started[0] == [1, 6, 3, 7] and [row for group in started for row in group] == [1, 6, 3, 7, 4, 0, 2, 5]
+    assert len(started) > 2 and set(sizes) == {4}
+    assert [len(tokens) for tokens in plain.tokens] == limits and set(plain.finish) == {"limit"}
+    assert first.tokens == plain.tokens  # whose turn it is changes nothing of what is said
+
+
+def test_slots_are_given_up_when_nobody_waits_for_them(roles, monkeypatch):
+    sizes = []
+    original = Slots.advance
+
+    def advance(self, steps, deepest):
+        sizes.append(self.size)
+        return original(self, steps, deepest)
+
+    monkeypatch.setattr(Slots, "advance", advance)
+    with roles.sampling("policy"):
+        found = answer(roles.model, Sampling(12), mixed_prompts(4), limits=[2, 12, 4, 12], eos_ids=[], batch=4)
+    # first tokens come from the prompts; with 3 of 4 left the idle one goes, with 2 of 3 another
+    assert sizes == [4] + [3] * 2 + [2] * 8 and [len(tokens) for tokens in found.tokens] == [2, 12, 4, 12]
+
+
+def test_out_of_memory_while_sampling_gives_the_same_words_in_fewer_slots(roles, monkeypatch):
+    prompts, sampling = mixed_prompts(9), Sampling(10, seed=8)
+    with roles.sampling("policy"):
+        expected = answer(roles.model, sampling, prompts, batch=8)
+    original, served = Slots._forward, []
+
+    def forward(self, tokens, mask, positions):
+        served.append(self.size)
+        if self.size > 3 and len(served) > 6:  # some rows are finished by then: they are not said again
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return original(self, tokens, mask, positions)
+
+    monkeypatch.setattr(Slots, "_forward", forward)
+    told = []
+    batch = BatchSize("coarse.sampling_batch", 8, told.append)
+    limits = [10, 2, 10, 10, 2, 10, 10, 10, 10]
+    with roles.sampling("policy"):
+        found = answer(roles.model, sampling, prompts, batch=batch, limits=limits)
+    assert batch.size == 2 and len(told) == 2
+    for row, limit in enumerate(limits):
+        assert found.tokens[row] == expected.tokens[row][:limit]
+    monkeypatch.setattr(Slots, "_forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(MemoryFullError, match=r"coarse\.sampling_batch=1"), roles.sampling("policy"):
+        answer(roles.model, sampling, prompts, batch=batch)
+
+
+def test_sampled_frequencies_match_the_softmax_of_the_model(roles):
+    """6,000 responses to one prompt through the slots: first and second tokens against the model's own softmax."""
+    prompt, count = [1, 5, 9], 6000
+    with roles.sampling("policy"):
+        said = answer(roles.model, Sampling(2, temperature=0.6, seed=1), [prompt] * count, eos_ids=[], batch=2000)
+        with torch.no_grad():
+            logits = roles.model(torch.tensor([prompt])).logits[0, -1]
+    firsts = torch.bincount(torch.tensor([tokens[0] for tokens in said.tokens]), minlength=64) / count
+    expected = (logits / 0.6).softmax(-1)
+    spread = (expected * (1 - expected) / count).sqrt()
+    assert ((firsts - expected).abs() / spread.clamp(min=1e-4)).max() < 4.5  # 64 words at once
+    likely = int(expected.argmax())
+    with torch.no_grad(), roles.sampling("policy"):
+        logits = roles.model(torch.tensor([[*prompt, likely]])).logits[0, -1]
+    after = [tokens[1] for tokens in said.tokens if tokens[0] == likely]
+    share = (logits / 0.6).softmax(-1)
+    found = torch.bincount(torch.tensor(after), minlength=64) / len(after)
+    assert ((found - share).abs() / (share * (1 - share) / len(after)).sqrt()).max() < 4.5
+    assert math.isclose(sum(Counter(after).values()), len(after)) and len(after) > 100
+
+
+def test_sliding_windows_are_kept(pico):
+    model = AutoModelForCausalLM.from_pretrained(pico["base"], dtype=torch.float32).eval()
+    model.config.sliding_window = 6
+    found = answer(model, Sampling(14, temperature=0), eos_ids=[])
+    assert found.tokens == [oracle(model, prompt, 14, None) for prompt in PROMPTS]
+    model.config.sliding_window = None
+    assert found.tokens != answer(model, Sampling(14, temperature=0), eos_ids=[]).tokens
+
+
 def test_frequencies_match_the_softmax():
     logits = torch.tensor([[2.0, 0.0, 1.0, -1.0]])
     uniforms = torch.rand(40_000, generator=torch.Generator().manual_seed(0))
@@ -109,12 +248,26 @@ def test_top_k_and_top_p():
         (Sampling(-3), PROMPTS, "limit -3"),
         (Sampling(10), [[]], "empty prompt"),
         (Sampling(10), [], "empty prompt"),
-        (Sampling(10), [[1] * 60], "context of 64"),
+        (Sampling(10), [[1, 2], [1] * 60], "row 1: prompt of 60 .* context of 64"),
     ],
 )
 def test_bad_requests(model, sampling, prompts, words):
     with pytest.raises(ConfigError, match=words):
         answer(model, sampling, prompts)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"stop_ids": [[4], []]}, "stop sequence without tokens"),
+        ({"batch": 0}, "batch of 0"),
+        ({"limits": [3, 0, 3, 3]}, "limit 0"),
+        ({"limits": [3]}, "1 limits for 4 prompts"),
+    ],
+)
+def test_more_bad_requests(model, given, words):
+    with pytest.raises(ConfigError, match=words):
+        answer(model, Sampling(4), **given)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

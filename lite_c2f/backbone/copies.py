@@ -28,31 +28,31 @@ def sampling_copies(model: nn.Module) -> Iterator[None]:
     Outputs are the same up to rounding. Neither train nor switch adapters inside.
     """
     layers = _linear_layers(model)
-    if next(model.parameters()).device.type == "cpu":
-        with _dense(layers) if _fits(layers) else contextlib.nullcontext():
-            yield
-    else:
-        with _half([layer for layer in layers if isinstance(layer, LoraLayer)]):
-            yield
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    with dense_copies(layers) if on_cpu and _fits(layers) else half_copies(layers):
+        yield
 
 
 def _linear_layers(model: nn.Module) -> list[nn.Module]:
     """Linear layers with an adapter, and 4-bit ones without."""
     adapted: list[nn.Module] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    inside = {id(layer.get_base_layer()) for layer in adapted}  # type: ignore[operator]
+    inside = {id(getattr(layer, "base_layer", None)) for layer in adapted}
     bare = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit) and id(m) not in inside]
     return adapted + bare
 
 
 @contextlib.contextmanager
-def _dense(layers: list[nn.Module]) -> Iterator[None]:
+def dense_copies(layers: list[nn.Module]) -> Iterator[None]:
+    """Base and active adapters of every layer as one matrix."""
     try:
         for layer in layers:
-            base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+            base: Any = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
             weight = _dequantized(base)
+            dtype = weight.dtype
             if isinstance(layer, LoraLayer) and not layer.disable_adapters:
                 for name in layer.active_adapters:
-                    weight = weight + layer.get_delta_weight(name)
+                    weight = weight.float() + layer.get_delta_weight(name).float()  # type: ignore[operator]
+            weight = weight.to(dtype)
             layer.forward = functools.partial(_linear, weight, base.bias)  # type: ignore[union-attr, arg-type]
         yield
     finally:
@@ -72,19 +72,22 @@ def _dequantized(layer: Any) -> Tensor:
 
 
 @contextlib.contextmanager
-def _half(layers: list[Any]) -> Iterator[None]:
+def half_copies(layers: list[nn.Module]) -> Iterator[None]:
     """Adapter weights in the type of the base's arithmetic; the float32 ones come back untouched."""
     originals: list[tuple[nn.Parameter, Tensor]] = []
     try:
         for layer in layers:
-            base = layer.get_base_layer()
+            if not isinstance(layer, LoraLayer) or layer.disable_adapters:
+                continue
+            base: Any = layer.get_base_layer()
             dtype = getattr(base, "compute_dtype", None) or base.weight.dtype
-            if layer.disable_adapters or dtype not in (torch.bfloat16, torch.float16):
+            if dtype not in (torch.bfloat16, torch.float16):
                 continue
             for name in layer.active_adapters:
                 for part in (layer.lora_A[name], layer.lora_B[name]):
-                    originals.append((part.weight, part.weight.data))
-                    part.weight.data = part.weight.data.to(dtype)
+                    weight: Any = part.weight
+                    originals.append((weight, weight.data))
+                    weight.data = weight.data.to(dtype)
         yield
     finally:
         for parameter, data in originals:

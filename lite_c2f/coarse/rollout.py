@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize, fitting, groups
-from lite_c2f.config import Coarse
+from lite_c2f.config import Coarse, settled
 from lite_c2f.data.encode import pad_right
 from lite_c2f.ops import token_logprobs
 from lite_c2f.reward.score import Normalizer, score, scored_row
@@ -65,9 +65,7 @@ class Batches(NamedTuple):
     @classmethod
     def of(cls, settings: Coarse, tell: Callable[[str], None] | None = None) -> "Batches":
         """The configured sizes; scoring builds no graph, so twice the update's rows fit."""
-        sampling, update = settings.sampling_batch, settings.micro_batch
-        if sampling == "auto" or update == "auto":
-            raise ValueError("batch sizes are still `auto`: settle the configuration first (memory.settle)")
+        sampling, update = settled(settings.sampling_batch), settled(settings.micro_batch)
         return cls(
             BatchSize("coarse.sampling_batch", sampling, tell),
             BatchSize("coarse.micro_batch (scoring)", 2 * update, tell),

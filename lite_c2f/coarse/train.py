@@ -46,7 +46,7 @@ def train_coarse(
     Needs RUN/reward. Writes adapter/ (stock PEFT, CAUSAL_LM), critic/, samples.jsonl and metrics.json; appends a line
     an update to RUN/metrics.jsonl. progress(step, updates, line) is called after every update, tick(new tokens) while
     sampling, tell(text) when a batch had to shrink. Returns the stage's metrics. Raises RunError without a reward
-    model, MemoryFull when one row is too much for the card.
+    model, MemoryFullError when one row is too much for the card.
     """
     settings = config.coarse
     tokenizer = load_tokenizer(models.base)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lite_c2f.actors import Instruct, Judge, load_coarse
 from lite_c2f.answers import standard_error, summarize
-from lite_c2f.config import Config
+from lite_c2f.config import Config, settled
 from lite_c2f.errors import ConfigError
 from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.sampling import Sampling
@@ -42,7 +42,7 @@ def sweep(
     wanted = sorted({0.0, *(ratios or settings.ratios)})
     for index, ratio in enumerate(wanted, 1):
         with instruct.ratio(ratio):
-            answers = instruct.answer(turns, sampling, config.evaluation.batch)
+            answers = instruct.answer(turns, sampling, settled(config.evaluation.batch))
         rewards = judge(turns, answers)
         row = {"ratio": ratio, **summarize(prompts, answers, rewards)}
         row["reward_se"] = round(standard_error(rewards), 4)

@@ -16,7 +16,7 @@ from lite_c2f.backbone.adapters import write_adapter
 from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, pick_dtype, uses_checkpointing
 from lite_c2f.backbone.roles import lora_config
 from lite_c2f.batches import BatchSize, fitting, groups
-from lite_c2f.config import Config
+from lite_c2f.config import Config, settled
 from lite_c2f.data.encode import encode_answer, encode_prompt, pad_right
 from lite_c2f.data.records import Pair
 from lite_c2f.errors import DataError
@@ -59,9 +59,7 @@ def train_reward(
                 "at least one",
                 "raise data.max_answer_tokens",
             )
-    if config.reward.micro_batch == "auto":
-        raise ValueError("reward.micro_batch is still `auto`: settle the configuration first (memory.settle)")
-    pairs_at_once = BatchSize("reward.micro_batch", min(config.reward.micro_batch, config.reward.batch), tell)
+    pairs_at_once = BatchSize("reward.micro_batch", min(settled(config.reward.micro_batch), config.reward.batch), tell)
 
     def fit(micro_batch: int) -> Any:
         torch.manual_seed(config.run.seed)
@@ -131,9 +129,7 @@ def encode_pairs(
     return Encoded(rows, report)
 
 
-def trainer_arguments(
-    config: Config, device: torch.device, scratch: str, pairs: int, micro_batch: int
-) -> RewardConfig:
+def trainer_arguments(config: Config, device: torch.device, scratch: str, pairs: int, micro_batch: int) -> RewardConfig:
     """TRL's settings from ours."""
     batch = min(config.reward.batch, pairs)
     micro_batch = next(size for size in range(min(micro_batch, batch), 0, -1) if batch % size == 0)

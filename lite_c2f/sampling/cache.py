@@ -65,13 +65,14 @@ class SlotCache(Cache):
     def __init__(self, config: Any, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (slots, config.num_key_value_heads, length, width)
-        super().__init__(layers=[SlotLayer(shape, dtype, device) for _ in range(config.num_hidden_layers)])
+        self.slot_layers = [SlotLayer(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+        super().__init__(layers=list(self.slot_layers))
         self.window = getattr(config, "sliding_window", None)
         self.columns = torch.arange(length, device=device)
 
     def read_prompts(self, slots: Tensor) -> None:
         """The next forward reads whole prompts into these slots, (n,)."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             layer.slots, layer.positions = slots, None
 
     def say(self, positions: Tensor, width: int) -> Tensor:
@@ -79,7 +80,7 @@ class SlotCache(Cache):
 
         Returns the mask (slots, 1, 1, width), True where a query may look.
         """
-        for layer in self.layers:
+        for layer in self.slot_layers:
             layer.slots, layer.positions, layer.width = None, positions, width
         columns = self.columns[None, :width]
         mask = columns <= positions[:, None]
@@ -89,5 +90,5 @@ class SlotCache(Cache):
 
     def keep(self, slots: Tensor) -> None:
         """Only these slots, (n,)."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             layer.keep(slots)

@@ -13,7 +13,6 @@ from lite_c2f.sampling.slots import Job, Ledger, Row, Slots, Snapshot
 
 REFILL_AT = 1 / 8  # share of the slots that must be free before prompts are read: reading few costs as much as many
 SHRINK_AT = 0.75  # with an empty queue, slots are given up once at most this share still talks
-STEPS_A_LOOK = 8  # on a GPU, steps between two looks: a look waits for the device
 
 
 class Responses(NamedTuple):
@@ -53,7 +52,7 @@ def sample(
     Out of GPU memory, unfinished rows are done again in half as many slots.
 
     Raises ConfigError for a limit below 1, an empty stop sequence or a prompt that leaves no room in the context;
-    ModelError for logits that are not finite, naming row and step; MemoryFull when not even one row fits.
+    ModelError for logits that are not finite, naming row and step; MemoryFullError when not even one row fits.
 
     >>> sample(model, [[1, 5, 9]], Sampling(limit=20), eos_ids=[2], pad_id=0).finish
     ['eos']
@@ -86,7 +85,7 @@ def _serve(
     length = max(len(job.prompts[row]) + job.limits[row] for row in rows)
     talking = Slots(decoder, head, job, ledger, min(slots, len(rows)), length)
     queue = deque(range(len(rows)))
-    steps = STEPS_A_LOOK if device.type == "cuda" else 1
+    steps = steps_a_look(device)
 
     def look() -> Snapshot:
         seen = talking.look()
@@ -133,6 +132,11 @@ def _shrink(talking: Slots, live: Sequence[int], free: Sequence[int]) -> bool:
         return False
     talking.keep([*live, *free][:size])
     return True
+
+
+def steps_a_look(device: torch.device) -> int:
+    """Steps between two looks at who has ended: on a GPU a look waits for the device, on a CPU it costs nothing."""
+    return 8 if device.type == "cuda" else 1
 
 
 def parts(model: Any) -> tuple[Any, Any]:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lite_c2f.batches import groups
 from lite_c2f.data.encode import pad_right
+from lite_c2f.memory.sizes import PROMPT_TOKENS
 from lite_c2f.sampling.cache import SlotCache
 from lite_c2f.sampling.draw import Sampling, draw, uniforms
 
 FINISH = ("limit", "eos", "stop")
-PROMPT_TOKENS = 4096  # most tokens of prompts read in one forward pass
 log = logging.getLogger(__name__)
 
 
@@ -81,7 +81,7 @@ class Snapshot(NamedTuple):
 
 
 class Slots:
-    """`size` rows in flight. decoder: the transformer; head: its language-model head; length: tokens a slot can hold."""
+    """`size` rows in flight. decoder, head: the transformer and its language-model head; length: tokens of a slot."""
 
     def __init__(self, decoder: Any, head: Any, job: Job, ledger: Ledger, size: int, length: int) -> None:
         self.decoder, self.head, self.job, self.ledger = decoder, head, job, ledger

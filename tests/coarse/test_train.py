@@ -10,7 +10,7 @@ from lite_c2f.coarse.rollout import Batches, Ends, collect, micro_batches
 from lite_c2f.coarse.train import KnownLengths, check_finite
 from lite_c2f.coarse.update import update
 from lite_c2f.config import Lora, load_config
-from lite_c2f.errors import MemoryFull, ModelError
+from lite_c2f.errors import MemoryFullError, ModelError
 from lite_c2f.reward.score import Normalizer
 
 PROMPTS = [[1, 5, 9, 12], [1, 7], [1, 20, 41], [1, 30, 31, 32, 33]]
@@ -178,9 +178,9 @@ def small_card(monkeypatch):
 def test_out_of_memory_in_an_update_gives_the_same_step_in_smaller_parts(roles, rollout, small_card):
     told = []
     batches = Batches.of(config(), told.append)
-    expected, wanted = run_update(roles, rollout, config("coarse.epochs=2"), lr=0.0)
+    expected, _ = run_update(roles, rollout, config("coarse.epochs=2"), lr=0.0)
     small_card(16)  # rows are 8 to 11 tokens: 3 at once are too many, and so are 2 of the longest
-    figures, moved = run_update(roles, rollout, config("coarse.epochs=2"), lr=0.0, batches=batches)
+    figures, _ = run_update(roles, rollout, config("coarse.epochs=2"), lr=0.0, batches=batches)
     for name, value in expected.items():
         assert figures[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
     assert batches.update.size == 1 and len(told) == 1  # remembered: it fails once, not every time
@@ -199,7 +199,7 @@ def test_out_of_memory_while_scoring_gives_the_same_rollout(roles, rollout, smal
 
 def test_a_row_that_fits_nowhere_ends_with_one_clear_line(roles, rollout, small_card):
     small_card(4)
-    with pytest.raises(MemoryFull, match=r"out of memory at coarse\.micro_batch=1 .*; expected .*; shorten"):
+    with pytest.raises(MemoryFullError, match=r"out of memory at coarse\.micro_batch=1 .*; expected .*; shorten"):
         run_update(roles, rollout, config())
     assert all(parameter.grad is None for parameter in roles.trainable("critic"))
 

@@ -1,0 +1,166 @@
+"""What each part of a run takes, in bytes, from the model's shape alone. No weights, no torch.
+
+Weights, adapters, optimiser and cache are counted exactly. Activations are per token of a micro-batch and were measured
+with the allocator's own trace (benchmarks/memory.py checks them against a real update, and says how far they are off);
+attention is flash attention, which keeps nothing of the size of (tokens x tokens). Widths: h hidden, i intermediate,
+k keys and values, r rank, L layers; b bytes of the arithmetic, 2 in bfloat16.
+
+    forward alone        4 b (i + h)                               the widest moment of one layer's MLP
+    forward + backward   b L h + 9 b h + 6 b i + 2 b k + 6 b r     checkpoints, and one layer with its backward
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from lite_c2f.errors import ModelError
+
+GIBIBYTE = 2**30
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its 8-bit block scale, the scale's own scale
+PROMPT_TOKENS = 4096  # most tokens of prompts that the sampler reads in one forward pass
+HEAD_TOKENS, HEAD_WORDS = 4096, 4096  # tile of logits in TRL's chunked log-probabilities
+WORKSPACE = 64 * 2**20  # of cuBLAS and the recorded graphs
+
+
+class Shape(NamedTuple):
+    """What matters of a model's config.json."""
+
+    hidden: int
+    layers: int
+    intermediate: int
+    key_value: int  # width of keys, and of values
+    vocabulary: int
+    context: int
+
+    @property
+    def linear(self) -> int:
+        """Weights of all linear layers but the head."""
+        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.key_value
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def embeddings(self) -> int:
+        """Weights of embeddings and head."""
+        return 2 * self.vocabulary * self.hidden
+
+    def adapter(self, rank: int) -> int:
+        """Weights of one LoRA on all linear layers."""
+        h, i, kv = self.hidden, self.intermediate, self.key_value
+        return self.layers * rank * (2 * (h + h) + 2 * (h + kv) + 3 * (h + i))
+
+
+MISTRAL_7B = Shape(4096, 32, 14336, 1024, 32000, 32768)
+KNOWN = {
+    "toy": Shape(128, 3, 256, 64, 576, 512),
+    "mistralai/Mistral-7B-v0.1": MISTRAL_7B,
+    "mistralai/Mistral-7B-v0.3": MISTRAL_7B._replace(vocabulary=32768),
+}
+
+
+def model_shape(model: str) -> tuple[Shape, str]:
+    """Shape of a model, and where it came from: a local folder, the hub's cache, or what is known of the name.
+
+    A hub name that is neither here nor known is taken for Mistral-7B's. Raises ModelError for a folder without a
+    readable config.json.
+    """
+    if model == "toy":
+        return KNOWN[model], "the toy world"
+    file = Path(model) / "config.json"
+    if not file.is_file():
+        if Path(model).is_dir() or model.startswith((".", "/", "~")):
+            raise ModelError.because(f"model '{model}': no config.json", "a model folder", "check model.base")
+        cached = _cached(model)
+        if cached is None:
+            if model in KNOWN:
+                return KNOWN[model], model
+            return MISTRAL_7B, "Mistral-7B's shape, assumed for a hub name that is not downloaded yet"
+        file = cached
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        heads = config["num_attention_heads"]
+        width = config.get("head_dim") or config["hidden_size"] // heads
+        return Shape(
+            config["hidden_size"],
+            config["num_hidden_layers"],
+            config["intermediate_size"],
+            width * config.get("num_key_value_heads", heads),
+            config["vocab_size"],
+            config.get("max_position_embeddings", MISTRAL_7B.context),
+        ), str(file)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError.because(
+            f"'{file}' is not a decoder's configuration", "hidden_size, num_hidden_layers, ...", "use a Mistral model"
+        ) from None
+
+
+def _cached(model: str) -> Path | None:
+    """config.json of a hub model in the local cache; nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(model, "config.json")
+    except ValueError:  # not a name the hub could have
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+class Bytes(NamedTuple):
+    """The sizes of a run's parts. dtype: bytes of the arithmetic; quantized: NF4 linear layers."""
+
+    shape: Shape
+    rank: int
+    dtype: int
+    quantized: bool
+    checkpointing: bool
+    on_gpu: bool
+
+    @property
+    def base(self) -> float:
+        """A model's weights as loaded: 4-bit linear layers; embeddings, head and norms in the arithmetic's type."""
+        norms = (2 * self.shape.layers + 1) * self.shape.hidden
+        per_weight = NF4_BYTES if self.quantized else self.dtype
+        return self.shape.linear * per_weight + (self.shape.embeddings + norms) * self.dtype
+
+    @property
+    def adapter(self) -> int:
+        """One adapter, or its gradients, or one of AdamW's two moments: float32."""
+        return 4 * self.shape.adapter(self.rank)
+
+    @property
+    def adapter_copy(self) -> int:
+        """An adapter in the arithmetic's type: what sampling uses, and what autocast keeps while a context is open."""
+        return self.dtype * self.shape.adapter(self.rank) if self.dtype < 4 else 0
+
+    def cache(self, tokens: int) -> int:
+        """Keys and values of so many tokens."""
+        return 2 * self.shape.layers * self.shape.key_value * self.dtype * tokens
+
+    def forward(self, tokens: int) -> float:
+        """A forward pass without gradients."""
+        return 4 * self.dtype * (self.shape.intermediate + self.shape.hidden) * tokens + self._unpacked
+
+    def backward(self, tokens: int) -> float:
+        """A forward and a backward pass."""
+        s, b = self.shape, self.dtype
+        layer = b * (9 * s.hidden + 6 * s.intermediate + 2 * s.key_value + 6 * self.rank)
+        kept = b * s.layers * s.hidden if self.checkpointing else (s.layers - 1) * layer
+        return (kept + layer) * tokens + self.adapter_copy
+
+    def head(self, tokens: int, *, gradients: bool) -> float:
+        """Log-probabilities of so many response tokens: their hidden states, and one tile of logits.
+
+        On a GPU a kernel folds the tile in place; on a CPU some float32 copies of it are made on the way.
+        """
+        tile = min(tokens, HEAD_TOKENS) * min(self.shape.vocabulary, HEAD_WORDS)
+        copies = self.dtype if self.on_gpu else self.dtype + 4 * (7 if gradients else 3)
+        states = (self.dtype + (4 + self.dtype if gradients else 0)) * self.shape.hidden
+        return tokens * states + tile * copies
+
+    def drawing(self, rows: int) -> float:
+        """One step of the sampler: the MLP of one token a row, the logits and what is made of them to draw."""
+        return rows * (4 * self.dtype * self.shape.intermediate + self.shape.vocabulary * (self.dtype + 21))
+
+    @property
+    def _unpacked(self) -> float:
+        """The widest linear layer, unpacked from 4 bits for a product."""
+        return self.dtype * self.shape.hidden * self.shape.intermediate if self.quantized else 0.0

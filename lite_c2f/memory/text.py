@@ -1,0 +1,63 @@
+"""The plan as text and as JSON."""
+
+from typing import Any
+
+from lite_c2f.memory.plan import Plan, usable
+from lite_c2f.memory.sizes import GIBIBYTE
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan for scripts; sizes in GiB."""
+    return {
+        "shape": {**plan.shape._asdict(), "from": plan.source},
+        "vram_gib": plan.vram_gib,
+        "usable_gib": None if plan.vram_gib is None else _gib(usable(plan.vram_gib)),
+        "fits": plan.fits,
+        "refusals": plan.refusals,
+        "batches": plan.batches._asdict(),
+        "limit": plan.growth[-1][0],
+        "largest_limit": plan.largest_limit,
+        "growth": [
+            {"limit": limit, "sampling_gib": _gib(sampling.total), "update_gib": _gib(update.total)}
+            for limit, sampling, update in plan.growth
+        ],
+        "stages": {
+            need.stage: {**{_key(part): _gib(size) for part, size in need.parts.items()}, "total": _gib(need.total)}
+            for need in plan.needs
+        },
+        "disk_gib": {
+            **{_key(part): _gib(size) for part, size in plan.disk.items()},
+            "total": _gib(sum(plan.disk.values())),
+        },
+    }
+
+
+def explain(plan: Plan) -> str:
+    """The plan as a few readable lines."""
+    lines = [f"memory a stage, in GiB, planned from {plan.source} (limit {plan.growth[-1][0]} tokens)"]
+    for need in plan.needs:
+        inner = ", ".join(f"{part} {size / GIBIBYTE:.2f}" for part, size in need.parts.items() if size)
+        lines.append(
+            f"  {need.stage.replace('_', ' '):<16}{_gib(need.total):>7.2f}  {need.setting}={need.batch}  ({inner})"
+        )
+    lines.append("along the growth of the limit")
+    for limit, sampling, update in plan.growth:
+        lines.append(f"  {limit:>6} tokens  sampling {_gib(sampling.total):>6.2f}  update {_gib(update.total):>6.2f}")
+    inner = ", ".join(f"{part} {size / GIBIBYTE:.2f}" for part, size in plan.disk.items() if size)
+    lines.append(f"disk  {sum(plan.disk.values()) / GIBIBYTE:.2f}  ({inner})")
+    if plan.vram_gib is not None:
+        lines.append(
+            f"a card of {plan.vram_gib:g} GiB ({_gib(usable(plan.vram_gib)):.1f} usable): "
+            + ("fits" if plan.fits else "does not fit")
+            + f"; the largest limit that fits with these batches is {plan.largest_limit} tokens"
+        )
+        lines += [f"  {line}" for line in plan.refusals]
+    return "\n".join(lines)
+
+
+def _key(part: str) -> str:
+    return part.lower().replace(" ", "_").replace("-", "_")
+
+
+def _gib(size: float) -> float:
+    return round(size / GIBIBYTE, 3)

@@ -1,0 +1,88 @@
+"""Weights as they are while tokens are said: same outputs, and nothing of the model changed afterwards."""
+
+import pytest
+import torch
+
+from lite_c2f.backbone import copies
+from lite_c2f.backbone.copies import half_copies, sampling_copies
+from lite_c2f.backbone.load import load_model
+from lite_c2f.backbone.roles import Roles
+from lite_c2f.config import Lora, load_config
+
+TOKENS = torch.tensor([[1, 5, 9, 30, 31]])
+
+
+def randomised(base, **lora):
+    torch.manual_seed(1)
+    roles = Roles(base, Lora(r=4, alpha=8, **lora), ("policy", "critic"))
+    with torch.no_grad():
+        for name in roles.adapters:
+            for parameter in roles.adapter_parameters(name):
+                parameter.normal_(std=0.2)
+    return roles
+
+
+def logits(roles):
+    return roles.lm_head(roles.hidden(TOKENS))
+
+
+def state(roles):
+    return {key: value.clone() for key, value in roles.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("lora", [{}, {"target_modules": ("q_proj", "down_proj")}])
+@pytest.mark.parametrize("role", ["policy", "critic", "reference"])
+def test_dense_copies_say_the_same(quantized, role, lora):
+    roles = randomised(quantized(), **lora)
+    before = state(roles)
+    with roles.use(role), torch.no_grad():
+        expected = logits(roles)
+    with roles.sampling(role), torch.no_grad():
+        replaced = [module for module in roles.model.modules() if "forward" in module.__dict__]
+        assert len(replaced) == 14  # seven linear layers in each of two layers, with an adapter or without
+        torch.testing.assert_close(logits(roles), expected, atol=2e-5, rtol=0)
+    assert not any("forward" in module.__dict__ for module in roles.model.modules())
+    after = state(roles)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    with roles.use(role), torch.no_grad():
+        assert torch.equal(logits(roles), expected)
+
+
+def test_copies_go_also_when_sampling_fails(quantized):
+    roles = randomised(quantized())
+    with pytest.raises(RuntimeError, match="boom"), roles.sampling("policy"):
+        raise RuntimeError("boom")
+    assert not any("forward" in module.__dict__ for module in roles.model.modules())
+
+
+def test_without_room_for_dense_copies_the_layers_stay_as_they_are(quantized, monkeypatch):
+    roles = randomised(quantized())
+    monkeypatch.setattr(copies, "SHARE_OF_RAM", 0.0)
+    with roles.sampling("policy"):
+        assert not any("forward" in module.__dict__ for module in roles.model.modules())
+
+
+def test_half_copies_are_of_the_active_adapter_and_the_float32_weights_come_back(pico):
+    """As on a GPU: base in bfloat16, adapters in float32 but for the time of sampling."""
+    base = load_model(str(pico["base"]), load_config({}, ["model.compute_dtype=bfloat16", "coarse.length.max=128"]))
+    roles = randomised(base)
+    originals = {name: [p.data for p in roles.adapter_parameters(name)] for name in roles.adapters}
+    with roles.use("policy"), torch.no_grad():
+        expected = logits(roles).float()
+    layers = copies._linear_layers(roles.model)
+    with roles.use("policy"), torch.no_grad(), torch.autocast("cpu", enabled=False), half_copies(layers):
+        assert {p.dtype for p in roles.adapter_parameters("policy")} == {torch.bfloat16}
+        assert {p.dtype for p in roles.adapter_parameters("critic")} == {torch.float32}
+        found = logits(roles).float()
+    assert (found - expected).norm() < 0.03 * expected.norm()
+    for name, before in originals.items():
+        for parameter, data in zip(roles.adapter_parameters(name), before, strict=True):
+            assert parameter.data.data_ptr() == data.data_ptr() and parameter.dtype == torch.float32
+
+
+def test_a_model_in_float32_needs_no_half_copies(quantized):
+    roles = randomised(quantized())
+    with roles.use("policy"), half_copies(copies._linear_layers(roles.model)):
+        assert {p.dtype for p in roles.adapter_parameters("policy")} == {torch.float32}
+    with sampling_copies(roles.model):
+        pass
