@@ -77,7 +77,7 @@ def measure(roles, sizes, limit: int, rows: int) -> dict[str, dict[str, float]]:
     """Predicted and measured bytes of the three parts of an update at one limit, all rows as long as they can be."""
     from lite_c2f.coarse.advantage import Advantages
     from lite_c2f.coarse.rollout import Batches, Rollout, evaluate
-    from lite_c2f.coarse.update import gradients
+    from lite_c2f.coarse.update import Minibatch, gradients
     from lite_c2f.config import load_config
     from lite_c2f.memory.sizes import PROMPT_TOKENS
     from lite_c2f.sampling import Sampling, sample
@@ -100,14 +100,14 @@ def measure(roles, sizes, limit: int, rows: int) -> dict[str, dict[str, float]]:
     mask[:, PROMPT - 1 :] = True
     flat = torch.zeros(mask.shape)
     rollout = Rollout(tokens, mask, [width] * rows, flat, flat, flat, flat, flat[:, 0], None)
-    advantages = Advantages(flat + 1.0, flat)
+    minibatch = Minibatch(rollout, Advantages(flat + 1.0, flat), flat, False, range(rows), int(mask.sum()))
 
     def scoring() -> None:
         evaluate(roles, "reference", tokens, mask, rollout.lengths, 1.0, batches.update)
 
     def update() -> None:
         for role in ("critic", "policy"):
-            gradients(roles, role, rollout, advantages, range(rows), int(mask.sum()), settings, batches)
+            gradients(roles, role, minibatch, settings, batches)
             for parameter in roles.trainable(role):
                 parameter.grad = None  # as the optimiser's step does
 

@@ -80,11 +80,17 @@ class Instruct:
             for name, scaling in original.items():
                 layer.scaling[name] = ratio * scaling
 
-    def answer(self, prompts: Sequence[Turns], sampling: Sampling, batch: int = 64) -> list[Answer]:
-        """Answers through the model's own chat template, ended by EOS."""
+    def answer(
+        self,
+        prompts: Sequence[Turns],
+        sampling: Sampling,
+        batch: int = 64,
+        expected: Sequence[float] | None = None,
+    ) -> list[Answer]:
+        """Answers through the model's own chat template, ended by EOS. expected: as for `sample`."""
         ids = [encode_chat(self.tokenizer, turns, self.config.data.max_prompt_tokens) for turns in prompts]
         with sampling_copies(self.model):
-            return _answer(self.model, self.tokenizer, ids, sampling, batch, [], self.eos_ids)
+            return _answer(self.model, self.tokenizer, ids, sampling, batch, [], self.eos_ids, expected)
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -102,6 +108,7 @@ def _answer(
     batch: int,
     stops: list[list[int]],
     eos_ids: list[int] | None = None,
+    expected: Sequence[float] | None = None,
 ) -> list[Answer]:
     with torch.no_grad():
         said = sample(
@@ -112,6 +119,7 @@ def _answer(
             stop_ids=stops,
             pad_id=tokenizer.pad_token_id,
             batch=batch,
+            expected=expected,
         )
     texts = [said.text_tokens(row) for row in range(len(prompts))]
     return [

@@ -10,6 +10,8 @@ import torch
 from lite_c2f.errors import MemoryFullError
 
 Result = TypeVar("Result")
+ENOUGH_TOKENS = 512  # a pass over fewer is bound by its launches, and padding it is cheaper than splitting it
+MOST_PADDING = 1.1
 log = logging.getLogger(__name__)
 
 
@@ -77,15 +79,22 @@ def free() -> None:
 def groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices in order of length, grouped so that a group, padded to its longest, is at most `budget` tokens.
 
-    One row longer than the budget is a group of its own.
+    A group of some size is closed early where the next, longer row would make more than a tenth of it padding. One row
+    longer than the budget is a group of its own.
 
     >>> groups([0, 1, 2, 3], [1, 2, 2, 6], 6)
     [[0, 1, 2], [3]]
     """
     found: list[list[int]] = []
+    real = 0  # tokens of the last group, without padding
     for index in order:
-        if found and (len(found[-1]) + 1) * max(lengths[index], 1) <= budget:
+        length = lengths[index]
+        padded = (len(found[-1]) + 1) * length if found else 0
+        wasteful = real >= ENOUGH_TOKENS and padded > MOST_PADDING * (real + length)
+        if found and padded <= budget and not wasteful:
             found[-1].append(index)
+            real += length
         else:
             found.append([index])
+            real = length
     return found

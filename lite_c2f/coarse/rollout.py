@@ -74,8 +74,8 @@ class Batches(NamedTuple):
 
 
 def needs_old_logprobs(settings: Coarse) -> bool:
-    """With a single optimiser step an update, the old policy is the one being updated: its forward serves as both."""
-    return settings.epochs * settings.minibatches > 1
+    """With one minibatch, every row's first forward in the update is still under the old policy: it serves as both."""
+    return settings.minibatches > 1
 
 
 def collect(

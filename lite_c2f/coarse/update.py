@@ -1,6 +1,7 @@
 """One PPO update: optimiser steps of critic and policy over a rollout, a micro-batch of like lengths at a time."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,23 +30,30 @@ def update(
     """`epochs` passes of `minibatches` optimiser steps for the critic and, once warm, the policy.
 
     Losses are means over the tokens of a minibatch. Returns token-weighted means of the losses, the entropy and the
-    clip fraction, and the mean gradient norms; with a single step also the sampling gap, measured on its forward.
+    clip fraction, and the mean gradient norms. Where the rollout left out the pass under the old policy, the first
+    epoch's forward takes its place, and the gap to the sampled log-probabilities is among the figures.
     """
     batches = batches or Batches.of(settings)
+    computed = rollout.logprobs is not None
+    old = torch.zeros_like(rollout.sampled) if rollout.logprobs is None else rollout.logprobs
     names = ("critic", "policy") if warm else ("critic",)
     totals: Sums = {}
     norms: dict[str, list[Tensor]] = {name: [] for name in ("critic", "policy")}
     counted = 0
-    for _ in range(settings.epochs):
+    for epoch in range(settings.epochs):
+        learns_old = epoch == 0 and not computed
         order = torch.randperm(settings.rollouts, generator=shuffler)
         for chunk in order.chunk(settings.minibatches):
             rows = chunk.tolist()
             tokens = int(rollout.mask[rows].sum())
             counted += tokens
             for name in names:
-                add(totals, gradients(roles, name, rollout, advantages, rows, tokens, settings, batches))
+                work = Minibatch(rollout, advantages, old, learns_old, rows, tokens)
+                add(totals, gradients(roles, name, work, settings, batches))
                 norms[name].append(_step(optimizers[name], roles.trainable(name), settings.max_grad_norm))
     figures = {name: float(total) / counted for name, total in totals.items()}
+    if warm and not computed:
+        figures["sampling_gap"] = float((old - rollout.sampled)[rollout.mask].abs().mean())
     if not warm:
         figures |= dict.fromkeys(("policy_loss", "entropy", "clip_fraction"), 0.0)
     return figures | {
@@ -53,16 +61,18 @@ def update(
     }
 
 
-def gradients(
-    roles: Roles,
-    name: str,
-    rollout: Rollout,
-    advantages: Advantages,
-    rows: Sequence[int],
-    tokens: int,
-    settings: Coarse,
-    batches: Batches,
-) -> Sums:
+class Minibatch(NamedTuple):
+    """What one optimiser step learns from."""
+
+    rollout: Rollout
+    advantages: Advantages
+    old: Tensor  # (B, T) float32, log-probabilities under the policy that sampled
+    learns_old: bool  # this step's forward is still under that policy, and writes them down
+    rows: Sequence[int]
+    tokens: int  # response tokens of these rows
+
+
+def gradients(roles: Roles, name: str, minibatch: Minibatch, settings: Coarse, batches: Batches) -> Sums:
     """Gradients of a minibatch's mean loss into one role's parameters, and the sums for the log.
 
     Out of GPU memory, the whole minibatch is done again in smaller micro-batches: half-made gradients do not count.
@@ -73,9 +83,9 @@ def gradients(
             parameter.grad = None
         sums: Sums = {}
         with roles.use(name, train=True):
-            for group, width in micro_batches(rollout.lengths, rows, at_once):
-                loss, found = _loss(roles, name, rollout, advantages, group, width, settings)
-                (loss / tokens).backward()
+            for group, width in micro_batches(minibatch.rollout.lengths, minibatch.rows, at_once):
+                loss, found = _loss(roles, name, minibatch, group, width, settings)
+                (loss / minibatch.tokens).backward()
                 add(sums, found)
         return sums
 
@@ -83,15 +93,10 @@ def gradients(
 
 
 def _loss(
-    roles: Roles,
-    name: str,
-    rollout: Rollout,
-    advantages: Advantages,
-    rows: list[int],
-    width: int,
-    settings: Coarse,
+    roles: Roles, name: str, minibatch: Minibatch, rows: list[int], width: int, settings: Coarse
 ) -> tuple[Tensor, Sums]:
     """Summed loss of a micro-batch under the active role, and its parts."""
+    rollout, advantages, old = minibatch.rollout, minibatch.advantages, minibatch.old
     tokens, mask = rollout.tokens[rows, :width], rollout.mask[rows, : width - 1]
 
     def kept(values: Tensor) -> Tensor:
@@ -103,14 +108,13 @@ def _loss(
         return loss, {"value_loss": loss.detach()}
     logprobs, entropy = response_logprobs(roles, tokens, mask, settings.temperature)
     assert entropy is not None
-    # a single step an update: the old policy is this one, and the ratio is 1
-    old = logprobs.detach() if rollout.logprobs is None else kept(rollout.logprobs)
-    losses, clipped = policy_loss(logprobs, old, kept(advantages.advantages), settings.clip)
+    if minibatch.learns_old:
+        part = torch.zeros(mask.shape, device=mask.device)
+        part[mask] = logprobs.detach()
+        old[rows, : width - 1] = part
+    losses, clipped = policy_loss(logprobs, kept(old), kept(advantages.advantages), settings.clip)
     loss = losses.sum()
-    found = {"policy_loss": loss.detach(), "entropy": entropy.detach().sum(), "clip_fraction": clipped.sum()}
-    if rollout.logprobs is None:
-        found["sampling_gap"] = (old - kept(rollout.sampled)).abs().sum()
-    return loss, found
+    return loss, {"policy_loss": loss.detach(), "entropy": entropy.detach().sum(), "clip_fraction": clipped.sum()}
 
 
 def add(totals: Sums, more: Sums) -> None:

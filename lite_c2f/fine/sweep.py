@@ -39,10 +39,12 @@ def sweep(
     instruct = Instruct(config, models.instruct, run / "coarse" / "adapter")
     sampling = Sampling(settings.max_tokens, config.evaluation.temperature, seed=config.run.seed + 1)
     tried = []
+    lengths: list[int] | None = None  # of the ratio before: the longest answers start first
     wanted = sorted({0.0, *(ratios or settings.ratios)})
     for index, ratio in enumerate(wanted, 1):
         with instruct.ratio(ratio):
-            answers = instruct.answer(turns, sampling, settled(config.evaluation.batch))
+            answers = instruct.answer(turns, sampling, settled(config.evaluation.batch), lengths)
+        lengths = [answer.tokens for answer in answers]
         rewards = judge(turns, answers)
         row = {"ratio": ratio, **summarize(prompts, answers, rewards)}
         row["reward_se"] = round(standard_error(rewards), 4)

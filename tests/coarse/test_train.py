@@ -37,7 +37,7 @@ def roles(quantized):
 
 @pytest.fixture
 def rollout(roles):
-    return collect(roles, PROMPTS, config("coarse.epochs=2"), 6, ENDS, Normalizer(0.5, 2.0), seed=1)
+    return collect(roles, PROMPTS, config("coarse.minibatches=2"), 6, ENDS, Normalizer(0.5, 2.0), seed=1)
 
 
 def direct_logprobs(roles, role, row):
@@ -137,8 +137,9 @@ def test_micro_batches_cover_every_row_once_and_hold_the_tokens_of_the_longest_r
     assert list(micro_batches(lengths, [0, 1], 1)) == [([0], 4), ([1], 9)]
 
 
-def test_a_single_step_needs_no_pass_under_the_old_policy(roles, rollout, monkeypatch):
-    """Same samples, same step: the update's own forward serves as the old policy's."""
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_one_minibatch_needs_no_pass_under_the_old_policy(roles, rollout, monkeypatch, epochs):
+    """Same samples, same steps: the forward of the first epoch serves as the old policy's for all of them."""
     asked = []
     original = Roles.use
 
@@ -151,10 +152,18 @@ def test_a_single_step_needs_no_pass_under_the_old_policy(roles, rollout, monkey
     assert single.logprobs is None and single.sampling_gap is None
     assert sorted(asked) == ["critic", "policy", "reference", "reward"]  # the policy samples, and is asked no more
     torch.testing.assert_close(single.sampled, rollout.logprobs, atol=2e-5, rtol=0)
-    figures, _ = run_update(roles, single, config(), lr=0.0)
-    expected, _ = run_update(roles, rollout, config(), lr=0.0)
+    settings = config(f"coarse.epochs={epochs}", "coarse.clip=0.01")
+    before = [parameter.detach().clone() for parameter in roles.trainable("policy") + roles.trainable("critic")]
+    figures, moved = run_update(roles, single, settings, lr=0.1)
+    with torch.no_grad():
+        for parameter, value in zip(roles.trainable("policy") + roles.trainable("critic"), before, strict=True):
+            parameter.copy_(value)
+    expected, wanted = run_update(roles, rollout, settings, lr=0.1)
     assert figures.pop("sampling_gap") < 1e-5
-    assert figures == pytest.approx(expected, rel=1e-4, abs=1e-6) and figures["policy_grad_norm"] > 0
+    assert figures == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert (figures["clip_fraction"] > 0) == (epochs > 1)
+    for change, other in zip(moved["policy"], wanted["policy"], strict=True):
+        torch.testing.assert_close(change, other, atol=1e-5, rtol=1e-3)
 
 
 @pytest.fixture
@@ -189,7 +198,7 @@ def test_out_of_memory_in_an_update_gives_the_same_step_in_smaller_parts(roles, 
 
 def test_out_of_memory_while_scoring_gives_the_same_rollout(roles, rollout, small_card):
     small_card(24)
-    settings = config("coarse.epochs=2")
+    settings = config("coarse.minibatches=2")
     batches = Batches.of(settings)
     again = collect(roles, PROMPTS, settings, 6, ENDS, Normalizer(0.5, 2.0), seed=1, batches=batches)
     assert batches.scoring.size < 6 and batches.update.size == 3
