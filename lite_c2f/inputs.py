@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lite_c2f.backbone.load import load_tokenizer
 from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.config import Config, Source
+from lite_c2f.data.encode import stop_ids
 from lite_c2f.data.records import Pair, Prompt, load_pairs, load_prompts, prompts_of
 from lite_c2f.errors import ConfigError, DataError, ModelError
 
@@ -81,6 +83,11 @@ def check_context(config: Config, models: ModelPair) -> None:
                 f"at most the {name} model's context of {context}",
                 "lower coarse.length.max, fine.max_tokens, evaluation.max_tokens or data.max_answer_tokens",
             )
+
+
+def check_stops(config: Config, models: ModelPair) -> None:
+    """Raise ConfigError for a stop sequence without tokens, ModelError for a base without a usable tokenizer."""
+    stop_ids(load_tokenizer(models.base, config.model.base_revision), config.model.stop)
 
 
 def adapter_base(config: Config, models: ModelPair) -> str:

@@ -16,7 +16,7 @@ from lite_c2f.evaluation.compare import evaluate as compare_actors
 from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.merge import merge
 from lite_c2f.fine.sweep import sweep as try_ratios
-from lite_c2f.inputs import Corpus, ModelPair, absolute, check_context, load_corpus, resolve_models
+from lite_c2f.inputs import Corpus, ModelPair, absolute, check_context, check_stops, load_corpus, resolve_models
 from lite_c2f.manifest import (
     STAGES,
     check_run,
@@ -84,14 +84,15 @@ def train(
     check_stages(run, stages)
     check_run(run, config)
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
-    corpus = load_corpus(config)  # first: a broken file is said before anything is downloaded or trained
+    card = card_gib(config)
+    check(make_plan(config, card))  # from what is known of the name: before anything is read, downloaded or trained
+    corpus = load_corpus(config)
     began = time.perf_counter()
     view.stage("models", 0, "steps")
     toy_steps = _ToySteps(view)
-    card = card_gib(config)
-    check(make_plan(config, card))  # from what is known of the name: before gigabytes are downloaded
     models = resolve_models(config, toy_steps)
     check_context(config, models)
+    check_stops(config, models)
     plan = make_plan(config, card, model=models.base)
     check(plan)
     check_room(run, plan, done)

@@ -14,6 +14,7 @@ from lite_c2f.cli import main
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "toy.yaml")
+SEVEN_B = ROOT / "configs" / "mistral-7b-24gb.yaml"
 COMMANDS = ("demo", "train", "plan", "merge", "sweep", "eval", "report", "chat", "app", "doctor", "schema")
 
 
@@ -68,6 +69,8 @@ def train_on(source, *more):
     return lambda tmp_path, pico: ("train", CONFIG, f"data.preferences=[{source(tmp_path)}]", *more)
 
 
+SHORT = ["data.max_prompt_tokens=16", "data.max_answer_tokens=32", "coarse.length.max=32", "fine.max_tokens=32",
+         "evaluation.max_tokens=32"]  # fmt: skip
 EQUAL = {"prompt": "hi", "chosen": "same", "rejected": "same"}
 BAD = {
     "no config": (lambda tmp_path, pico: ("train", "none.yaml"), "no config file at 'none.yaml'"),
@@ -119,6 +122,30 @@ BAD = {
         lambda tmp_path, pico: pair_with(tmp_path, pico, lambda folder: change(folder, sliding_window=77)),
         "sliding_window",
     ),
+    "stop without tokens": (
+        lambda tmp_path, pico: (*pair_with(tmp_path, pico, lambda folder: None), *SHORT, "model.stop=['  ']"),
+        "stop sequence '  ' has no tokens",
+    ),
+    "limit of zero": (lambda tmp_path, pico: ("train", CONFIG, "coarse.length.start=0"), "coarse.length.start=0"),
+    "negative limit": (
+        lambda tmp_path, pico: ("train", CONFIG, "evaluation.max_tokens=-4"),
+        "evaluation.max_tokens=-4",
+    ),
+    "batch of zero": (lambda tmp_path, pico: ("train", CONFIG, "coarse.micro_batch=0"), "coarse.micro_batch"),
+    "batch of many": (lambda tmp_path, pico: ("plan", CONFIG, "coarse.sampling_batch=many"), "coarse.sampling_batch"),
+    "longer than the context": (
+        lambda tmp_path, pico: ("train", CONFIG, "coarse.length.max=4000", "--run-dir", tmp_path / "new"),
+        "context of",
+    ),
+    "batch that cannot fit": (
+        lambda tmp_path, pico: ("train", SEVEN_B, "coarse.sampling_batch=64", "coarse.length.max=2048"),
+        "set coarse.sampling_batch to 5",
+    ),
+    "card that is too small": (
+        lambda tmp_path, pico: ("train", SEVEN_B, "hardware.vram_gib=8", "--run-dir", tmp_path / "new"),
+        "use smaller models or a larger card",
+    ),
+    "card of nothing": (lambda tmp_path, pico: ("plan", CONFIG, "--vram", "0"), "--vram 0"),
     "merge without adapter": (
         lambda tmp_path, pico: ("merge", "--adapter", tmp_path / "empty", *merge_into(pico, tmp_path)),
         "adapter_config.json",

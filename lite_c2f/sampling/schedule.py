@@ -83,6 +83,7 @@ def _serve(
     device = next(decoder.parameters()).device
     ledger = Ledger(job, rows, device)
     length = max(len(job.prompts[row]) + job.limits[row] for row in rows)
+    length = -(-length // 8) * 8  # attention kernels want their masks aligned
     talking = Slots(decoder, head, job, ledger, min(slots, len(rows)), length)
     queue = deque(range(len(rows)))
     steps = steps_a_look(device)

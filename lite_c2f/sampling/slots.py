@@ -165,7 +165,9 @@ class Slots:
         row, going = self.row[where], self.going[where]
         step = self.step[where].clamp(max=ledger.said.shape[1] - 1)
         drawn, logprob = draw(logits, ledger.uniforms[row, step], self.job.sampling)
-        target = torch.where(going, row, ledger.idle)
+        target = row.masked_fill(
+            ~going, ledger.idle
+        )  # not `where`: a number there is copied to the card, and waited for
         ledger.said[target, step] = drawn
         ledger.logprobs[target, step] = logprob
         ledger.lengths[target] = step + 1
@@ -177,12 +179,12 @@ class Slots:
             spans = step[:, None] + torch.arange(1 - size, 1, device=self.device)
             tail = ledger.said[target[:, None], spans.clamp(min=0)]
             matched = (tail == stop).all(1) & (step + 1 >= size) & (kind == 0)
-            kind = torch.where(matched, 2, kind)
-            cut = torch.where(matched, size, cut)
+            kind = kind.masked_fill(matched, 2)
+            cut = cut.masked_fill(matched, size)
         broken = ~torch.isfinite(logits).all(1)
         ended = (kind > 0) | (step + 1 >= ledger.limits[row]) | broken
-        ledger.broken[target] = torch.where(broken, step, -1)
-        ledger.finish[target] = torch.where(ended & ~broken, kind, -1)
+        ledger.broken[target] = step.masked_fill(~broken, -1)
+        ledger.finish[target] = kind.masked_fill(~ended | broken, -1)
         ledger.ending[target] = cut
         # what the next step works on; a slot that has ended stays where it is
         self.drawn += going.sum()
