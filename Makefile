@@ -31,6 +31,9 @@ check: setup
 	$(BIN)/python -m pytest -m "not slow"
 
 bench: setup
+	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/ppo_step.py
 	$(BIN)/python benchmarks/length_modes.py
 
 clean:

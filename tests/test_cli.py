@@ -124,7 +124,7 @@ BAD = {
     ),
     "stop without tokens": (
         lambda tmp_path, pico: (*pair_with(tmp_path, pico, lambda folder: None), *SHORT, "model.stop=['  ']"),
-        "stop sequence '  ' has no tokens",
+        "has no tokens; expected a text",
     ),
     "limit of zero": (lambda tmp_path, pico: ("train", CONFIG, "coarse.length.start=0"), "coarse.length.start=0"),
     "negative limit": (
