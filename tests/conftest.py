@@ -1,6 +1,7 @@
 """Pico Mistral models, tokenizers and real PEFT adapters, built from configs: nothing is downloaded."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,9 @@ import warnings
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch: beside another job, spinning threads cost 5-20x
+
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file

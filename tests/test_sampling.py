@@ -1,10 +1,13 @@
 """Sampling against `generate` as the oracle, endings by hand, frequencies against the softmax."""
 
+import contextlib
 import math
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from lite_c2f.backbone.roles import Roles
@@ -12,7 +15,7 @@ from lite_c2f.batches import BatchSize
 from lite_c2f.config import Lora
 from lite_c2f.errors import ConfigError, MemoryFullError, ModelError
 from lite_c2f.sampling import Sampling, draw, filter_logits, sample, schedule
-from lite_c2f.sampling.slots import Slots
+from lite_c2f.sampling.slots import Graphs, Job, Ledger, Slots
 
 PROMPTS = [[1, 5, 9], [1, 7], [1, 20, 21, 22, 23, 24], [1, 3]]
 
@@ -286,3 +289,97 @@ def test_logits_that_are_not_finite_name_row_and_step(model, value):
             answer(model, Sampling(10))
     finally:
         handle.remove()
+
+
+class HostQuestions(TorchDispatchMode):
+    """Notes operations that a GPU could not do without waiting for, or being fed by, the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket._qualified_op_name
+        indices = args[1] if name in ("aten::index", "aten::index_put_", "aten::index_put") else ()
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        if by_mask or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique"):
+            self.asked.append(name)
+        made = function(*args, **(kwargs or {}))
+        if name in ("aten::scalar_tensor", "aten::lift_fresh", "aten::lift_fresh_copy"):
+            self.asked.append(name)
+        return made
+
+
+@pytest.mark.parametrize("sampling", [Sampling(8, temperature=0), Sampling(8, 0.7, top_k=5, top_p=0.8)])
+def test_a_step_asks_the_host_nothing(roles, sampling):
+    """Steps may follow each other without waiting, and be recorded as a CUDA graph."""
+    prompts = mixed_prompts(3)
+    job = Job(prompts, [8] * 3, sampling, [2], [[4, 5], [7]], 0)
+    decoder, head = schedule.parts(roles.model)
+    with roles.sampling("policy"), torch.no_grad():
+        slots = Slots(decoder, head, job, Ledger(job, range(3), torch.device("cpu")), 3, 32)
+        slots.start([0, 1, 2], [0, 1, 2])
+        deepest = slots.look().deepest
+        with HostQuestions() as questions:
+            slots.advance(3, deepest)
+    assert questions.asked == []
+    assert slots.look().drawn == 9
+
+
+class FakeGraph:
+    """Stands for the driver: what is recorded is not done until it is replayed."""
+
+    log: ClassVar[list] = []
+
+    def replay(self):
+        self.log.append("replayed")
+
+    def pool(self):
+        return "pool"
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """The bookkeeping around recording, with a driver that accepts, refuses, or has no memory left."""
+    state = {"error": None, "recording": False}
+
+    @contextlib.contextmanager
+    def recording(graph, pool=None):
+        state["recording"] = True
+        try:
+            yield
+            if state["error"]:
+                raise state["error"]
+        finally:
+            state["recording"] = False
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "stream")
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: FakeGraph.log.append(f"back on {stream}"))
+    monkeypatch.setattr(Graphs, "refused", False)
+    monkeypatch.setattr(FakeGraph, "log", [])
+    return state
+
+
+def test_graphs_are_recorded_at_the_second_step_and_replayed(driver):
+    graphs = Graphs()
+    for key in ((4, 256), (4, 256), (4, 256), (4, 512), (4, 512)):
+        graphs.run(key, lambda: FakeGraph.log.append("recorded" if driver["recording"] else "done"))
+    assert FakeGraph.log == ["done", "recorded", "replayed", "replayed", "done", "recorded", "replayed"]
+
+
+def test_a_driver_that_refuses_leaves_eager_steps(driver, caplog):
+    graphs, driver["error"] = Graphs(), RuntimeError("operation not permitted when stream is capturing")
+    for _ in range(4):
+        graphs.run((4, 256), lambda: None if driver["recording"] else FakeGraph.log.append("done"))
+    assert FakeGraph.log == ["done", "back on stream", "done", "done", "done"]
+    assert Graphs.refused and len(caplog.records) == 1 and "without CUDA graphs" in caplog.text
+
+
+def test_no_memory_to_record_is_out_of_memory(driver):
+    graphs, driver["error"] = Graphs(), torch.OutOfMemoryError("full")
+    graphs.run((4, 256), lambda: None)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.run((4, 256), lambda: None)
+    assert not Graphs.refused and FakeGraph.log == ["back on stream"]

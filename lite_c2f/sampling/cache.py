@@ -67,6 +67,7 @@ class SlotCache(Cache):
         shape = (slots, config.num_key_value_heads, length, width)
         self.slot_layers = [SlotLayer(shape, dtype, device) for _ in range(config.num_hidden_layers)]
         super().__init__(layers=list(self.slot_layers))
+        self.dtype = dtype
         self.window = getattr(config, "sliding_window", None)
         self.columns = torch.arange(length, device=device)
 
@@ -78,15 +79,17 @@ class SlotCache(Cache):
     def say(self, positions: Tensor, width: int) -> Tensor:
         """The next forward says one token a slot, at these positions (slots,), all below `width`.
 
-        Returns the mask (slots, 1, 1, width), True where a query may look.
+        Returns the additive mask (slots, 1, 1, width): 0 where a query may look, else -inf. Every layer would turn a
+        boolean one into this.
         """
         for layer in self.slot_layers:
             layer.slots, layer.positions, layer.width = None, positions, width
         columns = self.columns[None, :width]
-        mask = columns <= positions[:, None]
+        hidden = columns > positions[:, None]
         if self.window is not None:
-            mask &= columns > positions[:, None] - self.window
-        return mask[:, None, None, :]
+            hidden = hidden | (columns <= positions[:, None] - self.window)
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device)
+        return mask.masked_fill(hidden, -torch.inf)[:, None, None, :]
 
     def keep(self, slots: Tensor) -> None:
         """Only these slots, (n,)."""
