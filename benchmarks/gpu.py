@@ -51,10 +51,11 @@ class Bench:
         self.folder = Path(given.work or tempfile.mkdtemp()) / ("tiny" if self.tiny else "7b")
         self.result: dict[str, Any] = {"benchmark": "gpu", "tiny": self.tiny, **machine()}
 
-    def note(self, name: str, value: Any) -> None:
+    def note(self, name: str, value: Any, *, quiet: bool = False) -> None:
         """Keep a figure, and write all of them down."""
         self.result[name] = value
-        print(f"{name}: {json.dumps(value)}", flush=True)
+        if not quiet:
+            print(f"{name}: {json.dumps(value)}", flush=True)
         if self.given.out:
             self.given.out.parent.mkdir(parents=True, exist_ok=True)
             self.given.out.write_text(json.dumps(self.result, indent=2) + "\n", encoding="utf-8")
@@ -208,7 +209,8 @@ def ppo_updates(bench: Bench, roles: Any) -> None:
             "rollout": sampling,
             "update": updating,
         }
-        bench.note("ppo", found)
+        print(f"limit {limit}: {json.dumps(found[str(limit)])}", flush=True)
+        bench.note("ppo", found, quiet=True)
         del rollout, advantages, rewards
 
 

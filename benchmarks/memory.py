@@ -88,12 +88,15 @@ def measure(roles, sizes, limit: int, rows: int) -> dict[str, dict[str, float]]:
     draw = torch.Generator().manual_seed(0)
     prompts = torch.randint(3, words, (4 * rows, PROMPT), generator=draw).tolist()
 
+    with roles.sampling("policy"):
+        eos = [sample(roles.model, prompts[:1], Sampling(4, temperature=0), eos_ids=[], pad_id=PAD).tokens[0][-1]]
+
     def sampling() -> None:
         with roles.sampling("policy"):
-            # one token each, but slots as long as the limit asks for
-            limits = [limit, *[1] * (len(prompts) - 1)]
-            first = Sampling(limit, seed=0)
-            sample(roles.model, prompts, first, eos_ids=range(words), pad_id=PAD, batch=4 * rows, limits=limits)
+            # a few tokens each, but slots as long as the limit asks for: the first row may go on, and ends by itself
+            limits = [limit, *[4] * (len(prompts) - 1)]
+            greedy = Sampling(limit, temperature=0)
+            sample(roles.model, prompts, greedy, eos_ids=eos, pad_id=PAD, batch=4 * rows, limits=limits)
 
     tokens = torch.randint(3, words, (rows, width), generator=draw)
     mask = torch.zeros(rows, width - 1, dtype=torch.bool)
@@ -150,8 +153,8 @@ def main() -> None:
 
     roles = build(given.hidden, given.layers, given.vocabulary, given.rank)
     h = given.hidden
-    shape = Shape(h, given.layers, h * 7 // 2, h // 4, given.vocabulary, 8192)
-    sizes = Bytes(shape, given.rank, dtype=2, quantized=True, checkpointing=True, on_gpu=False)
+    shape = Shape(h, given.layers, h * 7 // 2, h, h // 4, given.vocabulary, 8192)
+    sizes = Bytes(shape, given.rank, targets=None, dtype=2, quantized=True, checkpointing=True, on_gpu=False)
     limits = {limit: measure(roles, sizes, int(limit), given.rows) for limit in given.limits.split(",")}
     errors = [abs(part["ratio"] - 1) for parts in limits.values() for part in parts.values()]
     result = {

@@ -4,8 +4,9 @@ Equal on both sides: the model (hidden 256, 4 layers, made here, ending by itsel
 reward model, prompts of 32 tokens, responses of at most 128, 64 of them an update, 2 epochs of one optimiser step in
 micro-batches of 16, float32 adapters, no checkpointing. TRL is installed into a folder of its own. Each side runs in
 processes of its own, in turn: time is the median update, memory the peak resident set of the process. `time_ratio` is
-measured at vocabulary 2048, where TRL samples all 64 at once; `rss_ratio` at vocabulary 32000, where it samples 16 at a
-time: the setting better for it each time. Prints one JSON line last.
+measured at vocabulary 2048 with all 64 responses sampled at once on both sides (fastest for TRL), `rss_ratio` at
+vocabulary 32000 with 16 at a time (least memory for TRL); both figures of both are in `runs`. Prints one JSON line
+last.
 
     python benchmarks/ppo_step.py [--quantization nf4] [--repeats 2] [--updates 3] [--trl FOLDER] [--out FILE]
 """

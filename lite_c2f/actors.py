@@ -13,6 +13,7 @@ from lite_c2f.answers import Answer
 from lite_c2f.backbone.copies import sampling_copies
 from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.backbone.roles import Roles
+from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
 from lite_c2f.data.records import Turn
@@ -32,7 +33,7 @@ def answer_base(
     config: Config,
     prompts: Sequence[Turns],
     sampling: Sampling,
-    batch: int = 64,
+    batch: int | BatchSize = 64,
 ) -> list[Answer]:
     """Answers of the base (`reference`) or the Coarse Actor (`policy`), in HH style, ended by the marker."""
     limit = config.data.max_prompt_tokens
@@ -84,7 +85,7 @@ class Instruct:
         self,
         prompts: Sequence[Turns],
         sampling: Sampling,
-        batch: int = 64,
+        batch: int | BatchSize = 64,
         expected: Sequence[float] | None = None,
     ) -> list[Answer]:
         """Answers through the model's own chat template, ended by EOS. expected: as for `sample`."""
@@ -105,7 +106,7 @@ def _answer(
     tokenizer: Any,
     prompts: list[list[int]],
     sampling: Sampling,
-    batch: int,
+    batch: int | BatchSize,
     stops: list[list[int]],
     eos_ids: list[int] | None = None,
     expected: Sequence[float] | None = None,
@@ -144,7 +145,9 @@ class Judge:
             )
             ended = answer.finish != "limit"
             rows.append(scored_row(prompt, answer.text_tokens, ended, self.tokenizer.eos_token_id))
-        raw = score(self.roles, rows, pad_id=self.tokenizer.pad_token_id, batch=JUDGED_ROWS)
+        batch = settings.evaluation.batch
+        at_once = JUDGED_ROWS if batch == "auto" else min(JUDGED_ROWS, batch)
+        raw = score(self.roles, rows, pad_id=self.tokenizer.pad_token_id, batch=at_once)
         return [self.normalizer(float(value)) for value in raw]
 
 

@@ -12,6 +12,13 @@ from lite_c2f.errors import MemoryFullError
 Result = TypeVar("Result")
 ENOUGH_TOKENS = 512  # a pass over fewer is bound by its launches, and padding it is cheaper than splitting it
 MOST_PADDING = 1.1
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "[CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 log = logging.getLogger(__name__)
 
 
@@ -31,7 +38,7 @@ class BatchSize:
             raise MemoryFullError.because(
                 f"out of memory at {self.name}=1 ({reason})",
                 "room for one row",
-                "shorten data.max_prompt_tokens or coarse.length.max, or lower lora.r; `lite-c2f plan` shows what fits",
+                "shorten prompts or answers, or lower lora.r; `lite-c2f plan` shows what fits",
             )
         before, self.size = self.size, self.size // 2
         self.halved += 1
@@ -63,10 +70,10 @@ def fitting(batch: BatchSize, work: Callable[[int], Result]) -> Result:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is it a GPU, or a host, without memory to give?"""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )
+    """Is it a GPU, or a host, without memory to give? Libraries below PyTorch say so in words of their own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def free() -> None:

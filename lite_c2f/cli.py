@@ -98,11 +98,9 @@ def plan(
     """Plan memory, batches and disk of each stage; no weights are loaded, nothing is downloaded."""
     from lite_c2f import memory
     from lite_c2f.config import load_config
-    from lite_c2f.errors import ConfigError
 
-    if vram is not None and not vram > 0:
-        raise ConfigError.because(f"--vram {vram:g}", "GiB above 0", "write e.g. --vram 24")
-    found = memory.make_plan(load_config(config, overrides or []), vram)
+    settings = load_config(config, overrides or [])
+    found = memory.make_plan(settings, _card(settings) if vram is None else vram)
     typer.echo(json.dumps(memory.as_json(found), indent=2) if as_json else memory.explain(found))
 
 
@@ -271,6 +269,14 @@ def _train(config: Path, overrides: list[str], run_dir: Path | None, stages: lis
     print_summary(summary, run)
 
 
+def _card(settings: Any) -> float | None:
+    """GPU memory that `train` would plan for on this machine, in GiB."""
+    _quiet()
+    from lite_c2f.backbone.load import card_gib
+
+    return card_gib(settings)
+
+
 def _dry_run(config: Path, overrides: list[str], run_dir: Path | None, stages: list[Stage]) -> None:
     from lite_c2f.config import load_config
     from lite_c2f.memory import explain, make_plan
@@ -278,7 +284,7 @@ def _dry_run(config: Path, overrides: list[str], run_dir: Path | None, stages: l
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
     typer.echo(settings.to_yaml())
     typer.echo(f"stages: {', '.join(stage.value for stage in stages)}, then the comparison")
-    typer.echo(explain(make_plan(settings)))
+    typer.echo(explain(make_plan(settings, _card(settings))))
 
 
 def _quiet() -> None:

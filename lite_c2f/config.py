@@ -113,7 +113,7 @@ class Reward(Section):
 
     epochs: float = Field(1.0, gt=0, description="Passes over the pairs.")
     batch: int = Field(32, ge=1, description="Pairs an optimiser step.")
-    micro_batch: Batch = Field("auto", description="Longest pairs a forward and backward pass; auto: what fits.")
+    micro_batch: Batch = Field("auto", description="Pairs a forward and backward pass; auto: what fits.")
     lr: float = Field(1e-4, gt=0, description="Learning rate of AdamW, decayed linearly.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
     max_pairs: int | None = Field(None, ge=8, description="Use at most this many training pairs.")
@@ -154,14 +154,15 @@ class Coarse(Section):
     sampling_batch: Batch = Field("auto", description="Responses sampled side by side; auto: what fits.")
     micro_batch: Batch = Field(
         "auto",
-        description="Longest responses a forward and backward pass, shorter ones share their tokens; auto: what fits.",
+        description="Responses of full length a forward and backward pass; of shorter ones, as many as make up their "
+        "tokens. auto: what fits, up to 16,384 tokens.",
     )
     minibatches: int = Field(2, ge=1, description="Optimiser steps a pass over the rollouts.")
     epochs: int = Field(2, ge=1, description="Passes over the rollouts an update.")
     lr: float = Field(2e-5, gt=0, description="Learning rate of the policy (AdamW).")
     critic_lr: float = Field(1e-4, gt=0, description="Learning rate of the critic (AdamW).")
     critic_warmup: int = Field(3, ge=0, description="First updates that train the critic alone.")
-    temperature: float = Field(1.0, gt=0, description="Sampling temperature of the rollouts.")
+    temperature: float = Field(1.0, ge=1e-3, description="Sampling temperature of the rollouts.")
     kl_coef: float = Field(0.05, ge=0, description="Weight of the per-token KL penalty (k1) in the reward.")
     kl_target: float | None = Field(None, gt=0, description="Adapt kl_coef towards this KL, in nats a response.")
     gamma: float = Field(1.0, gt=0, le=1, description="Discount a token.")
@@ -395,11 +396,18 @@ def _nearest(key: str, siblings: list[str]) -> str:
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple[", "literal[")))
-    message = first["msg"].removeprefix("Value error, ")
+    key = _key(first["loc"])
     if first["type"] == "value_error":
-        return message
+        return first["msg"].removeprefix("Value error, ")
+    alternatives = [other["msg"] for other in error.errors() if _key(other["loc"]) == key]
+    message = " or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(alternatives))
     more = len(error.errors()) - 1
-    return f"{key}={first['input']!r}: {message[0].lower() + message[1:]}; correct the value" + (
+    return f"{key}={first['input']!r}: {message}; correct the value" + (
         f" (and {more} more)" if more and len({e["loc"][:2] for e in error.errors()}) > 1 else ""
     )
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """The dotted key, without what pydantic adds for alternatives and validators."""
+    inner = ("function-", "tuple[", "literal[", "constrained-")
+    return ".".join(str(part) for part in location if not str(part).startswith(inner))

@@ -56,8 +56,8 @@ def check_run(run: Path, config: Config) -> None:
                 f"remove {run / later[0]}, or bring {run / stage} back",
             )
     if saved.is_file():
-        before = load_config(saved).model_dump()
-        after = config.model_dump()
+        before = _without_batches(load_config(saved))
+        after = _without_batches(config)
         sections: list[str] = []
         for stage in STAGES:
             sections += READS[stage]
@@ -67,6 +67,14 @@ def check_run(run: Path, config: Config) -> None:
             refuse_difference(
                 run, "reward", {"run": before["run"]}, {"run": after["run"] | {"dir": before["run"]["dir"]}}
             )
+
+
+def _without_batches(config: Config) -> dict[str, Any]:
+    """The configuration without what only memory and speed depend on."""
+    values = config.model_dump()
+    for section, key in (("reward", "micro_batch"), ("coarse", "micro_batch"), ("coarse", "sampling_batch")):
+        del values[section][key]
+    return values
 
 
 def save_config(run: Path, config: Config) -> None:

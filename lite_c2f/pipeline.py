@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import torch
 
-from lite_c2f.backbone.load import pick_device
+from lite_c2f.backbone.load import card_gib
+from lite_c2f.batches import is_out_of_memory
 from lite_c2f.coarse.train import train_coarse as coarse_stage
 from lite_c2f.config import Config, load_config
-from lite_c2f.errors import RunError
+from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.evaluation.compare import evaluate as compare_actors
 from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.merge import merge
@@ -85,7 +86,8 @@ def train(
     check_run(run, config)
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
     card = card_gib(config)
-    check(make_plan(config, card))  # from what is known of the name: before anything is read, downloaded or trained
+    todo = [stage for stage in stages if stage not in done]
+    check(make_plan(config, card), todo)  # from what is known of the name: before anything is read or downloaded
     corpus = load_corpus(config)
     began = time.perf_counter()
     view.stage("models", 0, "steps")
@@ -94,7 +96,7 @@ def train(
     check_context(config, models)
     check_stops(config, models)
     plan = make_plan(config, card, model=models.base)
-    check(plan)
+    check(plan, todo)
     check_room(run, plan, done)
     save_config(run, config)
     write_json(run / "plan.json", plan_as_json(plan))
@@ -111,7 +113,16 @@ def train(
             view.note(f"{stage}: already published, skipped")
             continue
         began = time.perf_counter()
-        run_stage(stage, config, models, corpus, run, view, tracker)
+        try:
+            run_stage(stage, config, models, corpus, run, view, tracker)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryFullError.because(
+                f"out of memory in the {stage} stage, where nothing can be made smaller by itself",
+                "room as planned",
+                "lower hardware.vram_gib so that less is planned, or close what else uses the memory",
+            ) from error
         save_manifest(run, config, models, {stage: time.perf_counter() - began})
         free_memory()
     if all(is_published(run, stage) for stage in STAGES):
@@ -242,14 +253,6 @@ def compared_with(run: Path) -> dict[str, Any] | None:
     """The settings of the comparison that was made last, None where there is none."""
     file = run / "evaluation" / "settings.json"
     return read_json(file) if file.is_file() and (run / "evaluation" / "actors.json").is_file() else None
-
-
-def card_gib(config: Config) -> float | None:
-    """GPU memory to plan for: what is set, what is found, or the smaller of both; None on a CPU where none is set."""
-    if pick_device(config).type != "cuda":
-        return config.hardware.vram_gib
-    found = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIBIBYTE
-    return min(found, config.hardware.vram_gib or found)
 
 
 def check_room(run: Path, plan: Plan, done: set[str]) -> None:

@@ -66,6 +66,11 @@ def test_what_failed_is_freed_before_it_is_tried_again():
 def test_only_a_lack_of_memory_counts():
     assert is_out_of_memory(torch.OutOfMemoryError("x")) and is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."))
+    for words in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ):
+        assert is_out_of_memory(RuntimeError(words))
     assert not is_out_of_memory(RuntimeError("shape mismatch")) and not is_out_of_memory(ValueError("out of memory"))
     with pytest.raises(RuntimeError, match="shape"):
         fitting(BatchSize("rows", 4), full(0, lambda _: RuntimeError("shape")))

@@ -123,7 +123,7 @@ BAD = {
         "sliding_window",
     ),
     "stop without tokens": (
-        lambda tmp_path, pico: (*pair_with(tmp_path, pico, lambda folder: None), *SHORT, "model.stop=['  ']"),
+        lambda tmp_path, pico: (*pair_with(tmp_path, pico, lambda folder: None), "model.stop=['  ']"),
         "has no tokens; expected a text",
     ),
     "limit of zero": (lambda tmp_path, pico: ("train", CONFIG, "coarse.length.start=0"), "coarse.length.start=0"),
@@ -131,8 +131,14 @@ BAD = {
         lambda tmp_path, pico: ("train", CONFIG, "evaluation.max_tokens=-4"),
         "evaluation.max_tokens=-4",
     ),
-    "batch of zero": (lambda tmp_path, pico: ("train", CONFIG, "coarse.micro_batch=0"), "coarse.micro_batch"),
-    "batch of many": (lambda tmp_path, pico: ("plan", CONFIG, "coarse.sampling_batch=many"), "coarse.sampling_batch"),
+    "batch of zero": (
+        lambda tmp_path, pico: ("train", CONFIG, "coarse.micro_batch=0"),
+        "coarse.micro_batch=0: input should be greater than or equal to 1 or",
+    ),
+    "batch of many": (
+        lambda tmp_path, pico: ("plan", CONFIG, "coarse.sampling_batch=many"),
+        "or input should be 'auto'",
+    ),
     "longer than the context": (
         lambda tmp_path, pico: ("train", CONFIG, "coarse.length.max=4000", "--run-dir", tmp_path / "new"),
         "context of",
@@ -145,7 +151,7 @@ BAD = {
         lambda tmp_path, pico: ("train", SEVEN_B, "hardware.vram_gib=8", "--run-dir", tmp_path / "new"),
         "use smaller models or a larger card",
     ),
-    "card of nothing": (lambda tmp_path, pico: ("plan", CONFIG, "--vram", "0"), "--vram 0"),
+    "card of nothing": (lambda tmp_path, pico: ("plan", CONFIG, "--vram", "0"), "a card of 0 GiB"),
     "merge without adapter": (
         lambda tmp_path, pico: ("merge", "--adapter", tmp_path / "empty", *merge_into(pico, tmp_path)),
         "adapter_config.json",
@@ -176,7 +182,7 @@ def pair_with(tmp_path, pico, damage):
     folder = tmp_path / "instruct"
     shutil.copytree(pico["instruct"], folder)
     damage(folder)
-    return "train", CONFIG, f"model.base={pico['base']}", f"model.instruct={folder}"
+    return "train", CONFIG, f"model.base={pico['base']}", f"model.instruct={folder}", *SHORT
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -8,7 +8,15 @@ from typing import ClassVar
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize
@@ -168,6 +176,13 @@ def test_out_of_memory_while_sampling_gives_the_same_words_in_fewer_slots(roles,
     with roles.sampling("policy"):
         expected = answer(roles.model, sampling, prompts, batch=8)
     original, served = Slots._forward, []
+    starting, started = Slots.start, []
+
+    def start(self, slots, rows):
+        started.append([self.ledger.rows[row] for row in rows])
+        return starting(self, slots, rows)
+
+    monkeypatch.setattr(Slots, "start", start)
 
     def forward(self, tokens, mask, positions):
         served.append(self.size)
@@ -182,6 +197,7 @@ def test_out_of_memory_while_sampling_gives_the_same_words_in_fewer_slots(roles,
     with roles.sampling("policy"):
         found = answer(roles.model, sampling, prompts, batch=batch, limits=limits)
     assert batch.size == 2 and len(told) == 2
+    assert {1, 4} <= {*started[0]} and all(row not in group for group in started[1:] for row in (1, 4))
     for row, limit in enumerate(limits):
         assert found.tokens[row] == expected.tokens[row][:limit]
     monkeypatch.setattr(Slots, "_forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
@@ -250,7 +266,11 @@ def test_top_k_and_top_p():
         (Sampling(0), PROMPTS, "limit 0"),
         (Sampling(-3), PROMPTS, "limit -3"),
         (Sampling(10), [[]], "empty prompt"),
-        (Sampling(10), [], "empty prompt"),
+        (Sampling(10, temperature=-1.0), PROMPTS, "temperature -1.0"),
+        (Sampling(10, temperature=float("nan")), PROMPTS, "temperature nan"),
+        (Sampling(10, temperature=1e-30), PROMPTS, "temperature 1e-30"),
+        (Sampling(10, top_k=-1), PROMPTS, "top_k -1"),
+        (Sampling(10, top_p=1.5), PROMPTS, "top_p 1.5"),
         (Sampling(10), [[1, 2], [1] * 60], "row 1: prompt of 60 .* context of 64"),
     ],
 )
@@ -266,6 +286,7 @@ def test_bad_requests(model, sampling, prompts, words):
         ({"batch": 0}, "batch of 0"),
         ({"limits": [3, 0, 3, 3]}, "limit 0"),
         ({"limits": [3]}, "1 limits for 4 prompts"),
+        ({"expected": [3, 4]}, "2 expected lengths for 4 prompts"),
     ],
 )
 def test_more_bad_requests(model, given, words):
@@ -289,6 +310,47 @@ def test_logits_that_are_not_finite_name_row_and_step(model, value):
             answer(model, Sampling(10))
     finally:
         handle.remove()
+
+
+def test_nothing_to_answer(model):
+    assert answer(model, Sampling(4), []) == ([], [], [], [])
+
+
+def test_a_model_in_training_mode_is_refused(model):
+    model.train()
+    try:
+        with pytest.raises(ModelError, match="training mode"):
+            answer(model, Sampling(4))
+    finally:
+        model.eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "eager"])
+def test_other_models_of_the_same_form(kind):
+    """Biases, tied embeddings, another head_dim, eager attention, a window that is configured but not used."""
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+    torch.manual_seed(0)
+    if kind == "llama":
+        made = LlamaForCausalLM(LlamaConfig(**shape, attention_bias=True, tie_word_embeddings=True, head_dim=16))
+    elif kind == "qwen2":
+        made = Qwen2ForCausalLM(Qwen2Config(**shape, use_sliding_window=True, sliding_window=4, max_window_layers=2))
+    else:
+        made = MistralForCausalLM(MistralConfig(**shape, attn_implementation="eager"))
+    made.eval()
+    found = answer(made, Sampling(12, temperature=0), mixed_prompts(7), eos_ids=[], batch=3)
+    assert found.tokens == [oracle(made, prompt, 12, None) for prompt in mixed_prompts(7)]
+
+
+@pytest.mark.parametrize("change", [{"logits_scaling": 8.0}, {"_attn_implementation": "flash_attention_2"},
+                                    {"layer_types": ["full_attention", "sliding_attention"]},
+                                    {"layer_types": ["linear_attention"] * 2}])  # fmt: skip
+def test_models_that_would_be_sampled_wrongly_are_refused(change, pico):
+    model = AutoModelForCausalLM.from_pretrained(pico["base"], dtype=torch.float32).eval()
+    for name, value in change.items():
+        setattr(model.config, name, value)
+    with pytest.raises(ModelError, match="expected"):
+        answer(model, Sampling(4))
 
 
 class HostQuestions(TorchDispatchMode):

@@ -48,11 +48,9 @@ def dense_copies(layers: list[nn.Module]) -> Iterator[None]:
         for layer in layers:
             base: Any = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
             weight = _dequantized(base)
-            dtype = weight.dtype
             if isinstance(layer, LoraLayer) and not layer.disable_adapters:
                 for name in layer.active_adapters:
                     weight = weight.float() + layer.get_delta_weight(name).float()  # type: ignore[operator]
-            weight = weight.to(dtype)
             layer.forward = functools.partial(_linear, weight, base.bias)  # type: ignore[union-attr, arg-type]
         yield
     finally:
@@ -61,7 +59,10 @@ def dense_copies(layers: list[nn.Module]) -> Iterator[None]:
 
 
 def _linear(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
-    return functional.linear(hidden, weight, bias)
+    """In the weight's type: in bfloat16 most of a small adapter would be rounded away."""
+    return functional.linear(hidden.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(
+        hidden.dtype
+    )
 
 
 def _dequantized(layer: Any) -> Tensor:

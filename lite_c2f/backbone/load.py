@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from lite_c2f.config import Config
 from lite_c2f.errors import C2FError, ConfigError, ModelError
+from lite_c2f.memory.sizes import GIBIBYTE
 
 
 def pick_device(config: Config) -> torch.device:
@@ -17,6 +18,16 @@ def pick_device(config: Config) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError.because("hardware.device=cuda: no CUDA GPU", "a GPU", "set hardware.device=cpu or auto")
     return torch.device("cuda" if torch.cuda.is_available() and wanted != "cpu" else "cpu")
+
+
+def card_gib(config: Config) -> float | None:
+    """GPU memory to plan for: what is set, what is found, or the smaller of both; None on a CPU where none is set."""
+    if config.hardware.device == "cpu":
+        return None
+    if pick_device(config).type != "cuda":
+        return config.hardware.vram_gib
+    found = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIBIBYTE
+    return min(found, config.hardware.vram_gib or found)
 
 
 def pick_dtype(config: Config, device: torch.device) -> torch.dtype:

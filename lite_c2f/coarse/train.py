@@ -12,7 +12,6 @@ import torch
 from lite_c2f.backbone.adapters import load_into, save_critic, save_policy
 from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, uses_checkpointing
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.batches import BatchSize
 from lite_c2f.coarse.advantage import Advantages, gae, token_rewards
 from lite_c2f.coarse.length import LengthState, advance, start
 from lite_c2f.coarse.loss import adapt_kl
@@ -54,9 +53,10 @@ def train_coarse(
     ends = Ends(tokenizer.eos_token_id, tokenizer.pad_token_id, stop_ids(tokenizer, config.model.stop))
     stream = prompt_stream(config, corpus, tokenizer)
     shown = [_encode(config, tokenizer, prompt) for prompt in corpus.held_out_prompts[: settings.sample_prompts]]
+    fused = roles.device.type == "cuda"  # the default there makes a temporary as large as the adapter
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "policy": torch.optim.AdamW(roles.trainable("policy"), lr=settings.lr, weight_decay=0.0),
-        "critic": torch.optim.AdamW(roles.trainable("critic"), lr=settings.critic_lr, weight_decay=0.0),
+        "policy": torch.optim.AdamW(roles.trainable("policy"), lr=settings.lr, weight_decay=0.0, fused=fused),
+        "critic": torch.optim.AdamW(roles.trainable("critic"), lr=settings.critic_lr, weight_decay=0.0, fused=fused),
     }
     shuffler = torch.Generator().manual_seed(config.run.seed)
     batches, known = Batches.of(settings, tell), KnownLengths()
@@ -98,7 +98,7 @@ def train_coarse(
         kl_coef = adapt_kl(kl_coef, rollout.kl, settings.kl_target, settings.rollouts)
         state = advance(state, settings.length, line["reward"], line["value_loss"], line["hit_limit"])
         if step == 1 or step % settings.sample_every == 0 or step == settings.updates:
-            store_samples(roles, shown, tokenizer, config, ends, state.limit, step, samples_file, batches.sampling)
+            store_samples(roles, shown, tokenizer, config, ends, state.limit, step, samples_file)
         if progress:
             progress(step, settings.updates, line)
 
@@ -199,7 +199,6 @@ def store_samples(
     limit: int,
     step: int,
     file: Path,
-    batch: BatchSize,
 ) -> None:
     """Answer the same few held-out prompts and append the texts: means alone hide what a policy has learned to say."""
     with roles.sampling("policy"):
@@ -210,7 +209,7 @@ def store_samples(
             eos_ids=[ends.eos_id],
             stop_ids=ends.stop_ids,
             pad_id=ends.pad_id,
-            batch=batch,
+            batch=len(prompts),
         )
     for row, prompt in enumerate(prompts):
         record = {

@@ -8,6 +8,7 @@ import torch
 from lite_c2f.actors import Instruct, Judge, answer_base, load_coarse
 from lite_c2f.answers import Answer, repeated_ngrams, summarize
 from lite_c2f.backbone.roles import Roles
+from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config, settled
 from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.runs import write_jsonl
@@ -36,15 +37,16 @@ def evaluate(
     roles, judge = coarse or load_coarse(config, models, run)
     tell = progress or (lambda _: None)
     answers: dict[str, list[Answer]] = {}
+    batch = BatchSize("evaluation.batch", settled(settings.batch))
     for actor in ACTORS:
         tell(actor)
         if actor in ("base", "coarse"):
             role = "policy" if actor == "coarse" else "reference"
-            answers[actor] = answer_base(roles, role, judge.tokenizer, config, turns, sampling, settled(settings.batch))
+            answers[actor] = answer_base(roles, role, judge.tokenizer, config, turns, sampling, batch)
         else:
             model = models.instruct if actor == "instruct" else str(run / "fine" / "model")
             loaded = Instruct(config, model)
-            answers[actor] = loaded.answer(turns, sampling, settled(settings.batch))
+            answers[actor] = loaded.answer(turns, sampling, batch)
             del loaded
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

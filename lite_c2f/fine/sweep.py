@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lite_c2f.actors import Instruct, Judge, load_coarse
 from lite_c2f.answers import standard_error, summarize
+from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config, settled
 from lite_c2f.errors import ConfigError
 from lite_c2f.inputs import Corpus, ModelPair
@@ -39,11 +40,12 @@ def sweep(
     instruct = Instruct(config, models.instruct, run / "coarse" / "adapter")
     sampling = Sampling(settings.max_tokens, config.evaluation.temperature, seed=config.run.seed + 1)
     tried = []
+    batch = BatchSize("evaluation.batch", settled(config.evaluation.batch))
     lengths: list[int] | None = None  # of the ratio before: the longest answers start first
     wanted = sorted({0.0, *(ratios or settings.ratios)})
     for index, ratio in enumerate(wanted, 1):
         with instruct.ratio(ratio):
-            answers = instruct.answer(turns, sampling, settled(config.evaluation.batch), lengths)
+            answers = instruct.answer(turns, sampling, batch, lengths)
         lengths = [answer.tokens for answer in answers]
         rewards = judge(turns, answers)
         row = {"ratio": ratio, **summarize(prompts, answers, rewards)}

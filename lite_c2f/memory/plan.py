@@ -1,11 +1,12 @@
 """The planner: which batches fit the card, which limit fits, and what to change where a run does not fit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lite_c2f.config import Config
 from lite_c2f.errors import ConfigError
-from lite_c2f.memory.sizes import GIBIBYTE, Bytes, Shape, model_shape
+from lite_c2f.memory.remedies import Refusal, largest, refuse, refuse_context
+from lite_c2f.memory.sizes import ASSUMED, GIBIBYTE, Bytes, Shape, model_shape
 from lite_c2f.memory.stages import Need, comparison, last_limit, reward, sampling, scoring, update
 
 TOKENS_AT_ONCE = 16384  # more tokens in a micro-batch do not make an update faster, they only take memory
@@ -33,7 +34,8 @@ class Plan(NamedTuple):
     needs: list[Need]  # at the largest limit
     growth: list[tuple[int, Need, Need]]  # limit, and what sampling and update take under it
     largest_limit: int | None  # the largest response limit that fits with these batches; None without a card
-    refusals: list[str]  # one line for each stage that does not fit
+    refusals: list[Refusal]  # what cannot be, and what to change
+    assumed: bool  # the shape is a guess: nothing is refused because of it
     disk: dict[str, float]  # bytes
 
     @property
@@ -57,7 +59,10 @@ def make_plan(config: Config, vram_gib: float | None = None, *, model: str | Non
     model: folder or name of the base, where it is not `model.base`. Nothing is loaded or downloaded. Raises ModelError
     for a folder without configuration.
     """
-    vram = vram_gib or config.hardware.vram_gib
+    if vram_gib is not None and not 0 < vram_gib < float("inf"):
+        raise ConfigError.because(f"a card of {vram_gib:g} GiB", "GiB above 0", "write e.g. --vram 24")
+    on_cpu = config.hardware.device == "cpu" and vram_gib is None  # a card does not matter there
+    vram = (None if on_cpu else config.hardware.vram_gib) if vram_gib is None else vram_gib
     shape, source = model_shape(model or config.model.base)
     on_gpu = vram is not None and config.model.base != "toy"
     dtype = {"float32": 4, "auto": 2 if on_gpu else 4}.get(config.model.compute_dtype, 2)
@@ -65,6 +70,7 @@ def make_plan(config: Config, vram_gib: float | None = None, *, model: str | Non
     sizes = Bytes(
         shape,
         config.lora.r,
+        None if isinstance(config.lora.target_modules, str) else config.lora.target_modules,
         dtype,
         config.model.quantization == "nf4",
         on_gpu if checkpointing == "auto" else bool(checkpointing),
@@ -74,6 +80,7 @@ def make_plan(config: Config, vram_gib: float | None = None, *, model: str | Non
     batches = choose(config, sizes, room)
     limit = last_limit(config)
     needs = stages(config, sizes, batches, limit)
+    unfit = [] if room is None else [refuse(config, sizes, need, room) for need in needs]
     return Plan(
         shape,
         source,
@@ -89,7 +96,8 @@ def make_plan(config: Config, vram_gib: float | None = None, *, model: str | Non
             for each in growth(config)
         ],
         None if room is None else largest_limit(config, sizes, batches, room),
-        [] if room is None else [line for need in needs if (line := refusal(config, sizes, batches, need, room))],
+        [found for found in (refuse_context(config, sizes), *unfit) if found],
+        source == ASSUMED,
         disk(config, shape, sizes),
     )
 
@@ -108,10 +116,12 @@ def settle(config: Config, plan: Plan) -> Config:
     )
 
 
-def check(plan: Plan) -> None:
-    """Raise ConfigError with the first reason why the plan cannot fit."""
-    if plan.refusals:
-        raise ConfigError(plan.refusals[0])
+def check(plan: Plan, stages: Sequence[str] = ("reward", "coarse", "fine")) -> None:
+    """Raise ConfigError with the first reason why these stages cannot be run; a guessed shape refuses nothing."""
+    found = [refusal.line for refusal in plan.refusals if refusal.stage in ("", *stages)]
+    if found and not plan.assumed:
+        more = f" (and {len(found) - 1} more: lite-c2f plan shows them)" if len(found) > 1 else ""
+        raise ConfigError(found[0] + more)
 
 
 def choose(config: Config, sizes: Bytes, room: float | None) -> Batches:
@@ -188,54 +198,9 @@ def largest_limit(config: Config, sizes: Bytes, batches: Batches, room: float) -
     return largest(context, lambda limit: all(need(config, sizes, b, limit).total <= room for need, b in parts), 0)
 
 
-def refusal(config: Config, sizes: Bytes, batches: Batches, need: Need, room: float) -> str | None:
-    """One line on a stage that does not fit: what it needs, what there is, which setting to change to what."""
-    if need.total <= room:
-        return None
-    limit = last_limit(config)
-    builders: dict[str, Callable[[int], Need]] = {
-        "reward": lambda size: reward(config, sizes, size),
-        "coarse_sampling": lambda size: sampling(config, sizes, size, limit),
-        "coarse_scoring": lambda size: scoring(config, sizes, size, limit),
-        "coarse_update": lambda size: update(config, sizes, size, limit),
-        "comparison": lambda size: comparison(config, sizes, size),
-    }
-    size = largest(need.batch, lambda batch: builders[need.stage](batch).total <= room, 0)
-    if size:
-        remedy = f"set {need.setting} to {size} or auto"
-    elif need.stage.startswith("coarse") and (fitting := largest_limit(config, sizes, _ones(batches), room)):
-        key = "start" if config.coarse.length.mode == "fixed" else "max"
-        remedy = f"lower coarse.length.{key} to {fitting}, or data.max_prompt_tokens"
-    elif need.stage == "reward":
-        remedy = "lower data.max_answer_tokens, data.max_prompt_tokens or lora.r"
-    elif need.stage.startswith("coarse"):
-        remedy = "lower lora.r or data.max_prompt_tokens, or use a smaller model"
-    elif need.parts["base and instruct"] + need.parts["adapters"] > room:
-        remedy = "base and instruct model are held at once: use smaller models or a larger card"
-    else:
-        remedy = "lower evaluation.max_tokens and fine.max_tokens"
-    return (
-        f"{need.stage.replace('_', ' ')} needs {need.total / GIBIBYTE:.1f} GiB with {need.setting}={need.batch}; "
-        f"expected at most {room / GIBIBYTE:.1f} GiB; {remedy}"
-    )
-
-
 def disk(config: Config, shape: Shape, sizes: Bytes) -> dict[str, float]:
     """Bytes on disk: the downloads of hub models, the merged model, the adapters."""
     whole = (shape.linear + shape.embeddings) * (4 if config.model.base == "toy" else HUB_BYTES)
     names = (config.model.base, config.model.instruct)
     remote = [name for name in names if name != "toy" and not name.startswith(("/", ".", "~")) and name.count("/") == 1]
     return {"downloads": len(remote) * whole, "merged model": whole, "adapters": 3 * sizes.adapter}
-
-
-def _ones(batches: Batches) -> Batches:
-    return Batches(*(1 for _ in batches))
-
-
-def largest(most: int, fits: Callable[[int], bool], least: int = 1) -> int:
-    """The largest number from 1 to `most` that fits, by bisection; `least` where none does."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return max(low, least)

@@ -10,6 +10,7 @@ k keys and values, r rank, L layers; b bytes of the arithmetic, 2 in bfloat16.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,30 +29,39 @@ class Shape(NamedTuple):
     hidden: int
     layers: int
     intermediate: int
+    query: int  # width of queries: heads times head_dim
     key_value: int  # width of keys, and of values
     vocabulary: int
     context: int
+    tied: bool = False  # head and embeddings are one matrix
+
+    @property
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """Widths, in and out, of a layer's linear modules."""
+        h, i, q, kv = self.hidden, self.intermediate, self.query, self.key_value
+        attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
+        return attention | {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
 
     @property
     def linear(self) -> int:
         """Weights of all linear layers but the head."""
-        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.key_value
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        return self.layers * sum(inner * outer for inner, outer in self.modules.values())
 
     @property
     def embeddings(self) -> int:
         """Weights of embeddings and head."""
-        return 2 * self.vocabulary * self.hidden
+        return (1 if self.tied else 2) * self.vocabulary * self.hidden
 
-    def adapter(self, rank: int) -> int:
-        """Weights of one LoRA on all linear layers."""
-        h, i, kv = self.hidden, self.intermediate, self.key_value
-        return self.layers * rank * (2 * (h + h) + 2 * (h + kv) + 3 * (h + i))
+    def adapter(self, rank: int, targets: Sequence[str] | None = None) -> int:
+        """Weights of one LoRA on these modules of every layer (default: on all)."""
+        chosen = [widths for name, widths in self.modules.items() if targets is None or name in targets]
+        return self.layers * rank * sum(inner + outer for inner, outer in chosen)
 
 
-MISTRAL_7B = Shape(4096, 32, 14336, 1024, 32000, 32768)
+ASSUMED = "Mistral-7B's shape, ASSUMED for a hub name that is not downloaded yet"
+MISTRAL_7B = Shape(4096, 32, 14336, 4096, 1024, 32000, 32768)
 KNOWN = {
-    "toy": Shape(128, 3, 256, 64, 576, 512),
+    "toy": Shape(128, 3, 256, 128, 64, 576, 4096),
     "mistralai/Mistral-7B-v0.1": MISTRAL_7B,
     "mistralai/Mistral-7B-v0.3": MISTRAL_7B._replace(vocabulary=32768),
 }
@@ -73,7 +83,7 @@ def model_shape(model: str) -> tuple[Shape, str]:
         if cached is None:
             if model in KNOWN:
                 return KNOWN[model], model
-            return MISTRAL_7B, "Mistral-7B's shape, assumed for a hub name that is not downloaded yet"
+            return MISTRAL_7B, ASSUMED
         file = cached
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -83,9 +93,11 @@ def model_shape(model: str) -> tuple[Shape, str]:
             config["hidden_size"],
             config["num_hidden_layers"],
             config["intermediate_size"],
+            width * heads,
             width * config.get("num_key_value_heads", heads),
             config["vocab_size"],
             config.get("max_position_embeddings", MISTRAL_7B.context),
+            bool(config.get("tie_word_embeddings", False)),
         ), str(file)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError.because(
@@ -109,6 +121,7 @@ class Bytes(NamedTuple):
 
     shape: Shape
     rank: int
+    targets: tuple[str, ...] | None  # modules with an adapter; None: all linear ones
     dtype: int
     quantized: bool
     checkpointing: bool
@@ -124,12 +137,12 @@ class Bytes(NamedTuple):
     @property
     def adapter(self) -> int:
         """One adapter, or its gradients, or one of AdamW's two moments: float32."""
-        return 4 * self.shape.adapter(self.rank)
+        return 4 * self.shape.adapter(self.rank, self.targets)
 
     @property
     def adapter_copy(self) -> int:
         """An adapter in the arithmetic's type: what sampling uses, and what autocast keeps while a context is open."""
-        return self.dtype * self.shape.adapter(self.rank) if self.dtype < 4 else 0
+        return self.dtype * self.shape.adapter(self.rank, self.targets) if self.dtype < 4 else 0
 
     def cache(self, tokens: int) -> int:
         """Keys and values of so many tokens."""

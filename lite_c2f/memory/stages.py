@@ -5,7 +5,7 @@ from typing import NamedTuple
 from lite_c2f.config import Config
 from lite_c2f.memory.sizes import PROMPT_TOKENS, WORKSPACE, Bytes
 
-JUDGED_ROWS = 8  # answers of the comparison that the reward model reads at once
+JUDGED_ROWS = 8  # answers of the comparison that the reward model reads at once, no more than are sampled at once
 
 
 class Need(NamedTuple):
@@ -84,7 +84,8 @@ def comparison(config: Config, sizes: Bytes, batch: int) -> Need:
         "base and instruct": 2 * sizes.base,
         "adapters": 2 * sizes.adapter + 2 * sizes.adapter_copy,
         "KV cache": sizes.cache(batch * (prompt + answer)),
-        "activations": max(reading, sizes.drawing(batch), sizes.forward(JUDGED_ROWS * (prompt + answer))) + WORKSPACE,
+        "activations": max(reading, sizes.drawing(batch), sizes.forward(min(JUDGED_ROWS, batch) * (prompt + answer)))
+        + WORKSPACE,
     }
     return Need("comparison", "evaluation.batch", batch, parts)
 

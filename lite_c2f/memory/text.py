@@ -13,7 +13,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "vram_gib": plan.vram_gib,
         "usable_gib": None if plan.vram_gib is None else _gib(usable(plan.vram_gib)),
         "fits": plan.fits,
-        "refusals": plan.refusals,
+        "refusals": [refusal.line for refusal in plan.refusals],
+        "shape_assumed": plan.assumed,
         "batches": plan.batches._asdict(),
         "limit": plan.growth[-1][0],
         "largest_limit": plan.largest_limit,
@@ -34,24 +35,27 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def explain(plan: Plan) -> str:
     """The plan as a few readable lines."""
-    lines = [f"memory a stage, in GiB, planned from {plan.source} (limit {plan.growth[-1][0]} tokens)"]
+    limit = plan.growth[-1][0]
+    lines = [f"memory of each stage on the card, in GiB, at a response limit of {limit} tokens; from {plan.source}"]
     for need in plan.needs:
         inner = ", ".join(f"{part} {size / GIBIBYTE:.2f}" for part, size in need.parts.items() if size)
         lines.append(
             f"  {need.stage.replace('_', ' '):<16}{_gib(need.total):>7.2f}  {need.setting}={need.batch}  ({inner})"
         )
-    lines.append("along the growth of the limit")
+    lines.append("as the response limit grows")
     for limit, sampling, update in plan.growth:
         lines.append(f"  {limit:>6} tokens  sampling {_gib(sampling.total):>6.2f}  update {_gib(update.total):>6.2f}")
     inner = ", ".join(f"{part} {size / GIBIBYTE:.2f}" for part, size in plan.disk.items() if size)
-    lines.append(f"disk  {sum(plan.disk.values()) / GIBIBYTE:.2f}  ({inner})")
-    if plan.vram_gib is not None:
-        lines.append(
-            f"a card of {plan.vram_gib:g} GiB ({_gib(usable(plan.vram_gib)):.1f} usable): "
-            + ("fits" if plan.fits else "does not fit")
-            + f"; the largest limit that fits with these batches is {plan.largest_limit} tokens"
-        )
-        lines += [f"  {line}" for line in plan.refusals]
+    lines.append(f"disk  {sum(plan.disk.values()) / GIBIBYTE:.2f} GiB  ({inner})")
+    if plan.vram_gib is None:
+        lines.append("no card named: --vram GIB says what fits")
+        return "\n".join(lines)
+    verdict = "fits" if plan.fits else "does not fit"
+    guess = ", if the model has that shape" if plan.assumed else ""
+    lines.append(f"a card of {plan.vram_gib:g} GiB ({_gib(usable(plan.vram_gib)):.2f} usable): {verdict}{guess}")
+    if plan.largest_limit:
+        lines.append(f"with these batches the coarse stage fits up to a limit of {plan.largest_limit} tokens")
+    lines += [f"  {refusal.line}" for refusal in plan.refusals]
     return "\n".join(lines)
 
 

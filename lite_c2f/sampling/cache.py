@@ -68,7 +68,8 @@ class SlotCache(Cache):
         self.slot_layers = [SlotLayer(shape, dtype, device) for _ in range(config.num_hidden_layers)]
         super().__init__(layers=list(self.slot_layers))
         self.dtype = dtype
-        self.window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or ("sliding_attention",))
+        self.window = getattr(config, "sliding_window", None) if kinds == {"sliding_attention"} else None
         self.columns = torch.arange(length, device=device)
 
     def read_prompts(self, slots: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Which prompt gets which slot, and when: slots that have ended are filled again from the queue."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -57,9 +58,16 @@ def sample(
     >>> sample(model, [[1, 5, 9]], Sampling(limit=20), eos_ids=[2], pad_id=0).finish
     ['eos']
     """
+    if not prompts:
+        return Responses([], [], [], [])
     size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
+    size.size = min(size.size, len(prompts))  # halving must make a difference
     job = Job(prompts, limits or [sampling.limit] * len(prompts), sampling, eos_ids, stop_ids, pad_id)
     _check(model, job, size.size)
+    if expected is not None and len(expected) != len(prompts):
+        raise ConfigError.because(
+            f"{len(expected)} expected lengths for {len(prompts)} prompts", "one each", "give as many as prompts"
+        )
     order = list(range(len(prompts)))
     if expected is not None:
         order.sort(key=lambda row: -expected[row])
@@ -147,13 +155,25 @@ def parts(model: Any) -> tuple[Any, Any]:
 
 
 def _check(model: Any, job: Job, slots: int) -> None:
+    sampling = job.sampling
+    ranges = {
+        "temperature": (
+            sampling.temperature == 0 or 1e-3 <= sampling.temperature < math.inf,
+            "0 (greedy), or from 0.001",
+        ),
+        "top_k": (sampling.top_k >= 0, "0 (off) or more"),
+        "top_p": (0 <= sampling.top_p <= 1, "0 to 1"),
+    }
+    for name, (right, expected) in ranges.items():
+        if not right:
+            raise ConfigError.because(f"{name} {getattr(sampling, name)}", expected, f"correct {name}")
     if slots < 1:
         raise ConfigError.because(f"a sampling batch of {slots}", "at least 1", "raise coarse.sampling_batch")
     if min(job.limits, default=1) < 1:
         raise ConfigError.because(
             f"response limit {min(job.limits)}", "at least 1 token", "raise coarse.length.start or the limit given"
         )
-    if not job.prompts or not all(job.prompts):
+    if not all(job.prompts):
         raise ConfigError.because("an empty prompt", "at least one token a prompt", "remove empty prompts")
     if not all(job.stop_ids):
         raise ConfigError.because("a stop sequence without tokens", "at least one token each", "remove it")
@@ -161,14 +181,7 @@ def _check(model: Any, job: Job, slots: int) -> None:
         raise ConfigError.because(
             f"{len(job.limits)} limits for {len(job.prompts)} prompts", "one each", "give as many limits as prompts"
         )
-    if kinds := set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
-        raise ModelError.because(
-            f"a model with {', '.join(sorted(kinds))} layers", "attention in every layer", "use a Mistral-like model"
-        )
-    if len(set(getattr(model.config, "layer_types", None) or ())) > 1:
-        raise ModelError.because(
-            "a model whose layers differ in their attention window", "one kind of layer", "use a Mistral-like model"
-        )
+    _check_model(model)
     context = getattr(model.config, "max_position_embeddings", None)
     needed = [len(prompt) + limit for prompt, limit in zip(job.prompts, job.limits, strict=True)]
     if context is not None and max(needed) > context:
@@ -178,3 +191,24 @@ def _check(model: Any, job: Job, slots: int) -> None:
             f"at most the model's context of {context}",
             "lower data.max_prompt_tokens or the limit",
         )
+
+
+def _check_model(model: Any) -> None:
+    """Raise ModelError for a model whose forward pass is more than its decoder and its head, or of mixed layers."""
+    if model.training:
+        raise ModelError.because("a model in training mode", "one in eval mode", "call model.eval() first")
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    if len(kinds) > 1 or kinds - {"full_attention", "sliding_attention"}:
+        raise ModelError.because(
+            f"a model with layers of {', '.join(sorted(kinds))}", "one kind of attention", "use a Mistral-like model"
+        )
+    used = getattr(model.config, "_attn_implementation", "sdpa")
+    if used not in ("sdpa", "eager"):
+        raise ModelError.because(f"a model with attention '{used}'", "sdpa", 'load it with attn_implementation="sdpa"')
+    for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"):
+        if getattr(model.config, name, None) not in (None, 1, 1.0):
+            raise ModelError.because(
+                f"a model with {name}={getattr(model.config, name)}",
+                "logits as the head gives them",
+                "use a Mistral-like model",
+            )

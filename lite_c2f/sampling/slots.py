@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lite_c2f.batches import groups
+from lite_c2f.batches import groups, is_out_of_memory
 from lite_c2f.data.encode import pad_right
 from lite_c2f.memory.sizes import PROMPT_TOKENS
 from lite_c2f.sampling.cache import SlotCache
@@ -184,8 +184,8 @@ class Slots:
         broken = ~torch.isfinite(logits).all(1)
         ended = (kind > 0) | (step + 1 >= ledger.limits[row]) | broken
         ledger.broken[target] = step.masked_fill(~broken, -1)
-        ledger.finish[target] = kind.masked_fill(~ended | broken, -1)
         ledger.ending[target] = cut
+        ledger.finish[target] = kind.masked_fill(~ended | broken, -1)  # last: it says that the row is complete
         # what the next step works on; a slot that has ended stays where it is
         self.drawn += going.sum()
         goes_on = going & ~ended
@@ -226,11 +226,12 @@ class Graphs:
         try:
             with torch.cuda.graph(graph, pool=self.pool):
                 work()
-        except torch.OutOfMemoryError:
-            torch.cuda.set_stream(stream)
-            raise
         except RuntimeError as error:
             torch.cuda.set_stream(stream)
+            if is_out_of_memory(error):
+                raise
+            if error.__context__ is not None and is_out_of_memory(error.__context__):  # ending the recording failed too
+                raise torch.OutOfMemoryError(str(error.__context__)) from error
             Graphs.refused = True
             log.warning("sampling without CUDA graphs, slower: %s", " ".join(str(error).split())[:160])
             return None

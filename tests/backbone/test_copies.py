@@ -80,6 +80,38 @@ def test_half_copies_are_of_the_active_adapter_and_the_float32_weights_come_back
             assert parameter.data.data_ptr() == data.data_ptr() and parameter.dtype == torch.float32
 
 
+def test_half_copies_go_also_when_sampling_fails(pico):
+    base = load_model(str(pico["base"]), load_config({}, ["model.compute_dtype=bfloat16", "coarse.length.max=128"]))
+    roles = randomised(base)
+    with (
+        pytest.raises(RuntimeError, match="boom"),
+        roles.use("policy"),
+        half_copies(copies._linear_layers(roles.model)),
+    ):
+        raise RuntimeError("boom")
+    assert {p.dtype for p in roles.adapter_parameters("policy")} == {torch.float32}
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_a_small_adapter_is_not_rounded_away_in_bfloat16(pico, quantization):
+    """Entries of the delta are a thousandth of the weight's: within half a step of bfloat16."""
+    settings = ["model.compute_dtype=bfloat16", f"model.quantization={quantization}", "coarse.length.max=128"]
+    roles = randomised(load_model(str(pico["base"]), load_config({}, settings)))
+    with torch.no_grad():
+        for parameter in roles.adapter_parameters("policy"):
+            parameter.mul_(0.02)
+    layer = roles.decoder.layers[0].mlp.up_proj
+    hidden = torch.eye(32)
+    with roles.use("reference"), torch.no_grad():
+        bare = copies._dequantized(layer.get_base_layer()).float()
+    with roles.use("policy"), torch.no_grad():
+        delta = layer.get_delta_weight("policy").float()
+    with roles.sampling("policy"), torch.no_grad():
+        found = layer(hidden).T - bare
+    assert delta.abs().mean() < 0.05 * bare.abs().mean()
+    assert (found - delta).norm() < 0.01 * delta.norm()
+
+
 def test_a_model_in_float32_needs_no_half_copies(quantized):
     roles = randomised(quantized())
     with roles.use("policy"), half_copies(copies._linear_layers(roles.model)):

@@ -196,6 +196,47 @@ def test_out_of_memory_in_an_update_gives_the_same_step_in_smaller_parts(roles, 
     assert told[0] == "out of memory: coarse.micro_batch 3 -> 1, doing that part again"
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_half_made_gradients_do_not_count(roles, rollout, monkeypatch, epochs):
+    """Memory runs out at the third micro-batch of each role, when two have already left their gradients."""
+    single = rollout._replace(logprobs=None)  # the first epoch writes the old log-probabilities, twice
+    settings = config(f"coarse.epochs={epochs}", "coarse.micro_batch=1")
+    parameters = roles.trainable("policy") + roles.trainable("critic")
+    before = [parameter.detach().clone() for parameter in parameters]
+    expected, wanted = run_update(roles, single, settings, lr=0.05)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.copy_(value)
+    original, calls = Roles.hidden, []
+
+    def hidden(self, rows):
+        calls.append(len(rows))
+        if len(calls) in (3, 9):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(self, rows)
+
+    monkeypatch.setattr(Roles, "hidden", hidden)
+    batches = Batches.of(settings)
+    batches.update.size = 4
+    monkeypatch.setattr(
+        "lite_c2f.coarse.update.micro_batches", lambda lengths, rows, _: micro_batches(lengths, rows, 1)
+    )
+    figures, moved = run_update(roles, single, settings, lr=0.05, batches=batches)
+    assert batches.update.halved == 2 and len(calls) >= 4 + 3 + 4
+    assert figures == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for name in ("policy", "critic"):
+        assert size(wanted[name]) > 1e-3
+        for change, other in zip(moved[name], wanted[name], strict=True):
+            torch.testing.assert_close(change, other, atol=1e-6, rtol=1e-4)
+
+
+def test_scoring_takes_twice_the_rows_of_an_update():
+    batches = Batches.of(config("coarse.micro_batch=5", "coarse.sampling_batch=7"))
+    assert (batches.sampling.size, batches.scoring.size, batches.update.size) == (7, 10, 5)
+    with pytest.raises(ValueError, match="auto"):
+        Batches.of(load_config({}).coarse)
+
+
 def test_out_of_memory_while_scoring_gives_the_same_rollout(roles, rollout, small_card):
     small_card(24)
     settings = config("coarse.minibatches=2")
