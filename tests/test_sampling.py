@@ -445,3 +445,14 @@ def test_no_memory_to_record_is_out_of_memory(driver):
     with pytest.raises(torch.OutOfMemoryError):
         graphs.run((4, 256), lambda: None)
     assert not Graphs.refused and FakeGraph.log == ["back on stream"]
+
+
+def test_rows_that_have_ended_stay_within_their_slot(roles, monkeypatch):
+    """Four tokens of prompt and four of response fill a slot of eight; nobody looks for twenty steps."""
+    monkeypatch.setattr(schedule, "steps_a_look", lambda device: 20)
+    prompts = [[1, 5, 9, 12], [1, 7, 8, 3]]
+    with roles.sampling("policy"):
+        found = answer(roles.model, Sampling(4, seed=1), prompts, eos_ids=[])
+    monkeypatch.setattr(schedule, "steps_a_look", lambda device: 1)
+    with roles.sampling("policy"):
+        assert answer(roles.model, Sampling(4, seed=1), prompts, eos_ids=[]) == found
