@@ -83,7 +83,7 @@ def test_samples_are_stored_and_change(toy_run):
     first = [row["response"] for row in rows if row["step"] == 1]
     last = [row["response"] for row in rows if row["step"] == 40]
     assert len(first) == len(last) == 4 and first != last
-    # sampled at temperature 1, with the same numbers each time: one of four may have drawn a word of one in ten thousand
+    # sampled at temperature 1, with the same numbers each time: one of four may have drawn a very unlikely word
     assert sum("Let us think step by step" in text and "The answer is" in text for text in last) >= 3
 
 
