@@ -4,12 +4,12 @@ Equal on both sides: the model (hidden 256, 4 layers, made here, ending by itsel
 reward model, prompts of 32 tokens, responses of at most 128, 64 of them an update, 2 epochs of one optimiser step in
 micro-batches of 16, float32 adapters, no checkpointing. TRL is installed into a folder of its own. Each side runs in
 processes of its own, in turn: time is the median update, memory the peak resident set of the process. Both draw their
-own lengths: `time_ratio` is a response token, `update_ratio` an update as it was. `time_ratio` is
+own lengths, with other seeds in each repeat: `time_ratio` is a response token, `update_ratio` an update as it was. `time_ratio` is
 measured at vocabulary 2048 with all 64 responses sampled at once on both sides (fastest for TRL), `rss_ratio` at
 vocabulary 32000 with 16 at a time (least memory for TRL); both figures of both are in `runs`. Prints one JSON line
 last.
 
-    python benchmarks/ppo_step.py [--quantization nf4] [--repeats 2] [--updates 3] [--trl FOLDER] [--out FILE]
+    python benchmarks/ppo_step.py [--quantization nf4] [--repeats 3] [--updates 3] [--trl FOLDER] [--out FILE]
 """
 
 import argparse
@@ -47,7 +47,7 @@ def prompts_of(vocabulary: int, count: int) -> list[list[int]]:
     return torch.randint(3, vocabulary, (count, PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once: int) -> dict:
+def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once: int, seed: int) -> dict:
     """Seconds of each update through this project's own stages, and the mean response length."""
     import torch
     from models import EOS, PAD
@@ -72,11 +72,11 @@ def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once:
     }
     shuffler, batches = torch.Generator().manual_seed(0), Batches.of(settings)
     prompts = prompts_of(vocabulary, BATCH * (updates + 1))
-    seconds, lengths = [], []
+    seconds, lengths, draw = [], [], 1000 * seed
     for step in range(updates + 1):
         began = time.perf_counter()
         chosen = prompts[BATCH * step : BATCH * (step + 1)]
-        rollout = collect(roles, chosen, settings, CAP, Ends(EOS, PAD, []), Normalizer(0.0, 1.0), step, batches)
+        rollout = collect(roles, chosen, settings, CAP, Ends(EOS, PAD, []), Normalizer(0.0, 1.0), draw + step, batches)
         rewards = token_rewards(rollout.scores, rollout.old_logprobs, rollout.reference, rollout.mask, 0.05)
         advantages = gae(rewards, rollout.values, rollout.mask, 1.0, 0.95)
         update(roles, optimizers, rollout, advantages, settings, shuffler, warm=True, batches=batches)
@@ -85,7 +85,7 @@ def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once:
     return {"seconds": seconds[1:], "mean_tokens": statistics.fmean(lengths[1:])}
 
 
-def theirs(folder: str, vocabulary: int, quantization: str, updates: int, at_once: int) -> dict:
+def theirs(folder: str, vocabulary: int, quantization: str, updates: int, at_once: int, seed: int) -> dict:
     """The same through TRL's PPOTrainer; its models are loaded the same way."""
     import torch
     from datasets import Dataset
@@ -127,6 +127,7 @@ def theirs(folder: str, vocabulary: int, quantization: str, updates: int, at_onc
         trainer = PPOTrainer(
             args=PPOConfig(
                 output_dir=scratch,
+                seed=seed,
                 per_device_train_batch_size=MICRO,
                 gradient_accumulation_steps=BATCH // MICRO,
                 num_mini_batches=1,
@@ -172,11 +173,13 @@ def install(folder: Path) -> Path:
     return folder
 
 
-def child(side: str, folder: Path, given: argparse.Namespace, vocabulary: int, at_once: int, trl: Path) -> dict:
+def child(
+    side: str, folder: Path, given: argparse.Namespace, vocabulary: int, at_once: int, trl: Path, seed: int
+) -> dict:
     """One side in a process of its own; with its peak resident set."""
     paths = [str(trl)] if side == "theirs" else []
     paths += [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    arguments = (side, folder, vocabulary, given.quantization, given.updates, at_once)
+    arguments = (side, folder, vocabulary, given.quantization, given.updates, at_once, seed)
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps([str(argument) for argument in arguments])],
         capture_output=True,
@@ -191,9 +194,9 @@ def child(side: str, folder: Path, given: argparse.Namespace, vocabulary: int, a
 def run_child(arguments: str) -> None:
     import resource
 
-    side, folder, vocabulary, quantization, updates, at_once = json.loads(arguments)
+    side, folder, vocabulary, quantization, updates, at_once, seed = json.loads(arguments)
     work = {"ours": ours, "theirs": theirs}[side]
-    found = work(folder, int(vocabulary), quantization, int(updates), int(at_once))
+    found = work(folder, int(vocabulary), quantization, int(updates), int(at_once), int(seed))
     scale = 2**20 if sys.platform == "darwin" else 2**10
     found["rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
     print(json.dumps(found))
@@ -206,9 +209,9 @@ def compare(given: argparse.Namespace, vocabulary: int, at_once: int, trl: Path)
     found: dict[str, list[dict]] = {"ours": [], "theirs": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = small_mistral(Path(scratch), vocabulary)
-        for _ in range(given.repeats):
+        for seed in range(given.repeats):
             for side in found:
-                found[side].append(child(side, folder, given, vocabulary, at_once, trl))
+                found[side].append(child(side, folder, given, vocabulary, at_once, trl, seed))
     seconds = {
         side: statistics.median(value for run in runs for value in run["seconds"]) for side, runs in found.items()
     }
@@ -230,7 +233,7 @@ def compare(given: argparse.Namespace, vocabulary: int, at_once: int, trl: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quantization", choices=("nf4", "none"), default="nf4")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument("--trl", type=Path, help=f"folder with TRL {TRL} (default: installed into a temporary one)")
     parser.add_argument("--out", type=Path)
