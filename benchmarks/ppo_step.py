@@ -4,10 +4,10 @@ Equal on both sides: the model (hidden 256, 4 layers, made here, ending by itsel
 reward model, prompts of 32 tokens, responses of at most 128, 64 of them an update, 2 epochs of one optimiser step in
 micro-batches of 16, float32 adapters, no checkpointing. TRL is installed into a folder of its own. Each side runs in
 processes of its own, in turn: time is the median update, memory the peak resident set of the process. Both draw their
-own lengths, with other seeds in each repeat: `time_ratio` is a response token, `update_ratio` an update as it was. `time_ratio` is
-measured at vocabulary 2048 with all 64 responses sampled at once on both sides (fastest for TRL), `rss_ratio` at
-vocabulary 32000 with 16 at a time (least memory for TRL); both figures of both are in `runs`. Prints one JSON line
-last.
+own lengths, with other seeds in each repeat: `time_ratio` is a response token, `update_ratio` an update as it was.
+`time_ratio` is measured at vocabulary 2048 with all 64 responses sampled at once on both sides (fastest for TRL),
+`rss_ratio` at vocabulary 32000 with 16 at a time (least memory for TRL); both figures of both are in `runs`. Prints one
+JSON line last.
 
     python benchmarks/ppo_step.py [--quantization nf4] [--repeats 3] [--updates 3] [--trl FOLDER] [--out FILE]
 """

@@ -28,11 +28,11 @@ def publish_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         unfinished.chmod(0o755)
         for path in unfinished.rglob("*"):
             if path.is_file():
-                _sync(path)
+                sync(path)
         if folder.exists():
             shutil.rmtree(folder)
         unfinished.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -112,7 +112,8 @@ class Metrics:
             self.tracker.log({f"{stage}/{name}": value for name, value in values.items()}, step=step)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,75 +1,21 @@
 """What a merge is checked for before anything is written."""
 
-import math
 import os
 import shutil
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from lite_c2f.backbone.pair import check_configs
 from lite_c2f.errors import ConfigError, ModelError, RunError
-from lite_c2f.fine import shards
-from lite_c2f.fine.delta import Adapter
+from lite_c2f.fine.adapter import Adapter
+from lite_c2f.fine.delta import DTYPES, Absolute, Delta, LowRank, TokenRows, read_tensor
+from lite_c2f.fine.shards import TensorEntry, part_of
+from lite_c2f.fine.treatment import Treatment
 
-LayerRatios = str | Path | Sequence[tuple[str, float]]
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
-
-
-def check_ratio(key: str, ratio: Any, allow_negative: bool) -> None:
-    """Raise ConfigError, naming the key, unless the ratio is a finite number, and not negative unless allowed."""
-    number = isinstance(ratio, int | float) and not isinstance(ratio, bool) and math.isfinite(ratio)
-    if not number or (ratio < 0 and not allow_negative):
-        expected = "a finite number" if allow_negative else "a finite number from 0 up"
-        remedy = "allow negative ratios to subtract the residue" if number else "write it like 0.75"
-        raise ConfigError.because(f"'{key}' is {ratio!r}", expected, remedy)
-
-
-def read_layer_ratios(layer_ratios: LayerRatios | None, allow_negative: bool) -> list[tuple[str, float]]:
-    """(pattern, ratio) pairs from pairs or from a YAML file: a mapping pattern -> ratio, or a list of pairs.
-
-    Raises ConfigError naming the file or the pattern.
-    """
-    if layer_ratios is None:
-        return []
-    where, content = "layer_ratios", layer_ratios
-    if isinstance(layer_ratios, str | Path):
-        where = str(layer_ratios)
-        try:
-            content = yaml.safe_load(Path(layer_ratios).read_text(encoding="utf-8"))
-        except OSError as error:
-            got = f"cannot read '{where}': {error.strerror}"
-            raise ConfigError.because(got, "a YAML file of ratios", "check the path") from None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise ConfigError.because(f"'{where}' is not YAML", "pattern: ratio lines", "correct the file") from None
-    pairs = list(content.items()) if isinstance(content, dict) else content
-    if not isinstance(pairs, list | tuple) or not pairs:
-        raise ConfigError.because(f"'{where}' holds no ratios", "pattern: ratio lines", "write some or leave it out")
-    for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise ConfigError.because(f"'{where}' holds {pair!r}", "a pattern and a ratio", "write '*.mlp.*: 0.5'")
-        check_ratio(f"{where}: {pair[0]}", pair[1], allow_negative)
-    return [(pattern, float(value)) for pattern, value in pairs]
-
-
-def choose_ratios(residue: Adapter, ratio: float, patterns: list[tuple[str, float]]) -> dict[str, float]:
-    """The ratio of every weight the adapter changes. Raises ConfigError for a pattern that fits none of them."""
-    for pattern, _ in patterns:
-        if not any(fnmatchcase(name, pattern) for name in residue.deltas):
-            raise ConfigError.because(
-                f"'layer_ratios' pattern '{pattern}' fits no weight of the adapter",
-                f"a pattern for names like '{next(iter(residue.deltas))}'",
-                "correct or remove it",
-            )
-    return {
-        name: next((value for pattern, value in patterns if fnmatchcase(name, pattern)), float(ratio))
-        for name in residue.deltas
-    }
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
 def check_out(out: Path, inputs: list[Path]) -> None:
@@ -97,26 +43,143 @@ def check_origin(residue: Adapter, base: Path) -> None:
         ) from None
 
 
-def check_fit(residue: Adapter, config: dict[str, Any], instruct: Path, entries: dict[str, shards.TensorEntry]) -> None:
+def resolved(folder: str | Path) -> Path:
+    """An absolute path without links. Raises RunError for links that lead in a circle."""
+    try:
+        return Path(folder).resolve()
+    except (RuntimeError, OSError):  # RuntimeError before Python 3.13
+        raise RunError.because(f"'{folder}' is a link that leads nowhere", "a folder", "correct the link") from None
+
+
+def settle_tied(
+    residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], instruct: Path
+) -> tuple[dict[str, Delta], str | None]:
+    """The deltas with tied embeddings settled, and a sentence on what was done about them.
+
+    One weight serves as embedding and as head: a delta for one of the two alone cannot be merged. It can where the
+    adapter was trained with both tied (ensure_weight_tying), or trains single tokens (PEFT keeps those tied). Raises
+    ModelError otherwise.
+    """
+    deltas = dict(residue.deltas)
+    embedding = next((name for name in deltas if name.endswith(EMBEDDING)), None)
+    head = next((name for name in deltas if name.endswith(HEAD)), None)
+    stored = next((name for name in entries if name.endswith(EMBEDDING)), None)
+    file_has_head = any(name.endswith(HEAD) for name in entries)
+    tied = config.get("tie_word_embeddings") is True or (stored is not None and not file_has_head)
+    if not tied or (embedding is None and head is None):
+        return deltas, None
+    both = residue.ties and embedding is not None and head is not None and _same(deltas[embedding], deltas[head])
+    if not both and not (embedding is not None and head is None and isinstance(deltas[embedding], TokenRows)):
+        raise ModelError.because(
+            f"the adapter changes '{embedding or head}', tied to another weight in '{instruct}' (tie_word_embeddings)",
+            "a delta for both (ensure_weight_tying), or single tokens",
+            "train without embed_tokens and lm_head, or untie the models first",
+        )
+    assert embedding is not None
+    deltas.pop(head or "", None)
+    if file_has_head:  # written twice, though tied: both copies have to change
+        deltas[next(name for name in entries if name.endswith(HEAD))] = deltas[embedding]
+    return deltas, f"'{embedding}' is tied to the head: its change is a change of both"
+
+
+def check_fit(
+    deltas: Mapping[str, Delta], config: Mapping[str, Any], instruct: Path, entries: Mapping[str, TensorEntry]
+) -> None:
     """Raise ModelError, naming the weight, unless every delta has its weight in the instruct model and can be added."""
     for name in ("quantization_config", "adapter_config.json"):
         if config.get(name) or (instruct / name).exists():
             got = f"'{instruct}' has '{name}'"
             raise ModelError.because(got, "a plain full-precision model", "take the model before it was changed")
-    tied = config.get("tie_word_embeddings") is True or "lm_head.weight" not in entries
-    for name, low_rank in residue.deltas.items():
-        if tied and name.endswith(EMBEDDINGS):
-            got = f"the adapter changes '{name}', which '{instruct}' ties to another weight (tie_word_embeddings)"
-            raise ModelError.because(got, "a delta for one weight", "train without embed_tokens and lm_head")
+    for name, delta in deltas.items():
         if name not in entries:
             got = f"the adapter changes '{name}', which '{instruct}' does not have"
             raise ModelError.because(got, "a weight for every delta", "take the instruct model of the same base")
-        if low_rank.shape != entries[name].shape:
-            got = f"the delta of '{name}' is {low_rank.shape}, its weight in '{instruct}' {entries[name].shape}"
+        entry = entries[name]
+        if len(entry.shape) > 2:
+            got = f"the adapter changes '{name}' of shape {entry.shape}"
+            raise ModelError.because(got, "a matrix or a vector", "parameters of experts cannot be merged")
+        if not _fits(delta, entry.shape):
+            got = f"the delta of '{name}' is {delta.shape}, its weight in '{instruct}' {entry.shape}"
             raise ModelError.because(got, "the same shape", "take the instruct model of the same base")
-        if entries[name].dtype not in DTYPES:
-            got = f"'{name}' of '{instruct}' is {entries[name].dtype}"
+        if entry.dtype not in DTYPES:
+            got = f"'{name}' of '{instruct}' is {entry.dtype}"
             raise ModelError.because(got, "BF16, F16 or F32", "take the model before it was quantised")
+
+
+def check_base(
+    residue: Adapter,
+    deltas: Mapping[str, Delta],
+    entries: Mapping[str, TensorEntry],
+    of_base: Mapping[str, TensorEntry],
+    base: Path | None,
+    treatment: Treatment,
+) -> None:
+    """Raise unless the base's weights are there where they are needed, and are those the adapter was trained on."""
+    if base is None:
+        wants = [name for name, delta in deltas.items() if delta.needs_base]
+        if treatment.needs_base:
+            got = "'sparsify' ties or a 'qerr_ratio' without the base model"
+            raise ConfigError.because(got, "its weights", "give the folder of the base")
+        if wants or residue.copies:
+            got = f"the adapter holds values of '{(wants or list(residue.copies))[0]}', not a change of them"
+            raise ModelError.because(got, "the base's weights to compare with", "give the folder of the base")
+        return
+    for name in deltas:
+        if name not in of_base or of_base[name].dtype not in DTYPES or of_base[name].shape != entries[name].shape:
+            found = f"{of_base[name].dtype} {of_base[name].shape}" if name in of_base else "missing"
+            raise ModelError.because(
+                f"the adapter changes '{name}', which is {found} in '{base}'",
+                f"{entries[name].shape} in full precision, as in the instruct model",
+                "give the base that the adapter was trained on",
+            )
+    embedding = next((entry for name, entry in of_base.items() if name.endswith(EMBEDDING)), None)
+    for name, copy in residue.copies.items():
+        own = of_base.get(name, embedding if name.endswith(HEAD) else None)  # a tied head is the embedding
+        if own is None or own.shape != copy.shape or not _equal(copy, own):
+            raise ModelError.because(
+                f"the adapter comes with a '{name}' that is not the one of '{base}'",
+                "the base's own, unchanged",
+                "give the base that the adapter was trained on; a resized vocabulary cannot be merged",
+            )
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any] | None:
+    """config.json with a new dtype under the key that is there; None where nothing changes.
+
+    `dtype`; before Transformers 5 `torch_dtype`.
+    """
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+    if dtype is None or all(config.get(key) == dtype for key in keys):
+        return None
+    return {**config, **dict.fromkeys(keys, dtype)}
+
+
+def _fits(delta: Delta, shape: tuple[int, ...]) -> bool:
+    if isinstance(delta, TokenRows):  # knows its largest token, not the vocabulary
+        return len(shape) == 2 and delta.shape[0] <= shape[0] and delta.shape[1] == shape[1]
+    return delta.shape == shape
+
+
+def _same(left: Delta, right: Delta) -> bool:
+    if isinstance(left, LowRank) and isinstance(right, LowRank):
+        factors = ((left.down, right.down), (left.up, right.up))
+        return left.scaling == right.scaling and all(torch.equal(a.read(), b.read()) for a, b in factors)
+    if isinstance(left, Absolute) and isinstance(right, Absolute):
+        return left.shape == right.shape and _equal(left.entry, right.entry)
+    return False
+
+
+def _equal(left: TensorEntry, right: TensorEntry) -> bool:
+    """Do two tensors of one shape hold the same numbers? Their dtypes may differ."""
+    rows = left.shape[0]
+    step = max(1, 2**20 // max(1, left.shape[-1]))
+    return all(
+        torch.equal(
+            read_tensor(part_of(left, first, min(step, rows - first))).float(),
+            read_tensor(part_of(right, first, min(step, rows - first))).float(),
+        )
+        for first in range(0, rows, step)
+    )
 
 
 def check_disk(out: Path, needed: int) -> None:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import xxhash
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -50,10 +51,22 @@ def test_header_and_chunks_of_a_file_by_the_library(tmp_path):
     save_file(tensors, tmp_path / "a.safetensors")
     entries = {entry.name: entry for entry in shards.read_header(tmp_path / "a.safetensors")}
     assert (entries["b"].dtype, entries["b"].shape, entries["b"].size) == ("F32", (4, 6), 96)
-    with (tmp_path / "a.safetensors").open("rb") as source:
-        for name, tensor in tensors.items():
-            chunks = list(shards.read_chunks(source, entries[name], 10))
-            assert max(map(len, chunks)) <= 10 and b"".join(chunks) == raw(tensor)
+    for name, tensor in tensors.items():
+        rows = [shards.part_of(entries[name], row, 1) for row in range(len(tensor))]
+        assert b"".join(shards.read_bytes(row).tobytes() for row in rows) == raw(tensor)
+        assert shards.read_bytes(entries[name]).tobytes() == raw(tensor)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_reader_hashes_the_whole_file(tmp_path, in_order):
+    save_file({"b": torch.randn(4, 6), "a": torch.randn(9).bfloat16()}, tmp_path / "a.safetensors")
+    with shards.Reader(tmp_path / "a.safetensors", in_order) as reader:
+        for entry in shards.read_header(tmp_path / "a.safetensors"):
+            reader.read(shards.part_of(entry, 0, 2))
+            reader.read(shards.part_of(entry, 2, entry.shape[0] - 2))
+        found = reader.hash()
+    assert found == xxhash.xxh3_128((tmp_path / "a.safetensors").read_bytes()).hexdigest()
+    assert found == shards.hash_of(tmp_path / "a.safetensors")
 
 
 def header_file(file, header, data=b""):
@@ -97,8 +110,10 @@ def test_file_cut_while_reading(tmp_path):
     save_file({"a": torch.ones(100)}, file)
     (entry,) = shards.read_header(file)
     file.write_bytes(file.read_bytes()[:-40])
-    with file.open("rb") as source, pytest.raises(ModelError, match=r"cut\.safetensors.*'a'"):
-        list(shards.read_chunks(source, entry, 64))
+    with pytest.raises(ModelError, match=r"cut\.safetensors.*'a'"):
+        shards.read_bytes(entry)
+    with shards.Reader(file, True) as reader, pytest.raises(ModelError, match=r"cut\.safetensors.*'a'"):
+        reader.read(entry)
 
 
 def test_folder_in_several_files(pico):

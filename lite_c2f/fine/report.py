@@ -1,0 +1,175 @@
+"""What a merge says of itself: merge.json, and the model card."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPORT = "merge.json"
+CARD = "README.md"
+# Above this share of |W_base| the instruct model is called far from its base. Our own: a light tuning moves weights by
+# a few hundredths, two models that were trained apart differ by about the square root of two.
+FAR_DRIFT = 0.3
+
+
+@dataclass
+class Change:
+    """Sums over the elements of one or more tensors; what the report is made of. W: W_instruct, T: W - W_base."""
+
+    elements: int = 0
+    touched: int = 0  # chunks of rows of which at least one element changed
+    counted: int = 0  # elements that the sums below are over: all, or a regular sample of the chunks of a large weight
+    unchanged: int = 0  # elements equal to the instruct model's, in the output's dtype
+    kept: int = 0  # elements of the change that are not zero
+    weight_square: float = 0.0  # <W, W>
+    intended_square: float = 0.0  # <change, change>, change = ratio * dW as treated
+    realised_intended: float = 0.0  # <W_fine - W, change>, after rounding
+    compared: int = 0  # elements of which the base's values are known; 0 without a base
+    base_square: float = 0.0  # <W_base, W_base>
+    task_square: float = 0.0  # <T, T>
+    task_intended: float = 0.0  # <T, change>
+
+    def add(self, other: "Change") -> None:
+        """Take over the sums of another part."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def figures(self) -> dict[str, float | int | None]:
+        """The figures; null where the divisor is zero, or where there was no base to compare with."""
+        change, task = math.sqrt(self.intended_square), math.sqrt(self.task_square)
+        return {
+            "elements": self.elements,
+            "counted_share": _ratio(self.counted, self.elements),
+            "relative_change": _ratio(change, math.sqrt(self.weight_square)),
+            "kept_share": _ratio(self.kept, self.counted),
+            "unchanged_share": _ratio(self.unchanged, self.counted),
+            "projection": _ratio(self.realised_intended, self.intended_square),
+            "drift": _ratio(task, math.sqrt(self.base_square)) if self.compared else None,
+            "cosine": _ratio(self.task_intended, change * task) if self.compared else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeReport:
+    """What was merged and what came of it; merge.json holds the same fields.
+
+    tensors and totals: `relative_change` |change| / |W_instruct| (Frobenius norms, before rounding; change is ratio *
+    dW as treated), `kept_share` the share of its elements that are not zero, `unchanged_share` the share of weights
+    that rounding left as they were, `projection` <realised, change> / <change, change>: 1.0 when the rounded weights
+    carry the whole residue, 0.0 when none of it, `drift` |W_instruct - W_base| / |W_base| and `cosine` that of the
+    change with W_instruct - W_base (null without a base). Of a large weight these are taken from every eighth chunk of
+    rows, a million elements or more; `counted_share` says of how many. tensors also: ratio, dtype, and `cap`, what
+    norm_cap multiplied the change by.
+    """
+
+    schema: int = 1
+    ratio: float
+    layer_ratios: list[list[Any]]  # [pattern, ratio or gradient], first match wins
+    treatment: dict[str, Any]  # sparsify, density, seed, norm_cap, rounding, qerr_ratio
+    dtype: str  # "unchanged", or the dtype that was asked for
+    adapter: dict[str, str]  # folder name and sha256 of its weights
+    base: str | None  # folder names only: full paths do not belong into a published model
+    instruct: str
+    inputs: dict[str, dict[str, str]]  # "instruct", "base": weight file -> sha256
+    shards: dict[str, str]  # file name of the output -> sha256
+    tied: str | None  # what was done about tied embeddings, where the adapter changes one
+    tensors: dict[str, dict[str, Any]]
+    totals: dict[str, Any]
+    warnings: list[str]
+    verified: dict[str, Any] | None = None
+
+
+def drift_warning(totals: Mapping[str, Any]) -> str | None:
+    """A sentence where the instruct model has left its base far behind."""
+    drift = totals["drift"]
+    if drift is None or drift <= FAR_DRIFT:
+        return None
+    return (
+        f"the instruct model is {drift:.2f} of |W_base| away from the base: the residue was learned elsewhere and may "
+        "do little good; is it tuned from this base?"
+    )
+
+
+def hub_name(name: str | None) -> str | None:
+    """owner/name of a hub model, from such a name or from the path of its snapshot in the cache; None for others.
+
+    >>> hub_name("/cache/models--mistralai--Mistral-7B-v0.1/snapshots/27d6")
+    'mistralai/Mistral-7B-v0.1'
+    """
+    if name is None:
+        return None
+    if found := re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{name}/"):
+        return f"{found[1]}/{found[2]}"
+    plain = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
+    return name if plain and not Path(name).exists() else None
+
+
+def model_card(report: MergeReport, instruct: Path, base: Path | None, trained_on: str | None) -> str:
+    """The README.md of a merged model, in the hub's form: metadata in YAML, then what was done and the figures.
+
+    trained_on: the base that the adapter recorded. The licence is that of the instruct model's own card, where it has
+    one.
+    """
+    names = {
+        "instruct": hub_name(str(instruct.resolve())),
+        "base": hub_name(str(base.resolve())) if base else hub_name(trained_on),
+    }
+    metadata: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["lite_c2f", "mistral-c2f", "merge"],
+    }
+    if licence := card_metadata(instruct / CARD).get("license"):
+        metadata["license"] = licence
+    if names["instruct"]:
+        metadata |= {"base_model": [name for name in names.values() if name], "base_model_relation": "merge"}
+    totals, treatment = report.totals, report.treatment
+    rows = {
+        "instruct model": names["instruct"] or report.instruct,
+        "base of the adapter": names["base"] or report.base or "not given",
+        "adapter": f"{report.adapter['name']} (sha256 {report.adapter['sha256'][:12]})",
+        "ratio": f"{report.ratio:g}"
+        + (f", by layer: {json.dumps(report.layer_ratios)}" if report.layer_ratios else ""),
+        "treatment": ", ".join(f"{k} {v}" for k, v in treatment.items() if v not in (None, "none", "nearest", 0))
+        or "none",
+        "weights changed": f"{totals['tensors']} tensors, {totals['elements']:,} elements",
+        "relative change": _shown(totals["relative_change"]),
+        "left unchanged by rounding": _shown(totals["unchanged_share"]),
+        "residue carried after rounding": _shown(totals["projection"]),
+        "instruct away from base": _shown(totals["drift"]),
+        "cosine of residue and instruct tuning": _shown(totals["cosine"]),
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    warned = "".join(f"\n> **Warning:** {text}\n" for text in report.warnings)
+    return (
+        f"---\n{yaml.safe_dump(metadata, sort_keys=True)}---\n\n# {report.instruct} with a merged residue\n\n"
+        "A Fine Actor in the sense of Mistral-C2F (arXiv 2406.08657): the weight change that a LoRA adapter learned on "
+        "the base model, added to the instruct model tuned from that base,\n\n"
+        "    W_fine = W_instruct + ratio * dW\n\n"
+        "in float32, rounded once. Made with lite_c2f. Loads with Transformers; the chat template is the instruct "
+        f"model's.\n{warned}\n| | |\n|---|---|\n{table}\n\nEvery figure, also tensor by tensor, and the hashes of what "
+        f"went in and came out are in `{REPORT}`.\n"
+    )
+
+
+def card_metadata(file: Path) -> dict[str, Any]:
+    """The YAML block at the head of a model card; {} where there is none."""
+    try:
+        found = re.match(r"---\n(.*?)\n---", file.read_text(encoding="utf-8"), re.DOTALL)
+        metadata = yaml.safe_load(found[1]) if found else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        metadata = None
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _shown(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.4f}"

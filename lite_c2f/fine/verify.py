@@ -1,0 +1,122 @@
+"""Is the merged model what the unmerged adapter was? Both are loaded with Transformers and asked the same."""
+
+import gc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lite_c2f.errors import ModelError
+from lite_c2f.fine.delta import Delta, LowRank
+from lite_c2f.fine.treatment import Treatment
+
+MAX_TOKENS = 256
+
+
+def compare_logits(
+    merged: Path,
+    instruct: Path,
+    adapter: Path,
+    deltas: Mapping[str, Delta],
+    ratios: Mapping[str, float],
+    treatment: Treatment,
+    prompt: str,
+) -> dict[str, Any]:
+    """Logits of the merged folder on a prompt against those of the instruct model with the adapter scaled on top.
+
+    In float32 where memory allows it, so that what differs is the rounding of the weights: `error` is the root mean
+    square of the difference in logits, `effect` that of what the adapter itself does, `agreement` the share of
+    positions with the same most likely token, `kl` the mean KL(unmerged || merged) in nats. Where the residue was
+    treated, or holds more than low-rank factors, there is no unmerged counterpart: then only `effect`, of the merged
+    model, is measured.
+
+    Raises ModelError when the folder does not load, its logits are not finite, or the merged model is nearer to the
+    plain instruct model than to the unmerged one (rounding has eaten the residue).
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids[:, :MAX_TOKENS]
+    if ids.shape[1] == 0:
+        raise ModelError.because(f"the prompt {prompt!r} has no tokens", "some text", "give another prompt")
+    dtype = _dtype(merged)
+    found = _logits(merged, ids, dtype)
+    if not torch.isfinite(found).all():
+        raise ModelError.because("the merged model's logits are not finite", "finite ones", "lower the ratio")
+    plain = _logits(instruct, ids, dtype)
+    result = {"prompt_tokens": ids.shape[1], "dtype": str(dtype).removeprefix("torch."), "compared": False}
+    if treatment != Treatment(seed=treatment.seed) or not all(isinstance(delta, LowRank) for delta in deltas.values()):
+        return result | {"effect": _rms(found - plain)}
+    unmerged = _logits(instruct, ids, dtype, adapter, ratios)
+    error, effect = _rms(found - unmerged), _rms(unmerged - plain)
+    kl = (unmerged.log_softmax(-1).exp() * (unmerged.log_softmax(-1) - found.log_softmax(-1))).sum(-1).mean()
+    result |= {
+        "compared": True,
+        "error": error,
+        "effect": effect,
+        "agreement": float((found.argmax(-1) == unmerged.argmax(-1)).float().mean()),
+        "kl": float(kl),
+    }
+    if error >= _rms(found - plain) and error > 1e-6:
+        raise ModelError.because(
+            f"verification failed: the merged logits are {error:.2g} from those of the unmerged adapter, which itself "
+            f"changes them by {effect:.2g}",
+            "an error below the effect",
+            "merge into float32, or round stochastically; a larger ratio loses less",
+        )
+    return result
+
+
+def _logits(
+    folder: Path,
+    ids: Tensor,
+    dtype: torch.dtype,
+    adapter: Path | None = None,
+    ratios: Mapping[str, float] | None = None,
+) -> Tensor:
+    """(tokens, vocabulary) float32 logits; the model is gone afterwards."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        got = f"'{folder}' does not load with Transformers ({' '.join(str(error).split())[:200]})"
+        raise ModelError.because(got, "a model folder", "check its files") from None
+    if adapter is not None and ratios is not None:
+        model = PeftModel.from_pretrained(model, str(adapter))
+        scale_layers(model, ratios)
+    try:
+        with torch.no_grad():
+            return model.eval()(ids).logits[0].float()
+    finally:
+        del model
+        gc.collect()
+
+
+def scale_layers(model: Any, ratios: Mapping[str, float]) -> None:
+    """Multiply the scaling of every LoRA layer by the ratio of its weight (`ratios`: weight name -> ratio)."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            ratio = ratios[f"{name.removeprefix('base_model.model.')}.weight"]
+            for adapter in module.scaling:
+                module.scaling[adapter] *= ratio
+
+
+def _dtype(folder: Path) -> torch.dtype:
+    """float32 where two thirds of the free memory hold the model in it, bfloat16 otherwise."""
+    import psutil
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    needed = 4 * sum(weight.numel() for weight in model.parameters())
+    return torch.float32 if needed < psutil.virtual_memory().available * 2 / 3 else torch.bfloat16
+
+
+def _rms(difference: Tensor) -> float:
+    return float(difference.double().square().mean().sqrt())

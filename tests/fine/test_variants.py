@@ -1,0 +1,248 @@
+"""Every kind of adapter that can be merged, made by PEFT itself, against PEFT's own merge; the others are refused."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from lite_c2f.errors import ConfigError, ModelError
+from lite_c2f.fine.merge import merge
+from lite_c2f.fine.treatment import Treatment
+
+
+def weights_of(folder):
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def llama(folder, seed, tokenizer_from, tie=False):
+    """A Llama with biases in attention, so that every kind of adapter tensor has a place."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+        tie_word_embeddings=tie,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_()
+    model.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer_from / file, folder / file)
+    return folder
+
+
+def train(base, folder, **lora):
+    """A PEFT adapter on `base` whose every trainable value moved."""
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM", **lora}
+    torch.manual_seed(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**settings))
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.requires_grad:
+                    weight.add_(torch.randn_like(weight) * 0.05)
+        model.save_pretrained(folder)
+    return folder
+
+
+def by_peft(base, adapter):
+    """The base with the adapter merged into it by PEFT."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+        return model.merge_and_unload().state_dict()
+
+
+def logits(folder, adapter=None):
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model = model if adapter is None else PeftModel.from_pretrained(model, adapter)
+        return model(torch.arange(20)[None]).logits
+
+
+@pytest.fixture
+def pair(tmp_path, pico):
+    return lambda **given: (
+        llama(tmp_path / "base", 0, pico["base"], **given),
+        llama(tmp_path / "instruct", 1, pico["base"], **given),
+    )
+
+
+VARIANTS = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.up_proj": 3}},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "lora_bias": {"lora_bias": True, "target_modules": ["q_proj", "o_proj"]},
+    "bias lora_only": {"bias": "lora_only"},
+    "bias all": {"bias": "all"},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "modules_to_save": {"modules_to_save": ["lm_head", "embed_tokens", "input_layernorm"]},
+    "tokens": {"trainable_token_indices": [3, 60]},
+    "tokens of both": {"trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [1]}},
+    "target_parameters": {"target_modules": ["q_proj"], "target_parameters": ["mlp.up_proj.weight"]},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_equal_to_peft_on_its_own_base(tmp_path, pair, variant):
+    """Ratio 1, base = instruct: PEFT knows this case, and says what comes out."""
+    base, _ = pair()
+    adapter = train(base, tmp_path / "adapter", **VARIANTS[variant])
+    merge(adapter, base, base, tmp_path / "out")
+    merged, expected, before = weights_of(tmp_path / "out"), by_peft(base, adapter), weights_of(base)
+    changed = {name for name in expected if not torch.equal(expected[name], before[name])}
+    assert changed and {name for name in merged if not torch.equal(merged[name], before[name])} == changed
+    for name, tensor in merged.items():
+        # bit for bit where deltas are added as PEFT adds them; X - W + W may be a last bit away from X
+        exact = "lora_bias" not in variant and "bias" not in variant and "save" not in variant and "tok" not in variant
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0 if exact else 6e-8)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_residue_on_another_model(tmp_path, pair, variant):
+    """W_instruct + 0.5 (PEFT's merged base - base): what absolute values mean on a model that is not the base."""
+    base, instruct = pair()
+    adapter = train(base, tmp_path / "adapter", **VARIANTS[variant])
+    report = merge(adapter, base, instruct, tmp_path / "out", ratio=0.5)
+    actor, of_base, before, merged = by_peft(base, adapter), weights_of(base), weights_of(instruct), tmp_path / "out"
+    for name, tensor in weights_of(merged).items():
+        delta = actor[name].double() - of_base[name].double()
+        np.testing.assert_allclose(tensor.double(), before[name].double() + 0.5 * delta, rtol=0, atol=3e-7)
+        assert (name in report.tensors) == bool(delta.any())
+    assert AutoModelForCausalLM.from_pretrained(merged)
+
+
+def test_transposed_weights(tmp_path, pico):
+    """GPT-2 keeps (in, out); fan_in_fan_out turns the product."""
+    torch.manual_seed(0)
+    base = tmp_path / "gpt2"
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4)).save_pretrained(base)
+    shutil.copy(pico["base"] / "tokenizer.json", base / "tokenizer.json")
+    adapter = train(base, tmp_path / "a", target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
+    merge(adapter, base, base, tmp_path / "out")
+    expected = by_peft(base, adapter)
+    for name, tensor in weights_of(tmp_path / "out").items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_saved_embeddings_that_are_the_bases_are_no_delta(tmp_path, pair):
+    base, instruct = pair()
+    adapter = train(base, tmp_path / "a", target_modules=["embed_tokens"])
+    assert "base_model.model.model.embed_tokens.base_layer.weight" in load_file(adapter / "adapter_model.safetensors")
+    assert set(merge(adapter, base, instruct, tmp_path / "out").tensors) == {"model.embed_tokens.weight"}
+    with pytest.raises(ModelError, match="not the one of"):
+        merge(adapter, instruct, instruct, tmp_path / "out2")
+    with pytest.raises(ModelError, match="give the folder of the base"):
+        merge(adapter, None, instruct, tmp_path / "out2")
+
+
+def test_tied_embeddings(tmp_path, pair):
+    """Single tokens stay tied in PEFT, and ensure_weight_tying keeps the rest so; one of the two alone is refused."""
+    base, instruct = pair(tie=True)
+    for name, lora in {
+        "tokens": {"trainable_token_indices": [3, 60]},
+        "lora": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+        "save": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    }.items():
+        adapter = train(base, tmp_path / name, **lora)
+        report = merge(adapter, base, base, tmp_path / f"{name}-out")
+        assert set(weights_of(tmp_path / f"{name}-out")) == set(weights_of(base))
+        # Against the unmerged adapter: PEFT 0.21.2 merges the delta of a tied weight twice.
+        torch.testing.assert_close(logits(tmp_path / f"{name}-out"), logits(base, adapter), rtol=0, atol=5e-7)
+        assert (logits(base) - logits(base, adapter)).abs().max() > 0.01
+        assert "tied" in report.tied and "model.embed_tokens.weight" in report.tensors
+    for lora in ({"target_modules": ["embed_tokens"]}, {"modules_to_save": ["lm_head"]}):
+        adapter = train(base, tmp_path / f"no-{'-'.join(lora)}", **lora)
+        with pytest.raises(ModelError, match="tie_word_embeddings"):
+            merge(adapter, base, instruct, tmp_path / "out")
+
+
+def test_absolute_values_need_the_base(tmp_path, pair):
+    base, instruct = pair()
+    adapter = train(base, tmp_path / "a", modules_to_save=["lm_head"])
+    with pytest.raises(ModelError, match=r"values of 'lm_head\.weight'"):
+        merge(adapter, None, instruct, tmp_path / "out")
+    plain = train(base, tmp_path / "plain")
+    with pytest.raises(ConfigError, match="without the base"):
+        merge(plain, None, instruct, tmp_path / "out", treatment=Treatment(sparsify="ties", density=0.5))
+
+
+@pytest.mark.parametrize(
+    ("lora", "key"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights"),
+        ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens"),
+        ({"layer_replication": [(0, 2), (1, 2)]}, "layer_replication"),
+    ],
+)
+def test_real_adapters_that_are_refused(tmp_path, pair, lora, key):
+    base, instruct = pair()
+    adapter = train(base, tmp_path / "a", **lora)
+    with pytest.raises(ModelError, match=f"'{key}'"):
+        merge(adapter, base, instruct, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors", "named"),
+    [
+        ({"modules_to_save": ["lm_head"]}, {}, "modules_to_save"),
+        ({"trainable_token_indices": [1]}, {}, "trainable_token_indices"),
+        ({"trainable_token_indices": [1, 1]}, {"model.embed_tokens": 2}, "trainable_token_indices"),
+        ({"trainable_token_indices": [1]}, {"model.embed_tokens": 2}, "trainable_token_indices"),
+        ({"trainable_token_indices": [-1]}, {"model.embed_tokens": 1}, "trainable_token_indices"),
+        ({"trainable_token_indices": {"lm_head": [1]}}, {"model.embed_tokens": 1}, "trainable_token_indices"),
+        ({"trainable_token_indices": [64]}, {"model.embed_tokens": 1}, "embed_tokens"),
+        ({"lora_bias": True}, {}, "lora_bias"),
+        ({"target_parameters": ["mlp.up_proj.weight"], "rank_pattern": {"q_proj": 2}}, {}, "target_parameters"),
+    ],
+)
+def test_configurations_and_tensors_that_disagree(tmp_path, pair, changes, tensors, named):
+    base, instruct = pair()
+    adapter = train(base, tmp_path / "a")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | changes))
+    extra = {
+        f"base_model.model.{module}.token_adapter.trainable_tokens_delta": torch.ones(rows, 32)
+        for module, rows in tensors.items()
+    }
+    save_file(load_file(adapter / "adapter_model.safetensors") | extra, adapter / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=named):
+        merge(adapter, base, instruct, tmp_path / "out")
+
+
+def test_parameters_of_experts_are_refused(tmp_path, hand_adapter, hand_model):
+    name = "model.layers.0.mlp.experts"
+    instruct = hand_model(tmp_path / "m", {f"{name}.gate_up_proj": torch.ones(2, 4, 6)})
+    factors = {f"{name}.lora_A.weight": torch.ones(4, 4), f"{name}.lora_B.weight": torch.ones(6, 4)}
+    adapter = hand_adapter(tmp_path / "a", factors, target_parameters=["mlp.experts.gate_up_proj"])
+    with pytest.raises(ModelError, match="experts"):
+        merge(adapter, None, instruct, tmp_path / "out")
+    flat = {f"{name}.lora_A.weight": torch.ones(2, 4), f"{name}.lora_B.weight": torch.ones(6, 2)}
+    adapter = hand_adapter(tmp_path / "b", flat, target_parameters=["mlp.experts.gate_up_proj"])
+    with pytest.raises(ModelError, match="experts"):
+        merge(adapter, None, instruct, tmp_path / "out")
+    nested = {f"{name}.base_layer.{part}": tensor for part, tensor in (("lora_A.weight", torch.ones(2, 4)),)}
+    nested[f"{name}.base_layer.lora_B.weight"] = torch.ones(6, 2)
+    adapter = hand_adapter(tmp_path / "c", nested, target_parameters=["mlp.experts.gate_up_proj"])
+    with pytest.raises(ModelError, match="experts"):
+        merge(adapter, None, instruct, tmp_path / "out")
