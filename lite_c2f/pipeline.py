@@ -15,7 +15,7 @@ from lite_c2f.config import Config, load_config
 from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.evaluation.compare import evaluate as compare_actors
 from lite_c2f.fine.checks import check_disk
-from lite_c2f.fine.merge import merge
+from lite_c2f.fine.merge import merge, on_view
 from lite_c2f.fine.sweep import sweep as try_ratios
 from lite_c2f.inputs import Corpus, ModelPair, absolute, check_context, check_stops, load_corpus, resolve_models
 from lite_c2f.manifest import (
@@ -236,7 +236,7 @@ def make_fine(
         write_json(run / "fine" / "ratios.json", found)
         ratio = found["chosen"]
         view.note(f"ratios tried: {len(found['tried'])}; chosen {ratio}")
-    view.stage("merge", 100, "%")
+    view.stage("merge", 0, "MiB")
     merge(
         run / "coarse" / "adapter",
         models.base,
@@ -245,7 +245,9 @@ def make_fine(
         ratio=float(ratio),
         dtype=None if config.fine.dtype == "auto" else config.fine.dtype,
         report=run / "fine" / "merge.json",
-        progress=lambda done, total: view.step(100 * done // max(total, 1), {}),
+        progress=on_view(view),
+        resume=True,
+        notice=lambda text: view.note(text) if text.startswith(("resumed", "warning")) else None,
     )
 
 

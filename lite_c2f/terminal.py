@@ -129,6 +129,37 @@ def ratio_table(found: dict[str, Any]) -> None:
     console.print(f"chosen {found['chosen']:g}: {found['rule']}")
 
 
+def print_merge(report: Any, out: Path) -> None:
+    """What a merge did, in figures that say whether it worked, and what to do next. report: a `MergeReport`."""
+    console, totals = Console(highlight=False), report.totals
+    rows = {
+        "weights changed": f"{totals['tensors']} tensors, {totals['elements']:,} elements",
+        "|change| / |W|": f"{totals['relative_change']:.2e}" if totals["relative_change"] is not None else "-",
+        "left unchanged by rounding": f"{totals['unchanged_share']:.1%}",
+        "residue carried": f"{totals['projection']:.1%}" if totals["projection"] is not None else "-",
+    }
+    if totals["drift"] is not None:
+        rows["instruct away from base"] = f"{totals['drift']:.2e} of |W|"
+    if totals["cosine"] is not None:
+        rows["cosine with the tuning"] = f"{totals['cosine']:+.3f}"
+    if report.verified:
+        found = report.verified
+        rows["logits"] = (
+            f"{found['error']:.2g} from the unmerged adapter's, which changes them by {found['effect']:.2g}; the same "
+            f"token in {found['agreement']:.1%} of positions"
+            if found["compared"]
+            else f"finite; {found['effect']:.2g} from the instruct model's (no unmerged counterpart to compare with)"
+        )
+    for name, value in rows.items():
+        console.print(Text(f"{name:<27} {value}"), soft_wrap=True)
+    console.print(
+        Text(f"merged at ratio {report.ratio:g} into {out}; every figure in {out / 'merge.json'}"), soft_wrap=True
+    )
+    console.print(
+        Text(f'\nNext:\n  AutoModelForCausalLM.from_pretrained("{out}"), or any server that reads such folders')
+    )
+
+
 def _cell(name: str, value: float) -> str:
     if name == "reward":
         return f"{value:+.2f}"

@@ -249,14 +249,13 @@ def _other(
 def _check_complete(config: Mapping[str, Any], deltas: Mapping[str, Delta], folder: Path) -> None:
     """Raise ModelError where the configuration promises tensors that the file does not have."""
     tokens = config.get("trainable_token_indices") or {}
-    promised = {
-        "modules_to_save": [(name, Absolute) for name in config.get("modules_to_save") or []],
-        "trainable_token_indices": [(name, TokenRows) for name in (tokens if isinstance(tokens, dict) else [EMBEDDING])]
-        if tokens
-        else [],
-    }
-    for key, names in promised.items():
-        for name, kind in names:
+    names_of_tokens = list(tokens) if isinstance(tokens, dict) else [EMBEDDING]
+    promised: list[tuple[str, list[str], type]] = [
+        ("modules_to_save", config.get("modules_to_save") or [], Absolute),
+        ("trainable_token_indices", names_of_tokens, TokenRows),
+    ]
+    for key, names, kind in promised:
+        for name in names:
             pattern = rf"(^|\.){re.escape(name)}\."
             if not any(re.search(pattern, weight) for weight, delta in deltas.items() if isinstance(delta, kind)):
                 got = f"'{key}' names '{name}', of which '{folder / WEIGHTS}' has nothing"

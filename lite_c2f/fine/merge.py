@@ -16,7 +16,7 @@ from lite_c2f.fine.report import CARD, REPORT, Change, MergeReport, drift_warnin
 from lite_c2f.fine.shards import sha256_of
 from lite_c2f.fine.stream import CODES, Job, Progress, stored_as, stored_size, write_shards
 from lite_c2f.fine.treatment import Treatment
-from lite_c2f.fine.unfinished import unfinished
+from lite_c2f.fine.unfinished import size_of, unfinished, unfinished_folder
 from lite_c2f.runs import write_json, write_text
 
 
@@ -84,7 +84,8 @@ def merge(
 
     # 3. room for it?
     others = [name for name in shards.other_files(instruct) if name != Path(REPORT)]
-    checks.check_disk(out, job.total + sum((instruct / name).stat().st_size for name in others))
+    copied = sum((instruct / name).stat().st_size for name in others)
+    checks.check_disk(out, job.total + copied - size_of(unfinished_folder(out)))
 
     # 4. write beside `out`, then rename
     try:
@@ -120,6 +121,19 @@ def merge(
             "mend that and merge again with resume (--resume): finished shards are kept",
         ) from error
     return result
+
+
+def on_view(view: Any, name: str = "merge") -> Progress:
+    """A `progress` callback that drives a view (stage and step, see `pipeline.View`), in MiB."""
+    started: list[bool] = []
+
+    def show(done_bytes: int, total_bytes: int) -> None:
+        if not started:
+            view.stage(name, total_bytes >> 20, "MiB")
+            started.append(True)
+        view.step(done_bytes >> 20, {})
+
+    return show
 
 
 def print_progress(done_bytes: int, total_bytes: int) -> None:

@@ -166,8 +166,8 @@ class Reader:
             self._digest.update(head + self._source.read(size))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._hasher.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, error: object, *_: object) -> None:
+        self._hasher.shutdown(wait=True, cancel_futures=error is not None)
         self._source.close()
 
     def read(self, entry: TensorEntry) -> Buffer:

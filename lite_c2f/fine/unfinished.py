@@ -58,6 +58,16 @@ class Unfinished:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+def unfinished_folder(out: Path) -> Path:
+    """The hidden folder in which `out` grows."""
+    return out.with_name(f".{out.name}.merging")
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder, 0 where there is none: an interrupted merge's are kept or freed."""
+    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+
+
 @contextlib.contextmanager
 def unfinished(out: Path, identity: dict[str, Any]) -> Iterator[Unfinished]:
     """The folder in which `out` grows, locked against other processes; renamed to `out` when the block ends well.
@@ -66,7 +76,7 @@ def unfinished(out: Path, identity: dict[str, Any]) -> Iterator[Unfinished]:
     nothing. Raises RunError when another process is at it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.with_name(f".{out.name}.merging")
+    folder = unfinished_folder(out)
     folder.mkdir(exist_ok=True)
     with (folder / LOCK).open("w") as lock:
         _lock(lock, out)

@@ -1,7 +1,8 @@
 """Is the merged model what the unmerged adapter was? Both are loaded with Transformers and asked the same."""
 
+import contextlib
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ def compare_logits(
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(merged)
+    with _loading(merged):
+        tokenizer, dtype = AutoTokenizer.from_pretrained(merged), _dtype(merged)
     ids = tokenizer(prompt, return_tensors="pt").input_ids[:, :MAX_TOKENS]
     if ids.shape[1] == 0:
         raise ModelError.because(f"the prompt {prompt!r} has no tokens", "some text", "give another prompt")
-    dtype = _dtype(merged)
     found = _logits(merged, ids, dtype)
     if not torch.isfinite(found).all():
         raise ModelError.because("the merged model's logits are not finite", "finite ones", "lower the ratio")
@@ -51,7 +52,8 @@ def compare_logits(
         return result | {"effect": _rms(found - plain)}
     unmerged = _logits(instruct, ids, dtype, adapter, ratios)
     error, effect = _rms(found - unmerged), _rms(unmerged - plain)
-    kl = (unmerged.log_softmax(-1).exp() * (unmerged.log_softmax(-1) - found.log_softmax(-1))).sum(-1).mean()
+    expected, actual = (logits.double().log_softmax(-1) for logits in (unmerged, found))
+    kl = (expected.exp() * (expected - actual)).sum(-1).mean()
     result |= {
         "compared": True,
         "error": error,
@@ -80,11 +82,8 @@ def _logits(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    try:
+    with _loading(folder):
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        got = f"'{folder}' does not load with Transformers ({' '.join(str(error).split())[:200]})"
-        raise ModelError.because(got, "a model folder", "check its files") from None
     if adapter is not None and ratios is not None:
         model = PeftModel.from_pretrained(model, str(adapter))
         scale_layers(model, ratios)
@@ -94,6 +93,15 @@ def _logits(
     finally:
         del model
         gc.collect()
+
+
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        got = f"'{folder}' does not load with Transformers ({' '.join(str(error).split())[:200]})"
+        raise ModelError.because(got, "a model folder", "check the files of the instruct model") from None
 
 
 def scale_layers(model: Any, ratios: Mapping[str, float]) -> None:

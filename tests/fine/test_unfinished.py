@@ -1,0 +1,251 @@
+"""Kills, full disks, resume: never a folder that looks finished and is wrong, and the same hashes in the end."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lite_c2f.errors import ModelError, RunError
+from lite_c2f.fine.merge import merge
+from lite_c2f.fine.treatment import Treatment
+from lite_c2f.fine.unfinished import JOURNAL, LOCK, unfinished
+
+
+def interrupted(pico, out, share=0.5, error=KeyboardInterrupt, **given):
+    """A merge that is stopped when `share` of the bytes are written."""
+
+    def stop(done, total):
+        if done > share * total:
+            raise error
+
+    with contextlib.suppress(KeyboardInterrupt, RunError, ModelError):
+        merge(pico["adapter"], pico["base"], pico["sharded"], out, progress=stop, **given)
+    return out.with_name(f".{out.name}.merging")
+
+
+def resumed(pico, out, **given):
+    """(report, what was said) of a merge that goes on."""
+    said = []
+    given = {"resume": True, **given}
+    report = merge(pico["adapter"], pico["base"], pico["sharded"], out, notice=said.append, **given)
+    return report, [text for text in said if not text.startswith("warning")]  # the pico pair is no real pair
+
+
+def test_resume_keeps_finished_shards_and_gives_the_same_hashes(tmp_path, pico):
+    whole = merge(pico["adapter"], pico["base"], pico["sharded"], tmp_path / "whole")
+    left = interrupted(pico, tmp_path / "out")
+    journal = json.loads((left / JOURNAL).read_text())["shards"]
+    finished = {name: (left / name).stat().st_mtime_ns for name in journal}
+    assert 0 < len(finished) < len(whole.shards)
+    assert {path.name for path in left.iterdir()} == {*finished, JOURNAL, LOCK}  # the one under way is gone
+    report, said = resumed(pico, tmp_path / "out")
+    assert said == [f"resumed: {len(finished)} of {len(finished)} finished shards are whole and kept"]
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in finished} == finished
+    assert report == whole
+    assert not left.exists() and not (tmp_path / "out" / JOURNAL).exists() and not (tmp_path / "out" / LOCK).exists()
+
+
+def test_damaged_shards_are_made_again(tmp_path, pico):
+    whole = merge(pico["adapter"], pico["base"], pico["sharded"], tmp_path / "whole")
+    left = interrupted(pico, tmp_path / "out", 0.7)
+    names = sorted(json.loads((left / JOURNAL).read_text())["shards"])
+    assert len(names) > 2
+    content = bytearray((left / names[0]).read_bytes())
+    content[-1] ^= 1
+    (left / names[0]).write_bytes(content)
+    (left / names[1]).unlink()
+    report, said = resumed(pico, tmp_path / "out")
+    assert said == [f"resumed: {len(names) - 2} of {len(names)} finished shards are whole and kept"]
+    assert report.shards == whole.shards
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"ratio": 0.5}, "ratio"),
+        ({"dtype": "float32"}, "dtype"),
+        ({"treatment": Treatment(rounding="stochastic")}, "treatment"),
+    ],
+)
+def test_other_settings_start_again(tmp_path, pico, given, named):
+    interrupted(pico, tmp_path / "out")
+    report, said = resumed(pico, tmp_path / "out", **given)
+    assert said == [f"not resumed: {named} changed; starting from the first shard"]
+    assert report.shards == merge(pico["adapter"], pico["base"], pico["sharded"], tmp_path / "whole", **given).shards
+
+
+def test_other_inputs_start_again(tmp_path, pico, editable):
+    instruct = editable("sharded")
+    models = {**pico, "sharded": instruct}
+    interrupted(models, tmp_path / "out")
+    os.utime(max(instruct.glob("*.safetensors")), (1, 1))
+    assert resumed(models, tmp_path / "out")[1] == ["not resumed: instruct changed; starting from the first shard"]
+
+
+def test_without_resume_it_starts_again(tmp_path, pico):
+    left = interrupted(pico, tmp_path / "out")
+    (left / "stray").mkdir()
+    report, said = resumed(pico, tmp_path / "out", resume=False)
+    assert said == [] and len(report.shards) > 3
+    assert not (tmp_path / "out" / "stray").exists()
+
+
+@pytest.mark.parametrize("journal", ["", "[]", '{"identity": {}, "shards": 3}', '{"identity": {}}'])
+def test_damaged_journal_starts_again(tmp_path, pico, journal):
+    left = interrupted(pico, tmp_path / "out")
+    (left / JOURNAL).write_text(journal)
+    assert "starting from the first shard" in resumed(pico, tmp_path / "out")[1][0]
+
+
+def test_a_bad_input_leaves_nothing(tmp_path, pico):
+    assert not interrupted(pico, tmp_path / "out", error=ModelError).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_merge_at_a_time(tmp_path):
+    with unfinished(tmp_path / "out", {}) as work:
+        with pytest.raises(RunError, match="another process merges"), unfinished(tmp_path / "out", {}):
+            pass
+        assert work.folder.is_dir()  # the first one's
+    assert (tmp_path / "out").is_dir()
+
+
+def test_an_empty_output_folder_is_used_and_a_full_one_never(tmp_path):
+    (tmp_path / "out").mkdir()
+    with unfinished(tmp_path / "out", {}) as work:
+        (work.folder / "a").write_text("x")
+    with pytest.raises(OSError), unfinished(tmp_path / "out", {}) as work:
+        (work.folder / "b").write_text("y")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+
+
+# -- real processes
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A model of 8 shards of 8 MiB that needs about a second: room for a kill."""
+    root = tmp_path_factory.mktemp("wide")
+    torch.manual_seed(0)
+    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(8)]
+    for which in ("base", "instruct"):
+        (root / which).mkdir()
+        (root / which / "config.json").write_text('{"model_type": "mistral", "vocab_size": 4}')
+        (root / which / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}')
+        weight_map = {}
+        for index, name in enumerate(names):
+            file = f"model-{index + 1:05d}-of-00008.safetensors"
+            save_file({name: (torch.randn(4096, 1024) * 0.02).bfloat16()}, root / which / file, {"format": "pt"})
+            weight_map[name] = file
+        (root / which / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (root / "adapter").mkdir()
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16}
+    (root / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    factors = {}
+    for name in names:
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        factors[f"{stem}.lora_A.weight"] = torch.randn(8, 1024) * 0.05
+        factors[f"{stem}.lora_B.weight"] = torch.randn(4096, 8) * 0.05
+    save_file(factors, root / "adapter" / "adapter_model.safetensors")
+    return root
+
+
+def command(wide, out, *more):
+    folders = [f"--{name}={wide / name}" for name in ("adapter", "base", "instruct")]
+    return [sys.executable, "-m", "lite_c2f", "merge", *folders, f"--out={out}", *more]
+
+
+def check(out, expected):
+    """Whatever there is under the output's name is right: all shards, the report, the same hashes."""
+    if out.exists():
+        assert json.loads((out / "merge.json").read_text())["shards"] == expected
+        assert (out / "config.json").is_file() and not (out / LOCK).exists()
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(tmp_path, wide):
+    """15 times kill -9, then once Ctrl-C, then to the end: never a wrong folder, and the hashes of a whole run."""
+    expected = merge(wide / "adapter", wide / "base", wide / "instruct", tmp_path / "whole").shards
+    out, left = tmp_path / "out", tmp_path / ".out.merging"
+    chance, killed, kept = random.Random(0), 0, []
+    began = time.monotonic()
+    subprocess.run(command(wide, tmp_path / "timed"), check=True, capture_output=True)
+    seconds = time.monotonic() - began
+    for _ in range(60):
+        if killed == 15:
+            break
+        process = subprocess.Popen(command(wide, out, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds * chance.uniform(0.4, 1.0))  # imports come first
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        check(out, expected)
+        if left.exists():
+            assert not (left / "config.json").exists() or not (out).exists()
+            kept.append(len(list(left.glob("*.safetensors"))))
+        shutil.rmtree(out, ignore_errors=True)
+    assert killed == 15 and max(kept) > 0
+    shutil.rmtree(left, ignore_errors=True)
+    process = subprocess.Popen(command(wide, out), stderr=subprocess.PIPE, text=True)
+    while not (left / JOURNAL).exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130 and "--resume" in errors, errors
+    assert {path.name for path in left.iterdir()} == {
+        *json.loads((left / JOURNAL).read_text())["shards"],
+        JOURNAL,
+        LOCK,
+    }
+    check(out, expected)
+    shutil.rmtree(out, ignore_errors=True)
+    done = subprocess.run(command(wide, out, "--resume"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check(out, expected)
+    assert out.exists() and not left.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [12, 30, 50])
+def test_disk_that_is_full_before_the_end(tmp_path, wide, room):
+    """A tmpfs of fewer MiB than the model has (64): one line, exit code 2, and what is finished is kept."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs rights that this machine does not give")
+    try:
+        done = subprocess.run(command(wide, disk / "out"), capture_output=True, text=True)
+        assert done.returncode == 2 and "GiB free" in done.stderr and done.stderr.count("\n") == 1
+        assert list(disk.iterdir()) == []
+        # the same without the check beforehand, as when another process fills the disk meanwhile
+        code = "import sys, shutil, collections; usage = collections.namedtuple('u', 'total used free')\n"
+        code += "shutil.disk_usage = lambda path: usage(2**40, 0, 2**40)\n"
+        code += "from lite_c2f.cli import main; main(sys.argv[1:])"
+        without = [sys.executable, "-c", code, *command(wide, disk / "out")[3:]]
+        done = subprocess.run(without, capture_output=True, text=True)
+        assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
+        assert not (disk / "out").exists()
+        finished = list((disk / ".out.merging").glob("*.safetensors"))
+        assert len(finished) == (room - 1) // 8
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        done = subprocess.run(command(wide, disk / "out", "--resume"), capture_output=True, text=True)
+        assert done.returncode == 0 and f"{len(finished)} of {len(finished)}" in done.stderr, done.stderr
+        expected = merge(wide / "adapter", wide / "base", wide / "instruct", tmp_path / "whole").shards
+        check(disk / "out", expected)
+        assert (disk / "out").exists()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_leftovers_are_hidden(tmp_path, pico):
+    left = interrupted(pico, tmp_path / "out")
+    assert left.name.startswith(".") and not Path(tmp_path / "out").exists()
