@@ -21,7 +21,8 @@ warnings.filterwarnings("ignore")
 def run_mode(folder: Path, mode: str, seed: int, reward: Path | None) -> dict:
     """One run up to the coarse stage; the reward model of an earlier one with the same seed is taken over."""
     from lite_c2f.config import load_config
-    from lite_c2f.pipeline import Silent, train
+    from lite_c2f.pipeline import train
+    from lite_c2f.views import Silent
 
     config = load_config("configs/toy.yaml", [f"coarse.length.mode={mode}", f"run.seed={seed}"])
     run = folder / f"{mode}-{seed}"

@@ -1,21 +1,22 @@
 """Models that answer: the base with or without the Coarse adapter, the instruct model with any share of the residue."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from torch import Tensor
 
 from lite_c2f.answers import Answer
 from lite_c2f.backbone.copies import sampling_copies
 from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.batches import BatchSize
+from lite_c2f.batches import BatchSize, fitting, groups
 from lite_c2f.config import Config
-from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
+from lite_c2f.data.encode import encode_chat, encode_prompt, pad_right, stop_ids
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ModelError
 from lite_c2f.inputs import ModelPair
@@ -24,6 +25,8 @@ from lite_c2f.reward.score import Normalizer, score, scored_row
 from lite_c2f.sampling import Sampling, sample
 
 Turns = tuple[Turn, ...]
+Ratio = float | Mapping[str, float]  # of the residue: for all weights, or by the weight's name
+KL_TOKENS = 256  # positions whose logits are in memory at once: 64 MiB at vocabulary 32,000
 
 
 def answer_base(
@@ -59,15 +62,27 @@ class Instruct:
         base = load_model(model, config, revision=revision)
         self.eos_ids = _eos_ids(base, self.tokenizer)
         self.model: Any = base
-        self._layers: list[LoraLayer] = []
+        self._layers: dict[str, LoraLayer] = {}  # by the name of the weight
         if adapter is not None:
             self.model = PeftModel.from_pretrained(base, str(adapter)).eval()
-            self._layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
-        self._scaling = [dict(layer.scaling) for layer in self._layers]
+            self._layers = {
+                f"{name.removeprefix('base_model.model.')}.weight": module
+                for name, module in self.model.named_modules()
+                if isinstance(module, LoraLayer)
+            }
+        self._scaling = {name: dict(layer.scaling) for name, layer in self._layers.items()}
+
+    @property
+    def weights(self) -> list[str]:
+        """The names of the weights that the residue changes, as in the model's files."""
+        return list(self._layers)
 
     @contextlib.contextmanager
-    def ratio(self, ratio: float) -> Iterator[None]:
-        """Inside the block the residue counts `ratio` times; 0 is the instruct model itself."""
+    def ratio(self, ratio: Ratio) -> Iterator[None]:
+        """Inside the block the residue counts `ratio` times; 0 is the instruct model itself.
+
+        ratio: one for all weights, or one a weight by its name.
+        """
         if ratio and not self._layers:
             raise ValueError("this instruct model was loaded without the residue")
         try:
@@ -76,10 +91,56 @@ class Instruct:
         finally:
             self._scale(1.0)
 
-    def _scale(self, ratio: float) -> None:
-        for layer, original in zip(self._layers, self._scaling, strict=True):
-            for name, scaling in original.items():
-                layer.scaling[name] = ratio * scaling
+    def _scale(self, ratio: Ratio) -> None:
+        for weight, layer in self._layers.items():
+            share = ratio[weight] if isinstance(ratio, Mapping) else ratio
+            for name, scaling in self._scaling[weight].items():
+                layer.scaling[name] = share * scaling
+
+    @torch.no_grad()
+    def kl(self, prompts: Sequence[Turns], answers: Sequence[Answer], ratio: Ratio, batch: int | BatchSize) -> float:
+        """Mean KL(instruct with the residue || instruct) in nats a token, over whole distributions along the answers.
+
+        prompts and answers: what the model with the residue was asked and said; only the text counts, not its ending.
+        """
+        size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
+        limit = self.config.data.max_prompt_tokens
+        rows = [
+            (encode_chat(self.tokenizer, turns, limit), answer.text_tokens)
+            for turns, answer in zip(prompts, answers, strict=True)
+            if answer.text_tokens
+        ]
+        lengths = [len(prompt) + len(said) for prompt, said in rows]
+        if not rows:
+            return 0.0
+
+        def work(at_once: int) -> float:
+            total = 0.0
+            for chosen in groups(sorted(range(len(rows)), key=lengths.__getitem__), lengths, at_once * max(lengths)):
+                tokens, real = pad_right([rows[row][0] + rows[row][1] for row in chosen], self.tokenizer.pad_token_id)
+                for place, row in enumerate(chosen):
+                    real[place, : len(rows[row][0])] = False
+                tokens, said = tokens.to(self.model.device), real[:, 1:].to(self.model.device)
+                with self.ratio(ratio):
+                    moved = self._hidden(tokens)[:, :-1][said]
+                with self.ratio(0.0):
+                    still = self._hidden(tokens)[:, :-1][said]
+                total += self._divergence(moved, still)
+            return total
+
+        return fitting(size, work) / sum(len(said) for _, said in rows)
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        model = self.model.get_base_model() if self._layers else self.model
+        return model.model(input_ids=tokens, use_cache=False).last_hidden_state
+
+    def _divergence(self, left: Tensor, right: Tensor) -> float:
+        """Sum of KL(left || right) over positions, from final hidden states (N, hidden), some logits at a time."""
+        head, total = self.model.get_output_embeddings(), 0.0
+        for first, second in zip(left.split(KL_TOKENS), right.split(KL_TOKENS), strict=True):
+            p, q = (head(hidden).float().log_softmax(-1) for hidden in (first, second))
+            total += float((p.exp() * (p - q)).sum())
+        return total
 
     def answer(
         self,

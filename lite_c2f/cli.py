@@ -189,25 +189,30 @@ def merge(
 def sweep(
     run: Run,
     ratios: Annotated[str, typer.Option(help="Ratios, with commas between.")] = "0.25,0.5,0.75,1.0",
+    per_layer_groups: Annotated[
+        bool, typer.Option("--per-layer-groups", help="Then search a ratio for each group of layers.")
+    ] = False,
+    budget: Annotated[int, typer.Option(min=4, help="Trials of that search; 15 tries every group.")] = 15,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Score ratios of the residue without merging; writes RUN/fine/sweep.json."""
+    """Score ratios of the residue without merging; writes RUN/fine/sweep.json and its curve sweep.png."""
     _quiet()
     from lite_c2f.fine.sweep import parse_ratios
 
     wanted = parse_ratios(ratios)
+    from lite_c2f.manifest import open_run
     from lite_c2f.pipeline import sweep as run_sweep
     from lite_c2f.terminal import Terminal, ratio_table
 
     view = Terminal()
     try:
-        found = run_sweep(run, wanted, view=view)
+        found = run_sweep(run, wanted, view=view, group_budget=budget if per_layer_groups else 0)
     finally:
         view.close()
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        ratio_table(found)
+        ratio_table(found, run, open_run(run)[1])
 
 
 @app.command("eval", epilog="Example: lite-c2f eval runs/toy evaluation.prompts=500 --json")

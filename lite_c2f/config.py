@@ -199,6 +199,12 @@ class Fine(Section):
     prompts: int = Field(64, ge=4, description="Held-out prompts a ratio is tried on.")
     max_tokens: int = Field(1024, ge=1, description="Longest response while trying, in tokens.")
     min_eos: float = Field(0.95, ge=0, le=1, description="A ratio is eligible when this share of responses ends.")
+    group_budget: int = Field(
+        0,
+        ge=0,
+        description="Trials of a search for ratios by group of layers (attention and MLP; early, middle, late), which "
+        "are merged if they beat the single ratio on unseen prompts. 15 tries every group; 0: no search.",
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Type of the merged weights; auto keeps the instruct model's."
     )

@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,8 +15,7 @@ from lite_c2f.config import Config, load_config
 from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.evaluation.compare import evaluate as compare_actors
 from lite_c2f.fine.checks import check_disk
-from lite_c2f.fine.merge import merge, on_view
-from lite_c2f.fine.sweep import sweep as try_ratios
+from lite_c2f.fine.stage import make_fine, try_ratios
 from lite_c2f.inputs import Corpus, ModelPair, absolute, check_context, check_stops, load_corpus, resolve_models
 from lite_c2f.manifest import (
     STAGES,
@@ -33,31 +32,7 @@ from lite_c2f.memory import as_json as plan_as_json
 from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.reward.train import train_reward as reward_stage
 from lite_c2f.runs import read_json, start_tracker, write_json
-
-
-class View(Protocol):
-    """What follows a run, such as the terminal. Every method may do nothing."""
-
-    def stage(self, name: str, total: int, unit: str) -> None: ...
-    def step(self, done: int, values: dict[str, float]) -> None: ...
-    def tick(self, tokens: int) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-class Silent:
-    """A view that shows nothing."""
-
-    def stage(self, name: str, total: int, unit: str) -> None:
-        pass
-
-    def step(self, done: int, values: dict[str, float]) -> None:
-        pass
-
-    def tick(self, tokens: int) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
+from lite_c2f.views import Silent, View
 
 
 def train(
@@ -166,22 +141,27 @@ def _one_stage(stage: str, config: Config | str | Path, run: str | Path | None, 
     return read_json(folder / stage / "metrics.json")
 
 
-def sweep(run: str | Path, ratios: Sequence[float] | None = None, *, view: View | None = None) -> dict[str, Any]:
+def sweep(
+    run: str | Path,
+    ratios: Sequence[float] | None = None,
+    *,
+    view: View | None = None,
+    group_budget: int = 0,
+) -> dict[str, Any]:
     """Score ratios of a finished run's residue without merging; returns what it writes to RUN/fine/sweep.json.
 
-    RUN/fine/ratios.json, from which the published ratio was chosen, stays as it is.
+    RUN/fine/ratios.json, from which the published ratio was chosen, stays as it is. The curve is in RUN/fine/sweep.png.
+    group_budget: trials of a search for ratios by group of layers afterwards, in RUN/fine/groups.json; where they beat
+    the single ratio, RUN/fine/layer-ratios.yaml is made for `merge`.
 
     >>> sweep("runs/toy", [0.5, 1.0])["chosen"]
     """
     run, view = Path(run), view or Silent()
     config, models = open_run(run)
     wanted = list(ratios or config.fine.ratios)
-    view.stage("ratios", len({0.0, *wanted}), "ratios")
     corpus = load_corpus(config)
     config = settle(config, make_plan(config, card_gib(config), model=models.base))
-    found = try_ratios(config, models, corpus, run, wanted, progress=lambda step, _, row: view.step(step, row))
-    write_json(run / "fine" / "sweep.json", found)
-    return found
+    return try_ratios(config, models, corpus, run, wanted, group_budget, view)
 
 
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | None = None) -> dict[str, Any]:
@@ -219,36 +199,6 @@ def run_stage(
         )
     else:
         make_fine(config, models, corpus, run, view)
-
-
-def make_fine(
-    config: Config,
-    models: ModelPair,
-    corpus: Corpus,
-    run: Path,
-    view: View,
-) -> None:
-    """Choose a ratio (unless it is given) and merge the residue into the instruct model."""
-    ratio = config.fine.ratio
-    if ratio == "auto":
-        view.stage("ratios", len({0.0, *config.fine.ratios}), "ratios")
-        found = try_ratios(config, models, corpus, run, progress=lambda step, _, row: view.step(step, row))
-        write_json(run / "fine" / "ratios.json", found)
-        ratio = found["chosen"]
-        view.note(f"ratios tried: {len(found['tried'])}; chosen {ratio}")
-    view.stage("merge", 0, "MiB")
-    merge(
-        run / "coarse" / "adapter",
-        models.base,
-        models.instruct,
-        run / "fine" / "model",
-        ratio=float(ratio),
-        dtype=None if config.fine.dtype == "auto" else config.fine.dtype,
-        report=run / "fine" / "merge.json",
-        progress=on_view(view),
-        resume=True,
-        notice=lambda text: view.note(text) if text.startswith(("resumed", "warning")) else None,
-    )
 
 
 def compared_with(run: Path) -> dict[str, Any] | None:

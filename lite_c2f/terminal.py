@@ -116,17 +116,39 @@ def comparison_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def ratio_table(found: dict[str, Any]) -> None:
-    """Print the ratios that were tried, the chosen one marked."""
+def ratio_table(found: dict[str, Any], run: Path, models: Any = None) -> None:
+    """Print the ratios that were tried, the chosen one marked; those by group of layers; and what to do next.
+
+    models: the base and the instruct model of the run.
+    """
+    console = Console(highlight=False)
+    short = {"repeated_4gram": "repeated", "eos": "ended", "reward_se": "± reward", "analytic": "analytic"}
     table = Table(title="Ratios of the residue", title_justify="left")
     for name in found["tried"][0]:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(short.get(name, name), justify="right")
     for row in found["tried"]:
-        style = "bold" if row["ratio"] == found["chosen"] else ""
-        table.add_row(*(f"{value:g}" for value in row.values()), style=style)
-    console = Console(highlight=False)
+        cells = (f"{value:g}" if name == "ratio" else _cell(name, value) for name, value in row.items())
+        table.add_row(*cells, style="bold" if row["ratio"] == found["chosen"] else "")
     console.print(table)
     console.print(f"chosen {found['chosen']:g}: {found['rule']}")
+    grouped = found.get("groups")
+    if grouped:
+        table = Table(title="Ratios by group of layers", title_justify="left")
+        for name in ("tried", "reward", "ended", "gain", "± gain", "kept"):
+            table.add_column(name, justify="left" if name == "tried" else "right")
+        for trial in grouped["trials"]:
+            gain = (f"{trial['gain']:+.3f}", f"{trial['gain_se']:.3f}") if "gain" in trial else ("", "")
+            figures_of = (f"{trial['reward']:+.3f}", f"{trial['eos']:.3f}", *gain, "yes" if trial["kept"] else "no")
+            table.add_row(trial["change"], *figures_of, style="bold" if trial["kept"] else "")
+        console.print(table)
+        console.print(Text(grouped["verdict"]), soft_wrap=True)
+    console.print(Text(f"\nThe curve is in {run / 'fine' / 'sweep.png'}."), soft_wrap=True)
+    option = f"--ratio {found['chosen']:g}"
+    if grouped and grouped["better"]:
+        option = f"--layer-ratios {run / 'fine' / 'layer-ratios.yaml'}"
+    base, instruct = (models.base, models.instruct) if models else ("BASE", "INSTRUCT")
+    command = f"lite-c2f merge --adapter {run / 'coarse' / 'adapter'} --base {base} --instruct {instruct} --out OUT"
+    console.print(Text(f"Next, to merge at what was found:\n  {command} {option}"), soft_wrap=True)
 
 
 def print_merge(report: Any, out: Path) -> None:

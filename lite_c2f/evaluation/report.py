@@ -44,6 +44,7 @@ def write_report(run: Path) -> Path:
         body += [
             "<h2>Ratios of the residue</h2>",
             f"<p>Chosen: <b>{tried['chosen']:g}</b> ({html.escape(tried['rule'])}).</p>",
+            *picture(run / "fine" / "ratios.png", "figures over the ratio"),
             table(rows, "ratio"),
         ]
     if "actors" in summary:
@@ -67,6 +68,15 @@ def table(rows: dict[str, dict[str, float]], first: str = "actor") -> str:
         for name, row in rows.items()
     )
     return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def picture(file: Path, text: str) -> list[str]:
+    """A PNG as an image within the page; nothing where there is none."""
+    if not file.is_file():
+        return []
+    return [
+        f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}">'
+    ]
 
 
 def plot(lines: list[dict[str, Any]]) -> str:

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from lite_c2f.actors import Instruct, Judge, load_coarse
+from lite_c2f.actors import Instruct, Judge, Ratio, load_coarse
 from lite_c2f.answers import standard_error, summarize
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config, settled
+from lite_c2f.data.records import Prompt
 from lite_c2f.errors import ConfigError
 from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.sampling import Sampling
@@ -18,42 +20,67 @@ RULE = (
 )
 
 
+class Trial(NamedTuple):
+    """What one setting of ratios gave."""
+
+    figures: dict[str, float]  # reward, reward_se, tokens, repeated_4gram, eos, kl, and the toy world's own
+    rewards: list[float]  # one a prompt
+
+
+class Bench:
+    """The instruct model with the unmerged residue, the judge, and held-out prompts: tries ratios, one after another.
+
+    The prompts are not those of the final comparison, as long as enough are held out.
+    """
+
+    def __init__(
+        self, config: Config, models: ModelPair, corpus: Corpus, run: Path, judge: Judge | None = None
+    ) -> None:
+        settings, held_out = config.fine, corpus.held_out_prompts
+        self._judge = judge or load_coarse(config, models, run)[1]
+        self.instruct = Instruct(config, models.instruct, run / "coarse" / "adapter")
+        first = min(config.evaluation.prompts, max(len(held_out) - settings.prompts, 0))
+        self.prompts = held_out[first : first + settings.prompts]
+        self._sampling = Sampling(settings.max_tokens, config.evaluation.temperature, seed=config.run.seed + 1)
+        self._batch = BatchSize("evaluation.batch", settled(config.evaluation.batch))
+        self._lengths: list[int] | None = None  # of the trial before: the longest answers start first
+
+    def measure(self, ratio: Ratio, prompts: Sequence[Prompt] | None = None) -> Trial:
+        """Answer the prompts with the residue at a ratio, and score the answers.
+
+        kl: mean KL(instruct with the residue || instruct) in nats a token along the answers.
+        """
+        chosen = self.prompts if prompts is None else prompts
+        turns = [prompt.turns for prompt in chosen]
+        expected = self._lengths if self._lengths and len(self._lengths) == len(chosen) else None
+        with self.instruct.ratio(ratio):
+            answers = self.instruct.answer(turns, self._sampling, self._batch, expected)
+        self._lengths = [answer.tokens for answer in answers]
+        rewards = self._judge(turns, answers)
+        figures = summarize(chosen, answers, rewards)
+        figures["reward_se"] = round(standard_error(rewards), 4)
+        figures["kl"] = round(self.instruct.kl(turns, answers, ratio, self._batch), 4) if ratio else 0.0
+        return Trial(figures, rewards)
+
+
 def sweep(
-    config: Config,
-    models: ModelPair,
-    corpus: Corpus,
-    run: Path,
-    ratios: Sequence[float] | None = None,
-    judge: Judge | None = None,
+    bench: Bench,
+    ratios: Sequence[float],
+    min_eos: float,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Try ratios of the residue on held-out prompts and choose one; returns rule, figures and choice.
 
-    The prompts are not those of the final comparison, as long as enough are held out. Ratio 0, the instruct model, is
-    measured too but never chosen.
+    Ratio 0, the instruct model, is measured too but never chosen.
     """
-    settings = config.fine
-    judge = judge or load_coarse(config, models, run)[1]
-    first = min(config.evaluation.prompts, max(len(corpus.held_out_prompts) - settings.prompts, 0))
-    prompts = corpus.held_out_prompts[first : first + settings.prompts]
-    turns = [prompt.turns for prompt in prompts]
-    instruct = Instruct(config, models.instruct, run / "coarse" / "adapter")
-    sampling = Sampling(settings.max_tokens, config.evaluation.temperature, seed=config.run.seed + 1)
+    wanted = sorted({0.0, *ratios})
     tried = []
-    batch = BatchSize("evaluation.batch", settled(config.evaluation.batch))
-    lengths: list[int] | None = None  # of the ratio before: the longest answers start first
-    wanted = sorted({0.0, *(ratios or settings.ratios)})
     for index, ratio in enumerate(wanted, 1):
-        with instruct.ratio(ratio):
-            answers = instruct.answer(turns, sampling, batch, lengths)
-        lengths = [answer.tokens for answer in answers]
-        rewards = judge(turns, answers)
-        row = {"ratio": ratio, **summarize(prompts, answers, rewards)}
-        row["reward_se"] = round(standard_error(rewards), 4)
+        row = {"ratio": ratio, **bench.measure(ratio).figures}
         tried.append(row)
         if progress:
             progress(index, len(wanted), row)
-    return {"rule": RULE, "min_eos": settings.min_eos, "chosen": choose(tried, settings.min_eos), "tried": tried}
+    return {"rule": RULE, "min_eos": min_eos, "chosen": choose(tried, min_eos), "tried": tried}
 
 
 def choose(tried: Sequence[dict[str, float]], min_eos: float) -> float:
@@ -86,3 +113,29 @@ def parse_ratios(text: str) -> list[float]:
     if not ratios or not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
         raise ConfigError.because(f"--ratios '{text}'", "numbers above 0 with commas between", "write e.g. 0.5,0.75,1")
     return ratios
+
+
+def plot(found: dict[str, Any], file: Path) -> None:
+    """Write the curve of a sweep as a PNG: reward with its standard error, and what it costs."""
+    from matplotlib.figure import Figure
+
+    curves = (
+        ("reward", "reward (spreads)"),
+        ("tokens", "tokens a response"),
+        ("eos", "share that ended"),
+        ("repeated_4gram", "repeated 4-grams"),
+        ("kl", "KL to instruct (nats a token)"),
+    )
+    rows = found["tried"]
+    figure = Figure(figsize=(13, 3), layout="constrained")
+    for axes, (name, label) in zip(figure.subplots(1, len(curves)), curves, strict=True):
+        errors = [row["reward_se"] for row in rows] if name == "reward" else None
+        axes.errorbar([row["ratio"] for row in rows], [row.get(name, math.nan) for row in rows], errors, marker="o")
+        axes.axvline(found["chosen"], color="#888", linestyle="--", linewidth=1)
+        axes.set_title(label, fontsize=10)
+        axes.set_xlabel("ratio", fontsize=9)
+        axes.grid(alpha=0.3)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.partial")
+    figure.savefig(unfinished, format="png", dpi=110)
+    unfinished.replace(file)

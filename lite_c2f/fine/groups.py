@@ -1,0 +1,130 @@
+"""A ratio for each group of layers (attention and MLP, early, middle and late): a search that has to prove itself."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lite_c2f.answers import standard_error
+from lite_c2f.errors import ConfigError
+from lite_c2f.fine.ratios import layer_of
+from lite_c2f.fine.sweep import Bench, Trial
+
+THIRDS = ("early", "middle", "late")
+STEPS = (0.5, 1.5)  # what a group's ratio is multiplied by when it is tried
+SURE = 2.0  # standard errors; with one, a dozen trials of nothing keep one or two
+LEAST_PROMPTS, LEAST_BUDGET = 8, 4
+RULE = (
+    "starting from the single ratio, each group's ratio is tried at half and at one and a half of it; a change is kept "
+    "when responses still end (min_eos) and the mean reward rises by more than two standard errors of the paired "
+    "difference. What was found is then compared with the single ratio on prompts that the search has not seen: it is "
+    "better when the mean paired difference is above two standard errors there too"
+)
+
+
+def group_of(weight: str, layers: int) -> str | None:
+    """The group of a weight in a model of `layers` layers; None for those outside the layers.
+
+    >>> group_of("model.layers.0.self_attn.q_proj.weight", 32)
+    'attention, early'
+    """
+    layer = layer_of(weight)
+    if layer is None:
+        return None
+    part = "attention" if "attn" in weight or "attention" in weight else "MLP"
+    return f"{part}, {THIRDS[min(3 * layer // max(layers, 1), 2)]}"
+
+
+def search(
+    bench: Bench,
+    single: float,
+    budget: int,
+    min_eos: float,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Search ratios by group from a single ratio, in at most `budget` trials; our own. Returns all that was tried.
+
+    Half of the bench's prompts serve the search, the others the comparison at its end (two trials, counted in the
+    budget, as is the first of the single ratio).
+    """
+    half = len(bench.prompts) // 2
+    if half < LEAST_PROMPTS:
+        got = f"fine.prompts={len(bench.prompts)} (or fewer held out)"
+        raise ConfigError.because(
+            got, f"{2 * LEAST_PROMPTS} for a search by group", "raise fine.prompts or data.held_out"
+        )
+    if budget < LEAST_BUDGET:
+        got = f"a budget of {budget} trials"
+        raise ConfigError.because(got, f"at least {LEAST_BUDGET}", "15 tries every group of a model")
+    seen, unseen = bench.prompts[:half], bench.prompts[half:]
+    layers = 1 + max((layer_of(name) or 0 for name in bench.instruct.weights), default=0)
+    groups = {name: group_of(name, layers) for name in bench.instruct.weights}
+    names = list(dict.fromkeys(group for group in groups.values() if group is not None))
+    current = dict.fromkeys(names, single)
+    done = 0
+    tried: list[dict[str, Any]] = []
+
+    def by_weight(ratios: dict[str, float]) -> dict[str, float]:
+        return {weight: ratios[group] if group is not None else single for weight, group in groups.items()}
+
+    def measure(ratios: dict[str, float], prompts: Sequence[Any]) -> Trial:
+        nonlocal done
+        trial = bench.measure(by_weight(ratios), prompts)
+        done += 1
+        if progress:
+            progress(done, budget, trial.figures)
+        return trial
+
+    best = measure(current, seen)
+    tried.append({"change": f"all at {single:g}", "ratios": dict(current), **best.figures, "kept": True})
+    candidates = [(group, step) for group in names for step in STEPS]
+    for group, step in candidates[: max(0, budget - 3)]:
+        if current[group] != single:
+            continue  # its first step was kept: the other leads back
+        wanted = current | {group: round(single * step, 6)}
+        found = measure(wanted, seen)
+        gain, error = paired(found.rewards, best.rewards)
+        kept = found.figures["eos"] >= min_eos and gain > SURE * error
+        change = f"{group} at {wanted[group]:g}"
+        tried.append(
+            {"change": change, "ratios": wanted, **found.figures, "gain": gain, "gain_se": error, "kept": kept}
+        )
+        if kept:
+            current, best = wanted, found
+    result: dict[str, Any] = {
+        "rule": RULE,
+        "budget": budget,
+        "single": single,
+        "chosen": current,
+        "trials": tried,
+        "better": False,
+    }
+    if any(ratio != single for ratio in current.values()):
+        alone = measure(dict.fromkeys(names, single), unseen)
+        grouped = measure(current, unseen)
+        gain, error = paired(grouped.rewards, alone.rewards)
+        ends = grouped.figures["eos"] >= min_eos
+        result |= {"confirmation": {"single": alone.figures, "groups": grouped.figures, "gain": gain, "gain_se": error}}
+        result["better"] = bool(ends and gain > SURE * error)
+    result["verdict"] = verdict(result)
+    result["layer_ratios"] = [[weight, ratio] for weight, ratio in by_weight(current).items()]
+    return result
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """One sentence on whether ratios by group beat the single one."""
+    if "confirmation" not in found:
+        return f"no group's ratio was worth changing: keep the single ratio {found['single']:g}"
+    confirmed = found["confirmation"]
+    gain = f"{confirmed['gain']:+.3f} (standard error {confirmed['gain_se']:.3f}) in reward on unseen prompts"
+    if found["better"]:
+        return f"ratios by group beat the single ratio {found['single']:g}: {gain}"
+    return f"ratios by group do not measurably beat the single ratio {found['single']:g}: {gain}; keep the single one"
+
+
+def paired(left: Sequence[float], right: Sequence[float]) -> tuple[float, float]:
+    """Mean of the differences left - right and its standard error.
+
+    >>> paired([1.0, 3.0], [0.0, 1.0])
+    (1.5, 0.5)
+    """
+    differences = [a - b for a, b in zip(left, right, strict=True)]
+    return sum(differences) / len(differences), standard_error(differences)

@@ -1,0 +1,88 @@
+"""The third stage of a run: choose a ratio, or one for each group of layers, and merge."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lite_c2f.batches import free
+from lite_c2f.config import Config
+from lite_c2f.fine import groups
+from lite_c2f.fine.merge import merge, on_view
+from lite_c2f.fine.sweep import Bench, plot, sweep
+from lite_c2f.inputs import Corpus, ModelPair
+from lite_c2f.runs import write_json, write_text
+from lite_c2f.views import View
+
+
+def make_fine(
+    config: Config,
+    models: ModelPair,
+    corpus: Corpus,
+    run: Path,
+    view: View,
+) -> None:
+    """Choose a ratio (unless it is given) and merge the residue into the instruct model."""
+    settings, layer_ratios = config.fine, None
+    ratio = settings.ratio
+    bench = Bench(config, models, corpus, run) if ratio == "auto" or settings.group_budget else None
+    if ratio == "auto" and bench is not None:
+        view.stage("ratios", len({0.0, *settings.ratios}), "ratios")
+        found = sweep(bench, settings.ratios, settings.min_eos, lambda step, _, row: view.step(step, row))
+        write_json(run / "fine" / "ratios.json", found)
+        plot(found, run / "fine" / "ratios.png")
+        ratio = found["chosen"]
+        view.note(f"ratios tried: {len(found['tried'])}; chosen {ratio}")
+    if settings.group_budget and bench is not None:
+        grouped = search_groups(bench, float(ratio), settings.group_budget, config, run, view)
+        layer_ratios = grouped["layer_ratios"] if grouped["better"] else None
+        view.note(grouped["verdict"])
+    del bench
+    free()
+    view.stage("merge", 0, "MiB")
+    merge(
+        run / "coarse" / "adapter",
+        models.base,
+        models.instruct,
+        run / "fine" / "model",
+        ratio=float(ratio),
+        layer_ratios=layer_ratios,
+        dtype=None if config.fine.dtype == "auto" else config.fine.dtype,
+        report=run / "fine" / "merge.json",
+        progress=on_view(view),
+        resume=True,
+        notice=lambda text: view.note(text) if text.startswith(("resumed", "warning")) else None,
+    )
+
+
+def try_ratios(
+    config: Config,
+    models: ModelPair,
+    corpus: Corpus,
+    run: Path,
+    ratios: Sequence[float],
+    group_budget: int,
+    view: View,
+) -> dict[str, Any]:
+    """Score ratios without merging, and by group with a budget; writes RUN/fine/sweep.json, .png and groups.json."""
+    view.stage("ratios", len({0.0, *ratios}), "ratios")
+    bench = Bench(config, models, corpus, run)
+    found = sweep(bench, ratios, config.fine.min_eos, lambda step, _, row: view.step(step, row))
+    write_json(run / "fine" / "sweep.json", found)
+    plot(found, run / "fine" / "sweep.png")
+    if group_budget:
+        found = found | {"groups": search_groups(bench, found["chosen"], group_budget, config, run, view)}
+    return found
+
+
+def search_groups(bench: Bench, single: float, budget: int, config: Config, run: Path, view: View) -> dict[str, Any]:
+    """Search ratios by group of layers; writes RUN/fine/groups.json, and layer-ratios.yaml where they are better."""
+    view.stage("groups", budget, "trials")
+    found = groups.search(bench, single, budget, config.fine.min_eos, lambda step, _, row: view.step(step, row))
+    write_json(run / "fine" / "groups.json", found)
+    file = run / "fine" / "layer-ratios.yaml"
+    file.unlink(missing_ok=True)
+    if found["better"]:
+        write_text(file, yaml.safe_dump(found["layer_ratios"], default_flow_style=None, width=200))
+    return found
