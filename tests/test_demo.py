@@ -199,8 +199,39 @@ def test_report_and_eval_and_sweep(toy_run, lite_c2f, tmp_path):
     done = lite_c2f("eval", run, "evaluation.prompts=8", "--json")
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)) == {"base", "instruct", "coarse", "fine"}
-    done = lite_c2f("sweep", run, "--ratios", "0.5", "--json")
+    done = lite_c2f("sweep", run, "--ratios", "0.5", "--per-layer-groups", "--budget", "4", "--json")
     assert done.returncode == 0, done.stderr
-    assert [row["ratio"] for row in json.loads(done.stdout)["tried"]] == [0.0, 0.5]
+    found = json.loads(done.stdout)
+    assert [row["ratio"] for row in found["tried"]] == [0.0, 0.5]
+    assert found["tried"][0]["kl"] == 0.0 and found["tried"][1]["kl"] > 0.001
+    assert len(found["groups"]["trials"]) == 2 and "0.5" in found["groups"]["verdict"]
+    assert (run / "fine" / "sweep.png").read_bytes()[:4] == b"\x89PNG"
     for file in ("fine/ratios.json", "config.yaml"):  # trying things out leaves the run's own record alone
         assert (run / file).read_bytes() == (toy_run / file).read_bytes()
+
+
+def test_ratios_by_group_of_layers_beat_one_that_is_too_small(toy_run, lite_c2f, tmp_path):
+    """From ratio 0.5, where the analysis only half comes over, some groups want more: found, proved and merged."""
+    import shutil
+
+    run = tmp_path / "copy"
+    shutil.copytree(toy_run, run)
+    shutil.rmtree(run / "fine")
+    more = ("fine.ratio=0.5", "fine.group_budget=15", "fine.prompts=96")
+    done = lite_c2f("train", run / "config.yaml", *more, "--run-dir", run, "--stage", "fine")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((run / "fine" / "groups.json").read_text())
+    assert found["better"] and found["confirmation"]["gain"] > 2 * found["confirmation"]["gain_se"] > 0
+    assert found["verdict"] in done.stderr.replace("\n", "")
+    merged = json.loads((run / "fine" / "merge.json").read_text())
+    assert merged["layer_ratios"] == found["layer_ratios"] and len(set(found["chosen"].values())) > 1
+    assert {row["ratio"] for row in merged["tensors"].values()} == set(found["chosen"].values())
+    models = json.loads((run / "run.json").read_text())["models"]
+    folders = [f"--{name}={models[name]}" for name in ("base", "instruct")] + [f"--adapter={run}/coarse/adapter"]
+    ratios = f"--layer-ratios={run}/fine/layer-ratios.yaml"
+    done = lite_c2f("merge", *folders, ratios, f"--out={tmp_path}/again", "--verify", "--json")
+    assert done.returncode == 0, done.stderr
+    verified = json.loads(done.stdout)["verified"]
+    assert verified["compared"] and verified["error"] < 0.1 * verified["effect"]
+    again = json.loads((tmp_path / "again" / "merge.json").read_text())
+    assert again["shards"] == merged["shards"]

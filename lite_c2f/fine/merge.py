@@ -93,11 +93,11 @@ def merge(
             if resume:
                 say(work.take_over())
             work.clean()
-            records = write_shards(job, work, progress)
+            records, base_hashes = write_shards(job, work, progress)
             if list(job.files) != [instruct / shards.SINGLE]:
                 weight_map = {entry.name: file.name for file, entries in job.files.items() for entry in entries}
                 shards.write_index(work.folder, weight_map, job.total)
-            result = _report(job, records, adapter, base, instruct, ratio, patterns)
+            result = _report(job, records, base_hashes, adapter, base, instruct, ratio, patterns)
             for warning in result.warnings:
                 say(f"warning: {warning}")
             # config.json comes last: without it the folder loads nowhere.
@@ -196,6 +196,7 @@ def _identity(job: Job, adapter: Path, instruct: Path, base: Path | None) -> dic
 def _report(
     job: Job,
     records: dict[str, dict[str, Any]],
+    base_hashes: dict[str, str],
     adapter: Path,
     base: Path | None,
     instruct: Path,
@@ -203,7 +204,6 @@ def _report(
     patterns: list[tuple[str, Any]],
 ) -> MergeReport:
     """The report of what was written. Raises ModelError when not one element changed."""
-    base_hashes = records.pop("")["base"]
     codes = {entry.name: stored_as(entry, job.dtype) for entries in job.files.values() for entry in entries}
     tensors, total = {}, Change()
     for record in records.values():

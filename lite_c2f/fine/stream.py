@@ -51,8 +51,10 @@ class Job(NamedTuple):
     base_files: tuple[Path, ...]
 
 
-def write_shards(job: Job, work: Unfinished, progress: Progress | None) -> dict[str, dict[str, Any]]:
-    """Write the shards that are not there yet; the records of all of them, by file name."""
+def write_shards(
+    job: Job, work: Unfinished, progress: Progress | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Write the shards that are not there yet; the records of all, and the hashes of the base's files, by file name."""
     done = 0
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     threads = torch.get_num_threads()
@@ -82,7 +84,7 @@ def write_shards(job: Job, work: Unfinished, progress: Progress | None) -> dict[
         for future in flushing:
             future.result()
         hashes = {name: future.result() for name, future in of_base.items()}
-        return {**{name: work.shards[name] for name in (file.name for file in job.files)}, "": {"base": hashes}}
+        return {file.name: work.shards[file.name] for file in job.files}, hashes
     finally:
         for each in (pool, flusher, hasher):
             each.shutdown(wait=True, cancel_futures=True)
