@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lite_c2f.errors import ModelError
 from lite_c2f.fine import treatment as treat
-from lite_c2f.fine.delta import DTYPES, Delta, read_tensor
+from lite_c2f.fine.delta import DTYPES, Delta, LowRank, read_tensor
 from lite_c2f.fine.report import Change
 from lite_c2f.fine.shards import Buffer, TensorEntry, part_of
 from lite_c2f.fine.treatment import Parts, Treatment
@@ -32,6 +32,9 @@ class WeightChange:
         self.entry, self.base, self.ratio, self.treatment = entry, base, ratio, treatment
         self.columns = math.prod(entry.shape[1:])
         self.cap: float | None = None
+        self.touched = False  # has a chunk been seen to change?
+        plain = treatment._replace(seed=0) == Treatment()
+        self.sum = delta.open_sum(ratio) if plain and isinstance(delta, LowRank) else None
         self._dw, self._delta_needs_base = delta.open(), delta.needs_base
         self.needs_base = delta.needs_base or treatment.needs_base
         self._threshold: float | None = None
@@ -98,16 +101,18 @@ def apply(work: WeightChange, rows: slice, weight: Tensor, dtype: torch.dtype, c
 
     weight (rows, ...) as stored; the sum is in float32, or in float64 where the delta is.
     """
+    if work.sum is not None and not counts:
+        rounded = work.sum(rows, weight).to(dtype)
+        return rounded, _uncounted(work, weight, rounded)
     base = work.read_base(rows) if counts or work.needs_base else None
     change = work.rows(rows, weight, base).view(weight.shape)
-    merged = weight.to(change.dtype) + change if counts else change.add_(weight)
+    merged = weight.to(change.dtype) + change
     if work.treatment.rounding == "stochastic":
         rounded = treat.round_stochastically(merged, work.bits("rounding", rows))
     else:
         rounded = merged.to(dtype)
     if not counts:
-        touched = not torch.equal(_bits(rounded), _bits(weight.to(dtype)))  # stops at the first that differs
-        return rounded, Change(elements=weight.numel(), touched=int(touched))
+        return rounded, _uncounted(work, weight, rounded)
     return rounded, measure(weight, change.float(), rounded, base, sparse=work.treatment.sparsify != "none")
 
 
@@ -141,6 +146,13 @@ def measure(
         task.sub_(stored)  # -T
         change.task_square, change.task_intended = _dot(task, task), -_dot(task, intended)
     return change
+
+
+def _uncounted(work: WeightChange, weight: Tensor, rounded: Tensor) -> Change:
+    """All that is asked of a chunk that does not count: did anything change, unless that is known already."""
+    if not work.touched:  # stops at the first that differs
+        work.touched = not torch.equal(_bits(rounded), _bits(weight.to(rounded.dtype)))
+    return Change(elements=weight.numel(), touched=int(work.touched))
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class Change:
     """Sums over the elements of one or more tensors; what the report is made of. W: W_instruct, T: W - W_base."""
 
     elements: int = 0
-    touched: int = 0  # chunks of rows of which at least one element changed
+    touched: int = 0  # above 0 when at least one element changed, counted or not
     counted: int = 0  # elements that the sums below are over: all, or a regular sample of the chunks of a large weight
     unchanged: int = 0  # elements equal to the instruct model's, in the output's dtype
     kept: int = 0  # elements of the change that are not zero

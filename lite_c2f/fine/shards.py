@@ -156,18 +156,16 @@ class Reader:
 
     def __init__(self, file: Path, in_order: bool) -> None:
         self.file, self._in_order = file, in_order
-        self._digest, self._pending = xxhash.xxh3_128(), deque[Future]()
+        self._digest = xxhash.xxh3_128()
 
     def __enter__(self) -> "Reader":
         self._source = self.file.open("rb", buffering=0)
-        self._hasher = ThreadPoolExecutor(1)
         if self._in_order:
             size = int.from_bytes(head := self._source.read(8), "little")
             self._digest.update(head + self._source.read(size))
         return self
 
-    def __exit__(self, error: object, *_: object) -> None:
-        self._hasher.shutdown(wait=True, cancel_futures=error is not None)
+    def __exit__(self, *_: object) -> None:
         self._source.close()
 
     def read(self, entry: TensorEntry) -> Buffer:
@@ -177,15 +175,11 @@ class Reader:
             self._source.seek(entry.start)
         fill(self._source, buffer, entry)
         if self._in_order:
-            self._pending.append(self._hasher.submit(self._digest.update, buffer.data))
-            if len(self._pending) > 2:
-                self._pending.popleft().result()
+            self._digest.update(buffer.data)
         return buffer
 
     def hash(self) -> str:
         """The hash of the whole file as `hash_of` gives it, once everything in it was read."""
-        for future in self._pending:
-            future.result()
         return self._digest.hexdigest() if self._in_order else hash_of(self.file)
 
 
@@ -208,7 +202,7 @@ def sha256_of(file: Path) -> str:
 def write_shard(file: Path, layout: list[tuple[str, str, tuple[int, ...]]], chunks: Iterable[Chunk]) -> str:
     """Write one safetensors file, header first, from chunks of bytes in the layout's order; return its sha256.
 
-    layout: (name, dtype, shape) of every tensor. Writing and hashing run in two threads beside the making of the next
+    layout: (name, dtype, shape) of every tensor. Writing and hashing run in a thread beside the making of the next
     chunk, so a chunk must not be reused after it was given. The file is not flushed to the disk.
     Raises RuntimeError when the chunks do not fill the layout.
     """
@@ -220,12 +214,17 @@ def write_shard(file: Path, layout: list[tuple[str, str, tuple[int, ...]]], chun
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     digest, written = hashlib.sha256(), 0
-    with file.open("wb", buffering=0) as target, ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as hasher:
+    with file.open("wb", buffering=0) as target, ThreadPoolExecutor(1) as writer:
+
+        def put(chunk: Chunk) -> None:
+            _write_all(target, chunk)
+            digest.update(chunk)
+
         allocate(target, 8 + len(text) + end)
         pending: deque[Future] = deque()
         for chunk in chain([len(text).to_bytes(8, "little") + text], chunks):
-            pending += [writer.submit(_write_all, target, chunk), hasher.submit(digest.update, chunk)]
-            while len(pending) > 2 * AHEAD:
+            pending.append(writer.submit(put, chunk))
+            while len(pending) > AHEAD:
                 pending.popleft().result()
             written += len(chunk)
         for future in pending:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lite_c2f.errors import ConfigError, ModelError
+from lite_c2f.fine import stream
 from lite_c2f.fine.merge import merge
 from lite_c2f.fine.treatment import Treatment
 
@@ -85,6 +86,7 @@ def pair(tmp_path, pico):
 
 VARIANTS = {
     "plain": {},
+    "scaling of a power of two": {"lora_alpha": 8},
     "rslora": {"use_rslora": True},
     "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.up_proj": 3}},
     "orthogonal": {"init_lora_weights": "orthogonal"},
@@ -113,6 +115,21 @@ def test_equal_to_peft_on_its_own_base(tmp_path, pair, variant):
         # bit for bit where deltas are added as PEFT adds them; X - W + W may be a last bit away from X
         exact = "lora_bias" not in variant and "bias" not in variant and "save" not in variant and "tok" not in variant
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0 if exact else 6e-8)
+
+
+@pytest.mark.parametrize("alpha", [6, 8])
+def test_chunks_that_are_not_counted_are_equal_to_peft_too(tmp_path, pair, alpha, monkeypatch):
+    """Another path where the scaling is a power of two: the factor goes into B, and W is added in the same product."""
+    monkeypatch.setattr(stream, "COUNT_ALL", 0)
+    monkeypatch.setattr(stream, "COUNT_EVERY", 2)
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 1)
+    base, _ = pair()
+    adapter = train(base, tmp_path / "adapter", lora_alpha=alpha)
+    report = merge(adapter, base, base, tmp_path / "out")
+    assert 0 < report.totals["counted_share"] < 1
+    expected = by_peft(base, adapter)
+    for name, tensor in weights_of(tmp_path / "out").items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
