@@ -374,7 +374,8 @@ def main(arguments: list[str] | None = None) -> Any:
         if not hasattr(error, "format_message"):  # not typer's own usage errors: a bug of ours
             raise
         text = " ".join(error.format_message().split()) if given else error.format_message()
-        sys.exit(_fail(f"error: {text.rstrip('.')}; see lite-c2f --help" if given else text, 2))
+        command = next((f" {word}" for word in given if word in {found.name for found in app.registered_commands}), "")
+        sys.exit(_fail(f"error: {text.rstrip('.')}; see lite-c2f{command} --help" if given else text, 2))
     if code:  # typer hands back 130 for Ctrl-C
         sys.exit(code)
 

@@ -154,14 +154,22 @@ def ratio_table(found: dict[str, Any], run: Path, models: Any = None) -> None:
 def print_merge(report: Any, out: Path) -> None:
     """What a merge did, in figures that say whether it worked, and what to do next. report: a `MergeReport`."""
     console, totals = Console(highlight=False), report.totals
-    rows = {
-        "weights changed": f"{totals['tensors']} tensors, {totals['elements']:,} elements",
-        "|change| / |W|": f"{totals['relative_change']:.2e}" if totals["relative_change"] is not None else "-",
-        "left unchanged by rounding": f"{totals['unchanged_share']:.1%}",
-        "residue carried": f"{totals['projection']:.1%}" if totals["projection"] is not None else "-",
-    }
+    rows = {"weights changed": f"{totals['tensors']} tensors, {totals['elements']:,} elements"}
+    if totals["relative_change"] is not None:
+        rows["size of the change"] = f"{totals['relative_change']:.3%} of |W|"
+    if report.treatment["sparsify"] != "none":
+        rows["kept by the treatment"] = f"{totals['kept_share']:.1%} of its elements"
+    caps = [row["cap"] for row in report.tensors.values() if "cap" in row]
+    if caps:
+        rows["norm cap"] = (
+            f"{sum(cap < 1 for cap in caps)} of {len(caps)} weights scaled, by {min(caps):.2f} at the least"
+        )
+    if totals["unchanged_share"] is not None:
+        rows["changes lost to rounding"] = f"{totals['unchanged_share']:.1%} of the elements"
+    if totals["projection"] is not None:
+        rows["carried after rounding"] = f"{totals['projection']:.1%} of the change"
     if totals["drift"] is not None:
-        rows["instruct away from base"] = f"{totals['drift']:.2e} of |W|"
+        rows["instruct away from base"] = f"{totals['drift']:.3%} of |W_base|"
     if totals["cosine"] is not None:
         rows["cosine with the tuning"] = f"{totals['cosine']:+.3f}"
     if report.verified:
@@ -174,12 +182,11 @@ def print_merge(report: Any, out: Path) -> None:
         )
     for name, value in rows.items():
         console.print(Text(f"{name:<27} {value}"), soft_wrap=True)
-    console.print(
-        Text(f"merged at ratio {report.ratio:g} into {out}; every figure in {out / 'merge.json'}"), soft_wrap=True
-    )
-    console.print(
-        Text(f'\nNext:\n  AutoModelForCausalLM.from_pretrained("{out}"), or any server that reads such folders')
-    )
+    shares = sorted({row["ratio"] for row in report.tensors.values()})
+    ratio = f"ratio {shares[0]:g}" if len(shares) == 1 else f"ratios {shares[0]:g} to {shares[-1]:g}"
+    text = f"merged at {ratio} into {out}; every figure in {out / 'merge.json'}"
+    following = f'AutoModelForCausalLM.from_pretrained("{out}"), or any server that reads such folders'
+    console.print(Text(f"{text}\n\nNext:\n  {following}"), soft_wrap=True)
 
 
 def _cell(name: str, value: float) -> str:

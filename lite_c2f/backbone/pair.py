@@ -42,7 +42,7 @@ def check_pair(base_dir: str | Path, instruct_dir: str | Path) -> None:
 
 def check_configs(base_dir: Path, instruct_dir: Path) -> None:
     """Raise ModelError naming the first key of `lineage` on which the two config.json differ, with both values."""
-    base, instruct = lineage(read_config(base_dir)), lineage(read_config(instruct_dir))
+    base, instruct = _lineage_of(base_dir), _lineage_of(instruct_dir)
     for key, value in base.items():
         if value != instruct[key]:
             raise ModelError.because(
@@ -50,6 +50,14 @@ def check_configs(base_dir: Path, instruct_dir: Path) -> None:
                 "two models of one lineage",
                 "take the instruct model that was tuned from this base",
             )
+
+
+def _lineage_of(folder: Path) -> dict[str, Any]:
+    try:
+        return lineage(read_config(folder))
+    except (TypeError, ValueError, AttributeError, KeyError):
+        got = f"'{folder / 'config.json'}' has sizes or rotary settings of another form"
+        raise ModelError.because(got, "the file that Transformers wrote", "download the model again") from None
 
 
 def check_vocabularies(base_dir: Path, instruct_dir: Path) -> None:
@@ -70,7 +78,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json of a model folder. Raises ModelError naming the folder or the file."""
     if not folder.is_dir():
         raise ModelError.because(
-            f"no folder '{folder}'", "a local model folder", "check the path or download the model"
+            f"no folder '{folder}'",
+            "a local model folder",
+            "check the path; of a hub model, `hf download` it",
         )
     return _read_object(folder / "config.json")
 
@@ -130,7 +140,7 @@ def _read_object(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError.because(f"no '{file}'", "a complete model folder", "download the model again") from None
-    except ValueError:
+    except (ValueError, RecursionError, OSError):
         content = None
     if not isinstance(content, dict):
         raise ModelError.because(f"'{file}' is not a JSON object", "an undamaged file", "download the model again")

@@ -12,6 +12,7 @@ import torch
 from lite_c2f.errors import C2FError, ModelError
 from lite_c2f.fine import shards
 from lite_c2f.fine.delta import DTYPES, Absolute, Bias, Delta, Factor, LowRank, TokenRows, read_tensor
+from lite_c2f.fine.treatment import is_number
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -46,6 +47,7 @@ class Adapter(NamedTuple):
     deltas: dict[str, Delta]
     base_model_name: str | None  # as recorded by PEFT: a path or a hub name
     copies: dict[str, shards.TensorEntry]  # weights of the base that PEFT saved beside the adapter, unchanged
+    fan_in_fan_out: bool  # weights that lie transposed are among those it changes, says PEFT
     ties: bool  # trained with tied embeddings kept tied (ensure_weight_tying)
 
 
@@ -81,10 +83,11 @@ def read_adapter(path: str | Path) -> Adapter:
                 raise ModelError.because(got, "one delta a weight", OTHER_FORM)
             deltas[weight] = delta
     _check_complete(config, deltas, folder)
+    flags = (bool(config.get(key)) for key in ("fan_in_fan_out", "ensure_weight_tying"))
     if not deltas:
         got = f"'{folder / WEIGHTS}' holds no delta"
         raise ModelError.because(got, "a trained adapter", "save the adapter again")
-    return Adapter(deltas, config.get("base_model_name_or_path"), copies, bool(config.get("ensure_weight_tying")))
+    return Adapter(deltas, config.get("base_model_name_or_path"), copies, *flags)
 
 
 def rank_and_scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
@@ -97,7 +100,7 @@ def rank_and_scaling(config: Mapping[str, Any], module: str) -> tuple[int, float
     alpha = _by_pattern(config, "alpha_pattern", module, config.get("lora_alpha"))
     if type(rank) is not int or rank < 1:
         raise ModelError.because(f"'r' or 'rank_pattern' gives {rank!r}", "a rank of at least 1", f"correct {CONFIG}")
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+    if not is_number(alpha):
         raise ModelError.because(f"'lora_alpha' or 'alpha_pattern' gives {alpha!r}", "a number", f"correct {CONFIG}")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
@@ -142,11 +145,16 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
-        raise ModelError.because(f"no '{file}'", "an adapter folder saved by PEFT", "check the path") from None
-    except ValueError:
+        near = next(
+            (folder / name for name in ("coarse/adapter", "adapter") if (folder / name / CONFIG).is_file()), None
+        )
+        remedy = f"did you mean '{near}'?" if near else "check the path (a folder on this machine, no hub name)"
+        raise ModelError.because(f"no '{file}'", "an adapter folder saved by PEFT", remedy) from None
+    except (ValueError, RecursionError):
         config = None
-    if not isinstance(config, dict):
-        raise ModelError.because(f"'{file}' is not a JSON object", "the file PEFT wrote", "save the adapter again")
+    if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path"), str | None):
+        got = f"'{file}' is not a JSON object, or its base_model_name_or_path no text"
+        raise ModelError.because(got, "the file PEFT wrote", "save the adapter again")
     return config
 
 
@@ -207,10 +215,10 @@ def _low_rank(
             f"two matrices of the rank {rank} that r and rank_pattern give",
             "save the adapter again with its adapter_config.json (3-D parameters of experts cannot be merged)",
         )
-    # An embedding W (vocabulary, hidden), and a transposed weight (in, out), take (B @ A)^T = A^T @ B^T.
-    turned = bool(embedding or config.get("fan_in_fan_out"))
-    down, up = (second, first) if turned else (first, second)
-    return {_parameter(config, module): LowRank(Factor(down, turned), Factor(up, turned), scaling)}
+    delta = LowRank(Factor(first), Factor(second), scaling)
+    # An embedding W (vocabulary, hidden) was trained the other way round. Other transposed weights are found later:
+    # fan_in_fan_out is one flag for all modules, and says what the last of them was.
+    return {_parameter(config, module): delta.transposed() if embedding else delta}
 
 
 def _parameter(config: Mapping[str, Any], module: str) -> str:
@@ -236,7 +244,7 @@ def _other(
     whole = list(config.get("modules_to_save") or [])
     if config.get("ensure_weight_tying") and any(module.endswith(EMBEDDING) for module in whole):
         whole.append(HEAD)  # saved beside the embedding that it is tied to
-    if any(re.search(rf"(^|\.){re.escape(module)}\.", name) for module in whole):
+    if any(_within(name, module) for module in whole):
         return {weight: Absolute(entry)}
     if weight.endswith(".bias") and config.get("bias", "none") != "none":
         return {weight: Absolute(entry)}
@@ -249,15 +257,17 @@ def _other(
 def _check_complete(config: Mapping[str, Any], deltas: Mapping[str, Delta], folder: Path) -> None:
     """Raise ModelError where the configuration promises tensors that the file does not have."""
     tokens = config.get("trainable_token_indices") or {}
-    names_of_tokens = list(tokens) if isinstance(tokens, dict) else [EMBEDDING]
+    names_of_tokens = list(tokens) if isinstance(tokens, dict) else [EMBEDDING] if tokens else []
     promised: list[tuple[str, list[str], type]] = [
         ("modules_to_save", config.get("modules_to_save") or [], Absolute),
         ("trainable_token_indices", names_of_tokens, TokenRows),
     ]
     for key, names, kind in promised:
         for name in names:
-            pattern = rf"(^|\.){re.escape(name)}\."
-            if not any(re.search(pattern, weight) for weight, delta in deltas.items() if isinstance(delta, kind)):
+            listed = isinstance(tokens, list) and key == "trainable_token_indices"
+            if not any(
+                (listed or _within(weight, name)) for weight, delta in deltas.items() if isinstance(delta, kind)
+            ):
                 got = f"'{key}' names '{name}', of which '{folder / WEIGHTS}' has nothing"
                 raise ModelError.because(got, "its tensors", "save the adapter again")
     if config.get("lora_bias") and not any(isinstance(delta, Bias) for delta in deltas.values()):
@@ -267,10 +277,11 @@ def _check_complete(config: Mapping[str, Any], deltas: Mapping[str, Delta], fold
 
 def _token_rows(config: Mapping[str, Any], entry: shards.TensorEntry, module: str) -> TokenRows:
     given = config.get("trainable_token_indices")
-    if isinstance(given, list):
-        given = {EMBEDDING: given}
     last = module.split(".")[-1]
-    listed: Any = next((ids for name, ids in (given or {}).items() if name.split(".")[-1] == last), None)
+    if isinstance(given, dict):
+        listed: Any = next((ids for name, ids in given.items() if name.split(".")[-1] == last), None)
+    else:
+        listed = given  # of the input embedding, whatever the model calls it
     whole = isinstance(listed, list) and all(type(token) is int and token >= 0 for token in listed)
     if not whole or len(entry.shape) != 2 or len(set(listed)) != len(listed) or len(listed) != entry.shape[0]:
         raise ModelError.because(
@@ -279,6 +290,12 @@ def _token_rows(config: Mapping[str, Any], entry: shards.TensorEntry, module: st
             f"correct {CONFIG}",
         )
     return TokenRows(entry, tuple(listed), (max(listed) + 1, entry.shape[1]))
+
+
+def _within(name: str, module: str) -> bool:
+    """Does a tensor belong to a module whose path ends with `module`? PEFT's rule: the end of the text, not a part."""
+    parts = name.split(".")
+    return any(".".join(parts[:length]).endswith(module) for length in range(1, len(parts)))
 
 
 def _by_pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:

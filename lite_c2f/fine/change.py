@@ -8,6 +8,7 @@ from torch import Tensor
 from lite_c2f.errors import ModelError
 from lite_c2f.fine import treatment as treat
 from lite_c2f.fine.delta import DTYPES, Delta, LowRank, read_tensor
+from lite_c2f.fine.ratios import layer_of
 from lite_c2f.fine.report import Change
 from lite_c2f.fine.shards import Buffer, TensorEntry, part_of
 from lite_c2f.fine.treatment import Parts, Treatment
@@ -28,8 +29,10 @@ class WeightChange:
         ratio: float,
         treatment: Treatment,
         parts: Parts,
+        known_as: str | None = None,
     ) -> None:
         self.entry, self.base, self.ratio, self.treatment = entry, base, ratio, treatment
+        self._known_as = known_as or entry.name  # for the random bits
         self.columns = math.prod(entry.shape[1:])
         self.cap: float | None = None
         self.touched = False  # has a chunk been seen to change?
@@ -42,7 +45,8 @@ class WeightChange:
         density, elements = treatment.density, math.prod(entry.shape)
         if treatment.sparsify in ("magnitude", "ties") and density is not None and density < 1:
             self._threshold = treat.magnitude_threshold(parts, self._untreated, elements, density)
-        if treatment.qerr_ratio and len(entry.shape) == 2:
+        was_quantised = isinstance(delta, LowRank) and layer_of(entry.name) is not None  # linear layers only
+        if treatment.qerr_ratio and ratio and was_quantised:
             if self.columns % treat.NF4_BLOCK:
                 got = f"'qerr_ratio' with '{entry.name}' of {self.columns} columns"
                 raise ModelError.because(got, f"a multiple of {treat.NF4_BLOCK}", "set qerr_ratio to 0")
@@ -71,7 +75,7 @@ class WeightChange:
     def bits(self, purpose: str, rows: slice) -> Tensor:
         """16 random bits for every element of these rows, in order."""
         start, count = rows.start * self.columns, (rows.stop - rows.start) * self.columns
-        return treat.random_bits(self.treatment.seed, self.entry.name, purpose, start, count)
+        return treat.random_bits(self.treatment.seed, self._known_as, purpose, start, count)
 
     def read_base(self, rows: slice) -> Tensor | None:
         """These rows of W_base in its own dtype; None without a base."""
@@ -79,7 +83,8 @@ class WeightChange:
 
     def _base_rows(self, rows: slice) -> Tensor:
         assert self.base is not None  # checked before the merge begins
-        return read_tensor(part_of(self.base, rows.start, rows.stop - rows.start))
+        part = read_tensor(part_of(self.base, rows.start, rows.stop - rows.start))
+        return part.view(-1, *self.base.shape[1:])
 
     def _untreated(self, rows: slice) -> Tensor:
         return self._dw(rows, self._base_rows(rows) if self._delta_needs_base else None)
@@ -89,6 +94,7 @@ class WeightChange:
 
         def squares(rows: slice) -> tuple[float, float]:
             weight = read_tensor(part_of(self.entry, rows.start, rows.stop - rows.start))
+            weight = weight.view(-1, *self.entry.shape[1:])
             change = self.rows(rows, weight, self.read_base(rows)).double()
             return float(change.square().sum()), float(weight.double().square().sum())
 
@@ -129,12 +135,13 @@ def measure(
     before = before.float()
     realised = merged.float() - before if merged.dtype == torch.float32 else merged.float().sub_(before)
     different = int(torch.count_nonzero(_bits(merged) - _bits(same)))  # a third faster than as floats
+    kept = int(torch.count_nonzero(intended)) if sparse else weight.numel()
     change = Change(
         elements=weight.numel(),
         touched=int(different > 0),
         counted=weight.numel(),
-        unchanged=weight.numel() - different,
-        kept=int(torch.count_nonzero(intended)) if sparse else weight.numel(),
+        kept=kept,
+        unchanged=max(0, kept - different),
         weight_square=_dot(stored, stored),
         intended_square=_dot(intended, intended),
         realised_intended=_dot(realised, intended),

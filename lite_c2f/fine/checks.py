@@ -1,10 +1,12 @@
 """What a merge is checked for before anything is written."""
 
+import contextlib
 import os
+import reprlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,74 +14,134 @@ from lite_c2f.backbone.pair import check_configs
 from lite_c2f.errors import ConfigError, ModelError, RunError
 from lite_c2f.fine.adapter import Adapter
 from lite_c2f.fine.delta import DTYPES, Absolute, Delta, LowRank, TokenRows, read_tensor
+from lite_c2f.fine.ratios import layer_of
 from lite_c2f.fine.shards import TensorEntry, part_of
 from lite_c2f.fine.treatment import Treatment
 
-EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
+HEADS = ("lm_head", "embed_out")
+TRANSPOSED_FAMILIES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # made of Conv1D
 
 
-def check_out(out: Path, inputs: list[Path]) -> None:
-    """Raise RunError when the resolved `out` holds something, is no folder, or lies in a folder that is read."""
+def check_out(out: Path, inputs: list[Path], hidden: bool = False) -> None:
+    """Raise RunError when the resolved `out` holds something, is no folder, or lies in a folder that is read.
+
+    hidden: it is the folder where the output grows, which may hold something but no input.
+    """
     for folder in inputs:
-        if out.is_relative_to(folder.resolve()):
+        if out.is_relative_to(folder) or (hidden and folder.is_relative_to(out)):
             got = f"the output '{out}' lies in '{folder}', which is read"
             raise RunError.because(got, "a folder of its own", "choose another output folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not hidden and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError.because(f"'{out}' exists", "a new or an empty folder", "choose another name or remove it")
 
 
-def check_origin(residue: Adapter, base: Path) -> None:
+def check_origin(residue: Adapter, base: Path, instruct: Path) -> None:
     """Raise ModelError when the base that the adapter recorded is at hand and is another model than `base`."""
     name = residue.base_model_name
-    if not name or not (Path(name) / "config.json").is_file() or Path(name).resolve() == base.resolve():
-        return  # a hub name or a folder that is gone says nothing that could be checked
-    try:
-        check_configs(Path(name), base)
-    except ModelError as error:
-        raise ModelError.because(
-            f"'base_model_name_or_path' of the adapter is '{name}', which is not like '{base}' ({error})",
-            "the base that the adapter was trained on",
-            "give that base, and the instruct model tuned from it",
-        ) from None
+    with contextlib.suppress(OSError):  # a text that is no path at all
+        if not name or not (Path(name) / "config.json").is_file() or Path(name).resolve() == base:
+            return  # a hub name or a folder that is gone says nothing that could be checked
+        if Path(name).resolve() == instruct:
+            got = f"the adapter was trained on '{name}', which is given as the instruct model"
+            raise ModelError.because(got, "it as the base", "swap the two (--base and --instruct)")
+        try:
+            check_configs(Path(name), base)
+        except ModelError as error:
+            raise ModelError.because(
+                f"'base_model_name_or_path' of the adapter is '{name}', which is not like '{base}' ({error})",
+                "the base that the adapter was trained on",
+                "give that base, and the instruct model tuned from it",
+            ) from None
 
 
 def resolved(folder: str | Path) -> Path:
-    """An absolute path without links. Raises RunError for links that lead in a circle."""
+    """An absolute path without links. Raises RunError for links that lead in a circle, and names no disk takes."""
     try:
-        return Path(folder).resolve()
-    except (RuntimeError, OSError):  # RuntimeError before Python 3.13
-        raise RunError.because(f"'{folder}' is a link that leads nowhere", "a folder", "correct the link") from None
+        path = Path(folder).resolve()
+        path.exists()
+    except (RuntimeError, OSError) as error:  # RuntimeError, before Python 3.13, for a circle
+        why = getattr(error, "strerror", None) or "it leads nowhere"
+        got = f"{reprlib.repr(str(folder))} cannot be used ({why})"
+        raise RunError.because(got, "a folder", "correct the path or the link") from None
+    return path
 
 
-def settle_tied(
-    residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], instruct: Path
-) -> tuple[dict[str, Delta], str | None]:
-    """The deltas with tied embeddings settled, and a sentence on what was done about them.
+def check_report(report: Path, out: Path, written: Iterable[str], inputs: Iterable[Path]) -> None:
+    """Raise RunError when the report would replace a file of the model, or lie in a folder that is read."""
+    taken = report.is_relative_to(out) and str(report.relative_to(out)) in {".", *written}
+    if taken or any(report.is_relative_to(folder) for folder in inputs):
+        raise RunError.because(
+            f"the report '{report}' is in the way of a model's file", "a place of its own", "move it"
+        )
+
+
+class Settled(NamedTuple):
+    """What is added to which weight of the instruct model, once its shape is known."""
+
+    deltas: dict[str, Delta]
+    aliases: dict[str, str]  # a second copy of a tied weight -> the weight it copies
+    tied: str | None  # a sentence on what was done about tied embeddings
+
+
+def settle(residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], instruct: Path) -> Settled:
+    """The deltas as this model needs them: transposed weights turned, tied embeddings settled.
 
     One weight serves as embedding and as head: a delta for one of the two alone cannot be merged. It can where the
     adapter was trained with both tied (ensure_weight_tying), or trains single tokens (PEFT keeps those tied). Raises
     ModelError otherwise.
     """
-    deltas = dict(residue.deltas)
-    embedding = next((name for name in deltas if name.endswith(EMBEDDING)), None)
-    head = next((name for name in deltas if name.endswith(HEAD)), None)
-    stored = next((name for name in entries if name.endswith(EMBEDDING)), None)
-    file_has_head = any(name.endswith(HEAD) for name in entries)
-    tied = config.get("tie_word_embeddings") is True or (stored is not None and not file_has_head)
+    deltas = {name: _turned(name, delta, config, entries, residue) for name, delta in residue.deltas.items()}
+    stored_head = next((name for name in entries if _is(name, HEADS)), None)
+    tied = config.get("tie_word_embeddings") is True or (
+        config.get("tie_word_embeddings") is None
+        and stored_head is None
+        and any(_is(name, EMBEDDINGS) for name in entries)
+    )
+    rows = config.get("vocab_size")
+    head = next((name for name in deltas if _is(name, HEADS)), None)
+    embedding = next((name for name in deltas if name != head and _like_embedding(name, entries, rows)), None)
     if not tied or (embedding is None and head is None):
-        return deltas, None
+        return Settled(deltas, {}, None)
     both = residue.ties and embedding is not None and head is not None and _same(deltas[embedding], deltas[head])
     if not both and not (embedding is not None and head is None and isinstance(deltas[embedding], TokenRows)):
         raise ModelError.because(
             f"the adapter changes '{embedding or head}', tied to another weight in '{instruct}' (tie_word_embeddings)",
             "a delta for both (ensure_weight_tying), or single tokens",
-            "train without embed_tokens and lm_head, or untie the models first",
+            "train without the embedding and the head, or untie the models first",
         )
     assert embedding is not None
     deltas.pop(head or "", None)
-    if file_has_head:  # written twice, though tied: both copies have to change
-        deltas[next(name for name in entries if name.endswith(HEAD))] = deltas[embedding]
-    return deltas, f"'{embedding}' is tied to the head: its change is a change of both"
+    aliases = {}
+    if stored_head is not None:  # written twice, though tied: both copies have to change, and alike
+        deltas[stored_head], aliases[stored_head] = deltas[embedding], embedding
+    return Settled(deltas, aliases, f"'{embedding}' is tied to the head: its change is a change of both")
+
+
+def _is(name: str, modules: tuple[str, ...]) -> bool:
+    return name.endswith(".weight") and name.removesuffix(".weight").split(".")[-1] in modules
+
+
+def _like_embedding(name: str, entries: Mapping[str, TensorEntry], rows: Any) -> bool:
+    """An embedding by its name, or by having a row for every token."""
+    shape = entries[name].shape if name in entries else ()
+    return _is(name, EMBEDDINGS) or (len(shape) == 2 and shape[0] == rows and layer_of(name) is None)
+
+
+def _turned(
+    name: str, delta: Delta, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], residue: Adapter
+) -> Delta:
+    """A delta of a weight that lies transposed, (in, out), turned. The shape tells, but for square ones the family."""
+    if not isinstance(delta, LowRank) or name not in entries or delta.shape[::-1] != entries[name].shape:
+        return delta
+    if delta.shape[0] != delta.shape[1]:
+        return delta.transposed()
+    if config.get("model_type") in TRANSPOSED_FAMILIES:
+        return delta if _is(name, (*HEADS, *EMBEDDINGS)) else delta.transposed()
+    if residue.fan_in_fan_out:
+        got = f"'fan_in_fan_out' is true and '{name}' is square in a '{config.get('model_type')}' model"
+        raise ModelError.because(got, "a model that is known to keep its weights so", "train on nn.Linear layers")
+    return delta
 
 
 def check_fit(
@@ -114,7 +176,10 @@ def check_base(
     base: Path | None,
     treatment: Treatment,
 ) -> None:
-    """Raise unless the base's weights are there where they are needed, and are those the adapter was trained on."""
+    """Raise unless the base's weights are there where they are needed, and of the shapes the adapter was trained on.
+
+    Whether they are the very weights shows only where PEFT saved some of them beside the adapter.
+    """
     if base is None:
         wants = [name for name, delta in deltas.items() if delta.needs_base]
         if treatment.needs_base:
@@ -132,9 +197,9 @@ def check_base(
                 f"{entries[name].shape} in full precision, as in the instruct model",
                 "give the base that the adapter was trained on",
             )
-    embedding = next((entry for name, entry in of_base.items() if name.endswith(EMBEDDING)), None)
+    embedding = next((entry for name, entry in of_base.items() if _is(name, EMBEDDINGS)), None)
     for name, copy in residue.copies.items():
-        own = of_base.get(name, embedding if name.endswith(HEAD) else None)  # a tied head is the embedding
+        own = of_base.get(name, embedding if _is(name, HEADS) else None)  # a tied head is the embedding
         if own is None or own.shape != copy.shape or not _equal(copy, own):
             raise ModelError.because(
                 f"the adapter comes with a '{name}' that is not the one of '{base}'",

@@ -104,6 +104,7 @@ def search(
         ends = grouped.figures["eos"] >= min_eos
         result |= {"confirmation": {"single": alone.figures, "groups": grouped.figures, "gain": gain, "gain_se": error}}
         result["better"] = bool(ends and gain > SURE * error)
+    result["untried"] = max(0, len(candidates) - max(0, budget - 3))
     result["verdict"] = verdict(result)
     result["layer_ratios"] = [[weight, ratio] for weight, ratio in by_weight(current).items()]
     return result
@@ -112,7 +113,8 @@ def search(
 def verdict(found: dict[str, Any]) -> str:
     """One sentence on whether ratios by group beat the single one."""
     if "confirmation" not in found:
-        return f"no group's ratio was worth changing: keep the single ratio {found['single']:g}"
+        untried = f" ({found['untried']} changes were beyond the budget)" if found.get("untried") else ""
+        return f"no group's ratio that was tried was worth changing: keep the single ratio {found['single']:g}{untried}"
     confirmed = found["confirmation"]
     gain = f"{confirmed['gain']:+.3f} (standard error {confirmed['gain_se']:.3f}) in reward on unseen prompts"
     if found["better"]:

@@ -1,5 +1,7 @@
 """The Knowledge Residue Merger: W_fine = W_instruct + ratio * dW, shard by shard."""
 
+import errno
+import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -12,10 +14,10 @@ from lite_c2f.errors import ConfigError, ModelError, RunError
 from lite_c2f.fine import checks, shards
 from lite_c2f.fine.adapter import CONFIG, WEIGHTS, Adapter, read_adapter
 from lite_c2f.fine.ratios import LayerRatios, check_ratio, choose_ratios, read_layer_ratios
-from lite_c2f.fine.report import CARD, REPORT, Change, MergeReport, drift_warning, model_card
-from lite_c2f.fine.shards import sha256_of
+from lite_c2f.fine.report import CARD, REPORT, Change, MergeReport, model_card, warnings_of
+from lite_c2f.fine.shards import hash_of, sha256_of
 from lite_c2f.fine.stream import CODES, Job, Progress, stored_as, stored_size, write_shards
-from lite_c2f.fine.treatment import Treatment
+from lite_c2f.fine.treatment import Treatment, is_number
 from lite_c2f.fine.unfinished import size_of, unfinished, unfinished_folder
 from lite_c2f.runs import write_json, write_text
 
@@ -65,7 +67,7 @@ def merge(
     say = notice or (lambda text: None)
     adapter, instruct, out = (checks.resolved(folder) for folder in (adapter, instruct, out))
     base = None if base is None else checks.resolved(base)
-    report = out / REPORT if report is None else Path(report).resolve()
+    report = out / REPORT if report is None else checks.resolved(report)
 
     # 1. settings, before any file is read
     check_ratio("ratio", ratio, allow_negative)
@@ -79,11 +81,15 @@ def merge(
     residue = read_adapter(adapter)
     if base is not None:
         check_pair(base, instruct)
-        checks.check_origin(residue, base)
+        checks.check_origin(residue, base, instruct)
     job = _plan(residue, base, instruct, dtype, treatment, ratio, patterns)
 
     # 3. room for it?
     others = [name for name in shards.other_files(instruct) if name != Path(REPORT)]
+    inputs = [folder for folder in (adapter, base, instruct) if folder is not None]
+    written = [*(file.name for file in job.files), shards.INDEX, CARD, *map(str, others)]
+    checks.check_report(report, out, written, inputs)
+    checks.check_out(unfinished_folder(out), inputs, hidden=True)
     copied = sum((instruct / name).stat().st_size for name in others)
     checks.check_disk(out, job.total + copied - size_of(unfinished_folder(out)))
 
@@ -91,7 +97,9 @@ def merge(
     try:
         with unfinished(out, _identity(job, adapter, instruct, base)) as work:
             if resume:
-                say(work.take_over())
+                say(work.take_over(lambda name, record: _is_right(job, instruct, name, record)))
+            elif size_of(work.place):
+                say("an interrupted merge was there: started afresh; --resume would have kept its finished shards")
             work.clean()
             records, base_hashes = write_shards(job, work, progress)
             if list(job.files) != [instruct / shards.SINGLE]:
@@ -107,7 +115,7 @@ def merge(
             changed = checks.with_dtype(job.config, dtype)
             shards.copy_files(instruct, work.folder, [last])
             if changed is not None:
-                write_json(work.folder / last, changed)
+                write_text(work.folder / last, json.dumps(changed, indent=2) + "\n")  # may hold Infinity
             if verify is not None:
                 result = _verified(result, job, work.folder, instruct, adapter, verify)
             # Before the rename: a published model always has its report.
@@ -115,10 +123,11 @@ def merge(
             write_json(place, asdict(result))
     except OSError as error:
         where = f" '{error.filename}'" if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise RunError.because(
             f"the merge into '{out}' stopped: {error.strerror or error}{where}",
-            "a disk that takes the whole model",
-            "mend that and merge again with resume (--resume): finished shards are kept",
+            "a disk that takes the whole model" if full else "folders that can be read and written",
+            "mend that and merge again; --resume keeps the shards that were finished",
         ) from error
     return result
 
@@ -156,21 +165,23 @@ def _plan(
     config = read_config(instruct)
     files = shards.read_model(instruct)
     entries = {entry.name: entry for found in files.values() for entry in found}
-    deltas, tied = checks.settle_tied(residue, config, entries, instruct)
+    deltas, aliases, tied = checks.settle(residue, config, entries, instruct)
     checks.check_fit(deltas, config, instruct, entries)
     base_files = shards.read_model(base) if base is not None else {}
     of_base = {entry.name: entry for found in base_files.values() for entry in found}
     checks.check_base(residue, deltas, entries, of_base, base, treatment)
     treatment.check([stored_as(entries[name], dtype) for name in deltas])
+    ratios = choose_ratios([name for name in deltas if name not in aliases], ratio, patterns)
     return Job(
         config=config,
         files=files,
         deltas=deltas,
         base=of_base,
-        ratios=choose_ratios(list(deltas), ratio, patterns),
+        ratios=ratios | {copy: ratios[weight] for copy, weight in aliases.items()},
         dtype=dtype,
         treatment=treatment,
         tied=tied,
+        aliases=aliases,
         total=sum(stored_size(entry, dtype) for entry in entries.values()),
         base_files=tuple(base_files),
     )
@@ -191,6 +202,19 @@ def _identity(job: Job, adapter: Path, instruct: Path, base: Path | None) -> dic
         "dtype": job.dtype,
         "treatment": job.treatment.describe(),
     }
+
+
+def _is_right(job: Job, instruct: Path, name: str, record: Any) -> bool:
+    """Does a finished shard's record hold what this merge would write, made from the input as it is now?"""
+    entries = next((found for file, found in job.files.items() if file.name == name), [])
+    expected = {entry.name for entry in entries if entry.name in job.deltas and entry.size}
+    changes, caps = record["changes"], record["caps"]
+    fields = vars(Change())
+    whole = all(sums.keys() == fields.keys() and all(map(is_number, sums.values())) for sums in changes.values())
+    capped = expected if job.treatment.norm_cap is not None else set()
+    return (
+        whole and changes.keys() == expected and caps.keys() == capped and hash_of(instruct / name) == record["input"]
+    )
 
 
 def _report(
@@ -219,7 +243,7 @@ def _report(
             "raise the ratio, round stochastically, merge into float32, or train the adapter: an untrained one is zero",
         )
     totals = {"tensors": len(tensors), **total.figures(), "bytes": job.total}
-    warning = drift_warning(totals)
+    warnings = warnings_of(totals, max(abs(value) for value in job.ratios.values()))
     return MergeReport(
         ratio=float(ratio),
         layer_ratios=[list(pair) for pair in patterns],
@@ -233,7 +257,7 @@ def _report(
         tied=job.tied,
         tensors=tensors,
         totals=totals,
-        warnings=[warning] if warning else [],
+        warnings=warnings,
     )
 
 

@@ -1,6 +1,7 @@
 """Which share of the residue each weight gets."""
 
 import re
+import reprlib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,12 +16,26 @@ Gradient = list[float]  # ratios spread evenly over the layers, the first at the
 LayerRatios = str | Path | Sequence[tuple[str, float | Gradient]]
 
 
+class _NoKeyTwice(yaml.SafeLoader):
+    """YAML where the first of two equal keys would be lost without a word."""
+
+    class KeyTwiceError(Exception):
+        """The key that is there twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise self.KeyTwiceError(repr(key))
+        return super().construct_mapping(node, deep)
+
+
 def check_ratio(key: str, ratio: Any, allow_negative: bool) -> None:
     """Raise ConfigError, naming the key, unless the ratio is a finite number, and not negative unless allowed."""
     if not is_number(ratio) or (ratio < 0 and not allow_negative):
         expected = "a finite number" if allow_negative else "a finite number from 0 up"
-        remedy = "allow negative ratios to subtract the residue" if is_number(ratio) else "write it like 0.75"
-        raise ConfigError.because(f"'{key}' is {ratio!r}", expected, remedy)
+        remedy = "add --allow-negative to subtract the residue" if is_number(ratio) else "write it like 0.75"
+        raise ConfigError.because(f"'{key}' is {reprlib.repr(ratio)}", expected, remedy)
 
 
 def read_layer_ratios(layer_ratios: LayerRatios | None, allow_negative: bool) -> list[tuple[str, float | Gradient]]:
@@ -35,11 +50,13 @@ def read_layer_ratios(layer_ratios: LayerRatios | None, allow_negative: bool) ->
     if isinstance(layer_ratios, str | Path):
         where = str(layer_ratios)
         try:
-            content = yaml.safe_load(Path(layer_ratios).read_text(encoding="utf-8"))
+            content = yaml.load(Path(layer_ratios).read_text(encoding="utf-8"), Loader=_NoKeyTwice)  # a SafeLoader
         except OSError as error:
             got = f"cannot read '{where}': {error.strerror}"
             raise ConfigError.because(got, "a YAML file of ratios", "check the path") from None
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except _NoKeyTwice.KeyTwiceError as error:
+            raise ConfigError.because(f"'{where}' holds {error} twice", "every pattern once", "remove one") from None
+        except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise ConfigError.because(f"'{where}' is not YAML", "pattern: ratio lines", "correct the file") from None
     pairs = list(content.items()) if isinstance(content, dict) else content
     if not isinstance(pairs, list | tuple) or not pairs:
@@ -47,11 +64,13 @@ def read_layer_ratios(layer_ratios: LayerRatios | None, allow_negative: bool) ->
     found: list[tuple[str, float | Gradient]] = []
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise ConfigError.because(f"'{where}' holds {pair!r}", "a pattern and a ratio", "write '*.mlp.*': 0.5")
+            raise ConfigError.because(
+                f"'{where}' holds {reprlib.repr(pair)}", "a pattern and a ratio", "write '*.mlp.*': 0.5"
+            )
         pattern, value = pair
         gradient = isinstance(value, list | tuple)
         if gradient and len(value) < 2:
-            got = f"'{where}: {pattern}' is {value!r}"
+            got = f"'{where}: {pattern}' is {reprlib.repr(value)}"
             raise ConfigError.because(got, "a ratio, or two or more for a gradient", "write '*.mlp.*': [0.2, 1.0]")
         for number in value if gradient else [value]:
             check_ratio(f"{where}: {pattern}", number, allow_negative)

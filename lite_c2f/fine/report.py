@@ -1,6 +1,5 @@
 """What a merge says of itself: merge.json, and the model card."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ CARD = "README.md"
 # Above this share of |W_base| the instruct model is called far from its base. Our own: a light tuning moves weights by
 # a few hundredths, two models that were trained apart differ by about the square root of two.
 FAR_DRIFT = 0.3
+LARGE_RATIO, LARGE_CHANGE = 3.0, 0.5  # our own, too
 
 
 @dataclass
@@ -24,8 +24,10 @@ class Change:
     elements: int = 0
     touched: int = 0  # above 0 when at least one element changed, counted or not
     counted: int = 0  # elements that the sums below are over: all, or a regular sample of the chunks of a large weight
-    unchanged: int = 0  # elements equal to the instruct model's, in the output's dtype
-    kept: int = 0  # elements of the change that are not zero
+    kept: int = 0  # elements of the change that are not zero; all of them without a treatment that makes zeros
+    unchanged: int = (
+        0  # of those, elements equal to the instruct model's in the output's dtype: rounding took the change
+    )
     weight_square: float = 0.0  # <W, W>
     intended_square: float = 0.0  # <change, change>, change = ratio * dW as treated
     realised_intended: float = 0.0  # <W_fine - W, change>, after rounding
@@ -47,7 +49,7 @@ class Change:
             "counted_share": _ratio(self.counted, self.elements),
             "relative_change": _ratio(change, math.sqrt(self.weight_square)),
             "kept_share": _ratio(self.kept, self.counted),
-            "unchanged_share": _ratio(self.unchanged, self.counted),
+            "unchanged_share": _ratio(self.unchanged, self.kept),
             "projection": _ratio(self.realised_intended, self.intended_square),
             "drift": _ratio(task, math.sqrt(self.base_square)) if self.compared else None,
             "cosine": _ratio(self.task_intended, change * task) if self.compared else None,
@@ -59,8 +61,8 @@ class MergeReport:
     """What was merged and what came of it; merge.json holds the same fields.
 
     tensors and totals: `relative_change` |change| / |W_instruct| (Frobenius norms, before rounding; change is ratio *
-    dW as treated), `kept_share` the share of its elements that are not zero, `unchanged_share` the share of weights
-    that rounding left as they were, `projection` <realised, change> / <change, change>: 1.0 when the rounded weights
+    dW as treated), `kept_share` the share of its elements that are not zero, `unchanged_share` the share of those whose
+    change rounding took, `projection` <realised, change> / <change, change>: 1.0 when the rounded weights
     carry the whole residue, 0.0 when none of it, `drift` |W_instruct - W_base| / |W_base| and `cosine` that of the
     change with W_instruct - W_base (null without a base). Of a large weight these are taken from every eighth chunk of
     rows, a million elements or more; `counted_share` says of how many. tensors also: ratio, dtype, and `cap`, what
@@ -75,7 +77,7 @@ class MergeReport:
     adapter: dict[str, str]  # folder name and sha256 of its weights
     base: str | None  # folder names only: full paths do not belong into a published model
     instruct: str
-    inputs: dict[str, dict[str, str]]  # "instruct", "base": weight file -> sha256
+    inputs: dict[str, dict[str, str]]  # "instruct", "base": weight file -> XXH3 (128 bits)
     shards: dict[str, str]  # file name of the output -> sha256
     tied: str | None  # what was done about tied embeddings, where the adapter changes one
     tensors: dict[str, dict[str, Any]]
@@ -84,15 +86,21 @@ class MergeReport:
     verified: dict[str, Any] | None = None
 
 
-def drift_warning(totals: Mapping[str, Any]) -> str | None:
-    """A sentence where the instruct model has left its base far behind."""
-    drift = totals["drift"]
-    if drift is None or drift <= FAR_DRIFT:
-        return None
-    return (
-        f"the instruct model is {drift:.2f} of |W_base| away from the base: the residue was learned elsewhere and may "
-        "do little good; is it tuned from this base?"
-    )
+def warnings_of(totals: Mapping[str, Any], largest_ratio: float) -> list[str]:
+    """Sentences where a merge was made that hardly anybody wants."""
+    found = []
+    drift, change = totals["drift"], totals["relative_change"]
+    if drift is not None and drift > FAR_DRIFT:
+        found.append(
+            f"the instruct model is {drift:.2f} of |W_base| away from the base: the residue was learned elsewhere and "
+            "may do little good; is it tuned from this base?"
+        )
+    if drift == 0:
+        found.append("base and instruct hold the same weights: the residue was merged into its own base")
+    if largest_ratio > LARGE_RATIO or (change is not None and change > LARGE_CHANGE):
+        size = "" if change is None else f" and the change {change:.2f} of |W_instruct|"
+        found.append(f"the ratio is {largest_ratio:g}{size}: is that meant? 1 adds the whole residue")
+    return found
 
 
 def hub_name(name: str | None) -> str | None:
@@ -129,20 +137,28 @@ def model_card(report: MergeReport, instruct: Path, base: Path | None, trained_o
     if names["instruct"]:
         metadata |= {"base_model": [name for name in names.values() if name], "base_model_relation": "merge"}
     totals, treatment = report.totals, report.treatment
+    treated = {key: value for key, value in treatment.items() if value not in (None, "none", "nearest", 0, 0.0)}
+    if treatment["sparsify"] == "dare" or treatment["rounding"] == "stochastic":
+        treated["seed"] = treatment["seed"]
+    else:
+        treated.pop("seed", None)
+    shares = sorted({row["ratio"] for row in report.tensors.values()})
+    caps = [row["cap"] for row in report.tensors.values() if "cap" in row]
     rows = {
         "instruct model": names["instruct"] or report.instruct,
         "base of the adapter": names["base"] or report.base or "not given",
         "adapter": f"{report.adapter['name']} (sha256 {report.adapter['sha256'][:12]})",
-        "ratio": f"{report.ratio:g}"
-        + (f", by layer: {json.dumps(report.layer_ratios)}" if report.layer_ratios else ""),
-        "treatment": ", ".join(f"{k} {v}" for k, v in treatment.items() if v not in (None, "none", "nearest", 0))
-        or "none",
+        "ratio": f"{shares[0]:g}" if len(shares) == 1 else f"{shares[0]:g} to {shares[-1]:g} by weight, see {REPORT}",
+        "treatment": ", ".join(f"{key} {value}" for key, value in treated.items()) or "none",
         "weights changed": f"{totals['tensors']} tensors, {totals['elements']:,} elements",
+        "type of their values": ", ".join(sorted({row["dtype"] for row in report.tensors.values()})),
         "relative change": _shown(totals["relative_change"]),
-        "left unchanged by rounding": _shown(totals["unchanged_share"]),
-        "residue carried after rounding": _shown(totals["projection"]),
+        **({"elements kept by the treatment": _shown(totals["kept_share"])} if treatment["sparsify"] != "none" else {}),
+        **({"scaled down by the norm cap": f"{sum(cap < 1 for cap in caps)} of {len(caps)} weights"} if caps else {}),
+        "changes lost to rounding": _shown(totals["unchanged_share"]),
+        "change carried after rounding": _shown(totals["projection"]),
         "instruct away from base": _shown(totals["drift"]),
-        "cosine of residue and instruct tuning": _shown(totals["cosine"]),
+        "cosine of change and instruct tuning": _shown(totals["cosine"]),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     warned = "".join(f"\n> **Warning:** {text}\n" for text in report.warnings)
@@ -151,7 +167,8 @@ def model_card(report: MergeReport, instruct: Path, base: Path | None, trained_o
         "A Fine Actor in the sense of Mistral-C2F (arXiv 2406.08657): the weight change that a LoRA adapter learned on "
         "the base model, added to the instruct model tuned from that base,\n\n"
         "    W_fine = W_instruct + ratio * dW\n\n"
-        "in float32, rounded once. Made with lite_c2f. Loads with Transformers; the chat template is the instruct "
+        f"with dW = scaling * B @ A{', treated as said below' if treated else ''}, rounded once. Made with lite_c2f. "
+        "Loads with Transformers; the chat template is the instruct "
         f"model's.\n{warned}\n| | |\n|---|---|\n{table}\n\nEvery figure, also tensor by tensor, and the hashes of what "
         f"went in and came out are in `{REPORT}`.\n"
     )

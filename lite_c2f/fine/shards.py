@@ -111,7 +111,7 @@ def read_header(file: Path) -> list[TensorEntry]:
     except OSError as error:
         got = f"cannot read '{file}': {error.strerror}"
         raise ModelError.because(got, "every weight file", "download it again") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(file, "its header cannot be read") from None
     entries.sort(key=lambda entry: (entry.start, entry.size))
     end = 8 + header_size
@@ -261,6 +261,9 @@ def other_files(folder: Path) -> list[Path]:
         if path.is_symlink() and not path.exists():
             got = f"'{path}' is a link that leads nowhere"
             raise ModelError.because(got, "a whole model folder", "download the model again")
+        if path.is_symlink() and path.is_dir() and not hidden:
+            got = f"'{path}' is a link to a folder"
+            raise ModelError.because(got, "plain files, or links to files", "put the folder itself there")
         if path.is_file() and not hidden and not path.name.endswith(WEIGHT_SUFFIXES):
             files.append(relative)
     return files
@@ -291,6 +294,7 @@ def _read_index(folder: Path) -> dict[str, str]:
 
 
 def _entry(file: Path, data_start: int, name: str, info: dict[str, Any]) -> TensorEntry:
+    name.encode()  # a UnicodeEncodeError, which is a ValueError, where it is no text
     start, end = info["data_offsets"]
     shape = tuple(info["shape"])
     if info["dtype"] not in ITEM_BYTES or not all(type(size) is int and size >= 0 for size in (*shape, start, end)):

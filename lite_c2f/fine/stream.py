@@ -47,6 +47,7 @@ class Job(NamedTuple):
     dtype: str | None
     treatment: Treatment
     tied: str | None
+    aliases: dict[str, str]  # a second copy of a tied weight -> the weight whose ratio and random bits it shares
     total: int  # bytes of the output's weights
     base_files: tuple[Path, ...]
 
@@ -86,7 +87,8 @@ def write_shards(
         hashes = {name: future.result() for name, future in of_base.items()}
         return {file.name: work.shards[file.name] for file in job.files}, hashes
     finally:
-        for each in (pool, flusher, hasher):
+        flusher.shutdown(wait=True)  # shards that are written may still get into the journal
+        for each in (pool, hasher):
             each.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)
 
@@ -138,14 +140,15 @@ class _Shard:
 
     def _open(self, entry: TensorEntry) -> WeightChange | None:
         job = self.job
-        if entry.name not in job.deltas:
+        if entry.name not in job.deltas or not entry.size:
             return None
 
         def parts(function: Callable[[slice], T]) -> Iterator[T]:
             return in_order((self.pool.submit(function, rows) for rows in row_chunks(entry)), self.ahead)
 
         name = entry.name
-        work = WeightChange(entry, job.base.get(name), job.deltas[name], job.ratios[name], job.treatment, parts)
+        ratio, known_as = job.ratios[name], job.aliases.get(name, name)
+        work = WeightChange(entry, job.base.get(name), job.deltas[name], ratio, job.treatment, parts, known_as)
         if work.cap is not None:
             self.caps[name] = work.cap
         return work
@@ -194,6 +197,8 @@ def in_order(tasks: Iterable[Future], ahead: int) -> Iterator[Any]:
 
 def row_chunks(entry: TensorEntry) -> list[slice]:
     """Rows of a tensor, about CHUNK_ELEMENTS elements at a time, in multiples of CHUNK_ROWS and never a single one."""
+    if not entry.size:
+        return []
     rows = entry.shape[0] if entry.shape else 1
     columns = max(1, entry.size // max(rows, 1) // shards.ITEM_BYTES[entry.dtype])
     step = max(CHUNK_ROWS, CHUNK_ELEMENTS // columns // CHUNK_ROWS * CHUNK_ROWS)

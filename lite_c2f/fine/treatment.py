@@ -31,8 +31,9 @@ class Treatment(NamedTuple):
     ratio * dW + (W_instruct - W_base) (after Yadav et al. 2023, TIES; here the instruct model's own task vector has a
     say in the sign but is never trimmed: our own). norm_cap: |change| of a weight is at most this times |W_instruct|
     (our own). rounding: `stochastic` rounds to bfloat16 up or down by chance, right on average, so that changes below
-    half a step survive. qerr_ratio: share of dequant(NF4(W_base)) - W_base that is added too, for adapters trained on
-    a 4-bit base (our own).
+    half a step survive. qerr_ratio: share of dequant(NF4(W_base)) - W_base that is added, whatever the ratio, to the
+    linear weights within layers that the adapter changes at a ratio other than 0, for adapters trained on a 4-bit base
+    (our own).
     """
 
     sparsify: Sparsify = "none"
@@ -52,7 +53,7 @@ class Treatment(NamedTuple):
                 raise ConfigError.because(f"'{key}' is {value!r}", f"one of {', '.join(known)}", "choose one")
         if (self.sparsify == "none") != (self.density is None):
             got = f"'sparsify' is '{self.sparsify}' and 'density' is {self.density}"
-            raise ConfigError.because(got, "both or neither", "write e.g. sparsify=dare with density=0.5")
+            raise ConfigError.because(got, "both or neither", "give both, e.g. --sparsify dare --density 0.5")
         if self.density is not None and not (is_number(self.density) and 0 < self.density <= 1):
             raise ConfigError.because(f"'density' is {self.density!r}", "a number above 0 up to 1", "write e.g. 0.5")
         if type(self.seed) is not int or self.seed < 0:
@@ -64,7 +65,7 @@ class Treatment(NamedTuple):
         wrong = sorted(set(dtypes) - {"BF16"})
         if self.rounding == "stochastic" and wrong:
             got = f"'rounding' is 'stochastic' with weights in {wrong[0]}"
-            raise ConfigError.because(got, "bfloat16", "set dtype to bfloat16, or round to nearest")
+            raise ConfigError.because(got, "bfloat16", "add --dtype bfloat16, or round to nearest")
 
     @property
     def needs_base(self) -> bool:
@@ -77,8 +78,11 @@ class Treatment(NamedTuple):
 
 
 def is_number(value: Any) -> bool:
-    """A finite int or float, no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite int or float, no bool, that fits into a float."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 Parts = Callable[[Callable[[slice], Any]], Iterable[Any]]
@@ -130,9 +134,9 @@ def random_bits(seed: int, name: str, purpose: str, start: int, count: int) -> T
 
 
 def drop_at_random(delta: Tensor, bits: Tensor, density: float) -> Tensor:
-    """DARE: keep the elements whose 16 bits are below density * 65536, divided by the density; in place."""
-    kept = (bits < round(density * 2**16)).view(delta.shape)
-    return delta.mul_(kept).div_(density)
+    """DARE: keep the elements whose 16 bits are below density * 65536, divided by the share that is; in place."""
+    below = max(1, round(density * 2**16))
+    return delta.mul_((bits < below).view(delta.shape)).div_(below / 2**16)
 
 
 def elect_signs(delta: Tensor, ratio: float, task: Tensor) -> Tensor:

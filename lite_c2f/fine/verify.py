@@ -2,14 +2,18 @@
 
 import contextlib
 import gc
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lite_c2f.errors import ModelError
+from lite_c2f.fine.adapter import CONFIG, WEIGHTS
 from lite_c2f.fine.delta import Delta, LowRank
 from lite_c2f.fine.treatment import Treatment
 
@@ -50,7 +54,9 @@ def compare_logits(
     result = {"prompt_tokens": ids.shape[1], "dtype": str(dtype).removeprefix("torch."), "compared": False}
     if treatment != Treatment(seed=treatment.seed) or not all(isinstance(delta, LowRank) for delta in deltas.values()):
         return result | {"effect": _rms(found - plain)}
-    unmerged = _logits(instruct, ids, dtype, adapter, ratios)
+    # A tied head is no weight of its own: its LoRA has the embedding's ratio.
+    tied = next((ratio for weight, ratio in ratios.items() if weight.endswith("embed_tokens.weight")), 1.0)
+    unmerged = _logits(instruct, ids, dtype, adapter, {"lm_head.weight": tied, **ratios})
     error, effect = _rms(found - unmerged), _rms(unmerged - plain)
     expected, actual = (logits.double().log_softmax(-1) for logits in (unmerged, found))
     kl = (expected.exp() * (expected - actual)).sum(-1).mean()
@@ -85,7 +91,8 @@ def _logits(
     with _loading(folder):
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     if adapter is not None and ratios is not None:
-        model = PeftModel.from_pretrained(model, str(adapter))
+        with _without_copies(adapter) as folder:
+            model = PeftModel.from_pretrained(model, str(folder))
         scale_layers(model, ratios)
     try:
         with torch.no_grad():
@@ -93,6 +100,20 @@ def _logits(
     finally:
         del model
         gc.collect()
+
+
+@contextlib.contextmanager
+def _without_copies(adapter: Path) -> Iterator[Path]:
+    """The adapter without the base's embeddings that PEFT may have saved in it: they would replace the instruct's."""
+    tensors = load_file(adapter / WEIGHTS)
+    kept = {name: tensor for name, tensor in tensors.items() if ".base_layer." not in name}
+    if len(kept) == len(tensors):
+        yield adapter
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(kept, Path(folder) / WEIGHTS)
+        shutil.copyfile(adapter / CONFIG, Path(folder) / CONFIG)
+        yield Path(folder)
 
 
 @contextlib.contextmanager
@@ -110,7 +131,7 @@ def scale_layers(model: Any, ratios: Mapping[str, float]) -> None:
 
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            ratio = ratios[f"{name.removeprefix('base_model.model.')}.weight"]
+            ratio = ratios[f"{name.removeprefix('base_model.model.')}.{getattr(module, 'parameter_name', 'weight')}"]
             for adapter in module.scaling:
                 module.scaling[adapter] *= ratio
 

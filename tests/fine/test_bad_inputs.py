@@ -118,6 +118,11 @@ def occupied(place):
     (place.out / "x").write_text("mine")
 
 
+def renamed(place):
+    place.adapter.rename(place.root / "run" / "coarse" / "adapter")
+    place.adapter = place.root / "run"
+
+
 def inside(place):
     place.out = place.instruct / "fine"
 
@@ -135,7 +140,38 @@ def ratios_file(text):
     return make
 
 
+def json_of(name, text):
+    return lambda place: (place.root / name).write_text(text)
+
+
 CASES = {
+    "swapped models": (
+        lambda p: (
+            p.config(p.adapter / "adapter_config.json", base_model_name_or_path=str(p.instruct)),
+            p.config(p.instruct / "config.json", dtype="bfloat16"),
+        ),
+        "swap the two",
+    ),
+    "adapter's run": (lambda p: (p.root / "run" / "coarse").mkdir(parents=True) or renamed(p), "did you mean"),
+    "deep adapter_config": (json_of("adapter/adapter_config.json", "[" * 200_000), "JSON object"),
+    "base name that is a number": (
+        lambda p: p.config(p.adapter / "adapter_config.json", base_model_name_or_path=5),
+        "base_model_name_or_path",
+    ),
+    "alpha beyond floats": (lambda p: p.config(p.adapter / "adapter_config.json", lora_alpha=10**400), "'lora_alpha'"),
+    "deep config": (json_of("instruct/config.json", "[" * 200_000), "JSON object"),
+    "config of words": (lambda p: p.config(p.instruct / "config.json", num_attention_heads="4", head_dim=None), "form"),
+    "rotary list": (lambda p: p.config(p.instruct / "config.json", rope_parameters=[1]), "form"),
+    "config is a folder": (
+        lambda p: ((p.instruct / "config.json").unlink(), (p.instruct / "config.json").mkdir()),
+        "config.json",
+    ),
+    "deep header": (
+        lambda p: p.shard.write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000),
+        "header cannot be read",
+    ),
+    "linked folder": (lambda p: (p.instruct / "templates").symlink_to(p.base), "a link to a folder"),
+    "name too long": (lambda p: setattr(p, "out", p.root / ("x" * 300)), "too long"),
     "truncated shard": (cut, "it has"),
     "header of nonsense": (huge_header, "header length"),
     "missing shard": (lambda p: p.shard.unlink(), "cannot read"),
@@ -206,6 +242,10 @@ CASES = {
     "ratio in words": (setting("--ratio", "half"), "--ratio"),
     "layer ratios gone": (setting("--layer-ratios", "gone.yaml"), "gone.yaml"),
     "pattern that fits nothing": (ratios_file("'*.mpl.*': 1"), "fits no weight"),
+    "YAML of another type": (ratios_file("'*.mlp.*': !!float x"), "is not YAML"),
+    "deep YAML": (ratios_file("[" * 20_000), "is not YAML"),
+    "ratio beyond floats": (ratios_file(f"'*.mlp.*': {'9' * 400}"), "finite"),
+    "pattern twice": (ratios_file("'*.mlp.*': 1\n'*.mlp.*': 2"), "twice"),
     "gradient of one": (ratios_file("'*.mlp.*': [1]"), "two or more"),
     "sparsify without density": (setting("--sparsify", "dare"), "'density' is None"),
     "density without sparsify": (setting("--density", "0.5"), "both or neither"),

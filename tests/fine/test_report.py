@@ -40,7 +40,9 @@ def test_figures_by_hand(by_hand):
     assert found["cosine"] == pytest.approx(1 / math.sqrt(2), rel=1e-6)
     assert found["relative_change"] == pytest.approx(6 / math.sqrt(33), rel=1e-6)
     assert (found["unchanged_share"], found["kept_share"], found["projection"]) == (0.75, 1.0, 1.0)
-    assert report.warnings == []
+    assert report.warnings == [
+        "the ratio is 2 and the change 1.04 of |W_instruct|: is that meant? 1 adds the whole residue"
+    ]
     for part, folder in (("base", by_hand[1]), ("instruct", by_hand[2])):
         expected = xxhash.xxh3_128((folder / "model.safetensors").read_bytes()).hexdigest()
         assert report.inputs[part] == {"model.safetensors": expected}
@@ -50,8 +52,8 @@ def test_far_drift_is_told(by_hand):
     save_file({WEIGHT: torch.tensor([[9.0, 4.0], [0.0, 3.0]])}, by_hand[2] / "model.safetensors")
     told = []
     report = merge(*by_hand, notice=told.append)
-    assert len(report.warnings) == 1 and "1.80 of |W_base|" in report.warnings[0]
-    assert told == [f"warning: {report.warnings[0]}"]
+    assert "1.80 of |W_base|" in report.warnings[0]
+    assert told == [f"warning: {text}" for text in report.warnings]
     assert "**Warning:**" in (by_hand[3] / "README.md").read_text()
 
 
@@ -91,7 +93,16 @@ def test_model_card(tmp_path, pico, editable):
     metadata = card_metadata(tmp_path / "out" / "README.md")
     assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "transformers"
     assert "merge" in metadata["tags"] and yaml.safe_load(text.split("---")[1]) == metadata
-    assert "| ratio | 0.5, by layer:" in text and str(tmp_path) not in text and "Its own card" not in text
+    assert "| ratio | 0.1 to 0.9 by weight, see merge.json |" in text and "| treatment | none |" in text
+    assert str(tmp_path) not in text and "Its own card" not in text
+    settings = Treatment(sparsify="dare", density=0.5, seed=3, norm_cap=1e-6)
+    merge(pico["adapter"], pico["base"], pico["instruct"], tmp_path / "b", treatment=settings)
+    text = (tmp_path / "b" / "README.md").read_text()
+    assert "| treatment | sparsify dare, density 0.5, seed 3, norm_cap 1e-06 |" in text and "F32" in text
+    assert (
+        "| elements kept by the treatment | 0.5" in text
+        and "| scaled down by the norm cap | 14 of 14 weights |" in text
+    )
 
 
 def test_hub_names():

@@ -91,6 +91,14 @@ def test_ties_by_hand(tmp_path, tiny):
     torch.testing.assert_close(weights_of(tmp_path / "p")[WEIGHT], torch.tensor([[3.05, 1.0], [2.1, 1.95]]))
 
 
+def test_ties_with_a_negative_ratio_by_hand(tmp_path, tiny):
+    """Task vector [[+1, -1], [0, 0]], dW = [[.5, .5], [.5, .5]], ratio -1: change -.5; sums .5 (+), -1.5, -.5, -.5."""
+    adapter, base, instruct = tiny([[3.0, 1.0], [2.0, 2.0]], [[2.0, 2.0], [2.0, 2.0]], [[0.5, 0.5], [0.5, 0.5]])
+    settings = Treatment(sparsify="ties", density=1.0)
+    merge(adapter, base, instruct, tmp_path / "o", -1.0, allow_negative=True, treatment=settings)
+    torch.testing.assert_close(weights_of(tmp_path / "o")[WEIGHT], torch.tensor([[3.0, 0.5], [1.5, 1.5]]))
+
+
 # -- DARE
 
 
@@ -111,7 +119,8 @@ def test_random_bits_do_not_depend_on_what_is_drawn_beside_them():
 def test_dare_keeps_a_share_and_the_mean(density):
     delta = torch.full((512, 512), 2.0)
     found = treat.drop_at_random(delta, treat.random_bits(0, "w", "dare", 0, 2**18), density)
-    assert set(found.unique().tolist()) == {0.0, np.float32(2.0 / density).item()}
+    share = round(density * 2**16) / 2**16  # of the 16-bit numbers, not quite the density
+    assert set(found.unique().tolist()) == {0.0, np.float32(2.0 / share).item()}
     # binomial: standard error sqrt(p (1 - p) / 2**18) <= 0.001
     assert abs(float((found != 0).float().mean()) - density) < 0.005
     assert abs(float(found.mean()) - 2.0) < 0.05
@@ -130,6 +139,29 @@ def test_shards_chunks_and_threads_change_nothing(tmp_path, pico, monkeypatch, s
     assert all(torch.equal(first[name], second[name]) for name in first)
     merge(adapter, base, pico["sharded"], tmp_path / "c", treatment=settings._replace(seed=4))
     assert any(not torch.equal(first[name], tensor) for name, tensor in weights_of(tmp_path / "c").items())
+
+
+def test_dare_is_right_on_average_at_small_densities():
+    """Of 65,536 numbers at least one is kept, and what is kept is divided by the share that it is."""
+    ones = torch.ones(2**16)
+    for density in (1e-6, 1e-4, 0.3):
+        every = torch.arange(2**16, dtype=torch.int32)
+        assert float(treat.drop_at_random(ones.clone(), every, density).mean()) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_bits_of_two_purposes_differ(tmp_path, tiny, monkeypatch):
+    """What DARE keeps must not decide how it is rounded."""
+    asked = []
+    bits = treat.random_bits
+
+    def watch(seed, name, purpose, start, count):
+        asked.append(purpose)
+        return bits(seed, name, purpose, start, count)
+
+    monkeypatch.setattr(treat, "random_bits", watch)
+    folders = tiny(np.ones((4, 4)), np.zeros((4, 4)), np.ones((4, 4)).tolist(), torch.bfloat16)
+    merge(*folders, tmp_path / "o", treatment=Treatment(sparsify="dare", density=0.5, rounding="stochastic"))
+    assert asked == ["dare", "rounding"]
 
 
 # -- rounding

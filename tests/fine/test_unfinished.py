@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import save_file
 
 from lite_c2f.errors import ModelError, RunError
+from lite_c2f.fine import shards
 from lite_c2f.fine.merge import merge
 from lite_c2f.fine.treatment import Treatment
-from lite_c2f.fine.unfinished import JOURNAL, LOCK, unfinished
+from lite_c2f.fine.unfinished import JOURNAL, LOCK, MODEL, unfinished
 
 
 def interrupted(pico, out, share=0.5, error=KeyboardInterrupt, **given):
@@ -45,9 +46,9 @@ def test_resume_keeps_finished_shards_and_gives_the_same_hashes(tmp_path, pico):
     whole = merge(pico["adapter"], pico["base"], pico["sharded"], tmp_path / "whole")
     left = interrupted(pico, tmp_path / "out")
     journal = json.loads((left / JOURNAL).read_text())["shards"]
-    finished = {name: (left / name).stat().st_mtime_ns for name in journal}
+    finished = {name: (left / MODEL / name).stat().st_mtime_ns for name in journal}
     assert 0 < len(finished) < len(whole.shards)
-    assert {path.name for path in left.iterdir()} == {*finished, JOURNAL, LOCK}  # the one under way is gone
+    assert {path.name for path in (left / MODEL).iterdir()} == {*finished}  # the one under way is gone
     report, said = resumed(pico, tmp_path / "out")
     assert said == [f"resumed: {len(finished)} of {len(finished)} finished shards are whole and kept"]
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in finished} == finished
@@ -60,10 +61,10 @@ def test_damaged_shards_are_made_again(tmp_path, pico):
     left = interrupted(pico, tmp_path / "out", 0.7)
     names = sorted(json.loads((left / JOURNAL).read_text())["shards"])
     assert len(names) > 2
-    content = bytearray((left / names[0]).read_bytes())
+    content = bytearray((left / MODEL / names[0]).read_bytes())
     content[-1] ^= 1
-    (left / names[0]).write_bytes(content)
-    (left / names[1]).unlink()
+    (left / MODEL / names[0]).write_bytes(content)
+    (left / MODEL / names[1]).unlink()
     report, said = resumed(pico, tmp_path / "out")
     assert said == [f"resumed: {len(names) - 2} of {len(names)} finished shards are whole and kept"]
     assert report.shards == whole.shards
@@ -94,17 +95,119 @@ def test_other_inputs_start_again(tmp_path, pico, editable):
 
 def test_without_resume_it_starts_again(tmp_path, pico):
     left = interrupted(pico, tmp_path / "out")
-    (left / "stray").mkdir()
+    (left / MODEL / "stray").mkdir()
     report, said = resumed(pico, tmp_path / "out", resume=False)
-    assert said == [] and len(report.shards) > 3
+    assert said == ["an interrupted merge was there: started afresh; --resume would have kept its finished shards"]
+    assert len(report.shards) > 3
     assert not (tmp_path / "out" / "stray").exists()
 
 
-@pytest.mark.parametrize("journal", ["", "[]", '{"identity": {}, "shards": 3}', '{"identity": {}}'])
+@pytest.mark.parametrize(
+    "journal",
+    ["", "[]", '{"identity": {}, "shards": 3}', '{"identity": {}}', '{"identity": null, "shards": {}}', "[" * 100_000],
+)
 def test_damaged_journal_starts_again(tmp_path, pico, journal):
     left = interrupted(pico, tmp_path / "out")
     (left / JOURNAL).write_text(journal)
     assert "starting from the first shard" in resumed(pico, tmp_path / "out")[1][0]
+
+
+@pytest.mark.parametrize("harm", ["number", "no changes", "empty changes", "other field", "other input", "outside"])
+def test_damaged_records_are_not_taken_over(tmp_path, pico, harm):
+    whole = merge(pico["adapter"], pico["base"], pico["sharded"], tmp_path / "whole")
+    left = interrupted(pico, tmp_path / "out", 0.7)
+    journal = json.loads((left / JOURNAL).read_text())
+    count = len(journal["shards"])
+    for name, record in list(journal["shards"].items()):
+        if harm == "number":
+            journal["shards"][name] = 3
+        elif harm == "no changes":
+            del record["changes"]
+        elif harm == "empty changes":
+            record["changes"] = {"ghost": {}}
+        elif harm == "other field":
+            record["changes"] = {weight: {"x": 1} for weight in record["changes"]} or {"x": {"x": 1}}
+        elif harm == "other input":
+            record["input"] = "0" * 32
+        else:
+            journal["shards"][f"../../{name}"] = journal["shards"].pop(name)
+    (left / JOURNAL).write_text(json.dumps(journal))
+    report, said = resumed(pico, tmp_path / "out")
+    assert said == [f"resumed: 0 of {count} finished shards are whole and kept"]
+    assert report == whole
+
+
+def test_a_replaced_input_of_the_same_size_and_time_is_seen(tmp_path, pico, editable):
+    instruct = editable("sharded")
+    models = {**pico, "sharded": instruct}
+    left = interrupted(models, tmp_path / "out", 0.7)
+    name = min(json.loads((left / JOURNAL).read_text())["shards"])
+    times = (instruct / name).stat()
+    content = bytearray((instruct / name).read_bytes())
+    content[-1] ^= 1
+    (instruct / name).write_bytes(content)
+    os.utime(instruct / name, ns=(times.st_atime_ns, times.st_mtime_ns))
+    report, said = resumed(models, tmp_path / "out")
+    assert (
+        "resumed" in said[0]
+        and report.shards == merge(pico["adapter"], pico["base"], instruct, tmp_path / "whole").shards
+    )
+
+
+def test_a_hidden_folder_of_somebody_else_is_left_alone(tmp_path, pico):
+    (tmp_path / ".out.merging").mkdir()
+    (tmp_path / ".out.merging" / "mine").write_text("x")
+    with pytest.raises(RunError, match="not made by a merge"):
+        merge(pico["adapter"], pico["base"], pico["sharded"], tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ".linked.merging").symlink_to(tmp_path / "mine")
+    with pytest.raises(RunError, match="not made by a merge"):
+        merge(pico["adapter"], pico["base"], pico["sharded"], tmp_path / "linked")
+    shutil.copytree(pico["sharded"], tmp_path / ".in.merging")
+    with pytest.raises(RunError, match="which is read"):
+        merge(pico["adapter"], pico["base"], tmp_path / ".in.merging", tmp_path / "in")
+    assert (tmp_path / ".out.merging" / "mine").read_text() == "x" and (tmp_path / "mine").is_dir()
+    assert (tmp_path / ".in.merging" / "config.json").is_file()
+
+
+def test_an_output_that_is_taken_meanwhile_costs_nothing(tmp_path, pico):
+    def take(done, total):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "mine").write_text("x")
+
+    with pytest.raises(RunError, match="meanwhile"):
+        merge(pico["adapter"], pico["base"], pico["sharded"], tmp_path / "out", progress=take)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+    shutil.rmtree(tmp_path / "out")
+    said = resumed(pico, tmp_path / "out")[1]
+    assert said == ["resumed: 5 of 5 finished shards are whole and kept"]
+
+
+def test_every_file_of_the_instruct_model_comes_along(tmp_path, pico, editable):
+    instruct = editable("sharded")
+    for name in ("lock", "journal.json", "model"):
+        (instruct / name).write_text(name)
+    merge(pico["adapter"], pico["base"], instruct, tmp_path / "out")
+    assert all((tmp_path / "out" / name).read_text() == name for name in ("lock", "journal.json", "model"))
+    (instruct / "templates").symlink_to(pico["base"])
+    with pytest.raises(ModelError, match="a link to a folder"):
+        merge(pico["adapter"], pico["base"], instruct, tmp_path / "out2")
+
+
+def test_config_comes_last(tmp_path, pico, monkeypatch):
+    """Where config.json is copied, everything else but the report is there already."""
+    seen = []
+    copy = shards.copy_files
+
+    def watch(source, target, files):
+        seen.append(([str(name) for name in files], sorted(path.name for path in target.iterdir())))
+        copy(source, target, files)
+
+    monkeypatch.setattr(shards, "copy_files", watch)
+    merge(pico["adapter"], pico["base"], pico["sharded"], tmp_path / "out")
+    files, there = seen[-1]
+    assert files == ["config.json"] and "config.json" not in there
+    assert {path.name for path in (tmp_path / "out").iterdir()} - set(there) == {"config.json", "merge.json"}
 
 
 def test_a_bad_input_leaves_nothing(tmp_path, pico):
@@ -169,7 +272,7 @@ def check(out, expected):
     """Whatever there is under the output's name is right: all shards, the report, the same hashes."""
     if out.exists():
         assert json.loads((out / "merge.json").read_text())["shards"] == expected
-        assert (out / "config.json").is_file() and not (out / LOCK).exists()
+        assert (out / "config.json").is_file() and not (out / LOCK).exists() and not (out / JOURNAL).exists()
 
 
 @pytest.mark.slow
@@ -190,8 +293,7 @@ def test_kills_at_random_moments(tmp_path, wide):
         killed += process.wait() == -signal.SIGKILL
         check(out, expected)
         if left.exists():
-            assert not (left / "config.json").exists() or not (out).exists()
-            kept.append(len(list(left.glob("*.safetensors"))))
+            kept.append(len(list(left.glob(f"{MODEL}/*.safetensors"))))
         shutil.rmtree(out, ignore_errors=True)
     assert killed == 15 and max(kept) > 0
     shutil.rmtree(left, ignore_errors=True)
@@ -234,7 +336,7 @@ def test_disk_that_is_full_before_the_end(tmp_path, wide, room):
         done = subprocess.run(without, capture_output=True, text=True)
         assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
         assert not (disk / "out").exists()
-        finished = list((disk / ".out.merging").glob("*.safetensors"))
+        finished = list((disk / ".out.merging" / MODEL).glob("*.safetensors"))
         assert len(finished) == (room - 1) // 8
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         done = subprocess.run(command(wide, disk / "out", "--resume"), capture_output=True, text=True)

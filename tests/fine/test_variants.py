@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lite_c2f.errors import ConfigError, ModelError
+from lite_c2f.errors import ConfigError, ModelError, RunError
 from lite_c2f.fine import stream
 from lite_c2f.fine.merge import merge
 from lite_c2f.fine.treatment import Treatment
@@ -263,3 +263,177 @@ def test_parameters_of_experts_are_refused(tmp_path, hand_adapter, hand_model):
     adapter = hand_adapter(tmp_path / "c", nested, target_parameters=["mlp.experts.gate_up_proj"])
     with pytest.raises(ModelError, match="experts"):
         merge(adapter, None, instruct, tmp_path / "out")
+
+
+# -- what was once wrong in silence
+
+
+def gpt2(folder, tokenizer_from, seed=0, **config):
+    torch.manual_seed(seed)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4, **config)
+    ).save_pretrained(folder)
+    shutil.copy(tokenizer_from / "tokenizer.json", folder / "tokenizer.json")
+    return folder
+
+
+def test_square_weights_of_conv1d_are_turned_whatever_the_flag_says(tmp_path, pico):
+    """PEFT saves one fan_in_fan_out for all modules: that of the last, a Linear here."""
+    base = gpt2(tmp_path / "base", pico["base"], tie_word_embeddings=False)
+    adapter = train(base, tmp_path / "a", target_modules=["attn.c_proj", "lm_head"], fan_in_fan_out=True)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for flag in (True, False):
+        (adapter / "adapter_config.json").write_text(json.dumps(config | {"fan_in_fan_out": flag}))
+        merge(adapter, base, base, tmp_path / f"out-{flag}")
+        torch.testing.assert_close(logits(tmp_path / f"out-{flag}"), logits(base, adapter), rtol=0, atol=1e-5)
+    assert (logits(base) - logits(base, adapter)).abs().max() > 1e-3
+
+
+def test_square_weights_of_an_unknown_family_are_refused_where_the_flag_is_set(tmp_path, hand_adapter, hand_model):
+    name = "h.0.c_proj"
+    instruct = hand_model(tmp_path / "m", {f"{name}.weight": torch.ones(4, 4)}, model_type="unheard-of")
+    factors = {f"{name}.lora_A.weight": torch.ones(2, 4), f"{name}.lora_B.weight": torch.ones(4, 2)}
+    with pytest.raises(ModelError, match="fan_in_fan_out"):
+        merge(hand_adapter(tmp_path / "a", factors, fan_in_fan_out=True), None, instruct, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "lora", [{"target_modules": ["wte"]}, {"target_modules": ["c_attn"], "modules_to_save": ["wte"]}]
+)
+def test_tied_embeddings_under_other_names_are_refused_too(tmp_path, pico, lora):
+    base = gpt2(tmp_path / "base", pico["base"])
+    adapter = train(base, tmp_path / "a", fan_in_fan_out=True, **lora)
+    with pytest.raises(ModelError, match="tied to another weight"):
+        merge(adapter, base, base, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"layer_ratios": [("*embed_tokens*", 0.25)]},
+        {"treatment": Treatment(sparsify="dare", density=0.5)},
+        {"treatment": Treatment(rounding="stochastic"), "dtype": "bfloat16"},
+    ],
+)
+def test_a_tied_head_that_is_stored_twice_stays_a_copy(tmp_path, pair, given):
+    base, _ = pair(tie=True)
+    adapter = train(base, tmp_path / "a", target_modules=["embed_tokens"], ensure_weight_tying=True)
+    weights = weights_of(base)
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, base / "model.safetensors")
+    report = merge(adapter, base, base, tmp_path / "out", **given)
+    merged = weights_of(tmp_path / "out")
+    assert torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+    assert set(report.tensors) == {"lm_head.weight", "model.embed_tokens.weight"}
+
+
+def test_a_tied_adapter_can_be_verified(tmp_path, pair):
+    base, instruct = pair(tie=True)
+    adapter = train(base, tmp_path / "a", target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True)
+    found = merge(adapter, base, instruct, tmp_path / "out", 0.5, verify="w1 w2 w3").verified
+    assert found["compared"] and found["error"] < 1e-3 * found["effect"]
+
+
+def test_quantisation_error_is_of_linear_layers_that_are_changed(tmp_path, pair):
+    """Tokens, head and layers at ratio 0 were never 4-bit, or are to stay as they are."""
+    base, _ = pair()
+    adapter = train(base, tmp_path / "a", target_modules=["gate_proj", "up_proj"], trainable_token_indices=[3])
+    patterns = [("*.layers.0.*", 0.0), ("*up_proj*", 0.0)]
+    with pytest.raises(ModelError, match="multiple of 64"):  # hidden is 32 here: the one weight it would be added to
+        merge(adapter, base, base, tmp_path / "no", layer_ratios=patterns, treatment=Treatment(qerr_ratio=1.0))
+    patterns = [("*proj*", 0.0)]
+    merge(adapter, base, base, tmp_path / "out", layer_ratios=patterns, treatment=Treatment(qerr_ratio=1.0))
+    merged, before = weights_of(tmp_path / "out"), weights_of(base)
+    assert [name for name in merged if not torch.equal(merged[name], before[name])] == ["model.embed_tokens.weight"]
+    rows = (merged["model.embed_tokens.weight"] != before["model.embed_tokens.weight"]).any(1)
+    assert rows.nonzero().view(-1).tolist() == [3]
+
+
+def test_token_rows_at_the_edges_of_chunks(tmp_path, pair, monkeypatch):
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 1)  # 16 rows a chunk
+    base, _ = pair()
+    adapter = train(base, tmp_path / "a", trainable_token_indices=[0, 15, 16, 31, 32, 63])
+    merge(adapter, base, base, tmp_path / "out")
+    torch.testing.assert_close(
+        weights_of(tmp_path / "out")["model.embed_tokens.weight"],
+        by_peft(base, adapter)["model.embed_tokens.weight"],
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_odd_tensors_pass(tmp_path, hand_adapter, hand_model, pico):
+    """Scalars, empty tensors and integers beside the weights; some of them in modules_to_save."""
+    name = "model.layers.0.self_attn.q_proj"
+    odd = {
+        "scalar": torch.tensor(3.0),
+        "empty": torch.zeros(4, 0),
+        "none": torch.zeros(0, 3),
+        "ids": torch.arange(3),
+        "m.scale": torch.tensor(2.0),
+        "m.none": torch.zeros(0, 3),
+        f"{name}.weight": torch.ones(2, 2),
+    }
+    folders = [hand_model(tmp_path / which, odd) for which in ("base", "instruct")]
+    for folder in folders:
+        shutil.copy(pico["base"] / "tokenizer.json", folder / "tokenizer.json")
+    factors = {f"{name}.lora_A.weight": torch.eye(2), f"{name}.lora_B.weight": torch.eye(2)}
+    factors |= {"m.scale": torch.tensor(5.0), "m.none": torch.zeros(0, 3)}
+    adapter = hand_adapter(tmp_path / "a", factors, modules_to_save=["m"])
+    for dtype, treatment in (
+        (None, Treatment(norm_cap=9.0)),
+        ("bfloat16", Treatment(sparsify="magnitude", density=0.9)),
+    ):
+        out = tmp_path / f"out-{dtype}"
+        merge(adapter, *folders, out, dtype=dtype, treatment=treatment)
+        merged = weights_of(out)
+        assert (
+            merged["scalar"].item() == 3.0 and merged["empty"].shape == (4, 0) and merged["ids"].tolist() == [0, 1, 2]
+        )
+        assert merged["m.scale"].item() == 5.0 and merged["m.none"].shape == (0, 3)
+
+
+def test_infinity_in_a_config_survives_another_dtype(tmp_path, hand_adapter, hand_model):
+    name = "model.layers.0.self_attn.q_proj"
+    instruct = hand_model(tmp_path / "m", {f"{name}.weight": torch.ones(2, 2)}, time_step_limit=[0.0, float("inf")])
+    factors = {f"{name}.lora_A.weight": torch.eye(2), f"{name}.lora_B.weight": torch.eye(2)}
+    merge(hand_adapter(tmp_path / "a", factors), None, instruct, tmp_path / "out", dtype="bfloat16")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["time_step_limit"] == [0.0, float("inf")]
+
+
+def test_modules_to_save_match_the_end_of_a_name(tmp_path, pair):
+    """PEFT's rule: `norm` is input_layernorm too."""
+    base, instruct = pair()
+    adapter = train(base, tmp_path / "a", modules_to_save=["norm"])
+    report = merge(adapter, base, instruct, tmp_path / "out")
+    assert {"model.norm.weight", "model.layers.0.input_layernorm.weight"} < set(report.tensors)
+
+
+def test_a_report_never_lies_in_a_models_way(tmp_path, pair):
+    base, instruct = pair()
+    adapter = train(base, tmp_path / "a")
+    out = tmp_path / "out"
+    places = (
+        out,
+        out / "config.json",
+        out / "model.safetensors",
+        out / "README.md",
+        instruct / "merge.json",
+        adapter / "x",
+    )
+    for place in places:
+        with pytest.raises(RunError, match="in the way"):
+            merge(adapter, base, instruct, out, report=place)
+    assert not out.exists() and not (instruct / "merge.json").exists()
+    assert (
+        merge(adapter, base, instruct, out, report=out / "notes" / "merge.json")
+        and (out / "notes" / "merge.json").is_file()
+    )
+
+
+def test_swapped_models_are_noticed(tmp_path, pair):
+    base, instruct = pair()
+    adapter = train(base, tmp_path / "a")
+    with pytest.raises(ModelError, match="swap the two"):
+        merge(adapter, instruct, base, tmp_path / "out")
+    report = merge(adapter, base, base, tmp_path / "out")
+    assert any("its own base" in warning for warning in report.warnings)
