@@ -14,12 +14,16 @@ if len(sys.argv) < 5:
     sys.exit(__doc__)
 base, instruct, out, *adapters = sys.argv[1:]
 
-for adapter in adapters:
+for number, adapter in enumerate(adapters, 1):
     for ratio in (0.5, 0.75, 1.0):
-        target = Path(out) / f"{Path(adapter).resolve().parent.name}-{ratio:g}"
-        report = lite_c2f.merge(adapter, base, instruct, target, ratio=ratio)
+        target = Path(out) / f"adapter{number}-{ratio:g}"
+        try:
+            report = lite_c2f.merge(adapter, base, instruct, target, ratio=ratio)
+        except lite_c2f.C2FError as error:  # a folder that is there already, an adapter that cannot be merged
+            print(f"{target}: {error}")
+            continue
         figures = report.totals
         print(
-            f"{target}: |dW|/|W| {figures['relative_change']:.4f}, unchanged {figures['unchanged_share']:.1%}, "
+            f"{target}: |dW|/|W| {figures['relative_change']:.4f}, lost to rounding {figures['unchanged_share']:.1%}, "
             f"projection {figures['projection']:.3f}"
         )

@@ -15,6 +15,7 @@ _PUBLIC = {
     "train_reward": "lite_c2f.pipeline",
     "train_coarse": "lite_c2f.pipeline",
     "merge": "lite_c2f.fine.merge",
+    "Treatment": "lite_c2f.fine.treatment",
     "sweep": "lite_c2f.pipeline",
     "evaluate": "lite_c2f.pipeline",
     "Chat": "lite_c2f.chat",

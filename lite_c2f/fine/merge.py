@@ -53,10 +53,10 @@ def merge(
     pairs, or a YAML file of them, fnmatch on the weight's name, first match wins, `ratio` for the rest; a list of
     numbers in place of a ratio is a gradient over the layers. dtype: "bfloat16", "float16", "float32" or None.
     progress: called with (bytes done, bytes in all) of the output's weights. report: where the report goes,
-    `out`/merge.json by default. treatment: see `Treatment`. resume: keep the finished shards of an interrupted merge of
-    the same inputs and settings. verify: a prompt on which the merged model's logits are compared with those of the
-    unmerged adapter on the instruct model, before anything is published. notice: called with sentences a person should
-    read.
+    `out`/merge.json by default. treatment: a `lite_c2f.Treatment`, such as Treatment(sparsify="dare", density=0.5).
+    resume: keep the finished shards of an interrupted merge of the same inputs and settings. verify: a prompt on which
+    the merged model's logits are compared with those of the unmerged adapter on the instruct model, before anything is
+    published. notice: called with sentences a person should read.
 
     Nothing appears at `out` unless everything does. Raises ConfigError for settings, ModelError for an adapter or
     models that do not fit together, RunError when `out` is in the way or the disk is too small.

@@ -231,6 +231,16 @@ CASES = {
         lambda p: p.weights(p.base / "model.safetensors", lambda t: t.pop(f"{Q}.weight")),
         f"'{Q}.weight', which is missing",
     ),
+    "base of another shape": (
+        lambda p: p.weights(p.base / "model.safetensors", lambda t: t.update({f"{Q}.weight": torch.ones(32, 31)})),
+        "(32, 31)",
+    ),
+    "base in whole numbers": (
+        lambda p: p.weights(
+            p.base / "model.safetensors", lambda t: t.update({f"{Q}.weight": torch.ones(32, 32).int()})
+        ),
+        "I32",
+    ),
     "instruct is a link in a circle": (lambda p: circle(p.instruct), "leads nowhere"),
     "link in a circle within": (circle_within, "leads nowhere"),
     "output is there": (occupied, "exists"),

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lite_c2f.errors import ModelError
-from lite_c2f.fine import stream
+from lite_c2f.fine import shards, stream
 from lite_c2f.fine.merge import merge
 from lite_c2f.fine.report import card_metadata, hub_name
 from lite_c2f.fine.treatment import Treatment
@@ -83,6 +84,30 @@ def test_a_change_in_chunks_that_are_not_counted_is_a_change(tmp_path, hand_adap
     report = merge(hand_adapter(tmp_path / "a", factors), None, instruct, tmp_path / "out")
     assert report.totals["unchanged_share"] == 1.0  # of those that were counted
     assert load_file(tmp_path / "out" / "model.safetensors")[WEIGHT][7].tolist() == [2.0, 1.0]
+
+
+def test_nothing_changed_is_seen_where_not_all_is_counted(tmp_path, hand_adapter, hand_model, monkeypatch):
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(stream, "COUNT_ALL", 0)
+    instruct = hand_model(tmp_path / "m", {WEIGHT: torch.full((64, 2), 256.0, dtype=torch.bfloat16)})
+    factors = {f"{STEM}.lora_A.weight": torch.eye(2), f"{STEM}.lora_B.weight": torch.full((64, 2), 0.25)}
+    with pytest.raises(ModelError, match="all of them"):
+        merge(hand_adapter(tmp_path / "a", factors), None, instruct, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 5), (16, 7), (17, 9), (33, 2**15), (40, 2**20), (32001, 4096), (5, 0)]
+)
+def test_chunks_cover_the_rows_and_none_is_a_single_one(rows, columns):
+    """A single row goes another way in BLAS, with other bits."""
+    entry = shards.TensorEntry("w", "F32", (rows, columns), None, 0, 4 * rows * columns)
+    chunks = stream.row_chunks(entry)
+    if not columns:
+        assert chunks == []
+        return
+    assert chunks[0].start == 0 and chunks[-1].stop == rows
+    assert all(left.stop == right.start for left, right in pairwise(chunks))
+    assert rows == 1 or min(chunk.stop - chunk.start for chunk in chunks) > 1
 
 
 def test_model_card(tmp_path, pico, editable):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lite_c2f.errors import ModelError, RunError
 from lite_c2f.fine import shards
@@ -91,6 +91,21 @@ def test_other_inputs_start_again(tmp_path, pico, editable):
     interrupted(models, tmp_path / "out")
     os.utime(max(instruct.glob("*.safetensors")), (1, 1))
     assert resumed(models, tmp_path / "out")[1] == ["not resumed: instruct changed; starting from the first shard"]
+
+
+@pytest.mark.parametrize("which", ["base", "adapter_config.json", "adapter_model.safetensors"])
+def test_another_base_or_adapter_starts_again(tmp_path, pico, editable, which):
+    models = {**pico, "base": editable("base"), "adapter": editable("adapter")}
+    interrupted(models, tmp_path / "out")
+    if which == "base":
+        os.utime(models["base"] / "model.safetensors", (1, 1))
+    elif which == "adapter_config.json":
+        (models["adapter"] / which).write_text((models["adapter"] / which).read_text() + "\n")
+    else:
+        tensors = load_file(models["adapter"] / which)
+        save_file({name: tensor * 2 for name, tensor in tensors.items()}, models["adapter"] / which)
+    named = "base" if which == "base" else "adapter"
+    assert resumed(models, tmp_path / "out")[1] == [f"not resumed: {named} changed; starting from the first shard"]
 
 
 def test_without_resume_it_starts_again(tmp_path, pico):
