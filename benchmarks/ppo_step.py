@@ -47,7 +47,7 @@ def prompts_of(vocabulary: int, count: int) -> list[list[int]]:
     return torch.randint(3, vocabulary, (count, PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once: int, seed: int) -> dict:
+def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once: int, seed: int = 0) -> dict:
     """Seconds of each update through this project's own stages, and the mean response length."""
     import torch
     from models import EOS, PAD
@@ -85,7 +85,7 @@ def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once:
     return {"seconds": seconds[1:], "mean_tokens": statistics.fmean(lengths[1:])}
 
 
-def theirs(folder: str, vocabulary: int, quantization: str, updates: int, at_once: int, seed: int) -> dict:
+def theirs(folder: str, vocabulary: int, quantization: str, updates: int, at_once: int, seed: int = 0) -> dict:
     """The same through TRL's PPOTrainer; its models are loaded the same way."""
     import torch
     from datasets import Dataset
