@@ -232,6 +232,9 @@ class Run(Section):
     dir: str = Field("runs/c2f", description="Run directory.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field("none", description="Where metrics also go.")
+    checkpoint_every: int = Field(10, ge=1, description="PPO updates between checkpoints.")
+    checkpoint_minutes: float = Field(10.0, gt=0, description="Longest time between checkpoints, at the next update.")
+    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept, beside the one with the best reward.")
 
 
 class Hardware(Section):
@@ -273,6 +276,13 @@ class Config(Section):
         limit = length.start if length.mode == "fixed" else length.max
         answers = (limit, self.data.max_answer_tokens, self.fine.max_tokens, self.evaluation.max_tokens)
         return self.data.max_prompt_tokens + max(answers)
+
+    def identity(self, sections: Sequence[str]) -> dict[str, Any]:
+        """What a result depends on: these sections without the batch sizes, and the seed. JSON-ready."""
+        values = self.model_dump(mode="json")
+        for section, key in (("reward", "micro_batch"), ("coarse", "micro_batch"), ("coarse", "sampling_batch")):
+            del values[section][key]
+        return {**{section: values[section] for section in sections}, "run": {"seed": self.run.seed}}
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load_config` reads back to an equal one."""

@@ -56,25 +56,12 @@ def check_run(run: Path, config: Config) -> None:
                 f"remove {run / later[0]}, or bring {run / stage} back",
             )
     if saved.is_file():
-        before = _without_batches(load_config(saved))
-        after = _without_batches(config)
+        before = load_config(saved)
         sections: list[str] = []
         for stage in STAGES:
             sections += READS[stage]
             if is_published(run, stage):
-                refuse_difference(run, stage, {s: before[s] for s in sections}, {s: after[s] for s in sections})
-        if any(is_published(run, stage) for stage in STAGES) and before["run"]["seed"] != after["run"]["seed"]:
-            refuse_difference(
-                run, "reward", {"run": before["run"]}, {"run": after["run"] | {"dir": before["run"]["dir"]}}
-            )
-
-
-def _without_batches(config: Config) -> dict[str, Any]:
-    """The configuration without what only memory and speed depend on."""
-    values = config.model_dump()
-    for section, key in (("reward", "micro_batch"), ("coarse", "micro_batch"), ("coarse", "sampling_batch")):
-        del values[section][key]
-    return values
+                refuse_difference(run, stage, before.identity(sections), config.identity(sections))
 
 
 def save_config(run: Path, config: Config) -> None:

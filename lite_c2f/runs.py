@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from lite_c2f.errors import RunError
 
@@ -92,24 +94,57 @@ def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records))
 
 
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Objects of a .jsonl file of a run, [] where there is none; raises RunError naming the line that is damaged."""
+    if not file.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise RunError.because(f"{file}:{number} is not JSON", "one object a line", "remove that line") from None
+    return rows
+
+
+def cut_lines(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Keep the objects of a .jsonl file that `keep` wants; a line that a kill left half-written goes too."""
+    if not file.is_file():
+        return
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
+            if keep(json.loads(line)):
+                kept.append(line if line.endswith("\n") else line + "\n")
+    if kept != lines:
+        write_text(file, "".join(kept))
+
+
 class Metrics:
     """metrics.jsonl of a run, one object a line; the same numbers go to an accelerate tracker where one is given."""
 
     def __init__(self, run: Path, tracker: Any = None) -> None:
         self.path, self.tracker = run / "metrics.jsonl", tracker
 
-    def restart(self, stage: str) -> None:
-        """Forget lines of this stage: it was interrupted, and starts again."""
-        if self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if not line.startswith(f'{{"stage": "{stage}"')]
-            if len(kept) < len(lines):
-                write_text(self.path, "".join(kept))
+    def restart(self, stage: str, after: int = 0) -> None:
+        """Forget this stage's lines after a step: it was interrupted, and goes on from there."""
+        cut_lines(self.path, lambda line: line.get("stage") != stage or line.get("step", 0) <= after)
 
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
         append_line(self.path, {"stage": stage, "step": step, **values})
         if self.tracker is not None:
             self.tracker.log({f"{stage}/{name}": value for name, value in values.items()}, step=step)
+
+
+def hash_of(file: Path) -> str:
+    """XXH3 (128 bits) of a file, in hex: it tells inputs apart. Ten times as fast as sha256, but no proof of origin."""
+    digest = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(2**20))
+    with file.open("rb", buffering=0) as source:
+        while size := source.readinto(buffer):
+            digest.update(buffer[:size])
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lite_c2f"
 # A room may import from itself and from rooms before it.
 ORDER = (
-    "errors", "views", "config", "runs", "ops", "data", "toy", "memory", "doctor", "batches", "backbone", "sampling",
+    "errors", "views", "interrupts", "config", "runs", "checkpoints",
+    "ops", "data", "toy", "memory", "doctor", "batches", "backbone", "sampling",
     "answers", "inputs",
     "reward", "actors", "coarse", "fine", "evaluation", "manifest", "pipeline", "chat",
     "chat_terminal", "ui", "terminal", "cli",

@@ -1,9 +1,8 @@
 """The loop: sample, score, advantages, update, limit."""
 
 import math
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,15 @@ from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages, gae, token_rewards
 from lite_c2f.coarse.length import LengthState, advance, start
 from lite_c2f.coarse.loss import adapt_kl
+from lite_c2f.coarse.progress import Prompts, Standing
 from lite_c2f.coarse.rollout import Batches, Ends, Rollout, collect
+from lite_c2f.coarse.saves import Saves
 from lite_c2f.coarse.update import update
 from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_prompt, stop_ids
 from lite_c2f.errors import ModelError, RunError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
+from lite_c2f.interrupts import graceful
 from lite_c2f.ops import explained_variance
 from lite_c2f.reward.score import Normalizer
 from lite_c2f.runs import Metrics, append_line, read_json, write_json
@@ -51,75 +53,79 @@ def train_coarse(
     tokenizer = load_tokenizer(models.base)
     roles, normalizer = prepare_roles(config, models, run)
     ends = Ends(tokenizer.eos_token_id, tokenizer.pad_token_id, stop_ids(tokenizer, config.model.stop))
-    stream = prompt_stream(config, corpus, tokenizer)
     shown = [_encode(config, tokenizer, prompt) for prompt in corpus.held_out_prompts[: settings.sample_prompts]]
+    standing = begin(config, corpus, roles, tokenizer, tell)
+    optimizers, shuffler, batches = standing.optimizers, standing.shuffler, standing.batches
+    log, samples_file = Metrics(run, tracker), run / "coarse" / "samples.jsonl"
+    saved = Saves(config, run, standing, tell)
+    saved.resume(log, samples_file)
+
+    with graceful(tell) as interruption:
+        while standing.step < settings.updates:
+            began = time.perf_counter()
+            step = standing.step + 1
+            # 1. sample, score and value
+            numbers, prompts = zip(*standing.prompts.take(settings.rollouts), strict=True)
+            seed = config.run.seed * 1_000_003 + step
+            limit, expected = standing.length.limit, standing.known.of(numbers)
+            rollout = collect(roles, prompts, settings, limit, ends, normalizer, seed, batches, expected, tick)
+            standing.known.seen(numbers, rollout.responses.tokens)
+            sampled = time.perf_counter()
+            # 2. rewards a token, advantages
+            clipped = rollout.scores.clamp(-settings.reward_clip, settings.reward_clip)
+            rewards = token_rewards(clipped, rollout.old_logprobs, rollout.reference, rollout.mask, standing.kl_coef)
+            advantages = gae(rewards, rollout.values, rollout.mask, settings.gamma, settings.gae_lambda)
+            # 3. update policy and critic
+            warm = step > settings.critic_warmup
+            figures = update(roles, optimizers, rollout, advantages, settings, shuffler, warm=warm, batches=batches)
+            # 4. log, then let the limit grow
+            line = describe(rollout, advantages, figures, standing.length, standing.kl_coef)
+            ended = time.perf_counter()
+            line |= {
+                "tokens_per_s": line["tokens"] * settings.rollouts / (ended - began),
+                "sampling_seconds": sampled - began,
+                "seconds": ended - began,
+                "peak_memory_mib": peak_memory_mib(roles.device),
+                "sampling_batch": batches.sampling.size,
+                "micro_batch": batches.update.size,
+            }
+            check_finite(step, line)
+            standing.lines.append(line)
+            log.write("coarse", step, line)
+            standing.kl_coef = adapt_kl(standing.kl_coef, rollout.kl, settings.kl_target, settings.rollouts)
+            standing.length = advance(
+                standing.length, settings.length, line["reward"], line["value_loss"], line["hit_limit"]
+            )
+            standing.step = step
+            if step == 1 or step % settings.sample_every == 0 or step == settings.updates:
+                store_samples(roles, shown, tokenizer, config, ends, standing.length.limit, step, samples_file)
+            if progress:
+                progress(step, settings.updates, line)
+            # 5. a checkpoint, where one is due
+            saved.after_update(line["reward"], interruption.asked)
+
+    metrics = publish(roles, config, models, run, standing.lines)
+    saved.clear()
+    return metrics
+
+
+def begin(config: Config, corpus: Corpus, roles: Roles, tokenizer: Any, tell: Callable[[str], None] | None) -> Standing:
+    """The loop before its first update."""
+    settings = config.coarse
     fused = roles.device.type == "cuda"  # the default there makes a temporary as large as the adapter
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "policy": torch.optim.AdamW(roles.trainable("policy"), lr=settings.lr, weight_decay=0.0, fused=fused),
-        "critic": torch.optim.AdamW(roles.trainable("critic"), lr=settings.critic_lr, weight_decay=0.0, fused=fused),
-    }
-    shuffler = torch.Generator().manual_seed(config.run.seed)
-    batches, known = Batches.of(settings, tell), KnownLengths()
-    log, state, kl_coef, lines = Metrics(run, tracker), start(settings.length), settings.kl_coef, []
-    samples_file = run / "coarse" / "samples.jsonl"
-    samples_file.unlink(missing_ok=True)
-    log.restart("coarse")
-
-    for step in range(1, settings.updates + 1):
-        began = time.perf_counter()
-        # 1. sample, score and value
-        prompts = [next(stream) for _ in range(settings.rollouts)]
-        seed = config.run.seed * 1_000_003 + step
-        expected = known.of(prompts)
-        rollout = collect(roles, prompts, settings, state.limit, ends, normalizer, seed, batches, expected, tick)
-        known.seen(prompts, rollout.responses.tokens)
-        sampled = time.perf_counter()
-        # 2. rewards a token, advantages
-        clipped = rollout.scores.clamp(-settings.reward_clip, settings.reward_clip)
-        rewards = token_rewards(clipped, rollout.old_logprobs, rollout.reference, rollout.mask, kl_coef)
-        advantages = gae(rewards, rollout.values, rollout.mask, settings.gamma, settings.gae_lambda)
-        # 3. update policy and critic
-        warm = step > settings.critic_warmup
-        figures = update(roles, optimizers, rollout, advantages, settings, shuffler, warm=warm, batches=batches)
-        # 4. log, then let the limit grow
-        line = describe(rollout, advantages, figures, state, kl_coef)
-        ended = time.perf_counter()
-        line |= {
-            "tokens_per_s": line["tokens"] * settings.rollouts / (ended - began),
-            "sampling_seconds": sampled - began,
-            "seconds": ended - began,
-            "peak_memory_mib": peak_memory_mib(roles.device),
-            "sampling_batch": batches.sampling.size,
-            "micro_batch": batches.update.size,
-        }
-        check_finite(step, line)
-        lines.append(line)
-        log.write("coarse", step, line)
-        kl_coef = adapt_kl(kl_coef, rollout.kl, settings.kl_target, settings.rollouts)
-        state = advance(state, settings.length, line["reward"], line["value_loss"], line["hit_limit"])
-        if step == 1 or step % settings.sample_every == 0 or step == settings.updates:
-            store_samples(roles, shown, tokenizer, config, ends, state.limit, step, samples_file)
-        if progress:
-            progress(step, settings.updates, line)
-
-    return publish(roles, config, models, run, lines)
-
-
-class KnownLengths:
-    """How long the last response to each prompt was: long ones start first, so that none is left for the end."""
-
-    def __init__(self) -> None:
-        self.lengths: dict[tuple[int, ...], int] = {}
-
-    def of(self, prompts: Sequence[list[int]]) -> list[float]:
-        """Tokens to expect for each prompt; the mean of what is known for one that was never answered."""
-        mean = sum(self.lengths.values()) / max(len(self.lengths), 1)
-        return [self.lengths.get(tuple(prompt), mean) for prompt in prompts]
-
-    def seen(self, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> None:
-        """Remember these responses' lengths."""
-        for prompt, response in zip(prompts, responses, strict=True):
-            self.lengths[tuple(prompt)] = len(response)
+    rates = {"policy": settings.lr, "critic": settings.critic_lr}
+    return Standing(
+        roles=roles,
+        optimizers={
+            name: torch.optim.AdamW(roles.trainable(name), lr=rate, weight_decay=0.0, fused=fused)
+            for name, rate in rates.items()
+        },
+        shuffler=torch.Generator().manual_seed(config.run.seed),
+        prompts=Prompts(config, corpus, tokenizer),
+        batches=Batches.of(settings, tell),
+        length=start(settings.length),
+        kl_coef=settings.kl_coef,
+    )
 
 
 def prepare_roles(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Normalizer]:
@@ -139,16 +145,6 @@ def prepare_roles(config: Config, models: ModelPair, run: Path) -> tuple[Roles, 
     roles.add_head("reward", head)
     roles.add_head("critic", head.rescaled(normalizer.mean, normalizer.std))
     return roles, normalizer
-
-
-def prompt_stream(config: Config, corpus: Corpus, tokenizer: Any) -> Iterator[list[int]]:
-    """Training prompts without end, in an order shuffled anew for each pass."""
-    rng = random.Random(config.run.seed)
-    prompts = list(corpus.train_prompts)
-    while True:
-        rng.shuffle(prompts)
-        for prompt in prompts:
-            yield _encode(config, tokenizer, prompt)
 
 
 def _encode(config: Config, tokenizer: Any, prompt: Any) -> list[int]:

@@ -3,12 +3,10 @@
 import base64
 import html
 import io
-import json
 from pathlib import Path
 from typing import Any
 
-from lite_c2f.errors import RunError
-from lite_c2f.runs import read_json, write_text
+from lite_c2f.runs import read_json, read_lines, write_text
 
 CURVES = (
     ("reward", "reward (standard deviations)"),
@@ -104,16 +102,3 @@ def answers(rows: list[dict[str, Any]]) -> list[str]:
         label = f"<b>{row['actor']}</b> {row['reward']:+.2f}<br>{row['tokens']} tokens, {row['finish']}"
         parts.append(f'<div class="sample"><span>{label}</span><span>{html.escape(row["response"])}</span></div>')
     return parts
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Objects of a .jsonl file of a run; raises RunError naming the line that is damaged."""
-    if not file.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            raise RunError.because(f"{file}:{number}: not JSON", "a line of lite-c2f", "remove that line") from None
-    return rows

@@ -6,8 +6,9 @@ import torch
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages
+from lite_c2f.coarse.progress import KnownLengths
 from lite_c2f.coarse.rollout import Batches, Ends, collect, micro_batches
-from lite_c2f.coarse.train import KnownLengths, check_finite
+from lite_c2f.coarse.train import check_finite
 from lite_c2f.coarse.update import update
 from lite_c2f.config import Lora, load_config
 from lite_c2f.errors import MemoryFullError, ModelError
@@ -265,9 +266,9 @@ def test_an_error_of_another_kind_is_not_taken_for_a_full_card(roles, rollout, m
 
 def test_known_lengths_come_back_for_the_same_prompts():
     known = KnownLengths()
-    assert known.of(PROMPTS[:2]) == [0, 0]
-    known.seen(PROMPTS[:2], [[1] * 9, [1] * 3])
-    assert known.of([PROMPTS[1], PROMPTS[2], PROMPTS[0]]) == [3, 6, 9]  # the mean for one that is new
+    assert known.of([4, 7]) == [0, 0]
+    known.seen([4, 7], [[1] * 9, [1] * 3])
+    assert known.of([7, 5, 4]) == [3, 6, 9]  # the mean for one that is new
 
 
 def test_a_diverged_update_is_named():

@@ -1,0 +1,142 @@
+"""Where the PPO loop stands between two updates, and how that is put into a checkpoint and taken out again."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+from lite_c2f.backbone.roles import Roles
+from lite_c2f.checkpoints import (
+    Checkpoint,
+    generators,
+    optimizer_tensors,
+    restore_generators,
+    restore_optimizer,
+)
+from lite_c2f.coarse.length import LengthState, Running
+from lite_c2f.coarse.rollout import Batches
+from lite_c2f.config import Config
+from lite_c2f.data.encode import encode_prompt
+from lite_c2f.inputs import Corpus
+from lite_c2f.runs import read_lines
+
+TRAINED = ("policy", "critic")
+
+
+class Prompts:
+    """Training prompts without end, in an order shuffled anew for each pass; remembers how many were taken."""
+
+    def __init__(self, config: Config, corpus: Corpus, tokenizer: Any) -> None:
+        self._config, self._prompts, self._tokenizer = config, list(corpus.train_prompts), tokenizer
+        self._rng, self._order = random.Random(config.run.seed), list(range(len(self._prompts)))
+        self.taken = 0
+
+    def take(self, count: int) -> list[tuple[int, list[int]]]:
+        """The next prompts: (number in the corpus, token ids)."""
+        return [(index, self._encode(index)) for index in self._next(count)]
+
+    def skip(self, count: int) -> None:
+        """Pass over prompts that were taken before."""
+        self._next(count)
+
+    def _next(self, count: int) -> list[int]:
+        found = []
+        for _ in range(count):
+            place = self.taken % len(self._order)
+            if place == 0:
+                self._rng.shuffle(self._order)
+            found.append(self._order[place])
+            self.taken += 1
+        return found
+
+    def _encode(self, index: int) -> list[int]:
+        settings = self._config
+        ids, _ = encode_prompt(
+            self._tokenizer,
+            self._prompts[index].turns,
+            settings.data.max_prompt_tokens,
+            template=settings.model.prompt_template,
+        )
+        return ids
+
+
+class KnownLengths:
+    """How long the last response to each prompt was: long ones start first, so that none is left for the end."""
+
+    def __init__(self) -> None:
+        self.lengths: dict[int, int] = {}  # by the prompt's number in the corpus
+
+    def of(self, prompts: Sequence[int]) -> list[float]:
+        """Tokens to expect for each prompt; the mean of what is known for one that was never answered."""
+        mean = sum(self.lengths.values()) / max(len(self.lengths), 1)
+        return [self.lengths.get(prompt, mean) for prompt in prompts]
+
+    def seen(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> None:
+        """Remember these responses' lengths."""
+        for prompt, response in zip(prompts, responses, strict=True):
+            self.lengths[prompt] = len(response)
+
+
+@dataclass
+class Standing:
+    """Everything that an update changes, beside the models' own tensors."""
+
+    roles: Roles
+    optimizers: dict[str, torch.optim.Optimizer]
+    shuffler: torch.Generator
+    prompts: Prompts
+    batches: Batches
+    length: LengthState
+    kl_coef: float
+    known: KnownLengths = field(default_factory=KnownLengths)
+    step: int = 0  # updates done
+    lines: list[dict[str, float]] = field(default_factory=list)  # of metrics.jsonl, one an update
+
+    def checkpoint(self) -> Checkpoint:
+        """All of it, for `restore`. The lines stay in metrics.jsonl."""
+        state, tensors = generators({"shuffler": self.shuffler})
+        for name in TRAINED:
+            adapter = get_peft_model_state_dict(self.roles.model, adapter_name=name, save_embedding_layers=False)
+            tensors |= {f"{name}.{key}": value for key, value in adapter.items()}
+            tensors |= optimizer_tensors(f"optimizer.{name}", self.optimizers[name])
+        tensors |= {f"head.critic.{key}": value for key, value in self.roles.heads["critic"].state_dict().items()}
+        known = torch.tensor(list(self.known.lengths.items()), dtype=torch.int64).view(-1, 2)
+        return Checkpoint(
+            self.step,
+            {
+                "generators": state,
+                "taken": self.prompts.taken,
+                "batches": {name: batch.size for name, batch in self.batches._asdict().items()},
+                "length": [self.length.limit, list(self.length.reward), list(self.length.value_loss), self.length.gate],
+                "kl_coef": self.kl_coef,
+            },
+            {**tensors, "known_lengths": known},
+        )
+
+    def restore(self, checkpoint: Checkpoint, run: Path) -> None:
+        """Go back to where a checkpoint was made; metrics.jsonl has to have been cut to it."""
+        state, tensors = checkpoint.state, checkpoint.tensors
+        for name in TRAINED:
+            adapter = {
+                key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")
+            }
+            set_peft_model_state_dict(self.roles.model, adapter, adapter_name=name)
+            restore_optimizer(f"optimizer.{name}", self.optimizers[name], tensors)
+        head = {
+            key.removeprefix("head.critic."): value for key, value in tensors.items() if key.startswith("head.critic.")
+        }
+        self.roles.heads["critic"].load_state_dict(head)
+        self.prompts.skip(state["taken"])
+        for name, batch in self.batches._asdict().items():
+            batch.size = min(batch.size, state["batches"][name])
+        limit, reward, value_loss, gate = state["length"]
+        self.length = LengthState(limit, Running(*reward), Running(*value_loss), gate)
+        self.kl_coef = state["kl_coef"]
+        self.known.lengths = dict(map(tuple, tensors["known_lengths"].tolist()))
+        self.step = checkpoint.step
+        self.lines = [line for line in read_lines(run / "metrics.jsonl") if line["stage"] == "coarse"]
+        restore_generators(state["generators"], tensors, {"shuffler": self.shuffler})

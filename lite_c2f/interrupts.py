@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM at a boundary: the work under way is finished and saved; a second signal stops at once."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+
+class Interruption:
+    """Whether a signal has asked for an end."""
+
+    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
+        self.asked = False
+        self._tell = tell
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler. The second signal raises KeyboardInterrupt where the work stands."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        if self._tell:
+            self._tell(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
+
+
+@contextlib.contextmanager
+def graceful(tell: Callable[[str], None] | None = None) -> Iterator[Interruption]:
+    """Inside the block SIGINT and SIGTERM only set `asked`; the handlers that were there come back afterwards.
+
+    Outside the main thread, where Python allows no handlers, nothing changes. tell: receives one line at the signal.
+    """
+    interruption = Interruption(tell)
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, interruption.ask)
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
