@@ -34,6 +34,7 @@ bench: setup
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/ppo_step.py
+	$(BIN)/python benchmarks/merge.py --only ours,cp,peft
 	$(BIN)/python benchmarks/length_modes.py
 
 clean:
