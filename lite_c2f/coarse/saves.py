@@ -21,6 +21,7 @@ class Saves:
         self._settings, self._run, self._standing, self._tell = config.run, run, standing, tell
         self._store = Checkpoints(run / "coarse" / "checkpoints", config.run.keep_checkpoints)
         self._identity = config.identity(SECTIONS)
+        del self._identity["coarse"]["updates"]  # no update depends on how many will follow
         self._last = time.monotonic()
 
     def resume(self, log: Metrics, samples: Path) -> None:
