@@ -106,7 +106,7 @@ def measure(roles, sizes, limit: int, rows: int) -> dict[str, dict[str, float]]:
     minibatch = Minibatch(rollout, Advantages(flat + 1.0, flat), flat, False, range(rows), int(mask.sum()))
 
     def scoring() -> None:
-        evaluate(roles, "reference", tokens, mask, rollout.lengths, 1.0, batches.update)
+        evaluate(roles, "reference", tokens, mask, rollout.lengths, range(len(rollout.lengths)), 1.0, batches.update)
 
     def update() -> None:
         for role in ("critic", "policy"):

@@ -1,22 +1,25 @@
 """Checkpoints of a stage: whole or not at all, hashed, the newest good one found again. No pickle."""
 
 import json
+import math
 import random
 import re
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lite_c2f.errors import RunError
+from lite_c2f.identity import first_difference
 from lite_c2f.runs import hash_of, publish_folder, write_json
 
-STATE, TENSORS, HASHES = "state.json", "tensors.safetensors", "hashes.json"
+STATE, TENSORS, SCORE, HASHES = "state.json", "tensors.safetensors", "score.json", "hashes.json"
 
 
 class Checkpoint(NamedTuple):
@@ -31,38 +34,65 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """RUN/STAGE/checkpoints/step-NNNNNN: the last `keep` of them, and the one with the best `score`.
 
-    Tensors are safetensors, everything else JSON; a file of hashes says what is whole.
+    A folder holds whatever its stage put there; hashes.json says which files make it whole.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, max(1, keep)
 
-    def save(self, checkpoint: Checkpoint, score: float | None = None) -> Path:
-        """Publish a checkpoint, then remove those that are neither new nor best."""
-        target = self.folder / f"step-{checkpoint.step:06d}"
+    def publish(self, step: int, fill: Callable[[Path], None], score: float | None = None) -> Path:
+        """Let `fill` write into a folder, publish it with its hashes, and remove those that are neither new nor best.
+
+        score: the higher, the better; None and numbers that are not finite never make it the best.
+        """
+        target = self.folder / f"step-{step:06d}"
         with publish_folder(target, replace=True) as unfinished:
-            save_file({name: _stored(value) for name, value in checkpoint.tensors.items()}, unfinished / TENSORS)
-            write_json(unfinished / STATE, {"step": checkpoint.step, "score": score, "state": checkpoint.state})
-            hashes = {name: hash_of(unfinished / name) for name in (TENSORS, STATE)}
+            fill(unfinished)
+            known = score if score is not None and math.isfinite(score) else None
+            write_json(unfinished / SCORE, {"step": step, "score": known})
+            files = sorted(path for path in unfinished.rglob("*") if path.is_file())
+            hashes = {path.relative_to(unfinished).as_posix(): hash_of(path) for path in files}
             write_json(unfinished / HASHES, hashes)
         self._prune()
         return target
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is whole, and a sentence for each newer one that is not."""
+    def newest_folder(self) -> tuple[Path | None, list[str]]:
+        """The newest folder that is whole, and a sentence for each newer one that is not."""
         damaged: list[str] = []
         for folder in reversed(self.folders()):
             reason = _damage(folder)
             if reason is None:
-                saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
-                return Checkpoint(saved["step"], saved["state"], load_file(folder / TENSORS), folder), damaged
+                return folder, damaged
             damaged.append(f"checkpoint '{folder}' is damaged ({reason}): taking the one before")
         return None, damaged
+
+    def save(self, checkpoint: Checkpoint, score: float | None = None) -> Path:
+        """Publish a checkpoint of JSON and tensors."""
+
+        def fill(folder: Path) -> None:
+            save_file({name: _stored(value) for name, value in checkpoint.tensors.items()}, folder / TENSORS)
+            write_json(folder / STATE, {"step": checkpoint.step, "state": checkpoint.state})
+
+        return self.publish(checkpoint.step, fill, score)
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest of `save` that is whole, and a sentence for each newer one that is not."""
+        folder, damaged = self.newest_folder()
+        if folder is None:
+            return None, damaged
+        saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return Checkpoint(saved["step"], saved["state"], load_file(folder / TENSORS), folder), damaged
 
     def folders(self) -> list[Path]:
         """Those that are published, oldest first."""
         found = self.folder.glob("step-*") if self.folder.is_dir() else ()
         return sorted(path for path in found if path.is_dir() and re.fullmatch(r"step-\d{6,}", path.name))
+
+    def forget_after(self, step: int) -> None:
+        """Remove those beyond a step: what follows it will be done anew."""
+        for folder in self.folders():
+            if int(folder.name.removeprefix("step-")) > step:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:
         """Remove all of them: the stage is published, or starts anew."""
@@ -75,6 +105,33 @@ class Checkpoints:
         for folder in folders[: -self.keep]:
             if folder != best:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+class Rhythm:
+    """When a checkpoint is due: every so many steps, and at the first step after so many minutes.
+
+    Minutes are counted by a clock that nobody sets, so that a changed system time does nothing.
+    """
+
+    def __init__(self, every: int, minutes: float) -> None:
+        self._every, self._seconds = every, 60 * minutes
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Is it time to save, after this step?"""
+        return step % self._every == 0 or time.monotonic() - self._last >= self._seconds
+
+    def saved(self) -> None:
+        """The minutes count from now on."""
+        self._last = time.monotonic()
+
+
+def refuse_other(place: Path, before: Any, now: Any, remedy: str) -> None:
+    """Raise RunError naming the first setting or input in which a checkpoint's identity is not that of this run."""
+    difference = first_difference(before, now)
+    if difference is not None:
+        key, then, today = difference
+        raise RunError.because(f"'{place}' was made with {key}={then!r}, now {today!r}", "the same value", remedy)
 
 
 def generators(own: Mapping[str, torch.Generator] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -135,20 +192,19 @@ def _stored(tensor: Tensor) -> Tensor:
 
 def _damage(folder: Path) -> str | None:
     try:
-        hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
-        if set(hashes) != {TENSORS, STATE}:
+        expected = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+        if SCORE not in expected:
             return f"{HASHES} names other files"
-        for name, expected in hashes.items():
-            if hash_of(folder / name) != expected:
+        for name, known in expected.items():
+            if hash_of(folder / name) != known:
                 return f"{name} has another hash"
-        load_file(folder / TENSORS)
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def _score(folder: Path) -> float | None:
     try:
-        return json.loads((folder / STATE).read_text(encoding="utf-8"))["score"]
+        return json.loads((folder / SCORE).read_text(encoding="utf-8"))["score"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

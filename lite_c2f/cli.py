@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from enum import StrEnum
 from importlib.resources import files
@@ -93,7 +95,10 @@ def train(
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run directory (default: run.dir of the config).")] = None,
     stage: Annotated[Stage | None, typer.Option(help="Run this stage alone.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with a run that exists.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with a run that exists, and fail where there is none.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although data, models or settings are no longer the same.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Print configuration, stages, sizes and disk; train nothing.")] = False,
 ) -> None:
     """Train all stages, or one; what is already published is skipped."""
@@ -101,7 +106,7 @@ def train(
     if dry_run:
         _dry_run(config, overrides or [], run_dir, stages)
     else:
-        _train(config, overrides or [], run_dir, stages, resume=resume)
+        _train(config, overrides or [], run_dir, stages, resume=resume, force=force)
 
 
 @app.command(epilog="Example: lite-c2f plan configs/mistral-7b-24gb.yaml --vram 24")
@@ -294,7 +299,9 @@ def toy_config() -> Path:
     return Path(str(files("lite_c2f.toy") / "toy.yaml"))
 
 
-def _train(config: Path, overrides: list[str], run_dir: Path | None, stages: list[Stage], *, resume: bool) -> None:
+def _train(
+    config: Path, overrides: list[str], run_dir: Path | None, stages: list[Stage], *, resume: bool, force: bool = False
+) -> None:
     from lite_c2f.config import load_config
 
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
@@ -305,14 +312,17 @@ def _train(config: Path, overrides: list[str], run_dir: Path | None, stages: lis
 
     view = Terminal()
     try:
-        summary = run_train(settings, run, [stage.value for stage in stages], resume=resume, view=view)
+        summary = run_train(settings, run, [stage.value for stage in stages], resume=resume, force=force, view=view)
     except KeyboardInterrupt:
         view.close()
-        typer.echo(f"interrupted; published stages are safe in {run}. Go on with the same command.", err=True)
+        if _process() == 0:
+            text = f"interrupted; what was done is saved in {run}. Go on with the same command."
+            typer.echo(text, err=True)
         raise
     finally:
         view.close()
-    print_summary(summary, run)
+    if summary:  # other processes than the first have none
+        print_summary(summary, run)
 
 
 def _card(settings: Any) -> float | None:
@@ -359,6 +369,7 @@ def main(arguments: list[str] | None = None) -> Any:
     """Entry point: 0 done, 2 the user can fix it, 1 a bug, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
+    _end_on_sigterm()
     try:
         code = app(args=_debug_first(given), standalone_mode=False)
     except C2FError as error:
@@ -386,5 +397,17 @@ def _debug_first(given: list[str]) -> list[str]:
 
 
 def _fail(text: str, code: int) -> int:
-    print(text, file=sys.stderr)
+    number = _process()
+    print(text if number == 0 else f"process {number}: {text}", file=sys.stderr)
     return code
+
+
+def _process() -> int:
+    """The number of this process among those of a launcher, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends a command as Ctrl-C does: whatever has to be put away is put away, exit code 130."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)

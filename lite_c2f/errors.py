@@ -29,6 +29,10 @@ class ModelError(C2FError):
     """A model folder, a tokenizer or an adapter cannot be used, alone or together with another."""
 
 
+class NonFiniteError(ModelError):
+    """A number is infinite or none at all, where training or sampling needs a finite one."""
+
+
 class RunError(C2FError):
     """A run directory is missing something, is in the way, or belongs to another configuration."""
 

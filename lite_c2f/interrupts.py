@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM at a boundary: the work under way is finished and saved; a second signal stops at once."""
+"""Ctrl-C and SIGTERM at a boundary: the work under way is finished and saved; the same signal again stops at once.
+
+A launcher sends SIGTERM to processes that Ctrl-C has reached already: only the same signal twice is impatience.
+"""
 
 import contextlib
 import signal
@@ -12,14 +15,15 @@ class Interruption:
 
     def __init__(self, tell: Callable[[str], None] | None = None) -> None:
         self.asked = False
-        self._tell = tell
+        self._tell, self._seen = tell, set[int]()
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler. The second signal raises KeyboardInterrupt where the work stands."""
-        if self.asked:
+        """The signal handler. The same one again raises KeyboardInterrupt where the work stands."""
+        if number in self._seen:
             raise KeyboardInterrupt
-        self.asked = True
-        if self._tell:
+        first, self.asked = not self.asked, True
+        self._seen.add(number)
+        if self._tell and first:
             self._tell(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
 
 

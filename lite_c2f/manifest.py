@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 import lite_c2f
+from lite_c2f import locks, ranks
 from lite_c2f.config import Config, load_config
-from lite_c2f.errors import RunError
+from lite_c2f.errors import ConfigError, RunError
+from lite_c2f.identity import first_difference
 from lite_c2f.inputs import ModelPair
 from lite_c2f.runs import read_json, write_json, write_text
 
@@ -40,12 +42,13 @@ def check_stages(run: Path, stages: Sequence[str]) -> None:
             )
 
 
-def check_run(run: Path, config: Config) -> None:
-    """Raise RunError when the run directory holds something else, or stages made with another configuration."""
+def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
+    """Raise RunError when the run directory holds something else, or stages made with another configuration.
+
+    force: accept other settings of the stages, and return them; not of the model, the data or the adapters.
+    """
     saved = run / "config.yaml"
-    if run.exists() and not run.is_dir():
-        raise RunError.because(f"run.dir '{run}' is a file", "a folder", "choose another run.dir")
-    if not saved.is_file() and run.is_dir() and any(run.iterdir()):
+    if not saved.is_file() and run.is_dir() and any(path.name != locks.NAME for path in run.iterdir()):
         raise RunError.because(f"'{run}' is not empty and no run", "a new or empty folder", "choose another run.dir")
     for index, stage in enumerate(STAGES):
         later = [name for name in STAGES[index + 1 :] if is_published(run, name)]
@@ -55,13 +58,48 @@ def check_run(run: Path, config: Config) -> None:
                 "stages that belong together",
                 f"remove {run / later[0]}, or bring {run / stage} back",
             )
+    accepted: list[str] = []
     if saved.is_file():
         before = load_config(saved)
         sections: list[str] = []
         for stage in STAGES:
             sections += READS[stage]
             if is_published(run, stage):
-                refuse_difference(run, stage, before.identity(sections), config.identity(sections))
+                difference = first_difference(before.identity(sections), config.identity(sections))
+                if difference is None:
+                    continue
+                key, then, now = difference
+                told = f"'{run}' has a {stage} stage made with {key}={then!r}, now {now!r}"
+                can_force = key.split(".")[0] in STAGES
+                if not (force and can_force):
+                    remedy = ", accept it with --force" if can_force and not force else ""
+                    raise RunError.because(
+                        told, "the same value", f"use another --run-dir{remedy}, or remove {run}/{stage}"
+                    )
+                accepted.append(told)
+    return accepted
+
+
+def check_processes(config: Config) -> None:
+    """Raise ConfigError when a batch cannot be shared out among the processes."""
+    count = ranks.world()
+    for key, rows in (
+        ("reward.batch", config.reward.batch),
+        ("coarse.rollouts / coarse.minibatches", config.coarse.rollouts // config.coarse.minibatches),
+    ):
+        if rows % count:
+            raise ConfigError.because(f"{key} is {rows} with {count} processes", f"a multiple of {count}", "change it")
+
+
+def begun(run: Path) -> bool:
+    """Is there anything in this run that was made from its inputs?"""
+    return any(is_published(run, stage) for stage in STAGES) or any(run.glob("*/checkpoints/step-*"))
+
+
+def inputs_of(run: Path) -> dict[str, str]:
+    """Fingerprints of the inputs that a run began with."""
+    file = run / "run.json"
+    return read_json(file).get("inputs", {}) if file.is_file() else {}
 
 
 def save_config(run: Path, config: Config) -> None:
@@ -72,21 +110,10 @@ def save_config(run: Path, config: Config) -> None:
         raise RunError.because(f"run.dir '{run}': {error.strerror}", "a writable folder", "choose another") from None
 
 
-def refuse_difference(run: Path, stage: str, before: Any, after: Any, key: str = "") -> None:
-    """Raise RunError naming the first key in which two configurations differ."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in after:
-            refuse_difference(run, stage, before.get(name), after[name], f"{key}.{name}".lstrip("."))
-    elif before != after:
-        raise RunError.because(
-            f"'{run}' has a {stage} stage made with {key}={before!r}, now {after!r}",
-            "the same value",
-            f"use another --run-dir, or remove {run}/{stage}",
-        )
-
-
-def save_manifest(run: Path, config: Config, models: ModelPair, seconds: dict[str, float]) -> None:
-    """Write RUN/run.json: versions, machine, models, seconds a stage took."""
+def save_manifest(
+    run: Path, config: Config, models: ModelPair, seconds: dict[str, float], inputs: dict[str, str] | None = None
+) -> None:
+    """Write RUN/run.json: versions, machine, models, inputs, seconds a stage took. inputs: None keeps what is there."""
     file = run / "run.json"
     known = read_json(file) if file.is_file() else {"seconds": {}}
     packages = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate", "datasets")
@@ -97,6 +124,8 @@ def save_manifest(run: Path, config: Config, models: ModelPair, seconds: dict[st
         "python": platform.python_version(),
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "models": models._asdict(),
+        "inputs": known.get("inputs", {}) if inputs is None else inputs,
+        "processes": ranks.world(),
         "seed": config.run.seed,
         "seconds": known["seconds"] | {stage: round(value, 2) for stage, value in seconds.items()},
     }

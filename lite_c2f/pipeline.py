@@ -1,13 +1,15 @@
 """One command trains: reward model, Coarse Actor, Fine Actor, comparison. Stages meet on disk."""
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from lite_c2f import disk, ranks, run_log
 from lite_c2f.backbone.load import card_gib
 from lite_c2f.batches import is_out_of_memory
 from lite_c2f.coarse.train import train_coarse as coarse_stage
@@ -16,11 +18,16 @@ from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.evaluation.compare import evaluate as compare_actors
 from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.stage import make_fine, try_ratios
+from lite_c2f.fingerprints import fingerprints, refuse_changes
 from lite_c2f.inputs import Corpus, ModelPair, absolute, check_context, check_stops, load_corpus, resolve_models
+from lite_c2f.locks import locked
 from lite_c2f.manifest import (
     STAGES,
+    begun,
+    check_processes,
     check_run,
     check_stages,
+    inputs_of,
     is_published,
     open_run,
     save_config,
@@ -41,24 +48,51 @@ def train(
     stages: Sequence[str] = STAGES,
     *,
     resume: bool = False,
+    force: bool = False,
     view: View | None = None,
 ) -> dict[str, Any]:
     """Run the stages that are not published yet, compare the actors, and return RUN/summary.json.
 
     config: a Config or a YAML file; run: the run directory, `config.run.dir` by default. With only some `stages` the
-    comparison is left out unless all are published, and the summary holds what there is. Raises RunError when the
-    directory belongs to another configuration, or when `resume` finds nothing to resume.
+    comparison is left out unless all are published, and the summary holds what there is. A stage that was stopped goes
+    on from its newest checkpoint. force: accept data, models and settings that are not those the run began with.
+    Started by `accelerate launch`, the first two stages share the work; the other processes then return {}, and the
+    first goes on alone. Raises RunError when the directory belongs to another configuration, is in use, or when
+    `resume` finds nothing to resume.
 
     >>> summary = train("configs/toy.yaml")
     >>> summary["actors"]["fine"]["accuracy"]
     """
-    config = load_config(config) if isinstance(config, str | Path) else config
-    run, view = Path(run or config.run.dir), view or Silent()
-    config = absolute(config)
+    config = absolute(load_config(config) if isinstance(config, str | Path) else config)
+    ranks.join()
+    run, view = Path(run or config.run.dir), view if view is not None and ranks.is_first() else Silent()
     if resume and not (run / "config.yaml").is_file():
         raise RunError.because(f"nothing to resume in '{run}'", "a run directory", "leave out --resume to start one")
+    with disk.told_plainly(run), locked(run) if ranks.is_first() else contextlib.nullcontext():
+        with ranks.first_goes_first():
+            work = prepare(config, run, stages, view, force=force)
+        with run_log.written(run) if ranks.is_first() else contextlib.nullcontext():
+            return work_off(work, run, stages, run_log.Logged(view), force=force)
+
+
+class Work(NamedTuple):
+    """What a run is about to do, and what with."""
+
+    config: Config  # batch sizes settled
+    asked: Config  # as it was given
+    models: ModelPair
+    corpus: Corpus
+    plan: Plan
+    done: set[str]  # published stages
+    seconds: dict[str, float]
+    notes: list[str]
+
+
+def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, force: bool) -> Work:
+    """Check everything that can be checked before training, read the data, and write down what the run is."""
     check_stages(run, stages)
-    check_run(run, config)
+    accepted = check_run(run, config, force=force)
+    check_processes(config)
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
     card = card_gib(config)
     todo = [stage for stage in stages if stage not in done]
@@ -70,26 +104,43 @@ def train(
     models = resolve_models(config, toy_steps)
     check_context(config, models)
     check_stops(config, models)
+    inputs = fingerprints(config, models)
+    if begun(run) and (before := inputs_of(run)):
+        accepted += refuse_changes(run, before, inputs, force=force)
     plan = make_plan(config, card, model=models.base)
     check(plan, todo)
     check_room(run, plan, done)
-    save_config(run, config)
-    write_json(run / "plan.json", plan_as_json(plan))
-    asked, config = config, settle(config, plan)
-    tracker = start_tracker(config, run)
-    tell_data(view, corpus, config)
-    tell_plan(view, plan)
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
-    save_manifest(run, config, models, seconds)
+    work = Work(settle(config, plan), config, models, corpus, plan, done, seconds, accepted)
+    if ranks.is_first():
+        save_config(run, config)
+        write_json(run / "plan.json", plan_as_json(plan))
+        save_manifest(run, work.config, models, seconds, inputs)
+    return work
+
+
+def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force: bool) -> dict[str, Any]:
+    """Train and publish what is not published yet, then compare the actors."""
+    config, models, corpus = work.config, work.models, work.corpus
+    tracker = start_tracker(config, run) if ranks.is_first() else None
+    for note in work.notes:
+        view.note(f"accepted: {note}")
+    tell_data(view, corpus, config)
+    tell_plan(view, work.plan)
     for stage in STAGES:
+        if stage == "fine":  # one process is enough from here on
+            others = not ranks.is_first()
+            ranks.leave()
+            if others:
+                return {}
         if stage not in stages:
             continue
-        if stage in done:
+        if stage in work.done:
             view.note(f"{stage}: already published, skipped")
             continue
         began = time.perf_counter()
         try:
-            run_stage(stage, config, models, corpus, run, view, tracker)
+            run_stage(stage, config, models, corpus, run, view, tracker, force=force)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -98,13 +149,14 @@ def train(
                 "room as planned",
                 "lower hardware.vram_gib so that less is planned, or close what else uses the memory",
             ) from error
-        save_manifest(run, config, models, {stage: time.perf_counter() - began})
+        if ranks.is_first():
+            save_manifest(run, config, models, {stage: time.perf_counter() - began})
         free_memory()
     if all(is_published(run, stage) for stage in STAGES):
-        if done == set(STAGES) and compared_with(run) == asked.evaluation.model_dump():
+        if work.done == set(STAGES) and compared_with(run) == work.asked.evaluation.model_dump():
             view.note("comparison: already made, skipped")
         else:
-            compare(config, models, corpus, run, view, asked)
+            compare(config, models, corpus, run, view, work.asked)
     if tracker is not None:
         tracker.finish()
     return write_summary(run)
@@ -161,7 +213,8 @@ def sweep(
     wanted = list(ratios or config.fine.ratios)
     corpus = load_corpus(config)
     config = settle(config, make_plan(config, card_gib(config), model=models.base))
-    return try_ratios(config, models, corpus, run, wanted, group_budget, view)
+    with disk.told_plainly(run), locked(run), run_log.written(run):
+        return try_ratios(config, models, corpus, run, wanted, group_budget, run_log.Logged(view))
 
 
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | None = None) -> dict[str, Any]:
@@ -175,24 +228,43 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     check_run(run, config)
     corpus = load_corpus(config)
     plan = make_plan(config, card_gib(config), model=models.base)
-    compare(settle(config, plan), models, corpus, run, view or Silent(), asked=config)
-    return write_summary(run)
+    with disk.told_plainly(run), locked(run), run_log.written(run):
+        compare(settle(config, plan), models, corpus, run, run_log.Logged(view or Silent()), asked=config)
+        return write_summary(run)
 
 
 def run_stage(
-    stage: str, config: Config, models: ModelPair, corpus: Corpus, run: Path, view: View, tracker: Any = None
+    stage: str,
+    config: Config,
+    models: ModelPair,
+    corpus: Corpus,
+    run: Path,
+    view: View,
+    tracker: Any = None,
+    *,
+    force: bool = False,
 ) -> None:
     """Train and publish one stage."""
     if stage == "reward":
         view.stage("reward model", 0, "steps")
-        metrics = reward_stage(config, models, corpus, run, _stepper(view, "reward model"), tracker, view.note)
+        step = _stepper(view, "reward model")
+        metrics = reward_stage(config, models, corpus, run, step, tracker, view.note, force=force)
         tell_truncation(view, metrics["pairs"])
         view.note(f"reward model: {metrics['accuracy']:.3f} of held-out pairs ranked right")
     elif stage == "coarse":
         view.stage("coarse actor", config.coarse.updates, "updates")
-        metrics = coarse_stage(
-            config, models, corpus, run, lambda step, _, line: view.step(step, line), view.tick, tracker, view.note
-        )
+
+        def step(done: int, _: int, line: dict[str, float]) -> None:
+            view.step(done, line)
+
+        metrics = coarse_stage(config, models, corpus, run, step, view.tick, tracker, view.note, force=force)
+        if not metrics:  # only the first process has them
+            return
+        if metrics["skipped"]:
+            view.note(
+                f"coarse actor: {metrics['skipped']} updates skipped for numbers that are not finite, "
+                f"{metrics['rollbacks']} rollbacks"
+            )
         view.note(
             f"coarse actor: reward {metrics['reward_first']:+.2f} to {metrics['reward_last']:+.2f}, "
             f"limit {metrics['limit_first']} to {metrics['limit_last']}"

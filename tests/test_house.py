@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lite_c2f"
 # A room may import from itself and from rooms before it.
 ORDER = (
-    "errors", "views", "interrupts", "config", "runs", "checkpoints",
+    "errors", "views", "interrupts", "locks", "disk", "run_log", "ranks", "identity", "config", "runs", "kept",
+    "checkpoints",
     "ops", "data", "toy", "memory", "doctor", "batches", "backbone", "sampling",
-    "answers", "inputs",
+    "answers", "inputs", "fingerprints",
     "reward", "actors", "coarse", "fine", "evaluation", "manifest", "pipeline", "chat",
     "chat_terminal", "ui", "terminal", "cli",
     "__main__",

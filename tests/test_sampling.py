@@ -376,7 +376,7 @@ class HostQuestions(TorchDispatchMode):
 def test_a_step_asks_the_host_nothing(roles, sampling):
     """Steps may follow each other without waiting, and be recorded as a CUDA graph."""
     prompts = mixed_prompts(3)
-    job = Job(prompts, [8] * 3, sampling, [2], [[4, 5], [7]], 0)
+    job = Job(prompts, [8] * 3, sampling, [2], [[4, 5], [7]], 0, range(3))
     decoder, head = schedule.parts(roles.model)
     with roles.sampling("policy"), torch.no_grad():
         slots = Slots(decoder, head, job, Ledger(job, range(3), torch.device("cpu")), 3, 32)

@@ -25,6 +25,7 @@ from lite_c2f.inputs import Corpus
 from lite_c2f.runs import read_lines
 
 TRAINED = ("policy", "critic")
+SLOWER = 0.5  # learning rates after a rollback
 
 
 class Prompts:
@@ -32,16 +33,17 @@ class Prompts:
 
     def __init__(self, config: Config, corpus: Corpus, tokenizer: Any) -> None:
         self._config, self._prompts, self._tokenizer = config, list(corpus.train_prompts), tokenizer
-        self._rng, self._order = random.Random(config.run.seed), list(range(len(self._prompts)))
-        self.taken = 0
+        self.go_to(0)
 
     def take(self, count: int) -> list[tuple[int, list[int]]]:
         """The next prompts: (number in the corpus, token ids)."""
         return [(index, self._encode(index)) for index in self._next(count)]
 
-    def skip(self, count: int) -> None:
-        """Pass over prompts that were taken before."""
-        self._next(count)
+    def go_to(self, taken: int) -> None:
+        """Be where so many prompts have been taken."""
+        self._rng, self._order = random.Random(self._config.run.seed), list(range(len(self._prompts)))
+        self.taken = 0
+        self._next(taken)
 
     def _next(self, count: int) -> list[int]:
         found = []
@@ -93,7 +95,10 @@ class Standing:
     length: LengthState
     kl_coef: float
     known: KnownLengths = field(default_factory=KnownLengths)
+    rates: dict[str, float] = field(default_factory=dict)  # learning rates as configured
     step: int = 0  # updates done
+    skipped: int = 0  # updates that were given up because a number was not finite
+    rollbacks: int = 0  # how often that led back to a checkpoint, each time with half the learning rates
     lines: list[dict[str, float]] = field(default_factory=list)  # of metrics.jsonl, one an update
 
     def checkpoint(self) -> Checkpoint:
@@ -113,6 +118,8 @@ class Standing:
                 "batches": {name: batch.size for name, batch in self.batches._asdict().items()},
                 "length": [self.length.limit, list(self.length.reward), list(self.length.value_loss), self.length.gate],
                 "kl_coef": self.kl_coef,
+                "skipped": self.skipped,
+                "rollbacks": self.rollbacks,
             },
             {**tensors, "known_lengths": known},
         )
@@ -130,13 +137,28 @@ class Standing:
             key.removeprefix("head.critic."): value for key, value in tensors.items() if key.startswith("head.critic.")
         }
         self.roles.heads["critic"].load_state_dict(head)
-        self.prompts.skip(state["taken"])
+        self.prompts.go_to(state["taken"])
         for name, batch in self.batches._asdict().items():
             batch.size = min(batch.size, state["batches"][name])
         limit, reward, value_loss, gate = state["length"]
         self.length = LengthState(limit, Running(*reward), Running(*value_loss), gate)
         self.kl_coef = state["kl_coef"]
         self.known.lengths = dict(map(tuple, tensors["known_lengths"].tolist()))
+        self.skipped = state["skipped"]
         self.step = checkpoint.step
+        self.slow_down(state["rollbacks"])
         self.lines = [line for line in read_lines(run / "metrics.jsonl") if line["stage"] == "coarse"]
         restore_generators(state["generators"], tensors, {"shuffler": self.shuffler})
+
+    def slow_down(self, rollbacks: int) -> None:
+        """Learning rates as they are after so many rollbacks."""
+        self.rollbacks = rollbacks
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.rates[name] * SLOWER**rollbacks
+
+    def checksum(self) -> float:
+        """A number that differs when two processes no longer hold the same weights."""
+        return sum(
+            float(weight.detach().double().abs().sum()) for name in TRAINED for weight in self.roles.trainable(name)
+        )

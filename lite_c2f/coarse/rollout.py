@@ -6,10 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lite_c2f import ranks
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize, fitting, groups
 from lite_c2f.config import Coarse, settled
 from lite_c2f.data.encode import pad_right
+from lite_c2f.errors import NonFiniteError
 from lite_c2f.ops import token_logprobs
 from lite_c2f.reward.score import Normalizer, score, scored_row
 from lite_c2f.sampling import Responses, Sampling, sample
@@ -92,49 +94,93 @@ def collect(
 ) -> Rollout:
     """Sample a response to every prompt, score it, and evaluate it under policy, reference and critic, once each.
 
-    expected: tokens that earlier responses to these prompts had, to sample the longest first.
+    expected: tokens that earlier responses to these prompts had, to sample the longest first. With several processes
+    each does a part of the rows, and all have the whole rollout. Raises NonFiniteError for numbers that are not finite.
     """
     batches = batches or Batches.of(settings)
-    with roles.sampling("policy"):
-        responses = sample(
-            roles.model,
-            prompts,
-            Sampling(limit, settings.temperature, seed=seed),
-            eos_ids=[ends.eos_id],
-            stop_ids=ends.stop_ids,
-            pad_id=ends.pad_id,
-            batch=batches.sampling,
-            expected=expected,
-            tick=tick,
-        )
+    mine = ranks.share(range(len(prompts)), [len(prompt) for prompt in prompts] if expected is None else expected)
+    responses = say(
+        roles, prompts, mine, Sampling(limit, settings.temperature, seed=seed), ends, batches, expected, tick
+    )
     rows = [prompt + said for prompt, said in zip(prompts, responses.tokens, strict=True)]
     tokens, real = (part.to(roles.device) for part in pad_right(rows, ends.pad_id))
     mask = real[:, 1:].clone()
     for row, prompt in enumerate(prompts):
         mask[row, : len(prompt) - 1] = False
     lengths = [len(row) for row in rows]
-    ended = [how != "limit" for how in responses.finish]
+    mine = ranks.share(range(len(prompts)), lengths)
     to_score = [
-        scored_row(prompt, responses.text_tokens(row), ended[row], ends.eos_id) for row, prompt in enumerate(prompts)
+        scored_row(prompts[row], responses.text_tokens(row), responses.finish[row] != "limit", ends.eos_id)
+        for row in mine
     ]
+    scores = torch.zeros(len(prompts), device=roles.device)
     raw = score(roles, to_score, pad_id=ends.pad_id, batch=batches.scoring)
+    scores[mine] = torch.tensor([normalizer(float(value)) for value in raw], device=roles.device)
     sampled = torch.zeros(mask.shape, device=roles.device)
     sampled[mask] = torch.tensor([value for row in responses.logprobs for value in row], device=roles.device)
 
     def under(role: str) -> Tensor:
-        return evaluate(roles, role, tokens, mask, lengths, settings.temperature, batches.scoring)
+        return evaluate(roles, role, tokens, mask, lengths, mine, settings.temperature, batches.scoring)
 
-    return Rollout(
-        tokens,
-        mask,
-        lengths,
-        sampled,
-        under("policy") if needs_old_logprobs(settings) else None,
-        under("reference"),
-        under("critic"),
-        torch.tensor([normalizer(float(value)) for value in raw], device=roles.device),
-        responses,
-    )
+    logprobs = under("policy") if needs_old_logprobs(settings) else None
+    reference, values = under("reference"), under("critic")
+    ranks.add([scores, reference, values, *([] if logprobs is None else [logprobs])])
+    rollout = Rollout(tokens, mask, lengths, sampled, logprobs, reference, values, scores, responses)
+    check_numbers(rollout)
+    return rollout
+
+
+def say(
+    roles: Roles,
+    prompts: Sequence[list[int]],
+    mine: Sequence[int],
+    sampling: Sampling,
+    ends: Ends,
+    batches: Batches,
+    expected: Sequence[float] | None,
+    tick: Callable[[int], None] | None,
+) -> Responses:
+    """Responses to all prompts, each said by the process whose row it is. Raises NonFiniteError on all of them."""
+    said, problem = None, None
+    try:
+        with roles.sampling("policy"):
+            said = sample(
+                roles.model,
+                [prompts[row] for row in mine],
+                sampling,
+                eos_ids=[ends.eos_id],
+                stop_ids=ends.stop_ids,
+                pad_id=ends.pad_id,
+                batch=batches.sampling,
+                expected=None if expected is None else [expected[row] for row in mine],
+                numbers=mine,
+                tick=tick,
+            )
+    except NonFiniteError as error:
+        problem = str(error)
+    gathered = ranks.gather((list(mine), said, problem))
+    for _, _, found in gathered:
+        if found is not None:
+            raise NonFiniteError(found)
+    by_row = {
+        row: parts for rows, part, _ in gathered for row, parts in zip(rows, zip(*part, strict=True), strict=True)
+    }
+    columns = zip(*(by_row[row] for row in range(len(prompts))), strict=True)
+    return Responses(*(list(column) for column in columns))
+
+
+def check_numbers(rollout: Rollout) -> None:
+    """Raise NonFiniteError naming what is not finite in a rollout."""
+    parts = {
+        "reward": rollout.scores,
+        "log-probability": rollout.old_logprobs,
+        "reference log-probability": rollout.reference,
+        "value": rollout.values,
+    }
+    fine = torch.stack([part.isfinite().all() for part in parts.values()]).tolist()
+    for name, is_fine in zip(parts, fine, strict=True):
+        if not is_fine:
+            raise NonFiniteError.because(f"a {name} that is not finite", "finite numbers", "lower the learning rates")
 
 
 def micro_batches(lengths: Sequence[int], rows: Sequence[int], at_once: int) -> Iterator[tuple[list[int], int]]:
@@ -150,15 +196,25 @@ def micro_batches(lengths: Sequence[int], rows: Sequence[int], at_once: int) -> 
 
 
 def evaluate(
-    roles: Roles, role: str, tokens: Tensor, mask: Tensor, lengths: Sequence[int], temperature: float, batch: BatchSize
+    roles: Roles,
+    role: str,
+    tokens: Tensor,
+    mask: Tensor,
+    lengths: Sequence[int],
+    mine: Sequence[int],
+    temperature: float,
+    batch: BatchSize,
 ) -> Tensor:
-    """Log-probabilities (policy, reference) or values (critic) of the response tokens: (B, T), 0 elsewhere."""
+    """Log-probabilities (policy, reference) or values (critic) of the response tokens: (B, T), 0 elsewhere.
+
+    mine: the rows to do here; those of other processes stay 0.
+    """
 
     @torch.no_grad()
     def work(at_once: int) -> Tensor:
         result = torch.zeros(mask.shape, device=mask.device)
         with roles.use(role):
-            for rows, width in micro_batches(lengths, range(len(lengths)), at_once):
+            for rows, width in micro_batches(lengths, mine, at_once):
                 part, kept = tokens[rows, :width], mask[rows, : width - 1]
                 if role == "critic":
                     found = roles.value(part)[:, :-1][kept]

@@ -1,85 +1,133 @@
-"""When the PPO loop saves itself, and how it goes on from what it saved."""
+"""When the PPO loop saves itself, how it goes on from what it saved, and what it does when numbers go wrong."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lite_c2f.checkpoints import Checkpoint, Checkpoints
+from lite_c2f import ranks
+from lite_c2f.checkpoints import Checkpoint, Checkpoints, Rhythm, refuse_other
 from lite_c2f.coarse.progress import Standing
 from lite_c2f.config import Config
-from lite_c2f.errors import RunError
-from lite_c2f.runs import Metrics, cut_lines
+from lite_c2f.errors import ModelError, NonFiniteError
+from lite_c2f.runs import Metrics, cut_lines, hash_of
 
 SECTIONS = ("model", "data", "lora", "reward", "coarse")
+SKIPS = 3  # updates given up in a row before going back to a checkpoint
+ROLLBACKS = 3  # in a stage
 
 
 class Saves:
-    """Checkpoints of a coarse stage: every so many updates and minutes, and when a signal asks for an end."""
+    """Checkpoints of a coarse stage: every so many updates and minutes, and when a signal asks for an end.
 
-    def __init__(self, config: Config, run: Path, standing: Standing, tell: Callable[[str], None] | None) -> None:
-        self._settings, self._run, self._standing, self._tell = config.run, run, standing, tell
+    With several processes the first one writes, all of them read.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        standing: Standing,
+        log: Metrics,
+        tell: Callable[[str], None] | None = None,
+        *,
+        force: bool = False,
+    ) -> None:
+        self._run, self._standing, self._log, self._force = run, standing, log, force
+        self._say = tell or (lambda _: None)
         self._store = Checkpoints(run / "coarse" / "checkpoints", config.run.keep_checkpoints)
+        self._rhythm = Rhythm(config.run.checkpoint_every, config.run.checkpoint_minutes)
         self._identity = config.identity(SECTIONS)
         del self._identity["coarse"]["updates"]  # no update depends on how many will follow
-        self._last = time.monotonic()
+        self._identity["processes"] = ranks.world()
+        self._identity["reward_model"] = hash_of(run / "reward" / "adapter" / "adapter_model.safetensors")
+        self._failures = 0  # in a row
 
-    def resume(self, log: Metrics, samples: Path) -> None:
+    def resume(self) -> None:
         """Go on from the newest checkpoint that is whole, or begin; what was logged after it is forgotten.
 
-        Raises RunError naming the setting that is not what the checkpoint was made with.
+        Raises RunError naming the setting that is not what the checkpoint was made with, unless that is forced.
         """
         found, damaged = self._store.newest()
         for sentence in damaged:
             self._say(sentence)
-        step = 0
         if found is not None:
             self._check(found)
-            step = found.step
-        log.restart("coarse", after=step)
-        cut_lines(samples, lambda line: line["step"] <= step)
+        ranks.wait()  # until everybody has read
+        self._go_to(found)
         if found is not None:
-            self._standing.restore(found, self._run)
-            self._say(f"coarse: going on after update {step}, from {found.folder}")
+            self._say(f"coarse: going on after update {found.step}, from {found.folder}")
+        else:
+            self._save(None)  # shows at once whether the disk takes it, and is there to go back to
 
     def after_update(self, reward: float, asked: bool) -> None:
         """Save where a checkpoint is due. Raises KeyboardInterrupt, after saving, where an end was asked for."""
-        step, settings = self._standing.step, self._settings
-        due = step % settings.checkpoint_every == 0
-        due = due or time.monotonic() - self._last >= 60 * settings.checkpoint_minutes
-        if due or asked:
-            checkpoint = self._standing.checkpoint()
-            checkpoint.state["identity"] = self._identity
-            self._store.save(checkpoint, reward)
-            self._last = time.monotonic()
+        self._failures = 0
+        if self._rhythm.due(self._standing.step) or asked:
+            self._save(reward)
         if asked:
+            ranks.wait()
             raise KeyboardInterrupt
+
+    def after_failure(self, error: NonFiniteError) -> None:
+        """Count an update that was given up; after SKIPS in a row go back to a checkpoint with half the learning rates.
+
+        Raises ModelError when that has been done ROLLBACKS times, or there is nothing to go back to.
+        """
+        standing = self._standing
+        self._failures += 1
+        standing.skipped += 1
+        step = standing.step + 1
+        self._say(f"update {step} skipped ({self._failures} in a row): {error}")
+        if self._failures < SKIPS:
+            return
+        self._failures = 0
+        found, _ = self._store.newest()
+        rollbacks, skipped = standing.rollbacks + 1, standing.skipped
+        if found is None or rollbacks > ROLLBACKS:
+            tried = f"after {ROLLBACKS} rollbacks" if found else "with no checkpoint to go back to"
+            raise ModelError.because(
+                f"update {step} is not finite {SKIPS} times in a row, {tried} ({error})",
+                "finite numbers",
+                "lower coarse.lr and coarse.critic_lr, and see whether metrics.jsonl was odd before",
+            )
+        ranks.wait()
+        self._go_to(found)
+        standing.slow_down(rollbacks)
+        standing.skipped = skipped
+        rates = ", ".join(f"{name} {rate * 0.5**rollbacks:.2g}" for name, rate in standing.rates.items())
+        self._say(f"going back to update {found.step}, with lower learning rates ({rates}) from there on")
 
     def clear(self) -> None:
         """The stage is published: nothing is left to resume."""
-        self._store.clear()
+        if ranks.is_first():
+            self._store.clear()
+
+    def _save(self, reward: float | None) -> None:
+        if ranks.is_first():
+            checkpoint = self._standing.checkpoint()
+            checkpoint.state["identity"] = self._identity
+            self._store.save(checkpoint, reward)
+        self._rhythm.saved()
+
+    def _go_to(self, found: Checkpoint | None) -> None:
+        step = found.step if found is not None else 0
+        if ranks.is_first():
+            self._log.restart("coarse", after=step)
+            cut_lines(self._run / "coarse" / "samples.jsonl", lambda line: line["step"] <= step)
+        ranks.wait()
+        if found is not None:
+            self._standing.restore(found, self._run)
 
     def _check(self, found: Checkpoint) -> None:
-        difference = first_difference(found.state.get("identity"), self._identity)
-        if difference is not None:
-            key, before, after = difference
-            raise RunError.because(
-                f"'{found.folder}' was made with {key}={before!r}, now {after!r}",
-                "the same value",
-                f"set it back, or remove '{self._store.folder}' to begin the coarse stage anew",
-            )
-
-    def _say(self, text: str) -> None:
-        if self._tell:
-            self._tell(text)
-
-
-def first_difference(before: Any, after: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """(dotted key, value before, value now) of the first difference; None where there is none."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in sorted(before.keys() | after.keys()):
-            found = first_difference(before.get(name), after.get(name), f"{key}.{name}".lstrip("."))
-            if found is not None:
-                return found
-        return None
-    return None if before == after else (key, before, after)
+        before: dict[str, Any] = found.state.get("identity") or {}
+        kept = {**self._identity, **{key: before.get(key) for key in ("coarse", "processes", "reward_model")}}
+        now = kept if self._force else self._identity  # another model, other data or LoRA cannot be forced
+        place = found.folder or self._run
+        refuse_other(
+            place,
+            before,
+            now,
+            "set it back"
+            + ("" if self._force else ", accept it with --force")
+            + f", or remove '{self._store.folder}' to begin the coarse stage anew",
+        )

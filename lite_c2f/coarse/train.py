@@ -8,19 +8,22 @@ from typing import Any
 
 import torch
 
+from lite_c2f import ranks
+from lite_c2f.answers import repeated_ngrams
 from lite_c2f.backbone.adapters import load_into, save_critic, save_policy
 from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, uses_checkpointing
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages, gae, token_rewards
-from lite_c2f.coarse.length import LengthState, advance, start
+from lite_c2f.coarse.length import advance, start
 from lite_c2f.coarse.loss import adapt_kl
 from lite_c2f.coarse.progress import Prompts, Standing
 from lite_c2f.coarse.rollout import Batches, Ends, Rollout, collect
 from lite_c2f.coarse.saves import Saves
 from lite_c2f.coarse.update import update
+from lite_c2f.coarse.watch import correlation, share_alike, warnings
 from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_prompt, stop_ids
-from lite_c2f.errors import ModelError, RunError
+from lite_c2f.errors import ModelError, NonFiniteError, RunError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.interrupts import graceful
 from lite_c2f.ops import explained_variance
@@ -41,13 +44,16 @@ def train_coarse(
     tick: Callable[[int], None] | None = None,
     tracker: Any = None,
     tell: Callable[[str], None] | None = None,
+    *,
+    force: bool = False,
 ) -> dict:
     """PPO with Continuous Maximization on the base model; publishes RUN/coarse.
 
     Needs RUN/reward. Writes adapter/ (stock PEFT, CAUSAL_LM), critic/, samples.jsonl and metrics.json; appends a line
     an update to RUN/metrics.jsonl. progress(step, updates, line) is called after every update, tick(new tokens) while
-    sampling, tell(text) when a batch had to shrink. Returns the stage's metrics. Raises RunError without a reward
-    model, MemoryFullError when one row is too much for the card.
+    sampling, tell(text) when a batch had to shrink, an update was skipped or something looks wrong. force: go on from
+    checkpoints made with other settings of `coarse`. Returns the stage's metrics. Raises RunError without a reward
+    model, MemoryFullError when one row is too much for the card, ModelError when it diverges again and again.
     """
     settings = config.coarse
     tokenizer = load_tokenizer(models.base)
@@ -57,29 +63,34 @@ def train_coarse(
     standing = begin(config, corpus, roles, tokenizer, tell)
     optimizers, shuffler, batches = standing.optimizers, standing.shuffler, standing.batches
     log, samples_file = Metrics(run, tracker), run / "coarse" / "samples.jsonl"
-    saved = Saves(config, run, standing, tell)
-    saved.resume(log, samples_file)
+    saved = Saves(config, run, standing, log, tell, force=force)
+    saved.resume()
 
     with graceful(tell) as interruption:
         while standing.step < settings.updates:
             began = time.perf_counter()
             step = standing.step + 1
-            # 1. sample, score and value
-            numbers, prompts = zip(*standing.prompts.take(settings.rollouts), strict=True)
-            seed = config.run.seed * 1_000_003 + step
-            limit, expected = standing.length.limit, standing.known.of(numbers)
-            rollout = collect(roles, prompts, settings, limit, ends, normalizer, seed, batches, expected, tick)
-            standing.known.seen(numbers, rollout.responses.tokens)
-            sampled = time.perf_counter()
-            # 2. rewards a token, advantages
-            clipped = rollout.scores.clamp(-settings.reward_clip, settings.reward_clip)
-            rewards = token_rewards(clipped, rollout.old_logprobs, rollout.reference, rollout.mask, standing.kl_coef)
-            advantages = gae(rewards, rollout.values, rollout.mask, settings.gamma, settings.gae_lambda)
-            # 3. update policy and critic
-            warm = step > settings.critic_warmup
-            figures = update(roles, optimizers, rollout, advantages, settings, shuffler, warm=warm, batches=batches)
+            try:
+                # 1. sample, score and value
+                numbers, prompts = zip(*standing.prompts.take(settings.rollouts), strict=True)
+                seed = config.run.seed * 1_000_003 + step
+                limit, expected = standing.length.limit, standing.known.of(numbers)
+                rollout = collect(roles, prompts, settings, limit, ends, normalizer, seed, batches, expected, tick)
+                standing.known.seen(numbers, rollout.responses.tokens)
+                sampled = time.perf_counter()
+                # 2. rewards a token, advantages
+                clipped = rollout.scores.clamp(-settings.reward_clip, settings.reward_clip)
+                kl_coef = standing.kl_coef
+                rewards = token_rewards(clipped, rollout.old_logprobs, rollout.reference, rollout.mask, kl_coef)
+                advantages = gae(rewards, rollout.values, rollout.mask, settings.gamma, settings.gae_lambda)
+                # 3. update policy and critic
+                warm = step > settings.critic_warmup
+                figures = update(roles, optimizers, rollout, advantages, settings, shuffler, warm=warm, batches=batches)
+                line = describe(rollout, advantages, figures, standing)
+            except NonFiniteError as error:
+                saved.after_failure(error)
+                continue
             # 4. log, then let the limit grow
-            line = describe(rollout, advantages, figures, standing.length, standing.kl_coef)
             ended = time.perf_counter()
             line |= {
                 "tokens_per_s": line["tokens"] * settings.rollouts / (ended - began),
@@ -89,24 +100,42 @@ def train_coarse(
                 "sampling_batch": batches.sampling.size,
                 "micro_batch": batches.update.size,
             }
-            check_finite(step, line)
             standing.lines.append(line)
-            log.write("coarse", step, line)
             standing.kl_coef = adapt_kl(standing.kl_coef, rollout.kl, settings.kl_target, settings.rollouts)
             standing.length = advance(
                 standing.length, settings.length, line["reward"], line["value_loss"], line["hit_limit"]
             )
             standing.step = step
-            if step == 1 or step % settings.sample_every == 0 or step == settings.updates:
-                store_samples(roles, shown, tokenizer, config, ends, standing.length.limit, step, samples_file)
+            if ranks.is_first():
+                log.write("coarse", step, line)
+                if step == 1 or step % settings.sample_every == 0 or step == settings.updates:
+                    store_samples(roles, shown, tokenizer, config, ends, standing.length.limit, step, samples_file)
+            if tell:
+                for warning in warnings(standing.lines):
+                    tell(f"update {step}: {warning}")
             if progress:
                 progress(step, settings.updates, line)
             # 5. a checkpoint, where one is due
-            saved.after_update(line["reward"], interruption.asked)
+            saved.after_update(line["reward"], agree(standing, interruption.asked))
 
-    metrics = publish(roles, config, models, run, standing.lines)
+    metrics = publish(roles, config, models, run, standing) if ranks.is_first() else {}
     saved.clear()
+    ranks.wait()
     return metrics
+
+
+def agree(standing: Standing, asked: bool) -> bool:
+    """Was any process asked to end? Raises ModelError when their weights have drifted apart."""
+    if ranks.world() == 1:
+        return asked
+    found = ranks.gather((asked, standing.checksum()))
+    if len({checksum for _, checksum in found}) > 1:
+        raise ModelError.because(
+            f"update {standing.step}: the processes' adapters differ ({[checksum for _, checksum in found]})",
+            "the same weights everywhere",
+            "start again from the last checkpoint, and use one kind of GPU and one software version",
+        )
+    return any(wanted for wanted, _ in found)
 
 
 def begin(config: Config, corpus: Corpus, roles: Roles, tokenizer: Any, tell: Callable[[str], None] | None) -> Standing:
@@ -125,6 +154,7 @@ def begin(config: Config, corpus: Corpus, roles: Roles, tokenizer: Any, tell: Ca
         batches=Batches.of(settings, tell),
         length=start(settings.length),
         kl_coef=settings.kl_coef,
+        rates=rates,
     )
 
 
@@ -155,34 +185,34 @@ def _encode(config: Config, tokenizer: Any, prompt: Any) -> list[int]:
 
 
 def describe(
-    rollout: Rollout, advantages: Advantages, figures: dict[str, float], state: LengthState, kl_coef: float
+    rollout: Rollout, advantages: Advantages, figures: dict[str, float], standing: Standing
 ) -> dict[str, float]:
-    """One line of metrics.jsonl."""
+    """One line of metrics.jsonl. Raises NonFiniteError naming a figure that is not finite."""
     finish = rollout.responses.finish
     lengths = [len(tokens) for tokens in rollout.responses.tokens]
+    texts = [rollout.responses.text_tokens(row) for row in range(len(lengths))]
     gap = rollout.sampling_gap
-    return {
+    line = {
         "reward": float(rollout.scores.mean()),
         "reward_std": float(rollout.scores.std(unbiased=False)),
         "kl": rollout.kl,
-        "kl_coef": kl_coef,
-        "limit": state.limit,
+        "kl_coef": standing.kl_coef,
+        "limit": standing.length.limit,
         "hit_limit": finish.count("limit") / len(finish),
         "tokens": sum(lengths) / len(lengths),
         **figures,
         "explained_variance": explained_variance(rollout.values, advantages.returns, rollout.mask),
-        "gate": state.gate,
+        "gate": standing.length.gate,
+        "reward_length_correlation": correlation(rollout.scores.tolist(), lengths),
+        "repeated_4gram": sum(map(repeated_ngrams, texts)) / len(texts),
+        "same": share_alike(texts),
+        "skipped": standing.skipped,
         **({} if gap is None else {"sampling_gap": gap}),
     }
-
-
-def check_finite(step: int, line: dict[str, float]) -> None:
-    """Raise ModelError naming the figure that is not finite: the run has diverged."""
     for name, value in line.items():
         if not math.isfinite(value):
-            raise ModelError.because(
-                f"update {step}: {name} is {value}", "finite numbers", "lower coarse.lr and coarse.critic_lr"
-            )
+            raise NonFiniteError.because(f"{name} is {value}", "finite numbers", "lower the learning rates")
+    return line
 
 
 @torch.no_grad()
@@ -219,8 +249,9 @@ def store_samples(
         append_line(file, record)
 
 
-def publish(roles: Roles, config: Config, models: ModelPair, run: Path, lines: list[dict[str, float]]) -> dict:
+def publish(roles: Roles, config: Config, models: ModelPair, run: Path, standing: Standing) -> dict:
     """Write adapter, critic and, last, metrics.json: its presence says that the stage is finished."""
+    lines = standing.lines
     base_name, revision = adapter_base(config, models), config.model.base_revision
     save_policy(roles, "policy", run / "coarse" / "adapter", base_name, revision)
     save_critic(roles, run / "coarse" / "critic", base_name, revision)
@@ -231,6 +262,8 @@ def publish(roles: Roles, config: Config, models: ModelPair, run: Path, lines: l
         "reward_first": lines[0]["reward"],
         "reward_last": lines[-1]["reward"],
         "kl_last": lines[-1]["kl"],
+        "skipped": standing.skipped,
+        "rollbacks": standing.rollbacks,
         "tokens_sampled": round(sum(line["tokens"] for line in lines) * config.coarse.rollouts),
     }
     write_json(run / "coarse" / "metrics.json", metrics)

@@ -6,12 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lite_c2f import ranks
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import fitting
 from lite_c2f.coarse.advantage import Advantages
 from lite_c2f.coarse.loss import policy_loss, value_loss
 from lite_c2f.coarse.rollout import Batches, Rollout, micro_batches, response_logprobs
 from lite_c2f.config import Coarse
+from lite_c2f.errors import NonFiniteError
 
 Sums = dict[str, Tensor]  # over response tokens, on the device: reading them waits for it, so they are read once
 
@@ -30,7 +32,9 @@ def update(
     """`epochs` passes of `minibatches` optimiser steps for the critic and, once warm, the policy.
 
     Losses are means over the tokens of a minibatch. Returns token-weighted means of the losses, the entropy and the
-    clip fraction, and the mean gradient norms. Where the rollout left out the pass under the old policy, the first
+    clip fraction, and the mean gradient norms. With several processes each does a part of every minibatch, and their
+    gradients are summed. Raises NonFiniteError at the first step whose loss or gradient is not finite, without taking
+    it. Where the rollout left out the pass under the old policy, the first
     epoch's forward takes its place, and the gap to the sampled log-probabilities is among the figures.
     """
     batches = batches or Batches.of(settings)
@@ -48,9 +52,15 @@ def update(
             tokens = int(rollout.mask[rows].sum())
             counted += tokens
             for name in names:
-                work = Minibatch(rollout, advantages, old, learns_old, rows, tokens)
-                add(totals, gradients(roles, name, work, settings, batches))
-                norms[name].append(_step(optimizers[name], roles.trainable(name), settings.max_grad_norm))
+                mine = ranks.share(rows, rollout.lengths)
+                work = Minibatch(rollout, advantages, old, learns_old, mine, tokens)
+                sums = gradients(roles, name, work, settings, batches)
+                parameters = roles.trainable(name)
+                ranks.add([*(weight.grad for weight in parameters if weight.grad is not None), *sums.values()])
+                add(totals, sums)
+                norms[name].append(_step(name, optimizers[name], parameters, sums, settings.max_grad_norm))
+        if learns_old:
+            ranks.add([old])  # every process wrote down its own rows
     figures = {name: float(total) / counted for name, total in totals.items()}
     if warm and not computed:
         figures["sampling_gap"] = float((old - rollout.sampled)[rollout.mask].abs().mean())
@@ -114,7 +124,11 @@ def _loss(
         old[rows, : width - 1] = part
     losses, clipped = policy_loss(logprobs, kept(old), kept(advantages.advantages), settings.clip)
     loss = losses.sum()
-    return loss, {"policy_loss": loss.detach(), "entropy": entropy.detach().sum(), "clip_fraction": clipped.sum()}
+    return loss, {
+        "policy_loss": loss.detach(),
+        "entropy": entropy.detach().sum(),
+        "clip_fraction": clipped.sum().float(),
+    }
 
 
 def add(totals: Sums, more: Sums) -> None:
@@ -123,8 +137,13 @@ def add(totals: Sums, more: Sums) -> None:
         totals[name] = totals[name] + value if name in totals else value
 
 
-def _step(optimizer: torch.optim.Optimizer, parameters: list, max_norm: float) -> Tensor:
+def _step(name: str, optimizer: torch.optim.Optimizer, parameters: list, sums: Sums, max_norm: float) -> Tensor:
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    if not bool(torch.stack([norm, *sums.values()]).isfinite().all()):
+        optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError.because(
+            f"a loss or a gradient of the {name} that is not finite", "finite numbers", "lower the learning rates"
+        )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

@@ -31,7 +31,7 @@ class Source(Protocol):
 
 def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every row of a source, with the place (file and row) to name in a message."""
-    files = _files(source.path)
+    files = local_files(source.path)
     for key in ("split", "revision", "data_dir"):
         if files and getattr(source, key, None) is not None:
             raise DataError.because(
@@ -51,7 +51,7 @@ def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
             raise DataError.because(f"{name}: no rows", "at least one", "check that the file is whole")
 
 
-def _files(path: str) -> list[Path]:
+def local_files(path: str) -> list[Path]:
     """The local files that `path` means; none when it can only be a hub dataset."""
     local = Path(path).expanduser()
     if local.is_file():

@@ -11,7 +11,8 @@ from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config, settled
 from lite_c2f.inputs import Corpus, ModelPair
-from lite_c2f.runs import write_jsonl
+from lite_c2f.kept import Kept
+from lite_c2f.runs import hash_of, write_jsonl
 from lite_c2f.sampling import Sampling
 
 ACTORS = ("base", "instruct", "coarse", "fine")
@@ -38,8 +39,12 @@ def evaluate(
     tell = progress or (lambda _: None)
     answers: dict[str, list[Answer]] = {}
     batch = BatchSize("evaluation.batch", settled(settings.batch))
+    kept = answered_before(config, run)
     for actor in ACTORS:
         tell(actor)
+        if (before := kept.get(actor)) is not None:
+            answers[actor] = [Answer(*said) for said in before]
+            continue
         if actor in ("base", "coarse"):
             role = "policy" if actor == "coarse" else "reference"
             answers[actor] = answer_base(roles, role, judge.tokenizer, config, turns, sampling, batch)
@@ -50,6 +55,7 @@ def evaluate(
             del loaded
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        kept.put(actor, answers[actor])
     rewards = {actor: judge(turns, said) for actor, said in answers.items()}
     rows = [
         {
@@ -65,4 +71,16 @@ def evaluate(
         for actor in ACTORS
     ]
     write_jsonl(run / "evaluation" / "responses.jsonl", rows)
+    kept.clear()
     return {actor: summarize(prompts, answers[actor], rewards[actor]) for actor in ACTORS}
+
+
+def answered_before(config: Config, run: Path) -> Kept:
+    """Answers that a comparison which was stopped had already, of the same actors to the same prompts."""
+    files = {
+        "coarse": run / "coarse" / "adapter" / "adapter_model.safetensors",
+        "reward": run / "reward" / "adapter" / "adapter_model.safetensors",
+        "fine": run / "fine" / "merge.json",
+    }
+    identity = {name: hash_of(file) for name, file in files.items()}
+    return Kept(run / "evaluation" / "answers.jsonl", config.identity(("model", "data", "evaluation")) | identity)

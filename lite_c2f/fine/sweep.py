@@ -1,9 +1,11 @@
 """Ratios tried without merging: the unmerged adapter is scaled at run time, only the winner is merged."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import xxhash
 
 from lite_c2f.actors import Instruct, Judge, Ratio, load_coarse
 from lite_c2f.answers import standard_error, summarize
@@ -12,6 +14,7 @@ from lite_c2f.config import Config, settled
 from lite_c2f.data.records import Prompt
 from lite_c2f.errors import ConfigError
 from lite_c2f.inputs import Corpus, ModelPair
+from lite_c2f.kept import Kept
 from lite_c2f.sampling import Sampling
 
 RULE = (
@@ -34,9 +37,16 @@ class Bench:
     """
 
     def __init__(
-        self, config: Config, models: ModelPair, corpus: Corpus, run: Path, judge: Judge | None = None
+        self,
+        config: Config,
+        models: ModelPair,
+        corpus: Corpus,
+        run: Path,
+        judge: Judge | None = None,
+        kept: Kept | None = None,
     ) -> None:
         settings, held_out = config.fine, corpus.held_out_prompts
+        self._kept = kept
         self._judge = judge or load_coarse(config, models, run)[1]
         self.instruct = Instruct(config, models.instruct, run / "coarse" / "adapter")
         first = min(config.evaluation.prompts, max(len(held_out) - settings.prompts, 0))
@@ -48,10 +58,16 @@ class Bench:
     def measure(self, ratio: Ratio, prompts: Sequence[Prompt] | None = None) -> Trial:
         """Answer the prompts with the residue at a ratio, and score the answers.
 
-        kl: mean KL(instruct with the residue || instruct) in nats a token along the answers.
+        kl: mean KL(instruct with the residue || instruct) in nats a token along the answers. A trial that was kept when
+        an earlier process made it is not made again.
         """
         chosen = self.prompts if prompts is None else prompts
         turns = [prompt.turns for prompt in chosen]
+        asked = repr((sorted(ratio.items()) if isinstance(ratio, Mapping) else float(ratio), turns))
+        name = xxhash.xxh3_128(asked.encode()).hexdigest()
+        if self._kept is not None and (before := self._kept.get(name)) is not None:
+            self._lengths = before["lengths"]
+            return Trial(before["figures"], before["rewards"])
         expected = self._lengths if self._lengths and len(self._lengths) == len(chosen) else None
         with self.instruct.ratio(ratio):
             answers = self.instruct.answer(turns, self._sampling, self._batch, expected)
@@ -60,6 +76,8 @@ class Bench:
         figures = summarize(chosen, answers, rewards)
         figures["reward_se"] = round(standard_error(rewards), 4)
         figures["kl"] = round(self.instruct.kl(turns, answers, ratio, self._batch), 4) if ratio else 0.0
+        if self._kept is not None:
+            self._kept.put(name, {"figures": figures, "rewards": rewards, "lengths": self._lengths})
         return Trial(figures, rewards)
 
 

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from lite_c2f.errors import RunError
 from lite_c2f.fine.shards import sha256_of
+from lite_c2f.locks import take
 from lite_c2f.runs import sync, write_json
 
 JOURNAL, LOCK, MODEL = "journal.json", "lock", "model"
@@ -110,11 +111,5 @@ def unfinished(out: Path, identity: dict[str, Any]) -> Iterator[Unfinished]:
 
 
 def _lock(file: IO[str], out: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # no such lock on Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
-    except OSError:
-        raise RunError.because(f"another process merges into '{out}'", "one at a time", "wait for it") from None
+    if not take(file):
+        raise RunError.because(f"another process merges into '{out}'", "one at a time", "wait for it")

@@ -1,7 +1,8 @@
 """Reward modelling with QLoRA on TRL's RewardTrainer (Bradley-Terry loss)."""
 
+import math
 import random
-import tempfile
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,16 +13,22 @@ from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
+from lite_c2f import ranks
 from lite_c2f.backbone.adapters import write_adapter
 from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, pick_dtype, uses_checkpointing
 from lite_c2f.backbone.roles import lora_config
 from lite_c2f.batches import BatchSize, fitting, groups
+from lite_c2f.checkpoints import Checkpoints, Rhythm
 from lite_c2f.config import Config, settled
 from lite_c2f.data.encode import encode_answer, encode_prompt, pad_right
 from lite_c2f.data.records import Pair
-from lite_c2f.errors import DataError
+from lite_c2f.errors import DataError, NonFiniteError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
-from lite_c2f.runs import Metrics, publish_folder, write_json
+from lite_c2f.interrupts import Interruption, graceful
+from lite_c2f.reward.saves import ROLLBACKS, SLOWER, Saves, Standing
+from lite_c2f.runs import Metrics, publish_folder, read_json, write_json
+
+SECTIONS = ("model", "data", "lora", "reward")
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -41,11 +48,15 @@ def train_reward(
     progress: Progress | None = None,
     tracker: Any = None,
     tell: Callable[[str], None] | None = None,
+    *,
+    force: bool = False,
 ) -> dict:
     """Train the reward model and publish RUN/reward.
 
     Writes adapter/ (stock PEFT, SEQ_CLS; loads with AutoPeftModelForSequenceClassification) and metrics.json with the
-    held-out accuracy and the mean and spread that later stages normalise rewards with. Returns those metrics.
+    held-out accuracy and the mean and spread that later stages normalise rewards with. Returns those metrics. Goes on
+    from the newest checkpoint in RUN/reward/checkpoints; force: also from one made with other settings of `reward`.
+    Raises ModelError when it diverges again and again.
     """
     device = pick_device(config)
     torch.manual_seed(config.run.seed)
@@ -59,42 +70,89 @@ def train_reward(
                 "at least one",
                 "raise data.max_answer_tokens",
             )
+    say = tell or (lambda _: None)
     pairs_at_once = BatchSize("reward.micro_batch", min(settled(config.reward.micro_batch), config.reward.batch), tell)
+    store = Checkpoints(run / "reward" / "checkpoints", config.run.keep_checkpoints)
+    identity = config.identity(SECTIONS) | {"processes": ranks.world()}
+    standing = Standing(store, identity, force=force)
+    for sentence in standing.damaged:
+        say(sentence)
+    if standing.folder is not None:
+        say(f"reward model: going on after step {standing.step}, from {standing.folder}")
+    log = _Report(Metrics(run, tracker), progress)
+    with graceful(tell) as interruption:
+        while True:
+            try:
+                model = fitting(
+                    pairs_at_once,
+                    lambda size: fit(config, models, tokenizer, train.rows, size, run, standing, log, interruption),
+                )
+                break
+            except NonFiniteError as error:
+                standing.look()
+                standing.rollbacks += 1
+                if standing.rollbacks > ROLLBACKS:
+                    raise
+                rate = config.reward.lr * SLOWER**standing.rollbacks
+                say(f"{error}: going back to step {standing.step} with a learning rate of {rate:.2g}")
+    if ranks.is_first():
+        rows_at_once = BatchSize("reward.micro_batch (held-out pairs)", 4 * pairs_at_once.size, tell)
+        metrics = measure(model, held_out.rows, tokenizer.pad_token_id, config, device, rows_at_once)
+        metrics |= {"pairs": train.report, "held_out_pairs": held_out.report, "skipped_rows": corpus.skipped}
+        metrics |= {"skipped_steps": standing.skipped, "rollbacks": standing.rollbacks}
+        publish(model, tokenizer, config, models, run, metrics)
+    ranks.wait()
+    return read_json(run / "reward" / "metrics.json")
 
-    def fit(micro_batch: int) -> Any:
-        torch.manual_seed(config.run.seed)
-        base = load_model(models.base, config, auto_class=AutoModelForSequenceClassification, num_labels=1)
-        model = get_peft_model(base, lora_config(config.lora, "SEQ_CLS"))
-        with tempfile.TemporaryDirectory() as scratch:
-            trainer = RewardTrainer(
-                model=model,
-                args=trainer_arguments(config, device, scratch, len(train.rows), micro_batch),
-                train_dataset=Dataset.from_list(train.rows),
-                processing_class=tokenizer,
-                callbacks=[_Report(Metrics(run, tracker), progress)],
-            )
-            adapters_to_float32(model)
-            trainer.remove_callback(_printer())
-            trainer.train()
-        return model
 
-    model = fitting(pairs_at_once, fit)
-    rows_at_once = BatchSize("reward.micro_batch (held-out pairs)", 4 * pairs_at_once.size, tell)
-    metrics = measure(model, held_out.rows, tokenizer.pad_token_id, config, device, rows_at_once)
-    metrics |= {"pairs": train.report, "held_out_pairs": held_out.report, "skipped_rows": corpus.skipped}
-    with publish_folder(run / "reward", replace=True) as folder:
-        (folder / "adapter").mkdir()
-        write_adapter(
-            model,
-            "default",
-            folder / "adapter",
-            adapter_base(config, models),
-            config.model.base_revision,
-            task_type="SEQ_CLS",
+def fit(
+    config: Config,
+    models: ModelPair,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, list[int]]],
+    micro_batch: int,
+    run: Path,
+    standing: Standing,
+    log: "_Report",
+    interruption: Interruption,
+) -> Any:
+    """Train from where `standing` says, or begin; returns the model. What was logged after that is forgotten."""
+    device = pick_device(config)
+    standing.look()  # after running out of memory, or into numbers that are not finite, there may be a newer one
+    torch.manual_seed(config.run.seed)
+    base = load_model(models.base, config, auto_class=AutoModelForSequenceClassification, num_labels=1)
+    model = get_peft_model(base, lora_config(config.lora, "SEQ_CLS"))
+    scratch = run / ".trainer"  # where RUN/reward does not exist yet
+    rhythm = Rhythm(config.run.checkpoint_every, config.run.checkpoint_minutes)
+    if ranks.is_first():
+        log.metrics.restart("reward", after=standing.step)
+    try:
+        trainer = RewardTrainer(
+            model=model,
+            args=trainer_arguments(config, device, str(scratch), len(rows), micro_batch),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[log, Saves(standing, scratch, rhythm, interruption, config.reward.lr)],
         )
-        tokenizer.save_pretrained(folder / "adapter")
-        write_json(folder / "metrics.json", metrics)
-    return metrics
+        adapters_to_float32(model)
+        trainer.remove_callback(_printer())
+        trainer.train(resume_from_checkpoint=None if standing.folder is None else str(standing.folder))
+    finally:
+        if ranks.is_first():
+            shutil.rmtree(scratch, ignore_errors=True)
+    return model
+
+
+def publish(
+    model: Any, tokenizer: PreTrainedTokenizerBase, config: Config, models: ModelPair, run: Path, metrics: dict
+) -> None:
+    """Write the adapter, then metrics.json, whose presence says that the stage is finished."""
+    with publish_folder(run / "reward" / "adapter", replace=True) as folder:
+        base, revision = adapter_base(config, models), config.model.base_revision
+        write_adapter(model, "default", folder, base, revision, task_type="SEQ_CLS")
+        tokenizer.save_pretrained(folder)
+    write_json(run / "reward" / "metrics.json", metrics)
+    Checkpoints(run / "reward" / "checkpoints").clear()
 
 
 def encode_pairs(
@@ -131,10 +189,10 @@ def encode_pairs(
 
 def trainer_arguments(config: Config, device: torch.device, scratch: str, pairs: int, micro_batch: int) -> RewardConfig:
     """TRL's settings from ours."""
-    batch = min(config.reward.batch, pairs)
+    batch = min(config.reward.batch, pairs) // ranks.world()  # of one process
     micro_batch = next(size for size in range(min(micro_batch, batch), 0, -1) if batch % size == 0)
     accumulation = batch // micro_batch
-    steps = max(1, round(config.reward.epochs * pairs / (micro_batch * accumulation)))
+    steps = max(1, round(config.reward.epochs * pairs / (batch * ranks.world())))
     return RewardConfig(
         output_dir=scratch,
         max_steps=steps,
@@ -151,8 +209,9 @@ def trainer_arguments(config: Config, device: torch.device, scratch: str, pairs:
         fp16=pick_dtype(config, device) == torch.float16,
         use_cpu=device.type == "cpu",
         seed=config.run.seed,
-        logging_steps=max(1, steps // 50),
-        save_strategy="no",
+        logging_steps=1,  # its sums of several steps would not survive a checkpoint between them
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # see saves.py
         report_to="none",
         disable_tqdm=True,
     )
@@ -209,13 +268,13 @@ class _Report(TrainerCallback):
 
     def __init__(self, metrics: Metrics, progress: Progress | None) -> None:
         self.metrics, self.progress = metrics, progress
-        metrics.restart("reward")
 
     def on_log(self, args, state, control, logs=None, **_):
-        if logs and "loss" in logs:
+        if logs and math.isfinite(logs.get("loss", math.nan)):  # a step that is not finite was not taken
             line = {name: logs[name] for name in ("loss", "accuracy", "margin", "learning_rate") if name in logs}
-            line = {name: float(value) for name, value in line.items()}
-            self.metrics.write("reward", state.global_step, line)
+            line = {name: float(value) for name, value in line.items() if math.isfinite(value)}
+            if ranks.is_first():
+                self.metrics.write("reward", state.global_step, line)
             if self.progress:
                 self.progress(state.global_step, state.max_steps, line)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lite_c2f.batches import BatchSize, fitting
-from lite_c2f.errors import ConfigError, ModelError
+from lite_c2f.errors import ConfigError, ModelError, NonFiniteError
 from lite_c2f.sampling.draw import Sampling
 from lite_c2f.sampling.slots import Job, Ledger, Row, Slots, Snapshot
 
@@ -41,6 +41,7 @@ def sample(
     batch: int | BatchSize = 64,
     limits: Sequence[int] | None = None,
     expected: Sequence[float] | None = None,
+    numbers: Sequence[int] | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Responses:
     """Answer every prompt, at most `batch` of them at a time; a slot that has ended takes the next prompt at once.
@@ -48,12 +49,14 @@ def sample(
     model: a causal language model in eval mode (adapters as they are active); prompts: token ids of any length.
     limits: most tokens of each response, where they differ (default: sampling.limit). expected: how long each response
     may become, in tokens, if something is known: the longest start first, so that no long one is left for the end.
+    numbers: each row's number (default: its place), which with the seed gives its random numbers: a row says the same
+    in a part of the prompts as among all of them.
     tick(n) is called now and then with the number of new tokens. What a row says depends on its own prompt and random
     numbers: neither on `batch` nor on its neighbours, up to the rounding of differently shaped products.
     Out of GPU memory, unfinished rows are done again in half as many slots.
 
     Raises ConfigError for a limit below 1, an empty stop sequence or a prompt that leaves no room in the context;
-    ModelError for logits that are not finite, naming row and step; MemoryFullError when not even one row fits.
+    NonFiniteError for logits that are not finite, naming row and step; MemoryFullError when not even one row fits.
 
     >>> sample(model, [[1, 5, 9]], Sampling(limit=20), eos_ids=[2], pad_id=0).finish
     ['eos']
@@ -62,7 +65,8 @@ def sample(
         return Responses([], [], [], [])
     size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
     size.size = min(size.size, len(prompts))  # halving must make a difference
-    job = Job(prompts, limits or [sampling.limit] * len(prompts), sampling, eos_ids, stop_ids, pad_id)
+    limits, numbers = limits or [sampling.limit] * len(prompts), numbers or range(len(prompts))
+    job = Job(prompts, limits, sampling, eos_ids, stop_ids, pad_id, numbers)
     _check(model, job, size.size)
     if expected is not None and len(expected) != len(prompts):
         raise ConfigError.because(
@@ -99,7 +103,7 @@ def _serve(
     def look() -> Snapshot:
         seen = talking.look()
         if seen.broken is not None:
-            raise ModelError.because(
+            raise NonFiniteError.because(
                 f"logits of row {ledger.rows[seen.broken[0]]} at step {seen.broken[1]} are not finite",
                 "finite logits",
                 "lower coarse.lr, or check the model's weights",

@@ -38,6 +38,7 @@ class Job(NamedTuple):
     eos_ids: Sequence[int]
     stop_ids: Sequence[Sequence[int]]
     pad_id: int
+    numbers: Sequence[int]  # of each row: which random numbers it is drawn with
 
 
 class Ledger:
@@ -56,7 +57,7 @@ class Ledger:
         self.limits = torch.tensor([*(job.limits[row] for row in rows), 1], device=device)
         numbers = torch.zeros((count + 1, longest))
         for index, row in enumerate(rows):
-            numbers[index, : job.limits[row]] = uniforms(job.sampling.seed, row, job.limits[row])
+            numbers[index, : job.limits[row]] = uniforms(job.sampling.seed, job.numbers[row], job.limits[row])
         self.uniforms = numbers.to(device)
 
     def finished(self) -> dict[int, Row]:

@@ -7,12 +7,12 @@ from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages
 from lite_c2f.coarse.progress import KnownLengths
-from lite_c2f.coarse.rollout import Batches, Ends, collect, micro_batches
-from lite_c2f.coarse.train import check_finite
+from lite_c2f.coarse.rollout import Batches, Ends, check_numbers, collect, micro_batches
 from lite_c2f.coarse.update import update
 from lite_c2f.config import Lora, load_config
-from lite_c2f.errors import MemoryFullError, ModelError
+from lite_c2f.errors import MemoryFullError, NonFiniteError
 from lite_c2f.reward.score import Normalizer
+from lite_c2f.sampling import Sampling, sample
 
 PROMPTS = [[1, 5, 9, 12], [1, 7], [1, 20, 41], [1, 30, 31, 32, 33]]
 ENDS = Ends(eos_id=2, pad_id=0, stop_ids=[[40, 50]])
@@ -271,6 +271,47 @@ def test_known_lengths_come_back_for_the_same_prompts():
     assert known.of([7, 5, 4]) == [3, 6, 9]  # the mean for one that is new
 
 
-def test_a_diverged_update_is_named():
-    with pytest.raises(ModelError, match=r"update 7: kl is nan.*lower coarse\.lr"):
-        check_finite(7, {"reward": 1.0, "kl": float("nan")})
+@pytest.mark.parametrize("where", ["advantages", "returns"])
+def test_a_step_that_is_not_finite_is_not_taken(roles, rollout, where):
+    parts = {"advantages": torch.ones(rollout.mask.shape), "returns": torch.ones(rollout.mask.shape)}
+    parts[where][:, -3:] = torch.inf if where == "returns" else torch.nan
+    who = {"advantages": "policy", "returns": "critic"}[where]
+    parameters = roles.trainable(who)
+    before = [parameter.detach().clone() for parameter in parameters]
+    with pytest.raises(NonFiniteError, match=f"a loss or a gradient of the {who} that is not finite"):
+        run_update(roles, rollout, config(), Advantages(**parts))
+    assert all(torch.equal(left, right) for left, right in zip(before, parameters, strict=True))
+    assert all(parameter.grad is None for parameter in parameters)
+
+
+@pytest.mark.parametrize(
+    ("field", "named"), [("scores", "reward"), ("logprobs", "log-probability"), ("values", "value")]
+)
+def test_a_rollout_that_is_not_finite_is_named(rollout, field, named):
+    check_numbers(rollout)
+    broken = getattr(rollout, field).clone()
+    broken.view(-1)[-1] = torch.nan
+    with pytest.raises(NonFiniteError, match=f"^a {named} that is not finite"):
+        check_numbers(rollout._replace(**{field: broken}))
+
+
+def test_a_judge_that_gives_no_number_stops_the_rollout(roles):
+    with torch.no_grad():
+        roles.heads["reward"].linear.weight.fill_(torch.inf)
+    with pytest.raises(NonFiniteError, match="a reward that is not finite"):
+        collect(roles, PROMPTS, config("coarse.minibatches=2"), 6, ENDS, Normalizer(0.5, 2.0), seed=1)
+
+
+def test_a_part_of_the_prompts_says_what_it_says_among_all_of_them(roles, rollout):
+    """With several processes each samples a part: the random numbers of a row go by its number, not by its place."""
+    with roles.sampling("policy"):
+        part = sample(
+            roles.model,
+            [PROMPTS[3], PROMPTS[1]],
+            Sampling(6, 0.7, seed=1),
+            eos_ids=[2],
+            stop_ids=ENDS.stop_ids,
+            pad_id=0,
+            numbers=[3, 1],
+        )
+    assert part.tokens == [rollout.responses.tokens[3], rollout.responses.tokens[1]]

@@ -1,0 +1,62 @@
+"""One process at a time in a folder. The lock ends with its process, however that ends."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from lite_c2f.errors import RunError
+
+NAME = ".lock"
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Make a run directory if need be, and be the only process in it; an empty one is removed again.
+
+    Raises RunError when another process is at it, or the folder cannot be written to.
+    """
+    if run.exists() and not run.is_dir():
+        raise RunError.because(f"run.dir '{run}' is a file", "a folder", "choose another run.dir")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = _open(run / NAME)
+    except OSError as error:
+        raise RunError.because(f"run.dir '{run}': {error.strerror}", "a writable folder", "choose another") from None
+    with file:
+        if not take(file):
+            owner = (run / NAME).read_text(encoding="utf-8").strip()
+            who = f" ({owner})" if owner else ""
+            raise RunError.because(
+                f"'{run}' is in use by another process{who}", "one at a time", "wait for it, or choose another run.dir"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            (run / NAME).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                run.rmdir()  # only where nothing else is in it
+
+
+def take(file: IO[str]) -> bool:
+    """Lock an open file for this process; False when another one has it. Where the system has no locks: True."""
+    try:
+        import fcntl
+    except ImportError:  # no such lock on Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have none
+        return True
+    return True
+
+
+def _open(path: Path) -> IO[str]:
+    """Open the lock's file without emptying it: it names its owner."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")

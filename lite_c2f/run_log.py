@@ -1,0 +1,92 @@
+"""RUN/log.txt: what a run was told to do, what it said and how it ended, with times; no secrets."""
+
+import contextlib
+import logging
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from lite_c2f.errors import C2FError
+from lite_c2f.views import View
+
+FILE = "log.txt"
+SECRETS = (
+    (re.compile(r"\b(hf|sk|ghp|gho|github_pat|glpat|xox[bp])[_-][A-Za-z0-9_-]{8,}"), r"\1_***"),
+    (re.compile(r"(://[^/\s:@]*:)[^@\s/]+@"), r"\1***@"),
+    (
+        re.compile(
+            r"(?i)((?:token|password|passwd|secret|api[_-]?key|authorization)[\"']?\s*[=:]\s*(?:bearer\s+)?)\S+"
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"(--auth[= ])\S+"), r"\1***"),
+)
+log = logging.getLogger("lite_c2f.run")
+
+
+def redact(text: str) -> str:
+    """Text without what looks like a token, a password in an address, or the value of a secret.
+
+    >>> redact("https://me:pw@host/x")
+    'https://me:***@host/x'
+    """
+    for pattern, instead in SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+class Logged:
+    """A view whose notes and stages are also written to the log."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self.step, self.tick = view.step, view.tick
+
+    def stage(self, name: str, total: int, unit: str) -> None:
+        log.info("%s%s", name, f": {total} {unit}" if total else "")
+        self._view.stage(name, total, unit)
+
+    def note(self, text: str) -> None:
+        log.info("%s", text)
+        self._view.note(text)
+
+
+@contextlib.contextmanager
+def written(run: Path) -> Iterator[None]:
+    """Append what is logged inside the block to RUN/log.txt: our own lines, the libraries' warnings, how it ended."""
+    handler = logging.FileHandler(run / FILE, encoding="utf-8", delay=True)
+    handler.setFormatter(_Redacted("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root, ours = logging.getLogger(), logging.getLogger("lite_c2f")
+    handler.addFilter(lambda record: record.name.startswith("lite_c2f") or record.levelno >= logging.WARNING)
+    before = ours.level, ours.propagate
+    root.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = True
+    quiet = logging.NullHandler()  # without a handler of its own, the root would print warnings on the terminal
+    ours.addHandler(quiet)
+    try:
+        log.info("started: %s (Python %s, %s)", " ".join(sys.argv), platform.python_version(), platform.platform())
+        yield
+        log.info("ended")
+    except KeyboardInterrupt:
+        log.info("interrupted")
+        raise
+    except C2FError as error:
+        log.error("%s", error, exc_info=True)
+        raise
+    except Exception:
+        log.exception("a bug: please report it with this file")
+        raise
+    finally:
+        root.removeHandler(handler)
+        ours.removeHandler(quiet)
+        ours.setLevel(before[0])
+        ours.propagate = before[1]
+        handler.close()
+
+
+class _Redacted(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
