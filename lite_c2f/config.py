@@ -45,6 +45,13 @@ def _as_sources(value: Any) -> Any:
 Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
 
 
+def _refuse_address(key: str, name: str, expected: str) -> None:
+    """Nothing reads from an address; and one may hold a password, which is not to be printed or written to a run."""
+    if "://" in name:
+        scheme = name.partition("://")[0][:20]
+        raise ValueError(f"{key} is an address ({scheme}://...); expected {expected}; download it and name the files")
+
+
 Batch = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
@@ -68,6 +75,8 @@ class Model(Section):
             raise ValueError("model.prompt_template must contain {prompt} exactly once")
         if not all(self.stop):
             raise ValueError("model.stop holds an empty text; remove it")
+        for key in ("base", "instruct"):
+            _refuse_address(f"model.{key}", getattr(self, key), "a folder or a hub name such as owner/model")
         return self
 
 
@@ -87,6 +96,13 @@ class Data(Section):
         description="Extra pairs, as a share: a chosen answer over itself cut off. Teaches the reward model that an "
         "answer which runs into the limit is worse than one which ends. Our own.",
     )
+
+    @model_validator(mode="after")
+    def _no_addresses(self) -> "Data":
+        for key in ("preferences", "prompts"):
+            for source in getattr(self, key):
+                _refuse_address(f"data.{key}", source.path, "a file, a glob, a folder or a hub name")
+        return self
 
 
 class Lora(Section):
@@ -229,7 +245,7 @@ class Evaluation(Section):
 class Run(Section):
     """Where the run lives and how it is followed."""
 
-    dir: str = Field("runs/c2f", description="Run directory.")
+    dir: str = Field("runs/c2f", min_length=1, description="Run directory.")
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field("none", description="Where metrics also go.")
     checkpoint_every: int = Field(10, ge=1, description="PPO updates between checkpoints.")
@@ -434,11 +450,18 @@ def _refuse_unknown(section: type[Section], values: Any, origin: str, prefix: st
 def _nearest(key: str, siblings: list[str]) -> str:
     """The key that was meant: a sibling spelt alike, or the same name in another section."""
     everywhere = _known_keys(Config)
-    same_name = [known for known in everywhere if known.split(".")[-1] == key.split(".")[-1]]
+    name = _last(key)
+    alike = difflib.get_close_matches(name, [_last(sibling) for sibling in siblings], 1, 0.6)
     near = (
-        difflib.get_close_matches(key, siblings, 1, 0.6) or same_name or difflib.get_close_matches(key, everywhere, 1)
+        [sibling for sibling in siblings if _last(sibling) in alike]
+        or [known for known in everywhere if _last(known) == name]
+        or difflib.get_close_matches(key, everywhere, 1)
     )
     return f"'{near[0]}' (did you mean that?)" if near else "one of " + ", ".join(siblings)
+
+
+def _last(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
 
 
 def _explain(error: ValidationError) -> str:
