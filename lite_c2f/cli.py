@@ -1,5 +1,6 @@
 """The command line: a thin layer over the Python API. Heavy imports are inside the commands."""
 
+import errno
 import json
 import logging
 import os
@@ -22,6 +23,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+REFUSALS = {  # of the operating system, wherever they come from: what to do
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "choose another folder",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+}
 
 
 class Stage(StrEnum):
@@ -370,6 +381,11 @@ def main(arguments: list[str] | None = None) -> Any:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if debug or error.errno not in REFUSALS:
+            raise
+        got = f"'{str(error.filename or 'a file')[:120]}': {error.strerror}"
+        sys.exit(_fail(f"error: {C2FError.because(got, 'a file that can be used', REFUSALS[error.errno])}", 2))
     except Exception as error:
         if not hasattr(error, "format_message"):  # not typer's own usage errors: a bug of ours
             raise
