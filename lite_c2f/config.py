@@ -83,7 +83,9 @@ class Model(Section):
 class Data(Section):
     """Where preference pairs and prompts come from."""
 
-    preferences: Sources = Field((Source(path="toy"),), description="Preference pairs for the reward model.")
+    preferences: Sources = Field(
+        (Source(path="toy"),), min_length=1, description="Preference pairs for the reward model."
+    )
     prompts: Sources = Field((), description="Prompts for PPO and evaluation (default: the preferences' own).")
     max_prompt_tokens: int = Field(256, ge=8, description="Longer prompts lose their oldest turns, in tokens.")
     max_answer_tokens: int = Field(1024, ge=8, description="Longer preference answers are cut, in tokens.")
@@ -246,7 +248,7 @@ class Run(Section):
     """Where the run lives and how it is followed."""
 
     dir: str = Field("runs/c2f", min_length=1, description="Run directory.")
-    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random.")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field("none", description="Where metrics also go.")
     checkpoint_every: int = Field(10, ge=1, description="PPO updates between checkpoints.")
     checkpoint_minutes: float = Field(10.0, gt=0, description="Longest time between checkpoints, at the next update.")
@@ -422,6 +424,10 @@ def _section_of(annotation: Any) -> type[Section] | None:
     return None
 
 
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or any(_takes_bool(inner) for inner in get_args(annotation))
+
+
 def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
@@ -442,6 +448,8 @@ def _refuse_unknown(section: type[Section], values: Any, origin: str, prefix: st
         if field is None:
             near = _nearest(f"{prefix}{key}", [prefix + name for name in section.model_fields])
             raise ConfigError.because(f"{origin}: unknown key '{prefix}{key}'", near, "correct or remove it")
+        if isinstance(value, bool) and not _takes_bool(field.annotation):  # pydantic would read true as 1
+            raise ConfigError.because(f"{origin}: {prefix}{key}={value}", "a number or a text", "quote a word like off")
         inner = _section_of(field.annotation)
         if inner is not None and value is not None:
             _refuse_unknown(inner, value, origin, f"{prefix}{key}.")
