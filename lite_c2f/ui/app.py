@@ -235,7 +235,10 @@ def allowed_hosts(host: str, auth: tuple[str, str] | None, root_path: str | None
         raise ConfigError.because(
             f"--host {host} without a password", "--auth user:password", "give one, or leave out --host"
         )
-    outside = urlsplit(root_path or "").hostname
+    try:
+        outside = urlsplit(root_path or "").hostname
+    except ValueError as error:
+        raise ConfigError.because(f"--root-path {root_path}: {error}", "a path or an address", "correct it") from None
     names = [*LOCAL_NAMES, *([outside] if outside else [])]
     if is_loopback(host):
         return names
