@@ -31,7 +31,7 @@ from lite_c2f.memory import Plan, check, make_plan, settle
 from lite_c2f.memory import as_json as plan_as_json
 from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.reward.train import train_reward as reward_stage
-from lite_c2f.runs import read_json, start_tracker, write_json
+from lite_c2f.runs import check_tracker, read_json, start_tracker, write_json
 from lite_c2f.views import Silent, View
 
 
@@ -59,6 +59,7 @@ def train(
         raise RunError.because(f"nothing to resume in '{run}'", "a run directory", "leave out --resume to start one")
     check_stages(run, stages)
     check_run(run, config)
+    check_tracker(config)
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
     card = card_gib(config)
     todo = [stage for stage in stages if stage not in done]
@@ -173,6 +174,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     config, models = open_run(run)
     config = load_config(config.model_dump(), overrides)
     check_run(run, config)
+    check_context(config, models)
     corpus = load_corpus(config)
     plan = make_plan(config, card_gib(config), model=models.base)
     compare(settle(config, plan), models, corpus, run, view or Silent(), asked=config)
