@@ -18,7 +18,7 @@ from lite_c2f.batches import BatchSize, fitting, groups
 from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_chat, encode_prompt, pad_right, stop_ids
 from lite_c2f.data.records import Turn
-from lite_c2f.errors import ModelError
+from lite_c2f.errors import ModelError, RunError
 from lite_c2f.inputs import ModelPair
 from lite_c2f.memory.stages import JUDGED_ROWS
 from lite_c2f.reward.score import Normalizer, score, scored_row
@@ -213,11 +213,21 @@ class Judge:
 
 
 def load_coarse(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Judge]:
-    """The base with the Coarse adapter as `policy` and the reward model as `reward`, and the judge made of it."""
-    from lite_c2f.backbone.adapters import load_into
+    """The base with the Coarse adapter as `policy` and the reward model as `reward`, and the judge made of it.
+
+    Raises RunError or ModelError naming the file that is missing or damaged, before the base is loaded.
+    """
+    from lite_c2f.backbone.adapters import check_adapter, load_into
     from lite_c2f.runs import read_json
 
-    saved = read_json(run / "reward" / "metrics.json")
+    file = run / "reward" / "metrics.json"
+    saved = read_json(file)
+    try:
+        normalizer = Normalizer(float(saved["mean"]), float(saved["std"]))
+    except (KeyError, TypeError, ValueError):
+        raise RunError.because(f"'{file}' has no mean and std", "a reward model's", "train that stage again") from None
+    for stage in ("coarse", "reward"):
+        check_adapter(run / stage / "adapter")
     tokenizer = load_tokenizer(models.base)
     roles = Roles(load_model(models.base, config), config.lora, ("policy", "reward"))
     load_into(roles, "policy", run / "coarse" / "adapter")
@@ -225,4 +235,4 @@ def load_coarse(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Ju
     if head is None:
         raise ModelError.because(f"'{run}/reward/adapter' has no score head", "a reward model", "train it again")
     roles.add_head("reward", head)
-    return roles, Judge(roles, tokenizer, Normalizer(saved["mean"], saved["std"]), config)
+    return roles, Judge(roles, tokenizer, normalizer, config)

@@ -20,7 +20,7 @@ from lite_c2f.actors import Instruct, load_coarse
 from lite_c2f.backbone.roles import REFERENCE
 from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
 from lite_c2f.data.records import Turn
-from lite_c2f.errors import C2FError, ConfigError, ModelError
+from lite_c2f.errors import C2FError, ConfigError, ModelError, RunError
 from lite_c2f.inputs import TOY
 from lite_c2f.manifest import open_run
 from lite_c2f.runs import read_json
@@ -161,7 +161,7 @@ class Chat:
     def __init__(self, run_dir: str | Path) -> None:
         run = Path(run_dir)
         self.config, models = open_run(run)
-        self.ratio = float(read_json(run / "fine" / "merge.json")["ratio"])
+        self.ratio = _merged_ratio(run / "fine" / "merge.json")
         self.roles, judge = load_coarse(self.config, models, run)
         self.tokenizer = judge.tokenizer
         self.instruct = Instruct(self.config, models.instruct, run / "coarse" / "adapter")
@@ -268,6 +268,15 @@ class Chat:
         actor = self.roles.use(ROLES[pane]) if pane in ROLES else self.instruct.ratio(share)
         with self._lock, actor:
             yield
+
+
+def _merged_ratio(file: Path) -> float:
+    try:
+        return float(read_json(file)["ratio"])
+    except (KeyError, TypeError, ValueError):
+        raise RunError.because(
+            f"'{file}' has no ratio", "the report of a merge", "train the fine stage again"
+        ) from None
 
 
 def _history(turns: str | History | Mapping[str, History], pane: str) -> History:

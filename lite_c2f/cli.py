@@ -263,7 +263,7 @@ def chat(run: Run) -> None:
 def web(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run directory (default: runs/toy).")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --auth.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
     auth: Annotated[str | None, typer.Option(help="user:password")] = None,
     root_path: Annotated[str | None, typer.Option(help="Path prefix behind a proxy.")] = None,
 ) -> None:
@@ -381,14 +381,25 @@ def main(arguments: list[str] | None = None) -> Any:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        from lite_c2f.disk import refusal
+
+        told = None if debug else refusal(error)
+        if told is None:
+            raise
+        sys.exit(_fail(f"error: {told}", 2))
     except Exception as error:
         if not hasattr(error, "format_message"):  # not typer's own usage errors: a bug of ours
             raise
         text = " ".join(error.format_message().split()) if given else error.format_message()
-        command = next((f" {word}" for word in given if word in {found.name for found in app.registered_commands}), "")
+        command = next((f" {word}" for word in given if word in _commands()), "")
         sys.exit(_fail(f"error: {text.rstrip('.')}; see lite-c2f{command} --help" if given else text, 2))
     if code:  # typer hands back 130 for Ctrl-C
         sys.exit(code)
+
+
+def _commands() -> set[str]:
+    return {found.name or str(getattr(found.callback, "__name__", "")) for found in app.registered_commands}
 
 
 def _debug_first(given: list[str]) -> list[str]:

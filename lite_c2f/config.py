@@ -45,6 +45,13 @@ def _as_sources(value: Any) -> Any:
 Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
 
 
+def _refuse_address(key: str, name: str, expected: str) -> None:
+    """Nothing reads from an address; and one may hold a password, which is not to be printed or written to a run."""
+    if "://" in name:
+        scheme = name.partition("://")[0][:20]
+        raise ValueError(f"{key} is an address ({scheme}://...); expected {expected}; download it and name the files")
+
+
 Batch = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
@@ -68,13 +75,17 @@ class Model(Section):
             raise ValueError("model.prompt_template must contain {prompt} exactly once")
         if not all(self.stop):
             raise ValueError("model.stop holds an empty text; remove it")
+        for key in ("base", "instruct"):
+            _refuse_address(f"model.{key}", getattr(self, key), "a folder or a hub name such as owner/model")
         return self
 
 
 class Data(Section):
     """Where preference pairs and prompts come from."""
 
-    preferences: Sources = Field((Source(path="toy"),), description="Preference pairs for the reward model.")
+    preferences: Sources = Field(
+        (Source(path="toy"),), min_length=1, description="Preference pairs for the reward model."
+    )
     prompts: Sources = Field((), description="Prompts for PPO and evaluation (default: the preferences' own).")
     max_prompt_tokens: int = Field(256, ge=8, description="Longer prompts lose their oldest turns, in tokens.")
     max_answer_tokens: int = Field(1024, ge=8, description="Longer preference answers are cut, in tokens.")
@@ -87,6 +98,13 @@ class Data(Section):
         description="Extra pairs, as a share: a chosen answer over itself cut off. Teaches the reward model that an "
         "answer which runs into the limit is worse than one which ends. Our own.",
     )
+
+    @model_validator(mode="after")
+    def _no_addresses(self) -> "Data":
+        for key in ("preferences", "prompts"):
+            for source in getattr(self, key):
+                _refuse_address(f"data.{key}", source.path, "a file, a glob, a folder or a hub name")
+        return self
 
 
 class Lora(Section):
@@ -229,8 +247,8 @@ class Evaluation(Section):
 class Run(Section):
     """Where the run lives and how it is followed."""
 
-    dir: str = Field("runs/c2f", description="Run directory.")
-    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    dir: str = Field("runs/c2f", min_length=1, description="Run directory.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random.")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field("none", description="Where metrics also go.")
     checkpoint_every: int = Field(10, ge=1, description="PPO updates between checkpoints.")
     checkpoint_minutes: float = Field(10.0, gt=0, description="Longest time between checkpoints, at the next update.")
@@ -289,6 +307,28 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+class KeyTwiceError(yaml.MarkedYAMLError):
+    """A mapping of a YAML file has a key twice; `problem` and `problem_mark` say which and where."""
+
+
+class NoKeyTwice(yaml.SafeLoader):
+    """YAML where the first of two equal keys would be lost without a word. Raises KeyTwiceError."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise KeyTwiceError(problem=f"{key.value!r} twice", problem_mark=key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
+# What yaml raises: beside its own errors those of a value that is not of its tag (`!!int x`), and of endless nesting.
+YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
 def load_config(source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration and apply dotted overrides.
 
@@ -325,11 +365,13 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError.because(f"no config file at '{path}'", "a YAML file", "try configs/toy.yaml")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=NoKeyTwice)  # a SafeLoader
+    except OSError as error:
+        raise ConfigError.because(f"cannot read '{path}': {error.strerror}", "a YAML file", "check it") from None
+    except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = getattr(error, "problem", None) or "not UTF-8 text"
+        what = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else _problem(error)
         raise ConfigError.because(f"{where}: not YAML ({what})", "`key: value` lines", "fix that line") from None
     if values is None:
         return {}
@@ -338,15 +380,22 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
+def _problem(error: Exception) -> str:
+    """What is wrong with a YAML text, in a few words."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return " ".join(str(getattr(error, "problem", None) or error).split())[:160]
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError.because(f"override '{override}'", "key=value", "write e.g. coarse.updates=10")
     try:
-        value = yaml.safe_load(text) if text else ""
+        value = yaml.load(text, Loader=NoKeyTwice) if text else ""  # a SafeLoader
         if isinstance(value, str):
             value = _number(value)
-    except yaml.YAMLError:
+    except YAML_ERRORS:
         raise ConfigError.because(f"override '{override}'", "a YAML value after =", "quote the value") from None
     *parents, last = key.split(".")
     node = values
@@ -375,6 +424,10 @@ def _section_of(annotation: Any) -> type[Section] | None:
     return None
 
 
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or any(_takes_bool(inner) for inner in get_args(annotation))
+
+
 def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
@@ -395,6 +448,8 @@ def _refuse_unknown(section: type[Section], values: Any, origin: str, prefix: st
         if field is None:
             near = _nearest(f"{prefix}{key}", [prefix + name for name in section.model_fields])
             raise ConfigError.because(f"{origin}: unknown key '{prefix}{key}'", near, "correct or remove it")
+        if isinstance(value, bool) and not _takes_bool(field.annotation):  # pydantic would read true as 1
+            raise ConfigError.because(f"{origin}: {prefix}{key}={value}", "a number or a text", "quote a word like off")
         inner = _section_of(field.annotation)
         if inner is not None and value is not None:
             _refuse_unknown(inner, value, origin, f"{prefix}{key}.")
@@ -403,11 +458,18 @@ def _refuse_unknown(section: type[Section], values: Any, origin: str, prefix: st
 def _nearest(key: str, siblings: list[str]) -> str:
     """The key that was meant: a sibling spelt alike, or the same name in another section."""
     everywhere = _known_keys(Config)
-    same_name = [known for known in everywhere if known.split(".")[-1] == key.split(".")[-1]]
+    name = _last(key)
+    alike = difflib.get_close_matches(name, [_last(sibling) for sibling in siblings], 1, 0.6)
     near = (
-        difflib.get_close_matches(key, siblings, 1, 0.6) or same_name or difflib.get_close_matches(key, everywhere, 1)
+        [sibling for sibling in siblings if _last(sibling) in alike]
+        or [known for known in everywhere if _last(known) == name]
+        or difflib.get_close_matches(key, everywhere, 1)
     )
     return f"'{near[0]}' (did you mean that?)" if near else "one of " + ", ".join(siblings)
+
+
+def _last(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
 
 
 def _explain(error: ValidationError) -> str:

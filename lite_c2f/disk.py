@@ -6,19 +6,24 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from lite_c2f.errors import RunError
 
-FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file is too large",
+FULL, CLOSED = "the disk is full", "the disk is read-only"
+PROBLEMS = {  # what the operating system says, and what to do
+    errno.ENOSPC: (FULL, "make room"),
+    errno.EDQUOT: ("the disk quota is used up", "make room"),
+    errno.EROFS: (CLOSED, "choose another folder"),
+    errno.EIO: ("the disk reports an error", "check it"),
+    errno.EACCES: ("permission denied", "check its permissions"),
+    errno.EPERM: ("permission denied", "check its permissions"),
+    errno.ENAMETOOLONG: ("the name is too long", "use a shorter one"),
 }
-CLOSED = {errno.EROFS: "the disk is read-only", errno.EACCES: "permission denied", errno.EPERM: "permission denied"}
-BROKEN = {errno.EIO: "the disk reports an error"}
-WORDS = ("No space left on device", "Disk quota exceeded", "file write failed", "Read-only file system")
-LITTLE = 64 * 2**20  # bytes
+WORDS = {  # libraries below Python only say it so
+    "No space left on device": errno.ENOSPC,
+    "file write failed": errno.ENOSPC,
+    "Disk quota exceeded": errno.EDQUOT,
+    "Read-only file system": errno.EROFS,
+}
 
 
 @contextlib.contextmanager
@@ -26,27 +31,25 @@ def told_plainly(run: Path) -> Iterator[None]:
     """Inside the block errors of the disk under a run become RunErrors; all others pass through."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        problem = problem_of(error, run)
-        if problem is None:
+    except Exception as error:
+        told = refusal(error, run)
+        if told is None:
             raise
-        where = getattr(error, "filename", None) or run
-        raise RunError.because(
-            f"{problem} while writing '{where}' ({free_mib(run)} MiB free)",
-            "a disk with room that can be written to",
-            "make room or choose another run.dir; then the same command goes on from what was saved",
-        ) from error
+        raise told from error
 
 
-def problem_of(error: BaseException, run: Path) -> str | None:
-    """What is wrong with the disk, None where it is not the disk. Libraries below Python only say it in words."""
-    if isinstance(error, OSError) and error.errno is not None:
-        inside = error.filename is not None and str(error.filename).startswith(str(run))
-        known = FULL | BROKEN | ({} if not inside else CLOSED) | {errno.EROFS: CLOSED[errno.EROFS]}
-        return known.get(error.errno)
-    if any(words in str(error) for words in WORDS):
-        return CLOSED[errno.EROFS] if WORDS[3] in str(error) else FULL[errno.ENOSPC]
-    return None
+def refusal(error: BaseException, run: Path | None = None) -> RunError | None:
+    """One line for an error of the disk, None for any other. run: where a command that can go on later was writing."""
+    number = error.errno if isinstance(error, OSError) else None
+    if not isinstance(error, RunError) and number not in PROBLEMS:
+        number = next((number for words, number in WORDS.items() if words in str(error)), None)
+    if number not in PROBLEMS or isinstance(error, RunError):
+        return None
+    problem, remedy = PROBLEMS[number]
+    name = getattr(error, "filename", None) or run or "a file"
+    free = f", {free_mib(run)} MiB free" if run is not None and number == errno.ENOSPC else ""
+    again = "; then the same command goes on from what was saved" if run is not None else ""
+    return RunError.because(f"'{str(name)[:120]}': {problem}{free}", "a place that can be written to", remedy + again)
 
 
 def free_mib(place: Path) -> int:

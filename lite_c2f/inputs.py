@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lite_c2f.backbone.load import load_tokenizer
+from lite_c2f.backbone.folder import check_architecture, check_weights
+from lite_c2f.backbone.load import load_tokenizer, pick_device, pick_dtype
 from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.config import Config, Source
-from lite_c2f.data.encode import stop_ids
-from lite_c2f.data.records import Pair, Prompt, load_pairs, load_prompts, prompts_of
+from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
+from lite_c2f.data.records import Pair, Prompt, Turn, load_pairs, load_prompts, prompts_of
 from lite_c2f.errors import ConfigError, DataError, ModelError
 
 TOY = "toy"
@@ -40,10 +41,12 @@ def uses_toy_data(config: Config) -> bool:
 
 
 def resolve_models(config: Config, progress=None) -> ModelPair:
-    """The pair of models: the toy pair is trained on first use, a local pair is checked for common lineage.
+    """The pair of models: the toy pair is trained on first use, any other is checked for all that can be seen now.
 
-    Raises ModelError naming what is missing or disagrees.
+    Of one lineage, of a kind that can be trained, with tokenizers that fit the run, and whole. Raises ModelError or
+    ConfigError naming what is missing or disagrees.
     """
+    pick_dtype(config, pick_device(config))
     if config.model.base == TOY:
         from lite_c2f.toy.build import toy_pair
 
@@ -52,7 +55,13 @@ def resolve_models(config: Config, progress=None) -> ModelPair:
     names = (config.model.base, config.model.base_revision), (config.model.instruct, config.model.instruct_revision)
     small = ModelPair(*(_fetched(name, revision, SMALL_FILES) for name, revision in names))
     check_pair(Path(small.base), Path(small.instruct))  # before gigabytes are downloaded
-    return ModelPair(*(_fetched(name, revision, [*SMALL_FILES, "*.safetensors"]) for name, revision in names))
+    for folder in small:
+        check_architecture(Path(folder))
+    check_stops(config, small)
+    models = ModelPair(*(_fetched(name, revision, [*SMALL_FILES, "*.safetensors"]) for name, revision in names))
+    for folder in models:
+        check_weights(Path(folder), config.lora.target_modules)
+    return models
 
 
 def absolute(config: Config) -> Config:
@@ -86,8 +95,21 @@ def check_context(config: Config, models: ModelPair) -> None:
 
 
 def check_stops(config: Config, models: ModelPair) -> None:
-    """Raise ConfigError for a stop sequence without tokens, ModelError for a base without a usable tokenizer."""
-    stop_ids(load_tokenizer(models.base, config.model.base_revision), config.model.stop)
+    """Raise ConfigError for texts that the tokenizers cannot take, ModelError for a tokenizer that cannot be used.
+
+    The texts: stop sequences, and the markers around a prompt, which need room within data.max_prompt_tokens. The
+    instruct model's tokenizer needs a chat template that works.
+    """
+    question, most = [Turn("human", "Hi")], config.data.max_prompt_tokens
+    tokenizer = load_tokenizer(models.base)
+    stop_ids(tokenizer, config.model.stop)
+    encode_prompt(tokenizer, question, most, template=config.model.prompt_template)
+    try:
+        encode_chat(load_tokenizer(models.instruct), question, most)
+    except ModelError as error:
+        if models.instruct in str(error):
+            raise
+        raise ModelError(f"instruct model '{models.instruct}': {error}") from None
 
 
 def adapter_base(config: Config, models: ModelPair) -> str:

@@ -24,6 +24,11 @@ READS = {  # sections of the configuration a stage's result depends on, beside t
     "fine": ("fine",),
 }
 
+NUMBERS = {  # that later stages and the summary read
+    "reward": ("accuracy", "mean", "std"),
+    "coarse": ("limit_first", "limit_last", "reward_first", "reward_last"),
+}
+
 
 def is_published(run: Path, stage: str) -> bool:
     """Has this stage left its result?"""
@@ -58,6 +63,11 @@ def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
                 "stages that belong together",
                 f"remove {run / later[0]}, or bring {run / stage} back",
             )
+    if (run / "run.json").is_file():
+        read_manifest(run)
+    for stage, names in NUMBERS.items():
+        if is_published(run, stage):
+            _require(run / FINISHED[stage], names)
     accepted: list[str] = []
     if saved.is_file():
         before = load_config(saved)
@@ -98,8 +108,28 @@ def begun(run: Path) -> bool:
 
 def inputs_of(run: Path) -> dict[str, str]:
     """Fingerprints of the inputs that a run began with."""
-    file = run / "run.json"
-    return read_json(file).get("inputs", {}) if file.is_file() else {}
+    return read_manifest(run).get("inputs", {}) if (run / "run.json").is_file() else {}
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """RUN/run.json. Raises RunError naming it when it is missing, damaged or another program's."""
+    manifest = _require(run / "run.json", ("models", "seconds"))
+    models, seconds = manifest["models"], manifest["seconds"]
+    named = isinstance(models, dict) and models.keys() == {*ModelPair._fields}
+    if not (named and all(isinstance(name, str) for name in models.values()) and isinstance(seconds, dict)):
+        raise _unlike(run / "run.json", "models (base and instruct) and seconds")
+    return manifest
+
+
+def _require(file: Path, names: Sequence[str]) -> dict[str, Any]:
+    content = read_json(file)
+    if not isinstance(content, dict) or any(name not in content for name in names):
+        raise _unlike(file, ", ".join(names))
+    return content
+
+
+def _unlike(file: Path, expected: str) -> RunError:
+    return RunError.because(f"'{file}' is not as lite-c2f wrote it", expected, "restore it, or train in another run")
 
 
 def save_config(run: Path, config: Config) -> None:
@@ -156,7 +186,7 @@ def open_run(run: str | Path) -> tuple[Config, ModelPair]:
     for stage in ("coarse", "fine"):
         if not is_published(run, stage):
             raise RunError.because(f"'{run}' has no {stage} stage", "a finished run", "finish it with lite-c2f train")
-    models = ModelPair(**read_json(run / "run.json")["models"])
+    models = ModelPair(**read_manifest(run)["models"])
     for name, folder in models._asdict().items():
         if not Path(folder).is_dir():
             raise RunError.because(f"{name} model of '{run}' is gone: '{folder}'", "its folder", "train again")

@@ -38,7 +38,7 @@ from lite_c2f.memory import Plan, check, make_plan, settle
 from lite_c2f.memory import as_json as plan_as_json
 from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.reward.train import train_reward as reward_stage
-from lite_c2f.runs import read_json, start_tracker, write_json
+from lite_c2f.runs import check_tracker, read_json, start_tracker, write_json
 from lite_c2f.views import Silent, View
 
 
@@ -93,6 +93,7 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     check_stages(run, stages)
     accepted = check_run(run, config, force=force)
     check_processes(config)
+    check_tracker(config)
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
     card = card_gib(config)
     todo = [stage for stage in stages if stage not in done]
@@ -226,6 +227,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     config, models = open_run(run)
     config = load_config(config.model_dump(), overrides)
     check_run(run, config)
+    check_context(config, models)
     corpus = load_corpus(config)
     plan = make_plan(config, card_gib(config), model=models.base)
     with disk.told_plainly(run), locked(run), run_log.written(run):

@@ -156,17 +156,27 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def start_tracker(config: Any, run: Path) -> Any:
-    """The experiment tracker of `run.tracker` through accelerate, or None. Raises RunError when it is not installed."""
+def check_tracker(config: Any) -> None:
+    """Raise RunError when the experiment tracker of `run.tracker` is not installed."""
     name = config.run.tracker
     if name == "none":
-        return None
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+        return
+    from accelerate.tracking import get_available_trackers
 
     if name not in [str(getattr(found, "value", found)) for found in get_available_trackers()]:
         raise RunError.because(
             f"run.tracker={name}: not installed", f"pip install 'lite_c2f[{name}]'", "or set run.tracker=none"
         )
+
+
+def start_tracker(config: Any, run: Path) -> Any:
+    """The experiment tracker of `run.tracker` through accelerate, or None. Raises RunError when it is not installed."""
+    check_tracker(config)
+    name = config.run.tracker
+    if name == "none":
+        return None
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
     if name == "tensorboard":
         tracker = LOGGER_TYPE_TO_CLASS[name](run_name="tensorboard", logging_dir=str(run))
     else:

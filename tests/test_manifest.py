@@ -14,7 +14,7 @@ def run(tmp_path):
     """A run whose reward stage is published."""
     (tmp_path / "config.yaml").write_text(load_config({}, ["reward.micro_batch=8"]).to_yaml())
     (tmp_path / "reward").mkdir()
-    (tmp_path / "reward" / "metrics.json").write_text(json.dumps({"accuracy": 0.9}))
+    (tmp_path / "reward" / "metrics.json").write_text(json.dumps({"accuracy": 0.9, "mean": 0.0, "std": 1.0}))
     return tmp_path
 
 

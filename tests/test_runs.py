@@ -6,7 +6,7 @@ import pytest
 
 from lite_c2f.config import load_config
 from lite_c2f.errors import RunError
-from lite_c2f.manifest import check_run, check_stages, save_config
+from lite_c2f.manifest import NUMBERS, check_run, check_stages, save_config
 from lite_c2f.runs import Metrics, publish_folder, read_json, write_json, write_text
 
 
@@ -66,7 +66,7 @@ def run(tmp_path):
     run = tmp_path / "run"
     save_config(run, load_config({}))
     for stage in ("reward", "coarse"):
-        write_json(run / stage / "metrics.json", {})
+        write_json(run / stage / "metrics.json", dict.fromkeys(NUMBERS[stage], 0.5))
     return run
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lite_c2f.backbone.heads import ScalarHead
@@ -53,15 +53,35 @@ def load_into(roles: Roles, name: str, folder: Path) -> ScalarHead | None:
     return None if score is None else ScalarHead.of(score.float())
 
 
+def check_adapter(folder: Path) -> None:
+    """Raise ModelError naming the file of a saved adapter that is missing or damaged; no weight is read."""
+    file = folder / "adapter_config.json"
+    try:
+        readable = isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except (ValueError, OSError):
+        readable = False
+    if not readable:
+        got = f"'{file}' is missing or no JSON object"
+        raise ModelError.because(got, "an adapter that PEFT reads", "train that stage again")
+    path = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (FileNotFoundError, SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file; raises ModelError naming it."""
     try:
         return load_file(path)
     except (FileNotFoundError, SafetensorError, OSError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise ModelError.because(
-            f"'{path}': {reason}", "a safetensors file of an adapter", "train that stage again"
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+    return ModelError.because(f"'{path}': {reason}", "a safetensors file of an adapter", "train that stage again")
 
 
 def save_critic(roles: Roles, folder: Path, base: str, revision: str | None = None) -> None:

@@ -132,7 +132,11 @@ def _csv(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
     number = 0
     rows = []
     try:
-        for number, row in enumerate(csv.DictReader(io.StringIO(_decoded(data, name), newline=""), strict=True), 1):
+        reader = csv.DictReader(io.StringIO(_decoded(data, name), newline=""), strict=True)
+        for column in reader.fieldnames or ():
+            if list(reader.fieldnames or ()).count(column) > 1:
+                raise DataError.because(f"{name}: column '{column}' twice", "every column once", "rename one")
+        for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 got = f"{name}: row {number} has too {'many' if None in row else 'few'} cells"
                 raise DataError.because(got, "one for each column", "quote cells that hold commas or line breaks")

@@ -3,9 +3,11 @@
 import base64
 import html
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lite_c2f.errors import RunError
 from lite_c2f.runs import read_json, read_lines, write_text
 
 CURVES = (
@@ -28,26 +30,21 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%;background:#fff
 
 
 def write_report(run: Path) -> Path:
-    """Write RUN/report/index.html; no network is needed to read it. Raises RunError without a summary."""
-    summary = read_json(run / "summary.json")
-    body = [f"<h1>{html.escape(run.resolve().name)}</h1>"]
-    if "actors" in summary:
-        body += ["<h2>Comparison on held-out prompts</h2>", table(summary["actors"])]
-    lines = [line for line in read_lines(run / "metrics.jsonl") if line["stage"] == "coarse"]
-    if lines:
-        body += ["<h2>Coarse Actor</h2>", f'<img alt="learning curves" src="{plot(lines)}">']
+    """Write RUN/report/index.html; no network is needed to read it.
+
+    Raises RunError without a summary, and naming the file that is not as lite-c2f writes it.
+    """
+    if run.exists() and not run.is_dir():
+        raise RunError.because(f"'{run}' is a file", "a run directory", "give one made by lite-c2f")
+    compared = part(run / "summary.json", lambda: comparison(read_json(run / "summary.json")))
+    body = [f"<h1>{html.escape(run.resolve().name)}</h1>", *compared]
+    body += part(run / "metrics.jsonl", lambda: curves(read_lines(run / "metrics.jsonl")))
     if (run / "fine" / "ratios.json").is_file():
-        tried = read_json(run / "fine" / "ratios.json")
-        rows = {f"{row['ratio']:g}": {k: v for k, v in row.items() if k != "ratio"} for row in tried["tried"]}
-        body += [
-            "<h2>Ratios of the residue</h2>",
-            f"<p>Chosen: <b>{tried['chosen']:g}</b> ({html.escape(tried['rule'])}).</p>",
-            *picture(run / "fine" / "ratios.png", "figures over the ratio"),
-            table(rows, "ratio"),
-        ]
-    if "actors" in summary:
-        body += ["<h2>Answers</h2>", *answers(read_lines(run / "evaluation" / "responses.jsonl")[:16])]
-    body += ["<h2>Configuration</h2>", f"<pre>{html.escape((run / 'config.yaml').read_text(encoding='utf-8'))}</pre>"]
+        body += part(run / "fine" / "ratios.json", lambda: ratios(run))
+    if compared:
+        responses = run / "evaluation" / "responses.jsonl"
+        body += part(responses, lambda: ["<h2>Answers</h2>", *answers(read_lines(responses)[:16])])
+    body += part(run / "config.yaml", lambda: configuration(run / "config.yaml"))
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{html.escape(run.resolve().name)}</title><style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
@@ -55,6 +52,45 @@ def write_report(run: Path) -> Path:
     target = run / "report" / "index.html"
     write_text(target, page)
     return target
+
+
+def part(file: Path, make: Callable[[], list[str]]) -> list[str]:
+    """What is made of a file. Raises RunError naming it where it is gone or of another form."""
+    try:
+        return make()
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration, OSError) as error:
+        why = "cannot be read" if isinstance(error, OSError) else "has another form than lite-c2f gives it"
+        raise RunError.because(f"'{file}' {why}", "a file of a run, unchanged", "train that stage again") from None
+
+
+def comparison(summary: dict[str, Any]) -> list[str]:
+    """The table of the actors; nothing where they are not compared yet."""
+    if not isinstance(summary, dict):
+        raise TypeError("not a summary")
+    return ["<h2>Comparison on held-out prompts</h2>", table(summary["actors"])] if "actors" in summary else []
+
+
+def curves(rows: list[dict[str, Any]]) -> list[str]:
+    """The learning curves of the coarse stage; nothing before its first update."""
+    lines = [line for line in rows if line["stage"] == "coarse"]
+    return ["<h2>Coarse Actor</h2>", f'<img alt="learning curves" src="{plot(lines)}">'] if lines else []
+
+
+def ratios(run: Path) -> list[str]:
+    """The ratios that were tried, with their picture."""
+    tried = read_json(run / "fine" / "ratios.json")
+    rows = {f"{row['ratio']:g}": {k: v for k, v in row.items() if k != "ratio"} for row in tried["tried"]}
+    return [
+        "<h2>Ratios of the residue</h2>",
+        f"<p>Chosen: <b>{tried['chosen']:g}</b> ({html.escape(tried['rule'])}).</p>",
+        *picture(run / "fine" / "ratios.png", "figures over the ratio"),
+        table(rows, "ratio"),
+    ]
+
+
+def configuration(file: Path) -> list[str]:
+    """The configuration as it was written."""
+    return ["<h2>Configuration</h2>", f"<pre>{html.escape(file.read_text(encoding='utf-8'))}</pre>"]
 
 
 def table(rows: dict[str, dict[str, float]], first: str = "actor") -> str:

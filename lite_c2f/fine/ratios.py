@@ -9,25 +9,12 @@ from typing import Any
 
 import yaml
 
+from lite_c2f.config import YAML_ERRORS, KeyTwiceError, NoKeyTwice
 from lite_c2f.errors import ConfigError
 from lite_c2f.fine.treatment import is_number
 
 Gradient = list[float]  # ratios spread evenly over the layers, the first at the first layer, straight lines between
 LayerRatios = str | Path | Sequence[tuple[str, float | Gradient]]
-
-
-class _NoKeyTwice(yaml.SafeLoader):
-    """YAML where the first of two equal keys would be lost without a word."""
-
-    class KeyTwiceError(Exception):
-        """The key that is there twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise self.KeyTwiceError(repr(key))
-        return super().construct_mapping(node, deep)
 
 
 def check_ratio(key: str, ratio: Any, allow_negative: bool) -> None:
@@ -50,13 +37,13 @@ def read_layer_ratios(layer_ratios: LayerRatios | None, allow_negative: bool) ->
     if isinstance(layer_ratios, str | Path):
         where = str(layer_ratios)
         try:
-            content = yaml.load(Path(layer_ratios).read_text(encoding="utf-8"), Loader=_NoKeyTwice)  # a SafeLoader
+            content = yaml.load(Path(layer_ratios).read_text(encoding="utf-8"), Loader=NoKeyTwice)  # a SafeLoader
         except OSError as error:
             got = f"cannot read '{where}': {error.strerror}"
             raise ConfigError.because(got, "a YAML file of ratios", "check the path") from None
-        except _NoKeyTwice.KeyTwiceError as error:
-            raise ConfigError.because(f"'{where}' holds {error} twice", "every pattern once", "remove one") from None
-        except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        except KeyTwiceError as error:
+            raise ConfigError.because(f"'{where}' holds {error.problem}", "every pattern once", "remove one") from None
+        except YAML_ERRORS:
             raise ConfigError.because(f"'{where}' is not YAML", "pattern: ratio lines", "correct the file") from None
     pairs = list(content.items()) if isinstance(content, dict) else content
     if not isinstance(pairs, list | tuple) or not pairs:

@@ -78,11 +78,11 @@ def try_ratios(
     view: View,
 ) -> dict[str, Any]:
     """Score ratios without merging, and by group with a budget; writes RUN/fine/sweep.json, .png and groups.json."""
-    for name in ("groups.json", "layer-ratios.yaml"):  # of an earlier sweep
-        (run / "fine" / name).unlink(missing_ok=True)
     view.stage("ratios", len({0.0, *ratios}), "ratios")
     kept = tried_before(config, models, run, "sweep-trials.jsonl")
     bench = Bench(config, models, corpus, run, kept=kept)
+    for name in ("groups.json", "layer-ratios.yaml"):  # of an earlier sweep
+        (run / "fine" / name).unlink(missing_ok=True)
     found = sweep(bench, ratios, config.fine.min_eos, lambda step, _, row: view.step(step, row))
     write_json(run / "fine" / "sweep.json", found)
     plot(found, run / "fine" / "sweep.png")

@@ -89,7 +89,7 @@ def model_shape(model: str) -> tuple[Shape, str]:
         config = json.loads(file.read_text(encoding="utf-8"))
         heads = config["num_attention_heads"]
         width = config.get("head_dim") or config["hidden_size"] // heads
-        return Shape(
+        shape = Shape(
             config["hidden_size"],
             config["num_hidden_layers"],
             config["intermediate_size"],
@@ -98,8 +98,11 @@ def model_shape(model: str) -> tuple[Shape, str]:
             config["vocab_size"],
             config.get("max_position_embeddings", MISTRAL_7B.context),
             bool(config.get("tie_word_embeddings", False)),
-        ), str(file)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        )
+        if not all(isinstance(size, int) and size > 0 for size in shape[:-1]):
+            raise ValueError
+        return shape, str(file)
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ModelError.because(
             f"'{file}' is not a decoder's configuration", "hidden_size, num_hidden_layers, ...", "use a Mistral model"
         ) from None

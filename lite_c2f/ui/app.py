@@ -169,6 +169,7 @@ def launch(
     """
     hosts = allowed_hosts(host, auth, root_path)
     run = find_run(run)
+    check_port(host, port)  # before gigabytes are loaded
     page = build(run)
     page.queue(max_size=64)
     try:
@@ -190,11 +191,26 @@ def launch(
             app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
         )
     except OSError as error:
-        raise ConfigError.because(f"port {port} on {host}: {error}", "a free port", "use --port") from None
+        raise _port_error(host, port, error) from None
     print(f"Serving {run} at {page.local_url} - Ctrl-C ends it", flush=True)
     if not prevent_thread_lock:
         page.block_thread()
     return page
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ConfigError for a port that is taken, or not to be had, at an address of this machine."""
+    name = host.strip("[]")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in name else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
+            probe.bind((name, port))
+    except (OSError, OverflowError) as error:
+        raise _port_error(host, port, error) from None
+
+
+def _port_error(host: str, port: int, error: Exception) -> ConfigError:
+    return ConfigError.because(f"port {port} on {host}: {error}", "a free port", "use --port")
 
 
 def find_run(run: str | Path | None) -> Path:
@@ -219,7 +235,10 @@ def allowed_hosts(host: str, auth: tuple[str, str] | None, root_path: str | None
         raise ConfigError.because(
             f"--host {host} without a password", "--auth user:password", "give one, or leave out --host"
         )
-    outside = urlsplit(root_path or "").hostname
+    try:
+        outside = urlsplit(root_path or "").hostname
+    except ValueError as error:
+        raise ConfigError.because(f"--root-path {root_path}: {error}", "a path or an address", "correct it") from None
     names = [*LOCAL_NAMES, *([outside] if outside else [])]
     if is_loopback(host):
         return names

@@ -1,0 +1,76 @@
+"""Can a model folder be trained on and merged into? Asked before weights are loaded: hours may lie between."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from lite_c2f.backbone.pair import read_config
+from lite_c2f.errors import ConfigError, ModelError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def check_architecture(folder: Path) -> None:
+    """Raise ModelError unless config.json is that of a full-precision causal language model Transformers knows.
+
+    A model that brings its own code is not one: that code is never run.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    file, config = folder / "config.json", read_config(folder)
+    for name in ("quantization_config", "adapter_config.json"):
+        if config.get(name) or (folder / name).exists():
+            got = f"'{folder}' has '{name}'"
+            raise ModelError.because(got, "a plain full-precision model", "take the model before it was changed")
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in KNOWN:
+        code = ", with code of its own (auto_map), which is not run" if config.get("auto_map") else ""
+        raise ModelError.because(
+            f"'{file}': model_type {kind!r} is unknown{code}", "a Mistral or another decoder", "choose another model"
+        )
+    named = config.get("architectures")
+    if isinstance(named, list) and KNOWN[kind] not in named:
+        raise ModelError.because(
+            f"'{file}': a {kind} with architectures {named}", KNOWN[kind], "use a causal language model"
+        )
+
+
+def check_weights(folder: Path, targets: Sequence[str] | str) -> None:
+    """Raise ModelError unless all shards are there and whole, by their headers; ConfigError for a module nobody has.
+
+    targets: `lora.target_modules`. No weight is read.
+    """
+    tensors: list[str] = []
+    for shard in _shards(folder):
+        try:
+            with safe_open(shard, framework="pt") as file:
+                tensors += file.keys()
+        except FileNotFoundError:
+            raise ModelError.because(f"no '{shard}'", "every shard of the index", "download the model again") from None
+        except (SafetensorError, OSError) as error:
+            reason = str(error)[:160]
+            raise ModelError.because(f"'{shard}': {reason}", "a whole file", "download the model again") from None
+    for target in () if isinstance(targets, str) else targets:
+        if not any(f".{tensor}".endswith(f".{target}.weight") for tensor in tensors):
+            modules = sorted({tensor.split(".")[-2] for tensor in tensors if "_proj." in tensor})
+            raise ConfigError.because(
+                f"lora.target_modules names '{target}', which '{folder}' does not have",
+                f"names of linear layers, such as {', '.join(modules)}",
+                "correct it, or use all-linear",
+            )
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        if not (folder / WEIGHTS).is_file() and (pickles := sorted(folder.glob("*.bin"))):
+            got = f"'{folder}' has '{pickles[0].name}' but no {WEIGHTS}"
+            raise ModelError.because(got, "safetensors: a pickle can run code", "convert it with save_pretrained")
+        return [folder / WEIGHTS]
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [folder / name for name in sorted(names)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
+        raise ModelError.because(f"'{index}' has no weight_map", "a whole index", "download the model again") from None
