@@ -16,8 +16,9 @@ PROBLEMS = {  # what the operating system says, and what to do
     errno.EIO: ("the disk reports an error", "check it"),
     errno.EACCES: ("permission denied", "check its permissions"),
     errno.EPERM: ("permission denied", "check its permissions"),
-    errno.ENAMETOOLONG: ("the name is too long", "use a shorter one"),
+    errno.ENAMETOOLONG: ("name too long", "use a shorter one"),
 }
+LATER = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # what a run that was going well can meet
 WORDS = {  # libraries below Python only say it so
     "No space left on device": errno.ENOSPC,
     "file write failed": errno.ENOSPC,
@@ -48,7 +49,7 @@ def refusal(error: BaseException, run: Path | None = None) -> RunError | None:
     problem, remedy = PROBLEMS[number]
     name = getattr(error, "filename", None) or run or "a file"
     free = f", {free_mib(run)} MiB free" if run is not None and number == errno.ENOSPC else ""
-    again = "; then the same command goes on from what was saved" if run is not None else ""
+    again = "; then the same command goes on from what was saved" if run is not None and number in LATER else ""
     return RunError.because(f"'{str(name)[:120]}': {problem}{free}", "a place that can be written to", remedy + again)
 
 

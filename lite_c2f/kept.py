@@ -15,16 +15,12 @@ class Kept:
     """
 
     def __init__(self, file: Path, identity: Any) -> None:
-        self._file = file
+        self._file, self._identity = file, json.loads(json.dumps(identity))
         self._found: dict[str, Any] = {}
-        identity = json.loads(json.dumps(identity))
         cut_lines(file, lambda _: True)  # a line that a kill left half-written
         lines = read_lines(file)
-        if lines and lines[0].get("identity") == identity:
+        if lines and lines[0].get("identity") == self._identity:
             self._found = {line["name"]: line["value"] for line in lines[1:] if "name" in line}
-        else:
-            file.unlink(missing_ok=True)
-            self._append({"identity": identity})
 
     def get(self, name: str) -> Any:
         """What was put under a name; None where nothing was."""
@@ -32,6 +28,9 @@ class Kept:
 
     def put(self, name: str, value: Any) -> None:
         """Keep a JSON-ready value; it is on the disk when this returns."""
+        if not self._found:
+            self.clear()
+            self._append({"identity": self._identity})
         self._append({"name": name, "value": value})
         self._found[name] = json.loads(json.dumps(value))
 

@@ -13,12 +13,13 @@ NAME = ".lock"
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Make a run directory if need be, and be the only process in it; an empty one is removed again.
+    """Make a run directory if need be, and be the only process in it; if it stays empty it is removed again.
 
     Raises RunError when another process is at it, or the folder cannot be written to.
     """
     if run.exists() and not run.is_dir():
         raise RunError.because(f"run.dir '{run}' is a file", "a folder", "choose another run.dir")
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = _open(run / NAME)
@@ -39,7 +40,8 @@ def locked(run: Path) -> Iterator[None]:
         finally:
             (run / NAME).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                run.rmdir()  # only where nothing else is in it
+                for folder in made:
+                    folder.rmdir()  # only where nothing else is in it
 
 
 def take(file: IO[str]) -> bool:

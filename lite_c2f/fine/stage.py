@@ -12,8 +12,7 @@ from lite_c2f.fine import groups
 from lite_c2f.fine.merge import merge, on_view
 from lite_c2f.fine.sweep import Bench, plot, sweep
 from lite_c2f.inputs import Corpus, ModelPair
-from lite_c2f.kept import Kept
-from lite_c2f.runs import hash_of, write_json, write_text
+from lite_c2f.runs import write_json, write_text
 from lite_c2f.views import View
 
 
@@ -27,8 +26,8 @@ def make_fine(
     """Choose a ratio (unless it is given) and merge the residue into the instruct model."""
     settings, layer_ratios = config.fine, None
     ratio = settings.ratio
-    kept = tried_before(config, models, run, "trials.jsonl")
-    bench = Bench(config, models, corpus, run, kept=kept) if ratio == "auto" or settings.group_budget else None
+    trials = run / "fine" / "trials.jsonl"
+    bench = Bench(config, models, corpus, run, trials) if ratio == "auto" or settings.group_budget else None
     if ratio == "auto" and bench is not None:
         view.stage("ratios", len({0.0, *settings.ratios}), "ratios")
         found = sweep(bench, settings.ratios, settings.min_eos, lambda step, _, row: view.step(step, row))
@@ -56,16 +55,7 @@ def make_fine(
         resume=True,
         notice=lambda text: view.note(text) if text.startswith(("resumed", "warning")) else None,
     )
-    kept.clear()
-
-
-def tried_before(config: Config, models: ModelPair, run: Path, file: str) -> Kept:
-    """Ratios that a process which was stopped had tried already, with the same adapter, prompts and sampling."""
-    adapters = {stage: hash_of(run / stage / "adapter" / "adapter_model.safetensors") for stage in ("reward", "coarse")}
-    fine = config.fine.model_dump(include={"prompts", "max_tokens"})
-    evaluation = config.evaluation.model_dump(include={"prompts", "temperature", "batch"})
-    identity = {**config.identity(("model", "data")), **adapters, "fine": fine, "evaluation": evaluation}
-    return Kept(run / "fine" / file, identity | {"models": models._asdict()})
+    trials.unlink(missing_ok=True)
 
 
 def try_ratios(
@@ -79,8 +69,8 @@ def try_ratios(
 ) -> dict[str, Any]:
     """Score ratios without merging, and by group with a budget; writes RUN/fine/sweep.json, .png and groups.json."""
     view.stage("ratios", len({0.0, *ratios}), "ratios")
-    kept = tried_before(config, models, run, "sweep-trials.jsonl")
-    bench = Bench(config, models, corpus, run, kept=kept)
+    trials = run / "fine" / "sweep-trials.jsonl"
+    bench = Bench(config, models, corpus, run, trials)
     for name in ("groups.json", "layer-ratios.yaml"):  # of an earlier sweep
         (run / "fine" / name).unlink(missing_ok=True)
     found = sweep(bench, ratios, config.fine.min_eos, lambda step, _, row: view.step(step, row))
@@ -88,7 +78,7 @@ def try_ratios(
     plot(found, run / "fine" / "sweep.png")
     if group_budget:
         found = found | {"groups": search_groups(bench, found["chosen"], group_budget, config, run, view)}
-    kept.clear()
+    trials.unlink(missing_ok=True)
     return found
 
 

@@ -15,6 +15,7 @@ from lite_c2f.data.records import Prompt
 from lite_c2f.errors import ConfigError
 from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.kept import Kept
+from lite_c2f.runs import hash_of
 from lite_c2f.sampling import Sampling
 
 RULE = (
@@ -33,7 +34,8 @@ class Trial(NamedTuple):
 class Bench:
     """The instruct model with the unmerged residue, the judge, and held-out prompts: tries ratios, one after another.
 
-    The prompts are not those of the final comparison, as long as enough are held out.
+    The prompts are not those of the final comparison, as long as enough are held out. trials: a file that keeps what
+    was tried until the caller removes it, for a process that goes on where this one was stopped.
     """
 
     def __init__(
@@ -42,12 +44,12 @@ class Bench:
         models: ModelPair,
         corpus: Corpus,
         run: Path,
+        trials: Path | None = None,
         judge: Judge | None = None,
-        kept: Kept | None = None,
     ) -> None:
         settings, held_out = config.fine, corpus.held_out_prompts
-        self._kept = kept
         self._judge = judge or load_coarse(config, models, run)[1]
+        self._kept = Kept(trials, _inputs(config, models, run)) if trials else None
         self.instruct = Instruct(config, models.instruct, run / "coarse" / "adapter")
         first = min(config.evaluation.prompts, max(len(held_out) - settings.prompts, 0))
         self.prompts = held_out[first : first + settings.prompts]
@@ -99,6 +101,13 @@ def sweep(
         if progress:
             progress(index, len(wanted), row)
     return {"rule": RULE, "min_eos": min_eos, "chosen": choose(tried, min_eos), "tried": tried}
+
+
+def _inputs(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
+    """What a trial's result depends on, beside its ratio and its prompts."""
+    adapters = {stage: hash_of(run / stage / "adapter" / "adapter_model.safetensors") for stage in ("reward", "coarse")}
+    sampling = [config.fine.max_tokens, config.evaluation.temperature, config.evaluation.batch]
+    return {**config.identity(("model", "data")), **adapters, **models._asdict(), "sampling": sampling}
 
 
 def choose(tried: Sequence[dict[str, float]], min_eos: float) -> float:
