@@ -389,6 +389,8 @@ def main(arguments: list[str] | None = None) -> Any:
             raise
         sys.exit(_fail(f"error: {told}", 2))
     except Exception as error:
+        if _process_lost(error):
+            sys.exit(_fail("error: another process ended: see what it says", 1))
         if not hasattr(error, "format_message"):  # not typer's own usage errors: a bug of ours
             raise
         text = " ".join(error.format_message().split()) if given else error.format_message()
@@ -411,6 +413,14 @@ def _fail(text: str, code: int) -> int:
     number = _process()
     print(text if number == 0 else f"process {number}: {text}", file=sys.stderr)
     return code
+
+
+def _process_lost(error: Exception) -> bool:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    from lite_c2f.ranks import is_lost
+
+    return is_lost(error)
 
 
 def _process() -> int:

@@ -155,7 +155,7 @@ def save_manifest(
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "models": models._asdict(),
         "inputs": known.get("inputs", {}) if inputs is None else inputs,
-        "processes": ranks.world(),
+        "processes": ranks.world() if inputs is not None else known.get("processes", 1),
         "seed": config.run.seed,
         "seconds": known["seconds"] | {stage: round(value, 2) for stage, value in seconds.items()},
     }

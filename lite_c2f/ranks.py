@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lite_c2f.errors import RunError
+
 PATIENCE = timedelta(hours=6)  # the first process alone measures, samples and publishes while the others wait
 BUCKET = 2**24  # elements summed at a time: 64 MiB in float32
 
@@ -95,9 +97,23 @@ def wait() -> None:
 
 @contextlib.contextmanager
 def first_goes_first() -> Iterator[None]:
-    """The first process does the block, then the others: what it trains, downloads or writes is there for them."""
+    """The first process does the block, then the others: what it trains, downloads or writes is there for them.
+
+    Raises RunError in the others when it fails.
+    """
     if not is_first():
-        wait()
-    yield
-    if is_first():
-        wait()
+        if gather(False)[0]:
+            raise RunError("the first process gave up")
+        yield
+        return
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        gather(failed)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Does an error only say that another process has ended?"""
+    return dist.is_initialized() and any(words in str(error) for words in ("Connection closed", "Connection reset"))

@@ -208,6 +208,7 @@ def trainer_arguments(config: Config, device: torch.device, scratch: str, pairs:
         bf16=pick_dtype(config, device) == torch.bfloat16,
         fp16=pick_dtype(config, device) == torch.float16,
         use_cpu=device.type == "cpu",
+        ddp_find_unused_parameters=False,
         seed=config.run.seed,
         logging_steps=1,  # its sums of several steps would not survive a checkpoint between them
         logging_nan_inf_filter=False,

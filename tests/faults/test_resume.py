@@ -1,131 +1,152 @@
-"""Stopped and started again, a stage ends as one that was never stopped: the same bytes, the same figures."""
+"""Stopped and started again, a run ends as one that was never stopped: the same bytes, the same figures."""
 
-import json
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from harness import figures, finish, leftovers, published, same, stopped, train
 
 pytestmark = pytest.mark.slow
-
-CONFIG = Path(__file__).parents[2] / "configs" / "toy.yaml"
-SMALL = [
-    "reward.max_pairs=96",
-    "reward.epochs=1",
-    "coarse.updates=8",
-    "coarse.critic_warmup=2",
-    "coarse.rollouts=8",
-    "coarse.sample_every=2",
-    "coarse.length.start=8",
-    "run.checkpoint_every=2",
-]
-TIMES = ("seconds", "sampling_seconds", "tokens_per_s", "peak_memory_mib")
-
-
-def command(run, *more):
-    return [sys.executable, "-m", "lite_c2f", "train", str(CONFIG), *SMALL, *more, "--run-dir", str(run)]
-
-
-def finish(run, *more):
-    done = subprocess.run(command(run, *more), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
-def figures(run):
-    """Everything in metrics.jsonl but the clock and the memory."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
-
-
-def published(run):
-    """The bytes of what a stage published."""
-    files = [
-        *run.glob("*/adapter/*.safetensors"),
-        *run.glob("coarse/critic/*.safetensors"),
-        run / "coarse/samples.jsonl",
-    ]
-    return {str(file.relative_to(run)): file.read_bytes() for file in sorted(files)}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, toy_models):
-    """Reward and coarse stage without an interruption."""
+    """A small run without an interruption."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    for stage in ("reward", "coarse"):
-        finish(run, "--stage", stage)
-    assert not (run / "coarse" / "checkpoints").exists()
+    finish(run)
+    assert leftovers(run) == []
     return run
 
 
-def same(run, whole):
-    assert published(run).keys() == published(whole).keys()
-    assert [name for name, content in published(run).items() if content != published(whole)[name]] == []
-    assert figures(run) == figures(whole)
+@pytest.fixture
+def rewarded(whole, tmp_path):
+    """A run that has its reward model, and nothing after it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "run.json"):
+        shutil.copy(whole / name, run / name)
+    shutil.copytree(whole / "reward", run / "reward")
+    lines = [line for line in (whole / "metrics.jsonl").read_text().splitlines(True) if '"stage": "reward"' in line]
+    (run / "metrics.jsonl").write_text("".join(lines))
+    return run
 
 
-def stopped(run, how, after, *more):
-    """Start a stage, send a signal when metrics.jsonl has a line of update `after`, and wait for the end."""
-    process = subprocess.Popen(command(run, "--stage", "coarse", *more), stderr=subprocess.PIPE, text=True)
-    file = run / "metrics.jsonl"
-    while process.poll() is None:
-        if file.is_file() and f'"stage": "coarse", "step": {after},' in file.read_text():
-            break
-        time.sleep(0.01)
-    process.send_signal(how)
-    _, errors = process.communicate()
-    return process.returncode, errors
+def steps(run, stage):
+    return [int(folder.name[-6:]) for folder in sorted((run / stage / "checkpoints").iterdir())]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_update_and_saves_it(tmp_path, whole, how):
+@pytest.mark.parametrize(("stage", "after"), [("reward", 3), ("coarse", 3)])
+def test_a_signal_finishes_the_step_and_saves_it(tmp_path, whole, how, stage, after):
     run = tmp_path / "run"
-    finish(run, "--stage", "reward")
-    code, errors = stopped(run, how, 3)
-    assert code == 130 and "finishing this step" in errors and "same command" in errors
-    steps = sorted(folder.name for folder in (run / "coarse" / "checkpoints").iterdir())
-    assert steps[-1] in ("step-000003", "step-000004", "step-000005")
-    errors = finish(run, "--stage", "coarse")
-    assert f"going on after update {int(steps[-1][-6:])}" in errors
+    code, said = stopped(run, how, stage, after)
+    assert code == 130 and "finishing this step" in said and "same command" in said
+    last = steps(run, stage)[-1]
+    assert after <= last <= after + 3  # finished and saved, wherever that fell
+    assert f" {last}, from " in finish(run)
     same(run, whole)
+    assert leftovers(run) == []
 
 
-def test_kills_at_random_moments(tmp_path, whole):
-    """Ten times kill -9 somewhere in the coarse stage: each time it goes on, and in the end nothing differs."""
-    run, chance, killed = tmp_path / "run", random.Random(0), 0
-    finish(run, "--stage", "reward")
-    for _ in range(10):
-        if (run / "coarse" / "metrics.json").is_file():
-            break
-        before = max((int(path.name[-6:]) for path in run.glob("coarse/checkpoints/step-??????")), default=0)
-        code, _ = stopped(run, signal.SIGKILL, before + chance.randint(1, 3))
-        killed += code == -signal.SIGKILL
-    assert killed >= 3
-    finish(run, "--stage", "coarse")
+def test_twenty_kills_at_random_moments_in_all_stages(tmp_path, whole):
+    """kill -9 while loading, training, sampling, saving, trying ratios, merging, comparing: nothing is lost or differs."""
+    chance, killed, finished = random.Random(0), 0, 0
+    run = tmp_path / "run0"
+    reached = set()
+    while killed < 20:
+        command = train(run)
+        started = (run / "log.txt").read_text().count("started:") if (run / "log.txt").is_file() else 0
+        command.until(lambda: (run / "log.txt").is_file() and (run / "log.txt").read_text().count("started:") > started)
+        until = time.monotonic() + chance.uniform(0.3, 4.0)
+        command.until(lambda: time.monotonic() > until)
+        command.send(signal.SIGKILL)
+        if command.wait() == -signal.SIGKILL:
+            killed += 1
+            reached.add(
+                next((stage for stage in ("evaluation", "fine", "coarse", "reward") if (run / stage).exists()), "")
+            )
+        else:  # it was faster than the kill
+            assert command.process.exitcode == 0, command.said()
+            same(run, whole)
+            finished += 1
+            run = tmp_path / f"run{finished}"
+    finish(run)
     same(run, whole)
+    assert leftovers(run) == []
+    assert len(reached) >= 3, reached
 
 
-def test_a_damaged_checkpoint_costs_updates_not_the_run(tmp_path, whole):
+@pytest.mark.parametrize("stage", ["reward", "coarse"])
+def test_a_damaged_checkpoint_costs_steps_not_the_run(tmp_path, whole, stage):
     run = tmp_path / "run"
-    finish(run, "--stage", "reward")
-    stopped(run, signal.SIGKILL, 7)
-    newest = max((run / "coarse" / "checkpoints").iterdir())
-    content = bytearray((newest / "tensors.safetensors").read_bytes())
+    stopped(run, signal.SIGKILL, stage, 5)
+    newest = max((run / stage / "checkpoints").iterdir())
+    name = {"reward": "optimizer.pt", "coarse": "tensors.safetensors"}[stage]
+    content = bytearray((newest / name).read_bytes())
     content[-7] ^= 1
-    (newest / "tensors.safetensors").write_bytes(content)
-    errors = finish(run, "--stage", "coarse")
-    assert "is damaged" in errors and "going on after update" in errors
+    (newest / name).write_bytes(content)
+    said = finish(run)
+    assert "is damaged" in said and "going on after" in said
     same(run, whole)
 
 
-def test_other_settings_are_refused_with_the_difference(tmp_path, whole):
+def test_a_stopped_choice_of_ratios_and_comparison_go_on(tmp_path, whole):
     run = tmp_path / "run"
-    finish(run, "--stage", "reward")
-    stopped(run, signal.SIGINT, 3)
-    done = subprocess.run(command(run, "--stage", "coarse", "coarse.lr=0.5"), capture_output=True, text=True)
-    assert done.returncode == 2 and "coarse.lr=" in done.stderr and "now 0.5" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error:")
+    for file in ("fine/trials.jsonl", "evaluation/answers.jsonl"):
+        command = train(run)
+        command.until(lambda file=file: (run / file).is_file() and (run / file).read_text().count("\n") >= 3)
+        command.send(signal.SIGKILL)
+        assert command.wait() == -signal.SIGKILL
+        before = (run / file).read_text()
+        assert before.count("\n") >= 3
+    finish(run)
+    same(run, whole)
+    assert leftovers(run) == []
+
+
+def test_other_settings_are_refused_with_the_difference_and_can_be_forced(rewarded):
+    stopped(rewarded, signal.SIGINT, "coarse", 3)
+    refused = train(rewarded, "coarse.lr=0.5")
+    assert refused.wait() == 2
+    last = refused.said().splitlines()[-1]
+    assert last.startswith("error:") and "coarse.lr=0.001, now 0.5" in last and "--force" in last
+    before = figures(rewarded)
+    said = finish(rewarded, "coarse.lr=0.002", "--stage", "coarse", "--force")
+    assert "going on after update" in said
+    done = [line for line in figures(rewarded) if line["stage"] == "coarse"]
+    assert [line["step"] for line in done] == list(range(1, 9))
+    assert done[:3] == [line for line in before if line["stage"] == "coarse"][:3]
+
+
+def test_another_rank_cannot_be_forced(rewarded):
+    stopped(rewarded, signal.SIGKILL, "coarse", 3)
+    refused = train(rewarded, "lora.r=4", "--force")
+    assert refused.wait() == 2 and "lora.r=8, now 4" in refused.said()
+
+
+def test_changed_inputs_are_refused_with_the_difference_and_can_be_forced(tmp_path, whole):
+    data = tmp_path / "mine.jsonl"
+    row = '{"prompt": "question %d ?", "chosen": "a good answer to it .", "rejected": "no"}\n'
+    data.write_text("".join(row % number for number in range(60)))
+    run, more = tmp_path / "run", (f"data.preferences=[toy,{data}]", "--stage", "reward")
+    code, _ = stopped(run, signal.SIGINT, "reward", 2, *more)
+    assert code == 130
+    data.write_text(data.read_text() + row % 99)
+    refused = train(run, *more)
+    assert refused.wait() == 2
+    assert f"data.preferences: {data} was" in refused.said() and "--force" in refused.said()
+    said = finish(run, *more, "--force")
+    assert "accepted: data.preferences" in said and "going on after step" in said
+    assert "reward/adapter/adapter_model.safetensors" in published(run)
+
+
+def test_a_missing_input_is_named(tmp_path, whole):
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"prompt": "why ?", "chosen": "because of it .", "rejected": "no"}\n' * 3)
+    run, more = tmp_path / "run", (f"data.preferences=[toy,{data}]", "--stage", "reward")
+    stopped(run, signal.SIGKILL, "reward", 2, *more)
+    data.unlink()
+    refused = train(run, *more)
+    assert refused.wait() == 2 and f"no such file or folder '{data}'" in refused.said()
