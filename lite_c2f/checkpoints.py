@@ -86,13 +86,8 @@ class Checkpoints:
     def folders(self) -> list[Path]:
         """Those that are published, oldest first."""
         found = self.folder.glob("step-*") if self.folder.is_dir() else ()
-        return sorted(path for path in found if path.is_dir() and re.fullmatch(r"step-\d{6,}", path.name))
-
-    def forget_after(self, step: int) -> None:
-        """Remove those beyond a step: what follows it will be done anew."""
-        for folder in self.folders():
-            if int(folder.name.removeprefix("step-")) > step:
-                shutil.rmtree(folder, ignore_errors=True)
+        whole = (path for path in found if path.is_dir() and re.fullmatch(r"step-\d{6,}", path.name))
+        return sorted(whole, key=lambda path: int(path.name.removeprefix("step-")))
 
     def clear(self) -> None:
         """Remove all of them: the stage is published, or starts anew."""
@@ -198,7 +193,7 @@ def _damage(folder: Path) -> str | None:
         for name, known in expected.items():
             if hash_of(folder / name) != known:
                 return f"{name} has another hash"
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -3,6 +3,7 @@
 YAML and dotted `key=value` overrides become one `Config`. Unknown keys are refused with the nearest right one.
 """
 
+import copy
 import difflib
 import math
 import types
@@ -144,7 +145,7 @@ class Length(Section):
     mode: Literal["logistic", "linear", "fixed"] = Field("logistic", description="Rule; the others are ablations.")
     start: int = Field(128, ge=1, description="First limit, in tokens.")
     max: int = Field(1024, ge=1, description="Largest limit, in tokens.")
-    step: int = Field(64, ge=1, description="Most tokens one update may add.")
+    step: int = Field(64, ge=1, description="Most tokens one update adds, before rounding.")
     multiple: int = Field(8, ge=1, description="Growth is rounded to a multiple of this, in tokens.")
     tau: float = Field(0.2, ge=0, le=1, description="Grow only while at least this share of responses hit the limit.")
     w_reward: float = Field(1.0, ge=0, description="Weight of the standardised batch reward in the gate.")
@@ -339,7 +340,7 @@ def load_config(source: str | Path | dict[str, Any] | None = None, overrides: Se
     10
     """
     origin = str(source) if isinstance(source, str | Path) else "config"
-    values = _read(Path(source)) if isinstance(source, str | Path) else dict(source or {})
+    values = _read(Path(source)) if isinstance(source, str | Path) else copy.deepcopy(source or {})
     for override in overrides:
         _apply(values, override)
     _refuse_unknown(Config, values, origin, "")
@@ -393,7 +394,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError.because(f"override '{override}'", "key=value", "write e.g. coarse.updates=10")
     try:
         value = yaml.load(text, Loader=NoKeyTwice) if text else ""  # a SafeLoader
-        if isinstance(value, str):
+        if isinstance(value, str) and value == text.strip():  # not quoted
             value = _number(value)
     except YAML_ERRORS:
         raise ConfigError.because(f"override '{override}'", "a YAML value after =", "quote the value") from None

@@ -283,7 +283,8 @@ def compared_with(run: Path) -> dict[str, Any] | None:
 
 def check_room(run: Path, plan: Plan, done: set[str]) -> None:
     """Raise RunError when the disk under a run has no room for what is still to be written."""
-    check_disk(run, round(plan.disk["adapters"] + (0 if "fine" in done else plan.disk["merged model"])))
+    checkpoints = 0 if {"reward", "coarse"} <= done else plan.disk["checkpoints"]
+    check_disk(run, round(plan.disk["adapters"] + checkpoints + (0 if "fine" in done else plan.disk["merged model"])))
 
 
 def tell_plan(view: View, plan: Plan) -> None:

@@ -12,6 +12,7 @@ from lite_c2f.errors import C2FError
 from lite_c2f.views import View
 
 FILE = "log.txt"
+LIBRARIES = ("transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "huggingface_hub")
 SECRETS = (
     (re.compile(r"\b(hf|sk|ghp|gho|github_pat|glpat|xox[bp])[_-][A-Za-z0-9_-]{8,}"), r"\1_***"),
     (re.compile(r"(://[^/\s:@]*:)[^@\s/]+@"), r"\1***@"),
@@ -59,9 +60,11 @@ def written(run: Path) -> Iterator[None]:
     handler = logging.FileHandler(run / FILE, encoding="utf-8", delay=True)
     handler.setFormatter(_Redacted("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, ours = logging.getLogger(), logging.getLogger("lite_c2f")
+    apart = [logger for name in LIBRARIES if not (logger := logging.getLogger(name)).propagate]
     handler.addFilter(lambda record: record.name.startswith("lite_c2f") or record.levelno >= logging.WARNING)
     before = ours.level, ours.propagate
-    root.addHandler(handler)
+    for logger in (root, *apart):
+        logger.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = True
     quiet = logging.NullHandler()  # without a handler of its own, the root would print warnings on the terminal
@@ -80,7 +83,8 @@ def written(run: Path) -> Iterator[None]:
         log.exception("a bug: please report it with this file")
         raise
     finally:
-        root.removeHandler(handler)
+        for logger in (root, *apart):
+            logger.removeHandler(handler)
         ours.removeHandler(quiet)
         ours.setLevel(before[0])
         ours.propagate = before[1]

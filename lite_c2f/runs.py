@@ -30,6 +30,7 @@ def publish_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         unfinished.chmod(0o755)
         for path in unfinished.rglob("*"):
             if path.is_file():
+                path.chmod(0o644)  # safetensors makes files that only their owner can read
                 sync(path)
         if folder.exists():
             shutil.rmtree(folder)
@@ -76,7 +77,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError.because(f"no '{path}'", "a finished stage", "run `lite-c2f train` for this run first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError, IsADirectoryError):
         raise RunError.because(
             f"'{path}' is not JSON", "a file written by lite-c2f", "train that stage again"
         ) from None
@@ -99,10 +100,10 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(file), 1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             raise RunError.because(f"{file}:{number} is not JSON", "one object a line", "remove that line") from None
     return rows
 
@@ -111,14 +112,18 @@ def cut_lines(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Keep the objects of a .jsonl file that `keep` wants; a line that a kill left half-written goes too."""
     if not file.is_file():
         return
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = []
-    for line in lines:
-        with contextlib.suppress(json.JSONDecodeError):
+    kept = b""
+    for line in _lines(file):
+        with contextlib.suppress(ValueError):
             if keep(json.loads(line)):
-                kept.append(line if line.endswith("\n") else line + "\n")
-    if kept != lines:
-        write_text(file, "".join(kept))
+                kept += line + b"\n"
+    if kept != file.read_bytes():
+        write_text(file, kept.decode())
+
+
+def _lines(file: Path) -> list[bytes]:
+    """Split as bytes: text may hold U+2028, and a kill may leave half a character."""
+    return file.read_bytes().removesuffix(b"\n").split(b"\n") if file.stat().st_size else []
 
 
 class Metrics:

@@ -56,7 +56,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     Raises ModelError when there is none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise model_error(model, "its tokenizer", error) from None
     if not len(tokenizer) or tokenizer.eos_token_id is None:
@@ -98,7 +98,7 @@ def load_model(
     """
     device = pick_device(config)
     try:
-        settings = AutoConfig.from_pretrained(model, revision=revision, **extra)
+        settings = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False, **extra)
         if (window := getattr(settings, "sliding_window", None)) and config.longest_row <= window:
             settings.sliding_window = None  # no row is longer than it: keeps SDPA's fast causal path
         loaded = auto_class.from_pretrained(
@@ -109,6 +109,7 @@ def load_model(
             quantization_config=quantization_config(config, device),
             device_map={"": torch.cuda.current_device() if device.type == "cuda" else "cpu"},
             use_safetensors=True,
+            trust_remote_code=False,
             attn_implementation="sdpa",
         )
     except C2FError:

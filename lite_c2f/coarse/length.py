@@ -62,7 +62,7 @@ def advance(state: LengthState, settings: Length, reward: float, value_loss: flo
     >>> advance(LengthState(16), Length(start=16, max=64, step=8, multiple=4), 0.0, 1.0, 0.9).limit
     20
     """
-    if settings.mode == "fixed" or not (math.isfinite(reward) and math.isfinite(value_loss)):
+    if settings.mode == "fixed" or not all(map(math.isfinite, (reward, value_loss, hit_share))):
         return state
     x = settings.w_reward * state.reward.z(reward) - settings.w_value * state.value_loss.z(value_loss) + settings.bias
     gate = sigmoid(x) if settings.mode == "logistic" else max(0.0, min(1.0, 0.5 + x / 4))

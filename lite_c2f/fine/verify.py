@@ -43,7 +43,7 @@ def compare_logits(
     from transformers import AutoTokenizer
 
     with _loading(merged):
-        tokenizer, dtype = AutoTokenizer.from_pretrained(merged), _dtype(merged)
+        tokenizer, dtype = AutoTokenizer.from_pretrained(merged, trust_remote_code=False), _dtype(merged)
     ids = tokenizer(prompt, return_tensors="pt").input_ids[:, :MAX_TOKENS]
     if ids.shape[1] == 0:
         raise ModelError.because(f"the prompt {prompt!r} has no tokens", "some text", "give another prompt")
@@ -89,7 +89,9 @@ def _logits(
     from transformers import AutoModelForCausalLM
 
     with _loading(folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     if adapter is not None and ratios is not None:
         with _without_copies(adapter) as folder:
             model = PeftModel.from_pretrained(model, str(folder))
@@ -142,7 +144,7 @@ def _dtype(folder: Path) -> torch.dtype:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     needed = 4 * sum(weight.numel() for weight in model.parameters())
     return torch.float32 if needed < psutil.virtual_memory().available * 2 / 3 else torch.bfloat16
 

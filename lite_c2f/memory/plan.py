@@ -199,8 +199,17 @@ def largest_limit(config: Config, sizes: Bytes, batches: Batches, room: float) -
 
 
 def disk(config: Config, shape: Shape, sizes: Bytes) -> dict[str, float]:
-    """Bytes on disk: the downloads of hub models, the merged model, the adapters."""
+    """Bytes on disk: the downloads of hub models, the merged model, the adapters, and a stage's checkpoints.
+
+    A checkpoint is two adapters (policy and critic) with both moments of each; beside those that are kept there is the
+    best one, and one that is being written.
+    """
     whole = (shape.linear + shape.embeddings) * (4 if config.model.base == "toy" else HUB_BYTES)
     names = (config.model.base, config.model.instruct)
     remote = [name for name in names if name != "toy" and not name.startswith(("/", ".", "~")) and name.count("/") == 1]
-    return {"downloads": len(remote) * whole, "merged model": whole, "adapters": 3 * sizes.adapter}
+    return {
+        "downloads": len(remote) * whole,
+        "merged model": whole,
+        "adapters": 3 * sizes.adapter,
+        "checkpoints": (config.run.keep_checkpoints + 2) * 2 * 3 * sizes.adapter,
+    }

@@ -74,10 +74,9 @@ class Command:
             time.sleep(0.005)
 
 
-def train(run, *more, patch=None):
-    """Start `train` on the small toy run."""
-    run.parent.mkdir(parents=True, exist_ok=True)
-    log = run.parent / f"{run.name}.txt"
+def train(run, *more, patch=None, log=None):
+    """Start `train` on the small toy run. log: where its messages go, beside the run by default."""
+    log = log or run.parent / f"{run.name}.txt"
     return Command("train", CONFIG, *SMALL, *more, "--run-dir", run, patch=patch, log=log)
 
 

@@ -694,7 +694,7 @@ def test_disk_without_room(refused, place, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("lite_c2f.fine.checks.shutil.disk_usage", lambda path: usage(10, 10, 0))
     place.models()
-    refused(place.train(), "0.00 GiB free")
+    refused(place.train(), "0 MiB free")
 
 
 def test_run_is_a_file(refused, place):

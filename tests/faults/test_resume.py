@@ -37,6 +37,10 @@ def steps(run, stage):
     return [int(folder.name[-6:]) for folder in sorted((run / stage / "checkpoints").iterdir())]
 
 
+def starts(run):
+    return (run / "log.txt").read_text().count("started:") if (run / "log.txt").is_file() else 0
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("stage", "after"), [("reward", 3), ("coarse", 3)])
 def test_a_signal_finishes_the_step_and_saves_it(tmp_path, whole, how, stage, after):
@@ -51,16 +55,16 @@ def test_a_signal_finishes_the_step_and_saves_it(tmp_path, whole, how, stage, af
 
 
 def test_twenty_kills_at_random_moments_in_all_stages(tmp_path, whole):
-    """kill -9 while loading, training, sampling, saving, trying ratios, merging, comparing: nothing is lost or differs."""
+    """kill -9 while loading, training, saving, trying ratios, merging, comparing: nothing is lost or differs."""
     chance, killed, finished = random.Random(0), 0, 0
     run = tmp_path / "run0"
     reached = set()
     while killed < 20:
+        before = starts(run)
         command = train(run)
-        started = (run / "log.txt").read_text().count("started:") if (run / "log.txt").is_file() else 0
-        command.until(lambda: (run / "log.txt").is_file() and (run / "log.txt").read_text().count("started:") > started)
+        command.until(lambda run=run, before=before: starts(run) > before)
         until = time.monotonic() + chance.uniform(0.3, 4.0)
-        command.until(lambda: time.monotonic() > until)
+        command.until(lambda until=until: time.monotonic() > until)
         command.send(signal.SIGKILL)
         if command.wait() == -signal.SIGKILL:
             killed += 1

@@ -288,7 +288,7 @@ def test_no_space(tmp_path, pico, capsys, monkeypatch):
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage(10, 10, 0))
     with pytest.raises(SystemExit) as ended:
         cli.main(["merge", *(f"--{n}={getattr(place, n)}" for n in ("adapter", "base", "instruct", "out"))])
-    assert ended.value.code == 2 and "0.00 GiB free" in capsys.readouterr().err and not place.out.exists()
+    assert ended.value.code == 2 and "0 MiB free" in capsys.readouterr().err and not place.out.exists()
 
 
 def test_read_only_output(tmp_path, pico, capsys):

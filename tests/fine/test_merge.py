@@ -373,7 +373,7 @@ def test_out_in_the_way(tmp_path, tiny):
 def test_full_disk(tiny, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: usage(10, 10, 0))
-    with pytest.raises(RunError, match=r"0\.00 GiB free"):
+    with pytest.raises(RunError, match=r"0 MiB free"):
         merge(*tiny([[1.0, 0], [0, 1]], [[1.0, 0], [0, 1]]))
 
 

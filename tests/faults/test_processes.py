@@ -1,0 +1,115 @@
+"""Two processes of a launcher give what one gives, resume, and end together."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from harness import CONFIG, SMALL, figures, finish, leftovers, same
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+OF_A_PROCESS = {"sampling_batch", "micro_batch"}
+
+
+def launch(run, *more, processes=2):
+    """`train` in several processes, on CPUs with gloo; torchrun is what `accelerate launch` uses too."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, "-m", "lite_c2f", "train", str(CONFIG), *SMALL, *more, "--run-dir", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def done(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def with_reward_model(source, run):
+    """A run that has the reward model of another, and nothing after it."""
+    run.mkdir(parents=True)
+    shutil.copytree(source / "reward", run / "reward")
+    for name in ("config.yaml", "run.json"):
+        shutil.copy(source / name, run / name)
+    return run
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, toy_models):
+    """A whole run by two processes, without an interruption."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    done(launch(run))
+    assert json.loads((run / "run.json").read_text())["processes"] == 2
+    assert (run / "evaluation" / "actors.json").is_file() and leftovers(run) == []
+    return run
+
+
+def test_two_processes_give_the_reward_model_of_one(two, tmp_path):
+    """Six steps apart, so that rounding has had time to grow."""
+    finish(tmp_path / "run", "--stage", "reward")
+    left, right = (load_file(run / "reward/adapter/adapter_model.safetensors") for run in (tmp_path / "run", two))
+    assert max(float((left[name] - right[name]).abs().max()) for name in left) < 1e-4
+
+
+def test_two_processes_give_the_updates_of_one(two, tmp_path):
+    """Three updates of critic and policy, two epochs of two minibatches each: adapters within 1e-5."""
+    short = ("--stage", "coarse", "coarse.updates=3", "coarse.critic_warmup=1")
+    runs = [with_reward_model(two, tmp_path / name) for name in ("one", "two")]
+    finish(runs[0], *short)
+    done(launch(runs[1], *short))
+    for part in ("adapter/adapter_model", "critic/adapter_model", "critic/head"):
+        left, right = (load_file(run / "coarse" / f"{part}.safetensors") for run in runs)
+        assert left.keys() == right.keys()
+        assert max(float((left[name] - right[name]).abs().max()) for name in left) < 1e-5, part
+    for left, right in zip(*map(figures, runs), strict=True):
+        for name in left.keys() - OF_A_PROCESS - {"stage"}:
+            assert right[name] == pytest.approx(left[name], rel=1e-4, abs=1e-6), (left["step"], name)
+
+
+def test_killed_in_both_stages_two_processes_go_on_to_the_same_end(two, tmp_path):
+    run = tmp_path / "run"
+    for stage, step in (("reward", 3), ("coarse", 5)):
+        process = launch(run)
+        file, mark = run / "metrics.jsonl", f'"stage": "{stage}", "step": {step},'
+        while process.poll() is None and not (file.is_file() and mark in file.read_text()):
+            time.sleep(0.01)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        for worker in (process, *workers):  # the launcher first: it would end the others gently
+            worker.kill()
+        process.communicate()
+        psutil.wait_procs(workers)
+    _, errors = launch(run, processes=1).communicate()
+    assert "made with processes=2, now 1" in errors
+    done(launch(run))
+    same(run, two)
+
+
+def test_ctrl_c_saves_once_and_ends_all(two, tmp_path):
+    run = with_reward_model(two, tmp_path / "run")
+    process = launch(run, "--stage", "coarse")
+    file = run / "metrics.jsonl"
+    while process.poll() is None and not (file.is_file() and '"step": 3,' in file.read_text()):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0 and errors.count("interrupted; what was done is saved") == 1, errors
+    newest = max(path.name for path in (run / "coarse" / "checkpoints").iterdir())
+    assert "step-000003" <= newest <= "step-000006"
+
+
+def test_bad_input_is_told_once(tmp_path):
+    process = launch(tmp_path / "run", "coarse.rollouts=7", "coarse.minibatches=1")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0 and not (tmp_path / "run").exists()
+    ours = [line for line in errors.splitlines() if "error: " in line and "elastic" not in line]
+    assert ours[0].removeprefix("process 1: ").startswith("error: ")
+    assert sum("coarse.rollouts / coarse.minibatches is 7 with 2 processes" in line for line in ours) == 1
