@@ -33,6 +33,7 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/ppo_step.py
 	$(BIN)/python benchmarks/merge.py --only ours,cp,peft
 	$(BIN)/python benchmarks/length_modes.py

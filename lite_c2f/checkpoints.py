@@ -181,8 +181,9 @@ def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Ma
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    """On the CPU, in memory of its own: safetensors refuses tensors that share it."""
-    return tensor.detach().cpu().contiguous().clone()
+    """On the CPU, in memory of its own: safetensors refuses tensors that share it. Copied only where need be."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _damage(folder: Path) -> str | None:

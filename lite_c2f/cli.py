@@ -274,16 +274,25 @@ def web(
     serve(run, host, port, auth, root_path)
 
 
-@app.command(epilog="Example: lite-c2f doctor --json")
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Versions, GPU, whether 4-bit works, disk: a block to paste into a report."""
+@app.command(epilog="Example: lite-c2f doctor runs/toy")
+def doctor(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Look at this run instead.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Versions, GPU, whether 4-bit works, disk: a block to paste into a report. Or how a run is doing."""
     _quiet()
-    from lite_c2f.doctor import examine
+    from lite_c2f.doctor import examine, examine_run
 
-    found = examine()
-    typer.echo(
-        json.dumps(found, indent=2) if as_json else "\n".join(f"{name:<18} {value}" for name, value in found.items())
-    )
+    found = examine() if run is None else examine_run(run)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        told = found.pop("problems")
+        typer.echo("\n".join(f"{name:<18} {value}" for name, value in found.items()))
+        typer.echo("\n".join(f"{'problem':<18} {problem}" for problem in told) or f"{'problems':<18} none")
+        found["problems"] = told
+    if found["problems"]:
+        raise typer.Exit(2)
 
 
 @app.command(epilog="Example: lite-c2f schema > schema.json")

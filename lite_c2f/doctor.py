@@ -1,19 +1,25 @@
-"""What somebody needs to know to help: versions, GPU, whether 4-bit works, disk."""
+"""What somebody needs to know to help: versions, GPU, whether 4-bit works, disk; and how a run is doing."""
 
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import Any
 
+from lite_c2f.errors import RunError
+
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate", "datasets", "gradio")
+NEEDED_GIB = 5.0  # for adapters, checkpoints and libraries' caches; models need what `plan` says
 
 
 def examine() -> dict[str, Any]:
-    """A flat block of facts; nothing in it is secret."""
+    """A flat block of facts, and under `problems` what has to be mended and how; nothing in it is secret."""
+    import psutil
     import torch
 
     from lite_c2f import __version__
+    from lite_c2f.toy.build import cache_root
 
     found: dict[str, Any] = {
         "lite_c2f": __version__,
@@ -26,15 +32,86 @@ def examine() -> dict[str, Any]:
         except PackageNotFoundError:
             found[name] = "missing"
     found["cpu threads"] = torch.get_num_threads()
+    memory = psutil.virtual_memory()
+    found["memory"] = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
+    found["torch built for"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         found["gpu"] = torch.cuda.get_device_name()
+        found["gpus"] = torch.cuda.device_count()
         found["gpu memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         found["bfloat16"] = torch.cuda.is_bf16_supported()
     else:
         found["gpu"] = "none"
     found["4-bit"] = four_bit_error()
-    found["disk free"] = f"{shutil.disk_usage(os.getcwd()).free / 2**30:.1f} GiB"  # noqa: PTH109
+    free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
+    found["disk free"] = f"{free_gib:.1f} GiB"
+    found["toy models"] = str(cache_root())
+    found["hub token"] = "set" if os.environ.get("HF_TOKEN") else "not in HF_TOKEN"
+    found["problems"] = problems(found, free_gib)
+    return found
+
+
+def problems(found: dict[str, Any], free_gib: float) -> list[str]:
+    """What keeps a run from working here, each with what to do."""
+    told = []
+    for wanted in requires("lite_c2f") or ():
+        if ";" in wanted:
+            continue  # an extra
+        if (problem := unmet(wanted)) is not None:
+            told.append(problem)
+    if not str(found["4-bit"]).startswith("works"):
+        told.append(f"4-bit weights: {found['4-bit']}; reinstall bitsandbytes for this system")
+    if found["gpu"] == "none" and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()):
+        told.append(
+            f"there is an NVIDIA driver, but torch {found['torch']} (for {found['torch built for']}) sees no GPU; "
+            "install torch for your CUDA version, and check CUDA_VISIBLE_DEVICES"
+        )
+    if free_gib < NEEDED_GIB:
+        told.append(f"only {free_gib:.1f} GiB free on this disk; make room: a run keeps adapters and checkpoints")
+    return told
+
+
+def unmet(requirement: str) -> str | None:
+    """What is wrong with an installed package, None where it is as required."""
+    from packaging.requirements import Requirement
+
+    wanted = Requirement(requirement)
+    try:
+        installed = version(wanted.name)
+    except PackageNotFoundError:
+        return f"{wanted.name} is missing; pip install '{wanted}'"
+    if not wanted.specifier.contains(installed, prereleases=True):
+        return f"{wanted.name} is {installed}; pip install '{wanted}'"
+    return None
+
+
+def examine_run(run: Path) -> dict[str, Any]:
+    """How far a run is, which checkpoints are whole, who works in it, and how its log ends.
+
+    Raises RunError where there is none.
+    """
+    from lite_c2f.checkpoints import Checkpoints
+    from lite_c2f.locks import owner
+    from lite_c2f.manifest import STAGES, is_published, read_manifest
+    from lite_c2f.run_log import FILE
+
+    if not (run / "run.json").is_file():
+        raise RunError.because(f"'{run}' is no run directory", "one made by lite-c2f", "make one with `lite-c2f demo`")
+    manifest = read_manifest(run)
+    found: dict[str, Any] = {"run": str(run), "made with": manifest.get("lite_c2f", "?")}
+    told: list[str] = []
+    for stage in STAGES:
+        whole, damaged = Checkpoints(run / stage / "checkpoints").newest_folder()
+        told += damaged
+        state = "published" if is_published(run, stage) else "not published"
+        found[stage] = f"{state}, checkpoint {whole.name}" if whole is not None else state
+    found["comparison"] = "made" if (run / "evaluation" / "actors.json").is_file() else "not made"
+    found["in use"] = owner(run) or "no"
+    log = run / FILE
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    found["log ends"] = lines[-1][:160] if lines else "no log"
+    found["problems"] = told
     return found
 
 

@@ -44,6 +44,15 @@ def locked(run: Path) -> Iterator[None]:
                     folder.rmdir()  # only where nothing else is in it
 
 
+def owner(run: Path) -> str | None:
+    """Who works in a run, as `process N`; None where nobody does."""
+    try:
+        with (run / NAME).open("r+", encoding="utf-8") as file:
+            return None if take(file) else file.read().strip() or "another process"
+    except OSError:
+        return None
+
+
 def take(file: IO[str]) -> bool:
     """Lock an open file for this process; False when another one has it. Where the system has no locks: True."""
     try:

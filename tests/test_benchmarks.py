@@ -48,3 +48,10 @@ def test_our_side_of_the_comparison_with_trl(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["seconds"]) == 1 and 25 < found["mean_tokens"] < 55  # ends by itself after 40 tokens or so
+
+
+def test_a_checkpoint_is_saved_restored_and_weighed():
+    found = run("checkpoint.py", "--layers", 2, "--hidden", 256, "--repeats", 2)
+    assert (
+        found["mib"] > 1 and found["seconds_to_save"] >= 0 and set(found["share_of_such_an_update"]) == {"start", "max"}
+    )

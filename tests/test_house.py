@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1] / "lite_c2f"
 ORDER = (
     "errors", "views", "interrupts", "locks", "disk", "run_log", "ranks", "identity", "config", "runs", "kept",
     "checkpoints",
-    "ops", "data", "toy", "memory", "doctor", "batches", "backbone", "sampling",
+    "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
     "answers", "inputs", "fingerprints",
-    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "pipeline", "chat",
+    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "doctor", "pipeline", "chat",
     "chat_terminal", "ui", "terminal", "cli",
     "__main__",
 )  # fmt: skip
