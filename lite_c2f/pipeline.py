@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +36,9 @@ from lite_c2f.manifest import (
 )
 from lite_c2f.memory import Plan, check, make_plan, settle
 from lite_c2f.memory import as_json as plan_as_json
-from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.reward.train import train_reward as reward_stage
 from lite_c2f.runs import check_tracker, read_json, start_tracker, write_json
+from lite_c2f.telling import Counter, ToySteps, stepper, tell_data, tell_plan, tell_truncation
 from lite_c2f.views import Silent, View
 
 
@@ -101,7 +101,7 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     corpus = load_corpus(config)
     began = time.perf_counter()
     view.stage("models", 0, "steps")
-    toy_steps = _ToySteps(view)
+    toy_steps = ToySteps(view)
     models = resolve_models(config, toy_steps)
     check_context(config, models)
     check_stops(config, models)
@@ -167,7 +167,7 @@ def compare(config: Config, models: ModelPair, corpus: Corpus, run: Path, view: 
     """The comparison of the four actors, into RUN/evaluation. asked: the settings before `auto` was settled."""
     began = time.perf_counter()
     view.stage("comparison", 4, "actors")
-    actors = compare_actors(config, models, corpus, run, progress=_Counter(view))
+    actors = compare_actors(config, models, corpus, run, progress=Counter(view))
     write_json(run / "evaluation" / "actors.json", actors)
     write_json(run / "evaluation" / "settings.json", asked.evaluation.model_dump())
     save_manifest(run, config, models, {"evaluation": time.perf_counter() - began})
@@ -249,7 +249,7 @@ def run_stage(
     """Train and publish one stage."""
     if stage == "reward":
         view.stage("reward model", 0, "steps")
-        step = _stepper(view, "reward model")
+        step = stepper(view, "reward model")
         metrics = reward_stage(config, models, corpus, run, step, tracker, view.note, force=force)
         tell_truncation(view, metrics["pairs"])
         view.note(f"reward model: {metrics['accuracy']:.3f} of held-out pairs ranked right")
@@ -287,83 +287,9 @@ def check_room(run: Path, plan: Plan, done: set[str]) -> None:
     check_disk(run, round(plan.disk["adapters"] + checkpoints + (0 if "fine" in done else plan.disk["merged model"])))
 
 
-def tell_plan(view: View, plan: Plan) -> None:
-    """Say which batches were chosen, and how full the card will be."""
-    if plan.vram_gib is None:
-        return
-    peak = max(plan.needs, key=lambda need: need.total)
-    b, stage = plan.batches, peak.stage.replace("_", " ")
-    view.note(
-        f"planned for {plan.vram_gib:.1f} GiB: at most {peak.total / GIBIBYTE:.1f} GiB ({stage}); "
-        f"reward.micro_batch {b.reward_micro_batch}, coarse.sampling_batch {b.sampling_batch}, "
-        f"coarse.micro_batch {b.micro_batch}, evaluation.batch {b.evaluation_batch}"
-    )
-
-
 def free_memory() -> None:
     """Give back what the last stage held: a trainer keeps cycles that would stay on the card."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-
-
-def tell_data(view: View, corpus: Corpus, config: Config) -> None:
-    """Say what there is to learn from, and which rows could not be used."""
-    view.note(
-        f"data: {len(corpus.train_pairs)} pairs and {len(corpus.train_prompts)} prompts to train on, "
-        f"{len(corpus.held_out_pairs)} pairs and {len(corpus.held_out_prompts)} prompts held out"
-    )
-    wanted = config.evaluation.prompts + config.fine.prompts
-    if len(corpus.held_out_prompts) < wanted:
-        view.note(
-            f"evaluation.prompts and fine.prompts ask for {wanted} held-out prompts: there are fewer, so the ratio is "
-            "chosen on some of those it is compared on"
-        )
-    if corpus.skipped:
-        view.note("rows skipped: " + ", ".join(f"{count} {reason}" for reason, count in corpus.skipped.items()))
-
-
-def tell_truncation(view: View, report: dict[str, int]) -> None:
-    """Say what was cut to fit data.max_prompt_tokens and data.max_answer_tokens."""
-    if report["prompts_truncated"] or report["answers_cut"]:
-        view.note(
-            f"of {report['pairs']} pairs: {report['prompts_truncated']} prompts too long "
-            f"({report['turns_dropped']} oldest turns dropped), {report['answers_cut']} answers cut"
-        )
-
-
-class _ToySteps:
-    """Shows the toy models' training, and remembers that there was some."""
-
-    def __init__(self, view: View) -> None:
-        self.view, self.what, self.trained = view, "", False
-
-    def __call__(self, what: str, step: int, steps: int, loss: float) -> None:
-        self.trained = True
-        if what != self.what:
-            self.view.stage(what, steps, "steps")
-            self.what = what
-        self.view.step(step, {"loss": loss})
-
-
-class _Counter:
-    def __init__(self, view: View) -> None:
-        self.view, self.done = view, 0
-
-    def __call__(self, actor: str) -> None:
-        self.view.step(self.done, {})
-        self.done += 1
-
-
-def _stepper(view: View, name: str) -> Callable[[int, int, dict[str, float]], None]:
-    """The number of steps is known at the first one only."""
-    started: list[bool] = []
-
-    def step(done: int, total: int, values: dict[str, float]) -> None:
-        if not started:
-            view.stage(name, total, "steps")
-            started.append(True)
-        view.step(done, values)
-
-    return step

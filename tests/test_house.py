@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lite_c2f"
 # A room may import from itself and from rooms before it.
 ORDER = (
-    "errors", "views", "interrupts", "locks", "disk", "run_log", "ranks", "identity", "config", "runs", "kept",
-    "checkpoints",
+    "errors", "views", "interrupts", "locks", "disk", "run_log", "ranks", "identity", "yaml_files", "config", "runs",
+    "kept", "checkpoints",
     "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
     "answers", "inputs", "fingerprints",
-    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "doctor", "pipeline", "chat",
+    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "doctor", "telling", "pipeline", "chat",
     "chat_terminal", "ui", "terminal", "cli",
     "__main__",
 )  # fmt: skip

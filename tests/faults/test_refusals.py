@@ -293,7 +293,7 @@ COMMANDS = {
     "negative port": (["app", "gone", "--port", "-1"], "--port"),
     "port too high": (["app", "gone", "--port", "65536"], "--port"),
     "port in words": (["app", "gone", "--port", "http"], "--port", "integer"),
-    "doctor with a path": (["doctor", "x"], "(x)"),
+    "doctor of no run": (["doctor", "x"], "'x' is no run directory"),
     "schema with a flag": (["schema", "--json"], "--json"),
 }
 
