@@ -78,10 +78,12 @@ class Checkpoints:
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest of `save` that is whole, and a sentence for each newer one that is not."""
         folder, damaged = self.newest_folder()
-        if folder is None:
-            return None, damaged
-        saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return Checkpoint(saved["step"], saved["state"], load_file(folder / TENSORS), folder), damaged
+        return None if folder is None else _loaded(folder), damaged
+
+    def best(self) -> Checkpoint | None:
+        """The one of `save` with the highest score, if it is whole and any has one."""
+        folder = self._best_folder()
+        return _loaded(folder) if folder is not None and _damage(folder) is None else None
 
     def folders(self) -> list[Path]:
         """Those that are published, oldest first."""
@@ -93,10 +95,12 @@ class Checkpoints:
         """Remove all of them: the stage is published, or starts anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _best_folder(self) -> Path | None:
+        scores = {folder: score for folder in self.folders() if (score := _score(folder)) is not None}
+        return max(scores, key=lambda folder: (scores[folder], folder.name), default=None)
+
     def _prune(self) -> None:
-        folders = self.folders()
-        scores = {folder: score for folder in folders if (score := _score(folder)) is not None}
-        best = max(scores, key=lambda folder: (scores[folder], folder.name), default=None)
+        folders, best = self.folders(), self._best_folder()
         for folder in folders[: -self.keep]:
             if folder != best:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -184,6 +188,11 @@ def _stored(tensor: Tensor) -> Tensor:
     """On the CPU, in memory of its own: safetensors refuses tensors that share it. Copied only where need be."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _loaded(folder: Path) -> Checkpoint:
+    saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return Checkpoint(saved["step"], saved["state"], load_file(folder / TENSORS), folder)
 
 
 def _damage(folder: Path) -> str | None:

@@ -22,7 +22,8 @@ BUCKET = 2**24  # elements summed at a time: 64 MiB in float32
 
 def join() -> None:
     """Become one of the processes of a launcher, on this process's GPU; without a launcher nothing happens."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    launched = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+    if launched and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
         from accelerate import PartialState
 
         PartialState(timeout=PATIENCE)

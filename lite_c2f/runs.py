@@ -32,10 +32,11 @@ def publish_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             if path.is_file():
                 path.chmod(0o644)  # safetensors makes files that only their owner can read
                 sync(path)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if folder.exists():  # out of the way at once: removing it file by file takes long enough to be killed in
+            folder.rename(unfinished.with_name(f"{unfinished.name}.old"))
         unfinished.rename(folder)
         sync(folder.parent)
+        shutil.rmtree(unfinished.with_name(f"{unfinished.name}.old"), ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -24,6 +24,7 @@ class Terminal:
         self.name, self.total, self.unit = "", 0, "steps"
         self.began = self.last_line = self.last_tick = 0.0
         self.figures, self.tokens = "", 0
+        self.before: int | None = None  # steps that an earlier process did
 
     def stage(self, name: str, total: int, unit: str) -> None:
         """Begin a stage, or tell its length once it is known; total 0 means that it is not known yet."""
@@ -37,7 +38,7 @@ class Terminal:
         self.close()
         self.name, self.total, self.unit = name, total, unit
         self.began = self.last_line = time.monotonic()
-        self.figures, self.tokens = "", 0
+        self.figures, self.tokens, self.before = "", 0, None
         if self.console.is_terminal:
             wide = self.console.width >= 120
             columns = [
@@ -57,11 +58,15 @@ class Terminal:
     def step(self, done: int, values: dict[str, float]) -> None:
         """After a step of the stage: how many are done, and its figures."""
         self.figures, self.tokens = figures(values), 0
+        if self.before is None:
+            self.before = max(0, done - 1)
+            if self.before and self.live is not None and self.task is not None:
+                self.live.reset(self.task, completed=self.before, total=self.total or None)  # they took no time here
         if self.live is not None and self.task is not None:
             self.live.update(self.task, completed=done, figures=self.figures)
         elif time.monotonic() - self.last_line >= PLAIN_EVERY:
             self.last_line = time.monotonic()
-            left = (time.monotonic() - self.began) / max(done, 1) * max(self.total - done, 0)
+            left = (time.monotonic() - self.began) / max(done - self.before, 1) * max(self.total - done, 0)
             self.console.print(f"{self.name} {done}/{self.total or '?'} {self.unit}  {self.figures}  {left:.0f} s left")
 
     def tick(self, tokens: int) -> None:

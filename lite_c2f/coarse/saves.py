@@ -1,19 +1,24 @@
 """When the PPO loop saves itself, how it goes on from what it saved, and what it does when numbers go wrong."""
 
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import save_file
 
 from lite_c2f import ranks
 from lite_c2f.checkpoints import Checkpoint, Checkpoints, Rhythm, refuse_other
 from lite_c2f.coarse.progress import Standing
 from lite_c2f.config import Config
-from lite_c2f.errors import ModelError, NonFiniteError
-from lite_c2f.runs import Metrics, cut_lines, hash_of
+from lite_c2f.errors import ModelError, NonFiniteError, RunError
+from lite_c2f.runs import Metrics, cut_lines, hash_of, publish_folder, write_json
 
 SECTIONS = ("model", "data", "lora", "reward", "coarse")
 SKIPS = 3  # updates given up in a row before going back to a checkpoint
 ROLLBACKS = 3  # in a stage
+SURE = 2.0  # standard errors by which an earlier checkpoint has to be better than the end
 
 
 class Saves:
@@ -36,6 +41,7 @@ class Saves:
         self._say = tell or (lambda _: None)
         self._store = Checkpoints(run / "coarse" / "checkpoints", config.run.keep_checkpoints)
         self._rhythm = Rhythm(config.run.checkpoint_every, config.run.checkpoint_minutes)
+        self._updates, self._rollouts = config.coarse.updates, config.coarse.rollouts
         self._identity = config.identity(SECTIONS)
         del self._identity["coarse"]["updates"]  # no update depends on how many will follow
         self._identity["processes"] = ranks.world()
@@ -52,6 +58,12 @@ class Saves:
             self._say(sentence)
         if found is not None:
             self._check(found)
+            if found.step > self._updates:
+                raise RunError.because(
+                    f"'{found.folder}' is after {found.step} updates, coarse.updates={self._updates}",
+                    "as many or more",
+                    f"set coarse.updates={found.step} to end there, or remove the newer ones in '{self._store.folder}'",
+                )
         ranks.wait()  # until everybody has read
         self._go_to(found)
         if found is not None:
@@ -98,9 +110,36 @@ class Saves:
         self._say(f"going back to update {found.step}, with lower learning rates ({rates}) from there on")
 
     def clear(self) -> None:
-        """The stage is published: nothing is left to resume."""
-        if ranks.is_first():
-            self._store.clear()
+        """The stage is published: nothing is left to resume. Where an earlier checkpoint was clearly better, it stays.
+
+        The best is kept as RUN/coarse/best/adapter, in stock PEFT format as the published one, with its step and
+        reward in best.json.
+        """
+        if not ranks.is_first():
+            return
+        best = self._store.best()
+        if best is not None and best.step < self._standing.step:
+            self._publish_best(best)
+        self._store.clear()
+
+    def _publish_best(self, best: Checkpoint) -> None:
+        then, now = self._standing.lines[best.step - 1], self._standing.lines[-1]
+        score, last = then["reward"], now["reward"]
+        error = math.sqrt((then["reward_std"] ** 2 + now["reward_std"] ** 2) / self._rollouts)
+        if score - last <= SURE * error:  # as good as chance allows to say
+            return
+        coarse = self._run / "coarse"
+        with publish_folder(coarse / "best", replace=True) as folder:
+            shutil.copytree(coarse / "adapter", folder / "adapter")
+            weights = {
+                key.removeprefix("policy."): value for key, value in best.tensors.items() if key.startswith("policy.")
+            }
+            save_file(weights, folder / "adapter" / "adapter_model.safetensors")
+            write_json(folder / "best.json", {"step": best.step, "reward": score, "reward_last": last})
+        self._say(
+            f"coarse: the mean reward was higher after update {best.step} ({score:+.2f}, at the end {last:+.2f}); that "
+            f"adapter is kept in {coarse / 'best'}"
+        )
 
     def _save(self, reward: float | None) -> None:
         if ranks.is_first():
