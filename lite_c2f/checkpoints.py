@@ -19,6 +19,7 @@ from lite_c2f.errors import RunError
 from lite_c2f.identity import first_difference
 from lite_c2f.runs import hash_of, publish_folder, write_json
 
+FORMAT = 1  # of what stages put into their checkpoints; another one is refused
 STATE, TENSORS, SCORE, HASHES = "state.json", "tensors.safetensors", "score.json", "hashes.json"
 
 
@@ -125,8 +126,13 @@ class Rhythm:
         self._last = time.monotonic()
 
 
-def refuse_other(place: Path, before: Any, now: Any, remedy: str) -> None:
-    """Raise RunError naming the first setting or input in which a checkpoint's identity is not that of this run."""
+def refuse_other(place: Path, form: Any, before: Any, now: Any, remedy: str) -> None:
+    """Raise RunError naming the first setting or input in which a checkpoint's identity is not that of this run.
+
+    form: the checkpoint's `FORMAT`.
+    """
+    if form != FORMAT:
+        raise RunError.because(f"'{place}' has format {form!r}", f"format {FORMAT}", "use the version that made it")
     difference = first_difference(before, now)
     if difference is not None:
         key, then, today = difference

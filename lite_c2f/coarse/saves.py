@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from lite_c2f import ranks
-from lite_c2f.checkpoints import Checkpoint, Checkpoints, Rhythm, refuse_other
+from lite_c2f.checkpoints import FORMAT, Checkpoint, Checkpoints, Rhythm, refuse_other
 from lite_c2f.coarse.progress import Standing
 from lite_c2f.config import Config
 from lite_c2f.errors import ModelError, NonFiniteError, RunError
@@ -144,7 +144,7 @@ class Saves:
     def _save(self, reward: float | None) -> None:
         if ranks.is_first():
             checkpoint = self._standing.checkpoint()
-            checkpoint.state["identity"] = self._identity
+            checkpoint.state.update(format=FORMAT, identity=self._identity)
             self._store.save(checkpoint, reward)
         self._rhythm.saved()
 
@@ -155,7 +155,12 @@ class Saves:
             cut_lines(self._run / "coarse" / "samples.jsonl", lambda line: line["step"] <= step)
         ranks.wait()
         if found is not None:
-            self._standing.restore(found, self._run)
+            try:
+                self._standing.restore(found, self._run)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                got = f"'{found.folder}' does not fit this run ({type(error).__name__}: {str(error)[:120]})"
+                remedy = f"remove '{self._store.folder}' to begin the coarse stage anew"
+                raise RunError.because(got, "a checkpoint of it", remedy) from error
 
     def _check(self, found: Checkpoint) -> None:
         before: dict[str, Any] = found.state.get("identity") or {}
@@ -164,6 +169,7 @@ class Saves:
         place = found.folder or self._run
         refuse_other(
             place,
+            found.state.get("format"),
             before,
             now,
             "set it back"

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from lite_c2f import ranks
-from lite_c2f.checkpoints import Checkpoints, Rhythm, refuse_other
+from lite_c2f.checkpoints import FORMAT, Checkpoints, Rhythm, refuse_other
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.interrupts import Interruption
 from lite_c2f.runs import read_json, write_json
@@ -32,7 +32,7 @@ class Standing:
         kept = {**identity, **{key: saved["identity"].get(key) for key in ("reward", "processes")}}
         remedy = "set it back" + ("" if force else ", accept it with --force")
         remedy += f", or remove '{store.folder}' to begin the reward stage anew"
-        refuse_other(self.folder, saved["identity"], kept if force else identity, remedy)
+        refuse_other(self.folder, saved.get("format"), saved["identity"], kept if force else identity, remedy)
         self.rollbacks, self.skipped = saved["rollbacks"], saved["skipped"]
 
     def look(self) -> list[str]:
@@ -99,6 +99,7 @@ class Saves(TrainerCallback):
             shutil.rmtree(saved / "ref", ignore_errors=True)
             (saved / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
             ours = {
+                "format": FORMAT,
                 "step": state.global_step,
                 "rollbacks": self._standing.rollbacks,
                 "skipped": self._standing.skipped,

@@ -94,3 +94,25 @@ def test_the_first_checkpoint_is_made_before_the_first_update(place):
     """So that a disk which takes none is noticed at once, and there is something to go back to."""
     place.saves().resume()
     assert [folder.name for folder in (place.run / "coarse" / "checkpoints").iterdir()] == ["step-000000"]
+
+
+@pytest.mark.parametrize(("form", "words"), [(0, "has format 0; expected format 1"), (None, "has format None")])
+def test_a_checkpoint_of_another_version_is_refused(place, form, words):
+    saves = place.saves()
+    saves.resume()
+    store = saves._store
+    found, _ = store.newest()
+    store.save(found._replace(state={**found.state, "format": form}))
+    with pytest.raises(RunError, match=words):
+        place.saves().resume()
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(place):
+    place.saves().resume()
+
+    def restore(found, run):
+        raise KeyError("policy.lora_B")
+
+    place.loop.restore = restore
+    with pytest.raises(RunError, match=r"step-000000' does not fit this run \(KeyError: 'policy\.lora_B'\)"):
+        place.saves().resume()
