@@ -1,12 +1,7 @@
 """The command line: a thin layer over the Python API. Heavy imports are inside the commands."""
 
 import json
-import logging
-import os
-import signal
 import sys
-import threading
-import warnings
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lite_c2f.errors import C2FError
+from lite_c2f import exits
 
 app = typer.Typer(
     name="lite-c2f",
@@ -154,7 +149,7 @@ def merge(
 ) -> None:
     """The Knowledge Residue Merger alone: W_fine = W_instruct + ratio * dW."""
     if verify:
-        _quiet()
+        exits.quiet()
     from lite_c2f.fine.merge import merge as run_merge
     from lite_c2f.fine.merge import on_view
     from lite_c2f.fine.treatment import Treatment
@@ -201,7 +196,7 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score ratios of the residue without merging; writes RUN/fine/sweep.json and its curve sweep.png."""
-    _quiet()
+    exits.quiet()
     from lite_c2f.fine.sweep import parse_ratios
 
     wanted = parse_ratios(ratios)
@@ -227,7 +222,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare base, instruct, Coarse and Fine again; settings of `evaluation` can be changed."""
-    _quiet()
+    exits.quiet()
     from lite_c2f.pipeline import evaluate as run_evaluate
     from lite_c2f.terminal import Terminal, print_summary
 
@@ -253,7 +248,7 @@ def report(run: Run) -> None:
 @app.command(epilog="Example: lite-c2f chat runs/toy")
 def chat(run: Run) -> None:
     """Talk to Coarse, Fine and baseline in the terminal."""
-    _quiet()
+    exits.quiet()
     from lite_c2f.chat_terminal import run_terminal
 
     run_terminal(run)
@@ -268,7 +263,7 @@ def web(
     root_path: Annotated[str | None, typer.Option(help="Path prefix behind a proxy.")] = None,
 ) -> None:
     """Coarse, Fine and baseline side by side in the browser (the same as `python app.py RUN`)."""
-    _quiet()
+    exits.quiet()
     from lite_c2f.ui.app import serve
 
     serve(run, host, port, auth, root_path)
@@ -280,7 +275,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Versions, GPU, whether 4-bit works, disk: a block to paste into a report. Or how a run is doing."""
-    _quiet()
+    exits.quiet()
     from lite_c2f.doctor import examine, examine_run
 
     found = examine() if run is None else examine_run(run)
@@ -315,7 +310,7 @@ def _train(
 
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
     run = Path(settings.run.dir)
-    _quiet()
+    exits.quiet()
     from lite_c2f.pipeline import train as run_train
     from lite_c2f.terminal import Terminal, print_summary
 
@@ -324,7 +319,7 @@ def _train(
         summary = run_train(settings, run, [stage.value for stage in stages], resume=resume, force=force, view=view)
     except KeyboardInterrupt:
         view.close()
-        if _process() == 0:
+        if exits.process() == 0:
             text = f"interrupted; what was done is saved in {run}. Go on with the same command."
             typer.echo(text, err=True)
         raise
@@ -336,7 +331,7 @@ def _train(
 
 def _card(settings: Any) -> float | None:
     """GPU memory that `train` would plan for on this machine, in GiB."""
-    _quiet()
+    exits.quiet()
     from lite_c2f.backbone.load import card_gib
 
     return card_gib(settings)
@@ -352,92 +347,11 @@ def _dry_run(config: Path, overrides: list[str], run_dir: Path | None, stages: l
     typer.echo(explain(make_plan(settings, _card(settings))))
 
 
-def _quiet() -> None:
-    """Keep the libraries' own bars and notices off the terminal, unless --debug asks for them.
-
-    Threads that wait for each other spin only shortly: with the default, a second busy process on a two-core machine
-    made training 5 to 20 times slower; with this 2.5 times, and nothing is lost alone (benchmarks/LOG.md).
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if "--debug" in sys.argv:
-        return
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore")
-    for name in ("bitsandbytes", "transformers", "datasets", "accelerate", "torch", "trl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def main(arguments: list[str] | None = None) -> Any:
+def main(arguments: list[str] | None = None) -> None:
     """Entry point: 0 done, 2 the user can fix it, 1 a bug, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in given
-    _end_on_sigterm()
-    try:
-        code = app(args=_debug_first(given), standalone_mode=False)
-    except C2FError as error:
-        if debug:
-            raise
-        sys.exit(_fail(f"error: {' '.join(str(error).split())}", error.exit_code))
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
-    except OSError as error:
-        from lite_c2f.disk import refusal
-
-        told = None if debug else refusal(error)
-        if told is None:
-            raise
-        sys.exit(_fail(f"error: {told}", 2))
-    except Exception as error:
-        if _process_lost(error):
-            sys.exit(_fail("error: another process ended: see what it says", 1))
-        if not hasattr(error, "format_message"):  # not typer's own usage errors: a bug of ours
-            raise
-        text = " ".join(error.format_message().split()) if given else error.format_message()
-        command = next((f" {word}" for word in given if word in _commands()), "")
-        sys.exit(_fail(f"error: {text.rstrip('.')}; see lite-c2f{command} --help" if given else text, 2))
+    commands = {found.name or str(getattr(found.callback, "__name__", "")) for found in app.registered_commands}
+    with exits.codes(given, commands):
+        code = app(args=exits.debug_first(given), standalone_mode=False)
     if code:  # typer hands back 130 for Ctrl-C
         sys.exit(code)
-
-
-def _commands() -> set[str]:
-    return {found.name or str(getattr(found.callback, "__name__", "")) for found in app.registered_commands}
-
-
-def _debug_first(given: list[str]) -> list[str]:
-    """Let --debug stand anywhere in the command."""
-    return [*(["--debug"] if "--debug" in given else []), *(word for word in given if word != "--debug")]
-
-
-def _fail(text: str, code: int) -> int:
-    number = _process()
-    print(text if number == 0 else f"process {number}: {text}", file=sys.stderr)
-    return code
-
-
-def _process_lost(error: Exception) -> bool:
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return False
-    from lite_c2f.ranks import is_lost
-
-    return is_lost(error)
-
-
-def _process() -> int:
-    """The number of this process among those of a launcher, from 0."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def _end_on_sigterm() -> None:
-    """SIGTERM ends a command as Ctrl-C does: whatever has to be put away is put away, exit code 130."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -15,7 +15,7 @@ ORDER = (
     "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
     "answers", "inputs", "fingerprints",
     "reward", "actors", "coarse", "fine", "evaluation", "manifest", "doctor", "telling", "pipeline", "chat",
-    "chat_terminal", "ui", "terminal", "cli",
+    "chat_terminal", "ui", "terminal", "exits", "cli",
     "__main__",
 )  # fmt: skip
 APART = {("coarse", "fine"), ("fine", "coarse"), ("toy", "backbone"), ("evaluation", "coarse")}  # stages meet on disk
