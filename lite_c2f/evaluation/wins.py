@@ -1,0 +1,66 @@
+"""Who wins how often, by paired scores: plainly, and at equal length."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+
+from lite_c2f.answers import standard_error
+
+RIDGE = 1e-3  # keeps the fit finite where one side always wins
+STEPS = 50
+
+
+class Wins(NamedTuple):
+    """Of the first side over the second, 0 to 1; ties count half."""
+
+    rate: float
+    se: float
+    controlled: float  # at equal length
+    length_effect: float  # what one spread of length difference adds to the log-odds
+    prompts: int
+
+
+def compare(
+    left: Sequence[float], right: Sequence[float], left_tokens: Sequence[int], right_tokens: Sequence[int]
+) -> Wins:
+    """Win rate of `left` over `right` by their scores, and what it would be at equal length.
+
+    The controlled rate is in the way of length-controlled AlpacaEval (arXiv 2404.04475): a logistic regression of the
+    win on tanh of the standardised difference in length, read where that difference is 0. Without its terms for the
+    instruction, which need many judged models. Where the same reward model trained the policy, all of it is circular:
+    the policy was taught to please this judge.
+
+    Raises ValueError for sides of different size, or none.
+    """
+    count = len(left)
+    if not count or not count == len(right) == len(left_tokens) == len(right_tokens):
+        raise ValueError(f"{count} and {len(right)} scores, {len(left_tokens)} and {len(right_tokens)} lengths")
+    won = [0.5 if a == b else float(a > b) for a, b in zip(left, right, strict=True)]
+    gaps = np.array(left_tokens, dtype=float) - np.array(right_tokens, dtype=float)
+    spread = float(gaps.std())
+    shape = np.tanh(gaps / spread) if spread > 0 else np.zeros(count)
+    intercept, slope = logistic(shape, np.array(won))
+    return Wins(fmean(won), standard_error(won), sigmoid(intercept), slope, count)
+
+
+def logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Intercept and slope of a logistic regression with a small ridge, by Newton's method. x, y: (N,), y in 0..1."""
+    design = np.stack([np.ones_like(x), x], axis=1)
+    weights = np.zeros(2)
+    for _ in range(STEPS):
+        p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
+        gradient = design.T @ (y - p) - RIDGE * weights
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + RIDGE * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        weights = weights + np.clip(step, -5, 5)
+        if float(np.abs(step).max()) < 1e-10:
+            break
+    return float(weights[0]), float(weights[1])
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x))."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
