@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lite_c2f import exits
+from lite_c2f.errors import ConfigError
 
 app = typer.Typer(
     name="lite-c2f",
@@ -238,11 +239,17 @@ def evaluate(
 
 
 @app.command(epilog="Example: lite-c2f report runs/toy")
-def report(run: Run) -> None:
-    """Write RUN/report/index.html: curves, the comparison and samples, in one file."""
-    from lite_c2f.evaluation.report import write_report
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN]...", help="A run directory, or several to compare.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write about several runs.")] = None,
+) -> None:
+    """Write one HTML page of a run (RUN/report/index.html), or of several next to each other; and as Markdown."""
+    from lite_c2f.evaluation.report import write_comparison, write_report
 
-    typer.echo(f"wrote {write_report(run)}")
+    if len(runs) == 1 and out is not None:
+        raise ConfigError.because("--out with one run", "several runs", "its page is RUN/report/index.html")
+    page = write_report(runs[0]) if len(runs) == 1 else write_comparison(runs, out or Path("comparison.html"))
+    typer.echo(f"wrote {page}")
 
 
 @app.command(epilog="Example: lite-c2f chat runs/toy")

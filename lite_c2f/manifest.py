@@ -174,6 +174,8 @@ def write_summary(run: Path) -> dict[str, Any]:
         summary["fine"] = {"ratio": read_json(run / "fine" / "merge.json")["ratio"]}
     if (run / "evaluation" / "actors.json").is_file():
         summary["actors"] = read_json(run / "evaluation" / "actors.json")
+        if (run / "evaluation" / "metrics.json").is_file():
+            summary["wins"] = read_json(run / "evaluation" / "metrics.json")["wins"]
     write_json(run / "summary.json", summary)
     return summary
 

@@ -205,6 +205,12 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
     console = Console(highlight=False)
     if "actors" in summary:
         console.print(comparison_table(summary))
+    if wins := summary.get("wins"):
+        found = wins["fine over instruct"]
+        console.print(
+            f"fine over instruct  wins {found['rate']:.2f} ± {found['se']:.2f}, at equal length "
+            f"{found['controlled']:.2f} (judged by the reward model it was trained on)"
+        )
     if "reward_model" in summary:
         console.print(f"reward model accuracy on held-out pairs  {summary['reward_model']['accuracy']:.3f}")
     if coarse := summary.get("coarse"):

@@ -1,20 +1,31 @@
 """The comparison: base, instruct, Coarse and Fine on the same held-out prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 
 from lite_c2f.actors import Instruct, Judge, answer_base, load_coarse
-from lite_c2f.answers import Answer, repeated_ngrams, summarize
+from lite_c2f.answers import Answer, repeated_ngrams, standard_error, summarize
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config, settled
+from lite_c2f.data.records import Prompt
+from lite_c2f.evaluation.metrics import compression_ratio, distinct, verbosity
+from lite_c2f.evaluation.wins import compare
 from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.kept import Kept
-from lite_c2f.runs import hash_of, write_jsonl
+from lite_c2f.runs import hash_of, write_json, write_jsonl
 from lite_c2f.sampling import Sampling
 
+PAIRS = (("fine", "instruct"), ("coarse", "base"), ("fine", "coarse"))
+CIRCULAR = (
+    "wins are judged by the reward model that trained the policy: they say how well it was pleased, not how good the "
+    "answers are"
+)
 ACTORS = ("base", "instruct", "coarse", "fine")
 
 
@@ -28,7 +39,7 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Answer held-out prompts with all four actors and score them with the run's reward model.
 
-    Needs the published stages of `run`; writes RUN/evaluation/responses.jsonl. coarse: what `load_coarse` gave, if it
+    Needs the published stages of `run`; writes responses.jsonl and metrics.json. coarse: what `load_coarse` gave, if it
     is loaded already. Returns {actor: {"reward", "tokens", "repeated_4gram", "eos", ...}}.
     """
     settings = config.evaluation
@@ -71,8 +82,37 @@ def evaluate(
         for actor in ACTORS
     ]
     write_jsonl(run / "evaluation" / "responses.jsonl", rows)
+    write_json(run / "evaluation" / "metrics.json", more_figures(prompts, answers, rewards))
     kept.clear()
     return {actor: summarize(prompts, answers[actor], rewards[actor]) for actor in ACTORS}
+
+
+def more_figures(
+    prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]], rewards: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+    """Figures beyond the summary's: variety and verbosity of each actor, and who beats whom by the reward model.
+
+    {"actors": {actor: {"distinct_1", ..., "compression_ratio", "hit_limit", ...}}, "wins": {"fine over instruct":
+    {"rate", "se", "controlled", "length_effect", "prompts"}}, "note": what to think of the wins}
+    """
+    found: dict[str, Any] = {"actors": {}, "wins": {}, "note": CIRCULAR}
+    for actor, said in answers.items():
+        tokens, texts = [answer.text_tokens for answer in said], [answer.text for answer in said]
+        figures = {f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)}
+        figures["compression_ratio"] = compression_ratio(texts)
+        figures["hit_limit"] = fmean(answer.finish == "limit" for answer in said)
+        figures["reward_se"] = standard_error(rewards[actor])
+        figures["tokens_se"] = standard_error([answer.tokens for answer in said])
+        if all("toy_answer" in prompt.extra for prompt in prompts):
+            from lite_c2f.toy.world import is_right
+
+            figures |= verbosity(texts, [partial(is_right, answer=prompt.extra["toy_answer"]) for prompt in prompts])
+        found["actors"][actor] = {name: round(value, 4) for name, value in figures.items()}
+    for left, right in PAIRS:
+        lengths = [[answer.tokens for answer in answers[side]] for side in (left, right)]
+        wins = compare(rewards[left], rewards[right], *lengths)
+        found["wins"][f"{left} over {right}"] = {name: round(value, 4) for name, value in wins._asdict().items()}
+    return found
 
 
 def answered_before(config: Config, run: Path) -> Kept:

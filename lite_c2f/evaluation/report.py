@@ -1,140 +1,251 @@
-"""One self-contained HTML page of a run: curves, the comparison, samples over time."""
+"""The report: one HTML page of a run, or of several next to each other, and the same as Markdown."""
 
-import base64
-import html
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lite_c2f.errors import RunError
+from lite_c2f.evaluation import charts
+from lite_c2f.evaluation.page import Answers, Block, Chart, Code, Heading, Table, Text, as_html, as_markdown, cells
 from lite_c2f.runs import read_json, read_lines, write_text
 
-CURVES = (
-    ("reward", "reward (standard deviations)"),
-    ("limit", "limit (tokens)"),
-    ("hit_limit", "share at the limit"),
-    ("kl", "KL to the base (nats a response)"),
-    ("value_loss", "critic loss"),
-    ("tokens", "tokens a response"),
+PROMPTS, MOMENTS = 6, 6  # answered by all actors; of the samples over time
+JUDGED = (
+    "Wins are judged by the reward model that trained the policy: they say how well that one was pleased, not how good "
+    "the answers are."
 )
-
-STYLE = """
-:root{color-scheme:light dark}
-body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;text-align:right;border-bottom:1px solid #8886}
-td:first-child,th:first-child{text-align:left}img{max-width:100%;background:#fff;border-radius:6px}
-.sample{display:grid;grid-template-columns:9rem 1fr;gap:.2rem 1rem;margin:.6rem 0;white-space:pre-wrap}
-.sample b{font-weight:600}h2{margin-top:2.2rem}@media(max-width:40rem){.sample{grid-template-columns:1fr}}
-"""
 
 
 def write_report(run: Path) -> Path:
-    """Write RUN/report/index.html; no network is needed to read it.
+    """Write RUN/report/index.html and report.md; no network is needed to read them. Returns the page's path.
 
     Raises RunError without a summary, and naming the file that is not as lite-c2f writes it.
     """
     if run.exists() and not run.is_dir():
         raise RunError.because(f"'{run}' is a file", "a run directory", "give one made by lite-c2f")
-    compared = part(run / "summary.json", lambda: comparison(read_json(run / "summary.json")))
-    body = [f"<h1>{html.escape(run.resolve().name)}</h1>", *compared]
-    body += part(run / "metrics.jsonl", lambda: curves(read_lines(run / "metrics.jsonl")))
-    if (run / "fine" / "ratios.json").is_file():
-        body += part(run / "fine" / "ratios.json", lambda: ratios(run))
-    if compared:
-        responses = run / "evaluation" / "responses.jsonl"
-        body += part(responses, lambda: ["<h2>Answers</h2>", *answers(read_lines(responses)[:16])])
-    body += part(run / "config.yaml", lambda: configuration(run / "config.yaml"))
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(run.resolve().name)}</title><style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
+    compared = comparison(run)
+    blocks = [*header(run), *compared, *learning(run), *chosen(run), *answers(run), *over_time(run), *about(run)]
+    return publish(run / "report" / "index.html", run.resolve().name, blocks)
+
+
+def write_comparison(runs: Sequence[Path], out: Path) -> Path:
+    """Write one page about several runs: actors, learning curves over each other, and the settings that differ."""
+    names = named(runs)
+    blocks: list[Block] = []
+    for actor in ("coarse", "fine"):
+        rows = {name: actors_of(run).get(actor) for name, run in names.items()}
+        blocks += [Heading(f"{actor.capitalize()} Actor"), cells({k: v for k, v in rows.items() if v}, "run")]
+    lines = {name: coarse_lines(run) for name, run in names.items()}
+    blocks += [Heading("Learning"), Chart(charts.curves(lines), "PPO, update by update")]
+    blocks += [Heading("Settings that differ"), differences(names)]
+    return publish(out, " · ".join(names), blocks)
+
+
+def publish(page: Path, title: str, blocks: Sequence[Block]) -> Path:
+    """Write the page, and beside it the same as Markdown."""
+    write_text(
+        page.with_name("report.md" if page.name == "index.html" else f"{page.stem}.md"), as_markdown(title, blocks)
     )
-    target = run / "report" / "index.html"
-    write_text(target, page)
-    return target
+    write_text(page, as_html(title, blocks))
+    return page
 
 
-def part(file: Path, make: Callable[[], list[str]]) -> list[str]:
+def header(run: Path) -> list[Block]:
+    """What was trained on what, in a line."""
+
+    def make() -> list[Block]:
+        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        pair, coarse = settings["model"], settings["coarse"]
+        length = coarse["length"]
+        return [
+            Text(
+                f"{pair['base']} and {pair['instruct']}; {coarse['updates']} updates of {coarse['rollouts']} "
+                f"responses, limit {length['mode']} from {length['start']} to at most {length['max']} tokens"
+            )
+        ]
+
+    return part(run / "config.yaml", make)
+
+
+def comparison(run: Path) -> list[Block]:
+    """The actors next to each other, who beats whom, and how their answers are spread."""
+
+    def make() -> list[Block]:
+        actors = actors_of(run)
+        return [Heading("Comparison on held-out prompts"), cells(actors, "actor", bold="fine")] if actors else []
+
+    def more() -> list[Block]:
+        found = read_json(run / "evaluation" / "metrics.json")
+        wins = {name: {k: v for k, v in row.items() if k != "prompts"} for name, row in found["wins"].items()}
+        return [cells(found["actors"], "actor", bold="fine"), cells(wins, "wins"), Text(JUDGED)]
+
+    blocks = part(run / "summary.json", make)
+    if blocks and (run / "evaluation" / "metrics.json").is_file():
+        blocks += part(run / "evaluation" / "metrics.json", more)
+    if blocks:
+        rows = run / "evaluation" / "responses.jsonl"
+        caption = "Answers to the same prompts"
+        blocks += part(rows, lambda: [Chart(charts.distributions(read_lines(rows)), caption)])
+    return blocks
+
+
+def learning(run: Path) -> list[Block]:
+    """The learning curves of the coarse stage; nothing before its first update."""
+
+    def make() -> list[Block]:
+        lines = coarse_lines(run)
+        if not lines:
+            return []
+        text = f"Reward {lines[0]['reward']:+.2f} to {lines[-1]['reward']:+.2f}, limit {lines[0]['limit']:.0f} to "
+        text += f"{lines[-1]['limit']:.0f} tokens in {len(lines)} updates; {lines[-1].get('skipped', 0)} skipped."
+        return [Heading("Coarse Actor"), Text(text), Chart(charts.curves({"run": lines}), "PPO, update by update")]
+
+    return part(run / "metrics.jsonl", make)
+
+
+def chosen(run: Path) -> list[Block]:
+    """The ratios that were tried, and the chosen one."""
+    file = run / "fine" / "ratios.json"
+    if not file.is_file():
+        return []
+
+    def make() -> list[Block]:
+        found = read_json(file)
+        rows = {f"{row['ratio']:g}": {k: v for k, v in row.items() if k != "ratio"} for row in found["tried"]}
+        return [
+            Heading("Ratio of the residue"),
+            Text(f"Chosen: {found['chosen']:g}; {found['rule']}."),
+            Chart(charts.ratios(found), "What each ratio gave; the dashed line is the chosen one"),
+            cells(rows, "ratio", bold=f"{found['chosen']:g}"),
+        ]
+
+    return part(file, make)
+
+
+def answers(run: Path) -> list[Block]:
+    """A few prompts answered by every actor, what an answer repeats marked."""
+    file = run / "evaluation" / "responses.jsonl"
+    if not file.is_file():
+        return []
+
+    def make() -> list[Block]:
+        prompts: dict[str, list[tuple[str, str, str]]] = {}
+        for row in read_lines(file):
+            figures = f"{row['reward']:+.2f} · {row['tokens']} tokens · {row['finish']}"
+            prompts.setdefault(row["prompt"], []).append((row["actor"], figures, row["response"]))
+        shown = list(prompts.items())[:PROMPTS]
+        text = "Repeated word sequences are marked."
+        return [Heading("Answers"), Text(text), *(Answers(prompt, said) for prompt, said in shown)]
+
+    return part(file, make)
+
+
+def over_time(run: Path) -> list[Block]:
+    """One prompt, answered as training went on."""
+    file = run / "coarse" / "samples.jsonl"
+    if not file.is_file():
+        return []
+
+    def make() -> list[Block]:
+        rows = read_lines(file)
+        if not rows:
+            return []
+        mine = [row for row in rows if row["prompt"] == rows[0]["prompt"]]
+        step = max(1, (len(mine) - 1) // (MOMENTS - 1))
+        shown = [*mine[:-1:step][: MOMENTS - 1], mine[-1]]
+        said = [
+            (
+                f"update {row['step']}",
+                f"limit {row['limit']} · {row['tokens']} tokens · {row['finish']}",
+                row["response"],
+            )
+            for row in shown
+        ]
+        return [Heading("The Coarse Actor while it learned"), Answers(rows[0]["prompt"], said)]
+
+    return part(file, make)
+
+
+def about(run: Path) -> list[Block]:
+    """Configuration and versions."""
+    file = run / "config.yaml"
+    blocks = part(file, lambda: [Heading("Configuration"), Code("config.yaml", file.read_text(encoding="utf-8"))])
+    if (run / "run.json").is_file():
+        blocks += part(run / "run.json", lambda: [Heading("Made with"), versions(read_json(run / "run.json"))])
+    return blocks
+
+
+def versions(manifest: dict[str, Any]) -> Table:
+    """Versions, machine and seconds, as run.json has them."""
+    told = {"lite_c2f": manifest.get("lite_c2f"), "python": manifest.get("python"), "machine": manifest.get("machine")}
+    told |= manifest.get("versions", {}) | {f"seconds: {k}": v for k, v in manifest.get("seconds", {}).items()}
+    return Table("", ["value"], {name: [str(value)] for name, value in told.items() if value is not None})
+
+
+def actors_of(run: Path) -> dict[str, dict[str, float]]:
+    """Figures of the actors from RUN/summary.json; {} where they are not compared yet."""
+    summary = read_json(run / "summary.json")
+    if not isinstance(summary, dict):
+        raise TypeError("not a summary")
+    return summary.get("actors", {}) if "actors" not in summary or summary["actors"] else _nothing()
+
+
+def coarse_lines(run: Path) -> list[dict[str, float]]:
+    """Lines of PPO in RUN/metrics.jsonl."""
+    lines = [line for line in read_lines(run / "metrics.jsonl") if line["stage"] == "coarse"]
+    for line in lines:
+        float(line["step"]), float(line["reward"]), float(line["limit"])
+    return lines
+
+
+def named(runs: Sequence[Path]) -> dict[str, Path]:
+    """Short names that tell runs apart. Raises RunError for a folder that is no run, or one given twice."""
+    for run in runs:
+        if not (run / "summary.json").is_file():
+            raise RunError.because(f"'{run}' has no summary.json", "a run directory", "train it first")
+    names = [run.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.resolve()) for run in runs]
+    if len(set(names)) < len(names):
+        raise RunError.because("the same run twice", "different runs", "leave one out")
+    return dict(zip(names, runs, strict=True))
+
+
+def differences(names: dict[str, Path]) -> Table:
+    """Settings in which runs differ, a row a key."""
+    flat = {name: flattened(yaml.safe_load((run / "config.yaml").read_text("utf-8"))) for name, run in names.items()}
+    keys = sorted({key for settings in flat.values() for key in settings})
+    rows = {key: [str(settings.get(key, "")) for settings in flat.values()] for key in keys}
+    return Table("setting", list(names), {key: row for key, row in rows.items() if len(set(row)) > 1})
+
+
+def flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of nested mappings."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def part(file: Path, make: Callable[[], list[Block]]) -> list[Block]:
     """What is made of a file. Raises RunError naming it where it is gone or of another form."""
     try:
         return make()
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration, OSError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        StopIteration,
+        IndexError,
+        OSError,
+        yaml.YAMLError,
+    ) as error:
         why = "cannot be read" if isinstance(error, OSError) else "has another form than lite-c2f gives it"
         raise RunError.because(f"'{file}' {why}", "a file of a run, unchanged", "train that stage again") from None
 
 
-def comparison(summary: dict[str, Any]) -> list[str]:
-    """The table of the actors; nothing where they are not compared yet."""
-    if not isinstance(summary, dict):
-        raise TypeError("not a summary")
-    return ["<h2>Comparison on held-out prompts</h2>", table(summary["actors"])] if "actors" in summary else []
-
-
-def curves(rows: list[dict[str, Any]]) -> list[str]:
-    """The learning curves of the coarse stage; nothing before its first update."""
-    lines = [line for line in rows if line["stage"] == "coarse"]
-    return ["<h2>Coarse Actor</h2>", f'<img alt="learning curves" src="{plot(lines)}">'] if lines else []
-
-
-def ratios(run: Path) -> list[str]:
-    """The ratios that were tried, with their picture."""
-    tried = read_json(run / "fine" / "ratios.json")
-    rows = {f"{row['ratio']:g}": {k: v for k, v in row.items() if k != "ratio"} for row in tried["tried"]}
-    return [
-        "<h2>Ratios of the residue</h2>",
-        f"<p>Chosen: <b>{tried['chosen']:g}</b> ({html.escape(tried['rule'])}).</p>",
-        *picture(run / "fine" / "ratios.png", "figures over the ratio"),
-        table(rows, "ratio"),
-    ]
-
-
-def configuration(file: Path) -> list[str]:
-    """The configuration as it was written."""
-    return ["<h2>Configuration</h2>", f"<pre>{html.escape(file.read_text(encoding='utf-8'))}</pre>"]
-
-
-def table(rows: dict[str, dict[str, float]], first: str = "actor") -> str:
-    """Rows of figures as an HTML table."""
-    columns = list(next(iter(rows.values())))
-    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in (first, *columns))
-    body = "".join(
-        f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{row[column]:.3f}</td>' for column in columns)}</tr>"
-        for name, row in rows.items()
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def picture(file: Path, text: str) -> list[str]:
-    """A PNG as an image within the page; nothing where there is none."""
-    if not file.is_file():
-        return []
-    return [
-        f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}">'
-    ]
-
-
-def plot(lines: list[dict[str, Any]]) -> str:
-    """Learning curves as a PNG data address."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
-        axes.plot([line["step"] for line in lines], [line[name] for line in lines], color="#2563eb", lw=1.6)
-        axes.set_title(label, fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.set_xlabel("update", fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def answers(rows: list[dict[str, Any]]) -> list[str]:
-    """The same few prompts answered by every actor."""
-    parts, prompt = [], None
-    for row in rows:
-        if row["prompt"] != prompt:
-            prompt = row["prompt"]
-            parts.append(f"<h3>{html.escape(prompt)}</h3>")
-        label = f"<b>{row['actor']}</b> {row['reward']:+.2f}<br>{row['tokens']} tokens, {row['finish']}"
-        parts.append(f'<div class="sample"><span>{label}</span><span>{html.escape(row["response"])}</span></div>')
-    return parts
+def _nothing() -> Any:
+    raise ValueError("no actors")

@@ -1,0 +1,125 @@
+"""The report: blocks to HTML and Markdown, repeated spans, and the page of a real run in a real browser."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lite_c2f.evaluation.page import Answers, Chart, Code, Heading, Table, Text, as_html, as_markdown, cells
+from lite_c2f.evaluation.report import flattened
+from lite_c2f.evaluation.spans import marked, repeated_spans
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a b c d e", []),
+        ("a b c d a b c", []),  # three words are no 4-gram
+        ("a b c d a b c d", ["a b c d"]),
+        ("a b c d e x a b c d e", ["a b c d e"]),
+        ("x x x x x x", ["x x x x x"]),  # from the second word on, an earlier x x x x is there
+        ("a b\nc  d, a b c d, z", ["a b c d,"]),
+        ("", []),
+    ],
+)
+def test_repeated_spans(text, found):
+    assert [text[start:end].split() for start, end in repeated_spans(text)] == [part.split() for part in found]
+
+
+def test_marks_are_the_text_again():
+    text = f"one two three four {EVIL} one two three four & more"
+    page = marked(text)
+    assert "<mark>one two three four</mark> &amp; more" in page and page.count("<mark>") == 1
+    assert "<script" not in page and "<img" not in page
+
+
+def test_cells_take_figures_alone():
+    made = cells({"a": {"x": 1.0, "long_name": 2.5}, "b": {"x": -0.25}}, "actor", bold="a")
+    assert made == Table("actor", ["x", "long name"], {"a": ["1.000", "2.500"], "b": ["-0.250", ""]}, "a")
+    with pytest.raises(ValueError):
+        cells({"a": {"x": "word"}}, "actor")
+    with pytest.raises(StopIteration):
+        cells({}, "actor")
+
+
+BLOCKS = [
+    Heading("Part <b>"),
+    Text(f"some *text* {EVIL}"),
+    Table("who", ["x|y"], {"a<": ["1"], "b": ["2"]}, "b"),
+    Chart("<svg viewBox='0 0 1 1'></svg>", 'caption "quoted"'),
+    Answers(EVIL, [("fine", "+1.00", f"a b c d a b c d {EVIL}")]),
+    Code("file", "key: <value>"),
+]
+
+
+def test_nothing_of_a_model_becomes_markup():
+    page = as_html("a <title>", BLOCKS)
+    assert "<script" not in page and "<img" not in page
+    assert page.count("&lt;script&gt;") == 3 and "<title>a &lt;title&gt;</title>" in page
+    assert 'aria-label="caption &quot;quoted&quot;"' in page and "<tr class=bold><td>b</td>" in page
+    assert not re.search(r"(src|href)=[\"']?https?:", page)
+
+
+def test_markdown_says_the_same():
+    text = as_markdown("a <title>", BLOCKS)
+    assert text.startswith("# a \\<title\\>\n\n## Part") and "| who | x\\|y |" in text
+    assert "- **fine** (+1.00): a b c d a b c d \\<script\\>" in text
+    assert "    key: <value>" in text and "svg" not in text
+
+
+def test_settings_are_flattened():
+    assert flattened({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+
+
+@pytest.fixture
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.slow
+def test_the_report_of_a_run_opens_in_a_browser(lite_c2f, toy_run, tmp_path, browser):
+    run = Path(shutil.copytree(toy_run, tmp_path / "run"))
+    other = Path(shutil.copytree(toy_run, tmp_path / "other"))
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("updates: 40", "updates: 41"))
+    assert lite_c2f("report", run).returncode == 0
+    both = tmp_path / "both.html"
+    assert lite_c2f("report", run, other, "--out", both).returncode == 0
+    page = run / "report" / "index.html"
+    assert page.stat().st_size < 3_000_000 and both.stat().st_size < 3_000_000
+    for file, headings in (
+        (page, ["Comparison on held-out prompts", "Coarse Actor", "Ratio of the residue", "Answers", "Configuration"]),
+        (both, ["Coarse Actor", "Fine Actor", "Learning", "Settings that differ"]),
+    ):
+        colors = {}
+        for scheme, width in (("light", 1280), ("dark", 1280), ("light", 390)):
+            said, asked = [], []
+            view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            view.on("console", lambda message, said=said: said.append(message.text))
+            view.on("pageerror", lambda error, said=said: said.append(str(error)))
+            view.on("request", lambda request, asked=asked: asked.append(request.url))
+            view.goto(file.as_uri())
+            assert said == [] and asked == [file.as_uri()]
+            assert set(headings) <= set(view.locator("h2").all_inner_texts())
+            assert view.evaluate("document.documentElement.scrollWidth") <= width  # wide things scroll by themselves
+            boxes = view.locator("svg").all()
+            assert boxes and all(box.bounding_box()["height"] > 50 for box in boxes)
+            colors[scheme] = view.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
+            picture = view.screenshot(full_page=True)
+            assert len(picture) > 20_000
+            view.close()
+        assert colors["light"] != colors["dark"]  # the charts' ink is the page's
+    text = (run / "report" / "report.md").read_text()
+    assert "| fine |" in text and "# run" in text
+    assert "coarse.updates" in (tmp_path / "both.md").read_text()
