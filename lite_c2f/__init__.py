@@ -18,6 +18,7 @@ _PUBLIC = {
     "Treatment": "lite_c2f.fine.treatment",
     "sweep": "lite_c2f.pipeline",
     "evaluate": "lite_c2f.pipeline",
+    "judge": "lite_c2f.judging.stage",
     "Chat": "lite_c2f.chat",
     "C2FError": "lite_c2f.errors",
 }

@@ -30,6 +30,13 @@ class Stage(StrEnum):
     fine = "fine"
 
 
+class JudgeMode(StrEnum):
+    """Ways to judge."""
+
+    pairwise = "pairwise"
+    single = "single"
+
+
 class Sparsify(StrEnum):
     """Ways to thin a residue out."""
 
@@ -236,6 +243,56 @@ def evaluate(
         typer.echo(json.dumps(summary["actors"]))
     else:
         print_summary(summary, run)
+
+
+@app.command(
+    epilog="Example: lite-c2f judge runs/a --questions question.jsonl --url http://127.0.0.1:8000/v1 --judge M"
+)
+def judge(
+    run: Run,
+    questions: Annotated[Path, typer.Option(help="Questions in the form of MT-Bench's question.jsonl.")],
+    judge: Annotated[str, typer.Option(help="The judge: a model folder, or the model's name on the server.")],
+    url: Annotated[
+        str | None, typer.Option(help="Server with OpenAI's chat protocol (key: LITE_C2F_JUDGE_KEY).")
+    ] = None,
+    references: Annotated[Path | None, typer.Option(help="Reference answers in the form of MT-Bench's.")] = None,
+    actors: Annotated[str, typer.Option(help="Of fine, coarse, instruct, base; the first against the others.")] = (
+        "fine,instruct"
+    ),
+    mode: Annotated[JudgeMode, typer.Option(help="Compare pairs in both orders, or grade single answers.")] = (
+        JudgeMode.pairwise
+    ),
+    limit: Annotated[int | None, typer.Option(min=1, help="About so many questions, spread over the file.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, e.g. evaluation.max_tokens=512.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Let a language model judge the actors, in the way of MT-Bench; writes RUN/evaluation/judge-MODE.json."""
+    exits.quiet()
+    from lite_c2f.judging.judges import Endpoint, Local
+    from lite_c2f.judging.stage import judge as run_judge
+    from lite_c2f.terminal import Terminal, print_judgment
+
+    server = Endpoint(url, judge) if url else None  # an address that is none is refused before anything is loaded
+    if server is None and not Path(judge).is_dir():
+        raise ConfigError.because(f"--judge '{judge}': no such folder", "a model folder, or --url", "check the path")
+    view = Terminal()
+    try:
+        found = run_judge(
+            run,
+            questions,
+            lambda config: server or Local(judge, config),
+            actors=actors.split(","),
+            mode=mode.value,
+            references=references,
+            limit=limit,
+            overrides=overrides or [],
+            view=view,
+        )
+    finally:
+        view.close()
+    typer.echo(json.dumps(found)) if as_json else print_judgment(found, run)
 
 
 @app.command(epilog="Example: lite-c2f report runs/toy")

@@ -194,6 +194,34 @@ def print_merge(report: Any, out: Path) -> None:
     console.print(Text(f"{text}\n\nNext:\n  {following}"), soft_wrap=True)
 
 
+def print_judgment(found: dict[str, Any], run: Path) -> None:
+    """Tables of a judgment, by category, and where the texts are."""
+    console = Console(highlight=False)
+    for title, result in found.get("pairs", {}).items():
+        table = Table(title=title, title_justify="left")
+        for name in ("category", "win", "tie", "loss", "unread", "rate"):
+            table.add_column(name, justify="left" if name == "category" else "right")
+        for category, row in result["categories"].items():
+            rate = f"{row['rate']:.2f} ± {row['se']:.2f}" if "rate" in row else ""
+            table.add_row(category, *(str(row[name]) for name in ("win", "tie", "loss", "unread")), rate)
+        console.print(table)
+        if result["agreement"] is not None:
+            console.print(f"the judge says the same in both orders in {result['agreement']:.0%} of the pairs")
+    if grades := found.get("grades"):
+        names = list(dict.fromkeys(name for row in grades.values() for name in row))
+        table = Table(title="Grades, 1 to 10", title_justify="left")
+        table.add_column("")
+        for actor in grades:
+            table.add_column(actor, justify="right")
+        for name in names:
+            table.add_row(name, *(f"{row[name]:g}" if name in row else "" for row in grades.values()))
+        console.print(table)
+    told = f"{found['questions']} questions, judged by {found['judge']}"
+    console.print(
+        Text(f"{told}; every text is in {run / 'evaluation' / ('judge-' + found['mode'] + '.json')}"), soft_wrap=True
+    )
+
+
 def _cell(name: str, value: float) -> str:
     if name == "reward":
         return f"{value:+.2f}"

@@ -14,7 +14,7 @@ ORDER = (
     "kept", "checkpoints",
     "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
     "answers", "inputs", "fingerprints",
-    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "doctor", "telling", "pipeline", "chat",
+    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "judging", "doctor", "telling", "pipeline", "chat",
     "chat_terminal", "ui", "terminal", "exits", "cli",
     "__main__",
 )  # fmt: skip

@@ -1,0 +1,75 @@
+"""A finished run before a judge: who answers best, and in which category."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lite_c2f import disk, run_log
+from lite_c2f.backbone.load import card_gib
+from lite_c2f.config import Config, load_config
+from lite_c2f.errors import ConfigError
+from lite_c2f.judging.contest import RULE, ask, grade_table, grade_tasks, pair_table, pair_tasks
+from lite_c2f.judging.judges import Judge
+from lite_c2f.judging.questions import load_questions
+from lite_c2f.judging.speak import answer_all, check_actors
+from lite_c2f.locks import locked
+from lite_c2f.manifest import open_run
+from lite_c2f.memory import make_plan, settle
+from lite_c2f.runs import write_json
+from lite_c2f.views import Silent, View
+
+MODES = ("pairwise", "single")
+
+
+def judge(
+    run: str | Path,
+    questions: str | Path,
+    make_judge: Callable[[Config], Judge],
+    *,
+    actors: Sequence[str] = ("fine", "instruct"),
+    mode: str = "pairwise",
+    references: str | Path | None = None,
+    limit: int | None = None,
+    overrides: Sequence[str] = (),
+    view: View | None = None,
+) -> dict[str, Any]:
+    """Let a language model judge the actors' answers to questions of one or more turns, in the way of MT-Bench.
+
+    mode: `pairwise` compares the first actor with each of the others, in both orders; `single` grades every answer
+    from 1 to 10. make_judge: called once the actors are out of memory. limit: about so many questions, evenly spread.
+    Writes RUN/evaluation/judge-MODE.json with every question, answer and judgment, and returns its tables. What was
+    done before a stop is kept. Raises ConfigError for actors or a mode that do not exist.
+    """
+    run, view = Path(run), run_log.Logged(view or Silent())
+    names = check_actors(actors)
+    if mode not in MODES or (mode == "pairwise" and len(names) < 2):
+        raise ConfigError.because(f"mode {mode} of {len(names)} actor(s)", "single, or pairwise of two", "name two")
+    asked = load_questions(Path(questions), Path(references) if references else None, limit)
+    config, models = open_run(run)
+    config = load_config(config.model_dump(), overrides)
+    config = settle(config, make_plan(config, card_gib(config), model=models.base))
+    folder = run / "evaluation"
+    answers_file, judged_file = folder / "judge-answers.jsonl", folder / f"judge-{mode}.jsonl"
+    with disk.told_plainly(run), locked(run), run_log.written(run):
+        view.stage("answers", len(names), "actors")
+        said = answer_all(config, models, run, names, asked, answers_file, lambda done: view.step(done, {}))
+        pairs = [(names[0], other) for other in names[1:]] if mode == "pairwise" else []
+        tasks = [task for pair in pairs for task in pair_tasks(asked, said, *pair)]
+        tasks = tasks or grade_tasks(asked, said, names)
+        judging = make_judge(config)
+        view.stage("judgments", len(tasks), "judgments")
+        told = ask(judging, tasks, judged_file, lambda done: view.step(done, {}))
+        found: dict[str, Any] = {"judge": judging.name, "questions": len(asked), "mode": mode}
+        if pairs:
+            tables = {f"{left} over {right}": pair_table(asked, told, left, right) for left, right in pairs}
+            found |= {"rule": RULE, "pairs": tables}
+        else:
+            found["grades"] = grade_table(asked, told, names)
+        rows = [
+            {**question._asdict(), "answers": {name: said[name][place] for name in names}}
+            for place, question in enumerate(asked)
+        ]
+        write_json(folder / f"judge-{mode}.json", found | {"rows": rows, "judgments": told})
+        answers_file.unlink(missing_ok=True)
+        judged_file.unlink(missing_ok=True)
+    return found
