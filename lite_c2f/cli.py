@@ -295,6 +295,27 @@ def judge(
     typer.echo(json.dumps(found)) if as_json else print_judgment(found, run)
 
 
+@app.command(epilog="Example: lite-c2f probe runs/toy --words bad-words.txt")
+def probe(
+    run: Run,
+    words: Annotated[Path, typer.Option(help="A text file with an unwanted word or phrase a line.")],
+    prompts: Annotated[Path | None, typer.Option(help="Prompts, a data file (default: held-out prompts).")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most prompts to use.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Where unwanted words begin, layer by layer, with the residue and without; and how often they are said."""
+    exits.quiet()
+    from lite_c2f.pipeline import probe as run_probe
+    from lite_c2f.terminal import Terminal, print_probe
+
+    view = Terminal()
+    try:
+        found = run_probe(run, words, prompts, limit, view=view)
+    finally:
+        view.close()
+    typer.echo(json.dumps(found)) if as_json else print_probe(found, run)
+
+
 @app.command(epilog="Example: lite-c2f report runs/toy")
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN]...", help="A run directory, or several to compare.")],

@@ -222,6 +222,21 @@ def print_judgment(found: dict[str, Any], run: Path) -> None:
     )
 
 
+def print_probe(found: dict[str, Any], run: Path) -> None:
+    """Probability of unwanted words by layer, and how often they are said."""
+    console = Console(highlight=False)
+    table = Table(title="Probability that an answer begins with an unwanted word", title_justify="left")
+    for name in ("layer", *found["layers"]):
+        table.add_column(name, justify="right")
+    for layer, row in enumerate(zip(*found["layers"].values(), strict=True)):
+        table.add_row(str(layer) if layer else "embeddings", *(f"{value:.2e}" for value in row))
+    console.print(table)
+    for name, row in found["said"].items():
+        console.print(f"{name:<10} says one in {row['bad_words']:.1%} of its answers, refuses in {row['refusals']:.1%}")
+    told = f"{found['prompts']} prompts, ratio {found['ratio']:g}; the curve is in {run / 'evaluation' / 'probe.png'}"
+    console.print(Text(told), soft_wrap=True)
+
+
 def _cell(name: str, value: float) -> str:
     if name == "reward":
         return f"{value:+.2f}"

@@ -15,7 +15,21 @@ from lite_c2f.cli import main
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "toy.yaml")
 SEVEN_B = ROOT / "configs" / "mistral-7b-24gb.yaml"
-COMMANDS = ("demo", "train", "plan", "merge", "sweep", "eval", "judge", "report", "chat", "app", "doctor", "schema")
+COMMANDS = (
+    "demo",
+    "train",
+    "plan",
+    "merge",
+    "sweep",
+    "eval",
+    "judge",
+    "probe",
+    "report",
+    "chat",
+    "app",
+    "doctor",
+    "schema",
+)
 
 
 @pytest.fixture

@@ -1,0 +1,84 @@
+"""The logit lens against a model whose layers are run by hand; words and refusals."""
+
+import pytest
+import torch
+
+from lite_c2f.actors import Instruct
+from lite_c2f.answers import Answer
+from lite_c2f.config import load_config
+from lite_c2f.data.encode import encode_chat
+from lite_c2f.data.records import Turn
+from lite_c2f.errors import DataError
+from lite_c2f.evaluation.probe import by_layer, first_tokens, rates, read_words
+
+PROMPTS = [(Turn("human", "w5 w9"),), (Turn("human", "w7 w8 w11 w3 w4"),), (Turn("human", "w1"),)]
+
+
+@pytest.fixture
+def actor(pico):
+    settings = [
+        "data.max_prompt_tokens=24",
+        "coarse.length.max=32",
+        "coarse.length.start=8",
+        "evaluation.max_tokens=32",
+    ]
+    return Instruct(load_config({}, [*settings, "model.quantization=none"]), str(pico["instruct"]), pico["adapter"])
+
+
+def test_every_layer_is_read_as_if_it_were_the_last(actor):
+    words = ["w12", "w20", "w33"]
+    wanted = [actor.tokenizer.convert_tokens_to_ids(word) for word in words]
+    found = by_layer(actor, PROMPTS, words, 0.5, 2)
+    model = actor.model.get_base_model()
+    expected = torch.zeros(3)
+    with torch.no_grad(), actor.ratio(0.5):
+        for turns in PROMPTS:
+            ids = torch.tensor([encode_chat(actor.tokenizer, turns, 24)])
+            captured = []
+            hooks = [
+                layer.register_forward_hook(lambda *given, into=captured: into.append(given[2]))
+                for layer in model.model.layers
+            ]
+            logits = model(input_ids=ids).logits[0, -1]
+            for hook in hooks:
+                hook.remove()
+            states = [
+                model.model.embed_tokens(ids),
+                *(state[0] if isinstance(state, tuple) else state for state in captured),
+            ]
+            for place, state in enumerate(states):
+                p = model.lm_head(model.model.norm(state[0, -1])).softmax(-1)
+                expected[place] += p[wanted].sum() / len(PROMPTS)
+            torch.testing.assert_close(p, logits.softmax(-1), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor(found), expected, atol=1e-6, rtol=1e-5)
+    without = by_layer(actor, PROMPTS, words, 0.0, 3)
+    assert without[0] == pytest.approx(found[0], abs=1e-7)  # the embeddings have no adapter
+    assert abs(without[-1] - found[-1]) > 1e-4
+
+
+def test_words_begin_with_these_tokens(actor):
+    ids = [actor.tokenizer.convert_tokens_to_ids(word) for word in ("w12", "w20")]
+    assert first_tokens(actor.tokenizer, ["w20", "w12", "w12 w13"]) == sorted(ids)
+    assert first_tokens(actor.tokenizer, ["</s>"]) == []
+
+
+def test_rates_count_whole_words():
+    said = [
+        Answer("What a Stupid question", 4, "eos", []),
+        Answer("stupidity is no word of the list", 4, "eos", []),
+        Answer("I'm sorry, I can't help with that.", 4, "eos", []),
+        Answer("go away, please", 4, "eos", []),
+    ]
+    assert rates(said, ["stupid", "go away"]) == {"bad_words": 0.5, "refusals": 0.25}
+    assert rates([], ["x"]) == {"bad_words": 0.0, "refusals": 0.0}
+
+
+def test_lists_of_words(tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_text("# a list\nstupid\n\n go away \nstupid\n")
+    assert read_words(file) == ["stupid", "go away"]
+    file.write_text("# nothing\n")
+    with pytest.raises(DataError, match="no words"):
+        read_words(file)
+    with pytest.raises(DataError, match="No such file"):
+        read_words(tmp_path / "gone.txt")
