@@ -1,6 +1,7 @@
 """Checkpoints of a stage: whole or not at all, hashed, the newest good one found again. No pickle."""
 
 import json
+import logging
 import math
 import random
 import re
@@ -19,6 +20,7 @@ from lite_c2f.errors import RunError
 from lite_c2f.identity import first_difference
 from lite_c2f.runs import hash_of, publish_folder, write_json
 
+log = logging.getLogger(__name__)
 FORMAT = 1  # of what stages put into their checkpoints; another one is refused
 STATE, TENSORS, SCORE, HASHES = "state.json", "tensors.safetensors", "score.json", "hashes.json"
 
@@ -54,6 +56,7 @@ class Checkpoints:
             files = sorted(path for path in unfinished.rglob("*") if path.is_file())
             hashes = {path.relative_to(unfinished).as_posix(): hash_of(path) for path in files}
             write_json(unfinished / HASHES, hashes)
+        log.info("saved %s", target)
         self._prune()
         return target
 
@@ -64,8 +67,18 @@ class Checkpoints:
             reason = _damage(folder)
             if reason is None:
                 return folder, damaged
-            damaged.append(f"checkpoint '{folder}' is damaged ({reason}): taking the one before")
+            damaged.append(f"checkpoint '{folder}' is damaged ({reason}): looking for an older one")
+        if damaged:
+            damaged.append(f"no checkpoint in '{self.folder}' is whole: beginning anew")
         return None, damaged
+
+    def set_aside(self) -> None:
+        """Rename what is damaged: counted among the last, it would push out what is saved from now on."""
+        for folder in self.folders():
+            if _damage(folder) is not None:
+                aside = folder.with_name(f"damaged-{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
 
     def save(self, checkpoint: Checkpoint, score: float | None = None) -> Path:
         """Publish a checkpoint of JSON and tensors."""
@@ -83,7 +96,7 @@ class Checkpoints:
 
     def best(self) -> Checkpoint | None:
         """The one of `save` with the highest score, if it is whole and any has one."""
-        folder = self._best_folder()
+        folder = self.best_folder()
         return _loaded(folder) if folder is not None and _damage(folder) is None else None
 
     def folders(self) -> list[Path]:
@@ -96,12 +109,15 @@ class Checkpoints:
         """Remove all of them: the stage is published, or starts anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _best_folder(self) -> Path | None:
-        scores = {folder: score for folder in self.folders() if (score := _score(folder)) is not None}
+    def best_folder(self) -> Path | None:
+        """The one with the highest score; None where none has any."""
+        scores = {
+            folder: score for folder in self.folders() if (score := _score(folder)) is not None and math.isfinite(score)
+        }
         return max(scores, key=lambda folder: (scores[folder], folder.name), default=None)
 
     def _prune(self) -> None:
-        folders, best = self.folders(), self._best_folder()
+        folders, best = self.folders(), self.best_folder()
         for folder in folders[: -self.keep]:
             if folder != best:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -94,11 +94,15 @@ def demo(
 
 @app.command(epilog="Example: lite-c2f train configs/mistral-7b-24gb.yaml coarse.updates=300 --run-dir runs/m7b")
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/toy.yaml.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/toy.yaml, or a run to go on with.")
+    ],
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run directory (default: run.dir of the config).")] = None,
     stage: Annotated[Stage | None, typer.Option(help="Run this stage alone.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with a run that exists, and fail where there is none.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Fail where there is no run yet; one that exists goes on anyway.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on although data, models or settings are no longer the same.")
     ] = False,
@@ -213,10 +217,8 @@ def sweep(
     from lite_c2f.terminal import Terminal, ratio_table
 
     view = Terminal()
-    try:
+    with exits.going_on(view.close, "the same command"):
         found = run_sweep(run, wanted, view=view, group_budget=budget if per_layer_groups else 0)
-    finally:
-        view.close()
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -235,10 +237,8 @@ def evaluate(
     from lite_c2f.terminal import Terminal, print_summary
 
     view = Terminal()
-    try:
+    with exits.going_on(view.close, "the same command"):
         summary = run_evaluate(run, overrides or [], view=view)
-    finally:
-        view.close()
     if as_json:
         typer.echo(json.dumps(summary["actors"]))
     else:
@@ -278,7 +278,7 @@ def judge(
     if server is None and not Path(judge).is_dir():
         raise ConfigError.because(f"--judge '{judge}': no such folder", "a model folder, or --url", "check the path")
     view = Terminal()
-    try:
+    with exits.going_on(view.close, "the same command"):
         found = run_judge(
             run,
             questions,
@@ -290,8 +290,6 @@ def judge(
             overrides=overrides or [],
             view=view,
         )
-    finally:
-        view.close()
     typer.echo(json.dumps(found)) if as_json else print_judgment(found, run)
 
 
@@ -393,23 +391,18 @@ def _train(
 ) -> None:
     from lite_c2f.config import load_config
 
+    if (config / "config.yaml").is_file():  # a run directory: go on with it
+        config, run_dir = config / "config.yaml", run_dir or config
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
     run = Path(settings.run.dir)
     exits.quiet()
     from lite_c2f.pipeline import train as run_train
     from lite_c2f.terminal import Terminal, print_summary
 
-    view = Terminal()
-    try:
-        summary = run_train(settings, run, [stage.value for stage in stages], resume=resume, force=force, view=view)
-    except KeyboardInterrupt:
-        view.close()
-        if exits.process() == 0:
-            text = f"interrupted; what was done is saved in {run}. Go on with the same command."
-            typer.echo(text, err=True)
-        raise
-    finally:
-        view.close()
+    view, names = Terminal(), [stage.value for stage in stages]
+    again = f"lite-c2f train {run / 'config.yaml'}" + (f" --stage {names[0]}" if len(names) == 1 else "")
+    with exits.going_on(view.close, again, (run / "config.yaml").is_file):
+        summary = run_train(settings, run, names, resume=resume, force=force, view=view)
     if summary:  # other processes than the first have none
         print_summary(summary, run)
 

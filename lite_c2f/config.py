@@ -252,7 +252,9 @@ class Run(Section):
     dir: str = Field("runs/c2f", min_length=1, description="Run directory.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random.")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field("none", description="Where metrics also go.")
-    checkpoint_every: int = Field(10, ge=1, description="PPO updates between checkpoints.")
+    checkpoint_every: int = Field(
+        10, ge=1, description="Steps (PPO updates, reward model's optimiser steps) between checkpoints."
+    )
     checkpoint_minutes: float = Field(10.0, gt=0, description="Longest time between checkpoints, at the next update.")
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept, beside the one with the best reward.")
 
@@ -298,10 +300,15 @@ class Config(Section):
         return self.data.max_prompt_tokens + max(answers)
 
     def identity(self, sections: Sequence[str]) -> dict[str, Any]:
-        """What a result depends on: these sections without the batch sizes, and the seed. JSON-ready."""
+        """What a result depends on: these sections without the batch sizes, and the seed. JSON-ready.
+
+        Local data files by their names alone: what is in them is compared by itself (fingerprints.py).
+        """
         values = self.model_dump(mode="json")
         for section, key in (("reward", "micro_batch"), ("coarse", "micro_batch"), ("coarse", "sampling_batch")):
             del values[section][key]
+        for source in (*values["data"]["preferences"], *values["data"]["prompts"]):
+            source["path"] = source["path"].rsplit("/", 1)[-1] if source["path"].startswith("/") else source["path"]
         return {**{section: values[section] for section in sections}, "run": {"seed": self.run.seed}}
 
     def to_yaml(self) -> str:

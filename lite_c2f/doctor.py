@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from lite_c2f.errors import RunError
+from lite_c2f.errors import C2FError, RunError
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate", "datasets", "gradio")
 NEEDED_GIB = 5.0  # for adapters, checkpoints and libraries' caches; models need what `plan` says
@@ -87,14 +87,14 @@ def unmet(requirement: str) -> str | None:
 
 
 def examine_run(run: Path) -> dict[str, Any]:
-    """How far a run is, which checkpoints are whole, who works in it, and how its log ends.
+    """How far a run is, which checkpoints are whole, who works in it, how its log ends, and what to do next.
 
     Raises RunError where there is none.
     """
-    from lite_c2f.checkpoints import Checkpoints
+    from lite_c2f.config import load_config
     from lite_c2f.locks import owner
-    from lite_c2f.manifest import STAGES, is_published, read_manifest
-    from lite_c2f.run_log import FILE
+    from lite_c2f.manifest import STAGES, check_run, is_published, read_manifest
+    from lite_c2f.run_log import last_line
 
     if not (run / "run.json").is_file():
         raise RunError.because(f"'{run}' is no run directory", "one made by lite-c2f", "make one with `lite-c2f demo`")
@@ -102,17 +102,42 @@ def examine_run(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"run": str(run), "made with": manifest.get("lite_c2f", "?")}
     told: list[str] = []
     for stage in STAGES:
-        whole, damaged = Checkpoints(run / stage / "checkpoints").newest_folder()
+        found[stage], damaged = stage_of(run, stage, is_published(run, stage))
         told += damaged
-        state = "published" if is_published(run, stage) else "not published"
-        found[stage] = f"{state}, checkpoint {whole.name}" if whole is not None else state
     found["comparison"] = "made" if (run / "evaluation" / "actors.json").is_file() else "not made"
-    found["in use"] = owner(run) or "no"
-    log = run / FILE
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    found["log ends"] = lines[-1][:160] if lines else "no log"
+    try:
+        check_run(run, load_config(run / "config.yaml"))
+    except C2FError as error:
+        told.append(str(error))
+    worker, line = owner(run), last_line(run)
+    found["in use"] = worker or "no"
+    found["log ends"] = line or "no log"
+    unfinished = found["comparison"] == "not made"
+    if worker is None and line and not line.endswith((": ended", ": interrupted")) and " ERROR " not in line:
+        found["state"] = "stopped without a word: killed, or the machine went down"
+    if worker is None and unfinished and not told:
+        found["go on with"] = f"lite-c2f train {run / 'config.yaml'}"
     found["problems"] = told
     return found
+
+
+def stage_of(run: Path, stage: str, published: bool) -> tuple[str, list[str]]:
+    """A stage in a line, and a sentence for each checkpoint that is damaged."""
+    from lite_c2f.checkpoints import Checkpoints
+    from lite_c2f.runs import read_lines
+
+    store = Checkpoints(run / stage / "checkpoints")
+    whole, damaged = store.newest_folder()
+    if published:
+        return "published", damaged
+    lines = [line for line in read_lines(run / "metrics.jsonl") if line.get("stage") == stage]
+    parts = [f"{lines[-1]['step']} steps done" if lines else "not begun"]
+    if lines and "reward" in lines[-1]:
+        parts.append(f"reward {lines[-1]['reward']:+.2f}, limit {lines[-1]['limit']:.0f}")
+    if whole is not None:
+        best = store.best_folder()
+        parts.append(f"goes on from {whole.name}" + (f", best {best.name}" if best not in (None, whole) else ""))
+    return "; ".join(parts), damaged
 
 
 def four_bit_error() -> str:

@@ -33,6 +33,10 @@ class NonFiniteError(ModelError):
     """A number is infinite or none at all, where training or sampling needs a finite one."""
 
 
+class FollowerError(C2FError):
+    """Another process of the same run has failed, and says why."""
+
+
 class RunError(C2FError):
     """A run directory is missing something, is in the way, or belongs to another configuration."""
 

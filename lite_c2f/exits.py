@@ -6,12 +6,17 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from types import FrameType
 
 import typer
 
-from lite_c2f.errors import C2FError
+from lite_c2f.errors import C2FError, FollowerError
+from lite_c2f.interrupts import HANGUP, fall_silent
+
+LOST = "another process ended (killed, or out of memory?); the same command goes on from the last checkpoint"
 
 
 @contextlib.contextmanager
@@ -24,9 +29,11 @@ def codes(given: Sequence[str], commands: Collection[str]) -> Iterator[None]:
     _end_on_sigterm()
     try:
         yield
+    except FollowerError as error:
+        sys.exit(error.exit_code)
     except C2FError as error:
         if debug:
-            raise
+            traceback.print_exc()
         sys.exit(_fail(f"error: {' '.join(str(error).split())}", error.exit_code))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
@@ -42,12 +49,30 @@ def codes(given: Sequence[str], commands: Collection[str]) -> Iterator[None]:
         sys.exit(_fail(f"error: {told}", 2))
     except Exception as error:
         if _process_lost(error):
-            sys.exit(_fail("error: another process ended: see what it says", 1))
+            sys.exit(_fail(f"error: {LOST}", 1))
         if not hasattr(error, "format_message"):  # not typer's own usage errors: a bug of ours
             raise
         text = " ".join(error.format_message().split()) if given else error.format_message()
         command = next((f" {word}" for word in given if word in commands), "")
         sys.exit(_fail(f"error: {text.rstrip('.')}; see lite-c2f{command} --help" if given else text, 2))
+
+
+@contextlib.contextmanager
+def going_on(close: Callable[[], None], command: str, begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Inside the block an interruption is followed by what to do to go on.
+
+    close: called at the end in any case; command: to go on with; begun: is there anything to go on with?
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        close()
+        if process() == 0:
+            saved = f"what was done is saved. Go on with: {command}" if begun() else "nothing was begun"
+            typer.echo(f"interrupted; {saved}", err=True)
+        raise
+    finally:
+        close()
 
 
 def debug_first(given: Sequence[str]) -> list[str]:
@@ -97,6 +122,14 @@ def _process_lost(error: Exception) -> bool:
 
 
 def _end_on_sigterm() -> None:
-    """SIGTERM ends a command as Ctrl-C does: whatever has to be put away is put away, exit code 130."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM and a closed terminal end a command as Ctrl-C does: things are put away, exit code 130."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+        signal.signal(HANGUP, _hung_up)
+
+
+def _hung_up(number: int, frame: FrameType | None) -> None:
+    fall_silent()
+    raise KeyboardInterrupt

@@ -74,4 +74,4 @@ def _data(key: str, sources: Iterable[Source]) -> Iterable[tuple[str, str]]:
         if not files:
             yield f"{key}: {source.path}", f"hub, revision {source.revision}"
         for file in files:
-            yield f"{key}: {source.path if len(files) == 1 else file}", fingerprint(file)
+            yield f"{key}: {Path(file).name}", fingerprint(file)

@@ -11,6 +11,7 @@ from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.config import Config, Source
 from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
 from lite_c2f.data.records import Pair, Prompt, Turn, load_pairs, load_prompts, prompts_of
+from lite_c2f.data.sources import local_files
 from lite_c2f.errors import ConfigError, DataError, ModelError
 
 TOY = "toy"
@@ -80,6 +81,13 @@ def absolute(config: Config) -> Config:
         update={"base": resolved(config.model.base), "instruct": resolved(config.model.instruct)}
     )
     return config.model_copy(update={"data": data, "model": model})
+
+
+def check_sources(config: Config) -> None:
+    """Raise DataError for a data file that is not there, before it is taken for another setting."""
+    for source in (*config.data.preferences, *config.data.prompts):
+        if source.path != TOY:
+            local_files(source.path)
 
 
 def check_context(config: Config, models: ModelPair) -> None:

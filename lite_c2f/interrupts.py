@@ -1,13 +1,26 @@
-"""Ctrl-C and SIGTERM at a boundary: the work under way is finished and saved; the same signal again stops at once.
+"""Ctrl-C, SIGTERM and a closed terminal, at a boundary: the work under way is finished and saved first.
 
+The same signal again stops at once.
 A launcher sends SIGTERM to processes that Ctrl-C has reached already: only the same signal twice is impatience.
 """
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+HANGUP = getattr(signal, "SIGHUP", None)  # the terminal is gone; Windows has none
+ENDINGS = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]
+
+
+def fall_silent() -> None:
+    """Send what is printed from now on nowhere: to a terminal that is gone it would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 class Interruption:
@@ -23,13 +36,15 @@ class Interruption:
             raise KeyboardInterrupt
         first, self.asked = not self.asked, True
         self._seen.add(number)
+        if number == HANGUP:
+            fall_silent()
         if self._tell and first:
             self._tell(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
 
 
 @contextlib.contextmanager
 def graceful(tell: Callable[[str], None] | None = None) -> Iterator[Interruption]:
-    """Inside the block SIGINT and SIGTERM only set `asked`; the handlers that were there come back afterwards.
+    """Inside the block SIGINT, SIGTERM and SIGHUP only set `asked`; the handlers that were there come back afterwards.
 
     Outside the main thread, where Python allows no handlers, nothing changes. tell: receives one line at the signal.
     """
@@ -37,7 +52,8 @@ def graceful(tell: Callable[[str], None] | None = None) -> Iterator[Interruption
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in ENDINGS}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # nohup
     try:
         for number in before:
             signal.signal(number, interruption.ask)

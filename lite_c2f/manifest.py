@@ -12,7 +12,7 @@ import lite_c2f
 from lite_c2f import locks, ranks
 from lite_c2f.config import Config, load_config
 from lite_c2f.errors import ConfigError, RunError
-from lite_c2f.identity import first_difference
+from lite_c2f.identity import differences
 from lite_c2f.inputs import ModelPair
 from lite_c2f.runs import read_json, write_json, write_text
 
@@ -24,6 +24,7 @@ READS = {  # sections of the configuration a stage's result depends on, beside t
     "fine": ("fine",),
 }
 
+SETTINGS = {stage: f"{stage}/settings.json" for stage in STAGES}
 NUMBERS = {  # that later stages and the summary read
     "reward": ("accuracy", "mean", "std"),
     "coarse": ("limit_first", "limit_last", "reward_first", "reward_last"),
@@ -50,7 +51,7 @@ def check_stages(run: Path, stages: Sequence[str]) -> None:
 def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
     """Raise RunError when the run directory holds something else, or stages made with another configuration.
 
-    force: accept other settings of the stages, and return them; not of the model, the data or the adapters.
+    force: accept other data and settings of the stages, and return them; not another model or shape of the adapters.
     """
     saved = run / "config.yaml"
     if not saved.is_file() and run.is_dir() and any(path.name != locks.NAME for path in run.iterdir()):
@@ -68,26 +69,43 @@ def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
     for stage, names in NUMBERS.items():
         if is_published(run, stage):
             _require(run / FINISHED[stage], names)
-    accepted: list[str] = []
     if saved.is_file():
-        before = load_config(saved)
-        sections: list[str] = []
-        for stage in STAGES:
-            sections += READS[stage]
-            if is_published(run, stage):
-                difference = first_difference(before.identity(sections), config.identity(sections))
-                if difference is None:
-                    continue
-                key, then, now = difference
-                told = f"'{run}' has a {stage} stage made with {key}={then!r}, now {now!r}"
-                can_force = key.split(".")[0] in STAGES
-                if not (force and can_force):
-                    remedy = ", accept it with --force" if can_force and not force else ""
-                    raise RunError.because(
-                        told, "the same value", f"use another --run-dir{remedy}, or remove {run}/{stage}"
-                    )
-                accepted.append(told)
-    return accepted
+        load_config(saved)
+    return [told for stage in STAGES if is_published(run, stage) for told in check_settings(run, stage, config, force)]
+
+
+def check_settings(run: Path, stage: str, config: Config, force: bool) -> list[str]:
+    """Raise RunError unless a published stage was made with these settings; with `force` return what differs."""
+    found = differences(settings_of(run, stage), settings_now(stage, config))
+    if not found:
+        return []
+    told = "; ".join(f"{key}={then!r}, now {now!r}" for key, then, now in found[:4])
+    forcible = all(key.split(".")[0] in (*STAGES, "data") for key, _, _ in found)
+    following = " and ".join(str(run / name) for name in STAGES[STAGES.index(stage) :] if (run / name).exists())
+    if not (force and forcible):
+        remedy = ", accept it with --force" if forcible and not force else ""
+        raise RunError.because(
+            f"'{run}' has a {stage} stage made with {told}",
+            "the same value",
+            f"use another --run-dir{remedy}, or remove {following} to train that again",
+        )
+    return [f"the {stage} stage stays as it was made, with {told}; remove {following} to train it again"]
+
+
+def settings_now(stage: str, config: Config) -> dict[str, Any]:
+    """The settings on which a stage's result depends, beside those of the stages before it."""
+    return config.identity(READS[stage])
+
+
+def settings_of(run: Path, stage: str) -> dict[str, Any]:
+    """The settings a published stage was made with."""
+    file = run / SETTINGS[stage]
+    return read_json(file) if file.is_file() else settings_now(stage, load_config(run / "config.yaml"))
+
+
+def save_settings(run: Path, stage: str, config: Config) -> None:
+    """Write down what a stage that was just published was made with."""
+    write_json(run / SETTINGS[stage], settings_now(stage, config))
 
 
 def check_processes(config: Config) -> None:
@@ -98,7 +116,9 @@ def check_processes(config: Config) -> None:
         ("coarse.rollouts / coarse.minibatches", config.coarse.rollouts // config.coarse.minibatches),
     ):
         if rows % count:
-            raise ConfigError.because(f"{key} is {rows} with {count} processes", f"a multiple of {count}", "change it")
+            near = max(1, round(rows / count)) * count
+            got = f"{key} is {rows} with {count} processes"
+            raise ConfigError.because(got, f"a multiple of {count}", f"make it {near}, say")
 
 
 def begun(run: Path) -> bool:
@@ -143,7 +163,10 @@ def save_config(run: Path, config: Config) -> None:
 def save_manifest(
     run: Path, config: Config, models: ModelPair, seconds: dict[str, float], inputs: dict[str, str] | None = None
 ) -> None:
-    """Write RUN/run.json: versions, machine, models, inputs, seconds a stage took. inputs: None keeps what is there."""
+    """Write RUN/run.json: versions, machine, models, inputs, seconds a stage took so far.
+
+    seconds: added to those of the stage that are known; 0 forgets them. inputs: None keeps what is there.
+    """
     file = run / "run.json"
     known = read_json(file) if file.is_file() else {"seconds": {}}
     packages = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate", "datasets")
@@ -157,7 +180,11 @@ def save_manifest(
         "inputs": known.get("inputs", {}) if inputs is None else inputs,
         "processes": ranks.world() if inputs is not None else known.get("processes", 1),
         "seed": config.run.seed,
-        "seconds": known["seconds"] | {stage: round(value, 2) for stage, value in seconds.items()},
+        "seconds": known["seconds"]
+        | {
+            stage: round(value + (known["seconds"].get(stage, 0.0) if value else 0.0), 2)
+            for stage, value in seconds.items()
+        },
     }
     write_json(file, manifest)
 

@@ -22,7 +22,16 @@ from lite_c2f.evaluation.probe import by_layer, plot_probe, rates, read_words
 from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.stage import make_fine, try_ratios
 from lite_c2f.fingerprints import fingerprints, refuse_changes
-from lite_c2f.inputs import Corpus, ModelPair, absolute, check_context, check_stops, load_corpus, resolve_models
+from lite_c2f.inputs import (
+    Corpus,
+    ModelPair,
+    absolute,
+    check_context,
+    check_sources,
+    check_stops,
+    load_corpus,
+    resolve_models,
+)
 from lite_c2f.locks import locked
 from lite_c2f.manifest import (
     STAGES,
@@ -35,6 +44,7 @@ from lite_c2f.manifest import (
     open_run,
     save_config,
     save_manifest,
+    save_settings,
     write_summary,
 )
 from lite_c2f.memory import Plan, check, make_plan, settle
@@ -75,7 +85,7 @@ def train(
     with disk.told_plainly(run), locked(run) if ranks.is_first() else contextlib.nullcontext():
         with ranks.first_goes_first():
             work = prepare(config, run, stages, view, force=force)
-        with run_log.written(run) if ranks.is_first() else contextlib.nullcontext():
+        with run_log.written(run) if ranks.is_first() else contextlib.nullcontext(), disk.told_plainly(run):
             return work_off(work, run, stages, run_log.Logged(view), force=force)
 
 
@@ -95,6 +105,7 @@ class Work(NamedTuple):
 def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, force: bool) -> Work:
     """Check everything that can be checked before training, read the data, and write down what the run is."""
     check_stages(run, stages)
+    check_sources(config)
     accepted = check_run(run, config, force=force)
     check_processes(config)
     check_tracker(config)
@@ -144,8 +155,12 @@ def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force:
             view.note(f"{stage}: already published, skipped")
             continue
         began = time.perf_counter()
+        if ranks.is_first() and not any(run.glob(f"{stage}/checkpoints/step-*")):
+            save_manifest(run, config, models, {stage: 0.0})
         try:
             run_stage(stage, config, models, corpus, run, view, tracker, force=force)
+            if ranks.is_first():
+                save_settings(run, stage, config)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -154,8 +169,10 @@ def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force:
                 "room as planned",
                 "lower hardware.vram_gib so that less is planned, or close what else uses the memory",
             ) from error
-        if ranks.is_first():
-            save_manifest(run, config, models, {stage: time.perf_counter() - began})
+        finally:  # also of a stage that is stopped
+            if ranks.is_first():
+                with contextlib.suppress(OSError):
+                    save_manifest(run, config, models, {stage: time.perf_counter() - began})
         free_memory()
     if all(is_published(run, stage) for stage in STAGES):
         if work.done == set(STAGES) and compared_with(run) == work.asked.evaluation.model_dump():
@@ -174,6 +191,7 @@ def compare(config: Config, models: ModelPair, corpus: Corpus, run: Path, view: 
     actors = compare_actors(config, models, corpus, run, progress=Counter(view))
     write_json(run / "evaluation" / "actors.json", actors)
     write_json(run / "evaluation" / "settings.json", asked.evaluation.model_dump())
+    save_manifest(run, config, models, {"evaluation": 0.0})
     save_manifest(run, config, models, {"evaluation": time.perf_counter() - began})
 
 

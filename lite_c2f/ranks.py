@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lite_c2f.errors import RunError
+from lite_c2f.errors import FollowerError
 
 PATIENCE = timedelta(hours=6)  # the first process alone measures, samples and publishes while the others wait
 BUCKET = 2**24  # elements summed at a time: 64 MiB in float32
@@ -100,11 +100,11 @@ def wait() -> None:
 def first_goes_first() -> Iterator[None]:
     """The first process does the block, then the others: what it trains, downloads or writes is there for them.
 
-    Raises RunError in the others when it fails.
+    Raises FollowerError in the others when it fails.
     """
     if not is_first():
         if gather(False)[0]:
-            raise RunError("the first process gave up")
+            raise FollowerError("the first process gave up")
         yield
         return
     failed = True

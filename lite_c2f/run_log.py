@@ -5,13 +5,17 @@ import logging
 import platform
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from lite_c2f import ranks
+from lite_c2f.disk import refusal
 from lite_c2f.errors import C2FError
 from lite_c2f.views import View
 
 FILE = "log.txt"
+EVERY = 30.0  # seconds between lines about progress
 LIBRARIES = ("transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "huggingface_hub")
 SECRETS = (
     (re.compile(r"\b(hf|sk|ghp|gho|github_pat|glpat|xox[bp])[_-][A-Za-z0-9_-]{8,}"), r"\1_***"),
@@ -42,10 +46,17 @@ class Logged:
     """A view whose notes and stages are also written to the log."""
 
     def __init__(self, view: View) -> None:
-        self._view = view
-        self.step, self.tick = view.step, view.tick
+        self._view, self._name, self._total, self._last = view, "", 0, time.monotonic()
+        self.tick = view.tick
+
+    def step(self, done: int, values: dict[str, float]) -> None:
+        if values and time.monotonic() - self._last >= EVERY:
+            self._last = time.monotonic()
+            log.info("%s %d/%s  %s", self._name, done, self._total or "?", _short(values))
+        self._view.step(done, values)
 
     def stage(self, name: str, total: int, unit: str) -> None:
+        self._name, self._total = name, total
         log.info("%s%s", name, f": {total} {unit}" if total else "")
         self._view.stage(name, total, unit)
 
@@ -79,8 +90,12 @@ def written(run: Path) -> Iterator[None]:
     except C2FError as error:
         log.error("%s", error, exc_info=True)
         raise
-    except Exception:
-        log.exception("a bug: please report it with this file")
+    except Exception as error:
+        told = refusal(error)
+        if told is not None or ranks.is_lost(error):
+            log.error("%s", told or "another process ended", exc_info=True)
+        else:
+            log.exception("a bug: please report it with this file")
         raise
     finally:
         for logger in (root, *apart):
@@ -89,6 +104,20 @@ def written(run: Path) -> Iterator[None]:
         ours.setLevel(before[0])
         ours.propagate = before[1]
         handler.close()
+
+
+def last_line(run: Path) -> str:
+    """The last message in RUN/log.txt, without the traceback below it; "" where there is none."""
+    try:
+        lines = (run / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line for line in reversed(lines) if re.match(r"\d{4}-\d\d-\d\d \d\d:", line)), "")
+
+
+def _short(values: dict[str, float]) -> str:
+    shown = ("reward", "limit", "hit_limit", "kl", "loss", "accuracy", "eos")
+    return "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
 
 
 class _Redacted(logging.Formatter):

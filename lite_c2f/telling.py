@@ -24,8 +24,9 @@ def tell_plan(view: View, plan: Plan) -> None:
 
 def tell_data(view: View, corpus: Corpus, config: Config) -> None:
     """Say what there is to learn from, and which rows could not be used."""
+    pairs = len(corpus.train_pairs[: config.reward.max_pairs])
     view.note(
-        f"data: {len(corpus.train_pairs)} pairs and {len(corpus.train_prompts)} prompts to train on, "
+        f"data: {pairs} pairs and {len(corpus.train_prompts)} prompts to train on, "
         f"{len(corpus.held_out_pairs)} pairs and {len(corpus.held_out_prompts)} prompts held out"
     )
     wanted = config.evaluation.prompts + config.fine.prompts

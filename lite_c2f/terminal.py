@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 SHOWN = ("reward", "limit", "hit_limit", "kl", "tokens_per_s", "accuracy", "loss", "ratio", "eos")
@@ -41,15 +41,19 @@ class Terminal:
         self.figures, self.tokens, self.before = "", 0, None
         if self.console.is_terminal:
             wide = self.console.width >= 120
-            columns = [
-                TextColumn("{task.description:<14}"),
-                BarColumn(24 if wide else 8),
-                TextColumn("{task.completed:.0f}/{task.fields[of]}" + (" {task.fields[unit]}" if wide else "")),
-                TextColumn("{task.fields[figures]}"),
-                *([TimeElapsedColumn()] if wide else []),
-                TimeRemainingColumn(),
+            columns = [  # what is last is cut where the line is too short
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                *([BarColumn(24)] if wide else []),
+                TextColumn(
+                    "{task.completed:.0f}/{task.fields[of]}" + (" {task.fields[unit]}" if wide else ""),
+                    table_column=Column(no_wrap=True),
+                ),
+                *([TimeElapsedColumn(), TextColumn("gone")] if wide else []),
+                TimeRemainingColumn(compact=not wide, table_column=Column(no_wrap=True)),
+                TextColumn("left", table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             ]
-            self.live = Progress(*columns, console=self.console, transient=True)
+            self.live = Progress(*columns, console=self.console, transient=True, expand=True)
             self.live.start()
             self.task = self.live.add_task(name, total=total or None, of=total or "?", unit=unit, figures="")
         else:
@@ -59,7 +63,7 @@ class Terminal:
         """After a step of the stage: how many are done, and its figures."""
         self.figures, self.tokens = figures(values), 0
         if self.before is None:
-            self.before = max(0, done - 1)
+            self.before = max(0, done - 1) if values else done  # without figures: where an earlier process stopped
             if self.before and self.live is not None and self.task is not None:
                 self.live.reset(self.task, completed=self.before, total=self.total or None)  # they took no time here
         if self.live is not None and self.task is not None:
@@ -84,7 +88,8 @@ class Terminal:
         """End the live line; what was printed stays."""
         if self.live is not None:
             self.live.stop()
-            self.console.print(Text(f"{self.name}: {time.monotonic() - self.began:.1f} s"))
+            if (seconds := time.monotonic() - self.began) >= 1 or self.figures:
+                self.console.print(Text(f"{self.name}: {seconds:.1f} s"))
             self.live = self.task = None
 
 
@@ -258,8 +263,8 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
         console.print(f"reward model accuracy on held-out pairs  {summary['reward_model']['accuracy']:.3f}")
     if coarse := summary.get("coarse"):
         console.print(
-            f"coarse actor  reward {coarse['reward_first']:+.2f} -> {coarse['reward_last']:+.2f} "
-            f"(reward model's spreads), limit {coarse['limit_first']} -> {coarse['limit_last']} tokens"
+            f"coarse actor  reward {coarse['reward_first']:+.2f} in the first batch under a limit of "
+            f"{coarse['limit_first']} tokens, {coarse['reward_last']:+.2f} in the last under {coarse['limit_last']}"
         )
     if fine := summary.get("fine"):
         console.print(f"fine actor    residue merged at ratio {fine['ratio']:g}")

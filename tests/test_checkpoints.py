@@ -60,7 +60,20 @@ def test_a_damaged_one_is_passed_over(tmp_path, file, harm):
     for name in (TENSORS, STATE):
         (tmp_path / "step-000001" / name).write_bytes(b"{}")
     found, damaged = store.newest()
-    assert found is None and len(damaged) == 2
+    assert found is None and len(damaged) == 3 and "is whole: beginning anew" in damaged[-1]
+
+
+def test_damaged_ones_do_not_push_out_what_is_saved_from_now_on(tmp_path):
+    """All are damaged, and the stage begins anew: its first checkpoints have lower numbers, and stay."""
+    store = Checkpoints(tmp_path, keep=1)
+    for step in (23, 24):
+        (store.save(a_checkpoint(step), 9.0) / TENSORS).write_bytes(b"cut")
+    assert store.newest()[0] is None
+    store.set_aside()
+    store.save(a_checkpoint(0))
+    store.save(a_checkpoint(10), 0.1)
+    assert [folder.name for folder in store.folders()] == ["step-000010"] and store.newest()[0].step == 10
+    assert sorted(path.name for path in tmp_path.glob("damaged-*")) == ["damaged-step-000024"]
 
 
 def test_stray_folders_are_no_checkpoints(tmp_path):

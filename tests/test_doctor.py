@@ -57,15 +57,30 @@ def test_a_run_is_described(tmp_path):
     (tmp_path / "run.json").write_text('{"models": {"base": "b", "instruct": "i"}, "seconds": {}, "lite_c2f": "0.1.0"}')
     (tmp_path / "reward").mkdir()
     (tmp_path / "reward" / "metrics.json").write_text("{}")
-    (tmp_path / "log.txt").write_text("first\nlast\n")
+    line = "2026-11-21 18:00:00,000 ERROR lite_c2f.run: it failed"
+    (tmp_path / "log.txt").write_text(f"{line}\nTraceback\n  File\nError: bad\n")
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "coarse", "step": 4, "reward": 0.5, "limit": 16}\n')
     store = Checkpoints(tmp_path / "coarse" / "checkpoints")
-    for step in (4, 6):
-        store.save(Checkpoint(step, {}, {"w": torch.ones(2)}), 0.0)
+    for step, score in ((2, 0.9), (4, 0.5), (6, 0.6)):
+        store.save(Checkpoint(step, {}, {"w": torch.ones(2)}), score)
     (tmp_path / "coarse" / "checkpoints" / "step-000006" / "state.json").write_text("{}")
     with locked(tmp_path):
         found = doctor.examine_run(tmp_path)
         assert found["in use"].startswith("process ")
-    assert (found["reward"], found["coarse"]) == ("published", "not published, checkpoint step-000004")
-    assert (found["fine"], found["comparison"], found["log ends"]) == ("not published", "not made", "last")
-    assert len(found["problems"]) == 1 and "step-000006' is damaged" in found["problems"][0]
-    assert doctor.examine_run(tmp_path)["in use"] == "no"
+    assert (found["reward"], found["fine"], found["comparison"]) == ("published", "not begun", "not made")
+    assert found["coarse"] == "4 steps done; reward +0.50, limit 16; goes on from step-000004, best step-000002"
+    assert found["log ends"] == "2026-11-21 18:00:00,000 ERROR lite_c2f.run: it failed"
+    assert len(found["problems"]) == 2 and "step-000006' is damaged" in found["problems"][0]
+    assert "config.yaml" in found["problems"][1] and "state" not in found
+    found = doctor.examine_run(tmp_path)
+    assert found["in use"] == "no" and "go on with" not in found
+
+
+def test_a_run_that_was_killed_is_told_how_to_go_on(tmp_path):
+    (tmp_path / "run.json").write_text('{"models": {"base": "b", "instruct": "i"}, "seconds": {}}')
+    (tmp_path / "config.yaml").write_text("{}")
+    for end, state in (("coarse 3/8", True), ("interrupted", False), ("ended", False)):
+        (tmp_path / "log.txt").write_text(f"2026-11-21 18:00:00,000 INFO lite_c2f.run: {end}\n")
+        found = doctor.examine_run(tmp_path)
+        assert ("stopped without a word" in found.get("state", "")) == state
+        assert found["go on with"] == f"lite-c2f train {tmp_path}/config.yaml" and found["problems"] == []

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lite_c2f"
 # A room may import from itself and from rooms before it.
 ORDER = (
-    "errors", "views", "interrupts", "locks", "disk", "run_log", "ranks", "identity", "yaml_files", "config", "runs",
+    "errors", "views", "interrupts", "locks", "disk", "ranks", "run_log", "identity", "yaml_files", "config", "runs",
     "kept", "checkpoints",
     "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
     "answers", "inputs", "fingerprints",

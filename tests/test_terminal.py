@@ -7,8 +7,8 @@ from rich.console import Console
 from lite_c2f.terminal import Terminal, comparison_table, figures
 
 
-def view(terminal):
-    return Terminal(Console(file=io.StringIO(), force_terminal=terminal, width=100, highlight=False))
+def view(terminal, width=100):
+    return Terminal(Console(file=io.StringIO(), force_terminal=terminal, width=width, highlight=False))
 
 
 def said(shown):
@@ -32,10 +32,25 @@ def test_a_live_line_ends_with_the_stage():
     shown.stage("reward model", 10, "steps")  # its length is known now: the same line goes on
     shown.step(3, {"accuracy": 0.75})
     shown.tick(64)
+    shown.stage("models", 0, "steps")  # over in no time: not worth a line
     shown.stage("merge", 100, "%")
+    shown.step(100, {"loss": 0.1})
     shown.close()
     assert shown.live is None
-    assert said(shown).count("reward model: ") == 1 and "merge: " in said(shown)
+    assert said(shown).count("reward model: ") == 1 and "merge: " in said(shown) and "models: " not in said(shown)
+
+
+def test_a_narrow_terminal_cuts_figures_before_progress():
+    shown = view(True, width=80)
+    shown.stage("coarse actor", 40, "updates")
+    many = {"reward": 0.12, "limit": 1024.0, "hit_limit": 1.0, "kl": 10.25, "tokens_per_s": 1234.0, "loss": 1.0}
+    shown.step(7, {})  # an earlier process did seven
+    shown.step(8, many)
+    shown.live.refresh()
+    lines = said(shown)
+    shown.close()
+    assert "coarse actor 8/40" in lines and "left reward 0.12  limit 1024" in lines
+    assert "loss 1.00" not in lines and "…" in lines
 
 
 def test_figures_and_table():

@@ -65,6 +65,8 @@ class Saves:
                     f"set coarse.updates={found.step} to end there, or remove the newer ones in '{self._store.folder}'",
                 )
         ranks.wait()  # until everybody has read
+        if damaged and ranks.is_first():
+            self._store.set_aside()
         self._go_to(found)
         if found is not None:
             self._say(f"coarse: going on after update {found.step}, from {found.folder}")
@@ -164,8 +166,8 @@ class Saves:
 
     def _check(self, found: Checkpoint) -> None:
         before: dict[str, Any] = found.state.get("identity") or {}
-        kept = {**self._identity, **{key: before.get(key) for key in ("coarse", "processes", "reward_model")}}
-        now = kept if self._force else self._identity  # another model, other data or LoRA cannot be forced
+        kept = {**self._identity, **{key: before.get(key) for key in ("coarse", "data", "processes", "reward_model")}}
+        now = kept if self._force else self._identity  # another model or LoRA cannot be forced
         place = found.folder or self._run
         refuse_other(
             place,

@@ -65,6 +65,8 @@ def train_coarse(
     log, samples_file = Metrics(run, tracker), run / "coarse" / "samples.jsonl"
     saved = Saves(config, run, standing, log, tell, force=force)
     saved.resume()
+    if progress and standing.step:
+        progress(standing.step, settings.updates, {})
 
     with graceful(tell) as interruption:
         while standing.step < settings.updates:

@@ -21,10 +21,14 @@ JUDGED = (
 def write_report(run: Path) -> Path:
     """Write RUN/report/index.html and report.md; no network is needed to read them. Returns the page's path.
 
-    Raises RunError without a summary, and naming the file that is not as lite-c2f writes it.
+    Of a run that is not finished, what there is. Raises RunError where there is nothing yet, and naming the file that
+    is not as lite-c2f writes it.
     """
     if run.exists() and not run.is_dir():
         raise RunError.because(f"'{run}' is a file", "a run directory", "give one made by lite-c2f")
+    if not (run / "summary.json").is_file() and not (run / "metrics.jsonl").is_file():
+        got = f"'{run}' has neither summary.json nor metrics.jsonl"
+        raise RunError.because(got, "a run that has begun", "run `lite-c2f train` first")
     compared = comparison(run)
     blocks = [*header(run), *compared, *learning(run), *chosen(run), *answers(run), *over_time(run), *about(run)]
     return publish(run / "report" / "index.html", run.resolve().name, blocks)
@@ -72,6 +76,9 @@ def header(run: Path) -> list[Block]:
 def comparison(run: Path) -> list[Block]:
     """The actors next to each other, who beats whom, and how their answers are spread."""
 
+    if not (run / "summary.json").is_file():
+        return [Text("This run is not finished: what follows is what there is so far.")]
+
     def make() -> list[Block]:
         actors = actors_of(run)
         return [Heading("Comparison on held-out prompts"), cells(actors, "actor", bold="fine")] if actors else []
@@ -93,6 +100,8 @@ def comparison(run: Path) -> list[Block]:
 
 def learning(run: Path) -> list[Block]:
     """The learning curves of the coarse stage; nothing before its first update."""
+    if not (run / "metrics.jsonl").is_file():
+        return []
 
     def make() -> list[Block]:
         lines = coarse_lines(run)

@@ -1,6 +1,7 @@
 """What a merge is checked for before anything is written."""
 
 import contextlib
+import math
 import os
 import reprlib
 import shutil
@@ -254,5 +255,5 @@ def check_disk(out: Path, needed: int) -> None:
         raise RunError.because(f"cannot write to '{parent}'", "a folder of yours", "choose another output folder")
     free = shutil.disk_usage(parent).free
     if free < needed + 2**20:
-        got = f"{free / 2**20:,.0f} MiB free under '{parent}'"
-        raise RunError.because(got, f"{needed / 2**20 + 1:,.0f} MiB", "make room or choose another disk")
+        got = f"{free // 2**20:,} MiB free under '{parent}'"
+        raise RunError.because(got, f"{math.ceil(needed / 2**20) + 1:,} MiB", "make room or choose another disk")

@@ -29,7 +29,7 @@ class Standing:
         if self.folder is None:
             return
         saved = read_json(self.folder / OURS)
-        kept = {**identity, **{key: saved["identity"].get(key) for key in ("reward", "processes")}}
+        kept = {**identity, **{key: saved["identity"].get(key) for key in ("reward", "data", "processes")}}
         remedy = "set it back" + ("" if force else ", accept it with --force")
         remedy += f", or remove '{store.folder}' to begin the reward stage anew"
         refuse_other(self.folder, saved.get("format"), saved["identity"], kept if force else identity, remedy)

@@ -77,6 +77,9 @@ def train_reward(
     standing = Standing(store, identity, force=force)
     for sentence in standing.damaged:
         say(sentence)
+    ranks.wait()  # until everybody has read
+    if standing.damaged and ranks.is_first():
+        store.set_aside()
     if standing.folder is not None:
         say(f"reward model: going on after step {standing.step}, from {standing.folder}")
     log = _Report(Metrics(run, tracker), progress)

@@ -604,7 +604,6 @@ RUNS = {
     "reward model is cut off": (READERS, put(f"reward/{WEIGHTS}", b""), f"reward/{WEIGHTS}"),
     "data is gone": (("sweep", "eval"), lambda run: (run.parent / "good.jsonl").unlink(), "good.jsonl"),
     "data has changed": (("sweep", "eval"), lambda run: (run.parent / "good.jsonl").write_text("{"), "good.jsonl:1"),
-    "no summary": (("report",), lose("summary.json"), "summary.json"),
     "summary is damaged": (("report",), put("summary.json", "{oops"), "summary.json", "not JSON"),
     "summary is binary": (("report",), put("summary.json", b"\xff"), "summary.json", "not JSON"),
     "summary is a list": (("report",), put("summary.json", "[]"), "summary.json"),

@@ -41,12 +41,14 @@ def starts(run):
     return (run / "log.txt").read_text().count("started:") if (run / "log.txt").is_file() else 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(("stage", "after"), [("reward", 3), ("coarse", 3)])
 def test_a_signal_finishes_the_step_and_saves_it(tmp_path, whole, how, stage, after):
     run = tmp_path / "run"
     code, said = stopped(run, how, stage, after)
-    assert code == 130 and "finishing this step" in said and "same command" in said
+    assert code == 130
+    if how != signal.SIGHUP:  # its terminal is gone
+        assert "finishing this step" in said and f"Go on with: lite-c2f train {run}/config.yaml" in said
     last = steps(run, stage)[-1]
     assert after <= last <= after + 3  # finished and saved, wherever that fell
     assert f" {last}, from " in finish(run)
@@ -124,6 +126,18 @@ def test_other_settings_are_refused_with_the_difference_and_can_be_forced(reward
     assert done[:3] == [line for line in before if line["stage"] == "coarse"][:3]
 
 
+def test_forced_settings_do_not_rewrite_history(rewarded):
+    """The reward model stays as it was made, and is known to be; a config.yaml of the run goes on with it."""
+    refused = train(rewarded, "reward.lr=0.5", "--stage", "reward")
+    assert refused.wait() == 2 and "reward.lr=0.002, now 0.5" in refused.said()
+    assert f"or remove {rewarded}/reward to train that again" in refused.said()
+    said = finish(rewarded, "reward.lr=0.5", "--stage", "reward", "--force")
+    assert "accepted: the reward stage stays as it was made, with reward.lr=0.002, now 0.5" in said
+    refused = train(rewarded, "reward.lr=0.5", "--stage", "reward")
+    assert refused.wait() == 2 and "reward.lr=0.002, now 0.5" in refused.said()
+    assert "already published, skipped" in finish(rewarded, "--stage", "reward")
+
+
 def test_another_rank_cannot_be_forced(rewarded):
     stopped(rewarded, signal.SIGKILL, "coarse", 3)
     refused = train(rewarded, "lora.r=4", "--force")
@@ -140,10 +154,13 @@ def test_changed_inputs_are_refused_with_the_difference_and_can_be_forced(tmp_pa
     data.write_text(data.read_text() + row % 99)
     refused = train(run, *more)
     assert refused.wait() == 2
-    assert f"data.preferences: {data} was" in refused.said() and "--force" in refused.said()
+    assert "data.preferences: mine.jsonl was" in refused.said() and "--force" in refused.said()
     said = finish(run, *more, "--force")
     assert "accepted: data.preferences" in said and "going on after step" in said
     assert "reward/adapter/adapter_model.safetensors" in published(run)
+    (tmp_path / "elsewhere").mkdir()
+    moved = data.rename(tmp_path / "elsewhere" / "mine.jsonl")  # the same content: the same run
+    assert "already published" in finish(run, f"data.preferences=[toy,{moved}]", "--stage", "reward")
 
 
 def test_a_missing_input_is_named(tmp_path, whole):
