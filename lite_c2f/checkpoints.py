@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,8 +40,9 @@ class Checkpoints:
     A folder holds whatever its stage put there; hashes.json says which files make it whole.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, max(1, keep)
+    def __init__(self, folder: Path, keep: int = 2, needed: Sequence[str] = ()) -> None:
+        """needed: files without which a folder is no checkpoint of this stage."""
+        self.folder, self.keep, self._needed = folder, max(1, keep), {SCORE, *needed}
 
     def publish(self, step: int, fill: Callable[[Path], None], score: float | None = None) -> Path:
         """Let `fill` write into a folder, publish it with its hashes, and remove those that are neither new nor best.
@@ -64,7 +65,7 @@ class Checkpoints:
         """The newest folder that is whole, and a sentence for each newer one that is not."""
         damaged: list[str] = []
         for folder in reversed(self.folders()):
-            reason = _damage(folder)
+            reason = self._damage(folder)
             if reason is None:
                 return folder, damaged
             damaged.append(f"checkpoint '{folder}' is damaged ({reason}): looking for an older one")
@@ -72,13 +73,17 @@ class Checkpoints:
             damaged.append(f"no checkpoint in '{self.folder}' is whole: beginning anew")
         return None, damaged
 
+    def discard(self, folder: Path) -> None:
+        """Set one aside that is whole and of no use."""
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+
     def set_aside(self) -> None:
         """Rename what is damaged: counted among the last, it would push out what is saved from now on."""
         for folder in self.folders():
-            if _damage(folder) is not None:
-                aside = folder.with_name(f"damaged-{folder.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                folder.rename(aside)
+            if self._damage(folder) is not None:
+                self.discard(folder)
 
     def save(self, checkpoint: Checkpoint, score: float | None = None) -> Path:
         """Publish a checkpoint of JSON and tensors."""
@@ -97,7 +102,7 @@ class Checkpoints:
     def best(self) -> Checkpoint | None:
         """The one of `save` with the highest score, if it is whole and any has one."""
         folder = self.best_folder()
-        return _loaded(folder) if folder is not None and _damage(folder) is None else None
+        return _loaded(folder) if folder is not None and self._damage(folder) is None else None
 
     def folders(self) -> list[Path]:
         """Those that are published, oldest first."""
@@ -115,6 +120,22 @@ class Checkpoints:
             folder: score for folder in self.folders() if (score := _score(folder)) is not None and math.isfinite(score)
         }
         return max(scores, key=lambda folder: (scores[folder], folder.name), default=None)
+
+    def _damage(self, folder: Path) -> str | None:
+        try:
+            expected = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+            there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {HASHES}
+            if set(expected) != there:
+                odd = ", ".join(sorted(set(expected) ^ there)[:3])
+                return f"{HASHES} and the folder do not hold the same files: {odd}"
+            if missing := self._needed - there:
+                return f"no {', '.join(sorted(missing))}"
+            for name, known in expected.items():
+                if hash_of(folder / name) != known:
+                    return f"{name} has another hash"
+        except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            return f"{type(error).__name__}: {error}"
+        return None
 
     def _prune(self) -> None:
         folders, best = self.folders(), self.best_folder()
@@ -142,17 +163,24 @@ class Rhythm:
         self._last = time.monotonic()
 
 
-def refuse_other(place: Path, form: Any, before: Any, now: Any, remedy: str) -> None:
+def refuse_other(
+    place: Path, form: Any, before: Any, now: Any, anew: str, *, force: bool = False, forcible: Sequence[str] = ()
+) -> None:
     """Raise RunError naming the first setting or input in which a checkpoint's identity is not that of this run.
 
-    form: the checkpoint's `FORMAT`.
+    form: the checkpoint's `FORMAT`; anew: what to do to begin anew; forcible: keys whose difference `force` accepts.
     """
-    if form != FORMAT:
-        raise RunError.because(f"'{place}' has format {form!r}", f"format {FORMAT}", "use the version that made it")
-    difference = first_difference(before, now)
+    if form != FORMAT or not isinstance(before, dict):
+        raise RunError.because(
+            f"'{place}' has format {form!r}", f"format {FORMAT}", f"use the version that made it, or {anew}"
+        )
+    bent = {**now, **{key: before.get(key) for key in forcible}}
+    difference = first_difference(before, bent if force else now)
     if difference is not None:
         key, then, today = difference
-        raise RunError.because(f"'{place}' was made with {key}={then!r}, now {today!r}", "the same value", remedy)
+        remedy = "set it back" + (", accept it with --force" if first_difference(before, bent) is None else "")
+        told = f"'{place}' was made with {key}={then!r}, now {today!r}"
+        raise RunError.because(told, "the same value", f"{remedy}, or {anew}")
 
 
 def generators(own: Mapping[str, torch.Generator] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -215,19 +243,6 @@ def _stored(tensor: Tensor) -> Tensor:
 def _loaded(folder: Path) -> Checkpoint:
     saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return Checkpoint(saved["step"], saved["state"], load_file(folder / TENSORS), folder)
-
-
-def _damage(folder: Path) -> str | None:
-    try:
-        expected = json.loads((folder / HASHES).read_text(encoding="utf-8"))
-        if SCORE not in expected:
-            return f"{HASHES} names other files"
-        for name, known in expected.items():
-            if hash_of(folder / name) != known:
-                return f"{name} has another hash"
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
 
 
 def _score(folder: Path) -> float | None:

@@ -26,7 +26,11 @@ def fingerprints(config: Config, models: ModelPair) -> dict[str, str]:
     for key in ("preferences", "prompts"):
         found.update(_data(f"data.{key}", getattr(config.data, key)))
     for name, folder in models._asdict().items():
-        files = sorted(path for path in Path(folder).glob("*") if path.suffix in (".json", ".safetensors", ".model"))
+        files = sorted(
+            path
+            for path in Path(folder).glob("*")
+            if path.suffix in (".json", ".safetensors", ".model", ".jinja", ".txt")
+        )
         found |= {f"model.{name}: {file.name}": fingerprint(file) for file in files}
     return found
 

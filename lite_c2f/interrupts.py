@@ -44,7 +44,8 @@ class Interruption:
 
 @contextlib.contextmanager
 def graceful(tell: Callable[[str], None] | None = None) -> Iterator[Interruption]:
-    """Inside the block SIGINT, SIGTERM and SIGHUP only set `asked`; the handlers that were there come back afterwards.
+    """Inside the block SIGINT, SIGTERM and SIGHUP only set `asked`; the handlers that were there come back
+    afterwards. What was asked for is not forgotten: KeyboardInterrupt follows at the latest when the block ends.
 
     Outside the main thread, where Python allows no handlers, nothing changes. tell: receives one line at the signal.
     """
@@ -61,3 +62,5 @@ def graceful(tell: Callable[[str], None] | None = None) -> Iterator[Interruption
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if interruption.asked:  # too late for the work in the block to see it
+        raise KeyboardInterrupt

@@ -23,6 +23,9 @@ def locked(run: Path) -> Iterator[None]:
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = _open(run / NAME)
+        while take(file) and not _is_current(file, run / NAME):  # its last owner removed it meanwhile
+            file.close()
+            file = _open(run / NAME)
     except OSError as error:
         raise RunError.because(f"run.dir '{run}': {error.strerror}", "a writable folder", "choose another") from None
     with file:
@@ -48,19 +51,22 @@ def owner(run: Path) -> str | None:
     """Who works in a run, as `process N`; None where nobody does."""
     try:
         with (run / NAME).open("r+", encoding="utf-8") as file:
-            return None if take(file) else file.read().strip() or "another process"
+            return None if take(file, look=True) else file.read().strip() or "another process"
     except OSError:
         return None
 
 
-def take(file: IO[str]) -> bool:
-    """Lock an open file for this process; False when another one has it. Where the system has no locks: True."""
+def take(file: IO[str], *, look: bool = False) -> bool:
+    """Lock an open file for this process; False when another one has it. Where the system has no locks: True.
+
+    look: only see whether somebody has it, in the way of nobody else who looks.
+    """
     try:
         import fcntl
     except ImportError:  # no such lock on Windows
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if look else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # some network file systems have none
@@ -71,3 +77,10 @@ def take(file: IO[str]) -> bool:
 def _open(path: Path) -> IO[str]:
     """Open the lock's file without emptying it: it names its owner."""
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
+
+
+def _is_current(file: IO[str], path: Path) -> bool:
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False

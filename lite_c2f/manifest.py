@@ -38,6 +38,11 @@ def is_published(run: Path, stage: str) -> bool:
 
 def check_stages(run: Path, stages: Sequence[str]) -> None:
     """Refuse unknown stages, and a stage whose forerunner is neither published nor asked for."""
+    for stage in stages:
+        if stage not in STAGES:
+            raise RunError.because(f"stage '{stage}'", "one of " + ", ".join(STAGES), "correct it")
+    if not stages:
+        raise RunError.because("no stage", "at least one of " + ", ".join(STAGES), "name one")
     for index, stage in enumerate(STAGES):
         missing = [before for before in STAGES[:index] if not is_published(run, before) and before not in stages]
         if stage in stages and missing and not is_published(run, stage):
@@ -54,7 +59,7 @@ def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
     force: accept other data and settings of the stages, and return them; not another model or shape of the adapters.
     """
     saved = run / "config.yaml"
-    if not saved.is_file() and run.is_dir() and any(path.name != locks.NAME for path in run.iterdir()):
+    if not saved.is_file() and run.is_dir() and not all(is_leftover(path) for path in run.iterdir()):
         raise RunError.because(f"'{run}' is not empty and no run", "a new or empty folder", "choose another run.dir")
     for index, stage in enumerate(STAGES):
         later = [name for name in STAGES[index + 1 :] if is_published(run, name)]
@@ -72,6 +77,11 @@ def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
     if saved.is_file():
         load_config(saved)
     return [told for stage in STAGES if is_published(run, stage) for told in check_settings(run, stage, config, force)]
+
+
+def is_leftover(path: Path) -> bool:
+    """Is it only what a process that was killed at the very beginning left?"""
+    return path.name == locks.NAME or (path.name.startswith(".") and ".partial-" in path.name)
 
 
 def check_settings(run: Path, stage: str, config: Config, force: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ from lite_c2f import disk, ranks, run_log
 from lite_c2f.actors import Instruct
 from lite_c2f.backbone.load import card_gib
 from lite_c2f.batches import BatchSize, is_out_of_memory
+from lite_c2f.coarse.saves import check_before as check_coarse
 from lite_c2f.coarse.train import train_coarse as coarse_stage
 from lite_c2f.config import Config, Source, load_config, settled
 from lite_c2f.data.records import load_prompts
 from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.evaluation.compare import evaluate as compare_actors
+from lite_c2f.evaluation.compare import made_of
 from lite_c2f.evaluation.probe import by_layer, plot_probe, rates, read_words
 from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.stage import make_fine, try_ratios
@@ -49,6 +52,7 @@ from lite_c2f.manifest import (
 )
 from lite_c2f.memory import Plan, check, make_plan, settle
 from lite_c2f.memory import as_json as plan_as_json
+from lite_c2f.reward.saves import Standing as RewardStanding
 from lite_c2f.reward.train import train_reward as reward_stage
 from lite_c2f.runs import check_tracker, read_json, start_tracker, write_json
 from lite_c2f.sampling import Sampling
@@ -113,6 +117,7 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     card = card_gib(config)
     todo = [stage for stage in stages if stage not in done]
     check(make_plan(config, card), todo)  # from what is known of the name: before anything is read or downloaded
+    check_checkpoints(config, run, done, todo, force=force)
     corpus = load_corpus(config)
     began = time.perf_counter()
     view.stage("models", 0, "steps")
@@ -129,10 +134,31 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
     work = Work(settle(config, plan), config, models, corpus, plan, done, seconds, accepted)
     if ranks.is_first():
+        sweep_leftovers(run)
         save_config(run, config)
         write_json(run / "plan.json", plan_as_json(plan))
         save_manifest(run, work.config, models, seconds, inputs)
     return work
+
+
+def check_checkpoints(config: Config, run: Path, done: set[str], todo: Sequence[str], *, force: bool) -> None:
+    """Raise RunError, while nothing is written yet, when a stage's checkpoints are of another run."""
+    if "reward" in todo:
+        RewardStanding(config, run, force=force)
+    if "coarse" in todo and "reward" in done:
+        check_coarse(config, run, force=force)
+
+
+def sweep_leftovers(run: Path) -> None:
+    """Remove what killed processes left in a run; it is locked, so that no living one is at it."""
+    for path in run.rglob(".*.partial-*"):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    for stage in ("reward", "coarse"):
+        if is_published(run, stage):
+            shutil.rmtree(run / stage / "checkpoints", ignore_errors=True)
+    if is_published(run, "fine"):
+        shutil.rmtree(run / "fine" / ".model.merging", ignore_errors=True)
+        (run / "fine" / "trials.jsonl").unlink(missing_ok=True)
 
 
 def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force: bool) -> dict[str, Any]:
@@ -175,7 +201,7 @@ def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force:
                     save_manifest(run, config, models, {stage: time.perf_counter() - began})
         free_memory()
     if all(is_published(run, stage) for stage in STAGES):
-        if work.done == set(STAGES) and compared_with(run) == work.asked.evaluation.model_dump():
+        if work.done == set(STAGES) and compared_with(run) == comparison_of(work.asked, run):
             view.note("comparison: already made, skipped")
         else:
             compare(config, models, corpus, run, view, work.asked)
@@ -190,7 +216,7 @@ def compare(config: Config, models: ModelPair, corpus: Corpus, run: Path, view: 
     view.stage("comparison", 4, "actors")
     actors = compare_actors(config, models, corpus, run, progress=Counter(view))
     write_json(run / "evaluation" / "actors.json", actors)
-    write_json(run / "evaluation" / "settings.json", asked.evaluation.model_dump())
+    write_json(run / "evaluation" / "settings.json", comparison_of(asked, run))
     save_manifest(run, config, models, {"evaluation": 0.0})
     save_manifest(run, config, models, {"evaluation": time.perf_counter() - began})
 
@@ -344,8 +370,13 @@ def run_stage(
         make_fine(config, models, corpus, run, view)
 
 
+def comparison_of(asked: Config, run: Path) -> dict[str, Any]:
+    """The settings of a comparison, and the hashes of what it compares."""
+    return {"settings": asked.evaluation.model_dump(mode="json"), "made_of": made_of(run)}
+
+
 def compared_with(run: Path) -> dict[str, Any] | None:
-    """The settings of the comparison that was made last, None where there is none."""
+    """What the comparison that was made last is of, None where there is none."""
     file = run / "evaluation" / "settings.json"
     return read_json(file) if file.is_file() and (run / "evaluation" / "actors.json").is_file() else None
 

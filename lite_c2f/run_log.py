@@ -18,15 +18,18 @@ FILE = "log.txt"
 EVERY = 30.0  # seconds between lines about progress
 LIBRARIES = ("transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "huggingface_hub")
 SECRETS = (
-    (re.compile(r"\b(hf|sk|ghp|gho|github_pat|glpat|xox[bp])[_-][A-Za-z0-9_-]{8,}"), r"\1_***"),
-    (re.compile(r"(://[^/\s:@]*:)[^@\s/]+@"), r"\1***@"),
+    (re.compile(r"\b(hf|sk|gh[a-z]|github_pat|glpat|xox[a-z])([_-])[A-Za-z0-9_-]{8,}"), r"\1\2***"),
+    (re.compile(r"\bAKIA[A-Z0-9]{12,}"), "AKIA***"),
+    (re.compile(r"(://)[^\s\"']*@"), r"\1***@"),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',}]+"), r"\1 ***"),
     (
         re.compile(
-            r"(?i)((?:token|password|passwd|secret|api[_-]?key|authorization)[\"']?\s*[=:]\s*(?:bearer\s+)?)\S+"
+            r"(?i)([\w-]*(?:token|password|passwd|passphrase|secret|api[_-]?key|access[_-]?key)\b[\"']?\s*[=:]\s*)"
+            r"(\"[^\"]*\"|'[^']*'|[^\s,}]+)"
         ),
         r"\1***",
     ),
-    (re.compile(r"(--auth[= ])\S+"), r"\1***"),
+    (re.compile(r"(?i)(--(?:auth|password|token|key)[= ])\S+"), r"\1***"),
 )
 log = logging.getLogger("lite_c2f.run")
 
@@ -35,7 +38,7 @@ def redact(text: str) -> str:
     """Text without what looks like a token, a password in an address, or the value of a secret.
 
     >>> redact("https://me:pw@host/x")
-    'https://me:***@host/x'
+    'https://***@host/x'
     """
     for pattern, instead in SECRETS:
         text = pattern.sub(instead, text)

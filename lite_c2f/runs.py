@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def publish_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             if path.is_file():
                 path.chmod(0o644)  # safetensors makes files that only their owner can read
                 sync(path)
+        sync(unfinished)
         if folder.exists():  # out of the way at once: removing it file by file takes long enough to be killed in
             folder.rename(unfinished.with_name(f"{unfinished.name}.old"))
         unfinished.rename(folder)
@@ -68,6 +69,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+        sync(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -110,13 +112,14 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def cut_lines(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Keep the objects of a .jsonl file that `keep` wants; a line that a kill left half-written goes too."""
+    """Keep the objects of a .jsonl file that `keep` wants; what a kill left half-written goes too."""
     if not file.is_file():
         return
     kept = b""
     for line in _lines(file):
-        with contextlib.suppress(ValueError):
-            if keep(json.loads(line)):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            found = json.loads(line)
+            if isinstance(found, dict) and keep(found):
                 kept += line + b"\n"
     if kept != file.read_bytes():
         write_text(file, kept.decode())
@@ -132,6 +135,12 @@ class Metrics:
 
     def __init__(self, run: Path, tracker: Any = None) -> None:
         self.path, self.tracker = run / "metrics.jsonl", tracker
+
+    def put_back(self, stage: str, lines: Sequence[dict[str, Any]]) -> None:
+        """Make this stage's lines what a checkpoint holds, whatever has become of the file since."""
+        self.restart(stage)
+        for step, line in enumerate(lines, 1):
+            append_line(self.path, {"stage": stage, "step": step, **line})
 
     def restart(self, stage: str, after: int = 0) -> None:
         """Forget this stage's lines after a step: it was interrupted, and goes on from there."""

@@ -16,7 +16,7 @@ def send(number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_asks_and_the_second_insists(number):
     told, before = [], signal.getsignal(number)
-    with graceful(told.append) as interruption:
+    with pytest.raises(KeyboardInterrupt), graceful(told.append) as interruption:
         assert not interruption.asked
         send(number)
         assert interruption.asked and len(told) == 1 and signal.Signals(number).name in told[0]
@@ -27,7 +27,7 @@ def test_the_first_asks_and_the_second_insists(number):
 
 def test_a_launcher_that_passes_ctrl_c_on_does_not_insist():
     told = []
-    with graceful(told.append) as interruption:
+    with pytest.raises(KeyboardInterrupt), graceful(told.append) as interruption:
         send(signal.SIGINT)
         send(signal.SIGTERM)
         assert interruption.asked and len(told) == 1
@@ -51,3 +51,14 @@ def test_handlers_come_back_after_an_error():
     with pytest.raises(ZeroDivisionError), graceful():
         _ = 1 / 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_was_asked_too_late_is_not_forgotten():
+    """After the last look at it, the work in the block goes on to its end; then the interruption follows."""
+    done = []
+    with pytest.raises(KeyboardInterrupt), graceful():
+        send(signal.SIGINT)
+        done.append("all of it")
+    assert done == ["all of it"]
+    with graceful():
+        pass  # and nothing follows where nothing was asked

@@ -97,7 +97,15 @@ def test_a_checkpoint_of_the_trainer_holds_no_free_pickle(tmp_path):
     ("text", "clean"),
     [
         ("token hf_abcdefghijklmnop used", "token hf_*** used"),
-        ("https://me:pw@host/file", "https://me:***@host/file"),
+        ("ghs_16C7e42F292c6912E7710c8 and AKIAIOSFODNN7EXAMPLE", "ghs_*** and AKIA***"),
+        ("https://me:pw@host/file", "https://***@host/file"),
+        ("https://me:p@w/d@host/file and https://t0ken@host", "https://***@host/file and https://***@host"),
+        ("{'Authorization': 'Bearer abc.def.ghi'}", "{'Authorization': 'Bearer ***'}"),
+        ("Bearer eyJhbGciOi.x.y", "Bearer ***"),
+        ("AWS_SECRET_ACCESS_KEY=abc/def", "AWS_SECRET_ACCESS_KEY=***"),
+        ("password: 'two words' next", "password: *** next"),
+        ("--password hunter2", "--password ***"),
+        ("https://huggingface.co/a/b and coarse.kl_coef=0.1", "https://huggingface.co/a/b and coarse.kl_coef=0.1"),
         ("lite-c2f app runs/a --auth me:pw --port 1", "lite-c2f app runs/a --auth *** --port 1"),
         ("HF_TOKEN=abc123", "HF_TOKEN=***"),
         ('"api_key": "abc"', '"api_key": ***'),
@@ -123,7 +131,7 @@ def test_the_log_says_what_happened_and_keeps_secrets(tmp_path, monkeypatch, cap
     text = (tmp_path / FILE).read_text()
     for part in ("started: lite-c2f train", "a note with hf_***", "merge: 3 MiB", "their warning", "Traceback"):
         assert part in text, part
-    assert "pw@" not in text and "chatter" not in text and "a thing to fix" in text
+    assert "me:pw" not in text and "chatter" not in text and "a thing to fix" in text
     with written(tmp_path):
         pass
     assert (tmp_path / FILE).read_text().rstrip().endswith("ended")

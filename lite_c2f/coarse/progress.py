@@ -1,13 +1,13 @@
 """Where the PPO loop stands between two updates, and how that is put into a checkpoint and taken out again."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor
 
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.checkpoints import (
@@ -22,7 +22,6 @@ from lite_c2f.coarse.rollout import Batches
 from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_prompt
 from lite_c2f.inputs import Corpus
-from lite_c2f.runs import read_lines
 
 TRAINED = ("policy", "critic")
 SLOWER = 0.5  # learning rates after a rollback
@@ -101,45 +100,53 @@ class Standing:
     rollbacks: int = 0  # how often that led back to a checkpoint, each time with half the learning rates
     lines: list[dict[str, float]] = field(default_factory=list)  # of metrics.jsonl, one an update
 
-    def checkpoint(self) -> Checkpoint:
-        """All of it, for `restore`. The lines stay in metrics.jsonl."""
-        state, tensors = generators({"shuffler": self.shuffler})
+    def weights(self) -> dict[str, Tensor]:
+        """What an update changes in the models: adapters, the critic's head, both optimisers; not copied."""
+        tensors: dict[str, Tensor] = {}
         for name in TRAINED:
             adapter = get_peft_model_state_dict(self.roles.model, adapter_name=name, save_embedding_layers=False)
             tensors |= {f"{name}.{key}": value for key, value in adapter.items()}
             tensors |= optimizer_tensors(f"optimizer.{name}", self.optimizers[name])
-        tensors |= {f"head.critic.{key}": value for key, value in self.roles.heads["critic"].state_dict().items()}
+        return tensors | {f"head.critic.{key}": v for key, v in self.roles.heads["critic"].state_dict().items()}
+
+    def put_back(self, tensors: Mapping[str, Tensor]) -> None:
+        """The models as `weights` found them."""
+        for name in TRAINED:
+            set_peft_model_state_dict(self.roles.model, _under(name, tensors), adapter_name=name)
+            restore_optimizer(f"optimizer.{name}", self.optimizers[name], tensors)
+        self.roles.heads["critic"].load_state_dict(_under("head.critic", tensors))
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the weights in main memory (960 MiB on Mistral-7B), to undo an update with."""
+        return {name: value.detach().to("cpu", copy=True) for name, value in self.weights().items()}
+
+    def checkpoint(self) -> Checkpoint:
+        """All of it, for `restore`."""
+        state, tensors = generators({"shuffler": self.shuffler})
         known = torch.tensor(list(self.known.lengths.items()), dtype=torch.int64).view(-1, 2)
         return Checkpoint(
             self.step,
             {
                 "generators": state,
                 "taken": self.prompts.taken,
-                "batches": {name: batch.size for name, batch in self.batches._asdict().items()},
+                "shrunk": {name: batch.size for name, batch in self.batches._asdict().items() if batch.halved},
                 "length": [self.length.limit, list(self.length.reward), list(self.length.value_loss), self.length.gate],
                 "kl_coef": self.kl_coef,
                 "skipped": self.skipped,
                 "rollbacks": self.rollbacks,
+                "lines": self.lines,
             },
-            {**tensors, "known_lengths": known},
+            {**tensors, **self.weights(), "known_lengths": known},
         )
 
-    def restore(self, checkpoint: Checkpoint, run: Path) -> None:
-        """Go back to where a checkpoint was made; metrics.jsonl has to have been cut to it."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where a checkpoint was made."""
         state, tensors = checkpoint.state, checkpoint.tensors
-        for name in TRAINED:
-            adapter = {
-                key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")
-            }
-            set_peft_model_state_dict(self.roles.model, adapter, adapter_name=name)
-            restore_optimizer(f"optimizer.{name}", self.optimizers[name], tensors)
-        head = {
-            key.removeprefix("head.critic."): value for key, value in tensors.items() if key.startswith("head.critic.")
-        }
-        self.roles.heads["critic"].load_state_dict(head)
+        self.put_back(tensors)
         self.prompts.go_to(state["taken"])
-        for name, batch in self.batches._asdict().items():
-            batch.size = min(batch.size, state["batches"][name])
+        for name, size in state["shrunk"].items():  # what did not fit then
+            batch = getattr(self.batches, name)
+            batch.size = min(batch.size, size)
         limit, reward, value_loss, gate = state["length"]
         self.length = LengthState(limit, Running(*reward), Running(*value_loss), gate)
         self.kl_coef = state["kl_coef"]
@@ -147,7 +154,7 @@ class Standing:
         self.skipped = state["skipped"]
         self.step = checkpoint.step
         self.slow_down(state["rollbacks"])
-        self.lines = [line for line in read_lines(run / "metrics.jsonl") if line["stage"] == "coarse"]
+        self.lines = [dict(line) for line in state["lines"]]
         restore_generators(state["generators"], tensors, {"shuffler": self.shuffler})
 
     def slow_down(self, rollbacks: int) -> None:
@@ -162,3 +169,7 @@ class Standing:
         return sum(
             float(weight.detach().double().abs().sum()) for name in TRAINED for weight in self.roles.trainable(name)
         )
+
+
+def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}

@@ -1,5 +1,6 @@
 """When the PPO loop saves itself, how it goes on from what it saved, and what it does when numbers go wrong."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -9,11 +10,11 @@ from typing import Any
 from safetensors.torch import save_file
 
 from lite_c2f import ranks
-from lite_c2f.checkpoints import FORMAT, Checkpoint, Checkpoints, Rhythm, refuse_other
-from lite_c2f.coarse.progress import Standing
+from lite_c2f.checkpoints import FORMAT, STATE, TENSORS, Checkpoint, Checkpoints, Rhythm, refuse_other
+from lite_c2f.coarse.progress import SLOWER, Standing
 from lite_c2f.config import Config
 from lite_c2f.errors import ModelError, NonFiniteError, RunError
-from lite_c2f.runs import Metrics, cut_lines, hash_of, publish_folder, write_json
+from lite_c2f.runs import Metrics, cut_lines, hash_of, publish_folder, read_json, write_json
 
 SECTIONS = ("model", "data", "lora", "reward", "coarse")
 SKIPS = 3  # updates given up in a row before going back to a checkpoint
@@ -39,14 +40,12 @@ class Saves:
     ) -> None:
         self._run, self._standing, self._log, self._force = run, standing, log, force
         self._say = tell or (lambda _: None)
-        self._store = Checkpoints(run / "coarse" / "checkpoints", config.run.keep_checkpoints)
+        self._store = store_of(run, config)
         self._rhythm = Rhythm(config.run.checkpoint_every, config.run.checkpoint_minutes)
         self._updates, self._rollouts = config.coarse.updates, config.coarse.rollouts
-        self._identity = config.identity(SECTIONS)
-        del self._identity["coarse"]["updates"]  # no update depends on how many will follow
-        self._identity["processes"] = ranks.world()
-        self._identity["reward_model"] = hash_of(run / "reward" / "adapter" / "adapter_model.safetensors")
+        self._identity = identity_of(config, run)
         self._failures = 0  # in a row
+        self._led_back = 0  # the update that last led back to a checkpoint
 
     def resume(self) -> None:
         """Go on from the newest checkpoint that is whole, or begin; what was logged after it is forgotten.
@@ -57,13 +56,7 @@ class Saves:
         for sentence in damaged:
             self._say(sentence)
         if found is not None:
-            self._check(found)
-            if found.step > self._updates:
-                raise RunError.because(
-                    f"'{found.folder}' is after {found.step} updates, coarse.updates={self._updates}",
-                    "as many or more",
-                    f"set coarse.updates={found.step} to end there, or remove the newer ones in '{self._store.folder}'",
-                )
+            check_newest(found, self._identity, self._updates, self._store.folder, force=self._force)
         ranks.wait()  # until everybody has read
         if damaged and ranks.is_first():
             self._store.set_aside()
@@ -82,20 +75,32 @@ class Saves:
             ranks.wait()
             raise KeyboardInterrupt
 
-    def after_failure(self, error: NonFiniteError) -> None:
+    def after_failure(self, error: NonFiniteError, asked: bool) -> None:
         """Count an update that was given up; after SKIPS in a row go back to a checkpoint with half the learning rates.
 
-        Raises ModelError when that has been done ROLLBACKS times, or there is nothing to go back to.
+        When the same update leads back again, that checkpoint did not help, and the one before it is taken. Raises
+        ModelError when that has been done ROLLBACKS times, or there is nothing to go back to, and KeyboardInterrupt
+        where an end was asked for.
         """
         standing = self._standing
         self._failures += 1
         standing.skipped += 1
         step = standing.step + 1
         self._say(f"update {step} skipped ({self._failures} in a row): {error}")
+        if asked:
+            raise KeyboardInterrupt
         if self._failures < SKIPS:
             return
         self._failures = 0
         found, _ = self._store.newest()
+        older = self._store.folders()[:-1]
+        if found is not None and self._led_back == step and older:
+            ranks.wait()  # until everybody has read
+            if ranks.is_first() and found.folder is not None:
+                self._store.discard(found.folder)
+            ranks.wait()
+            found, _ = self._store.newest()
+        self._led_back = step
         rollbacks, skipped = standing.rollbacks + 1, standing.skipped
         if found is None or rollbacks > ROLLBACKS:
             tried = f"after {ROLLBACKS} rollbacks" if found else "with no checkpoint to go back to"
@@ -108,7 +113,7 @@ class Saves:
         self._go_to(found)
         standing.slow_down(rollbacks)
         standing.skipped = skipped
-        rates = ", ".join(f"{name} {rate * 0.5**rollbacks:.2g}" for name, rate in standing.rates.items())
+        rates = ", ".join(f"{name} {rate * SLOWER**rollbacks:.2g}" for name, rate in standing.rates.items())
         self._say(f"going back to update {found.step}, with lower learning rates ({rates}) from there on")
 
     def clear(self) -> None:
@@ -152,29 +157,55 @@ class Saves:
 
     def _go_to(self, found: Checkpoint | None) -> None:
         step = found.step if found is not None else 0
-        if ranks.is_first():
-            self._log.restart("coarse", after=step)
-            cut_lines(self._run / "coarse" / "samples.jsonl", lambda line: line["step"] <= step)
-        ranks.wait()
         if found is not None:
             try:
-                self._standing.restore(found, self._run)
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                self._standing.restore(found)
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 got = f"'{found.folder}' does not fit this run ({type(error).__name__}: {str(error)[:120]})"
                 remedy = f"remove '{self._store.folder}' to begin the coarse stage anew"
                 raise RunError.because(got, "a checkpoint of it", remedy) from error
+        if ranks.is_first():
+            self._log.put_back("coarse", self._standing.lines)
+            cut_lines(self._run / "coarse" / "samples.jsonl", lambda line: line["step"] <= step)
+        ranks.wait()
 
-    def _check(self, found: Checkpoint) -> None:
-        before: dict[str, Any] = found.state.get("identity") or {}
-        kept = {**self._identity, **{key: before.get(key) for key in ("coarse", "data", "processes", "reward_model")}}
-        now = kept if self._force else self._identity  # another model or LoRA cannot be forced
-        place = found.folder or self._run
-        refuse_other(
-            place,
-            found.state.get("format"),
-            before,
-            now,
-            "set it back"
-            + ("" if self._force else ", accept it with --force")
-            + f", or remove '{self._store.folder}' to begin the coarse stage anew",
+
+def store_of(run: Path, config: Config) -> Checkpoints:
+    """Where this stage keeps its checkpoints."""
+    return Checkpoints(run / "coarse" / "checkpoints", config.run.keep_checkpoints, (STATE, TENSORS))
+
+
+def identity_of(config: Config, run: Path) -> dict[str, Any]:
+    """What an update depends on, beside those before it."""
+    found = config.identity(SECTIONS)
+    del found["coarse"]["updates"]  # no update depends on how many will follow
+    numbers = read_json(run / "reward" / "metrics.json")
+    adapter = hash_of(run / "reward" / "adapter" / "adapter_model.safetensors")
+    return found | {
+        "processes": ranks.world(),
+        "reward_model": {"adapter": adapter, "mean": numbers.get("mean"), "std": numbers.get("std")},
+    }
+
+
+def check_before(config: Config, run: Path, *, force: bool) -> None:
+    """Raise RunError, before anything is loaded, when the newest checkpoint is of another run; see `refuse_other`."""
+    store = store_of(run, config)
+    folder, _ = store.newest_folder()
+    if folder is not None:
+        saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        found = Checkpoint(saved["step"], saved["state"], {}, folder)
+        check_newest(found, identity_of(config, run), config.coarse.updates, store.folder, force=force)
+
+
+def check_newest(found: Checkpoint, now: dict[str, Any], updates: int, folder: Path, *, force: bool) -> None:
+    """Raise RunError unless a checkpoint is of this run, and not beyond its end."""
+    anew = f"remove '{folder}' to begin the coarse stage anew"
+    before, form = found.state.get("identity"), found.state.get("format")
+    forcible = ("reward", "coarse", "data", "processes", "reward_model")  # not another model or shape of the adapters
+    refuse_other(found.folder or folder, form, before, now, anew, force=force, forcible=forcible)
+    if found.step > updates:
+        raise RunError.because(
+            f"'{found.folder}' is after {found.step} updates, coarse.updates={updates}",
+            "as many or more",
+            f"set coarse.updates={found.step} to end there, or remove the newer ones in '{folder}'",
         )

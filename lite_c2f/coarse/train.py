@@ -1,5 +1,6 @@
 """The loop: sample, score, advantages, update, limit."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from lite_c2f.sampling import Sampling, sample
 
 Progress = Callable[[int, int, dict[str, float]], None]
 MEBIBYTE = 2**20
+log_ = logging.getLogger(__name__)
 
 
 def train_coarse(
@@ -71,7 +73,7 @@ def train_coarse(
     with graceful(tell) as interruption:
         while standing.step < settings.updates:
             began = time.perf_counter()
-            step = standing.step + 1
+            step, before = standing.step + 1, standing.snapshot()
             try:
                 # 1. sample, score and value
                 numbers, prompts = zip(*standing.prompts.take(settings.rollouts), strict=True)
@@ -89,8 +91,10 @@ def train_coarse(
                 warm = step > settings.critic_warmup
                 figures = update(roles, optimizers, rollout, advantages, settings, shuffler, warm=warm, batches=batches)
                 line = describe(rollout, advantages, figures, standing)
+                check_models(roles, rollout)
             except NonFiniteError as error:
-                saved.after_failure(error)
+                standing.put_back(before)
+                saved.after_failure(error, agree(standing, interruption.asked))
                 continue
             # 4. log, then let the limit grow
             ended = time.perf_counter()
@@ -111,7 +115,10 @@ def train_coarse(
             if ranks.is_first():
                 log.write("coarse", step, line)
                 if step == 1 or step % settings.sample_every == 0 or step == settings.updates:
-                    store_samples(roles, shown, tokenizer, config, ends, standing.length.limit, step, samples_file)
+                    try:
+                        store_samples(roles, shown, tokenizer, config, ends, standing.length.limit, step, samples_file)
+                    except NonFiniteError as error:  # the next update will find out, and knows what to do
+                        log_.warning("update %d: no samples: %s", step, error)
             if tell:
                 for warning in warnings(standing.lines):
                     tell(f"update {step}: {warning}")
@@ -120,10 +127,27 @@ def train_coarse(
             # 5. a checkpoint, where one is due
             saved.after_update(line["reward"], agree(standing, interruption.asked))
 
-    metrics = publish(roles, config, models, run, standing) if ranks.is_first() else {}
-    saved.clear()
-    ranks.wait()
+        metrics = publish(roles, config, models, run, standing) if ranks.is_first() else {}
+        saved.clear()
+        interruption.asked = agree(standing, interruption.asked)  # by now published: ends after this block
     return metrics
+
+
+@torch.no_grad()
+def check_models(roles: Roles, rollout: Rollout) -> None:
+    """Raise NonFiniteError when an update has left a policy or a critic whose forward pass is not finite.
+
+    By one row of the rollout, the shortest: what is broken must not become a checkpoint.
+    """
+    row = min(range(len(rollout.lengths)), key=rollout.lengths.__getitem__)
+    tokens = rollout.tokens[row : row + 1, : rollout.lengths[row]]
+    for role in ("policy", "critic"):
+        with roles.use(role):
+            found = roles.lm_head(roles.hidden(tokens)[:, -1]) if role == "policy" else roles.value(tokens)
+        if not bool(found.isfinite().all()):
+            raise NonFiniteError.because(
+                f"the {role} after its update is not finite", "finite numbers", "lower its rate"
+            )
 
 
 def agree(standing: Standing, asked: bool) -> bool:

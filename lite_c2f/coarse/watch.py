@@ -12,6 +12,7 @@ QUIET = 20  # updates before the same warning comes again
 OPENING = 32  # tokens: responses that begin alike so far are the same
 KL_A_TOKEN = 0.5  # nats; rewarded runs that stay readable are at 0.01 to 0.15
 VALUE_LOSS = 1.0  # of rewards in the reward model's spreads: wrong by 1.4 of them on average
+VALUE_HUGE = 25.0  # wrong by seven spreads, on average
 VALUE_JUMP = 10.0  # times the median of the updates before
 ENTROPY_LEFT = 0.1  # share of the entropy of the first updates
 SAME, LOOPING = 0.5, 0.5  # shares: of responses like another one, of 4-grams that were there before
@@ -20,16 +21,19 @@ AT_FIRST, LATELY = 3, 5  # updates
 
 
 def warnings(lines: Sequence[Line]) -> list[str]:
-    """What to tell after the last of these updates: rules that hold now and have not within the last QUIET updates."""
-    if not lines:
-        return []
-    told = []
-    for rule in RULES:
-        found = rule(lines)
-        earlier = (rule(lines[:count]) for count in range(max(1, len(lines) - QUIET), len(lines)))
-        if found and not any(earlier):
-            told.append(found)
-    return told
+    """What to tell after the last of these updates: rules that hold and were not told within the last QUIET."""
+    return [found for rule in RULES if (found := told_at(rule, lines)) is not None]
+
+
+def told_at(rule: "Rule", lines: Sequence[Line]) -> str | None:
+    """What a rule says after the last line, if it is told then: at most every QUIET updates."""
+    last = -QUIET
+    for count in range(max(1, len(lines) - 10 * QUIET), len(lines) + 1):
+        if count - last >= QUIET and (found := rule(lines[:count])) is not None:
+            if count == len(lines):
+                return found
+            last = count
+    return None
 
 
 def kl_explodes(lines: Sequence[Line]) -> str | None:
@@ -47,14 +51,18 @@ def value_explodes(lines: Sequence[Line]) -> str | None:
     """The critic's loss is large, and far larger than it was."""
     before = [line["value_loss"] for line in lines[-11:-1]]
     now = lines[-1]["value_loss"]
-    if len(before) < AT_FIRST or now <= max(VALUE_LOSS, VALUE_JUMP * median(before)):
+    if len(before) < AT_FIRST:
+        return None
+    if now > VALUE_HUGE and median(before) > VALUE_HUGE:
+        return f"the critic's loss is {now:.2g}, in rewards' spreads squared: lower coarse.critic_lr"
+    if now <= max(VALUE_LOSS, VALUE_JUMP * median(before)):
         return None
     return f"the critic's loss jumped from {median(before):.2g} to {now:.2g}: lower coarse.critic_lr"
 
 
 def entropy_collapses(lines: Sequence[Line]) -> str | None:
     """Hardly any chance is left, and it shows: responses are alike, or go round in circles."""
-    trained = [line for line in lines if line["entropy"] > 0]  # 0 while only the critic trains
+    trained = [line for line in lines if line["entropy"] > 0 or line.get("policy_grad_norm", 0) > 0]  # not a warm-up
     if len(trained) <= AT_FIRST:
         return None
     first, now = fmean(line["entropy"] for line in trained[:AT_FIRST]), trained[-1]
@@ -69,7 +77,7 @@ def entropy_collapses(lines: Sequence[Line]) -> str | None:
 def samples_the_same(lines: Sequence[Line]) -> str | None:
     """The reward rises while every prompt gets the same answer."""
     first, now = lines[0], lines[-1]
-    if now["reward"] <= first["reward"] or now["same"] < max(SAME, 2 * first["same"]):
+    if now["reward"] <= first["reward"] or now["same"] < max(SAME, first["same"] + 0.3):
         return None
     return (
         f"the reward rose to {now['reward']:+.2f} while {now['same']:.0%} of the responses begin like another one: the "
@@ -84,7 +92,8 @@ def length_pays(lines: Sequence[Line]) -> str | None:
         return None
     correlation = fmean(line["reward_length_correlation"] for line in lines[-LATELY:])
     grown = fmean(line["tokens"] for line in lines[-LATELY:]) / max(fmean(x["tokens"] for x in lines[:AT_FIRST]), 1.0)
-    if correlation <= LENGTH_PAYS or grown < GROWN:
+    risen = fmean(line["reward"] for line in lines[-LATELY:]) > fmean(line["reward"] for line in lines[:AT_FIRST])
+    if correlation <= LENGTH_PAYS or grown < GROWN or not risen:
         return None
     return (
         f"reward and length correlate at {correlation:.2f}, and responses are {grown:.1f} times as long: the reward "
@@ -92,7 +101,8 @@ def length_pays(lines: Sequence[Line]) -> str | None:
     )
 
 
-RULES: tuple[Callable[[Sequence[Line]], str | None], ...] = (
+Rule = Callable[[Sequence[Line]], str | None]
+RULES: tuple[Rule, ...] = (
     kl_explodes,
     value_explodes,
     entropy_collapses,

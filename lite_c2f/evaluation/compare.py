@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+import xxhash
 
 from lite_c2f.actors import Instruct, Judge, answer_base, load_coarse
 from lite_c2f.answers import Answer, repeated_ngrams, standard_error, summarize
@@ -16,6 +17,7 @@ from lite_c2f.config import Config, settled
 from lite_c2f.data.records import Prompt
 from lite_c2f.evaluation.metrics import compression_ratio, distinct, verbosity
 from lite_c2f.evaluation.wins import compare
+from lite_c2f.fingerprints import fingerprints
 from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.kept import Kept
 from lite_c2f.runs import hash_of, write_json, write_jsonl
@@ -50,7 +52,7 @@ def evaluate(
     tell = progress or (lambda _: None)
     answers: dict[str, list[Answer]] = {}
     batch = BatchSize("evaluation.batch", settled(settings.batch))
-    kept = answered_before(config, run)
+    kept = answered_before(config, models, run, turns)
     for actor in ACTORS:
         tell(actor)
         if (before := kept.get(actor)) is not None:
@@ -115,12 +117,18 @@ def more_figures(
     return found
 
 
-def answered_before(config: Config, run: Path) -> Kept:
-    """Answers that a comparison which was stopped had already, of the same actors to the same prompts."""
+def made_of(run: Path) -> dict[str, str]:
+    """Hashes of what a comparison compares, and of its judge."""
     files = {
         "coarse": run / "coarse" / "adapter" / "adapter_model.safetensors",
         "reward": run / "reward" / "adapter" / "adapter_model.safetensors",
         "fine": run / "fine" / "merge.json",
     }
-    identity = {name: hash_of(file) for name, file in files.items()}
-    return Kept(run / "evaluation" / "answers.jsonl", config.identity(("model", "data", "evaluation")) | identity)
+    return {name: hash_of(file) for name, file in files.items()}
+
+
+def answered_before(config: Config, models: ModelPair, run: Path, turns: Sequence[Any]) -> Kept:
+    """Answers that a comparison which was stopped had already, of the same actors to the same prompts."""
+    identity = config.identity(("model", "data", "evaluation")) | made_of(run) | fingerprints(config, models)
+    identity["turns"] = xxhash.xxh3_128(repr(turns).encode()).hexdigest()
+    return Kept(run / "evaluation" / "answers.jsonl", identity)

@@ -13,6 +13,7 @@ from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config, settled
 from lite_c2f.data.records import Prompt
 from lite_c2f.errors import ConfigError
+from lite_c2f.fingerprints import fingerprints
 from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.kept import Kept
 from lite_c2f.runs import hash_of
@@ -107,7 +108,7 @@ def _inputs(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
     """What a trial's result depends on, beside its ratio and its prompts."""
     adapters = {stage: hash_of(run / stage / "adapter" / "adapter_model.safetensors") for stage in ("reward", "coarse")}
     sampling = [config.fine.max_tokens, config.evaluation.temperature, config.evaluation.batch]
-    return {**config.identity(("model", "data")), **adapters, **models._asdict(), "sampling": sampling}
+    return {**config.identity(("model", "data")), **adapters, **fingerprints(config, models), "sampling": sampling}
 
 
 def choose(tried: Sequence[dict[str, float]], min_eos: float) -> float:

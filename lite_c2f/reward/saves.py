@@ -1,6 +1,7 @@
 """Checkpoints of the reward stage: the trainer's own, published whole, and its steps that are not finite left out."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,55 +10,65 @@ from transformers import TrainerCallback
 
 from lite_c2f import ranks
 from lite_c2f.checkpoints import FORMAT, Checkpoints, Rhythm, refuse_other
+from lite_c2f.config import Config
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.interrupts import Interruption
 from lite_c2f.runs import read_json, write_json
 
+SECTIONS = ("model", "data", "lora", "reward")
 OURS = "run.json"
+NEEDED = (OURS, "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 SKIPS = 3  # steps given up in a row before going back to a checkpoint
 ROLLBACKS = 3
 SLOWER = 0.5  # learning rate after a rollback
 
 
 class Standing:
-    """Where the stage goes on: a checkpoint and its step, and how often it had to go back."""
+    """Where the stage goes on: a checkpoint, its step and its lines, and what had to be left out so far."""
 
-    def __init__(self, store: Checkpoints, identity: dict[str, Any], *, force: bool = False) -> None:
-        self.store, self.identity = store, identity
+    def __init__(self, config: Config, run: Path, *, force: bool = False) -> None:
+        self.store = Checkpoints(run / "reward" / "checkpoints", config.run.keep_checkpoints, NEEDED)
+        self.identity = config.identity(SECTIONS) | {"processes": ranks.world()}
         self.step = self.rollbacks = self.skipped = 0
+        self.failures = self.left_out = 0  # steps left out in a row, and since the checkpoint
+        self.lines: list[dict[str, Any]] = []  # of metrics.jsonl
         self.damaged = self.look()
         if self.folder is None:
             return
-        saved = read_json(self.folder / OURS)
-        kept = {**identity, **{key: saved["identity"].get(key) for key in ("reward", "data", "processes")}}
-        remedy = "set it back" + ("" if force else ", accept it with --force")
-        remedy += f", or remove '{store.folder}' to begin the reward stage anew"
-        refuse_other(self.folder, saved.get("format"), saved["identity"], kept if force else identity, remedy)
+        saved, anew = read_json(self.folder / OURS), f"remove '{self.store.folder}' to begin the reward stage anew"
+        before, form = saved.get("identity"), saved.get("format")
+        forcible = ("reward", "data", "processes")
+        refuse_other(self.folder, form, before, self.identity, anew, force=force, forcible=forcible)
         self.rollbacks, self.skipped = saved["rollbacks"], saved["skipped"]
 
     def look(self) -> list[str]:
         """Find the newest checkpoint that is whole; returns a sentence for each newer one that is not."""
         self.folder, damaged = self.store.newest_folder()
-        self.step = read_json(self.folder / OURS)["step"] if self.folder is not None else 0
+        saved: dict[str, Any] = read_json(self.folder / OURS) if self.folder is not None else {"step": 0}
+        self.step, self.lines, self.left_out = saved["step"], saved.get("lines", []), 0
         return damaged
 
 
 class Saves(TrainerCallback):
     """Publishes what the trainer saves, when it is due, or when a signal asks for an end.
 
-    scratch: the trainer's output folder, beside the checkpoints, so that a rename publishes.
+    scratch: the trainer's output folder, on the same disk as the checkpoints, so that a rename publishes.
     """
 
     def __init__(
-        self, standing: Standing, scratch: Path, rhythm: Rhythm, interruption: Interruption, lr: float
+        self,
+        standing: Standing,
+        scratch: Path,
+        rhythm: Rhythm,
+        interruption: Interruption,
+        lr: float,
+        tell: Callable[[str], None],
     ) -> None:
         self._standing, self._scratch, self._rhythm, self._interruption = standing, scratch, rhythm, interruption
-        self._lr, self._asked, self._skips = lr, False, 0
+        self._lr, self._asked, self._tell = lr, False, tell
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **_):
-        """A checkpoint brings the learning rate it was made with: after a rollback it has to be lower."""
-        if not self._standing.rollbacks:
-            return
+        """A checkpoint brings the learning rate it was made with; after a rollback, or forced, it is another one."""
         rate = self._lr * SLOWER**self._standing.rollbacks
         schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
         schedule.base_lrs = [rate] * len(schedule.base_lrs)
@@ -72,25 +83,29 @@ class Saves(TrainerCallback):
         """
         grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
         norms = torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1)
+        standing = self._standing
         if args.fp16 or bool(norms.isfinite().all()):
-            self._skips = 0
+            standing.failures = 0
             return
-        self._skips += 1
-        self._standing.skipped += 1
+        standing.failures += 1
+        standing.skipped += 1
+        standing.left_out += 1
+        self._tell(f"reward model, step {state.global_step + 1} left out ({standing.failures} in a row): not finite")
         for weight in model.parameters():
             weight.grad = None  # AdamW leaves out weights without one
-        if self._skips >= SKIPS:
+        if standing.failures >= SKIPS:
             raise NonFiniteError.because(
                 f"reward model, step {state.global_step + 1}: not finite {SKIPS} times in a row",
                 "finite gradients",
-                "lower reward.lr",
+                "lower reward.lr, and look at the data",
             )
 
     def on_step_end(self, args, state, control, **_):
-        due = self._rhythm.due(state.global_step) and state.global_step < state.max_steps
-        everyone = ranks.gather((self._interruption.asked, due))
+        last = state.global_step >= state.max_steps  # what follows is the stage's publication
+        everyone = ranks.gather((self._interruption.asked, self._rhythm.due(state.global_step)))
         self._asked = any(asked for asked, _ in everyone)
-        control.should_save = self._asked or everyone[0][1]
+        fine = self._standing.failures == 0  # else it would lead back into what went wrong
+        control.should_save = (self._asked or (everyone[0][1] and fine)) and not last
 
     def on_save(self, args, state, control, **_):
         ranks.wait()  # every process wrote the state of its generators
@@ -98,15 +113,11 @@ class Saves(TrainerCallback):
         if ranks.is_first():
             shutil.rmtree(saved / "ref", ignore_errors=True)
             (saved / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
-            ours = {
-                "format": FORMAT,
-                "step": state.global_step,
-                "rollbacks": self._standing.rollbacks,
-                "skipped": self._standing.skipped,
-                "identity": self._standing.identity,
-            }
+            standing = self._standing
+            ours = {"format": FORMAT, "step": state.global_step, "rollbacks": standing.rollbacks}
+            ours |= {"skipped": standing.skipped, "lines": standing.lines, "identity": standing.identity}
             write_json(saved / OURS, ours)
-            self._standing.store.publish(state.global_step, lambda folder: _move(saved, folder))
+            standing.store.publish(state.global_step, lambda folder: _move(saved, folder))
             shutil.rmtree(saved, ignore_errors=True)
         ranks.wait()
         self._rhythm.saved()

@@ -28,8 +28,6 @@ from lite_c2f.interrupts import Interruption, graceful
 from lite_c2f.reward.saves import ROLLBACKS, SLOWER, Saves, Standing
 from lite_c2f.runs import Metrics, publish_folder, read_json, write_json
 
-SECTIONS = ("model", "data", "lora", "reward")
-
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
@@ -72,39 +70,40 @@ def train_reward(
             )
     say = tell or (lambda _: None)
     pairs_at_once = BatchSize("reward.micro_batch", min(settled(config.reward.micro_batch), config.reward.batch), tell)
-    store = Checkpoints(run / "reward" / "checkpoints", config.run.keep_checkpoints)
-    identity = config.identity(SECTIONS) | {"processes": ranks.world()}
-    standing = Standing(store, identity, force=force)
+    standing = Standing(config, run, force=force)
     for sentence in standing.damaged:
         say(sentence)
     ranks.wait()  # until everybody has read
     if standing.damaged and ranks.is_first():
-        store.set_aside()
+        standing.store.set_aside()
     if standing.folder is not None:
         say(f"reward model: going on after step {standing.step}, from {standing.folder}")
-    log = _Report(Metrics(run, tracker), progress)
+    log = _Report(Metrics(run, tracker), progress, standing)
     with graceful(tell) as interruption:
         while True:
             try:
                 model = fitting(
                     pairs_at_once,
-                    lambda size: fit(config, models, tokenizer, train.rows, size, run, standing, log, interruption),
+                    lambda size: fit(
+                        config, models, tokenizer, train.rows, size, run, standing, log, interruption, say
+                    ),
                 )
                 break
             except NonFiniteError as error:
                 standing.look()
                 standing.rollbacks += 1
+                standing.failures = 0
                 if standing.rollbacks > ROLLBACKS:
                     raise
                 rate = config.reward.lr * SLOWER**standing.rollbacks
                 say(f"{error}: going back to step {standing.step} with a learning rate of {rate:.2g}")
-    if ranks.is_first():
-        rows_at_once = BatchSize("reward.micro_batch (held-out pairs)", 4 * pairs_at_once.size, tell)
-        metrics = measure(model, held_out.rows, tokenizer.pad_token_id, config, device, rows_at_once)
-        metrics |= {"pairs": train.report, "held_out_pairs": held_out.report, "skipped_rows": corpus.skipped}
-        metrics |= {"skipped_steps": standing.skipped, "rollbacks": standing.rollbacks}
-        publish(model, tokenizer, config, models, run, metrics)
-    ranks.wait()
+        if ranks.is_first():
+            rows_at_once = BatchSize("reward.micro_batch (held-out pairs)", 4 * pairs_at_once.size, tell)
+            metrics = measure(model, held_out.rows, tokenizer.pad_token_id, config, device, rows_at_once)
+            metrics |= {"pairs": train.report, "held_out_pairs": held_out.report, "skipped_rows": corpus.skipped}
+            metrics |= {"skipped_steps": standing.skipped, "rollbacks": standing.rollbacks}
+            publish(model, tokenizer, config, models, run, metrics)
+        interruption.asked = any(ranks.gather(interruption.asked))  # by now published: ends after this block
     return read_json(run / "reward" / "metrics.json")
 
 
@@ -118,8 +117,12 @@ def fit(
     standing: Standing,
     log: "_Report",
     interruption: Interruption,
+    tell: Callable[[str], None],
 ) -> Any:
-    """Train from where `standing` says, or begin; returns the model. What was logged after that is forgotten."""
+    """Train from where `standing` says, or begin; returns the model. What was logged after that is forgotten.
+
+    Raises NonFiniteError when too many steps in a row, the last one, or half of all are not finite.
+    """
     device = pick_device(config)
     standing.look()  # after running out of memory, or into numbers that are not finite, there may be a newer one
     torch.manual_seed(config.run.seed)
@@ -128,21 +131,28 @@ def fit(
     scratch = run / ".trainer"  # where RUN/reward does not exist yet
     rhythm = Rhythm(config.run.checkpoint_every, config.run.checkpoint_minutes)
     if ranks.is_first():
-        log.metrics.restart("reward", after=standing.step)
+        log.metrics.put_back("reward", standing.lines)
     try:
         trainer = RewardTrainer(
             model=model,
             args=trainer_arguments(config, device, str(scratch), len(rows), micro_batch),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            callbacks=[log, Saves(standing, scratch, rhythm, interruption, config.reward.lr)],
+            callbacks=[log, Saves(standing, scratch, rhythm, interruption, config.reward.lr, tell)],
         )
         adapters_to_float32(model)
         trainer.remove_callback(_printer())
         trainer.train(resume_from_checkpoint=None if standing.folder is None else str(standing.folder))
+        steps = trainer.state.global_step
     finally:
         if ranks.is_first():
             shutil.rmtree(scratch, ignore_errors=True)
+    if standing.failures or 2 * standing.left_out > steps - standing.step:
+        raise NonFiniteError.because(
+            f"reward model: {standing.left_out} of {steps - standing.step} steps were not finite",
+            "a reward model that has learned",
+            "lower reward.lr, and look at the data",
+        )
     return model
 
 
@@ -214,7 +224,6 @@ def trainer_arguments(config: Config, device: torch.device, scratch: str, pairs:
         ddp_find_unused_parameters=False,
         seed=config.run.seed,
         logging_steps=1,  # its sums of several steps would not survive a checkpoint between them
-        logging_nan_inf_filter=False,
         save_strategy="no",  # see saves.py
         report_to="none",
         disable_tqdm=True,
@@ -270,13 +279,14 @@ def measure(
 class _Report(TrainerCallback):
     """Hands the trainer's log lines to metrics.jsonl and the terminal."""
 
-    def __init__(self, metrics: Metrics, progress: Progress | None) -> None:
-        self.metrics, self.progress = metrics, progress
+    def __init__(self, metrics: Metrics, progress: Progress | None, standing: Standing) -> None:
+        self.metrics, self.progress, self.standing = metrics, progress, standing
 
     def on_log(self, args, state, control, logs=None, **_):
-        if logs and math.isfinite(logs.get("loss", math.nan)):  # a step that is not finite was not taken
+        if logs and "loss" in logs and not self.standing.failures:  # a step that was left out has no line
             line = {name: logs[name] for name in ("loss", "accuracy", "margin", "learning_rate") if name in logs}
             line = {name: float(value) for name, value in line.items() if math.isfinite(value)}
+            self.standing.lines.append({"step": state.global_step, **line})
             if ranks.is_first():
                 self.metrics.write("reward", state.global_step, line)
             if self.progress:

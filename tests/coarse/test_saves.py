@@ -27,7 +27,7 @@ class Loop:
     def checkpoint(self):
         return Checkpoint(self.step, {}, {"policy.lora_A": torch.tensor([float(self.step)]), "critic.x": torch.ones(1)})
 
-    def restore(self, found, run):
+    def restore(self, found):
         self.step = found.step
 
 
@@ -36,6 +36,7 @@ def place(tmp_path):
     folder = tmp_path / "reward" / "adapter"
     folder.mkdir(parents=True)
     save_file({"w": torch.ones(1)}, folder / "adapter_model.safetensors")
+    (tmp_path / "reward" / "metrics.json").write_text('{"mean": 0.5, "std": 2.0}')
     told = []
 
     def saves(*more):
@@ -110,7 +111,7 @@ def test_a_checkpoint_of_another_version_is_refused(place, form, words):
 def test_a_checkpoint_that_does_not_fit_is_named(place):
     place.saves().resume()
 
-    def restore(found, run):
+    def restore(found):
         raise KeyError("policy.lora_B")
 
     place.loop.restore = restore

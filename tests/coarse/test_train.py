@@ -5,9 +5,11 @@ import torch
 
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
+from lite_c2f.coarse import update as update_module
 from lite_c2f.coarse.advantage import Advantages
-from lite_c2f.coarse.progress import KnownLengths
+from lite_c2f.coarse.progress import KnownLengths, Standing
 from lite_c2f.coarse.rollout import Batches, Ends, check_numbers, collect, micro_batches
+from lite_c2f.coarse.train import check_models
 from lite_c2f.coarse.update import update
 from lite_c2f.config import Lora, load_config
 from lite_c2f.errors import MemoryFullError, NonFiniteError
@@ -315,3 +317,51 @@ def test_a_part_of_the_prompts_says_what_it_says_among_all_of_them(roles, rollou
             numbers=[3, 1],
         )
     assert part.tokens == [rollout.responses.tokens[3], rollout.responses.tokens[1]]
+
+
+def test_a_skipped_update_leaves_nothing_behind(roles, rollout, monkeypatch):
+    """The critic and half of the policy have moved when a loss is no number: all of it is taken back."""
+    optimizers = {name: torch.optim.AdamW(roles.trainable(name), lr=0.1) for name in ("policy", "critic")}
+    standing = Standing(
+        roles=roles,
+        optimizers=optimizers,
+        shuffler=torch.Generator().manual_seed(0),
+        prompts=None,
+        batches=Batches.of(config()),
+        length=None,
+        kl_coef=0.1,
+    )
+    ones = torch.where(rollout.mask, 1.0, 0.0)
+
+    def learn():
+        made = Advantages(ones, 2 * ones)
+        update(roles, optimizers, rollout, made, config("coarse.minibatches=2"), standing.shuffler, warm=True)
+
+    learn()  # so that both optimisers remember something
+    before = standing.snapshot()
+    assert {name.split(".")[0] for name in before} == {"policy", "critic", "optimizer", "head"}
+    original, calls = update_module.policy_loss, []
+
+    def breaking(*given):
+        losses, clipped = original(*given)
+        calls.append(1)
+        return (losses * torch.nan if len(calls) > 1 else losses), clipped
+
+    monkeypatch.setattr(update_module, "policy_loss", breaking)
+    with pytest.raises(NonFiniteError):
+        learn()
+    moved = standing.snapshot()
+    for part in ("policy.", "critic.", "optimizer.policy", "optimizer.critic", "head."):
+        assert any(not torch.equal(before[name], moved[name]) for name in before if name.startswith(part)), part
+    standing.put_back(before)
+    after = standing.snapshot()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_policy_that_exploded_is_noticed(roles, rollout):
+    check_models(roles, rollout)
+    with torch.no_grad():
+        for weight in roles.adapter_parameters("policy"):
+            weight.mul_(1e30)
+    with pytest.raises(NonFiniteError, match="the policy after its update is not finite"):
+        check_models(roles, rollout)

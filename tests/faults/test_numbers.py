@@ -57,6 +57,52 @@ def break_the_reward_model():
     RewardTrainer.training_step = step
 
 
+def break_a_loss(first, last):
+    from trl import RewardTrainer
+
+    original, count = RewardTrainer.compute_loss, 0
+
+    def loss(self, *given, **named):
+        nonlocal count
+        count += 1
+        found = original(self, *given, **named)
+        if first <= count <= last:
+            found = (found[0] * torch.nan, found[1]) if isinstance(found, tuple) else found * torch.nan
+        return found
+
+    RewardTrainer.compute_loss = loss
+
+
+def break_one_loss_of_the_reward_model():
+    break_a_loss(4, 4)
+
+
+def break_all_losses_of_the_reward_model():
+    break_a_loss(4, 10**6)
+
+
+def explode_after(update):
+    """The policy is finite and its words are not, from the end of this update on, once."""
+    from lite_c2f.coarse import train as loop
+
+    original, count = loop.update, 0
+
+    def exploding(roles, *given, **named):
+        nonlocal count
+        count += 1
+        found = original(roles, *given, **named)
+        if count == update:
+            for weight in roles.adapter_parameters("policy"):
+                weight.data.mul_(1e30)
+        return found
+
+    loop.update = exploding
+
+
+def explode_at_a_checkpoint():
+    explode_after(6)
+
+
 def fill_the_memory():
     """The card is full at the second update, as long as more than two rows are worked on at once."""
     from lite_c2f.backbone.roles import Roles
@@ -138,6 +184,32 @@ def test_the_reward_model_skips_and_goes_back_too(tmp_path, toy_models):
     lines = [line for line in figures(run) if line["stage"] == "reward"]
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert lines[-1]["learning_rate"] < 0.001 < lines[1]["learning_rate"]
+
+
+def test_a_loss_that_is_no_number_costs_one_step_of_the_reward_model(tmp_path, toy_models):
+    run = tmp_path / "run"
+    said = finish(run, "--stage", "reward", patch=break_one_loss_of_the_reward_model)
+    assert "reward model, step 4 left out (1 in a row): not finite" in said
+    lines = [line for line in figures(run) if line["stage"] == "reward"]
+    assert [line["step"] for line in lines] == [1, 2, 3, 5, 6] and all(line["loss"] > 0 for line in lines)
+    assert json.loads((run / "reward" / "metrics.json").read_text())["skipped_steps"] == 1
+
+
+def test_a_reward_model_that_does_not_learn_is_never_published(tmp_path, toy_models):
+    run = tmp_path / "run"
+    for _ in range(2):  # the second time it goes on from where the first one stood
+        command = train(run, "--stage", "reward", patch=break_all_losses_of_the_reward_model)
+        assert command.wait() == 2, command.said()
+        assert "not finite" in command.said().splitlines()[-1]
+        assert not (run / "reward" / "adapter").exists()
+    finish(run, "--stage", "reward")  # mended
+    assert json.loads((run / "reward" / "metrics.json").read_text())["accuracy"] > 0.5
+
+
+def test_an_exploded_policy_does_not_become_a_checkpoint(run):
+    said = finish(run, *COARSE, patch=explode_at_a_checkpoint)
+    assert "update 6 skipped (1 in a row): the policy after its update is not finite" in said
+    assert [line["step"] for line in lines_of(run)] == list(range(1, 9)) and lines_of(run)[-1]["skipped"] == 1
 
 
 def test_running_out_of_memory_costs_a_smaller_batch(run):
