@@ -71,7 +71,7 @@ class Logged:
 @contextlib.contextmanager
 def written(run: Path) -> Iterator[None]:
     """Append what is logged inside the block to RUN/log.txt: our own lines, the libraries' warnings, how it ended."""
-    handler = logging.FileHandler(run / FILE, encoding="utf-8", delay=True)
+    handler = _File(run / FILE, encoding="utf-8", delay=True)
     handler.setFormatter(_Redacted("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, ours = logging.getLogger(), logging.getLogger("lite_c2f")
     apart = [logger for name in LIBRARIES if not (logger := logging.getLogger(name)).propagate]
@@ -121,6 +121,11 @@ def last_line(run: Path) -> str:
 def _short(values: dict[str, float]) -> str:
     shown = ("reward", "limit", "hit_limit", "kl", "loss", "accuracy", "eos")
     return "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """A full disk is told by whoever needs it; a log that cannot be written is no reason to say more."""
 
 
 class _Redacted(logging.Formatter):
