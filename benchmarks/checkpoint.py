@@ -111,7 +111,8 @@ def main() -> None:
             size = sum(file.stat().st_size for file in store.folders()[-1].iterdir())
             began = time.perf_counter()
             found, _ = store.newest()
-            now.restore(found, Path(folder))
+            assert found is not None
+            now.restore(found)
             restoring.append(time.perf_counter() - began)
             began = time.perf_counter()
             (Path(folder) / "plain").write_bytes(bytes(size))

@@ -138,7 +138,8 @@ def begun(run: Path) -> bool:
 
 def inputs_of(run: Path) -> dict[str, str]:
     """Fingerprints of the inputs that a run began with."""
-    return read_manifest(run).get("inputs", {}) if (run / "run.json").is_file() else {}
+    found = read_manifest(run).get("inputs", {}) if (run / "run.json").is_file() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def write_summary(run: Path) -> dict[str, Any]:
         saved = read_json(run / "coarse" / "metrics.json")
         summary["coarse"] = {name: saved[name] for name in ("limit_first", "limit_last", "reward_first", "reward_last")}
     if is_published(run, "fine"):
-        summary["fine"] = {"ratio": read_json(run / "fine" / "merge.json")["ratio"]}
+        summary["fine"] = {"ratio": _require(run / "fine" / "merge.json", ["ratio"])["ratio"]}
     if (run / "evaluation" / "actors.json").is_file():
         summary["actors"] = read_json(run / "evaluation" / "actors.json")
         if (run / "evaluation" / "metrics.json").is_file():

@@ -115,12 +115,16 @@ def published(run):
     return {str(file.relative_to(run)): file.read_bytes() for file in sorted(files) if file.is_file()}
 
 
-def same(run, whole):
-    """Both runs published the same bytes and the same figures."""
-    left, right = published(run), published(whole)
-    assert left.keys() == right.keys()
+def same(run, whole, stage=None):
+    """Both runs published the same bytes and the same figures. stage: of this stage alone."""
+    left, right = (
+        {name: content for name, content in published(one).items() if stage is None or name.startswith(f"{stage}/")}
+        for one in (run, whole)
+    )
+    assert left.keys() == right.keys() and left
     assert [name for name in left if left[name] != right[name]] == []
-    assert figures(run) == figures(whole)
+    mine, theirs = ([line for line in figures(one) if stage is None or line["stage"] == stage] for one in (run, whole))
+    assert mine == theirs
 
 
 def leftovers(run):
