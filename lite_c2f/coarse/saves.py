@@ -150,6 +150,8 @@ class Saves:
 
     def _save(self, reward: float | None) -> None:
         if ranks.is_first():
+            if not (self._run / "reward" / "metrics.json").is_file():  # else half of a run would grow in its place
+                raise RunError.because(f"'{self._run}' was removed or emptied while it ran", "the run", "start it anew")
             checkpoint = self._standing.checkpoint()
             checkpoint.state.update(format=FORMAT, identity=self._identity)
             self._store.save(checkpoint, reward)

@@ -1,6 +1,7 @@
 """What becomes of the best checkpoint at the end, and of one beyond the end."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -89,6 +90,16 @@ def test_a_checkpoint_beyond_the_end_is_refused(place):
     place.loop.step = 0
     place.saves("coarse.critic_warmup=1", "coarse.updates=12").resume()
     assert place.loop.step == 6 and "going on after update 6" in place.told[-1]
+
+
+def test_a_run_that_is_removed_meanwhile_does_not_grow_again(place):
+    saves = place.saves()
+    saves.resume()
+    shutil.rmtree(place.run)
+    place.loop.step, place.loop.lines = 1, [line(0.0)]
+    with pytest.raises(RunError, match="was removed or emptied while it ran"):
+        saves.after_update(0.0, asked=False)
+    assert not place.run.exists()
 
 
 def test_the_first_checkpoint_is_made_before_the_first_update(place):
