@@ -120,8 +120,10 @@ def test_a_stopped_choice_of_ratios_and_comparison_go_on(tmp_path, whole):
 
 def test_other_settings_are_refused_with_the_difference_and_can_be_forced(rewarded):
     stopped(rewarded, signal.SIGINT, "coarse", 3)
+    settings = [(rewarded / name).read_bytes() for name in ("config.yaml", "run.json")]
     refused = train(rewarded, "coarse.lr=0.5")
     assert refused.wait() == 2
+    assert settings == [(rewarded / name).read_bytes() for name in ("config.yaml", "run.json")]
     last = refused.said().splitlines()[-1]
     assert last.startswith("error:") and "coarse.lr=0.001, now 0.5" in last and "--force" in last
     before = figures(rewarded)
