@@ -20,6 +20,9 @@ from lite_c2f.errors import RunError
 from lite_c2f.identity import first_difference
 from lite_c2f.runs import hash_of, publish_folder, write_json
 
+SKIPS = 3  # steps in a row that were left out for numbers that are not finite, before going back to a checkpoint
+ROLLBACKS = 3  # in a stage
+SLOWER = 0.5  # learning rates after each
 log = logging.getLogger(__name__)
 FORMAT = 1  # of what stages put into their checkpoints; another one is refused
 STATE, TENSORS, SCORE, HASHES = "state.json", "tensors.safetensors", "score.json", "hashes.json"

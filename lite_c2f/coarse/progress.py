@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.checkpoints import (
+    SLOWER,
     Checkpoint,
     generators,
     optimizer_tensors,
@@ -21,10 +22,10 @@ from lite_c2f.coarse.length import LengthState, Running
 from lite_c2f.coarse.rollout import Batches
 from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_prompt
+from lite_c2f.data.records import Prompt
 from lite_c2f.inputs import Corpus
 
 TRAINED = ("policy", "critic")
-SLOWER = 0.5  # learning rates after a rollback
 
 
 class Prompts:
@@ -36,7 +37,7 @@ class Prompts:
 
     def take(self, count: int) -> list[tuple[int, list[int]]]:
         """The next prompts: (number in the corpus, token ids)."""
-        return [(index, self._encode(index)) for index in self._next(count)]
+        return [(index, encode(self._config, self._tokenizer, self._prompts[index])) for index in self._next(count)]
 
     def go_to(self, taken: int) -> None:
         """Be where so many prompts have been taken."""
@@ -54,15 +55,13 @@ class Prompts:
             self.taken += 1
         return found
 
-    def _encode(self, index: int) -> list[int]:
-        settings = self._config
-        ids, _ = encode_prompt(
-            self._tokenizer,
-            self._prompts[index].turns,
-            settings.data.max_prompt_tokens,
-            template=settings.model.prompt_template,
-        )
-        return ids
+
+def encode(config: Config, tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt in the base's style."""
+    ids, _ = encode_prompt(
+        tokenizer, prompt.turns, config.data.max_prompt_tokens, template=config.model.prompt_template
+    )
+    return ids
 
 
 class KnownLengths:

@@ -10,15 +10,24 @@ from typing import Any
 from safetensors.torch import save_file
 
 from lite_c2f import ranks
-from lite_c2f.checkpoints import FORMAT, STATE, TENSORS, Checkpoint, Checkpoints, Rhythm, refuse_other
-from lite_c2f.coarse.progress import SLOWER, Standing
+from lite_c2f.checkpoints import (
+    FORMAT,
+    ROLLBACKS,
+    SKIPS,
+    SLOWER,
+    STATE,
+    TENSORS,
+    Checkpoint,
+    Checkpoints,
+    Rhythm,
+    refuse_other,
+)
+from lite_c2f.coarse.progress import Standing
 from lite_c2f.config import Config
 from lite_c2f.errors import ModelError, NonFiniteError, RunError
 from lite_c2f.runs import Metrics, cut_lines, hash_of, publish_folder, read_json, write_json
 
 SECTIONS = ("model", "data", "lora", "reward", "coarse")
-SKIPS = 3  # updates given up in a row before going back to a checkpoint
-ROLLBACKS = 3  # in a stage
 SURE = 2.0  # standard errors by which an earlier checkpoint has to be better than the end
 
 

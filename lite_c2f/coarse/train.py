@@ -17,13 +17,13 @@ from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages, gae, token_rewards
 from lite_c2f.coarse.length import advance, start
 from lite_c2f.coarse.loss import adapt_kl
-from lite_c2f.coarse.progress import Prompts, Standing
+from lite_c2f.coarse.progress import Prompts, Standing, encode
 from lite_c2f.coarse.rollout import Batches, Ends, Rollout, collect
 from lite_c2f.coarse.saves import Saves
 from lite_c2f.coarse.update import update
 from lite_c2f.coarse.watch import correlation, share_alike, warnings
 from lite_c2f.config import Config
-from lite_c2f.data.encode import encode_prompt, stop_ids
+from lite_c2f.data.encode import stop_ids
 from lite_c2f.errors import ModelError, NonFiniteError, RunError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.interrupts import graceful
@@ -61,7 +61,7 @@ def train_coarse(
     tokenizer = load_tokenizer(models.base)
     roles, normalizer = prepare_roles(config, models, run)
     ends = Ends(tokenizer.eos_token_id, tokenizer.pad_token_id, stop_ids(tokenizer, config.model.stop))
-    shown = [_encode(config, tokenizer, prompt) for prompt in corpus.held_out_prompts[: settings.sample_prompts]]
+    shown = [encode(config, tokenizer, prompt) for prompt in corpus.held_out_prompts[: settings.sample_prompts]]
     standing = begin(config, corpus, roles, tokenizer, tell)
     optimizers, shuffler, batches = standing.optimizers, standing.shuffler, standing.batches
     log, samples_file = Metrics(run, tracker), run / "coarse" / "samples.jsonl"
@@ -201,13 +201,6 @@ def prepare_roles(config: Config, models: ModelPair, run: Path) -> tuple[Roles, 
     roles.add_head("reward", head)
     roles.add_head("critic", head.rescaled(normalizer.mean, normalizer.std))
     return roles, normalizer
-
-
-def _encode(config: Config, tokenizer: Any, prompt: Any) -> list[int]:
-    ids, _ = encode_prompt(
-        tokenizer, prompt.turns, config.data.max_prompt_tokens, template=config.model.prompt_template
-    )
-    return ids
 
 
 def describe(

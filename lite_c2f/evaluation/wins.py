@@ -43,7 +43,7 @@ def compare(
     spread = float(gaps.std())
     shape = np.tanh(gaps / spread) if spread > 0 else np.zeros(count)
     intercept, slope = logistic(shape, np.array(won))
-    return Wins(fmean(won), standard_error(won), sigmoid(intercept), slope, count)
+    return Wins(fmean(won), standard_error(won), (1 + math.tanh(intercept / 2)) / 2, slope, count)
 
 
 def logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -59,8 +59,3 @@ def logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         if float(np.abs(step).max()) < 1e-10:
             break
     return float(weights[0]), float(weights[1])
-
-
-def sigmoid(x: float) -> float:
-    """1 / (1 + exp(-x))."""
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

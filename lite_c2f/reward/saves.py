@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from lite_c2f import ranks
-from lite_c2f.checkpoints import FORMAT, Checkpoints, Rhythm, refuse_other
+from lite_c2f.checkpoints import FORMAT, SKIPS, SLOWER, Checkpoints, Rhythm, refuse_other
 from lite_c2f.config import Config
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.interrupts import Interruption
@@ -18,9 +18,6 @@ from lite_c2f.runs import read_json, write_json
 SECTIONS = ("model", "data", "lora", "reward")
 OURS = "run.json"
 NEEDED = (OURS, "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-SKIPS = 3  # steps given up in a row before going back to a checkpoint
-ROLLBACKS = 3
-SLOWER = 0.5  # learning rate after a rollback
 
 
 class Standing:

@@ -18,14 +18,14 @@ from lite_c2f.backbone.adapters import write_adapter
 from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, pick_dtype, uses_checkpointing
 from lite_c2f.backbone.roles import lora_config
 from lite_c2f.batches import BatchSize, fitting, groups
-from lite_c2f.checkpoints import Checkpoints, Rhythm
+from lite_c2f.checkpoints import ROLLBACKS, SLOWER, Checkpoints, Rhythm
 from lite_c2f.config import Config, settled
 from lite_c2f.data.encode import encode_answer, encode_prompt, pad_right
 from lite_c2f.data.records import Pair
 from lite_c2f.errors import DataError, NonFiniteError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.interrupts import Interruption, graceful
-from lite_c2f.reward.saves import ROLLBACKS, SLOWER, Saves, Standing
+from lite_c2f.reward.saves import Saves, Standing
 from lite_c2f.runs import Metrics, publish_folder, read_json, write_json
 
 Progress = Callable[[int, int, dict[str, float]], None]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from lite_c2f.checkpoints import Checkpoint
 from lite_c2f.coarse.saves import Saves
 from lite_c2f.config import load_config
-from lite_c2f.errors import RunError
+from lite_c2f.errors import ModelError, NonFiniteError, RunError
 from lite_c2f.runs import Metrics
 
 
@@ -24,6 +24,11 @@ class Loop:
 
     def __init__(self):
         self.step, self.lines = 0, []
+        self.skipped = self.rollbacks = 0
+        self.rates = {"policy": 0.1}
+
+    def slow_down(self, rollbacks):
+        self.rollbacks = rollbacks
 
     def checkpoint(self):
         return Checkpoint(self.step, {}, {"policy.lora_A": torch.tensor([float(self.step)]), "critic.x": torch.ones(1)})
@@ -128,3 +133,32 @@ def test_a_checkpoint_that_does_not_fit_is_named(place):
     place.loop.restore = restore
     with pytest.raises(RunError, match=r"step-000000' does not fit this run \(KeyError: 'policy\.lora_B'\)"):
         place.saves().resume()
+
+
+def test_a_checkpoint_that_does_not_help_is_left_for_the_one_before(place):
+    """Update 7 fails again after going back to 6: 6 is given up, then 4; a third checkpoint is not there to try."""
+    saves = place.saves("run.keep_checkpoints=3")
+    for step in (2, 4, 6):
+        place.loop.step, place.loop.lines = step, [line(0.0)] * step
+        saves.after_update(0.0, asked=False)
+
+    def fail():
+        for _ in range(3):
+            saves.after_failure(NonFiniteError("a reward that is not finite"), asked=False)
+
+    reached = []
+    for _ in range(3):
+        place.loop.step = 6  # every time it comes as far as update 7
+        fail()
+        reached.append(place.loop.step)
+    assert reached == [6, 4, 2] and place.loop.rollbacks == 3 and place.loop.skipped == 9
+    place.loop.step = 6
+    with pytest.raises(ModelError, match="update 7 is not finite 3 times in a row, after 3 rollbacks"):
+        fail()
+
+
+def test_an_interruption_is_heard_while_updates_fail(place):
+    saves = place.saves()
+    saves.resume()
+    with pytest.raises(KeyboardInterrupt):
+        saves.after_failure(NonFiniteError("nothing finite"), asked=True)
