@@ -162,3 +162,14 @@ def test_an_interruption_is_heard_while_updates_fail(place):
     saves.resume()
     with pytest.raises(KeyboardInterrupt):
         saves.after_failure(NonFiniteError("nothing finite"), asked=True)
+
+
+def test_an_end_that_is_asked_for_is_saved_first(place):
+    """Between two checkpoints that are due."""
+    saves = place.saves("run.checkpoint_every=10")
+    place.loop.step, place.loop.lines = 3, [line(0.0)] * 3
+    saves.after_update(0.0, asked=False)
+    assert not (place.run / "coarse").exists()
+    with pytest.raises(KeyboardInterrupt):
+        saves.after_update(0.0, asked=True)
+    assert [folder.name for folder in (place.run / "coarse" / "checkpoints").iterdir()] == ["step-000003"]
