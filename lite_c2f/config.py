@@ -170,6 +170,9 @@ class Coarse(Section):
     """PPO with Continuous Maximization on the base model."""
 
     updates: int = Field(200, ge=1, description="PPO updates.")
+    token_budget: int | None = Field(
+        None, ge=1, description="End after the update in which all responses together reach this many tokens."
+    )
     rollouts: int = Field(64, ge=2, description="Responses an update.")
     sampling_batch: Batch = Field("auto", description="Responses sampled side by side; auto: what fits.")
     micro_batch: Batch = Field(
@@ -181,6 +184,12 @@ class Coarse(Section):
     epochs: int = Field(2, ge=1, description="Passes over the rollouts an update.")
     lr: float = Field(2e-5, gt=0, description="Learning rate of the policy (AdamW).")
     critic_lr: float = Field(1e-4, gt=0, description="Learning rate of the critic (AdamW).")
+    critic: Literal["reward_model", "zero", "shared"] = Field(
+        "reward_model",
+        description="What the critic starts as: a copy of the reward model; zero, an adapter and a head that know "
+        "nothing; shared, a head on the policy's own adapter, which learns from both losses.",
+    )
+    value_coef: float = Field(0.1, gt=0, description="Weight of the value loss in the policy's, with critic=shared.")
     critic_warmup: int = Field(3, ge=0, description="First updates that train the critic alone.")
     temperature: float = Field(1.0, ge=1e-3, description="Sampling temperature of the rollouts.")
     kl_coef: float = Field(0.05, ge=0, description="Weight of the per-token KL penalty (k1) in the reward.")
@@ -193,6 +202,9 @@ class Coarse(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     sample_every: int = Field(5, ge=1, description="Store samples of the same few prompts every so many updates.")
     sample_prompts: int = Field(4, ge=1, description="How many prompts those are.")
+    sample_tokens: int | None = Field(
+        None, ge=1, description="Longest of these samples, in tokens (default: the limit of the moment)."
+    )
     length: Length = Field(Length(), description="Continuous Maximization.")
 
     @model_validator(mode="after")
@@ -296,7 +308,12 @@ class Config(Section):
         """Most tokens of a prompt with its answer in any stage."""
         length = self.coarse.length
         limit = length.start if length.mode == "fixed" else length.max
-        answers = (limit, self.data.max_answer_tokens, self.fine.max_tokens, self.evaluation.max_tokens)
+        answers = (
+            max(limit, self.coarse.sample_tokens or 0),
+            self.data.max_answer_tokens,
+            self.fine.max_tokens,
+            self.evaluation.max_tokens,
+        )
         return self.data.max_prompt_tokens + max(answers)
 
     def identity(self, sections: Sequence[str]) -> dict[str, Any]:

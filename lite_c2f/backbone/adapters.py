@@ -85,10 +85,10 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
 
 
 def save_critic(roles: Roles, folder: Path, base: str, revision: str | None = None) -> None:
-    """Publish the critic: its adapter in PEFT format, its head (weight and bias, float32) in head.safetensors."""
+    """Publish the critic: its adapter, if it has its own, in PEFT format, and its head (weight and bias, float32)."""
     with publish_folder(folder, replace=True) as unfinished:
-        # not CAUSAL_LM: a critic says nothing, and the merger refuses it by this
-        write_adapter(roles.model, "critic", unfinished, base, revision, task_type="FEATURE_EXTRACTION")
+        if "critic" in roles.adapters:  # not CAUSAL_LM: a critic says nothing, and the merger refuses it by this
+            write_adapter(roles.model, "critic", unfinished, base, revision, task_type="FEATURE_EXTRACTION")
         head = roles.heads["critic"].linear
         save_file(
             {"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, unfinished / "head.safetensors"

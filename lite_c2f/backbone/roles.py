@@ -12,7 +12,7 @@ raises.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,15 +44,24 @@ class Roles:
     """The roles on one frozen causal language model.
 
     adapters: names of the adapters, e.g. ("policy", "critic", "reward"). The role "reference" is the bare base.
+    shares: roles with a head but no adapter of their own, and whose adapter they read, e.g. {"critic": "policy"}.
     checkpointing: recompute activations in the backward pass of `train=True` contexts.
     """
 
-    def __init__(self, base: Any, lora: Lora, adapters: tuple[str, ...], *, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        base: Any,
+        lora: Lora,
+        adapters: tuple[str, ...],
+        *,
+        shares: Mapping[str, str] | None = None,
+        checkpointing: bool = False,
+    ) -> None:
         first, *others = adapters
         self.model = PeftModel(base, lora_config(lora, "CAUSAL_LM"), adapter_name=first)
         for name in others:
             self.model.add_adapter(name, lora_config(lora, "CAUSAL_LM"))
-        self.adapters = adapters
+        self.adapters, self.shares = adapters, dict(shares or {})
         self.heads: dict[str, ScalarHead] = {}
         self.checkpointing = checkpointing
         self._role: str | None = None
@@ -83,13 +92,17 @@ class Roles:
         return head
 
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
-        """The LoRA weights of one adapter, by name."""
-        return self._parameters[name]
+        """The LoRA weights that a role has for itself: those of its adapter, none where it shares another's."""
+        return self._parameters.get(name, [])
 
     def trainable(self, name: str) -> list[nn.Parameter]:
-        """What an optimiser of this role owns: its adapter and its head."""
+        """What an optimiser of this role owns: its adapter, if it has one for itself, and its head."""
         head = self.heads.get(name)
         return self.adapter_parameters(name) + (list(head.parameters()) if head else [])
+
+    def learners(self, role: str) -> tuple[str, ...]:
+        """The roles that take gradients when this one trains: itself, and those that share its adapter."""
+        return (role, *(name for name, adapter in self.shares.items() if adapter == role))
 
     def add_head(self, name: str, head: ScalarHead) -> None:
         """Give a role its scalar head, frozen until the role trains."""
@@ -99,10 +112,11 @@ class Roles:
     def use(self, role: str, *, train: bool = False) -> Iterator[None]:
         """Be `role` inside the block; what was before comes back at its end, whatever happens in it.
 
-        train: its adapter and head take gradients, and activations are checkpointed. Without it no graph is built.
+        train: its adapter and head take gradients, with the heads that share the adapter, and activations are
+        checkpointed; a role that shares an adapter trains its head alone. Without it no graph is built.
         """
-        if role != REFERENCE and role not in self.adapters:
-            raise ValueError(f"no role '{role}': there are {', '.join((*self.adapters, REFERENCE))}")
+        if role not in (*self.adapters, *self.shares, REFERENCE):
+            raise ValueError(f"no role '{role}': there are {', '.join((*self.adapters, *self.shares, REFERENCE))}")
         if train and role == REFERENCE:
             raise ValueError("the reference is the frozen base: it cannot train")
         before, trained_before = self._role, self._training
@@ -153,10 +167,11 @@ class Roles:
         for layer in self._layers:
             layer.enable_adapters(not bare)
             if role is not None and not bare:
-                layer.set_adapter([role])
-        for name in self.adapters:
+                layer.set_adapter([self.shares.get(role, role)])
+        learners = self.learners(role) if train and role is not None else ()
+        for name in (*self.adapters, *self.shares):
             for parameter in self.trainable(name):
-                parameter.requires_grad_(train and name == role)
+                parameter.requires_grad_(name in learners)
         self._set_checkpointing(train and self.checkpointing)
 
     def _set_checkpointing(self, on: bool) -> None:

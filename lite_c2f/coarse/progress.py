@@ -20,7 +20,7 @@ from lite_c2f.checkpoints import (
 )
 from lite_c2f.coarse.length import LengthState, Running
 from lite_c2f.coarse.rollout import Batches
-from lite_c2f.config import Config
+from lite_c2f.config import Coarse, Config
 from lite_c2f.data.encode import encode_prompt
 from lite_c2f.data.records import Prompt
 from lite_c2f.inputs import Corpus
@@ -102,18 +102,28 @@ class Standing:
     def weights(self) -> dict[str, Tensor]:
         """What an update changes in the models: adapters, the critic's head, both optimisers; not copied."""
         tensors: dict[str, Tensor] = {}
-        for name in TRAINED:
+        for name in self._adapters():
             adapter = get_peft_model_state_dict(self.roles.model, adapter_name=name, save_embedding_layers=False)
             tensors |= {f"{name}.{key}": value for key, value in adapter.items()}
+        for name in TRAINED:
             tensors |= optimizer_tensors(f"optimizer.{name}", self.optimizers[name])
         return tensors | {f"head.critic.{key}": v for key, v in self.roles.heads["critic"].state_dict().items()}
 
     def put_back(self, tensors: Mapping[str, Tensor]) -> None:
         """The models as `weights` found them."""
-        for name in TRAINED:
+        for name in self._adapters():
             set_peft_model_state_dict(self.roles.model, _under(name, tensors), adapter_name=name)
+        for name in TRAINED:
             restore_optimizer(f"optimizer.{name}", self.optimizers[name], tensors)
         self.roles.heads["critic"].load_state_dict(_under("head.critic", tensors))
+
+    def _adapters(self) -> list[str]:
+        return [name for name in TRAINED if name in self.roles.adapters]
+
+    def finished(self, settings: Coarse) -> bool:
+        """Are all updates done, or all tokens of the budget sampled?"""
+        spent = sum(line["tokens"] for line in self.lines) * settings.rollouts
+        return self.step >= settings.updates or (settings.token_budget is not None and spent >= settings.token_budget)
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the weights in main memory (960 MiB on Mistral-7B), to undo an update with."""

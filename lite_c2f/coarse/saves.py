@@ -189,7 +189,8 @@ def store_of(run: Path, config: Config) -> Checkpoints:
 def identity_of(config: Config, run: Path) -> dict[str, Any]:
     """What an update depends on, beside those before it."""
     found = config.identity(SECTIONS)
-    del found["coarse"]["updates"]  # no update depends on how many will follow
+    for end in ("updates", "token_budget"):  # no update depends on how many will follow
+        del found["coarse"][end]
     numbers = read_json(run / "reward" / "metrics.json")
     adapter = hash_of(run / "reward" / "adapter" / "adapter_model.safetensors")
     return found | {

@@ -12,6 +12,7 @@ import torch
 from lite_c2f import ranks
 from lite_c2f.answers import repeated_ngrams
 from lite_c2f.backbone.adapters import load_into, save_critic, save_policy
+from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, uses_checkpointing
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages, gae, token_rewards
@@ -28,7 +29,7 @@ from lite_c2f.errors import ModelError, NonFiniteError, RunError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.interrupts import graceful
 from lite_c2f.ops import explained_variance
-from lite_c2f.reward.score import Normalizer
+from lite_c2f.reward.score import Normalizer, score, scored_row
 from lite_c2f.runs import Metrics, append_line, read_json, write_json
 from lite_c2f.sampling import Sampling, sample
 
@@ -71,7 +72,7 @@ def train_coarse(
         progress(standing.step, settings.updates, {})
 
     with graceful(tell) as interruption:
-        while standing.step < settings.updates:
+        while not standing.finished(settings):
             began = time.perf_counter()
             step, before = standing.step + 1, standing.snapshot()
             try:
@@ -114,9 +115,9 @@ def train_coarse(
             standing.step = step
             if ranks.is_first():
                 log.write("coarse", step, line)
-                if step == 1 or step % settings.sample_every == 0 or step == settings.updates:
+                if step == 1 or step % settings.sample_every == 0 or standing.finished(settings):
                     try:
-                        store_samples(roles, shown, tokenizer, config, ends, standing.length.limit, step, samples_file)
+                        store_samples(standing, shown, tokenizer, config, ends, normalizer, samples_file)
                     except NonFiniteError as error:  # the next update will find out, and knows what to do
                         log_.warning("update %d: no samples: %s", step, error)
             if tell:
@@ -185,21 +186,35 @@ def begin(config: Config, corpus: Corpus, roles: Roles, tokenizer: Any, tell: Ca
 
 
 def prepare_roles(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Normalizer]:
-    """Policy, critic and reward model on one base. The critic starts as the reward model, on normalised rewards."""
+    """Policy, critic and reward model on one base.
+
+    By default the critic starts as the reward model, on normalised rewards. A head that starts from zero values
+    everything at the mean reward.
+    """
     if not (run / "reward" / "metrics.json").is_file():
         raise RunError.because(f"'{run}' has no reward model", "RUN/reward", "train with --stage reward first")
     torch.manual_seed(config.run.seed)
     base = load_model(models.base, config)
     checkpointing = uses_checkpointing(config, pick_device(config))
-    roles = Roles(base, config.lora, ("policy", "critic", "reward"), checkpointing=checkpointing)
+    shared = config.coarse.critic == "shared"
+    roles = Roles(
+        base,
+        config.lora,
+        ("policy", "reward") if shared else ("policy", "critic", "reward"),
+        shares={"critic": "policy"} if shared else {},
+        checkpointing=checkpointing,
+    )
     saved = read_json(run / "reward" / "metrics.json")
     normalizer = Normalizer(saved["mean"], saved["std"])
     head = load_into(roles, "reward", run / "reward" / "adapter")
-    load_into(roles, "critic", run / "reward" / "adapter")
     if head is None:
         raise RunError.because(f"'{run}/reward/adapter' has no score head", "a reward model", "train it again")
     roles.add_head("reward", head)
-    roles.add_head("critic", head.rescaled(normalizer.mean, normalizer.std))
+    if config.coarse.critic == "reward_model":
+        load_into(roles, "critic", run / "reward" / "adapter")
+        roles.add_head("critic", head.rescaled(normalizer.mean, normalizer.std))
+    else:
+        roles.add_head("critic", ScalarHead(head.linear.in_features))
     return roles, normalizer
 
 
@@ -236,16 +251,20 @@ def describe(
 
 @torch.no_grad()
 def store_samples(
-    roles: Roles,
+    standing: Standing,
     prompts: list,
     tokenizer: Any,
     config: Config,
     ends: Ends,
-    limit: int,
-    step: int,
+    normalizer: Normalizer,
     file: Path,
 ) -> None:
-    """Answer the same few held-out prompts and append the texts: means alone hide what a policy has learned to say."""
+    """Answer the same few held-out prompts and append the texts with their rewards.
+
+    Means alone hide what a policy has learned to say.
+    """
+    roles, batches = standing.roles, standing.batches
+    limit = config.coarse.sample_tokens or standing.length.limit
     with roles.sampling("policy"):
         said = sample(
             roles.model,
@@ -254,16 +273,22 @@ def store_samples(
             eos_ids=[ends.eos_id],
             stop_ids=ends.stop_ids,
             pad_id=ends.pad_id,
-            batch=len(prompts),
+            batch=min(len(prompts), batches.sampling.size),
         )
+    rows = [
+        scored_row(prompt, said.text_tokens(row), said.finish[row] != "limit", ends.eos_id)
+        for row, prompt in enumerate(prompts)
+    ]
+    rewards = score(roles, rows, pad_id=ends.pad_id, batch=batches.scoring)
     for row, prompt in enumerate(prompts):
         record = {
-            "step": step,
+            "step": standing.step,
             "limit": limit,
             "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
             "response": tokenizer.decode(said.text_tokens(row), skip_special_tokens=True),
             "finish": said.finish[row],
             "tokens": len(said.tokens[row]),
+            "reward": normalizer(float(rewards[row])),
         }
         append_line(file, record)
 

@@ -11,9 +11,10 @@ from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import fitting
 from lite_c2f.coarse.advantage import Advantages
 from lite_c2f.coarse.loss import policy_loss, value_loss
-from lite_c2f.coarse.rollout import Batches, Rollout, micro_batches, response_logprobs
+from lite_c2f.coarse.rollout import Batches, Rollout, micro_batches
 from lite_c2f.config import Coarse
 from lite_c2f.errors import NonFiniteError
+from lite_c2f.ops import token_logprobs
 
 Sums = dict[str, Tensor]  # over response tokens, on the device: reading them waits for it, so they are read once
 
@@ -31,6 +32,7 @@ def update(
 ) -> dict[str, float]:
     """`epochs` passes of `minibatches` optimiser steps for the critic and, once warm, the policy.
 
+    A critic that shares the policy's adapter learns in the policy's pass, once that is warm, and alone before.
     Losses are means over the tokens of a minibatch. Returns token-weighted means of the losses, the entropy and the
     clip fraction, and the mean gradient norms. With several processes each does a part of every minibatch, and their
     gradients are summed. Raises NonFiniteError at the first step whose loss or gradient is not finite, without taking
@@ -40,7 +42,7 @@ def update(
     batches = batches or Batches.of(settings)
     computed = rollout.logprobs is not None
     old = torch.zeros_like(rollout.sampled) if rollout.logprobs is None else rollout.logprobs
-    names = ("critic", "policy") if warm else ("critic",)
+    passes = ("critic",) if not warm else ("policy",) if "critic" in roles.shares else ("critic", "policy")
     totals: Sums = {}
     norms: dict[str, list[Tensor]] = {name: [] for name in ("critic", "policy")}
     counted = 0
@@ -51,14 +53,16 @@ def update(
             rows = chunk.tolist()
             tokens = int(rollout.mask[rows].sum())
             counted += tokens
-            for name in names:
+            for name in passes:
                 mine = ranks.share(rows, rollout.lengths)
                 work = Minibatch(rollout, advantages, old, learns_old, mine, tokens)
                 sums = gradients(roles, name, work, settings, batches)
-                parameters = roles.trainable(name)
-                ranks.add([*(weight.grad for weight in parameters if weight.grad is not None), *sums.values()])
+                learners = {learner: roles.trainable(learner) for learner in roles.learners(name)}
+                weights = [weight for parameters in learners.values() for weight in parameters]
+                ranks.add([*(weight.grad for weight in weights if weight.grad is not None), *sums.values()])
                 add(totals, sums)
-                norms[name].append(_step(name, optimizers[name], parameters, sums, settings.max_grad_norm))
+                for learner, parameters in learners.items():
+                    norms[learner].append(_step(learner, optimizers[learner], parameters, sums, settings.max_grad_norm))
         if learns_old:
             ranks.add([old])  # every process wrote down its own rows
     figures = {name: float(total) / counted for name, total in totals.items()}
@@ -83,14 +87,15 @@ class Minibatch(NamedTuple):
 
 
 def gradients(roles: Roles, name: str, minibatch: Minibatch, settings: Coarse, batches: Batches) -> Sums:
-    """Gradients of a minibatch's mean loss into one role's parameters, and the sums for the log.
+    """Gradients of a minibatch's mean loss into the parameters that learn in a role's pass, and the sums for the log.
 
     Out of GPU memory, the whole minibatch is done again in smaller micro-batches: half-made gradients do not count.
     """
 
     def work(at_once: int) -> Sums:
-        for parameter in roles.trainable(name):
-            parameter.grad = None
+        for learner in roles.learners(name):
+            for parameter in roles.trainable(learner):
+                parameter.grad = None
         sums: Sums = {}
         with roles.use(name, train=True):
             for group, width in micro_batches(minibatch.rollout.lengths, minibatch.rows, at_once):
@@ -112,11 +117,14 @@ def _loss(
     def kept(values: Tensor) -> Tensor:
         return values[rows, : width - 1][mask]
 
+    def of_values(values: Tensor) -> Tensor:
+        return value_loss(values, kept(rollout.values), kept(advantages.returns), settings.value_clip).sum()
+
     if name == "critic":
-        values = roles.value(tokens)[:, :-1][mask]
-        loss = value_loss(values, kept(rollout.values), kept(advantages.returns), settings.value_clip).sum()
+        loss = of_values(roles.value(tokens)[:, :-1][mask])
         return loss, {"value_loss": loss.detach()}
-    logprobs, entropy = response_logprobs(roles, tokens, mask, settings.temperature)
+    hidden = roles.hidden(tokens)[:, :-1][mask]
+    logprobs, entropy = token_logprobs(hidden, roles.lm_head, tokens[:, 1:][mask], settings.temperature)
     assert entropy is not None
     if minibatch.learns_old:
         part = torch.zeros(mask.shape, device=mask.device)
@@ -124,11 +132,16 @@ def _loss(
         old[rows, : width - 1] = part
     losses, clipped = policy_loss(logprobs, kept(old), kept(advantages.advantages), settings.clip)
     loss = losses.sum()
-    return loss, {
+    sums = {
         "policy_loss": loss.detach(),
         "entropy": entropy.detach().sum(),
         "clip_fraction": clipped.sum().float(),
     }
+    if "critic" in roles.shares:
+        of_critic = of_values(roles.heads["critic"](hidden))
+        loss = loss + settings.value_coef * of_critic
+        sums["value_loss"] = of_critic.detach()
+    return loss, sums
 
 
 def add(totals: Sums, more: Sums) -> None:

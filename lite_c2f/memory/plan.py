@@ -7,7 +7,7 @@ from lite_c2f.config import Config
 from lite_c2f.errors import ConfigError
 from lite_c2f.memory.remedies import Refusal, largest, refuse, refuse_context
 from lite_c2f.memory.sizes import ASSUMED, GIBIBYTE, Bytes, Shape, model_shape
-from lite_c2f.memory.stages import Need, comparison, last_limit, reward, sampling, scoring, update
+from lite_c2f.memory.stages import Need, comparison, last_limit, reward, sampling, scoring, trained_adapters, update
 
 TOKENS_AT_ONCE = 16384  # more tokens in a micro-batch do not make an update faster, they only take memory
 CPU_TOKENS_AT_ONCE = 5376
@@ -201,8 +201,8 @@ def largest_limit(config: Config, sizes: Bytes, batches: Batches, room: float) -
 def disk(config: Config, shape: Shape, sizes: Bytes) -> dict[str, float]:
     """Bytes on disk: the downloads of hub models, the merged model, the adapters, and a stage's checkpoints.
 
-    A checkpoint is two adapters (policy and critic) with both moments of each; beside those that are kept there is the
-    best one, and one that is being written.
+    A checkpoint is the adapters that PPO trains with both moments of each; beside those that are kept there is the best
+    one, and one that is being written.
     """
     whole = (shape.linear + shape.embeddings) * (4 if config.model.base == "toy" else HUB_BYTES)
     names = (config.model.base, config.model.instruct)
@@ -210,6 +210,6 @@ def disk(config: Config, shape: Shape, sizes: Bytes) -> dict[str, float]:
     return {
         "downloads": len(remote) * whole,
         "merged model": whole,
-        "adapters": 3 * sizes.adapter,
-        "checkpoints": (config.run.keep_checkpoints + 2) * 2 * 3 * sizes.adapter,
+        "adapters": (trained_adapters(config) + 1) * sizes.adapter,
+        "checkpoints": (config.run.keep_checkpoints + 2) * trained_adapters(config) * 3 * sizes.adapter,
     }

@@ -36,15 +36,21 @@ def reward(config: Config, sizes: Bytes, micro_batch: int) -> Need:
     return Need("reward", "reward.micro_batch", micro_batch, parts)
 
 
-def _held(sizes: Bytes) -> dict[str, float]:
-    """What stays on the card for the whole coarse stage: three adapters, AdamW of policy and critic."""
-    return {"base": sizes.base, "adapters": 3 * sizes.adapter, "AdamW": 4 * sizes.adapter}
+def trained_adapters(config: Config) -> int:
+    """How many adapters PPO trains: the policy's, and the critic's where it has its own."""
+    return 1 if config.coarse.critic == "shared" else 2
+
+
+def _held(config: Config, sizes: Bytes) -> dict[str, float]:
+    """What stays on the card for the whole coarse stage: the adapters, the reward model's too, and AdamW."""
+    trained = trained_adapters(config)
+    return {"base": sizes.base, "adapters": (trained + 1) * sizes.adapter, "AdamW": 2 * trained * sizes.adapter}
 
 
 def sampling(config: Config, sizes: Bytes, batch: int, limit: int) -> Need:
     prompt = config.data.max_prompt_tokens
     reading = sizes.forward(min(batch * prompt, max(PROMPT_TOKENS, prompt)))
-    parts = _held(sizes) | {
+    parts = _held(config, sizes) | {
         "adapter copy": sizes.adapter_copy,
         "KV cache": sizes.cache(batch * (prompt + limit)),
         "activations": max(reading, sizes.drawing(batch)) + WORKSPACE,
@@ -55,7 +61,7 @@ def sampling(config: Config, sizes: Bytes, batch: int, limit: int) -> Need:
 def scoring(config: Config, sizes: Bytes, micro_batch: int, limit: int) -> Need:
     rows = 2 * micro_batch
     tokens = rows * (config.data.max_prompt_tokens + limit)
-    parts = _held(sizes) | {
+    parts = _held(config, sizes) | {
         "activations": sizes.forward(tokens) + sizes.adapter_copy + WORKSPACE,
         "log-prob tile": sizes.head(rows * limit, gradients=False),
     }
@@ -67,7 +73,7 @@ def update(config: Config, sizes: Bytes, micro_batch: int, limit: int) -> Need:
     kept = sizes.dtype * sizes.shape.layers * sizes.shape.hidden * tokens if sizes.checkpointing else 0.0
     # Layers and head have their widest moments one after the other: only what the tile adds to the layers' counts.
     layers, tile = sizes.backward(tokens), sizes.head(micro_batch * limit, gradients=True)
-    parts = _held(sizes) | {
+    parts = _held(config, sizes) | {
         "gradients": sizes.adapter,
         "activations": layers + WORKSPACE,
         "log-prob tile": max(kept + tile - layers, 0.0),
