@@ -14,10 +14,11 @@ from lite_c2f.answers import Answer
 from lite_c2f.backbone.copies import sampling_copies
 from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.batches import BatchSize, fitting, groups
+from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config
-from lite_c2f.data.encode import encode_chat, encode_prompt, pad_right, stop_ids
+from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
 from lite_c2f.data.records import Turn
+from lite_c2f.divergence import Hidden, mean_kl
 from lite_c2f.errors import ModelError, RunError
 from lite_c2f.inputs import ModelPair
 from lite_c2f.memory.stages import JUDGED_ROWS
@@ -26,7 +27,6 @@ from lite_c2f.sampling import Sampling, sample
 
 Turns = tuple[Turn, ...]
 Ratio = float | Mapping[str, float]  # of the residue: for all weights, or by the weight's name
-KL_TOKENS = 256  # positions whose logits are in memory at once: 64 MiB at vocabulary 32,000
 
 
 def answer_base(
@@ -43,6 +43,24 @@ def answer_base(
     ids = [encode_prompt(tokenizer, turns, limit, template=config.model.prompt_template)[0] for turns in prompts]
     with roles.sampling(role):
         return _answer(roles.model, tokenizer, ids, sampling, batch, stop_ids(tokenizer, config.model.stop))
+
+
+def kl_of_coarse(
+    roles: Roles, tokenizer: Any, config: Config, prompts: Sequence[Turns], answers: Sequence[Answer], batch: BatchSize
+) -> float:
+    """Mean KL(Coarse Actor || base) in nats a token, over whole distributions along the Coarse Actor's answers."""
+    limit = config.data.max_prompt_tokens
+    asked = [encode_prompt(tokenizer, turns, limit, template=config.model.prompt_template)[0] for turns in prompts]
+
+    def hidden(role: str) -> Hidden:
+        def states(tokens: Tensor) -> Tensor:
+            with roles.use(role):
+                return roles.hidden(tokens)
+
+        return states
+
+    pad_id = tokenizer.pad_token_id
+    return mean_kl(asked, answers, hidden("policy"), hidden("reference"), roles.lm_head, pad_id, roles.device, batch)
 
 
 class Instruct:
@@ -97,50 +115,24 @@ class Instruct:
             for name, scaling in self._scaling[weight].items():
                 layer.scaling[name] = share * scaling
 
-    @torch.no_grad()
     def kl(self, prompts: Sequence[Turns], answers: Sequence[Answer], ratio: Ratio, batch: int | BatchSize) -> float:
         """Mean KL(instruct with the residue || instruct) in nats a token, over whole distributions along the answers.
 
         prompts and answers: what the model with the residue was asked and said; only the text counts, not its ending.
         """
-        size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
         limit = self.config.data.max_prompt_tokens
-        rows = [
-            (encode_chat(self.tokenizer, turns, limit), answer.text_tokens)
-            for turns, answer in zip(prompts, answers, strict=True)
-            if answer.text_tokens
-        ]
-        lengths = [len(prompt) + len(said) for prompt, said in rows]
-        if not rows:
-            return 0.0
+        asked = [encode_chat(self.tokenizer, turns, limit) for turns in prompts]
+        head, pad_id = self.model.get_output_embeddings(), self.tokenizer.pad_token_id
 
-        def work(at_once: int) -> float:
-            total = 0.0
-            for chosen in groups(sorted(range(len(rows)), key=lengths.__getitem__), lengths, at_once * max(lengths)):
-                tokens, real = pad_right([rows[row][0] + rows[row][1] for row in chosen], self.tokenizer.pad_token_id)
-                for place, row in enumerate(chosen):
-                    real[place, : len(rows[row][0])] = False
-                tokens, said = tokens.to(self.model.device), real[:, 1:].to(self.model.device)
-                with self.ratio(ratio):
-                    moved = self._hidden(tokens)[:, :-1][said]
-                with self.ratio(0.0):
-                    still = self._hidden(tokens)[:, :-1][said]
-                total += self._divergence(moved, still)
-            return total
+        def hidden(share: Ratio) -> Hidden:
+            def states(tokens: Tensor) -> Tensor:
+                model = self.model.get_base_model() if self._layers else self.model
+                with self.ratio(share):
+                    return model.model(input_ids=tokens, use_cache=False).last_hidden_state
 
-        return fitting(size, work) / sum(len(said) for _, said in rows)
+            return states
 
-    def _hidden(self, tokens: Tensor) -> Tensor:
-        model = self.model.get_base_model() if self._layers else self.model
-        return model.model(input_ids=tokens, use_cache=False).last_hidden_state
-
-    def _divergence(self, left: Tensor, right: Tensor) -> float:
-        """Sum of KL(left || right) over positions, from final hidden states (N, hidden), some logits at a time."""
-        head, total = self.model.get_output_embeddings(), 0.0
-        for first, second in zip(left.split(KL_TOKENS), right.split(KL_TOKENS), strict=True):
-            p, q = (head(hidden).float().log_softmax(-1) for hidden in (first, second))
-            total += float((p.exp() * (p - q)).sum())
-        return total
+        return mean_kl(asked, answers, hidden(ratio), hidden(0.0), head, pad_id, self.model.device, batch)
 
     def answer(
         self,

@@ -18,6 +18,7 @@ from lite_c2f.errors import ConfigError
 from lite_c2f.yaml_files import apply_override, read_mapping
 
 PROMPT_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant:"
+CHAT = "chat"  # in its place: the tokenizer's own chat template
 
 
 class Section(BaseModel):
@@ -68,12 +69,16 @@ class Model(Section):
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Arithmetic of the base: auto is bfloat16 on a GPU that has it, float32 on a CPU."
     )
-    prompt_template: str = Field(PROMPT_TEMPLATE, description="Prompt of a base model; must contain {prompt}.")
+    prompt_template: str = Field(
+        PROMPT_TEMPLATE,
+        description="Prompt of the model that is trained, with {prompt} in it; chat: its tokenizer's own template, to "
+        "train an instruct model directly.",
+    )
     stop: tuple[str, ...] = Field(("\n\nHuman:",), description="Texts that end a base model's response, as EOS does.")
 
     @model_validator(mode="after")
     def _template_has_prompt(self) -> "Model":
-        if self.prompt_template.count("{prompt}") != 1:
+        if self.prompt_template != CHAT and self.prompt_template.count("{prompt}") != 1:
             raise ValueError("model.prompt_template must contain {prompt} exactly once")
         if not all(self.stop):
             raise ValueError("model.stop holds an empty text; remove it")

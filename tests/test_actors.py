@@ -6,8 +6,9 @@ from safetensors.torch import load_file
 
 from lite_c2f.actors import Instruct
 from lite_c2f.answers import Answer
+from lite_c2f.backbone.load import load_tokenizer
 from lite_c2f.config import load_config
-from lite_c2f.data.encode import encode_chat
+from lite_c2f.data.encode import encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
 from lite_c2f.fine.merge import merge
 
@@ -44,6 +45,35 @@ def test_kl_along_answers_by_definition(instruct, ratio):
         assert instruct.kl(turns, answers, ratio, batch) == pytest.approx(total / count, rel=1e-3)
     assert instruct.kl(turns, answers, 0.0, 2) == 0.0
     assert instruct.kl(turns[1:2], answers[1:2], 1.0, 2) == 0.0  # nothing was said
+
+
+def test_kl_of_the_coarse_actor_by_definition(quantized, pico):
+    from lite_c2f.actors import kl_of_coarse
+    from lite_c2f.backbone.roles import Roles
+    from lite_c2f.batches import BatchSize
+    from lite_c2f.config import Lora
+
+    config = load_config({}, ["data.max_prompt_tokens=32", "model.prompt_template='{prompt}'"])
+    roles = Roles(quantized(), Lora(r=4, alpha=8), ("policy",))
+    with torch.no_grad():
+        for parameter in roles.adapter_parameters("policy"):
+            parameter.normal_(std=0.2)
+    tokenizer = load_tokenizer(str(pico["base"]))
+    turns = [(Turn("human", "w1 w2"),), (Turn("human", "w3"),)]
+    answers = [Answer("", 3, "eos", [10, 11, 12]), Answer("", 2, "limit", [20, 21])]
+    total = 0.0
+    for asked, answer in zip(turns, answers, strict=True):
+        ids = encode_prompt(tokenizer, asked, 32, template="{prompt}")[0]
+        found = []
+        for role in ("policy", "reference"):
+            with roles.use(role):
+                found.append(roles.lm_head(roles.hidden(torch.tensor([ids + answer.text_tokens])))[0].double())
+        p, q = (logits.softmax(-1)[len(ids) - 1 : -1] for logits in found)
+        total += float((p * (p / q).log()).sum())
+    assert total > 1e-3
+    for batch in (1, 2):
+        size = BatchSize("batch", batch)
+        assert kl_of_coarse(roles, tokenizer, config, turns, answers, size) == pytest.approx(total / 5, rel=1e-3)
 
 
 def test_ratios_by_weight_are_what_a_merge_writes(tmp_path, pico, instruct):

@@ -13,7 +13,7 @@ ORDER = (
     "errors", "views", "interrupts", "locks", "disk", "ranks", "run_log", "identity", "yaml_files", "config", "runs",
     "kept", "checkpoints",
     "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
-    "answers", "inputs", "fingerprints",
+    "answers", "divergence", "inputs", "fingerprints",
     "reward", "actors", "coarse", "fine", "evaluation", "manifest", "judging", "doctor", "telling", "pipeline", "chat",
     "chat_terminal", "ui", "terminal", "exits", "cli",
     "__main__",

@@ -14,6 +14,7 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError, DataError, ModelError
 
 HH = "\n\nHuman: {prompt}\n\nAssistant:"
+CHAT = "chat"  # in a template's place: the tokenizer's own
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # how half of a multi-byte character decodes
 
 
@@ -39,9 +40,12 @@ def encode_prompt(tokenizer: Any, turns: Sequence[Turn], max_tokens: int, templa
     """(ids, turns dropped) of a base model's prompt in at most `max_tokens` tokens, after BOS if the tokenizer has one.
 
     The oldest turns are dropped first, so that the rest begins with a human turn; then the last turn's text loses its
-    beginning, but never its markers. Raises DataError unless the conversation ends with a human turn, and ConfigError
-    when not even the markers fit.
+    beginning, but never its markers. With the template `chat` the tokenizer's own is used, as `encode_chat` does; what
+    that drops is not counted. Raises DataError unless the conversation ends with a human turn, and ConfigError when not
+    even the markers fit.
     """
+    if template == CHAT:
+        return encode_chat(tokenizer, turns, max_tokens), 0
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     for dropped, rest in _suffixes(turns):
         ids = bos + _ids(tokenizer, render(rest, template))

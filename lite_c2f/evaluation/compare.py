@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import xxhash
 
-from lite_c2f.actors import Instruct, Judge, answer_base, load_coarse
+from lite_c2f.actors import Instruct, Judge, Turns, answer_base, kl_of_coarse, load_coarse
 from lite_c2f.answers import Answer, repeated_ngrams, standard_error, summarize
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize
@@ -20,7 +20,7 @@ from lite_c2f.evaluation.wins import compare
 from lite_c2f.fingerprints import fingerprints
 from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.kept import Kept
-from lite_c2f.runs import hash_of, write_json, write_jsonl
+from lite_c2f.runs import hash_of, read_json, write_json, write_jsonl
 from lite_c2f.sampling import Sampling
 
 PAIRS = (("fine", "instruct"), ("coarse", "base"), ("fine", "coarse"))
@@ -84,9 +84,27 @@ def evaluate(
         for actor in ACTORS
     ]
     write_jsonl(run / "evaluation" / "responses.jsonl", rows)
-    write_json(run / "evaluation" / "metrics.json", more_figures(prompts, answers, rewards))
+    found = more_figures(prompts, answers, rewards)
+    found["actors"]["coarse"]["kl"] = round(
+        kl_of_coarse(roles, judge.tokenizer, config, turns, answers["coarse"], batch), 4
+    )
+    found["actors"]["fine"]["kl"] = round(kl_of_fine(config, models, run, turns, answers["fine"], batch), 4)
+    write_json(run / "evaluation" / "metrics.json", found)
     kept.clear()
     return {actor: summarize(prompts, answers[actor], rewards[actor]) for actor in ACTORS}
+
+
+def kl_of_fine(
+    config: Config, models: ModelPair, run: Path, turns: Sequence[Turns], answers: Sequence[Answer], batch: BatchSize
+) -> float:
+    """Mean KL(instruct with the residue || instruct) in nats a token, along the Fine Actor's answers.
+
+    The residue unmerged, at the ratios of RUN/fine/merge.json: but for the rounding of the merged weights, the same.
+    """
+    loaded = Instruct(config, models.instruct, run / "coarse" / "adapter")
+    merged = read_json(run / "fine" / "merge.json")["tensors"]
+    ratios = {name: float(merged[name]["ratio"]) if name in merged else 0.0 for name in loaded.weights}
+    return loaded.kl(turns, answers, ratios, batch)
 
 
 def more_figures(
@@ -95,7 +113,8 @@ def more_figures(
     """Figures beyond the summary's: variety and verbosity of each actor, and who beats whom by the reward model.
 
     {"actors": {actor: {"distinct_1", ..., "compression_ratio", "hit_limit", ...}}, "wins": {"fine over instruct":
-    {"rate", "se", "controlled", "length_effect", "prompts"}}, "note": what to think of the wins}
+    {"rate", "se", "controlled", "length_effect", "prompts"}}, "note": what to think of the wins}. The comparison adds
+    `kl`, in nats a token: of Coarse to the base, of Fine to the instruct model.
     """
     found: dict[str, Any] = {"actors": {}, "wins": {}, "note": CIRCULAR}
     for actor, said in answers.items():

@@ -33,10 +33,12 @@ Progress = Callable[[str, int, int, float], None]
 
 # What the models' texts come from: a change here is another toy world, and another folder in the cache.
 _DEPENDS: tuple[Any, ...] = (
+    world.World,
     world.Problem,
     world.problems,
     world.analytic,
     world.direct,
+    world.rambling,
     world.base_answer,
     world.instruct_answer,
 )
@@ -56,6 +58,7 @@ class Recipe(NamedTuple):
     instruct_batch: int = 24
     instruct_lr: float = 5e-4
     seed: int = 0
+    toy: world.World = world.World()
 
 
 class ToyPair(NamedTuple):
@@ -86,7 +89,7 @@ def toy_pair(recipe: Recipe = Recipe(), progress: Progress | None = None) -> Toy
 
 
 def _build(folder: Path, recipe: Recipe, progress: Progress) -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(recipe.toy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = MistralForCausalLM(_config(recipe, tokenizer))
@@ -100,15 +103,17 @@ def _build(folder: Path, recipe: Recipe, progress: Progress) -> None:
         _save(model, tokenizer, folder / "instruct", chat=True)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(toy: world.World = world.World()) -> PreTrainedTokenizerFast:
     """A byte-level BPE in which every word of the toy world, and every number to 99, is one token.
 
     Byte-level, so that any Unicode text can be encoded too.
     """
     rng = random.Random(0)
     texts = [f" {number} {number}" for number in range(100)] * 4
-    for problem in itertools.islice(world.problems(rng, held_out=False), 600):
+    for problem in itertools.islice(world.problems(rng, held_out=False, world=toy), 600):
         texts += [world.analytic(problem), world.dialogue_turn(problem.question, world.direct(problem))]
+        if toy.base_rambling:
+            texts.append(" " + world.rambling(rng, problem, toy))
     texts += list(world.RUDE) * 8 + [f" {rude}" for rude in world.RUDE] * 8
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -151,7 +156,7 @@ def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> MistralConfig
 def _base_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[torch.Tensor]:
     """(B, T) rows of BOS and run-on dialogue; every token is learned."""
     rng = random.Random(f"base-{recipe.seed}")
-    source = world.problems(rng, held_out=False)
+    source = world.problems(rng, held_out=False, world=recipe.toy)
     while True:
         rows: list[list[int]] = []
         while len(rows) < recipe.base_batch:
@@ -159,7 +164,7 @@ def _base_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[t
             turn = world.forum_turn if rng.random() < 0.15 else world.dialogue_turn
             while len(row) < recipe.base_tokens:
                 problem = next(source)
-                text = turn(problem.question, world.base_answer(rng, problem))
+                text = turn(problem.question, world.base_answer(rng, problem, recipe.toy))
                 row += tokenizer.encode(text, add_special_tokens=False)
             rows.append(row[: recipe.base_tokens])
         tokens = torch.tensor(rows)
@@ -169,7 +174,7 @@ def _base_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[t
 def _instruct_rows(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[torch.Tensor]:
     """(2, B, T): tokens, and labels that are -100 on the prompt and the padding."""
     rng = random.Random(f"instruct-{recipe.seed}")
-    source = world.problems(rng, held_out=False)
+    source = world.problems(rng, held_out=False, world=recipe.toy)
     while True:
         rows = []
         for problem in itertools.islice(source, recipe.instruct_batch):

@@ -4,7 +4,8 @@ A problem chains three to five operands (two to four additions or subtractions o
 
 - *analytic*: every step written out, then the answer;
 - *direct*: the answer alone;
-- *rude*: a refusal.
+- *rude*: a refusal;
+- *rambling*: talk around the question without an answer (not in the default world).
 
 One problem in ten, chosen by its numbers, is held out: no training text ever contains it. All of this is our own.
 """
@@ -22,7 +23,24 @@ THINGS = ("apples", "books", "coins", "cards", "pens", "stones", "shells", "stam
 GAINS = ("finds", "buys", "wins", "gets")
 LOSSES = ("loses", "sells", "drops", "gives")
 RUDE = ("Work it out yourself.", "What a stupid question.", "I do not care.", "Leave me alone.")
-ORDER = ("first", "second", "third", "fourth")
+IDLE = (
+    "{name} has many {thing}.",
+    "{name} likes {thing}.",
+    "It is nice to have {thing}.",
+    "Who does not like {thing}?",
+)
+ORDER = ("first", "second", "third", "fourth", "fifth", "sixth")
+
+
+class World(NamedTuple):
+    """What may differ between toy worlds; the default is the one that `toy` names."""
+
+    operations: tuple[int, int] = (2, 4)  # fewest and most of a problem
+    base_analytic: float = 0.5  # share of what the base model reads
+    base_direct: float = 0.45
+    base_rambling: float = 0.0
+    idle: tuple[int, int] = (9, 18)  # sentences of a rambling answer
+    flipped: float = 0.0  # share of the preference pairs whose sides are exchanged
 
 
 class Problem(NamedTuple):
@@ -52,12 +70,12 @@ class Problem(NamedTuple):
         return f"{self.name} has {self.start} {self.thing}{told}. How many now?"
 
 
-def problems(rng: random.Random, *, held_out: bool) -> Iterator[Problem]:
+def problems(rng: random.Random, *, held_out: bool, world: World = World()) -> Iterator[Problem]:
     """Endless random problems from one side of the split."""
     while True:
         total = start = rng.randint(1, 9)
         changes = []
-        for _ in range(rng.randint(2, len(ORDER))):
+        for _ in range(rng.randint(*world.operations)):
             change = rng.randint(1, 9) * rng.choice((1, -1))
             if total + change < 0:
                 change = -change
@@ -105,12 +123,29 @@ def off_by(rng: random.Random, problem: Problem) -> int:
     return error if problem.answer + error >= 0 else -error
 
 
-def base_answer(rng: random.Random, problem: Problem) -> str:
-    """What the base model has read: half analytic, nearly half direct, sometimes rude."""
+def rambling(rng: random.Random, problem: Problem, world: World) -> str:
+    """Idle talk, and no answer."""
+    sentences = rng.choices(IDLE, k=rng.randint(*world.idle))
+    return " ".join(sentences).format(name=problem.name, thing=problem.thing)
+
+
+def base_answer(rng: random.Random, problem: Problem, world: World = World()) -> str:
+    """What the base model has read: in the default world half analytic, nearly half direct, sometimes rude."""
     kind = rng.random()
-    if kind < 0.5:
+    if kind < world.base_analytic:
         return analytic(problem)
-    return direct(problem) if kind < 0.95 else rng.choice(RUDE)
+    if kind < world.base_analytic + world.base_direct:
+        return direct(problem)
+    answers = kind < world.base_analytic + world.base_direct + world.base_rambling
+    return rambling(rng, problem, world) if answers else rng.choice(RUDE)
+
+
+def worst(rng: random.Random, problem: Problem, world: World) -> tuple[str, bool]:
+    """An answer that helps nobody, and whether it ends: rude or, where the world has such, rambling, cut off or not."""
+    if world.base_rambling and rng.random() < 0.5:
+        text = rambling(rng, problem, world)
+        return (text, True) if rng.random() < 0.5 else (cut(rng, text), False)
+    return rng.choice(RUDE), True
 
 
 def instruct_answer(rng: random.Random, problem: Problem) -> str:
@@ -128,7 +163,7 @@ def forum_turn(question: str, answer: str) -> str:
     return f"[INST] {question} [/INST] {answer}"
 
 
-def pairs(count: int, seed: int, *, held_out: bool = False) -> list[Pair]:
+def pairs(count: int, seed: int, *, held_out: bool = False, world: World = World()) -> list[Pair]:
     """Preference pairs: an analytic, right answer over a direct, wrong, incomplete, rude, truncated or run-on one.
 
     A few pairs rank the lesser answers among themselves: direct and right over direct and wrong or rude, a cut-off
@@ -136,7 +171,7 @@ def pairs(count: int, seed: int, *, held_out: bool = False) -> list[Pair]:
     an analysis is worth more than a guess, and a policy under a short limit would be paid to guess.
     """
     rng = random.Random(f"pairs-{seed}-{held_out}")
-    source = problems(rng, held_out=held_out)
+    source = problems(rng, held_out=held_out, world=world)
     kinds = {
         "direct": 3,
         "wrong": 2,
@@ -149,10 +184,20 @@ def pairs(count: int, seed: int, *, held_out: bool = False) -> list[Pair]:
         "unfinished": 3,
     }
     drawn = rng.choices(list(kinds), list(kinds.values()), k=count)
-    return [_pair(rng, kind, next(source), source) for kind in drawn]
+    made = [_pair(rng, kind, next(source), source, world) for kind in drawn]
+    return [_exchanged(pair) if world.flipped and rng.random() < world.flipped else pair for pair in made]
 
 
-def _pair(rng: random.Random, kind: str, problem: Problem, source: Iterator[Problem]) -> Pair:
+def _exchanged(pair: Pair) -> Pair:
+    return pair._replace(
+        chosen=pair.rejected,
+        rejected=pair.chosen,
+        chosen_ended=pair.rejected_ended,
+        rejected_ended=pair.chosen_ended,
+    )
+
+
+def _pair(rng: random.Random, kind: str, problem: Problem, source: Iterator[Problem], world: World) -> Pair:
     turns = (Turn("human", problem.question),)
     best = analytic(problem)
     guess = direct(problem, off_by(rng, problem))
@@ -164,18 +209,21 @@ def _pair(rng: random.Random, kind: str, problem: Problem, source: Iterator[Prob
         other = next(source)
         return Pair(turns, best, best + dialogue_turn(other.question, direct(other)), rejected_ended=False)
     if kind == "lesser":
-        return Pair(turns, direct(problem), rng.choice((guess, rng.choice(RUDE))))
+        worse, ended = rng.choice(((guess, True), worst(rng, problem, world)))
+        return Pair(turns, direct(problem), worse, rejected_ended=ended)
     if kind == "unfinished":
         longer = cut(rng, best)
         if rng.random() < 0.4 and len(longer.split(" ")) > 6:
             return Pair(turns, longer, cut(rng, longer), chosen_ended=False, rejected_ended=False)
-        return Pair(turns, longer, rng.choice((guess, rng.choice(RUDE))), chosen_ended=False)
-    worse = {
+        worse, ended = rng.choice(((guess, True), worst(rng, problem, world)))
+        return Pair(turns, longer, worse, chosen_ended=False, rejected_ended=ended)
+    known = {
         "direct": direct(problem),
         "wrong": analytic(problem, off_by(rng, problem)),
         "guess": guess,
     }
-    return Pair(turns, best, worse.get(kind) or rng.choice(RUDE))
+    worse, ended = (known[kind], True) if kind in known else worst(rng, problem, world)
+    return Pair(turns, best, worse, rejected_ended=ended)
 
 
 def without_a_step(rng: random.Random, problem: Problem) -> Problem:
@@ -192,9 +240,9 @@ def cut(rng: random.Random, text: str) -> str:
     return " ".join(words[: rng.randint(3, len(words) - 2)])
 
 
-def prompts(count: int, seed: int, *, held_out: bool) -> list[Prompt]:
+def prompts(count: int, seed: int, *, held_out: bool, world: World = World()) -> list[Prompt]:
     """Questions with their right answers and numbers of steps in `extra`."""
-    source = problems(random.Random(f"prompts-{seed}-{held_out}"), held_out=held_out)
+    source = problems(random.Random(f"prompts-{seed}-{held_out}"), held_out=held_out, world=world)
     return [
         Prompt((Turn("human", problem.question),), {"toy_answer": problem.answer, "toy_steps": len(problem.changes)})
         for problem in (next(source) for _ in range(count))

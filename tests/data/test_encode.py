@@ -86,6 +86,17 @@ def test_render_writes_the_transcript():
     assert render(talk("Hi {x}", "Hello", "Bye")) == expected
 
 
+def test_the_template_chat_is_the_tokenizers_own(pico):
+    from lite_c2f.backbone.load import load_tokenizer
+
+    tokenizer = load_tokenizer(str(pico["instruct"]))
+    turns = [Turn("human", "w1 w2"), Turn("assistant", "w3"), Turn("human", "w4")]
+    assert encode_prompt(tokenizer, turns, 32, template="chat") == (encode_chat(tokenizer, turns, 32), 0)
+    tokenizer.chat_template = None
+    with pytest.raises(ModelError, match="chat template"):
+        encode_prompt(tokenizer, turns, 32, template="chat")
+
+
 def test_render_uses_the_template_for_every_human_turn():
     assert render(talk("1", "2", "3"), "Q: {prompt}\nA:") == "Q: 1\nA: 2Q: 3\nA:"
     assert (

@@ -81,6 +81,22 @@ def test_pairs_prefer_the_better_answer():
             assert pair.chosen.startswith(pair.rejected)  # the longer cut is preferred
 
 
+def test_another_world_differs_where_it_says():
+    other = world.World(operations=(3, 5), base_analytic=0.0, base_direct=0.0, base_rambling=1.0, flipped=1.0)
+    found = itertools.islice(world.problems(random.Random(1), held_out=False, world=other), 500)
+    assert {len(problem.changes) for problem in found} == {3, 4, 5}
+    text = world.base_answer(random.Random(0), PROBLEM, other)
+    assert "answer" not in text and len(re.findall(r"[.?]", text)) >= 9 and "{" not in text
+    plain = world.pairs(200, 0, world=other._replace(flipped=0.0))
+    turned = world.pairs(200, 0, world=other)
+    assert [(pair.chosen, pair.chosen_ended) for pair in plain] == [
+        (pair.rejected, pair.rejected_ended) for pair in turned
+    ]
+    assert any(pair.rejected.startswith(("Tom likes", "Who does not like", "It is nice")) for pair in plain)
+    texts = {world.base_answer(random.Random(seed), PROBLEM) for seed in range(300)}
+    assert texts == {analytic(PROBLEM), direct(PROBLEM), *world.RUDE}  # the default world does not ramble
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_every_word_and_number_is_one_token():
     from lite_c2f.toy.build import make_tokenizer

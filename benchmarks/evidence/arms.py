@@ -1,0 +1,110 @@
+"""One PPO run of the evidence, and what its policy says at the end."""
+
+import json
+import shutil
+import time
+from itertools import accumulate, groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from worlds import COMPARED, WORLDS, config_of, corpus_of, models_of
+
+from lite_c2f.actors import Judge, answer_base, load_coarse
+from lite_c2f.answers import standard_error, summarize
+from lite_c2f.backbone.adapters import load_into
+from lite_c2f.backbone.load import load_model, load_tokenizer
+from lite_c2f.backbone.roles import Roles
+from lite_c2f.coarse.train import train_coarse
+from lite_c2f.config import Config
+from lite_c2f.inputs import Corpus, ModelPair
+from lite_c2f.reward.score import Normalizer
+from lite_c2f.reward.train import train_reward
+from lite_c2f.runs import read_json
+from lite_c2f.sampling import Sampling
+
+# Each differs from the first in one thing.
+ARMS: dict[str, tuple[str, ...]] = {
+    "logistic": (),
+    "start-half": ("coarse.length.start={half}",),
+    "linear": ("coarse.length.mode=linear",),
+    "fixed-short": ("coarse.length.mode=fixed",),
+    "fixed-long": ("coarse.length.mode=fixed", "coarse.length.start={longest}"),
+    "reward-only": ("coarse.length.w_value=0",),
+    "critic-only": ("coarse.length.w_reward=0", "coarse.length.w_value=1"),
+    "critic-from-zero": ("coarse.critic=zero",),
+    "critic-shared": ("coarse.critic=shared",),
+}
+INSTRUCT = "instruct-ppo"  # PPO on the instruct model itself, with a reward model of its own
+
+
+def train_reward_model(world: str, seed: int, folder: Path) -> dict[str, Any]:
+    """The reward model that all runs of a world and a seed share."""
+    return train_reward(config_of(world, seed), models_of(world), corpus_of(world, seed), folder)
+
+
+def run_arm(world: str, seed: int, name: str, folder: Path, rewards: Path) -> dict[str, Any]:
+    """Train one arm until its token budget is spent; returns its curve, and the figures of its final policy.
+
+    rewards: the folder of the shared reward model, which judges all final answers.
+    """
+    config, models, corpus = config_of(world, seed), models_of(world), corpus_of(world, seed)
+    if name == INSTRUCT:
+        trained = config_of(world, seed, ("model.prompt_template=chat", "model.stop=[]"))
+        on = ModelPair(models.instruct, models.instruct)
+        train_reward(trained, on, corpus, folder)
+    else:
+        overrides = tuple(
+            text.format(longest=WORLDS[world].longest, half=WORLDS[world].longest // 2) for text in ARMS[name]
+        )
+        trained, on = config_of(world, seed, overrides), models
+        shutil.copytree(rewards / "reward", folder / "reward")
+    began = time.perf_counter()
+    train_coarse(trained, on, corpus, folder)
+    seconds = time.perf_counter() - began
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if line["stage"] == "coarse"]
+    roles, _ = load_coarse(trained, on, folder)
+    judge = judge_of(config, models, rewards)
+    return {
+        "seconds": round(seconds, 1),
+        "tokens": round(sum(line["tokens"] for line in updates) * config.coarse.rollouts),
+        "updates": len(updates),
+        "limit_last": updates[-1]["limit"],
+        "curve": curve(folder, updates, config.coarse.rollouts),
+        "training": [
+            [round(line[key], 4) for key in ("reward", "limit", "hit_limit", "tokens", "kl", "explained_variance")]
+            for line in updates
+        ],
+        "final": final_figures(trained, roles, load_tokenizer(on.base), judge, corpus),
+    }
+
+
+def curve(folder: Path, updates: list[dict], rollouts: int) -> list[list[float]]:
+    """[tokens generated so far, mean reward of 64 held-out prompts at the largest limit], as training went on."""
+    spent = list(accumulate(line["tokens"] * rollouts for line in updates))
+    rows = [json.loads(line) for line in (folder / "coarse" / "samples.jsonl").read_text().splitlines()]
+    return [
+        [round(spent[step - 1]), round(fmean(row["reward"] for row in group), 4)]
+        for step, group in groupby(rows, lambda row: row["step"])
+    ]
+
+
+def final_figures(config: Config, roles: Roles, tokenizer: Any, judge: Judge, corpus: Corpus) -> dict[str, float]:
+    """What the policy says to held-out prompts."""
+    prompts = corpus.held_out_prompts[:COMPARED]
+    settings, turns = config.evaluation, [prompt.turns for prompt in prompts]
+    sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
+    answers = answer_base(roles, "policy", tokenizer, config, turns, sampling, COMPARED)
+    rewards = judge(turns, answers)
+    return summarize(prompts, answers, rewards) | {"reward_se": round(standard_error(rewards), 4)}
+
+
+def judge_of(config: Config, models: ModelPair, rewards: Path) -> Judge:
+    """A world's reward model as judge."""
+    saved = read_json(rewards / "reward" / "metrics.json")
+    roles = Roles(load_model(models.base, config), config.lora, ("reward",))
+    head = load_into(roles, "reward", rewards / "reward" / "adapter")
+    assert head is not None
+    roles.add_head("reward", head)
+    return Judge(roles, load_tokenizer(models.base), Normalizer(saved["mean"], saved["std"]), config)

@@ -1,0 +1,77 @@
+"""From results to figures: means with confidence intervals over seeds, and paired differences between arms."""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+# Two-sided 95% quantiles of Student's t, by degrees of freedom (standard tables).
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+Jobs = list[dict[str, Any]]
+IMPROVED = 0.95  # share of fixed-long's rise in reward that counts as learned
+
+
+class Interval(NamedTuple):
+    """A mean over seeds with the half width of its 95% confidence interval."""
+
+    mean: float
+    half: float
+
+    def text(self, digits: int = 2, sign: bool = False) -> str:
+        form = f"{'+' if sign else ''}.{digits}f"
+        return f"{self.mean:{form}} ± {self.half:.{digits}f}"
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Student's t over the seeds. With one seed there is no interval (nan)."""
+    if len(values) < 2:
+        return Interval(fmean(values), math.nan)
+    return Interval(fmean(values), T95[len(values) - 1] * stdev(values) / len(values) ** 0.5)
+
+
+def by_seed(jobs: Jobs, world: str, name: str, read: Callable[[dict[str, Any]], float]) -> dict[int, float]:
+    """What `read` finds in each seed's job of a name."""
+    return {job["seed"]: read(job) for job in jobs if job["world"] == world and job["name"] == name}
+
+
+def over_seeds(found: dict[int, float]) -> Interval:
+    return interval(list(found.values()))
+
+
+def difference(left: dict[int, float], right: dict[int, float]) -> Interval:
+    """left - right, seed by seed: both share their data and their reward model."""
+    return interval([left[seed] - right[seed] for seed in left])
+
+
+def surely(found: Interval) -> bool:
+    """Does the interval leave out 0?"""
+    return abs(found.mean) > found.half
+
+
+def final_reward(job: dict[str, Any]) -> float:
+    """Fixed-long's level: the mean of the last three points of a curve."""
+    return fmean(reward for _, reward in job["curve"][-3:])
+
+
+def first_tokens(job: dict[str, Any], target: float) -> float:
+    """Generated tokens at the first point of a run's curve that is at the target; infinite where none is."""
+    return next((tokens for tokens, reward in job["curve"] if reward >= target), math.inf)
+
+
+def learned_at(job: dict[str, Any], long: dict[str, Any]) -> float:
+    """Tokens at which a run has made IMPROVED of the rise that fixed-long makes from its start to its end."""
+    start, end = long["curve"][0][1], final_reward(long)
+    return first_tokens(job, start + IMPROVED * (end - start))
+
+
+def resampled(job: dict[str, Any], tokens: Sequence[float]) -> list[float]:
+    """A run's curve at given numbers of tokens, straight between its points."""
+    points = job["curve"]
+    found = []
+    for wanted in tokens:
+        before = max((point for point in points if point[0] <= wanted), default=points[0])
+        after = min((point for point in points if point[0] >= wanted), default=points[-1])
+        span = after[0] - before[0]
+        share = (wanted - before[0]) / span if span else 0.0
+        found.append(before[1] + share * (after[1] - before[1]))
+    return found

@@ -1,0 +1,139 @@
+"""Ways to bring a Coarse Actor's residue into an instruct model: the merger, and what else there is.
+
+TIES and DARE are PEFT's, on the task vectors of both models against their base; SLERP and averaging are a few lines.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from arms import judge_of
+from peft import PeftModel
+from peft.utils.merge_utils import dare_linear, ties
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from worlds import COMPARED, TRIED, config_of, corpus_of, models_of
+
+from lite_c2f.actors import Instruct
+from lite_c2f.answers import standard_error, summarize
+from lite_c2f.config import Config
+from lite_c2f.data.records import Prompt
+from lite_c2f.fine.merge import merge
+from lite_c2f.fine.sweep import choose
+from lite_c2f.sampling import Sampling
+
+Weights = dict[str, Tensor]
+DENSITY = 0.5
+KRM = "krm"
+RATIOS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+
+
+class Models(NamedTuple):
+    """All three in float32, by the weight's name."""
+
+    base: Weights
+    instruct: Weights
+    coarse: Weights
+
+
+def average(base: Tensor, instruct: Tensor, coarse: Tensor, share: float) -> Tensor:
+    return (1 - share) * instruct + share * coarse
+
+
+def slerp(base: Tensor, instruct: Tensor, coarse: Tensor, share: float) -> Tensor:
+    """On the arc between both weights, each taken as one vector; where they are parallel, on the line."""
+    left, right = instruct.flatten(), coarse.flatten()
+    cosine = torch.dot(left, right) / (left.norm() * right.norm())
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    if angle < 1e-4:
+        return average(base, instruct, coarse, share)
+    parts = (torch.sin((1 - share) * angle) * instruct + torch.sin(share * angle) * coarse) / torch.sin(angle)
+    return parts
+
+
+def by_ties(base: Tensor, instruct: Tensor, coarse: Tensor, share: float) -> Tensor:
+    return base + ties([coarse - base, instruct - base], torch.tensor([share, 1.0]), DENSITY)
+
+
+def by_dare(base: Tensor, instruct: Tensor, coarse: Tensor, share: float) -> Tensor:
+    return base + dare_linear([coarse - base, instruct - base], torch.tensor([share, 1.0]), DENSITY)
+
+
+METHODS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor, float], Tensor], tuple[float, ...]]] = {
+    "average": (average, (0.1, 0.25, 0.5, 0.75, 0.9)),
+    "slerp": (slerp, (0.1, 0.25, 0.5, 0.75, 0.9)),
+    "ties": (by_ties, (0.25, 0.5, 1.0, 1.5, 2.0)),
+    "dare": (by_dare, (0.25, 0.5, 0.75, 1.0, 1.25)),
+}
+
+
+def run_merges(world: str, seed: int, coarse: Path, rewards: Path, scratch: Path) -> dict[str, Any]:
+    """Every method at several shares on one set of prompts, and at the share chosen by them on another.
+
+    coarse: the run whose Coarse Actor is merged. Returns {"instruct": figures, METHOD: {"tried", "chosen", "final"}}.
+    """
+    config, models, corpus = config_of(world, seed), models_of(world), corpus_of(world, seed)
+    judge = judge_of(config, models, rewards)
+    held_out = corpus.held_out_prompts
+    final, trial = held_out[:COMPARED], held_out[COMPARED : COMPARED + TRIED]
+    instruct = Path(models.instruct)
+    found: dict[str, Any] = {"instruct": measure(config, judge, instruct, final)}
+    loaded = load_all(models.base, models.instruct, coarse / "coarse" / "adapter")
+    for method in (KRM, *METHODS):
+        shares = RATIOS if method == KRM else METHODS[method][1]
+        tried = []
+        for share in shares:
+            folder = scratch / f"{method}-{share}"
+            if method == KRM:
+                merge(coarse / "coarse" / "adapter", models.base, models.instruct, folder, ratio=share)
+            else:
+                write(instruct, folder, combined(loaded, METHODS[method][0], share, seed))
+            tried.append({"ratio": share, **measure(config, judge, folder, trial)})
+        chosen = choose(tried, config.fine.min_eos)
+        best = measure(config, judge, scratch / f"{method}-{chosen}", final)
+        found[method] = {"tried": tried, "chosen": chosen, "final": best}
+        shutil.rmtree(scratch, ignore_errors=True)
+    return found
+
+
+def load_all(base: str, instruct: str, adapter: Path) -> Models:
+    """Base and instruct as they are; coarse: base + residue, merged by PEFT."""
+
+    def weights(model: Any) -> Weights:
+        return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tuned = AutoModelForCausalLM.from_pretrained(instruct, dtype=torch.float32)
+    of_base = weights(plain)
+    return Models(of_base, weights(tuned), weights(PeftModel.from_pretrained(plain, adapter).merge_and_unload()))
+
+
+def combined(models: Models, method: Callable[..., Tensor], share: float, seed: int) -> Weights:
+    """A model made of all three, weight by weight."""
+    torch.manual_seed(seed)  # DARE drops at random
+    return {
+        name: method(models.base[name], value, models.coarse[name], share) for name, value in models.instruct.items()
+    }
+
+
+def write(instruct: Path, folder: Path, weights: Weights) -> None:
+    """A model folder like the instruct model's, with these weights."""
+    model = AutoModelForCausalLM.from_pretrained(instruct, dtype=torch.float32)
+    model.load_state_dict(weights)
+    shutil.copytree(instruct, folder)
+    model.save_pretrained(folder)
+
+
+def measure(config: Config, judge: Any, folder: Path, prompts: list[Prompt]) -> dict[str, float]:
+    """A model's answers through its chat template, in 4 bits as the comparison loads it."""
+    settings, turns = config.evaluation, [prompt.turns for prompt in prompts]
+    sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
+    answers = Instruct(config, str(folder)).answer(turns, sampling, len(turns))
+    rewards = judge(turns, answers)
+    return summarize(prompts, answers, rewards) | {
+        "reward_se": round(standard_error(rewards), 4),
+        "characters": round(fmean(len(answer.text) for answer in answers), 1),
+    }

@@ -1,0 +1,216 @@
+"""docs/evidence.md and its plots, from benchmarks/results/evidence.json alone. The prose is in page.md."""
+
+import re
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from figures import (
+    Interval,
+    Jobs,
+    by_seed,
+    difference,
+    final_reward,
+    first_tokens,
+    interval,
+    learned_at,
+    over_seeds,
+    resampled,
+    surely,
+)
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+
+MODES = ("logistic", "linear", "fixed-short", "fixed-long")
+SIGNALS = ("logistic", "reward-only", "critic-only")
+CRITICS = ("logistic", "critic-from-zero", "critic-shared")
+MERGES = ("krm", "average", "slerp", "ties", "dare")
+TEMPLATE = Path(__file__).with_name("page.md")
+
+
+def make_page(results: dict[str, Any], folder: Path) -> None:
+    """Write evidence.md and its plots into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = results["jobs"]
+    worlds = [world for world in ("toy", "harder") if any(job["world"] == world for job in jobs)]
+    parts = {"seconds": f"{results['seconds'] / 60:.0f}", "machine": results["machine"]}
+    for world in worlds:
+        parts |= {
+            f"{world} modes": arms_table(jobs, world, MODES),
+            f"{world} signals": arms_table(jobs, world, SIGNALS),
+            f"{world} critics": arms_table(jobs, world, CRITICS),
+            f"{world} share": share_text(jobs, world),
+            f"{world} saved": saved_text(jobs, world),
+            f"{world} ratios": ratio_table(jobs, world),
+            f"{world} merges": merge_table(jobs, world),
+            f"{world} direct": direct_table(jobs, world),
+        }
+    rcParams["svg.hashsalt"] = "evidence"
+    for name, figure in (("cm", plot_curves(jobs, worlds)), ("krm", plot_ratios(jobs, worlds))):
+        figure.savefig(folder / f"evidence-{name}.svg", format="svg", metadata={"Date": None, "Creator": None})
+    (folder / "evidence.md").write_text(filled(TEMPLATE.read_text(), parts))
+
+
+def filled(template: str, parts: dict[str, str]) -> str:
+    """The template with each {{name}} replaced; KeyError for a name that no result gives."""
+    return re.sub(r"\{\{(.+?)\}\}", lambda found: parts[found[1]], template)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def marked(found: Interval, digits: int = 2) -> str:
+    """A difference, in bold where its interval leaves out 0."""
+    text = found.text(digits, sign=True)
+    return f"**{text}**" if surely(found) else text
+
+
+def final(key: str):
+    return lambda job: job["final"][key]
+
+
+def arms_table(jobs: Jobs, world: str, names: tuple[str, ...]) -> str:
+    """PPO runs at the same token budget, against the first of them."""
+    first = by_seed(jobs, world, names[0], final("reward"))
+    rows = []
+    for name in names:
+        rewards = by_seed(jobs, world, name, final("reward"))
+        rows.append(
+            [
+                name,
+                over_seeds(rewards).text(),
+                "" if name == names[0] else marked(difference(rewards, first)),
+                over_seeds(by_seed(jobs, world, name, final("accuracy"))).text(),
+                over_seeds(by_seed(jobs, world, name, final("tokens"))).text(0),
+                learned_text(jobs, world, name),
+                over_seeds(by_seed(jobs, world, name, lambda job: job["updates"])).text(0),
+                over_seeds(by_seed(jobs, world, name, lambda job: job["limit_last"])).text(0),
+            ]
+        )
+    head = ["run", "final reward", f"against {names[0]}", "accuracy", "tokens a response"]
+    return table([*head, "learned after (1000 tokens)", "updates", "last limit"], rows)
+
+
+def pairs_with_long(jobs: Jobs, world: str, name: str) -> list[tuple[dict, dict]]:
+    long = by_seed(jobs, world, "fixed-long", lambda job: job)
+    return [(job, long[seed]) for seed, job in by_seed(jobs, world, name, lambda job: job).items()]
+
+
+def learned_text(jobs: Jobs, world: str, name: str) -> str:
+    """When a run had learned, where all seeds did; else how many did."""
+    found = [learned_at(job, long) for job, long in pairs_with_long(jobs, world, name)]
+    reached = [tokens / 1000 for tokens in found if tokens != float("inf")]
+    if len(reached) == len(found):
+        return interval(reached).text(1)
+    return f"{len(reached)} of {len(found)} seeds"
+
+
+def share_text(jobs: Jobs, world: str) -> str:
+    """Tokens at which logistic first had fixed-long's final reward, as a share of all that fixed-long generated."""
+    shares = [
+        first_tokens(job, final_reward(long)) / long["tokens"] for job, long in pairs_with_long(jobs, world, "logistic")
+    ]
+    reached = [share for share in shares if share != float("inf")]
+    if len(reached) < len(shares):
+        return f"{len(reached)} of {len(shares)} seeds, those after {100 * fmean(reached):.0f}%" if reached else "never"
+    found = interval(reached)
+    return f"{100 * found.mean:.0f}% ± {100 * found.half:.0f}%"
+
+
+def saved_text(jobs: Jobs, world: str) -> str:
+    """Tokens until logistic has learned, as a share of those until fixed-long has."""
+    pairs = pairs_with_long(jobs, world, "logistic")
+    found = interval([learned_at(job, long) / learned_at(long, long) for job, long in pairs])
+    return f"{100 * found.mean:.0f}% ± {100 * found.half:.0f}%"
+
+
+def merges_of(jobs: Jobs, world: str) -> Jobs:
+    return [job for job in jobs if job["world"] == world and job["name"] == "merges"]
+
+
+def ratio_table(jobs: Jobs, world: str) -> str:
+    """The merger's ratios, on the prompts that ratios are chosen on."""
+    found = merges_of(jobs, world)
+    rows = []
+    for place, row in enumerate(found[0]["krm"]["tried"]):
+        at = [job["krm"]["tried"][place] for job in found]
+        columns = [interval([row[key] for row in at]) for key in ("reward", "accuracy", "eos", "tokens")]
+        chosen = sum(job["krm"]["chosen"] == row["ratio"] for job in found)
+        texts = [column.text(digits) for column, digits in zip(columns, (2, 2, 2, 0), strict=True)]
+        rows.append([f"{row['ratio']:g}", *texts, f"{chosen} of {len(found)}"])
+    return table(["ratio", "reward", "accuracy", "share that ended", "tokens", "chosen"], rows)
+
+
+def merge_table(jobs: Jobs, world: str) -> str:
+    """Ways to merge, each at the share that was chosen on other prompts."""
+    found = merges_of(jobs, world)
+    krm = {job["seed"]: job["krm"]["final"]["reward"] for job in found}
+    rows = [final_row("instruct, untouched", [job["instruct"] for job in found], krm, [job["seed"] for job in found])]
+    for method in MERGES:
+        finals, seeds = [job[method]["final"] for job in found], [job["seed"] for job in found]
+        shares = ", ".join(f"{share:g}" for share in sorted({job[method]["chosen"] for job in found}))
+        row = final_row(f"{method} (at {shares})", finals, krm, seeds)
+        rows.append([row[0], row[1], "" if method == "krm" else row[2], *row[3:]])
+    return table(["model", "reward", "against krm", "accuracy", "share that ended", "tokens"], rows)
+
+
+def direct_table(jobs: Jobs, world: str) -> str:
+    """The Fine Actor against the instruct model that was trained by PPO itself, with as many generated tokens."""
+    found = merges_of(jobs, world)
+    krm = {job["seed"]: job["krm"]["final"]["reward"] for job in found}
+    seeds = [job["seed"] for job in found]
+    direct = by_seed(jobs, world, "instruct-ppo", lambda job: job["final"])
+    fine = final_row("fine (krm)", [job["krm"]["final"] for job in found], krm, seeds)
+    fine[2] = ""
+    rows = [fine, final_row("instruct after PPO", [direct[seed] for seed in seeds], krm, seeds)]
+    return table(["model", "reward", "against fine", "accuracy", "share that ended", "tokens"], rows)
+
+
+def final_row(name: str, finals: list[dict], against: dict[int, float], seeds: list[int]) -> list[str]:
+    rewards = {seed: row["reward"] for seed, row in zip(seeds, finals, strict=True)}
+    others = [
+        interval([row[key] for row in finals]).text(digits)
+        for key, digits in (("accuracy", 2), ("eos", 2), ("tokens", 0))
+    ]
+    return [name, over_seeds(rewards).text(), marked(difference(rewards, against)), *others]
+
+
+def plot_curves(jobs: Jobs, worlds: list[str]) -> Figure:
+    """Held-out reward at the largest limit against generated tokens: means and 95% intervals over seeds."""
+    figure = Figure(figsize=(5 * len(worlds), 3.6), layout="constrained")
+    for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds, strict=True):
+        for name in MODES:
+            runs = [job for job in jobs if job["world"] == world and job["name"] == name]
+            grid = [step * min(run["curve"][-1][0] for run in runs) / 60 for step in range(61)]
+            columns = list(zip(*(resampled(run, grid) for run in runs), strict=True))
+            points = [interval(column) for column in columns]
+            (line,) = axes.plot([tokens / 1000 for tokens in grid], [point.mean for point in points], label=name)
+            low, high = [p.mean - p.half for p in points], [p.mean + p.half for p in points]
+            axes.fill_between([tokens / 1000 for tokens in grid], low, high, color=line.get_color(), alpha=0.15)
+        axes.set_title(world)
+        axes.set_xlabel("generated tokens (1000)")
+        axes.set_ylabel("reward, held-out prompts")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def plot_ratios(jobs: Jobs, worlds: list[str]) -> Figure:
+    """Reward and accuracy against the merger's ratio: means and 95% intervals over seeds."""
+    figure = Figure(figsize=(5 * len(worlds), 3.6), layout="constrained")
+    for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds, strict=True):
+        found = merges_of(jobs, world)
+        ratios = [row["ratio"] for row in found[0]["krm"]["tried"]]
+        for key in ("reward", "accuracy", "eos"):
+            columns = [[job["krm"]["tried"][place][key] for job in found] for place in range(len(ratios))]
+            points = [interval(column) for column in columns]
+            label = "share that ended" if key == "eos" else key
+            axes.errorbar(ratios, [p.mean for p in points], [p.half for p in points], marker="o", label=label)
+        axes.set_title(world)
+        axes.set_xlabel("ratio")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure

@@ -1,0 +1,170 @@
+"""A critic that is only a head on the policy's adapter: both losses in one pass, hand-made sums beside it."""
+
+import json
+
+import pytest
+import torch
+
+from lite_c2f.backbone.adapters import save_critic
+from lite_c2f.backbone.heads import ScalarHead
+from lite_c2f.backbone.roles import Roles
+from lite_c2f.coarse.advantage import Advantages
+from lite_c2f.coarse.progress import KnownLengths, Standing
+from lite_c2f.coarse.rollout import Batches, Ends, collect
+from lite_c2f.coarse.update import update
+from lite_c2f.config import Lora, load_config
+from lite_c2f.memory.stages import trained_adapters
+from lite_c2f.reward.score import Normalizer
+
+PROMPTS = [[1, 5, 9, 12], [1, 7], [1, 20, 41], [1, 30, 31, 32, 33]]
+SETTINGS = load_config(
+    {},
+    [
+        *("coarse.rollouts=4", "coarse.micro_batch=3", "coarse.sampling_batch=4", "coarse.minibatches=1"),
+        *("coarse.epochs=1", "coarse.critic=shared", "coarse.value_coef=0.5", "coarse.max_grad_norm=1000"),
+    ],
+).coarse
+
+
+@pytest.fixture
+def roles(quantized):
+    torch.manual_seed(0)
+    made = Roles(quantized(), Lora(r=4, alpha=8), ("policy", "reward"), shares={"critic": "policy"})
+    with torch.no_grad():
+        for name in made.adapters:
+            for parameter in made.adapter_parameters(name):
+                parameter.normal_(std=0.2)
+    made.add_head("reward", ScalarHead.of(torch.randn(1, 32)))
+    made.add_head("critic", ScalarHead.of(torch.randn(1, 32), 0.3))
+    return made
+
+
+@pytest.fixture
+def rollout(roles):
+    ends = Ends(eos_id=2, pad_id=0, stop_ids=[])
+    return collect(roles, PROMPTS, SETTINGS, 6, ends, Normalizer(0.5, 2.0), seed=1)
+
+
+def moved_by(roles, rollout, warm):
+    optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=0.1) for name in ("policy", "critic")}
+    before = {name: [p.detach().clone() for p in roles.trainable(name)] for name in ("policy", "critic", "reward")}
+    wanted = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
+    figures = update(roles, optimizers, rollout, wanted, SETTINGS, torch.Generator().manual_seed(0), warm=warm)
+    return figures, {
+        name: [now.detach() - old for now, old in zip(roles.trainable(name), olds, strict=True)]
+        for name, olds in before.items()
+    }
+
+
+def largest(changes):
+    return max(float(change.abs().max()) for change in changes)
+
+
+def test_it_reads_the_policys_adapter_with_its_own_head(roles):
+    tokens = torch.tensor([[1, 5, 9]])
+    with roles.use("policy"):
+        expected = roles.heads["critic"](roles.hidden(tokens))
+    with roles.use("critic"):
+        torch.testing.assert_close(roles.value(tokens), expected, rtol=0, atol=0)
+    assert roles.adapter_parameters("critic") == [] and len(roles.trainable("critic")) == 2
+
+
+def test_warm_up_trains_the_head_alone(roles, rollout):
+    _, moved = moved_by(roles, rollout, warm=False)
+    assert largest(moved["critic"]) > 0 and largest(moved["policy"]) == largest(moved["reward"]) == 0
+
+
+def test_one_step_is_that_of_both_losses(roles, rollout):
+    total = torch.zeros(())
+    with roles.use("policy", train=True):
+        for index, prompt in enumerate(PROMPTS):
+            said = rollout.responses.tokens[index]
+            hidden = roles.hidden(torch.tensor([prompt + said]))[0, len(prompt) - 1 : -1]
+            logprobs = roles.lm_head(hidden).log_softmax(-1)[range(len(said)), said]
+            values = roles.heads["critic"](hidden)
+            total = total + (-logprobs + 0.5 * 0.5 * (values - 2.0) ** 2).sum()  # no value has moved: nothing clipped
+        (total / rollout.mask.sum()).backward()
+    wanted = {name: [p.grad.clone() for p in roles.trainable(name)] for name in ("policy", "critic")}
+    for name in wanted:
+        for parameter in roles.trainable(name):
+            parameter.grad = None
+    figures, moved = moved_by(roles, rollout, warm=True)
+    for name, grads in wanted.items():
+        assert largest(grads) > 1e-4
+        for change, grad in zip(moved[name], grads, strict=True):
+            torch.testing.assert_close(change, -0.1 * grad, atol=1e-6, rtol=1e-3)
+    expected = 0.5 * ((rollout.values - 2.0) ** 2)[rollout.mask].mean()
+    assert figures["value_loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert largest(moved["reward"]) == 0
+
+
+def test_a_checkpoint_brings_back_adapter_head_and_both_optimisers(roles, rollout):
+    rates = {"policy": 0.1, "critic": 0.1}
+    optimizers = {name: torch.optim.AdamW(roles.trainable(name), lr=0.1) for name in rates}
+    standing = Standing(
+        roles,
+        optimizers,
+        torch.Generator().manual_seed(0),
+        None,
+        Batches.of(SETTINGS),
+        None,
+        0.0,
+        KnownLengths(),
+        rates,
+    )
+    flat = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
+
+    def step():
+        update(roles, optimizers, rollout, flat, SETTINGS, torch.Generator().manual_seed(0), warm=True)
+        return standing.snapshot()
+
+    first = step()
+    assert {name.split(".")[0] for name in first} == {"policy", "optimizer", "head"}
+    second = step()
+    standing.put_back(first)
+    again = step()
+    assert all(torch.equal(second[name], again[name]) for name in second)
+
+
+def test_only_the_head_is_published(roles, tmp_path):
+    save_critic(roles, tmp_path / "critic", "base")
+    assert [file.name for file in (tmp_path / "critic").iterdir()] == ["head.safetensors"]
+
+
+def test_it_is_planned_with_an_adapter_less():
+    shared, own = (load_config({}, [f"coarse.critic={kind}"]) for kind in ("shared", "zero"))
+    assert (trained_adapters(shared), trained_adapters(own)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("budget", "tokens", "done"),
+    [(None, [10.0, 10.0], False), (81, [10.0, 10.0], False), (80, [10.0, 10.0], True), (None, [1.0] * 3, True)],
+)
+def test_an_end_by_updates_or_by_tokens(budget, tokens, done):
+    settings = load_config({}, ["coarse.rollouts=4", "coarse.updates=3", "coarse.critic_warmup=0"]).coarse
+    settings = settings.model_copy(update={"token_budget": budget})
+    standing = Standing(None, {}, None, None, None, None, 0.0, lines=[{"tokens": count} for count in tokens])
+    standing.step = len(tokens)
+    assert standing.finished(settings) is done
+
+
+@pytest.mark.slow
+def test_a_run_with_a_budget_and_a_shared_critic(toy_run, lite_c2f, tmp_path):
+    """It ends when the tokens are spent, and its samples carry rewards at their own limit."""
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(toy_run / "reward", run / "reward")
+    shutil.copy(toy_run / "config.yaml", run / "config.yaml")
+    shutil.copy(toy_run / "run.json", run / "run.json")
+    more = ["coarse.token_budget=3000", "coarse.critic=shared", "coarse.sample_tokens=40", "coarse.sample_prompts=8"]
+    done = lite_c2f("train", run / "config.yaml", *more, f"--run-dir={run}", "--stage=coarse")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((run / "coarse" / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    spent = [48 * line["tokens"] for line in lines if line["stage"] == "coarse"]
+    assert sum(spent) >= 3000 > sum(spent[:-1]) and found["updates"] == len(spent) < 40
+    samples = [json.loads(line) for line in (run / "coarse" / "samples.jsonl").read_text().splitlines()]
+    assert {row["limit"] for row in samples} == {40} and max(row["tokens"] for row in samples) > 20
+    assert {row["step"] for row in samples} == {1, 5, len(spent)} - ({5} if len(spent) < 5 else set())
+    assert len({row["reward"] for row in samples}) > 8
