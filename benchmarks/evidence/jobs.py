@@ -1,0 +1,63 @@
+"""The evidence as jobs: what there is to run, in which order, and one of them in a process of its own."""
+
+import json
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Job(NamedTuple):
+    """Something to run, by its names."""
+
+    world: str
+    seed: int
+    name: str
+
+    def folder(self, jobs: Path) -> Path:
+        return jobs / f"{self.world}-{self.seed}" / self.name
+
+
+def phases(worlds: list[str], seeds: list[int]) -> Iterator[list[Job]]:
+    """Jobs that may run side by side; a phase needs what the one before made. The longest come first."""
+    from arms import ARMS, INSTRUCT
+
+    places = [(world, seed) for world in reversed(worlds) for seed in seeds]
+    yield [Job(*place, "reward") for place in places]
+    yield [Job(*place, name) for place in places for name in (INSTRUCT, *ARMS)]
+    yield [Job(*place, "merges") for place in places]
+
+
+def work(job: Job, jobs: Path) -> dict:
+    """Run one job in this process and keep what it found."""
+    warnings.filterwarnings("ignore")
+    import torch
+    from transformers.utils import logging as of_transformers
+
+    torch.set_num_threads(1)
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    from arms import run_arm, train_reward_model
+    from merges import run_merges
+
+    folder, rewards = job.folder(jobs), Job(job.world, job.seed, "reward").folder(jobs)
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was stopped
+    began = time.perf_counter()
+    if job.name == "reward":
+        found = train_reward_model(job.world, job.seed, folder)
+    elif job.name == "merges":
+        coarse = Job(job.world, job.seed, "logistic").folder(jobs)
+        found = run_merges(job.world, job.seed, coarse, rewards, folder)
+    else:
+        found = run_arm(job.world, job.seed, job.name, folder, rewards)
+    result = {**job._asdict(), **found, "job_seconds": round(time.perf_counter() - began, 1)}
+    file = folder.with_suffix(".json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".partial")
+    unfinished.write_text(json.dumps(result))
+    unfinished.replace(file)
+    return result
