@@ -132,9 +132,15 @@ def manager_for(specs: Sequence[str], groups: Sequence[Path]) -> Any:
     """
     from lm_eval.tasks import TaskManager
 
-    if groups:
-        return TaskManager(include_path=[file.parent for file in groups])
-    return index(whole=not all(map(is_file, specs)))
+    if not groups:
+        return index(whole=not all(map(is_file, specs)))
+    folders: list[Any] = [file.parent for file in groups]
+    here = TaskManager(include_path=folders, include_defaults=False)
+    found = here.task_index
+    members = [each for entry in found.values() if entry.kind.name == "GROUP" for each in (entry.cfg or {})["task"]]
+    if all(map(is_file, specs)) and all(isinstance(each, str) and each in found for each in members):
+        return here
+    return TaskManager(include_path=folders)
 
 
 @functools.cache

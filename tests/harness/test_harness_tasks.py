@@ -8,7 +8,7 @@ import yaml
 from pico_tasks import ANSWERS, CHOICES, DOCS
 
 from lite_c2f.errors import C2FError
-from lite_c2f.harness.tasks import GENERAL_11, check_answers_fit, depends_on, index, load_tasks
+from lite_c2f.harness.tasks import GENERAL_11, check_answers_fit, depends_on, index, load_tasks, manager_for
 
 
 def test_all_eleven_are_in_the_registry():
@@ -111,3 +111,21 @@ def test_code_beside_a_task_is_run(tmp_path, write_task):
     task = load_tasks([file]).tasks["pico_choices"]
     assert task.doc_to_text(DOCS[0]) == "say w0 w1"
     assert json.dumps(task.dump_config(), default=str)
+
+
+@pytest.mark.slow  # lm-eval's index is read twice
+def test_a_group_of_one_s_own_may_name_lm_eval_s_tasks(tmp_path, write_task):
+    """Beside it or not: a task that is nowhere is refused, one of lm-eval is looked for with its data."""
+    write_task(CHOICES)
+    for name, member in (("mine", "pico_choices"), ("theirs", "hellaswag"), ("nobodys", "nowhere_to_be_found")):
+        rule = {"metric": "acc", "aggregation": "mean", "weight_by_size": True}
+        (tmp_path / name).mkdir()
+        group = {"group": name, "task": [member], "aggregate_metric_list": [rule]}
+        (tmp_path / name / f"{name}.yaml").write_text(yaml.safe_dump(group))
+    (tmp_path / "mine" / "pico_choices.yaml").write_text((tmp_path / "pico_choices.yaml").read_text())
+    found = load_tasks([str(tmp_path / "mine" / "mine.yaml")])
+    assert found.shown == ["mine"] and list(found.tasks) == ["pico_choices"] and list(found.groups) == ["mine"]
+    manager = manager_for(["x/theirs.yaml"], [tmp_path / "theirs" / "theirs.yaml"])
+    assert {"hellaswag", "theirs"} <= set(manager.task_index)
+    with pytest.raises(C2FError, match="task 'nobodys' cannot be loaded"):
+        load_tasks([str(tmp_path / "nobodys" / "nobodys.yaml")])
