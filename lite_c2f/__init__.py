@@ -19,6 +19,7 @@ _PUBLIC = {
     "sweep": "lite_c2f.pipeline",
     "evaluate": "lite_c2f.pipeline",
     "judge": "lite_c2f.judging.stage",
+    "benchmark": "lite_c2f.harness.stage",
     "Chat": "lite_c2f.chat",
     "C2FError": "lite_c2f.errors",
 }

@@ -225,14 +225,34 @@ def sweep(
         ratio_table(found, run, open_run(run)[1])
 
 
-@app.command("eval", epilog="Example: lite-c2f eval runs/toy evaluation.prompts=500 --json")
+@app.command("eval", epilog="Example: lite-c2f eval runs/toy --tasks gsm8k,arc_challenge --limit 200")
 def evaluate(
     run: Run,
     overrides: Overrides = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Run lm-eval's tasks instead: names, YAML files, or general-11, commas between.")
+    ] = None,
+    actors: Annotated[str | None, typer.Option(help="Of fine, instruct, coarse, base, fine@RATIO (unmerged).")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The actor that others are compared with (instruct).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most documents of a task.")] = None,
+    fewshot: Annotated[int | None, typer.Option(min=0, help="Examples in a prompt (default: each task's own).")] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Ask each actor in the form it was trained in.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare base, instruct, Coarse and Fine again; settings of `evaluation` can be changed."""
+    """Compare base, instruct, Coarse and Fine again, on held-out prompts or with --tasks on general benchmarks."""
+    given = {"actors": actors and actors.split(","), "baseline": baseline, "limit": limit, "fewshot": fewshot}
+    given = {
+        name: value for name, value in (given | {"chat_template": chat_template or None}).items() if value is not None
+    }
+    if tasks is None and given:
+        option = next(iter(given)).replace("_", "-")
+        raise ConfigError.because(f"--{option} without --tasks", "tasks to use it on", "add --tasks, or leave it out")
     exits.quiet()
+    if tasks is not None:
+        _benchmark(run, tasks.split(","), overrides or [], given, as_json=as_json)
+        return
     from lite_c2f.pipeline import evaluate as run_evaluate
     from lite_c2f.terminal import Terminal, print_summary
 
@@ -379,6 +399,17 @@ def schema() -> None:
     from lite_c2f.config import schema as config_schema
 
     typer.echo(json.dumps(config_schema(), indent=2))
+
+
+def _benchmark(run: Path, tasks: list[str], overrides: list[str], given: dict[str, Any], *, as_json: bool) -> None:
+    from lite_c2f.harness.stage import benchmark
+    from lite_c2f.harness.table import print_benchmarks
+    from lite_c2f.terminal import Terminal
+
+    view = Terminal()
+    with exits.going_on(view.close, "the same command"):
+        found = benchmark(run, tasks, overrides=overrides, view=view, **given)
+    typer.echo(json.dumps(found)) if as_json else print_benchmarks(found, run)
 
 
 def toy_config() -> Path:

@@ -98,7 +98,7 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
-    for name in ("bitsandbytes", "transformers", "datasets", "accelerate", "torch", "trl"):
+    for name in ("bitsandbytes", "transformers", "datasets", "accelerate", "torch", "trl", "lm_eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
     import transformers

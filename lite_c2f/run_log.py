@@ -16,7 +16,7 @@ from lite_c2f.views import View
 
 FILE = "log.txt"
 EVERY = 30.0  # seconds between lines about progress
-LIBRARIES = ("transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "huggingface_hub")
+LIBRARIES = ("transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "huggingface_hub", "lm_eval")
 SECRETS = (
     (re.compile(r"\b(hf|sk|gh[a-z]|github_pat|glpat|xox[a-z])([_-])[A-Za-z0-9_-]{8,}"), r"\1\2***"),
     (re.compile(r"\bAKIA[A-Z0-9]{12,}"), "AKIA***"),

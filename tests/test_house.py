@@ -14,8 +14,8 @@ ORDER = (
     "kept", "checkpoints",
     "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
     "answers", "divergence", "inputs", "fingerprints",
-    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "judging", "doctor", "telling", "pipeline", "chat",
-    "chat_terminal", "ui", "terminal", "exits", "cli",
+    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "judging", "harness", "doctor", "telling",
+    "pipeline", "chat", "chat_terminal", "ui", "terminal", "exits", "cli",
     "__main__",
 )  # fmt: skip
 APART = {("coarse", "fine"), ("fine", "coarse"), ("toy", "backbone"), ("evaluation", "coarse")}  # stages meet on disk
@@ -48,7 +48,7 @@ def test_arrows_run_one_way(file):
 
 
 def test_importing_the_package_loads_no_heavy_library():
-    heavy = "('torch', 'transformers', 'gradio', 'datasets')"
+    heavy = "('torch', 'transformers', 'gradio', 'datasets', 'lm_eval')"
     code = f"import sys, lite_c2f, lite_c2f.cli, lite_c2f.config; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -14,7 +14,7 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError, DataError, ModelError
 
 HH = "\n\nHuman: {prompt}\n\nAssistant:"
-CHAT = "chat"  # in a template's place: the tokenizer's own
+CHAT = "chat"  # in its place: the tokenizer's own
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # how half of a multi-byte character decodes
 
 

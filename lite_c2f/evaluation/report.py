@@ -1,6 +1,6 @@
 """The report: one HTML page of a run, or of several next to each other, and the same as Markdown."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import yaml
 
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation import charts
+from lite_c2f.evaluation.extras import general, judged, part
 from lite_c2f.evaluation.page import Answers, Block, Chart, Code, Heading, Table, Text, as_html, as_markdown, cells
 from lite_c2f.runs import read_json, read_lines, write_text
 
@@ -30,6 +31,7 @@ def write_report(run: Path) -> Path:
         got = f"'{run}' has neither summary.json nor metrics.jsonl"
         raise RunError.because(got, "a run that has begun", "run `lite-c2f train` first")
     compared = comparison(run)
+    compared += [*general(run), *judged(run)]
     blocks = [*header(run), *compared, *learning(run), *chosen(run), *answers(run), *over_time(run), *about(run)]
     return publish(run / "report" / "index.html", run.resolve().name, blocks)
 
@@ -236,24 +238,6 @@ def flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         found |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
-
-
-def part(file: Path, make: Callable[[], list[Block]]) -> list[Block]:
-    """What is made of a file. Raises RunError naming it where it is gone or of another form."""
-    try:
-        return make()
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        StopIteration,
-        IndexError,
-        OSError,
-        yaml.YAMLError,
-    ) as error:
-        why = "cannot be read" if isinstance(error, OSError) else "has another form than lite-c2f gives it"
-        raise RunError.because(f"'{file}' {why}", "a file of a run, unchanged", "train that stage again") from None
 
 
 def _nothing() -> Any:

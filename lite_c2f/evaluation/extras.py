@@ -1,0 +1,104 @@
+"""What a report shows beyond the run's own comparison, where it was asked for: general benchmarks and judgments."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lite_c2f.errors import RunError
+from lite_c2f.evaluation.page import Block, Heading, Table, Text
+from lite_c2f.runs import read_json
+
+
+def general(run: Path) -> list[Block]:
+    """Figures of `lite-c2f eval RUN --tasks ...`, each with its standard error and its difference to the baseline."""
+    file = run / "evaluation" / "general.json"
+
+    def make() -> list[Block]:
+        found = read_json(file)
+        columns = [*found["actors"], *(f"{actor} to {found['baseline']}" for actor in others(found))]
+        rows = {
+            f"{task}, {metric}": benchmark_row(found, row)
+            for task in found["shown"]
+            for metric, row in found["tasks"][task]["metrics"].items()
+        }
+        told = (
+            f"lm-evaluation-harness {found['lm_eval']}. ± one standard error, of the differences document by document "
+        )
+        told += "where that can be; a difference with a star is above two."
+        told += f" At most {found['limit']} documents of a task." if found["limit"] else ""
+        told += " Asked as conversations." if found["chat_template"] else ""
+        return [Heading("General benchmarks"), Text(told), Table("task", columns, rows)]
+
+    return part(file, make) if file.is_file() else []
+
+
+def others(found: Mapping[str, Any]) -> list[str]:
+    """The actors that are compared with the baseline."""
+    return [actor for actor in found["actors"] if actor != found["baseline"]]
+
+
+def benchmark_row(found: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """Figures of one metric, then differences; what there is not stays empty."""
+    shown = [with_error(row["actors"][actor], "") for actor in found["actors"]]
+    for actor in others(found):
+        gap = row["differences"].get(actor)
+        shown.append(with_error(gap, "+") + ("*" if gap["clear"] else "") if gap else "")
+    return shown
+
+
+def with_error(found: Mapping[str, Any], sign: str) -> str:
+    """`0.500 ± 0.020`; without an error where there is none."""
+    if found["value"] is None:
+        return ""
+    return f"{found['value']:{sign}.3f}" + ("" if found["se"] is None else f" ± {found['se']:.3f}")
+
+
+def judged(run: Path) -> list[Block]:
+    """What `lite-c2f judge` found, by category: wins in pairs, and grades."""
+    return judgments(run / "evaluation" / "judge-pairwise.json") + judgments(run / "evaluation" / "judge-single.json")
+
+
+def judgments(file: Path) -> list[Block]:
+    """The tables of one judgment; nothing where there was none."""
+
+    def make() -> list[Block]:
+        found = read_json(file)
+        told = f"{found['questions']} questions, judged by {found['judge']}."
+        blocks: list[Block] = [Heading("Judged by a model" + (", in pairs" if "pairs" in found else ", by grades"))]
+        for title, result in found.get("pairs", {}).items():
+            if result["agreement"] is not None:
+                told += f" {title}: the same in both orders in {result['agreement']:.0%} of the pairs."
+            blocks.append(plain_table(result["categories"], title))
+        if grades := found.get("grades"):
+            blocks.append(plain_table(grades, "grades, 1 to 10"))
+        return [*blocks, Text(told)]
+
+    return part(file, make) if file.is_file() else []
+
+
+def plain_table(rows: Mapping[str, Mapping[str, Any]], first: str) -> Table:
+    """A table of counts and rates, as short as they can be written."""
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    return Table(
+        first, columns, {name: [f"{row[key]:g}" if key in row else "" for key in columns] for name, row in rows.items()}
+    )
+
+
+def part(file: Path, make: Callable[[], list[Block]]) -> list[Block]:
+    """What is made of a file. Raises RunError naming it where it is gone or of another form."""
+    try:
+        return make()
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        StopIteration,
+        IndexError,
+        OSError,
+        yaml.YAMLError,
+    ) as error:
+        why = "cannot be read" if isinstance(error, OSError) else "has another form than lite-c2f gives it"
+        raise RunError.because(f"'{file}' {why}", "a file of a run, unchanged", "train that stage again") from None

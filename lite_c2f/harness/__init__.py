@@ -1,0 +1,1 @@
+"""General benchmarks by lm-evaluation-harness, over the actors in memory."""

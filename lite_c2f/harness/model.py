@@ -1,0 +1,179 @@
+"""The actors of a run as models of lm-evaluation-harness. Imported only where lm-eval is known to be there."""
+
+import contextlib
+import functools
+import io
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lm_eval.api import model as harness_model
+from lm_eval.api import task as harness_task
+from lm_eval.evaluator import evaluate
+from lm_eval.models import huggingface
+from transformers import GenerationConfig
+
+from lite_c2f.actors import Instruct, load_coarse
+from lite_c2f.backbone.copies import sampling_copies
+from lite_c2f.batches import fitting
+from lite_c2f.config import CHAT, Config
+from lite_c2f.harness.names import share_of
+from lite_c2f.harness.tasks import SEED, How
+from lite_c2f.inputs import ModelPair
+
+LONGEST = 4096  # tokens of a prompt and its answer: Mistral's window, which is not used above it
+
+
+class Speaker(huggingface.HFLM):
+    """lm-eval's Hugging Face model over one that is in memory; log-probabilities in float32.
+
+    stops: texts that end an answer beside the task's own. `truncated` counts requests that lost their beginning.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, eos_ids: Sequence[int], stops: Sequence[str] = ()) -> None:
+        # Of the folder's own only the end tokens: a limit or a temperature in it would win over the task's.
+        model.generation_config = GenerationConfig(eos_token_id=list(eos_ids), pad_token_id=tokenizer.pad_token_id)
+        longest = min(getattr(model.config, "max_position_embeddings", LONGEST), LONGEST)
+        super().__init__(model, "causal", tokenizer=tokenizer, max_length=longest, softmax_dtype="float32")
+        self.stops, self.truncated = list(stops), 0
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **given: Any) -> list[tuple[float, bool]]:
+        longest = self.max_length + 1
+        self.truncated += sum(len(context) + len(following) > longest for _, context, following in requests)
+        return super()._loglikelihood_tokens(requests, *args, **given)
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **given: Any) -> Any:
+        if room := given.get("left_truncate_len"):
+            self.truncated += sum(len(self.tok_encode(text)) > room for text in strings)
+        return super().tok_batch_encode(strings, *args, **given)
+
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **given: Any) -> Any:
+        return super()._model_generate(context, max_length, [*stop, *self.stops], **given)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        texts = super().generate_until(requests, disable_tqdm)
+        for stop in self.stops:
+            texts = [text.split(stop)[0] for text in texts]
+        return texts
+
+
+class Loaded(NamedTuple):
+    """A model in memory that can be one or several actors."""
+
+    speaker: Speaker
+    be: Callable[[str], contextlib.AbstractContextManager[Any]]  # be this actor inside the block
+
+
+def load(source: str, config: Config, models: ModelPair, run: Path, actors: Sequence[str], chat: bool) -> Loaded:
+    """The model behind these actors: `base`, `instruct` (with the residue where a share of it is asked for), `fine`.
+
+    chat: prompts come as conversations; base and Coarse Actor get the form they were trained in, which has no chat
+    template of its own, and its stop sequences.
+    """
+    if source == "base":
+        roles, judge = load_coarse(config, models, run)
+        if chat and config.model.prompt_template != CHAT:
+            judge.tokenizer.chat_template = as_jinja(config.model.prompt_template)
+        model, eos = roles.model.get_base_model(), [judge.tokenizer.eos_token_id]
+        speaker = Speaker(model, judge.tokenizer, eos, config.model.stop if chat else ())
+        return Loaded(speaker, lambda actor: roles.sampling("policy" if actor == "coarse" else "reference"))
+    merged = source == "fine"
+    adapter = run / "coarse" / "adapter" if any(share_of(actor) for actor in actors) else None
+    actor_model = Instruct(config, str(run / "fine" / "model") if merged else models.instruct, adapter)
+    model = actor_model.model if adapter is None else actor_model.model.get_base_model()
+    return Loaded(Speaker(model, actor_model.tokenizer, actor_model.eos_ids), functools.partial(shared, actor_model))
+
+
+@contextlib.contextmanager
+def shared(model: Instruct, actor: str) -> Iterator[None]:
+    """Inside the block the instruct model has this actor's share of the residue."""
+    with model.ratio(share_of(actor)), torch.no_grad(), sampling_copies(model.model):
+        yield
+
+
+def as_jinja(template: str) -> str:
+    """A base model's prompt template as a chat template, after BOS as in training.
+
+    >>> as_jinja("Q: {prompt} A:")[:60]
+    "{{ bos_token or '' }}{% for turn in messages %}{% if turn.ro"
+    """
+    head, tail = (json.dumps(part) for part in template.split("{prompt}"))
+    turns = f"{{% if turn.role == 'user' %}}{{{{ {head} + turn.content + {tail} }}}}"
+    turns += "{% elif turn.role == 'system' %}{{ turn.content }}{% else %}{{ ' ' + turn.content }}{% endif %}"
+    return "{{ bos_token or '' }}{% for turn in messages %}" + turns + "{% endfor %}"
+
+
+def measure(loaded: Loaded, actor: str, name: str, task: Any, how: How) -> dict[str, Any]:
+    """One task by one actor: its figures, and those of every document.
+
+    {"figures": {"acc,none": value, "acc_stderr,none": ...}, "documents": {"acc,none": [a number a document]}, "n",
+    "truncated"}. Out of memory, the whole task is done again with half of the requests at once.
+    """
+
+    def work(rows: int) -> dict[str, Any]:
+        loaded.speaker.batch_size_per_gpu, loaded.speaker.truncated = rows, 0
+        with loaded.be(actor):
+            return evaluated(loaded.speaker, name, task, how)
+
+    found = fitting(how.batch, work)
+    row = found["results"][name]
+    documents: dict[str, list[Any]] = {}
+    for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"]):
+        for metric in sample["metrics"]:
+            documents.setdefault(f"{metric},{sample['filter']}", []).append(sample[metric])
+    return {
+        "figures": {key: finite(value) for key, value in row.items() if "," in key},
+        "documents": {key: [*map(float, values)] for key, values in documents.items() if all(map(is_number, values))},
+        "n": row["sample_len"],
+        "truncated": loaded.speaker.truncated,
+    }
+
+
+def evaluated(speaker: Speaker, name: str, task: Any, how: How) -> Any:
+    """What lm-eval finds. Few-shot examples and random numbers begin anew: every actor sees the same prompts."""
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+    task.set_fewshot_seed(seed=SEED)
+    return evaluate(
+        speaker,
+        {"tasks": {name: task}},
+        limit=how.limit,
+        bootstrap_iters=1000,
+        apply_chat_template=how.chat,
+        fewshot_as_multiturn=how.chat,
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Is it one finite number? Some metrics keep pairs or lists for a document."""
+    return isinstance(value, bool | int | float | np.number) and math.isfinite(value)
+
+
+def finite(value: Any) -> float | None:
+    """The number, or None: where lm-eval has no standard error it says N/A."""
+    return float(value) if is_number(value) else None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the block lm-eval shows no bars of its own and prints nothing: there is one bar, and stdout is ours."""
+    rooms: tuple[Any, ...] = (harness_task, harness_model, huggingface)
+    bars = [room.tqdm for room in rooms]
+
+    def hidden(*args: Any, **given: Any) -> Any:
+        return bars[0](*args, **{**given, "disable": True})
+
+    try:
+        for room in rooms:
+            room.tqdm = hidden
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for room, bar in zip(rooms, bars, strict=True):
+            room.tqdm = bar

@@ -1,0 +1,154 @@
+"""A finished run on general benchmarks: every actor on every task, and how far each is from the baseline."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lite_c2f import disk, run_log
+from lite_c2f.backbone.load import card_gib
+from lite_c2f.backbone.pair import read_config
+from lite_c2f.batches import BatchSize, free
+from lite_c2f.config import Config, load_config, settled
+from lite_c2f.errors import ConfigError
+from lite_c2f.evaluation.compare import made_of
+from lite_c2f.fingerprints import fingerprints
+from lite_c2f.harness.names import ACTORS, check_actors, source_of
+from lite_c2f.harness.scores import Measured, group_table, table_of
+from lite_c2f.harness.tasks import SEED, Asked, How, check_answers_fit, depends_on, load_tasks, need_harness
+from lite_c2f.inputs import ModelPair
+from lite_c2f.kept import Kept
+from lite_c2f.locks import locked
+from lite_c2f.manifest import open_run
+from lite_c2f.memory import make_plan, settle
+from lite_c2f.runs import write_json
+from lite_c2f.views import Silent, View
+
+FILE = "general.json"
+ROWS = 8  # requests at once where evaluation.batch is `auto`: prompts of several examples are long, logits wide
+ERRORS = (
+    "differences that are `paired` have the standard error of the mean of differences document by document; the others "
+    "that of independent samples; `clear` ones are above two standard errors"
+)
+
+
+def benchmark(
+    run: str | Path,
+    tasks: Sequence[str],
+    *,
+    actors: Sequence[str] = ACTORS,
+    baseline: str = "instruct",
+    limit: int | None = None,
+    fewshot: int | None = None,
+    chat_template: bool = False,
+    overrides: Sequence[str] = (),
+    view: View | None = None,
+) -> dict[str, Any]:
+    """Run tasks of lm-evaluation-harness on the actors of a finished run, in memory as they are, 4-bit.
+
+    tasks: names of tasks, groups or tags, YAML files, or `general-11` (our own choice of usual tasks: the authors' list
+    is not public). actors: of `fine` (merged), `instruct`, `coarse`, `base`, and `fine@RATIO` (unmerged). limit:
+    documents a task. fewshot: instead of each task's own number. chat_template: ask in the form each actor was trained
+    in; off, as in lm-eval, prompts are plain text. Writes RUN/evaluation/general.json and returns it. Every task that
+    an actor has finished is kept in general.jsonl and not done again. Raises C2FError for what does not exist.
+
+    >>> benchmark("runs/toy", ["gsm8k"], limit=100)["tasks"]["gsm8k"]["metrics"]["exact_match strict-match"]
+    """
+    run, view = Path(run), run_log.Logged(view or Silent())
+    version = need_harness()
+    names = check_actors(actors, baseline)
+    for name, number, least in (("limit", limit, 1), ("fewshot", fewshot, 0)):
+        if number is not None and number < least:
+            raise ConfigError.because(f"--{name} {number}", f"a whole number from {least}", "correct it")
+    made, models = open_run(run)
+    config = load_config(made.model_dump(), overrides)
+    if config.lora != made.lora:  # another alpha would scale the Coarse Actor's adapter, and nothing would tell
+        raise ConfigError.because("other lora settings than the run's", "those its adapters have", "leave them out")
+    rows = ROWS if config.evaluation.batch == "auto" else settled(config.evaluation.batch)
+    config = settle(config, make_plan(config, card_gib(config), model=models.base))
+    from lite_c2f.harness.model import quiet
+
+    with disk.told_plainly(run), locked(run), run_log.written(run), quiet():
+        view.stage("tasks", 0, "tasks")
+        asked = load_tasks(tasks, fewshot, lambda done, total: tell_loading(view, done, total))
+        check_answers_fit(asked.tasks, context_of(models))
+        hashes = {name: depends_on(task, limit, chat_template, version) for name, task in asked.tasks.items()}
+        how = How(hashes, limit, chat_template, BatchSize("evaluation.batch", rows, view.note))
+        kept = Kept(run / "evaluation" / "general.jsonl", identity_of(config, models, run))
+        measured = measure_all(config, models, run, names, asked, how, kept, view)
+        found = {
+            "schema": 1,
+            "lm_eval": version,
+            "actors": names,
+            "baseline": baseline,
+            "limit": limit,
+            "chat_template": chat_template,
+            "seed": SEED,
+            "note": ERRORS,
+            "shown": asked.shown,
+            "tasks": tables(asked, measured, baseline),
+        }
+        write_json(run / "evaluation" / FILE, found)
+    return found
+
+
+def tell_loading(view: View, done: int, total: int) -> None:
+    """How many names are loaded: their data may have to be downloaded."""
+    if not done:
+        view.stage("tasks", total, "tasks")
+    view.step(done, {})
+
+
+def context_of(models: ModelPair) -> int:
+    """Tokens that both models can read."""
+    from lite_c2f.harness.model import LONGEST
+
+    return min(LONGEST, *(read_config(Path(folder)).get("max_position_embeddings") or LONGEST for folder in models))
+
+
+def identity_of(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
+    """What every figure depends on, whatever the task: the actors."""
+    of_models = {name: told for name, told in fingerprints(config, models).items() if name.startswith("model.")}
+    return {"model": config.model.model_dump(mode="json"), "made_of": made_of(run)} | of_models
+
+
+def measure_all(
+    config: Config, models: ModelPair, run: Path, actors: Sequence[str], asked: Asked, how: How, kept: Kept, view: View
+) -> dict[str, Measured]:
+    """Figures by actor and task: those that are kept, and the others now. Each model is loaded once."""
+    from lite_c2f.harness import model as harness
+
+    found = {
+        actor: {task: before for task in asked.tasks if (before := kept.get(how.label(actor, task))) is not None}
+        for actor in actors
+    }
+    view.stage("benchmarks", len(actors) * len(asked.tasks), "tasks")
+    view.step(sum(map(len, found.values())), {})
+    for source in dict.fromkeys(map(source_of, actors)):
+        members = [actor for actor in actors if source_of(actor) == source and len(found[actor]) < len(asked.tasks)]
+        if not members:
+            continue
+        loaded = harness.load(source, config, models, run, members, how.chat)
+        for actor in members:
+            for task in [task for task in asked.tasks if task not in found[actor]]:
+                found[actor][task] = harness.measure(loaded, actor, task, asked.tasks[task], how)
+                kept.put(how.label(actor, task), found[actor][task])
+                if cut := found[actor][task]["truncated"]:
+                    view.note(f"{actor}: {cut} prompts of {task} were too long and lost their beginning")
+                view.step(sum(map(len, found.values())), {})
+        del loaded
+        free()
+    return {actor: {task: found[actor][task] for task in asked.tasks} for actor in actors}
+
+
+def tables(asked: Asked, measured: dict[str, Measured], baseline: str) -> dict[str, Any]:
+    """Tables of all tasks and of the groups that have a figure of their own, with versions and few-shot examples."""
+    higher = {name: task.higher_is_better() for name, task in asked.tasks.items()}
+    found = table_of(measured, baseline, higher)
+    for name, task in asked.tasks.items():
+        found[name] |= {"version": str(task.VERSION), "fewshot": task.get_config("num_fewshot")}
+    for name, group in asked.groups.items():
+        if group.has_aggregation:
+            shots = {task.get_config("num_fewshot") for task in group.get_all_tasks()}
+            told = {"version": str(group.version), "fewshot": shots.pop() if len(shots) == 1 else None}
+            found[name] = group_table(group, measured, baseline, higher) | told
+    return found

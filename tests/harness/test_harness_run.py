@@ -1,0 +1,274 @@
+"""Whole benchmarks of a pico run: figures, resuming, refusals, what is shown; no network, no mocked model."""
+
+import json
+import socket
+import sys
+
+import pytest
+import torch
+import yaml
+from pico_tasks import ANSWERS, CHOICES, DOCS
+
+import lite_c2f
+from lite_c2f.cli import main
+from lite_c2f.errors import C2FError
+from lite_c2f.evaluation.extras import general, judged
+from lite_c2f.evaluation.page import as_html, as_markdown
+from lite_c2f.harness import model as harness
+from lite_c2f.views import Silent
+
+ACTORS = ("fine", "instruct", "coarse", "base", "fine@2")
+PLAIN = ["model.quantization=none", "evaluation.batch=4"]
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """Which tasks were really run, by which actor; the model itself is as it is."""
+    done, measure = [], harness.measure
+    monkeypatch.setattr(harness, "measure", lambda *given: done.append(given[1:3]) or measure(*given))
+    return done
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def kept(run):
+    lines = [json.loads(line) for line in (run / "evaluation" / "general.jsonl").read_text().splitlines()]
+    return {line["name"].rsplit(" ", 1)[0]: line["value"] for line in lines[1:]}
+
+
+def test_all_actors_without_a_network(pico_run, pico_tasks, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("somebody wants the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    found = lite_c2f.benchmark(pico_run, pico_tasks, actors=ACTORS, overrides=PLAIN)
+    assert json.loads((pico_run / "evaluation" / "general.json").read_text()) == found
+    assert found["shown"] == ["pico_choices", "pico_answers"] and found["lm_eval"] and found["limit"] is None
+    choices = found["tasks"]["pico_choices"]
+    assert (choices["n"], choices["version"], choices["fewshot"]) == (10, "1.0", 0)
+    assert list(choices["metrics"]) == ["acc", "acc_norm"]
+    row, results = choices["metrics"]["acc"], kept(pico_run)
+    for actor in ACTORS:  # the figure is the mean of its documents, its error that of a mean
+        values = results[f"{actor} pico_choices"]["documents"]["acc,none"]
+        mean = sum(values) / 10
+        spread = (sum((value - mean) ** 2 for value in values) / 9) ** 0.5
+        assert row["actors"][actor] == {"value": pytest.approx(mean), "se": pytest.approx(spread / 10**0.5)}
+    assert set(row["differences"]) == set(ACTORS) - {"instruct"}
+    assert all(gap["paired"] for gap in row["differences"].values())
+    assert results["fine pico_choices"]["documents"] == results["fine@2 pico_choices"]["documents"]  # merged or not
+    assert len({str(results[f"{actor} pico_choices"]["documents"]) for actor in ACTORS}) > 2
+
+
+def test_right_choices_by_hand(pico_run, write_task):
+    """The likelier of two continuations, by plain passes through the base."""
+    from test_harness_model import next_token, plain_model
+
+    plain, tokenizer = plain_model(pico_run, "coarse", "none")
+    expected = []
+    for doc in DOCS:
+        sums = []
+        for choice in (doc["right"], doc["wrong"]):
+            ids, total = tokenizer.encode(doc["question"], add_special_tokens=False), 0.0
+            for token in tokenizer.encode(choice, add_special_tokens=False):
+                total, ids = total + float(next_token(plain, ids)[token]), [*ids, token]
+            sums.append(total)
+        expected.append(float(sums[0] > sums[1]))
+    lite_c2f.benchmark(pico_run, [write_task(CHOICES)], actors=("coarse", "base"), baseline="base", overrides=PLAIN)
+    results = kept(pico_run)
+    assert results["coarse pico_choices"]["documents"]["acc,none"] == expected
+    assert len(set(expected)) == 2
+
+
+def test_nothing_is_done_twice(pico_run, pico_tasks, write_task, count):
+    first = lite_c2f.benchmark(pico_run, pico_tasks, actors=("fine", "instruct"), limit=4)
+    assert len(count) == 4
+    assert lite_c2f.benchmark(pico_run, pico_tasks, actors=("fine", "instruct"), limit=4) == first
+    assert len(count) == 4
+    lite_c2f.benchmark(pico_run, pico_tasks, actors=("coarse", "instruct"), limit=4)
+    assert count[4:] == [("coarse", "pico_choices"), ("coarse", "pico_answers")]
+    lite_c2f.benchmark(pico_run, pico_tasks[:1], actors=("instruct",), limit=5)
+    assert count[6:] == [("instruct", "pico_choices")]
+    write_task(CHOICES, [{**DOCS[0], "right": "w55"}, *DOCS[1:]])
+    lite_c2f.benchmark(pico_run, pico_tasks, actors=("instruct",), limit=4)
+    assert count[7:] == [("instruct", "pico_choices")]  # its data is not the same
+    adapter = pico_run / "coarse" / "adapter" / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-4] + bytes(4))
+    lite_c2f.benchmark(pico_run, pico_tasks, actors=("instruct",), limit=4)
+    assert count[8:] == [("instruct", "pico_choices"), ("instruct", "pico_answers")]  # another run than it was
+
+
+def test_a_stop_in_the_middle_loses_no_finished_task(pico_run, pico_tasks, count):
+    class Stopping(Silent):
+        def step(self, done, values):
+            if done == 3:
+                raise KeyboardInterrupt
+
+    whole = lite_c2f.benchmark(pico_run, pico_tasks, actors=("fine", "instruct", "base"), limit=4)
+    (pico_run / "evaluation" / "general.jsonl").unlink()
+    count.clear()
+    with pytest.raises(KeyboardInterrupt):
+        lite_c2f.benchmark(pico_run, pico_tasks, actors=("fine", "instruct", "base"), limit=4, view=Stopping())
+    assert len(count) == 3
+    with (pico_run / "evaluation" / "general.jsonl").open("a") as file:
+        file.write('{"name": "half a li')  # as a kill leaves it
+    assert lite_c2f.benchmark(pico_run, pico_tasks, actors=("fine", "instruct", "base"), limit=4) == whole
+    assert len(count) == len(set(count)) == 6
+
+
+def test_every_actor_sees_the_same_prompts(pico_run, write_task, monkeypatch):
+    """Two examples are drawn for every prompt: the same ones, whoever is asked, and in whatever order."""
+    seen, before = [], harness.Speaker.loglikelihood
+
+    def record(speaker, requests, *more):
+        seen.append([request.args for request in requests])
+        return before(speaker, requests, *more)
+
+    monkeypatch.setattr(harness.Speaker, "loglikelihood", record)
+    task = write_task(CHOICES, fewshot_split="test")
+    lite_c2f.benchmark(pico_run, [task], actors=("fine", "instruct", "base"), fewshot=2, overrides=PLAIN)
+    assert len(seen) == 3 and seen[0] == seen[1] == seen[2]
+    assert len({context.split("\n\n")[0] for context, _ in seen[0]}) > 3  # drawn anew for every document
+
+
+def test_as_conversations(pico_run, write_task, monkeypatch):
+    seen, before = [], harness.Speaker.generate_until
+
+    def record(speaker, requests, *more):
+        seen.append(requests[0].args[0])
+        return before(speaker, requests, *more)
+
+    monkeypatch.setattr(harness.Speaker, "generate_until", record)
+    task = write_task(ANSWERS)
+    found = lite_c2f.benchmark(pico_run, [task], actors=("instruct", "base"), limit=2, chat_template=True)
+    assert found["chat_template"] is True
+    assert seen == ["[INST] w0 w1 [/INST]", "<s>\n\nHuman: w0 w1\n\nAssistant:"]
+    lite_c2f.benchmark(pico_run, [task], actors=("instruct",), limit=2)
+    assert seen[2] == "w0 w1"
+
+
+def test_out_of_memory_halves_the_batch(pico_run, pico_tasks, monkeypatch):
+    class Notes(Silent):
+        def __init__(self):
+            self.said = []
+
+        def note(self, text):
+            self.said.append(text)
+
+    whole = lite_c2f.benchmark(pico_run, pico_tasks, actors=("instruct",), overrides=PLAIN)
+    (pico_run / "evaluation" / "general.jsonl").unlink()
+    call_model, rows, notes = harness.Speaker._model_call, [], Notes()
+
+    def short(speaker, tokens, *more):
+        rows.append(len(tokens))
+        if len(tokens) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return call_model(speaker, tokens, *more)
+
+    monkeypatch.setattr(harness.Speaker, "_model_call", short)
+    assert lite_c2f.benchmark(pico_run, pico_tasks, actors=("instruct",), overrides=PLAIN, view=notes) == whole
+    assert rows[:3] == [4, 2, 1] and set(rows[3:]) == {1}
+    assert [note.split(",")[0] for note in notes.said] == [
+        "out of memory: evaluation.batch 4 -> 2", "out of memory: evaluation.batch 2 -> 1",
+    ]  # fmt: skip
+
+
+def test_groups_have_a_figure_of_their_own(tmp_path, pico_run, write_task):
+    """A group by its file, of tasks beside it: sizes 4 and 10."""
+    write_task(CHOICES | {"task": "four"}, DOCS[:4])
+    write_task(CHOICES)
+    rule = {"metric": "acc", "aggregation": "mean", "weight_by_size": True}
+    group = {"group": "both", "task": ["four", "pico_choices"], "aggregate_metric_list": [rule]}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(group | {"metadata": {"version": 2.0}}))
+    found = lite_c2f.benchmark(
+        pico_run, [str(tmp_path / "both.yaml")], actors=("coarse", "base"), baseline="base", overrides=PLAIN
+    )
+    assert found["shown"] == ["both"] and found["tasks"]["both"]["n"] == 14
+    figures = {name: row["metrics"]["acc"]["actors"]["coarse"]["value"] for name, row in found["tasks"].items()}
+    assert figures["both"] == pytest.approx((4 * figures["four"] + 10 * figures["pico_choices"]) / 14)
+    assert figures["four"] != figures["pico_choices"] and found["tasks"]["both"]["version"] == "2.0"
+    gap = found["tasks"]["both"]["metrics"]["acc"]["differences"]["coarse"]
+    assert gap["paired"] and gap["se"] is not None
+
+
+def test_the_table_and_the_report(pico_run, pico_tasks, call):
+    code, out, err = call("eval", pico_run, "--tasks", ",".join(pico_tasks), "--actors", "fine,instruct", "--limit", 4)
+    assert code == 0, err
+    assert "pico_choices" in out and "to instruct" in out and "±" in out and f"lite-c2f report {pico_run}" in out
+    assert "it/s" not in err and "Running" not in err  # lm-eval's own bars
+    code, out, err = call(
+        "eval", pico_run, "--tasks", ",".join(pico_tasks), "--actors", "fine,instruct", "--limit", 4, "--json"
+    )
+    assert code == 0 and json.loads(out)["limit"] == 4
+    blocks = general(pico_run)
+    page, text = as_html("x", blocks), as_markdown("x", blocks)
+    assert "General benchmarks" in page and "pico_choices, acc" in page and "At most 4 documents" in text
+    fine = json.loads(out)["tasks"]["pico_choices"]["metrics"]["acc"]["actors"]["fine"]
+    assert f"| {fine['value']:.3f} ± {fine['se']:.3f} |" in text
+
+
+def test_judgments_are_in_the_report(tmp_path):
+    assert general(tmp_path) == [] == judged(tmp_path)
+    row = {"win": 3, "tie": 1, "loss": 0, "unread": 0, "rate": 0.875, "se": 0.125}
+    pairs = {"fine over instruct": {"categories": {"all": row}, "agreement": 0.75}}
+    found = {"judge": "M <b>", "questions": 4, "mode": "pairwise", "pairs": pairs}
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "judge-pairwise.json").write_text(json.dumps(found))
+    grades = {"judge": "M", "questions": 4, "mode": "single", "grades": {"fine": {"all": 7.25, "math": 6.0}}}
+    (tmp_path / "evaluation" / "judge-single.json").write_text(json.dumps(grades))
+    text = as_markdown("x", judged(tmp_path))
+    assert "| all | 3 | 1 | 0 | 0 | 0.875 | 0.125 |" in text and "75% of the pairs" in text
+    assert "| fine | 7.25 | 6 |" in text and "M \\<b\\>" in text
+    (tmp_path / "evaluation" / "general.json").write_text("{}")
+    with pytest.raises(C2FError, match=r"general\.json' has another form"):
+        general(tmp_path)
+
+
+def test_without_lm_eval_one_line_says_what_to_install(pico_run, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    code, out, err = call("eval", pico_run, "--tasks", "gsm8k")
+    assert code == 2 and not out and err.count("\n") == 1
+    assert 'lm-eval is not installed; expected lm-evaluation-harness; pip install "lite_c2f[eval]"' in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--tasks", "{choices}", "--limit", "0"], "'--limit'"),
+        (["--tasks", "{choices}", "--fewshot", "-1"], "'--fewshot'"),
+        (["--tasks", "{choices}", "--actors", "best,instruct"], "actor 'best'"),
+        (["--tasks", "{choices}", "--actors", "fine"], "--baseline instruct with --actors fine"),
+        (["--tasks", "{choices}", "evaluation.nonsense=1"], "evaluation.nonsense"),
+        (["--tasks", "{choices}", "lora.alpha=99"], "other lora settings than the run's"),
+        (["--tasks", "{choices}/gone.yaml"], "no such file"),
+        (["--tasks", "mmlu_nonsense"], "no task 'mmlu_nonsense'"),
+        (["--limit", "5"], "--limit without --tasks"),
+        (["--chat-template"], "--chat-template without --tasks"),
+    ],
+)
+def test_refusals_end_in_one_line_and_code_2(pico_run, write_task, call, monkeypatch, words, told):
+    monkeypatch.setattr(harness, "load", None)  # nothing is loaded before everything is checked
+    choices = write_task(CHOICES)
+    code, out, err = call("eval", pico_run, *(word.format(choices=choices) for word in words))
+    assert code == 2 and not out and told in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")
+    assert not (pico_run / "evaluation" / "general.json").exists()
+
+
+@pytest.mark.parametrize("given", [{"limit": 0}, {"fewshot": -1}])
+def test_numbers_are_checked_in_python_too(pico_run, given):
+    with pytest.raises(C2FError, match="expected a whole number from"):
+        lite_c2f.benchmark(pico_run, ["gsm8k"], **given)
