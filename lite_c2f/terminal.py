@@ -10,6 +10,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column, Table
 from rich.text import Text
 
+from lite_c2f.evaluation.extras import across_turns
+
 SHOWN = ("reward", "limit", "hit_limit", "kl", "tokens_per_s", "accuracy", "loss", "ratio", "eos")
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -221,6 +223,8 @@ def print_judgment(found: dict[str, Any], run: Path) -> None:
         for name in names:
             table.add_row(name, *(f"{row[name]:g}" if name in row else "" for row in grades.values()))
         console.print(table)
+    for sentence in across_turns(found):
+        console.print(sentence)
     told = f"{found['questions']} questions, judged by {found['judge']}"
     console.print(
         Text(f"{told}; every text is in {run / 'evaluation' / ('judge-' + found['mode'] + '.json')}"), soft_wrap=True

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from lite_c2f.config import CHAT
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError, DataError, ModelError
 
 HH = "\n\nHuman: {prompt}\n\nAssistant:"
-CHAT = "chat"  # in its place: the tokenizer's own
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # how half of a multi-byte character decodes
 
 

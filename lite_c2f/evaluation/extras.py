@@ -73,9 +73,16 @@ def judgments(file: Path) -> list[Block]:
             blocks.append(plain_table(result["categories"], title))
         if grades := found.get("grades"):
             blocks.append(plain_table(grades, "grades, 1 to 10"))
-        return [*blocks, Text(told)]
+        return [*blocks, Text(" ".join([told, *across_turns(found)]))]
 
     return part(file, make) if file.is_file() else []
+
+
+def across_turns(found: Mapping[str, Any]) -> list[str]:
+    """A sentence about what the actors repeat of their earlier turns, where the questions have several."""
+    repeated = {name: share for name, share in found.get("repeated_across_turns", {}).items() if share is not None}
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in repeated.items())
+    return [f"Of the 4-word sequences in later turns, earlier turns had: {shares}."] if repeated else []
 
 
 def plain_table(rows: Mapping[str, Mapping[str, Any]], first: str) -> Table:

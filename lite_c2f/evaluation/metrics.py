@@ -5,15 +5,15 @@ Everything is a pure function of texts or token ids; definitions without a sourc
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from statistics import fmean
 
 Checker = Callable[[str], bool]  # does a response name the right answer?
 VERBOSE = 0.5  # share of the words that could go
 
 
-def ngrams(tokens: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    """All runs of n tokens, in order."""
+def ngrams(tokens: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
+    """All runs of n tokens (or words), in order."""
     return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
 
 
@@ -36,13 +36,13 @@ def compression_ratio(texts: Sequence[str]) -> float:
     return len(content) / len(zlib.compress(content, 9)) if content else 0.0
 
 
-def self_repetition(turns: Sequence[Sequence[int]], n: int = 4) -> float:
+def self_repetition(turns: Sequence[Sequence[Hashable]], n: int = 4) -> float:
     """Share of the n-grams of later answers of a conversation that an earlier answer of it has; 0 for one turn.
 
     >>> self_repetition([[1, 2, 3], [1, 2, 9]], 2)
     0.5
     """
-    seen: set[tuple[int, ...]] = set(ngrams(turns[0], n)) if turns else set()
+    seen: set[tuple[Hashable, ...]] = set(ngrams(turns[0], n)) if turns else set()
     repeated = total = 0
     for turn in turns[1:]:
         grams = ngrams(turn, n)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lite_c2f import disk, run_log
 from lite_c2f.backbone.load import card_gib
 from lite_c2f.config import Config, load_config
 from lite_c2f.errors import ConfigError
+from lite_c2f.evaluation.metrics import self_repetition
 from lite_c2f.judging.contest import RULE, ask, grade_table, grade_tasks, pair_table, pair_tasks
 from lite_c2f.judging.judges import Judge
 from lite_c2f.judging.questions import load_questions
@@ -19,6 +21,15 @@ from lite_c2f.runs import write_json
 from lite_c2f.views import Silent, View
 
 MODES = ("pairwise", "single")
+
+
+def repeated_across_turns(conversations: Sequence[Sequence[str]]) -> float | None:
+    """Mean share of the 4-word sequences of later answers that an earlier answer of the conversation had.
+
+    None where no question has two turns.
+    """
+    found = [self_repetition([answer.split() for answer in answers]) for answers in conversations if len(answers) > 1]
+    return round(fmean(found), 4) if found else None
 
 
 def judge(
@@ -60,6 +71,7 @@ def judge(
         view.stage("judgments", len(tasks), "judgments")
         told = ask(judging, tasks, judged_file, lambda done: view.step(done, {}))
         found: dict[str, Any] = {"judge": judging.name, "questions": len(asked), "mode": mode}
+        found["repeated_across_turns"] = {name: repeated_across_turns(said[name]) for name in names}
         if pairs:
             tables = {f"{left} over {right}": pair_table(asked, told, left, right) for left, right in pairs}
             found |= {"rule": RULE, "pairs": tables}

@@ -9,11 +9,13 @@ import pytest
 
 from lite_c2f.answers import Answer
 from lite_c2f.errors import ConfigError, DataError, ModelError
+from lite_c2f.evaluation.extras import across_turns
 from lite_c2f.judging.contest import Task, ask, grade_table, grade_tasks, outcome, pair_table, pair_tasks
 from lite_c2f.judging.judges import KEY, Endpoint
 from lite_c2f.judging.prompts import SYSTEM, pairwise, read_grade, read_verdict, single
 from lite_c2f.judging.questions import Question, load_questions, spread
 from lite_c2f.judging.speak import check_actors, converse
+from lite_c2f.judging.stage import repeated_across_turns
 
 MT_BENCH = Path(__file__).parents[3] / "shared" / "data" / "mt-bench"
 ONE = Question("1", "math", ("What is 2 + 3?", "And doubled?"), ("5", "10"))
@@ -168,6 +170,15 @@ def test_turns_build_on_what_was_said():
     assert said == [["answer to What is 2 + 3?", "answer to And doubled?"], ["answer to Write a line."]]
 
 
+def test_what_an_actor_repeats_of_its_earlier_turns():
+    twice = ["a b c d e", "x a b c d"]  # later: x a b c | a b c d, the second was said
+    assert repeated_across_turns([twice, ["a b c d", "e f g h"], ["only one turn"]]) == 0.25
+    assert repeated_across_turns([["one"], ["two"]]) is None
+    told = across_turns({"repeated_across_turns": {"fine": 0.25, "base": None}})
+    assert told == ["Of the 4-word sequences in later turns, earlier turns had: fine 25.0%."]
+    assert across_turns({}) == across_turns({"repeated_across_turns": {"fine": None}}) == []
+
+
 @pytest.mark.parametrize("names", [["fine", "fine"], [""], ["best"], []])
 def test_actors_are_checked(names):
     with pytest.raises(ConfigError):
@@ -310,6 +321,8 @@ def test_mt_bench_from_the_command_line(lite_c2f, toy_run, toy_models, tmp_path,
     done = lite_c2f(*common, "--judge", "m", "--url", server.url, "--actors", "fine,instruct,coarse")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert all(0 <= share <= 1 for share in found["repeated_across_turns"].values())
+    assert list(found["repeated_across_turns"]) == ["fine", "instruct", "coarse"]
     assert found["questions"] == 8 and len(server.heard) == (32 if mode == "pairwise" else 48)
     if mode == "pairwise":
         for pair in ("fine over instruct", "fine over coarse"):
