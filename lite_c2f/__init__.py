@@ -20,6 +20,7 @@ _PUBLIC = {
     "evaluate": "lite_c2f.pipeline",
     "judge": "lite_c2f.judging.stage",
     "benchmark": "lite_c2f.harness.stage",
+    "probe": "lite_c2f.probing",
     "Chat": "lite_c2f.chat",
     "C2FError": "lite_c2f.errors",
 }

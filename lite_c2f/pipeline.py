@@ -11,17 +11,14 @@ from typing import Any, NamedTuple
 import torch
 
 from lite_c2f import disk, ranks, run_log
-from lite_c2f.actors import Instruct
 from lite_c2f.backbone.load import card_gib
-from lite_c2f.batches import BatchSize, is_out_of_memory
+from lite_c2f.batches import is_out_of_memory
 from lite_c2f.coarse.saves import check_before as check_coarse
 from lite_c2f.coarse.train import train_coarse as coarse_stage
-from lite_c2f.config import Config, Source, load_config, settled
-from lite_c2f.data.records import load_prompts
+from lite_c2f.config import Config, load_config
 from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.evaluation.compare import evaluate as compare_actors
 from lite_c2f.evaluation.compare import made_of
-from lite_c2f.evaluation.probe import by_layer, plot_probe, rates, read_words
 from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.stage import make_fine, try_ratios
 from lite_c2f.fingerprints import fingerprints, refuse_changes
@@ -55,7 +52,6 @@ from lite_c2f.memory import as_json as plan_as_json
 from lite_c2f.reward.saves import Standing as RewardStanding
 from lite_c2f.reward.train import train_reward as reward_stage
 from lite_c2f.runs import check_tracker, read_json, start_tracker, write_json
-from lite_c2f.sampling import Sampling
 from lite_c2f.telling import Counter, ToySteps, stepper, tell_data, tell_plan, tell_truncation
 from lite_c2f.views import Silent, View
 
@@ -281,53 +277,6 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     with disk.told_plainly(run), locked(run), run_log.written(run):
         compare(settle(config, plan), models, corpus, run, run_log.Logged(view or Silent()), asked=config)
         return write_summary(run)
-
-
-def probe(
-    run: str | Path,
-    words: str | Path,
-    prompts: str | Path | None = None,
-    limit: int = 64,
-    *,
-    view: View | None = None,
-) -> dict[str, Any]:
-    """Where in the model unwanted words begin, with the residue and without it; and how often they are said.
-
-    words: a file with a word a line; prompts: a data file (default: the run's held-out prompts); limit: how many of
-    them. The Fine Actor is the instruct model with the residue at the published ratio, unmerged. Returns what it writes
-    to RUN/evaluation/probe.json; the curve is in RUN/evaluation/probe.png.
-    """
-    run, view = Path(run), run_log.Logged(view or Silent())
-    unwanted = read_words(Path(words))
-    config, models = open_run(run)
-    config = settle(config, make_plan(config, card_gib(config), model=models.base))
-    if prompts is None:
-        asked = load_corpus(config).held_out_prompts[:limit]
-    else:
-        asked = load_prompts([Source(path=str(prompts))]).items[:limit]
-    turns = [prompt.turns for prompt in asked]
-    ratio = float(read_json(run / "fine" / "merge.json")["ratio"])
-    settings = config.evaluation
-    sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
-    batch = BatchSize("evaluation.batch", settled(settings.batch), view.note)
-    with disk.told_plainly(run), locked(run), run_log.written(run):
-        view.stage("probe", 2, "actors")
-        actor = Instruct(config, models.instruct, run / "coarse" / "adapter")
-        found: dict[str, Any] = {
-            "words": len(unwanted),
-            "prompts": len(turns),
-            "ratio": ratio,
-            "layers": {},
-            "said": {},
-        }
-        for done, (name, share) in enumerate((("instruct", 0.0), ("fine", ratio)), 1):
-            found["layers"][name] = by_layer(actor, turns, unwanted, share, batch)
-            with actor.ratio(share):
-                found["said"][name] = rates(actor.answer(turns, sampling, batch), unwanted)
-            view.step(done, {})
-        write_json(run / "evaluation" / "probe.json", found)
-        plot_probe(found, run / "evaluation" / "probe.png")
-    return found
 
 
 def run_stage(

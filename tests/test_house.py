@@ -14,7 +14,7 @@ ORDER = (
     "kept", "checkpoints",
     "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
     "answers", "divergence", "inputs", "fingerprints",
-    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "judging", "harness", "doctor", "telling",
+    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "judging", "harness", "probing", "doctor", "telling",
     "pipeline", "chat", "chat_terminal", "ui", "terminal", "exits", "cli",
     "__main__",
 )  # fmt: skip

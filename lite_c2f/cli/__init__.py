@@ -1,0 +1,24 @@
+"""The command line: a thin layer over the Python API. Heavy imports are inside the commands."""
+
+import sys
+
+from lite_c2f import exits
+from lite_c2f.cli.root import app
+
+# in the order of --help
+# isort: off
+from lite_c2f.cli.training import toy_config
+from lite_c2f.cli import merging, evaluating, talking  # noqa: F401  they add their subcommands
+# isort: on
+
+__all__ = ["app", "main", "toy_config"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: 0 done, 2 the user can fix it, 1 a bug, 130 interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    commands = {found.name or str(getattr(found.callback, "__name__", "")) for found in app.registered_commands}
+    with exits.codes(given, commands):
+        code = app(args=exits.debug_first(given), standalone_mode=False)
+    if code:  # typer hands back 130 for Ctrl-C
+        sys.exit(code)

@@ -1,0 +1,66 @@
+"""A finished run before a list of unwanted words: where they begin, and how often they are said."""
+
+from pathlib import Path
+from typing import Any
+
+from lite_c2f import disk, run_log
+from lite_c2f.actors import Instruct
+from lite_c2f.backbone.load import card_gib
+from lite_c2f.batches import BatchSize
+from lite_c2f.config import Source, settled
+from lite_c2f.data.records import load_prompts
+from lite_c2f.evaluation.probe import by_layer, plot_probe, rates, read_words
+from lite_c2f.inputs import load_corpus
+from lite_c2f.locks import locked
+from lite_c2f.manifest import open_run
+from lite_c2f.memory import make_plan, settle
+from lite_c2f.runs import read_json, write_json
+from lite_c2f.sampling import Sampling
+from lite_c2f.views import Silent, View
+
+
+def probe(
+    run: str | Path,
+    words: str | Path,
+    prompts: str | Path | None = None,
+    limit: int = 64,
+    *,
+    view: View | None = None,
+) -> dict[str, Any]:
+    """Where in the model unwanted words begin, with the residue and without it; and how often they are said.
+
+    words: a file with a word a line; prompts: a data file (default: the run's held-out prompts); limit: how many of
+    them. The Fine Actor is the instruct model with the residue at the published ratio, unmerged. Returns what it writes
+    to RUN/evaluation/probe.json; the curve is in RUN/evaluation/probe.png.
+    """
+    run, view = Path(run), run_log.Logged(view or Silent())
+    unwanted = read_words(Path(words))
+    config, models = open_run(run)
+    config = settle(config, make_plan(config, card_gib(config), model=models.base))
+    if prompts is None:
+        asked = load_corpus(config).held_out_prompts[:limit]
+    else:
+        asked = load_prompts([Source(path=str(prompts))]).items[:limit]
+    turns = [prompt.turns for prompt in asked]
+    ratio = float(read_json(run / "fine" / "merge.json")["ratio"])
+    settings = config.evaluation
+    sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
+    batch = BatchSize("evaluation.batch", settled(settings.batch), view.note)
+    with disk.told_plainly(run), locked(run), run_log.written(run):
+        view.stage("probe", 2, "actors")
+        actor = Instruct(config, models.instruct, run / "coarse" / "adapter")
+        found: dict[str, Any] = {
+            "words": len(unwanted),
+            "prompts": len(turns),
+            "ratio": ratio,
+            "layers": {},
+            "said": {},
+        }
+        for done, (name, share) in enumerate((("instruct", 0.0), ("fine", ratio)), 1):
+            found["layers"][name] = by_layer(actor, turns, unwanted, share, batch)
+            with actor.ratio(share):
+                found["said"][name] = rates(actor.answer(turns, sampling, batch), unwanted)
+            view.step(done, {})
+        write_json(run / "evaluation" / "probe.json", found)
+        plot_probe(found, run / "evaluation" / "probe.png")
+    return found
