@@ -14,8 +14,8 @@ ORDER = (
     "kept", "checkpoints",
     "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
     "answers", "divergence", "inputs", "fingerprints",
-    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "judging", "harness", "probing", "doctor", "telling",
-    "pipeline", "chat", "chat_terminal", "ui", "terminal", "exits", "cli",
+    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "judging", "harness", "probing", "doctor",
+    "telling", "pipeline", "chat", "chat_terminal", "ui", "terminal", "exits", "cli",
     "__main__",
 )  # fmt: skip
 APART = {("coarse", "fine"), ("fine", "coarse"), ("toy", "backbone"), ("evaluation", "coarse")}  # stages meet on disk

@@ -20,8 +20,9 @@ from figures import (
 )
 from matplotlib import rcParams
 from matplotlib.figure import Figure
+from worlds import WORLDS
 
-MODES = ("logistic", "linear", "fixed-short", "fixed-long")
+MODES = ("logistic", "linear", "start-half", "fixed-short", "fixed-long")
 SIGNALS = ("logistic", "reward-only", "critic-only")
 CRITICS = ("logistic", "critic-from-zero", "critic-shared")
 MERGES = ("krm", "average", "slerp", "ties", "dare")
@@ -33,9 +34,12 @@ def make_page(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     jobs = results["jobs"]
     worlds = [world for world in ("toy", "harder") if any(job["world"] == world for job in jobs)]
-    parts = {"seconds": f"{results['seconds'] / 60:.0f}", "machine": results["machine"]}
+    parts = {"minutes": f"{results['seconds'] / 60:.0f}", "machine": results["machine"]}
     for world in worlds:
         parts |= {
+            f"{world} about": WORLDS[world].about,
+            f"{world} longest": str(WORLDS[world].longest),
+            f"{world} budget": f"{WORLDS[world].budget:,}",
             f"{world} modes": arms_table(jobs, world, MODES),
             f"{world} signals": arms_table(jobs, world, SIGNALS),
             f"{world} critics": arms_table(jobs, world, CRITICS),

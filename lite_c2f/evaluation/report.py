@@ -169,7 +169,7 @@ def over_time(run: Path) -> list[Block]:
         said = [
             (
                 f"update {row['step']}",
-                f"limit {row['limit']} · {row['tokens']} tokens · {row['finish']}",
+                f"{row['reward']:+.2f} · limit {row['limit']} · {row['tokens']} tokens · {row['finish']}",
                 row["response"],
             )
             for row in shown

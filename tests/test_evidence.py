@@ -1,0 +1,125 @@
+"""The evidence: its arithmetic by hand, and that docs/evidence.md says what the committed results say."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks" / "evidence"))
+
+import figures  # noqa: E402
+import merges  # noqa: E402
+import page  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "evidence.json"
+
+
+def test_an_interval_is_students_t():
+    found = figures.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    # variance 10 / 4, standard error sqrt(2.5 / 5), t(4 degrees, 97.5%) = 2.776
+    assert found.mean == 3.0 and found.half == pytest.approx(2.776 * math.sqrt(0.5))
+    assert found.text(1) == "3.0 ± 2.0" and found.text(1, sign=True) == "+3.0 ± 2.0"
+    assert math.isnan(figures.interval([1.0]).half)
+    assert not figures.surely(figures.interval([1.0])) and figures.surely(figures.Interval(-1.0, 0.9))
+    assert not figures.surely(figures.Interval(0.5, 0.6))
+
+
+def test_differences_are_paired():
+    left, right = {0: 1.0, 1: 2.0, 2: 9.0}, {2: 8.0, 1: 1.0, 0: 0.0}
+    assert figures.difference(left, right) == figures.Interval(1.0, 0.0)
+
+
+LONG = {"curve": [[100, 0.0], [200, 0.6], [300, 0.9], [400, 1.0], [500, 1.1]], "tokens": 500}
+SLOW = {"curve": [[50, 0.0], [350, 0.5], [450, 0.96]], "tokens": 450}
+
+
+def test_when_a_run_has_learned():
+    assert figures.final_reward(LONG) == pytest.approx(1.0)
+    assert figures.learned_at(LONG, LONG) == 400  # 0.95 of the rise from 0 to 1
+    assert figures.learned_at(SLOW, LONG) == 450
+    assert figures.first_tokens(SLOW, 1.0) == math.inf
+    assert figures.resampled(LONG, [100, 150, 450, 900]) == pytest.approx([0.0, 0.3, 1.05, 1.1])
+
+
+def test_tables_name_who_never_learned():
+    jobs = [
+        {"world": "toy", "seed": seed, "name": name, **run}
+        for seed in (0, 1)
+        for name, run in (("fixed-long", LONG), ("logistic", SLOW if seed else {"curve": [[50, 0.0]], "tokens": 50}))
+    ]
+    assert page.learned_text(jobs, "toy", "fixed-long") == "0.4 ± 0.0"
+    assert page.learned_text(jobs, "toy", "logistic") == "1 of 2 seeds"
+    assert page.share_text(jobs, "toy") == "never"
+
+
+def test_an_unknown_figure_is_not_left_in_the_page():
+    assert page.filled("a {{b}} c", {"b": "1"}) == "a 1 c"
+    with pytest.raises(KeyError):
+        page.filled("{{nobody}}", {})
+
+
+def test_slerp_is_on_the_arc():
+    one, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    torch.testing.assert_close(merges.slerp(one, one, other, 0.5), torch.tensor([0.5, 0.5]).sqrt())
+    torch.testing.assert_close(merges.slerp(one, one, 2 * one, 0.25), torch.tensor([1.25, 0.0]))
+    torch.testing.assert_close(merges.average(one, one, other, 0.25), torch.tensor([0.75, 0.25]))
+
+
+def test_ties_and_dare_add_task_vectors_to_the_base():
+    base = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    coarse, instruct = base + torch.tensor([4.0, 0.1, -3.0, 0.2]), base + torch.tensor([0.1, 2.0, 5.0, 0.1])
+    # the larger half of each: coarse 4, -3; instruct 2, 5; at the third the sum decides for instruct
+    torch.testing.assert_close(merges.by_ties(base, instruct, coarse, 1.0), base + torch.tensor([4.0, 2.0, 5.0, 0.0]))
+    torch.manual_seed(0)
+    dropped = torch.stack([merges.by_dare(base, instruct, coarse, 0.5) for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(dropped, base + 0.5 * (coarse - base) + (instruct - base), atol=0.2, rtol=0)
+
+
+def results():
+    if not RESULTS.is_file():
+        pytest.skip("no results are committed")
+    return json.loads(RESULTS.read_text())
+
+
+def test_the_page_is_made_of_the_committed_results(tmp_path):
+    page.make_page(results(), tmp_path)
+    assert (tmp_path / "evidence.md").read_text() == (ROOT / "docs" / "evidence.md").read_text()
+    for plot in ("evidence-cm.svg", "evidence-krm.svg"):
+        assert (ROOT / "docs" / plot).read_text().startswith("<?xml") and plot in (tmp_path / "evidence.md").read_text()
+
+
+def test_every_run_spent_its_budget_and_little_more():
+    from worlds import WORLDS
+
+    for job in results()["jobs"]:
+        if "curve" in job:
+            budget = WORLDS[job["world"]].budget
+            assert budget <= job["tokens"] < 1.15 * budget, (job["world"], job["seed"], job["name"])
+            assert job["updates"] == len(job["training"])
+            assert mean(row[1] for row in job["training"]) <= WORLDS[job["world"]].longest
+
+
+@pytest.mark.slow
+def test_one_arm_from_beginning_to_end(toy_models, tmp_path, monkeypatch):
+    """A reward model, a short PPO run and the merges, as the evidence does them."""
+    import arms
+    import worlds
+
+    setting = worlds.WORLDS["toy"]
+    monkeypatch.setitem(worlds.WORLDS, "toy", setting._replace(budget=2500))
+    monkeypatch.setattr(merges, "METHODS", {"average": (merges.average, (0.25,))})
+    monkeypatch.setattr(merges, "RATIOS", (1.0,))
+    monkeypatch.setattr(worlds, "TOY_PAIRS", 320)
+    rewards = tmp_path / "reward"
+    assert arms.train_reward_model("toy", 0, rewards)["accuracy"] > 0.5
+    found = arms.run_arm("toy", 0, "logistic", tmp_path / "logistic", rewards)
+    assert found["tokens"] >= 2500 and found["training"][0][1] == 16 and len(found["curve"]) >= 2
+    assert set(found["final"]) >= {"reward", "accuracy", "tokens", "eos"}
+    merged = merges.run_merges("toy", 0, tmp_path / "logistic", rewards, tmp_path / "merges")
+    assert merged["krm"]["chosen"] == 1.0 and merged["average"]["final"]["tokens"] > 0
+    assert not (tmp_path / "merges").exists()
