@@ -168,3 +168,43 @@ def quantized(pico):
         "evaluation.max_tokens=32",
     ]
     return lambda: load_model(str(pico["base"]), load_config({}, settings))
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+    from lite_c2f.cli import main
+
+    def run(*arguments):
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def random_roles(quantized):
+    """Roles on a pico base whose adapters do something, with heads of a reward model and a critic."""
+    import torch
+
+    from lite_c2f.backbone.heads import ScalarHead
+    from lite_c2f.backbone.roles import Roles
+    from lite_c2f.config import Lora
+
+    def make(*adapters, **given):
+        torch.manual_seed(0)
+        made = Roles(quantized(), Lora(r=4, alpha=8), adapters, **given)
+        with torch.no_grad():
+            for name in made.adapters:
+                for parameter in made.adapter_parameters(name):
+                    parameter.normal_(std=0.2)
+        made.add_head("reward", ScalarHead.of(torch.randn(1, 32)))
+        made.add_head("critic", ScalarHead.of(torch.randn(1, 32), 0.3))
+        return made
+
+    return make

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from lite_c2f.cli import main
-
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "toy.yaml")
 SEVEN_B = ROOT / "configs" / "mistral-7b-24gb.yaml"
@@ -30,22 +28,6 @@ COMMANDS = (
     "doctor",
     "schema",
 )
-
-
-@pytest.fixture
-def call(capsys):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from lite_c2f.backbone.adapters import save_critic
-from lite_c2f.backbone.heads import ScalarHead
-from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages
 from lite_c2f.coarse.progress import KnownLengths, Standing
 from lite_c2f.coarse.rollout import Batches, Ends, collect
 from lite_c2f.coarse.update import update
-from lite_c2f.config import Lora, load_config
+from lite_c2f.config import load_config
 from lite_c2f.memory.stages import trained_adapters
 from lite_c2f.reward.score import Normalizer
 
@@ -27,16 +25,8 @@ SETTINGS = load_config(
 
 
 @pytest.fixture
-def roles(quantized):
-    torch.manual_seed(0)
-    made = Roles(quantized(), Lora(r=4, alpha=8), ("policy", "reward"), shares={"critic": "policy"})
-    with torch.no_grad():
-        for name in made.adapters:
-            for parameter in made.adapter_parameters(name):
-                parameter.normal_(std=0.2)
-    made.add_head("reward", ScalarHead.of(torch.randn(1, 32)))
-    made.add_head("critic", ScalarHead.of(torch.randn(1, 32), 0.3))
-    return made
+def roles(random_roles):
+    return random_roles("policy", "reward", shares={"critic": "policy"})
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse import update as update_module
 from lite_c2f.coarse.advantage import Advantages
@@ -11,7 +10,7 @@ from lite_c2f.coarse.progress import KnownLengths, Standing
 from lite_c2f.coarse.rollout import Batches, Ends, check_numbers, collect, micro_batches
 from lite_c2f.coarse.train import check_models
 from lite_c2f.coarse.update import update
-from lite_c2f.config import Lora, load_config
+from lite_c2f.config import load_config
 from lite_c2f.errors import MemoryFullError, NonFiniteError
 from lite_c2f.reward.score import Normalizer
 from lite_c2f.sampling import Sampling, sample
@@ -26,16 +25,8 @@ def config(*more):
 
 
 @pytest.fixture
-def roles(quantized):
-    torch.manual_seed(0)
-    made = Roles(quantized(), Lora(r=4, alpha=8), ("policy", "critic", "reward"))
-    with torch.no_grad():
-        for name in made.adapters:
-            for parameter in made.adapter_parameters(name):
-                parameter.normal_(std=0.2)
-    made.add_head("reward", ScalarHead.of(torch.randn(1, 32)))
-    made.add_head("critic", ScalarHead.of(torch.randn(1, 32), 0.3))
-    return made
+def roles(random_roles):
+    return random_roles("policy", "critic", "reward")
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import yaml
 from pico_tasks import ANSWERS, CHOICES, DOCS
 
 import lite_c2f
-from lite_c2f.cli import main
 from lite_c2f.errors import C2FError
 from lite_c2f.evaluation.extras import general, judged
 from lite_c2f.evaluation.page import as_html, as_markdown
@@ -27,22 +26,6 @@ def count(monkeypatch):
     done, measure = [], harness.measure
     monkeypatch.setattr(harness, "measure", lambda *given: done.append(given[1:3]) or measure(*given))
     return done
-
-
-@pytest.fixture
-def call(capsys):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def kept(run):
