@@ -257,6 +257,11 @@ def test_without_lm_eval_one_line_says_what_to_install(pico_run, call, monkeypat
         (["--tasks", "{choices}", "--actors", "fine"], "--baseline instruct with --actors fine"),
         (["--tasks", "{choices}", "evaluation.nonsense=1"], "evaluation.nonsense"),
         (["--tasks", "{choices}", "lora.alpha=99"], "other lora settings than the run's"),
+        (["--tasks", "{choices}", "model.base=/other"], "model.base='/other'; expected the run's"),
+        (
+            ["--tasks", "{choices}", "--chat-template", "model.prompt_template=chat"],
+            "model.prompt_template='chat'; exp",
+        ),
         (["--tasks", "{choices}/gone.yaml"], "no such file"),
         (["--tasks", "mmlu_nonsense"], "no task 'mmlu_nonsense'"),
         (["--limit", "5"], "--limit without --tasks"),
