@@ -23,7 +23,7 @@ from lite_c2f.checkpoints import (
     refuse_other,
 )
 from lite_c2f.coarse.progress import Standing
-from lite_c2f.config import Config
+from lite_c2f.config import Coarse, Config
 from lite_c2f.errors import ModelError, NonFiniteError, RunError
 from lite_c2f.runs import Metrics, cut_lines, hash_of, publish_folder, read_json, write_json
 
@@ -51,7 +51,7 @@ class Saves:
         self._say = tell or (lambda _: None)
         self._store = store_of(run, config)
         self._rhythm = Rhythm(config.run.checkpoint_every, config.run.checkpoint_minutes)
-        self._updates, self._rollouts = config.coarse.updates, config.coarse.rollouts
+        self._settings, self._rollouts = config.coarse, config.coarse.rollouts
         self._identity = identity_of(config, run)
         self._failures = 0  # in a row
         self._led_back = 0  # the update that last led back to a checkpoint
@@ -65,7 +65,7 @@ class Saves:
         for sentence in damaged:
             self._say(sentence)
         if found is not None:
-            check_newest(found, self._identity, self._updates, self._store.folder, force=self._force)
+            check_newest(found, self._identity, self._settings, self._store.folder, force=self._force)
         ranks.wait()  # until everybody has read
         if damaged and ranks.is_first():
             self._store.set_aside()
@@ -206,18 +206,29 @@ def check_before(config: Config, run: Path, *, force: bool) -> None:
     if folder is not None:
         saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
         found = Checkpoint(saved["step"], saved["state"], {}, folder)
-        check_newest(found, identity_of(config, run), config.coarse.updates, store.folder, force=force)
+        check_newest(found, identity_of(config, run), config.coarse, store.folder, force=force)
 
 
-def check_newest(found: Checkpoint, now: dict[str, Any], updates: int, folder: Path, *, force: bool) -> None:
+def check_newest(found: Checkpoint, now: dict[str, Any], settings: Coarse, folder: Path, *, force: bool) -> None:
     """Raise RunError unless a checkpoint is of this run, and not beyond its end."""
     anew = f"remove '{folder}' to begin the coarse stage anew"
     before, form = found.state.get("identity"), found.state.get("format")
     forcible = ("reward", "coarse", "data", "processes", "reward_model")  # not another model or shape of the adapters
+    then = ((before if isinstance(before, dict) else {}).get("coarse") or {}).get("critic", settings.critic)
+    if then != settings.critic and "shared" in (then, settings.critic):  # other tensors, which no force makes fit
+        got = f"'{found.folder}' was made with coarse.critic={then!r}, now {settings.critic!r}"
+        raise RunError.because(got, "the same value", f"set it back, or {anew}")
     refuse_other(found.folder or folder, form, before, now, anew, force=force, forcible=forcible)
-    if found.step > updates:
+    if found.step > settings.updates:
         raise RunError.because(
-            f"'{found.folder}' is after {found.step} updates, coarse.updates={updates}",
+            f"'{found.folder}' is after {found.step} updates, coarse.updates={settings.updates}",
             "as many or more",
             f"set coarse.updates={found.step} to end there, or remove the newer ones in '{folder}'",
+        )
+    tokens = [line["tokens"] * settings.rollouts for line in found.state.get("lines", [])]
+    if settings.token_budget is not None and sum(tokens[:-1]) >= settings.token_budget:
+        raise RunError.because(
+            f"'{found.folder}' is after {round(sum(tokens))} tokens, coarse.token_budget={settings.token_budget}",
+            "as many or more",
+            f"set coarse.token_budget={round(sum(tokens))} to end there, or remove the newer ones in '{folder}'",
         )

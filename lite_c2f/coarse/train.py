@@ -23,9 +23,9 @@ from lite_c2f.coarse.rollout import Batches, Ends, Rollout, collect
 from lite_c2f.coarse.saves import Saves
 from lite_c2f.coarse.update import update
 from lite_c2f.coarse.watch import correlation, share_alike, warnings
-from lite_c2f.config import Config
+from lite_c2f.config import Coarse, Config
 from lite_c2f.data.encode import stop_ids
-from lite_c2f.errors import ModelError, NonFiniteError, RunError
+from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.interrupts import graceful
 from lite_c2f.ops import explained_variance
@@ -56,7 +56,8 @@ def train_coarse(
     an update to RUN/metrics.jsonl. progress(step, updates, line) is called after every update, tick(new tokens) while
     sampling, tell(text) when a batch had to shrink, an update was skipped or something looks wrong. force: go on from
     checkpoints made with other settings of `coarse`. Returns the stage's metrics. Raises RunError without a reward
-    model, MemoryFullError when one row is too much for the card, ModelError when it diverges again and again.
+    model, MemoryFullError when one row is too much for the card, ModelError when it diverges again and again,
+    ConfigError when the token budget ends it before the policy has trained.
     """
     settings = config.coarse
     tokenizer = load_tokenizer(models.base)
@@ -128,10 +129,21 @@ def train_coarse(
             # 5. a checkpoint, where one is due
             saved.after_update(line["reward"], agree(standing, interruption.asked))
 
+        check_learned(standing, settings)
         metrics = publish(roles, config, models, run, standing) if ranks.is_first() else {}
         saved.clear()
         interruption.asked = agree(standing, interruption.asked)  # by now published: ends after this block
     return metrics
+
+
+def check_learned(standing: Standing, settings: Coarse) -> None:
+    """Raise ConfigError when the token budget was spent while the critic warmed up: the policy is still the base."""
+    if standing.step <= settings.critic_warmup:
+        raise ConfigError.because(
+            f"coarse.token_budget={settings.token_budget} is spent after {standing.step} updates",
+            f"more updates than coarse.critic_warmup={settings.critic_warmup}, in which the policy does not train",
+            "raise it, or lower coarse.critic_warmup",
+        )
 
 
 @torch.no_grad()

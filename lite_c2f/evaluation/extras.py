@@ -31,7 +31,7 @@ def general(run: Path) -> list[Block]:
         told += " Asked as conversations." if found["chat_template"] else ""
         return [Heading("General benchmarks"), Text(told), Table("task", columns, rows)]
 
-    return part(file, make) if file.is_file() else []
+    return part(file, make, "run `lite-c2f eval --tasks` again, or remove it") if file.is_file() else []
 
 
 def others(found: Mapping[str, Any]) -> list[str]:
@@ -75,7 +75,7 @@ def judgments(file: Path) -> list[Block]:
             blocks.append(plain_table(grades, "grades, 1 to 10"))
         return [*blocks, Text(" ".join([told, *across_turns(found)]))]
 
-    return part(file, make) if file.is_file() else []
+    return part(file, make, "run `lite-c2f judge` again, or remove it") if file.is_file() else []
 
 
 def across_turns(found: Mapping[str, Any]) -> list[str]:
@@ -93,8 +93,8 @@ def plain_table(rows: Mapping[str, Mapping[str, Any]], first: str) -> Table:
     )
 
 
-def part(file: Path, make: Callable[[], list[Block]]) -> list[Block]:
-    """What is made of a file. Raises RunError naming it where it is gone or of another form."""
+def part(file: Path, make: Callable[[], list[Block]], do: str = "train that stage again") -> list[Block]:
+    """What is made of a file. Raises RunError naming it where it is gone or of another form; do: what helps then."""
     try:
         return make()
     except (
@@ -108,4 +108,4 @@ def part(file: Path, make: Callable[[], list[Block]]) -> list[Block]:
         yaml.YAMLError,
     ) as error:
         why = "cannot be read" if isinstance(error, OSError) else "has another form than lite-c2f gives it"
-        raise RunError.because(f"'{file}' {why}", "a file of a run, unchanged", "train that stage again") from None
+        raise RunError.because(f"'{file}' {why}", "a file of a run, unchanged", do) from None

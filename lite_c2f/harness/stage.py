@@ -61,8 +61,7 @@ def benchmark(
             raise ConfigError.because(f"--{name} {number}", f"a whole number from {least}", "correct it")
     made, models = open_run(run)
     config = load_config(made.model_dump(), overrides)
-    if config.lora != made.lora:  # another alpha would scale the Coarse Actor's adapter, and nothing would tell
-        raise ConfigError.because("other lora settings than the run's", "those its adapters have", "leave them out")
+    check_own(config, made)
     rows = ROWS if config.evaluation.batch == "auto" else settled(config.evaluation.batch)
     config = settle(config, make_plan(config, card_gib(config), model=models.base))
     from lite_c2f.harness.model import quiet
@@ -89,6 +88,20 @@ def benchmark(
         }
         write_json(run / "evaluation" / FILE, found)
     return found
+
+
+def check_own(config: Config, made: Config) -> None:
+    """Raise ConfigError where settings of the actors themselves are not the run's.
+
+    Another alpha would scale the Coarse Actor's adapter, another prompt would ask it in a form that it does not know,
+    another base would not be loaded, and nothing would tell. How the models are loaded (4-bit or not) may differ.
+    """
+    if config.lora != made.lora:
+        raise ConfigError.because("other lora settings than the run's", "those its adapters have", "leave them out")
+    for name in ("base", "instruct", "base_revision", "instruct_revision", "prompt_template", "stop"):
+        if getattr(config.model, name) != getattr(made.model, name):
+            got, expected = f"model.{name}={getattr(config.model, name)!r}", f"the run's {getattr(made.model, name)!r}"
+            raise ConfigError.because(got, expected, "leave it out")
 
 
 def tell_loading(view: View, done: int, total: int) -> None:

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from lite_c2f.checkpoints import Checkpoint
 from lite_c2f.coarse.saves import Saves
+from lite_c2f.coarse.train import check_learned
 from lite_c2f.config import load_config
-from lite_c2f.errors import ModelError, NonFiniteError, RunError
+from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
 from lite_c2f.runs import Metrics
 
 
@@ -95,6 +96,39 @@ def test_a_checkpoint_beyond_the_end_is_refused(place):
     place.loop.step = 0
     place.saves("coarse.critic_warmup=1", "coarse.updates=12").resume()
     assert place.loop.step == 6 and "going on after update 6" in place.told[-1]
+
+
+def test_a_checkpoint_beyond_the_token_budget_is_refused(place):
+    """Three updates of 16 responses of 10 tokens: 480. A budget of 320 was spent after two, one of 321 by the third."""
+    saves = place.saves()
+    place.loop.step = 3
+    found = place.loop.checkpoint()
+    place.loop.checkpoint = lambda: found._replace(state={"lines": [line(0.0) | {"tokens": 10.0}] * 3})
+    saves.after_update(0.0, asked=False)
+    with pytest.raises(RunError, match=r"is after 480 tokens, coarse\.token_budget=320; expected as many or more"):
+        place.saves("coarse.token_budget=320").resume()
+    place.saves("coarse.token_budget=321").resume()
+    assert place.loop.step == 3
+
+
+@pytest.mark.parametrize(("then", "now"), [("shared", "reward_model"), ("zero", "shared")])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_critic_of_other_tensors_cannot_be_forced(place, then, now, force):
+    place.saves(f"coarse.critic={then}").resume()
+    saves = place.saves(f"coarse.critic={now}")
+    saves._force = force
+    with pytest.raises(RunError, match=f"made with coarse.critic='{then}', now '{now}'") as raised:
+        saves.resume()
+    assert "--force" not in str(raised.value)
+
+
+def test_a_budget_that_ends_before_the_policy_has_trained_is_refused():
+    settings = load_config({}, ["coarse.token_budget=300", "coarse.critic_warmup=2"]).coarse
+    with pytest.raises(
+        ConfigError, match=r"coarse\.token_budget=300 is spent after 2 updates; expected more updates than"
+    ):
+        check_learned(SimpleNamespace(step=2), settings)
+    check_learned(SimpleNamespace(step=3), settings)
 
 
 def test_a_run_that_is_removed_meanwhile_does_not_grow_again(place):

@@ -217,8 +217,11 @@ def test_judgments_are_in_the_report(tmp_path):
     assert "| all | 3 | 1 | 0 | 0 | 0.875 | 0.125 |" in text and "75% of the pairs" in text
     assert "| fine | 7.25 | 6 |" in text and "M \\<b\\>" in text
     (tmp_path / "evaluation" / "general.json").write_text("{}")
-    with pytest.raises(C2FError, match=r"general\.json' has another form"):
+    with pytest.raises(C2FError, match=r"general\.json' has another form.*run `lite-c2f eval --tasks` again"):
         general(tmp_path)
+    (tmp_path / "evaluation" / "judge-single.json").write_text("{}")
+    with pytest.raises(C2FError, match=r"judge-single\.json' has another form.*run `lite-c2f judge` again"):
+        judged(tmp_path)
 
 
 def test_without_lm_eval_one_line_says_what_to_install(pico_run, call, monkeypatch):
@@ -237,6 +240,11 @@ def test_without_lm_eval_one_line_says_what_to_install(pico_run, call, monkeypat
         (["--tasks", "{choices}", "--actors", "fine"], "--baseline instruct with --actors fine"),
         (["--tasks", "{choices}", "evaluation.nonsense=1"], "evaluation.nonsense"),
         (["--tasks", "{choices}", "lora.alpha=99"], "other lora settings than the run's"),
+        (["--tasks", "{choices}", "model.base=/other"], "model.base='/other'; expected the run's"),
+        (
+            ["--tasks", "{choices}", "--chat-template", "model.prompt_template=chat"],
+            "model.prompt_template='chat'; exp",
+        ),
         (["--tasks", "{choices}/gone.yaml"], "no such file"),
         (["--tasks", "mmlu_nonsense"], "no task 'mmlu_nonsense'"),
         (["--limit", "5"], "--limit without --tasks"),
