@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lite_c2f.answers import Answer
 from lite_c2f.backbone.copies import sampling_copies
-from lite_c2f.backbone.load import load_model, load_tokenizer
+from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config
@@ -42,7 +42,8 @@ def answer_base(
     limit = config.data.max_prompt_tokens
     ids = [encode_prompt(tokenizer, turns, limit, template=config.model.prompt_template)[0] for turns in prompts]
     with roles.sampling(role):
-        return _answer(roles.model, tokenizer, ids, sampling, batch, stop_ids(tokenizer, config.model.stop))
+        ends = end_tokens(roles.model, tokenizer)
+        return _answer(roles.model, tokenizer, ids, sampling, batch, stop_ids(tokenizer, config.model.stop), ends)
 
 
 def kl_of_coarse(
@@ -78,7 +79,7 @@ class Instruct:
                 f"instruct model '{model}': no chat template", "a tokenizer with one", "use an instruct model"
             )
         base = load_model(model, config, revision=revision)
-        self.eos_ids = _eos_ids(base, self.tokenizer)
+        self.eos_ids = end_tokens(base, self.tokenizer)
         self.model: Any = base
         self._layers: dict[str, LoraLayer] = {}  # by the name of the weight
         if adapter is not None:
@@ -147,13 +148,6 @@ class Instruct:
             return _answer(self.model, self.tokenizer, ids, sampling, batch, [], self.eos_ids, expected)
 
 
-def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The model's own list of end tokens (some have several), and the tokenizer's."""
-    listed = getattr(model.generation_config, "eos_token_id", None)
-    ids = listed if isinstance(listed, list) else [listed]
-    return sorted({*(i for i in ids if i is not None), tokenizer.eos_token_id})
-
-
 def _answer(
     model: Any,
     tokenizer: Any,
@@ -161,7 +155,7 @@ def _answer(
     sampling: Sampling,
     batch: int | BatchSize,
     stops: list[list[int]],
-    eos_ids: list[int] | None = None,
+    eos_ids: list[int],
     expected: Sequence[float] | None = None,
 ) -> list[Answer]:
     with torch.no_grad():
@@ -169,7 +163,7 @@ def _answer(
             model,
             prompts,
             sampling,
-            eos_ids=eos_ids or [tokenizer.eos_token_id],
+            eos_ids=eos_ids,
             stop_ids=stops,
             pad_id=tokenizer.pad_token_id,
             batch=batch,

@@ -17,6 +17,7 @@ import torch
 from transformers import DynamicCache
 
 from lite_c2f.actors import Instruct, load_coarse
+from lite_c2f.backbone.load import end_tokens
 from lite_c2f.backbone.roles import REFERENCE
 from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
 from lite_c2f.data.records import Turn
@@ -251,7 +252,8 @@ class Chat:
         sampling = Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p, settings.seed)
         room = self.prompt_room(settings.max_tokens)
         if pane in ROLES:
-            tokenizer, model, eos_ids = self.tokenizer, self.roles.model, [self.tokenizer.eos_token_id]
+            tokenizer, model = self.tokenizer, self.roles.model
+            eos_ids = end_tokens(model, tokenizer)
             prompt, _ = encode_prompt(tokenizer, turns, room, template=self.config.model.prompt_template)
             stops = stop_ids(tokenizer, self.config.model.stop)
         else:

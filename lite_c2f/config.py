@@ -79,7 +79,7 @@ class Model(Section):
     @model_validator(mode="after")
     def _template_has_prompt(self) -> "Model":
         if self.prompt_template != CHAT and self.prompt_template.count("{prompt}") != 1:
-            raise ValueError("model.prompt_template must contain {prompt} exactly once")
+            raise ValueError("model.prompt_template must contain {prompt} exactly once, or be chat")
         if not all(self.stop):
             raise ValueError("model.stop holds an empty text; remove it")
         for key in ("base", "instruct"):
@@ -356,6 +356,24 @@ def load_config(source: str | Path | dict[str, Any] | None = None, overrides: Se
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{origin}: {_explain(error)}") from None
+
+
+def completed(before: Any, now: Any) -> Any:
+    """Settings that were written down by an earlier version, with those that it did not have at their defaults.
+
+    before, now: mappings of sections, as `Config.identity` gives them; only what `now` has is added.
+    """
+
+    def filled(saved: Any, wanted: Any, defaults: Any) -> Any:
+        if not (isinstance(saved, dict) and isinstance(wanted, dict) and isinstance(defaults, dict)):
+            return saved
+        missing = {key: defaults[key] for key in wanted if key in defaults and key not in saved}
+        return {**missing, **{key: filled(value, wanted.get(key), defaults.get(key)) for key, value in saved.items()}}
+
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return before
+    defaults = Config().model_dump(mode="json")
+    return {key: filled(value, now.get(key), defaults.get(key)) for key, value in before.items()}
 
 
 def settled(batch: int | str) -> int:

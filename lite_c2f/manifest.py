@@ -10,7 +10,7 @@ import torch
 
 import lite_c2f
 from lite_c2f import locks, ranks
-from lite_c2f.config import Config, load_config
+from lite_c2f.config import Config, completed, load_config
 from lite_c2f.errors import ConfigError, RunError
 from lite_c2f.identity import differences
 from lite_c2f.inputs import ModelPair
@@ -86,7 +86,8 @@ def is_leftover(path: Path) -> bool:
 
 def check_settings(run: Path, stage: str, config: Config, force: bool) -> list[str]:
     """Raise RunError unless a published stage was made with these settings; with `force` return what differs."""
-    found = differences(settings_of(run, stage), settings_now(stage, config))
+    now = settings_now(stage, config)
+    found = differences(completed(settings_of(run, stage), now), now)
     if not found:
         return []
     told = "; ".join(f"{key}={then!r}, now {now!r}" for key, then, now in found[:4])
@@ -231,3 +232,17 @@ def open_run(run: str | Path) -> tuple[Config, ModelPair]:
         if not Path(folder).is_dir():
             raise RunError.because(f"{name} model of '{run}' is gone: '{folder}'", "its folder", "train again")
     return load_config(run / "config.yaml"), models
+
+
+def check_own(config: Config, made: Config) -> None:
+    """Raise ConfigError where settings of the actors themselves are not the run's; made: the run's configuration.
+
+    Another alpha would scale the Coarse Actor's adapter, another prompt would ask it in a form that it does not know,
+    another base would not be loaded, and nothing would tell.
+    """
+    for section in ("model", "lora"):
+        before, now = getattr(made, section), getattr(config, section)
+        for name in type(before).model_fields:
+            then, today = getattr(before, name), getattr(now, name)
+            if then != today:
+                raise ConfigError.because(f"{section}.{name}={today!r}", f"the run's {then!r}", "leave it out")

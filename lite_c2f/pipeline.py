@@ -298,9 +298,14 @@ def run_stage(
         tell_truncation(view, metrics["pairs"])
         view.note(f"reward model: {metrics['accuracy']:.3f} of held-out pairs ranked right")
     elif stage == "coarse":
-        view.stage("coarse actor", config.coarse.updates, "updates")
+        total = config.coarse.updates
+        view.stage("coarse actor", total, "updates")
 
-        def step(done: int, _: int, line: dict[str, float]) -> None:
+        def step(done: int, expected: int, line: dict[str, float]) -> None:
+            nonlocal total
+            if expected != total:  # a token budget will end it sooner
+                total = expected
+                view.stage("coarse actor", total, "updates")
             view.step(done, line)
 
         metrics = coarse_stage(config, models, corpus, run, step, view.tick, tracker, view.note, force=force)

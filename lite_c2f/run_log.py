@@ -59,8 +59,9 @@ class Logged:
         self._view.step(done, values)
 
     def stage(self, name: str, total: int, unit: str) -> None:
+        if name != self._name or not self._total:  # a length that was only estimated may change at every step
+            log.info("%s%s", name, f": {total} {unit}" if total else "")
         self._name, self._total = name, total
-        log.info("%s%s", name, f": {total} {unit}" if total else "")
         self._view.stage(name, total, unit)
 
     def note(self, text: str) -> None:

@@ -50,8 +50,7 @@ def run_arm(world: str, seed: int, name: str, folder: Path, rewards: Path) -> di
     """
     config, models, corpus = config_of(world, seed), models_of(world), corpus_of(world, seed)
     if name == INSTRUCT:
-        trained = config_of(world, seed, ("model.prompt_template=chat", "model.stop=[]"))
-        on = ModelPair(models.instruct, models.instruct)
+        trained, on = directly(world, seed)
         train_reward(trained, on, corpus, folder)
     else:
         overrides = tuple(
@@ -80,6 +79,17 @@ def run_arm(world: str, seed: int, name: str, folder: Path, rewards: Path) -> di
     }
 
 
+def directly(world: str, seed: int) -> tuple[Config, ModelPair]:
+    """What trains the instruct model itself, in its own chat format."""
+    instruct = models_of(world).instruct
+    return config_of(world, seed, ("model.prompt_template=chat", "model.stop=[]")), ModelPair(instruct, instruct)
+
+
+def drawn(config: Config) -> Sampling:
+    """How the answers of every final figure are drawn."""
+    return Sampling(config.evaluation.max_tokens, config.evaluation.temperature, seed=config.run.seed)
+
+
 def curve(folder: Path, updates: list[dict], rollouts: int) -> list[list[float]]:
     """[tokens generated so far, mean reward of 64 held-out prompts at the largest limit], as training went on."""
     spent = list(accumulate(line["tokens"] * rollouts for line in updates))
@@ -93,9 +103,8 @@ def curve(folder: Path, updates: list[dict], rollouts: int) -> list[list[float]]
 def final_figures(config: Config, roles: Roles, tokenizer: Any, judge: Judge, corpus: Corpus) -> dict[str, float]:
     """What the policy says to held-out prompts."""
     prompts = corpus.held_out_prompts[:COMPARED]
-    settings, turns = config.evaluation, [prompt.turns for prompt in prompts]
-    sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
-    answers = answer_base(roles, "policy", tokenizer, config, turns, sampling, COMPARED)
+    turns = [prompt.turns for prompt in prompts]
+    answers = answer_base(roles, "policy", tokenizer, config, turns, drawn(config), COMPARED)
     rewards = judge(turns, answers)
     return summarize(prompts, answers, rewards) | {"reward_se": round(standard_error(rewards), 4)}
 

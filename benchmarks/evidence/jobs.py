@@ -41,7 +41,7 @@ def work(job: Job, jobs: Path) -> dict:
     of_transformers.set_verbosity_error()
     of_transformers.disable_progress_bar()
     logging.disable(logging.WARNING)
-    from arms import run_arm, train_reward_model
+    from arms import INSTRUCT, run_arm, train_reward_model
     from merges import run_merges
 
     folder, rewards = job.folder(jobs), Job(job.world, job.seed, "reward").folder(jobs)
@@ -50,8 +50,8 @@ def work(job: Job, jobs: Path) -> dict:
     if job.name == "reward":
         found = train_reward_model(job.world, job.seed, folder)
     elif job.name == "merges":
-        coarse = Job(job.world, job.seed, "logistic").folder(jobs)
-        found = run_merges(job.world, job.seed, coarse, rewards, folder)
+        coarse, direct = (Job(job.world, job.seed, name).folder(jobs) for name in ("logistic", INSTRUCT))
+        found = run_merges(job.world, job.seed, coarse, direct, rewards, folder)
     else:
         found = run_arm(job.world, job.seed, job.name, folder, rewards)
     result = {**job._asdict(), **found, "job_seconds": round(time.perf_counter() - began, 1)}

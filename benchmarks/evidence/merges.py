@@ -1,6 +1,8 @@
 """Ways to bring a Coarse Actor's residue into an instruct model: the merger, and what else there is.
 
-TIES and DARE are PEFT's, on the task vectors of both models against their base; SLERP and averaging are a few lines.
+The merger alone, and with the residue thinned out by DARE and TIES (`lite_c2f.Treatment`); averaging and SLERP of the
+Coarse Actor and the instruct model, a few lines each; TIES and DARE as model mergers use them, by PEFT's functions on
+the task vectors of both models against their base. Every one has a grid of seven shares.
 """
 
 import shutil
@@ -10,25 +12,30 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-from arms import judge_of
+from arms import directly, drawn, judge_of
 from peft import PeftModel
 from peft.utils.merge_utils import dare_linear, ties
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from worlds import COMPARED, TRIED, config_of, corpus_of, models_of
 
-from lite_c2f.actors import Instruct
+from lite_c2f.actors import Instruct, answer_base, load_coarse
 from lite_c2f.answers import standard_error, summarize
 from lite_c2f.config import Config
 from lite_c2f.data.records import Prompt
 from lite_c2f.fine.merge import merge
 from lite_c2f.fine.sweep import choose
-from lite_c2f.sampling import Sampling
+from lite_c2f.fine.treatment import Treatment
 
 Weights = dict[str, Tensor]
 DENSITY = 0.5
-KRM = "krm"
 RATIOS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+SHARES = (0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)  # of the Coarse Actor, the rest is the instruct model's
+TREATED = {  # by lite_c2f's merger
+    "krm": Treatment(),
+    "krm-dare": Treatment(sparsify="dare", density=DENSITY),
+    "krm-ties": Treatment(sparsify="ties", density=DENSITY),
+}
 
 
 class Models(NamedTuple):
@@ -63,17 +70,19 @@ def by_dare(base: Tensor, instruct: Tensor, coarse: Tensor, share: float) -> Ten
 
 
 METHODS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor, float], Tensor], tuple[float, ...]]] = {
-    "average": (average, (0.1, 0.25, 0.5, 0.75, 0.9)),
-    "slerp": (slerp, (0.1, 0.25, 0.5, 0.75, 0.9)),
-    "ties": (by_ties, (0.25, 0.5, 1.0, 1.5, 2.0)),
-    "dare": (by_dare, (0.25, 0.5, 0.75, 1.0, 1.25)),
+    "average": (average, SHARES),
+    "slerp": (slerp, SHARES),
+    "ties": (by_ties, RATIOS),
+    "dare": (by_dare, RATIOS),
 }
 
 
-def run_merges(world: str, seed: int, coarse: Path, rewards: Path, scratch: Path) -> dict[str, Any]:
+def run_merges(world: str, seed: int, coarse: Path, direct: Path, rewards: Path, scratch: Path) -> dict[str, Any]:
     """Every method at several shares on one set of prompts, and at the share chosen by them on another.
 
-    coarse: the run whose Coarse Actor is merged. Returns {"instruct": figures, METHOD: {"tried", "chosen", "final"}}.
+    coarse: the run whose Coarse Actor is merged; direct: the run that trained the instruct model itself, whose own
+    reward model judges both as well. Returns {"instruct": figures, METHOD: {"tried", "chosen", "final"},
+    "second_judge": {"fine": reward, "direct": reward}}.
     """
     config, models, corpus = config_of(world, seed), models_of(world), corpus_of(world, seed)
     judge = judge_of(config, models, rewards)
@@ -82,21 +91,36 @@ def run_merges(world: str, seed: int, coarse: Path, rewards: Path, scratch: Path
     instruct = Path(models.instruct)
     found: dict[str, Any] = {"instruct": measure(config, judge, instruct, final)}
     loaded = load_all(models.base, models.instruct, coarse / "coarse" / "adapter")
-    for method in (KRM, *METHODS):
-        shares = RATIOS if method == KRM else METHODS[method][1]
+    for method in (*TREATED, *METHODS):
         tried = []
-        for share in shares:
+        for share in METHODS[method][1] if method in METHODS else RATIOS:
             folder = scratch / f"{method}-{share}"
-            if method == KRM:
-                merge(coarse / "coarse" / "adapter", models.base, models.instruct, folder, ratio=share)
+            if method in TREATED:
+                treatment = TREATED[method]._replace(seed=seed)
+                adapter = coarse / "coarse" / "adapter"
+                merge(adapter, models.base, models.instruct, folder, ratio=share, treatment=treatment)
             else:
                 write(instruct, folder, combined(loaded, METHODS[method][0], share, seed))
             tried.append({"ratio": share, **measure(config, judge, folder, trial)})
         chosen = choose(tried, config.fine.min_eos)
         best = measure(config, judge, scratch / f"{method}-{chosen}", final)
         found[method] = {"tried": tried, "chosen": chosen, "final": best}
+        if method == "krm":
+            found["second_judge"] = second_judge(world, seed, scratch / f"krm-{chosen}", direct, final)
         shutil.rmtree(scratch, ignore_errors=True)
     return found
+
+
+def second_judge(world: str, seed: int, fine: Path, direct: Path, prompts: list[Prompt]) -> dict[str, float]:
+    """Mean rewards by the reward model that trained the instruct model directly, of that one and of the Fine Actor."""
+    config, on = directly(world, seed)
+    roles, judge = load_coarse(config, on, direct)
+    turns = [prompt.turns for prompt in prompts]
+    said = {
+        "fine": Instruct(config_of(world, seed), str(fine)).answer(turns, drawn(config), len(turns)),
+        "direct": answer_base(roles, "policy", judge.tokenizer, config, turns, drawn(config), len(turns)),
+    }
+    return {name: round(fmean(judge(turns, answers)), 4) for name, answers in said.items()}
 
 
 def load_all(base: str, instruct: str, adapter: Path) -> Models:
@@ -129,9 +153,8 @@ def write(instruct: Path, folder: Path, weights: Weights) -> None:
 
 def measure(config: Config, judge: Any, folder: Path, prompts: list[Prompt]) -> dict[str, float]:
     """A model's answers through its chat template, in 4 bits as the comparison loads it."""
-    settings, turns = config.evaluation, [prompt.turns for prompt in prompts]
-    sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
-    answers = Instruct(config, str(folder)).answer(turns, sampling, len(turns))
+    turns = [prompt.turns for prompt in prompts]
+    answers = Instruct(config, str(folder)).answer(turns, drawn(config), len(turns))
     rewards = judge(turns, answers)
     return summarize(prompts, answers, rewards) | {
         "reward_se": round(standard_error(rewards), 4),

@@ -142,3 +142,10 @@ def model_error(model: str, what: str, error: Exception) -> ModelError:
         "a Hugging Face model folder with config.json, *.safetensors and a tokenizer, or a hub name",
         "check model.base and model.instruct",
     )
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The model's own list of end tokens (some have several), and the tokenizer's."""
+    listed = getattr(model.generation_config, "eos_token_id", None)
+    ids = listed if isinstance(listed, list) else [listed]
+    return sorted({*(i for i in ids if i is not None), tokenizer.eos_token_id})

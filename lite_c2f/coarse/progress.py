@@ -1,5 +1,6 @@
 """Where the PPO loop stands between two updates, and how that is put into a checkpoint and taken out again."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,13 @@ class Standing:
         """Are all updates done, or all tokens of the budget sampled?"""
         spent = sum(line["tokens"] for line in self.lines) * settings.rollouts
         return self.step >= settings.updates or (settings.token_budget is not None and spent >= settings.token_budget)
+
+    def expected(self, settings: Coarse) -> int:
+        """Updates there will be: as configured, or fewer where a token budget ends them, as long as the last one."""
+        if settings.token_budget is None or not self.lines:
+            return settings.updates
+        left = settings.token_budget / settings.rollouts - sum(line["tokens"] for line in self.lines)
+        return min(settings.updates, self.step + max(0, math.ceil(left / self.lines[-1]["tokens"])))
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the weights in main memory (960 MiB on Mistral-7B), to undo an update with."""

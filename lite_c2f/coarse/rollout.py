@@ -52,9 +52,14 @@ class Rollout(NamedTuple):
 class Ends(NamedTuple):
     """Token ids that end or pad a row."""
 
-    eos_id: int
+    eos_id: int  # the tokenizer's: what the reward model reads behind a response that has ended
     pad_id: int
     stop_ids: list[list[int]]
+    others: tuple[int, ...] = ()  # more end tokens: some models have several
+
+    @property
+    def eos_ids(self) -> list[int]:
+        return [self.eos_id, *self.others]
 
 
 class Batches(NamedTuple):
@@ -148,7 +153,7 @@ def say(
                 roles.model,
                 [prompts[row] for row in mine],
                 sampling,
-                eos_ids=[ends.eos_id],
+                eos_ids=ends.eos_ids,
                 stop_ids=ends.stop_ids,
                 pad_id=ends.pad_id,
                 batch=batches.sampling,

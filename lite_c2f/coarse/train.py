@@ -13,8 +13,9 @@ from lite_c2f import ranks
 from lite_c2f.answers import repeated_ngrams
 from lite_c2f.backbone.adapters import load_into, save_critic, save_policy
 from lite_c2f.backbone.heads import ScalarHead
-from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, uses_checkpointing
+from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, pick_device, uses_checkpointing
 from lite_c2f.backbone.roles import Roles
+from lite_c2f.batches import BatchSize
 from lite_c2f.coarse.advantage import Advantages, gae, token_rewards
 from lite_c2f.coarse.length import advance, start
 from lite_c2f.coarse.loss import adapt_kl
@@ -62,7 +63,9 @@ def train_coarse(
     settings = config.coarse
     tokenizer = load_tokenizer(models.base)
     roles, normalizer = prepare_roles(config, models, run)
-    ends = Ends(tokenizer.eos_token_id, tokenizer.pad_token_id, stop_ids(tokenizer, config.model.stop))
+    eos = tokenizer.eos_token_id
+    others = tuple(token for token in end_tokens(roles.model, tokenizer) if token != eos)
+    ends = Ends(eos, tokenizer.pad_token_id, stop_ids(tokenizer, config.model.stop), others)
     shown = [encode(config, tokenizer, prompt) for prompt in corpus.held_out_prompts[: settings.sample_prompts]]
     standing = begin(config, corpus, roles, tokenizer, tell)
     optimizers, shuffler, batches = standing.optimizers, standing.shuffler, standing.batches
@@ -70,7 +73,7 @@ def train_coarse(
     saved = Saves(config, run, standing, log, tell, force=force)
     saved.resume()
     if progress and standing.step:
-        progress(standing.step, settings.updates, {})
+        progress(standing.step, standing.expected(settings), {})
 
     with graceful(tell) as interruption:
         while not standing.finished(settings):
@@ -125,7 +128,7 @@ def train_coarse(
                 for warning in warnings(standing.lines):
                     tell(f"update {step}: {warning}")
             if progress:
-                progress(step, settings.updates, line)
+                progress(step, standing.expected(settings), line)
             # 5. a checkpoint, where one is due
             saved.after_update(line["reward"], agree(standing, interruption.asked))
 
@@ -282,10 +285,10 @@ def store_samples(
             roles.model,
             prompts,
             Sampling(limit, config.coarse.temperature, seed=config.run.seed),
-            eos_ids=[ends.eos_id],
+            eos_ids=ends.eos_ids,
             stop_ids=ends.stop_ids,
             pad_id=ends.pad_id,
-            batch=min(len(prompts), batches.sampling.size),
+            batch=BatchSize(batches.sampling.name, batches.sampling.size),  # its own: `sample` makes it smaller
         )
     rows = [
         scored_row(prompt, said.text_tokens(row), said.finish[row] != "limit", ends.eos_id)

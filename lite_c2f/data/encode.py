@@ -40,12 +40,15 @@ def encode_prompt(tokenizer: Any, turns: Sequence[Turn], max_tokens: int, templa
     """(ids, turns dropped) of a base model's prompt in at most `max_tokens` tokens, after BOS if the tokenizer has one.
 
     The oldest turns are dropped first, so that the rest begins with a human turn; then the last turn's text loses its
-    beginning, but never its markers. With the template `chat` the tokenizer's own is used, as `encode_chat` does; what
-    that drops is not counted. Raises DataError unless the conversation ends with a human turn, and ConfigError when not
-    even the markers fit.
+    beginning, but never its markers. With the template `chat` the tokenizer's own is used, as `encode_chat` does.
+    Raises DataError unless the conversation ends with a human turn, ConfigError when not even the markers fit, and
+    ModelError for `chat` where the tokenizer has no chat template.
     """
     if template == CHAT:
-        return encode_chat(tokenizer, turns, max_tokens), 0
+        if not tokenizer.chat_template:
+            got = "model.prompt_template is chat, but the tokenizer has no chat template"
+            raise ModelError.because(got, "an instruct model", "write a template with {prompt} in it")
+        return _encode_chat(tokenizer, turns, max_tokens)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     for dropped, rest in _suffixes(turns):
         ids = bos + _ids(tokenizer, render(rest, template))
@@ -63,12 +66,14 @@ def encode_prompt(tokenizer: Any, turns: Sequence[Turn], max_tokens: int, templa
     return before + _last(tokenizer, text, room) + after, len(turns) - 1
 
 
-def encode_answer(tokenizer: Any, text: str, *, ended: bool, max_tokens: int) -> list[int]:
-    """Ids of an answer as it follows `Assistant:`, with EOS if it ended within `max_tokens` tokens, EOS included.
+def encode_answer(tokenizer: Any, text: str, *, ended: bool, max_tokens: int, template: str = HH) -> list[int]:
+    """Ids of an answer as it follows its prompt, with EOS if it ended within `max_tokens` tokens, EOS included.
 
-    A longer answer is cut and has no EOS. Raises ModelError when EOS is needed and the tokenizer has none.
+    It follows after a space, with the template `chat` only where the tokenizer's own puts one there. A longer answer is
+    cut and has no EOS. Raises ModelError when EOS is needed and the tokenizer has none.
     """
-    ids = _continuation(tokenizer, f" {text}") if text else []
+    space = _space_before_answers(tokenizer) if template == CHAT else " "
+    ids = _continuation(tokenizer, f"{space}{text}") if text else []
     if ended:
         if tokenizer.eos_token_id is None:
             raise ModelError.because("the tokenizer has no EOS token", "one that ends an answer", "set eos_token")
@@ -82,10 +87,15 @@ def encode_chat(tokenizer: Any, turns: Sequence[Turn], max_tokens: int) -> list[
     Truncated as `encode_prompt` does. Raises DataError unless the conversation ends with a human turn, ModelError when
     the chat template is missing or fails, and ConfigError when not even the template's own tokens fit.
     """
-    for _, rest in _suffixes(turns):
+    return _encode_chat(tokenizer, turns, max_tokens)[0]
+
+
+def _encode_chat(tokenizer: Any, turns: Sequence[Turn], max_tokens: int) -> tuple[list[int], int]:
+    """(ids, turns dropped)."""
+    for dropped, rest in _suffixes(turns):
         ids = _chat(tokenizer, rest)
         if len(ids) <= max_tokens:
-            return ids
+            return ids, dropped
     # A chat template is a closed box: shorten the text, tokenise the whole again, until it fits.
     text = _ids(tokenizer, turns[-1].text)
     room = len(text)
@@ -95,7 +105,7 @@ def encode_chat(tokenizer: Any, turns: Sequence[Turn], max_tokens: int) -> list[
         room = max(0, room - (len(ids) - max_tokens))
         kept = tokenizer.decode(_last(tokenizer, text, room)) if room else ""
         ids = _chat(tokenizer, [Turn("human", kept)])
-    return ids
+    return ids, len(turns) - 1
 
 
 def stop_ids(tokenizer: Any, stops: Sequence[str]) -> list[list[int]]:
@@ -193,6 +203,14 @@ def _chat(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         got = f"the chat template fails ({reason})"
         raise ModelError.because(got, "an instruct model's tokenizer", "choose another model") from None
+
+
+def _space_before_answers(tokenizer: Any) -> str:
+    """The space that a chat template puts between a prompt and its answer: one, or none."""
+    asked: list[dict[str, str]] = [{"role": "user", "content": "a"}]
+    before = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    both = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": "b"}], tokenize=False)
+    return " " if both.startswith(f"{before} ") else ""
 
 
 def _no_room(max_tokens: int, needed: int) -> C2FError:

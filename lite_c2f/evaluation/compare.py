@@ -85,10 +85,10 @@ def evaluate(
     ]
     write_jsonl(run / "evaluation" / "responses.jsonl", rows)
     found = more_figures(prompts, answers, rewards)
-    found["actors"]["coarse"]["kl"] = round(
+    found["actors"]["coarse"]["kl_to_base"] = round(
         kl_of_coarse(roles, judge.tokenizer, config, turns, answers["coarse"], batch), 4
     )
-    found["actors"]["fine"]["kl"] = round(kl_of_fine(config, models, run, turns, answers["fine"], batch), 4)
+    found["actors"]["fine"]["kl_to_instruct"] = round(kl_of_fine(config, models, run, turns, answers["fine"], batch), 4)
     write_json(run / "evaluation" / "metrics.json", found)
     kept.clear()
     return {actor: summarize(prompts, answers[actor], rewards[actor]) for actor in ACTORS}
@@ -99,7 +99,8 @@ def kl_of_fine(
 ) -> float:
     """Mean KL(instruct with the residue || instruct) in nats a token, along the Fine Actor's answers.
 
-    The residue unmerged, at the ratios of RUN/fine/merge.json: but for the rounding of the merged weights, the same.
+    The residue unmerged, at the ratios of RUN/fine/merge.json: the same but for the rounding of the merged weights, to
+    their type and to 4 bits.
     """
     loaded = Instruct(config, models.instruct, run / "coarse" / "adapter")
     merged = read_json(run / "fine" / "merge.json")["tensors"]
@@ -114,7 +115,7 @@ def more_figures(
 
     {"actors": {actor: {"distinct_1", ..., "compression_ratio", "hit_limit", ...}}, "wins": {"fine over instruct":
     {"rate", "se", "controlled", "length_effect", "prompts"}}, "note": what to think of the wins}. The comparison adds
-    `kl`, in nats a token: of Coarse to the base, of Fine to the instruct model.
+    `kl_to_base` of Coarse and `kl_to_instruct` of Fine, in nats a token, along answers at the comparison's temperature.
     """
     found: dict[str, Any] = {"actors": {}, "wins": {}, "note": CIRCULAR}
     for actor, said in answers.items():

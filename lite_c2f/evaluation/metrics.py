@@ -37,11 +37,17 @@ def compression_ratio(texts: Sequence[str]) -> float:
 
 
 def self_repetition(turns: Sequence[Sequence[Hashable]], n: int = 4) -> float:
-    """Share of the n-grams of later answers of a conversation that an earlier answer of it has; 0 for one turn.
+    """Share of the n-grams of later answers of a conversation that an earlier answer of it has; 0 where there are none.
 
     >>> self_repetition([[1, 2, 3], [1, 2, 9]], 2)
     0.5
     """
+    repeated, total = said_before(turns, n)
+    return repeated / total if total else 0.0
+
+
+def said_before(turns: Sequence[Sequence[Hashable]], n: int = 4) -> tuple[int, int]:
+    """(n-grams of later answers that an earlier answer has, all n-grams of later answers)."""
     seen: set[tuple[Hashable, ...]] = set(ngrams(turns[0], n)) if turns else set()
     repeated = total = 0
     for turn in turns[1:]:
@@ -49,7 +55,7 @@ def self_repetition(turns: Sequence[Sequence[Hashable]], n: int = 4) -> float:
         repeated += sum(gram in seen for gram in grams)
         total += len(grams)
         seen.update(grams)
-    return repeated / total if total else 0.0
+    return repeated, total
 
 
 def clauses(text: str) -> list[str]:

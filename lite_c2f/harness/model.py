@@ -20,10 +20,12 @@ from transformers import GenerationConfig
 
 from lite_c2f.actors import Instruct, load_coarse
 from lite_c2f.backbone.copies import sampling_copies
-from lite_c2f.batches import fitting
+from lite_c2f.backbone.load import end_tokens
+from lite_c2f.batches import fitting, is_out_of_memory
 from lite_c2f.config import CHAT, Config
+from lite_c2f.errors import C2FError, DataError
 from lite_c2f.harness.names import share_of
-from lite_c2f.harness.tasks import SEED, How
+from lite_c2f.harness.tasks import SEED, How, reason
 from lite_c2f.inputs import ModelPair
 
 LONGEST = 4096  # tokens of a prompt and its answer: Mistral's window, which is not used above it
@@ -79,7 +81,8 @@ def load(source: str, config: Config, models: ModelPair, run: Path, actors: Sequ
         roles, judge = load_coarse(config, models, run)
         if chat and config.model.prompt_template != CHAT:
             judge.tokenizer.chat_template = as_jinja(config.model.prompt_template)
-        model, eos = roles.model.get_base_model(), [judge.tokenizer.eos_token_id]
+        model = roles.model.get_base_model()
+        eos = end_tokens(model, judge.tokenizer)
         speaker = Speaker(model, judge.tokenizer, eos, config.model.stop if chat else ())
         return Loaded(speaker, lambda actor: roles.sampling("policy" if actor == "coarse" else "reference"))
     merged = source == "fine"
@@ -117,11 +120,21 @@ def measure(loaded: Loaded, actor: str, name: str, task: Any, how: How) -> dict[
 
     def work(rows: int) -> dict[str, Any]:
         loaded.speaker.batch_size_per_gpu, loaded.speaker.truncated = rows, 0
-        with loaded.be(actor):
-            return evaluated(loaded.speaker, name, task, how)
+        try:
+            with loaded.be(actor):
+                return evaluated(loaded.speaker, name, task, how)
+        except (C2FError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a task's own functions make of an answer
+            if is_out_of_memory(error):
+                raise
+            got = f"task '{name}' failed on an answer of '{actor}' ({reason(error)})"
+            raise DataError.because(got, "a task that takes any answer", "correct it, or leave it out") from error
 
     found = fitting(how.batch, work)
     row = found["results"][name]
+    if not any("," in key and is_number(value) for key, value in row.items()):
+        raise DataError.because(f"task '{name}' gave no figure", "a metric of lm-eval", "correct its metric_list")
     documents: dict[str, list[Any]] = {}
     for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"]):
         for metric in sample["metrics"]:

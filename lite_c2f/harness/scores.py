@@ -10,6 +10,9 @@ from lite_c2f.answers import standard_error
 Measured = Mapping[str, Mapping[str, Any]]  # by task: what `measure` gave for one actor
 
 
+FEW = 30  # documents below which two standard errors say little
+
+
 class Difference(NamedTuple):
     """Of an actor to the baseline."""
 
@@ -121,6 +124,11 @@ def group_table(
     return {"n": first["n"], "metrics": rows}
 
 
+def is_clear(gap: Difference) -> bool:
+    """Is it above two standard errors? One of 0 tells nothing: too few documents, or all alike."""
+    return gap.se is not None and gap.se > 0 and abs(gap.value) > 2 * gap.se
+
+
 def row_of(
     key: str, sides: Measured, gaps: Mapping[str, Difference | None], higher: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -131,7 +139,7 @@ def row_of(
             actor: {"value": side["figures"].get(key), "se": error_of(key, side)} for actor, side in sides.items()
         },
         "differences": {
-            actor: {**gap._asdict(), "clear": gap.se is not None and abs(gap.value) > 2 * gap.se}
+            actor: {**gap._asdict(), "clear": sides[actor]["n"] >= FEW and is_clear(gap)}
             for actor, gap in gaps.items()
             if gap is not None
         },

@@ -18,7 +18,7 @@ from lite_c2f.harness.tasks import SEED, Asked, How, check_answers_fit, depends_
 from lite_c2f.inputs import ModelPair
 from lite_c2f.kept import Kept
 from lite_c2f.locks import locked
-from lite_c2f.manifest import open_run
+from lite_c2f.manifest import check_own, open_run
 from lite_c2f.memory import make_plan, settle
 from lite_c2f.runs import write_json
 from lite_c2f.views import Silent, View
@@ -27,7 +27,8 @@ FILE = "general.json"
 ROWS = 8  # requests at once where evaluation.batch is `auto`: prompts of several examples are long, logits wide
 ERRORS = (
     "differences that are `paired` have the standard error of the mean of differences document by document; the others "
-    "that of independent samples; `clear` ones are above two standard errors"
+    "that of independent samples; `clear` ones are above two standard errors, from 30 documents on, not corrected for "
+    "how many are compared"
 )
 
 
@@ -88,20 +89,6 @@ def benchmark(
         }
         write_json(run / "evaluation" / FILE, found)
     return found
-
-
-def check_own(config: Config, made: Config) -> None:
-    """Raise ConfigError where settings of the actors themselves are not the run's.
-
-    Another alpha would scale the Coarse Actor's adapter, another prompt would ask it in a form that it does not know,
-    another base would not be loaded, and nothing would tell. How the models are loaded (4-bit or not) may differ.
-    """
-    if config.lora != made.lora:
-        raise ConfigError.because("other lora settings than the run's", "those its adapters have", "leave them out")
-    for name in ("base", "instruct", "base_revision", "instruct_revision", "prompt_template", "stop"):
-        if getattr(config.model, name) != getattr(made.model, name):
-            got, expected = f"model.{name}={getattr(config.model, name)!r}", f"the run's {getattr(made.model, name)!r}"
-            raise ConfigError.because(got, expected, "leave it out")
 
 
 def tell_loading(view: View, done: int, total: int) -> None:

@@ -177,6 +177,8 @@ def check_task(name: str, task: Any, fewshot: int | None) -> None:
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
         what = "runs code that a model wrote" if getattr(task, "UNSAFE_CODE", False) else "needs pictures or sound"
         raise ConfigError.because(f"task '{name}' {what}", "a task of text alone", "leave it out of --tasks")
+    if not task.aggregation():
+        raise ConfigError.because(f"task '{name}' has no metric", "one that lm-eval knows", "correct its metric_list")
     own = task.get_config("num_fewshot")
     task.set_config("num_fewshot", own or 0 if fewshot is None or own == 0 else fewshot)
     try:
@@ -192,9 +194,13 @@ def check_task(name: str, task: Any, fewshot: int | None) -> None:
 
 def refused(name: str, error: Exception) -> DataError:
     """One line for a task that cannot be loaded."""
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     do = "check its data; what is not on the disk comes from the hub, which may be out of reach"
-    return DataError.because(f"task '{name}' cannot be loaded ({reason})", "a task with its data", do)
+    return DataError.because(f"task '{name}' cannot be loaded ({reason(error)})", "a task with its data", do)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def check_answers_fit(tasks: dict[str, Any], context: int) -> None:

@@ -2,20 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from lite_c2f import disk, run_log
 from lite_c2f.backbone.load import card_gib
 from lite_c2f.config import Config, load_config
 from lite_c2f.errors import ConfigError
-from lite_c2f.evaluation.metrics import self_repetition
+from lite_c2f.evaluation.metrics import said_before
 from lite_c2f.judging.contest import RULE, ask, grade_table, grade_tasks, pair_table, pair_tasks
 from lite_c2f.judging.judges import Judge
 from lite_c2f.judging.questions import load_questions
 from lite_c2f.judging.speak import answer_all, check_actors
 from lite_c2f.locks import locked
-from lite_c2f.manifest import open_run
+from lite_c2f.manifest import check_own, open_run
 from lite_c2f.memory import make_plan, settle
 from lite_c2f.runs import write_json
 from lite_c2f.views import Silent, View
@@ -24,12 +23,10 @@ MODES = ("pairwise", "single")
 
 
 def repeated_across_turns(conversations: Sequence[Sequence[str]]) -> float | None:
-    """Mean share of the 4-word sequences of later answers that an earlier answer of the conversation had.
-
-    None where no question has two turns.
-    """
-    found = [self_repetition([answer.split() for answer in answers]) for answers in conversations if len(answers) > 1]
-    return round(fmean(found), 4) if found else None
+    """Share of all 4-word sequences in later answers that an earlier one of the conversation had; None without any."""
+    counts = [said_before([answer.split() for answer in answers]) for answers in conversations]
+    repeated, total = (sum(column) for column in zip(*counts, strict=True))
+    return round(repeated / total, 4) if total else None
 
 
 def judge(
@@ -56,8 +53,9 @@ def judge(
     if mode not in MODES or (mode == "pairwise" and len(names) < 2):
         raise ConfigError.because(f"mode {mode} of {len(names)} actor(s)", "single, or pairwise of two", "name two")
     asked = load_questions(Path(questions), Path(references) if references else None, limit)
-    config, models = open_run(run)
-    config = load_config(config.model_dump(), overrides)
+    made, models = open_run(run)
+    config = load_config(made.model_dump(), overrides)
+    check_own(config, made)
     config = settle(config, make_plan(config, card_gib(config), model=models.base))
     folder = run / "evaluation"
     answers_file, judged_file = folder / "judge-answers.jsonl", folder / f"judge-{mode}.jsonl"

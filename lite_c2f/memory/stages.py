@@ -99,4 +99,5 @@ def comparison(config: Config, sizes: Bytes, batch: int) -> Need:
 def last_limit(config: Config) -> int:
     """The largest limit a run can reach."""
     length = config.coarse.length
-    return length.start if length.mode == "fixed" else length.max
+    limit = length.start if length.mode == "fixed" else length.max
+    return max(limit, config.coarse.sample_tokens or 0)  # the stored samples go through the same batches

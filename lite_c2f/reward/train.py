@@ -175,13 +175,13 @@ def encode_pairs(
     rng = random.Random(config.run.seed)
     rows = []
     report = {"pairs": 0, "turns_dropped": 0, "prompts_truncated": 0, "answers_cut": 0, "cut_off_pairs_added": 0}
-    longest = config.data.max_answer_tokens
+    longest, template = config.data.max_answer_tokens, config.model.prompt_template
     for pair in pairs:
-        prompt, dropped = encode_prompt(
-            tokenizer, pair.turns, config.data.max_prompt_tokens, template=config.model.prompt_template
+        prompt, dropped = encode_prompt(tokenizer, pair.turns, config.data.max_prompt_tokens, template=template)
+        chosen = encode_answer(tokenizer, pair.chosen, ended=pair.chosen_ended, max_tokens=longest, template=template)
+        rejected = encode_answer(
+            tokenizer, pair.rejected, ended=pair.rejected_ended, max_tokens=longest, template=template
         )
-        chosen = encode_answer(tokenizer, pair.chosen, ended=pair.chosen_ended, max_tokens=longest)
-        rejected = encode_answer(tokenizer, pair.rejected, ended=pair.rejected_ended, max_tokens=longest)
         if chosen == rejected:  # sides that differ only beyond the cut say nothing
             report["sides_equal_after_cut"] = report.get("sides_equal_after_cut", 0) + 1
             continue

@@ -172,8 +172,9 @@ def test_turns_build_on_what_was_said():
 
 def test_what_an_actor_repeats_of_its_earlier_turns():
     twice = ["a b c d e", "x a b c d"]  # later: x a b c | a b c d, the second was said
-    assert repeated_across_turns([twice, ["a b c d", "e f g h"], ["only one turn"]]) == 0.25
-    assert repeated_across_turns([["one"], ["two"]]) is None
+    assert repeated_across_turns([twice, ["a b c d", "e f g h"], ["only one turn"]]) == round(1 / 3, 4)  # of all three
+    assert repeated_across_turns([["a b c d e", "Yes."], ["a b c d", "a b c d"]]) == 1.0  # a short answer has none
+    assert repeated_across_turns([["one"], ["two", "three"]]) is None
     told = across_turns({"repeated_across_turns": {"fine": 0.25, "base": None}})
     assert told == ["Of the 4-word sequences in later turns, earlier turns had: fine 25.0%."]
     assert across_turns({}) == across_turns({"repeated_across_turns": {"fine": None}}) == []
