@@ -17,6 +17,7 @@ from lite_c2f.inputs import ModelPair
 from lite_c2f.runs import read_json, write_json, write_text
 
 STAGES = ("reward", "coarse", "fine")
+LOADED = {"quantization", "compute_dtype"}  # settings of `model` that say how it is loaded, not which it is
 FINISHED = {"reward": "reward/metrics.json", "coarse": "coarse/metrics.json", "fine": "fine/model/config.json"}
 READS = {  # sections of the configuration a stage's result depends on, beside those of the stages before it
     "reward": ("model", "data", "lora", "reward"),
@@ -238,11 +239,11 @@ def check_own(config: Config, made: Config) -> None:
     """Raise ConfigError where settings of the actors themselves are not the run's; made: the run's configuration.
 
     Another alpha would scale the Coarse Actor's adapter, another prompt would ask it in a form that it does not know,
-    another base would not be loaded, and nothing would tell.
+    another base would not be loaded, and nothing would tell. How the models are loaded (LOADED) may differ.
     """
     for section in ("model", "lora"):
         before, now = getattr(made, section), getattr(config, section)
-        for name in type(before).model_fields:
+        for name in sorted(type(before).model_fields.keys() - LOADED):
             then, today = getattr(before, name), getattr(now, name)
             if then != today:
                 raise ConfigError.because(f"{section}.{name}={today!r}", f"the run's {then!r}", "leave it out")

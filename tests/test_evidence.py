@@ -39,10 +39,14 @@ SLOW = {"curve": [[50, 0.0], [350, 0.5], [450, 0.96]], "tokens": 450}
 
 
 def test_when_a_run_has_learned():
-    assert figures.final_reward(LONG) == pytest.approx(1.0)
-    assert figures.learned_at(LONG, LONG) == 400  # 0.95 of the rise from 0 to 1
-    assert figures.learned_at(SLOW, LONG) == 450
-    assert figures.first_tokens(SLOW, 1.0) == math.inf
+    assert figures.final_reward(LONG) == pytest.approx(1.05)  # of the last two points
+    # 0.95 of the rise from 0 to 1.05 is 0.9975: between 0.9 at 300 and 1.0 at 400
+    assert figures.learned_at(LONG, LONG) == pytest.approx(300 + 100 * 0.0975 / 0.1)
+    assert figures.learned_at(SLOW, LONG) == math.inf
+    assert figures.first_tokens(SLOW, 0.73) == pytest.approx(350 + 100 * 0.5)
+    assert figures.first_tokens(SLOW, -1.0) == 50
+    lucky = {"curve": [[10, 0.0], [20, 1.0], [30, 0.5], [40, 1.0], [50, 1.0]]}
+    assert figures.first_tokens(lucky, 0.75) == 35.0  # the one at 20 did not stay
     assert figures.resampled(LONG, [100, 150, 450, 900]) == pytest.approx([0.0, 0.3, 1.05, 1.1])
 
 
@@ -53,8 +57,10 @@ def test_tables_name_who_never_learned():
         for name, run in (("fixed-long", LONG), ("logistic", SLOW if seed else {"curve": [[50, 0.0]], "tokens": 50}))
     ]
     assert page.learned_text(jobs, "toy", "fixed-long") == "0.4 ± 0.0"
-    assert page.learned_text(jobs, "toy", "logistic") == "1 of 2 seeds"
+    assert page.learned_text(jobs, "toy", "logistic") == "0 of 2 seeds"
     assert page.share_text(jobs, "toy") == "never"
+    assert page.saved_text(jobs, "toy") == "more (in 2 of 2 seeds it never had)"
+    assert page.speed_text(jobs, "toy", "fixed-long") == "not in every seed"
 
 
 def test_an_unknown_figure_is_not_left_in_the_page():
@@ -114,12 +120,15 @@ def test_one_arm_from_beginning_to_end(toy_models, tmp_path, monkeypatch):
     monkeypatch.setitem(worlds.WORLDS, "toy", setting._replace(budget=2500))
     monkeypatch.setattr(merges, "METHODS", {"average": (merges.average, (0.25,))})
     monkeypatch.setattr(merges, "RATIOS", (1.0,))
+    monkeypatch.setattr(merges, "TREATED", {"krm": merges.TREATED["krm"]})
     monkeypatch.setattr(worlds, "TOY_PAIRS", 320)
     rewards = tmp_path / "reward"
     assert arms.train_reward_model("toy", 0, rewards)["accuracy"] > 0.5
     found = arms.run_arm("toy", 0, "logistic", tmp_path / "logistic", rewards)
     assert found["tokens"] >= 2500 and found["training"][0][1] == 16 and len(found["curve"]) >= 2
     assert set(found["final"]) >= {"reward", "accuracy", "tokens", "eos"}
-    merged = merges.run_merges("toy", 0, tmp_path / "logistic", rewards, tmp_path / "merges")
+    assert arms.run_arm("toy", 0, arms.INSTRUCT, tmp_path / "direct", rewards)["final"]["eos"] > 0.5
+    merged = merges.run_merges("toy", 0, tmp_path / "logistic", tmp_path / "direct", rewards, tmp_path / "merges")
+    assert set(merged["second_judge"]) == {"fine", "direct"}
     assert merged["krm"]["chosen"] == 1.0 and merged["average"]["final"]["tokens"] > 0
     assert not (tmp_path / "merges").exists()

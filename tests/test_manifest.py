@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lite_c2f.config import load_config
-from lite_c2f.errors import RunError
-from lite_c2f.manifest import check_run
+from lite_c2f.config import completed, load_config
+from lite_c2f.errors import ConfigError, RunError
+from lite_c2f.manifest import check_own, check_run, save_settings
 
 
 @pytest.fixture
@@ -29,3 +29,36 @@ def test_what_only_memory_and_later_stages_depend_on_may_change(run, change):
 def test_what_a_published_stage_was_made_with_may_not(run, change):
     with pytest.raises(RunError, match=change.split("=")[0].replace(".", r"\.")):
         check_run(run, load_config({}, [change]))
+
+
+@pytest.mark.parametrize("key", ["center", "warmup"])
+def test_a_run_of_an_earlier_version_goes_on_with_new_settings_at_their_defaults(run, key):
+    """What was written down then does not name a setting that came later."""
+    config = load_config({}, ["reward.micro_batch=8"])
+    save_settings(run, "reward", config)
+    file = run / "reward" / "settings.json"
+    saved = json.loads(file.read_text())
+    place = next(value for value in (saved, *saved.values()) if isinstance(value, dict) and "reward" in value)
+    del place["reward"][key]
+    file.write_text(json.dumps(saved))
+    assert check_run(run, config) == []
+    with pytest.raises(RunError, match=rf"reward\.{key}=0\.\d+, now 0\.5"):
+        check_run(run, load_config({}, [f"reward.{key}=0.5"]))
+
+
+def test_only_what_is_known_now_is_completed():
+    now = {"coarse": {"lr": 1.0, "clip": 0.5, "length": {"tau": 0.3}}, "run": {"seed": 0}}
+    before = {"coarse": {"lr": 2.0, "gone": 1, "length": {}}, "other": [1]}
+    found = completed(before, now)
+    assert found == {"coarse": {"lr": 2.0, "gone": 1, "clip": 0.2, "length": {"tau": 0.2}}, "other": [1]}
+    assert completed(None, now) is None
+
+
+@pytest.mark.parametrize(
+    "change", ["lora.alpha=8", "model.base_revision=x", "model.stop=[x]", "model.prompt_template='Q {prompt} A'"]
+)
+def test_the_actors_own_settings_may_not_change_when_they_are_asked(change):
+    made = load_config({})
+    check_own(load_config({}, ["evaluation.max_tokens=7", "model.quantization=none"]), made)
+    with pytest.raises(ConfigError, match=change.split("=")[0].replace(".", r"\.")):
+        check_own(load_config({}, [change]), made)

@@ -25,7 +25,7 @@ from worlds import WORLDS
 MODES = ("logistic", "linear", "start-half", "fixed-short", "fixed-long")
 SIGNALS = ("logistic", "reward-only", "critic-only")
 CRITICS = ("logistic", "critic-from-zero", "critic-shared")
-MERGES = ("krm", "average", "slerp", "ties", "dare")
+MERGES = ("krm", "krm-dare", "krm-ties", "average", "slerp", "ties", "dare")
 TEMPLATE = Path(__file__).with_name("page.md")
 
 
@@ -48,6 +48,12 @@ def make_page(results: dict[str, Any], folder: Path) -> None:
             f"{world} ratios": ratio_table(jobs, world),
             f"{world} merges": merge_table(jobs, world),
             f"{world} direct": direct_table(jobs, world),
+            f"{world} accuracy": accuracy_text(jobs, world),
+            f"{world} accuracy of rewards": over_seeds(
+                by_seed(jobs, world, "reward", lambda job: job["accuracy"])
+            ).text(),
+            f"{world} same limits": same_limits(jobs, world),
+            **{f"{world} speed {name}": speed_text(jobs, world, name) for name in ("start-half", "fixed-long")},
         }
     rcParams["svg.hashsalt"] = "evidence"
     for name, figure in (("cm", plot_curves(jobs, worlds)), ("krm", plot_ratios(jobs, worlds))):
@@ -89,13 +95,14 @@ def arms_table(jobs: Jobs, world: str, names: tuple[str, ...]) -> str:
                 "" if name == names[0] else marked(difference(rewards, first)),
                 over_seeds(by_seed(jobs, world, name, final("accuracy"))).text(),
                 over_seeds(by_seed(jobs, world, name, final("tokens"))).text(0),
+                over_seeds(by_seed(jobs, world, name, lambda job: job["tokens"] / 1000)).text(1),
                 learned_text(jobs, world, name),
                 over_seeds(by_seed(jobs, world, name, lambda job: job["updates"])).text(0),
                 over_seeds(by_seed(jobs, world, name, lambda job: job["limit_last"])).text(0),
             ]
         )
     head = ["run", "final reward", f"against {names[0]}", "accuracy", "tokens a response"]
-    return table([*head, "learned after (1000 tokens)", "updates", "last limit"], rows)
+    return table([*head, "generated (1000 tokens)", "learned after (1000)", "updates", "last limit"], rows)
 
 
 def pairs_with_long(jobs: Jobs, world: str, name: str) -> list[tuple[dict, dict]]:
@@ -127,8 +134,18 @@ def share_text(jobs: Jobs, world: str) -> str:
 def saved_text(jobs: Jobs, world: str) -> str:
     """Tokens until logistic has learned, as a share of those until fixed-long has."""
     pairs = pairs_with_long(jobs, world, "logistic")
-    found = interval([learned_at(job, long) / learned_at(long, long) for job, long in pairs])
-    return f"{100 * found.mean:.0f}% ± {100 * found.half:.0f}%"
+    found = [learned_at(job, long) / learned_at(long, long) for job, long in pairs]
+    if float("inf") in found:
+        return f"more (in {found.count(float('inf'))} of {len(found)} seeds it never had)"
+    share = interval(found)
+    return f"{100 * share.mean:.0f}% ± {100 * share.half:.0f}%"
+
+
+def same_limits(jobs: Jobs, world: str) -> str:
+    """In how many seeds linear had the very limits of logistic, update by update."""
+    pairs = zip(*(by_seed(jobs, world, name, lambda job: job).values() for name in ("logistic", "linear")), strict=True)
+    found = [[row[1] for row in one["training"]] == [row[1] for row in other["training"]] for one, other in pairs]
+    return f"{sum(found)} of {len(found)}"
 
 
 def merges_of(jobs: Jobs, world: str) -> Jobs:
@@ -170,7 +187,26 @@ def direct_table(jobs: Jobs, world: str) -> str:
     fine = final_row("fine (krm)", [job["krm"]["final"] for job in found], krm, seeds)
     fine[2] = ""
     rows = [fine, final_row("instruct after PPO", [direct[seed] for seed in seeds], krm, seeds)]
-    return table(["model", "reward", "against fine", "accuracy", "share that ended", "tokens"], rows)
+    for row, side in zip(rows, ("fine", "direct"), strict=True):
+        row.append(interval([job["second_judge"][side] for job in found]).text())
+    head = ["model", "reward", "against fine", "accuracy", "share that ended", "tokens"]
+    return table([*head, "reward by the other's judge"], rows)
+
+
+def accuracy_text(jobs: Jobs, world: str) -> str:
+    """Accuracy of the Fine Actor less that of the instruct model after PPO."""
+    fine = {job["seed"]: job["krm"]["final"]["accuracy"] for job in merges_of(jobs, world)}
+    return marked(difference(fine, by_seed(jobs, world, "instruct-ppo", final("accuracy"))))
+
+
+def speed_text(jobs: Jobs, world: str, name: str) -> str:
+    """Tokens until a run has learned, less those of logistic, in thousands; where both have in every seed."""
+    long = by_seed(jobs, world, "fixed-long", lambda job: job)
+    mine = by_seed(jobs, world, name, lambda job: learned_at(job, long[job["seed"]]) / 1000)
+    first = by_seed(jobs, world, "logistic", lambda job: learned_at(job, long[job["seed"]]) / 1000)
+    if float("inf") in [*mine.values(), *first.values()]:
+        return "not in every seed"
+    return marked(difference(mine, first), 1)
 
 
 def final_row(name: str, finals: list[dict], against: dict[int, float], seeds: list[int]) -> list[str]:

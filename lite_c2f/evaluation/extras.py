@@ -29,6 +29,7 @@ def general(run: Path) -> list[Block]:
         told += "where that can be; a difference with a star is above two."
         told += f" At most {found['limit']} documents of a task." if found["limit"] else ""
         told += " Asked as conversations." if found["chat_template"] else ""
+        told += f" Models loaded with quantization {found['loaded']['quantization']}."
         return [Heading("General benchmarks"), Text(told), Table("task", columns, rows)]
 
     return part(file, make, "run `lite-c2f eval --tasks` again, or remove it") if file.is_file() else []

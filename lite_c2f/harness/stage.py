@@ -18,7 +18,7 @@ from lite_c2f.harness.tasks import SEED, Asked, How, check_answers_fit, depends_
 from lite_c2f.inputs import ModelPair
 from lite_c2f.kept import Kept
 from lite_c2f.locks import locked
-from lite_c2f.manifest import check_own, open_run
+from lite_c2f.manifest import LOADED, check_own, open_run
 from lite_c2f.memory import make_plan, settle
 from lite_c2f.runs import write_json
 from lite_c2f.views import Silent, View
@@ -71,13 +71,16 @@ def benchmark(
         view.stage("tasks", 0, "tasks")
         asked = load_tasks(tasks, fewshot, lambda done, total: tell_loading(view, done, total))
         check_answers_fit(asked.tasks, context_of(models))
-        hashes = {name: depends_on(task, limit, chat_template, version) for name, task in asked.tasks.items()}
+        loaded = {name: str(getattr(config.model, name)) for name in sorted(LOADED)}
+        made_by = f"{version} {loaded}"
+        hashes = {name: depends_on(task, limit, chat_template, made_by) for name, task in asked.tasks.items()}
         how = How(hashes, limit, chat_template, BatchSize("evaluation.batch", rows, view.note))
         kept = Kept(run / "evaluation" / "general.jsonl", identity_of(config, models, run))
         measured = measure_all(config, models, run, names, asked, how, kept, view)
         found = {
             "schema": 1,
             "lm_eval": version,
+            "loaded": loaded,
             "actors": names,
             "baseline": baseline,
             "limit": limit,
@@ -106,9 +109,9 @@ def context_of(models: ModelPair) -> int:
 
 
 def identity_of(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
-    """What every figure depends on, whatever the task: the actors."""
+    """What every figure depends on, whatever the task and however they are loaded: the actors."""
     of_models = {name: told for name, told in fingerprints(config, models).items() if name.startswith("model.")}
-    return {"model": config.model.model_dump(mode="json"), "made_of": made_of(run)} | of_models
+    return {"model": config.model.model_dump(mode="json", exclude=LOADED), "made_of": made_of(run)} | of_models
 
 
 def measure_all(

@@ -177,8 +177,11 @@ def check_task(name: str, task: Any, fewshot: int | None) -> None:
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
         what = "runs code that a model wrote" if getattr(task, "UNSAFE_CODE", False) else "needs pictures or sound"
         raise ConfigError.because(f"task '{name}' {what}", "a task of text alone", "leave it out of --tasks")
-    if not task.aggregation():
-        raise ConfigError.because(f"task '{name}' has no metric", "one that lm-eval knows", "correct its metric_list")
+    own_scores = task.get_config("process_results") is not None  # a function of the task's, which names what it likes
+    for metric, known in getattr(task, "_metric_fn_list", {}).items():
+        if known is None and not own_scores:
+            got = f"task '{name}' has the metric '{metric}'"
+            raise ConfigError.because(got, "one that lm-eval knows", "correct its metric_list")
     own = task.get_config("num_fewshot")
     task.set_config("num_fewshot", own or 0 if fewshot is None or own == 0 else fewshot)
     try:
@@ -216,15 +219,15 @@ def check_answers_fit(tasks: dict[str, Any], context: int) -> None:
             raise ConfigError.because(got, f"fewer than the context of {context}", "lower its max_gen_toks")
 
 
-def depends_on(task: Any, limit: int | None, chat_template: bool, version: str) -> str:
+def depends_on(task: Any, limit: int | None, chat_template: bool, made_by: str) -> str:
     """A hash of what a task's figures depend on, beside the actor: settings, documents, examples, code.
 
-    limit: documents that are used. version: lm-eval's.
+    limit: documents that are used. made_by: lm-eval's version, and how models are loaded.
     """
     config = task.dump_config()
     source = Path(str((config.get("metadata") or {}).pop("config_source", "")))
     told = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(config, sort_keys=True, default=str))
-    digest = xxhash.xxh3_128(f"{told} {limit} {chat_template} {version} {SEED}".encode())
+    digest = xxhash.xxh3_128(f"{told} {limit} {chat_template} {made_by} {SEED}".encode())
     for doc in itertools.islice(task.eval_docs, limit):
         digest.update(json.dumps(doc, sort_keys=True, default=str).encode())
     if task.get_config("num_fewshot"):

@@ -92,9 +92,29 @@ def test_the_template_chat_is_the_tokenizers_own(pico):
     tokenizer = load_tokenizer(str(pico["instruct"]))
     turns = [Turn("human", "w1 w2"), Turn("assistant", "w3"), Turn("human", "w4")]
     assert encode_prompt(tokenizer, turns, 32, template="chat") == (encode_chat(tokenizer, turns, 32), 0)
+    long = [*turns, Turn("assistant", "w5 " * 30), Turn("human", "w6")]
+    assert encode_prompt(tokenizer, long, 20, template="chat") == (encode_chat(tokenizer, long, 20), 4)
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match="chat template"):
         encode_prompt(tokenizer, turns, 32, template="chat")
+
+
+@pytest.mark.parametrize(("between", "spaced"), [(" ", True), ("", False), ("\n", False)])
+def test_an_answer_follows_a_chat_template_as_that_writes_it(pico, between, spaced):
+    from lite_c2f.backbone.load import load_tokenizer
+
+    tokenizer = load_tokenizer(str(pico["instruct"]))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[{{ m['content'] }}]{% else %}"
+        + between
+        + "{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt and false %}{% endif %}"
+    )
+    given = {"ended": True, "max_tokens": 9}
+    plain = encode_answer(tokenizer, "w1", **given)
+    found = encode_answer(tokenizer, "w1", template="chat", **given)
+    text = tokenizer.decode(found, skip_special_tokens=True)
+    assert (found == plain) is spaced or text == "w1"
+    assert text.startswith(" ") is spaced or tokenizer.decode(plain, skip_special_tokens=True) == "w1"
 
 
 def test_render_uses_the_template_for_every_human_turn():

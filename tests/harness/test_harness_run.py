@@ -3,6 +3,7 @@
 import json
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +94,28 @@ def test_nothing_is_done_twice(pico_run, pico_tasks, write_task, count):
     adapter.write_bytes(adapter.read_bytes()[:-4] + bytes(4))
     lite_c2f.benchmark(pico_run, pico_tasks, actors=("instruct",), limit=4)
     assert count[8:] == [("instruct", "pico_choices"), ("instruct", "pico_answers")]  # another run than it was
+
+
+def test_a_model_that_is_loaded_otherwise_is_measured_beside(pico_run, write_task, count):
+    """4-bit results stay when the same actors are measured without quantisation, and each table says which it is."""
+    task = write_task(CHOICES)
+    found = lite_c2f.benchmark(pico_run, [task], actors=("instruct",), limit=4)
+    other = lite_c2f.benchmark(pico_run, [task], actors=("instruct",), limit=4, overrides=PLAIN)
+    assert [each["loaded"]["quantization"] for each in (found, other)] == ["nf4", "none"] and len(count) == 2
+    assert lite_c2f.benchmark(pico_run, [task], actors=("instruct",), limit=4) == found and len(count) == 2
+
+
+def test_a_task_that_cannot_take_an_answer_is_named(pico_run, tmp_path, write_task):
+    """Its own code fails on the fourth document: after others were answered, in one line."""
+    (tmp_path / "helper.py").write_text(
+        "def score(doc, results):\n    return {'exact_match': 1 / (doc['question'] != 'w3 w4 w3 w3 w3')}\n"
+    )
+    file = write_task(ANSWERS)
+    content = Path(file).read_text() + "process_results: !function helper.score\n"
+    Path(file).write_text(content)
+    with pytest.raises(C2FError, match=r"task 'pico_answers' failed on an answer of 'instruct' .ZeroDivisionError"):
+        lite_c2f.benchmark(pico_run, [file], actors=("instruct",))
+    assert not (pico_run / "evaluation" / "general.json").exists()
 
 
 def test_a_stop_in_the_middle_loses_no_finished_task(pico_run, pico_tasks, count):
@@ -239,7 +262,7 @@ def test_without_lm_eval_one_line_says_what_to_install(pico_run, call, monkeypat
         (["--tasks", "{choices}", "--actors", "best,instruct"], "actor 'best'"),
         (["--tasks", "{choices}", "--actors", "fine"], "--baseline instruct with --actors fine"),
         (["--tasks", "{choices}", "evaluation.nonsense=1"], "evaluation.nonsense"),
-        (["--tasks", "{choices}", "lora.alpha=99"], "other lora settings than the run's"),
+        (["--tasks", "{choices}", "lora.alpha=99"], "lora.alpha=99.0; expected the run's"),
         (["--tasks", "{choices}", "model.base=/other"], "model.base='/other'; expected the run's"),
         (
             ["--tasks", "{choices}", "--chat-template", "model.prompt_template=chat"],

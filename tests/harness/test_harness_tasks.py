@@ -102,6 +102,12 @@ def test_a_result_depends_on_what_it_was_made_from(tmp_path, write_task):
     assert told() != first
 
 
+def test_a_task_without_a_metric_is_refused_before_any_model_is_loaded(write_task):
+    nothing = write_task(CHOICES, metric_list=[{"metric": "nosuch", "aggregation": "mean", "higher_is_better": True}])
+    with pytest.raises(C2FError, match="task 'pico_choices' has the metric 'nosuch'"):
+        load_tasks([nothing])
+
+
 def test_code_beside_a_task_is_run(tmp_path, write_task):
     (tmp_path / "helper.py").write_text("def text(doc):\n    return 'say ' + doc['question']\n")
     file = write_task(CHOICES)
