@@ -149,7 +149,12 @@ class Length(Section):
     """Continuous Maximization: how the response limit grows. Coefficients are our own; the paper gives none."""
 
     mode: Literal["logistic", "linear", "fixed"] = Field("logistic", description="Rule; the others are ablations.")
-    start: int = Field(128, ge=1, description="First limit, in tokens.")
+    start: int = Field(
+        128,
+        ge=1,
+        description="First limit, in tokens. Below what a usual good answer needs, a base that rambles may learn to "
+        "ramble first: docs/evidence.md.",
+    )
     max: int = Field(1024, ge=1, description="Largest limit, in tokens.")
     step: int = Field(64, ge=1, description="Most tokens one update adds, before rounding.")
     multiple: int = Field(8, ge=1, description="Growth is rounded to a multiple of this, in tokens.")

@@ -22,6 +22,7 @@ from lite_c2f.reward.score import Normalizer
 from lite_c2f.reward.train import train_reward
 from lite_c2f.runs import read_json
 from lite_c2f.sampling import Sampling
+from lite_c2f.toy.world import is_rambling
 
 # Each differs from the first in one thing.
 ARMS: dict[str, tuple[str, ...]] = {
@@ -71,6 +72,7 @@ def run_arm(world: str, seed: int, name: str, folder: Path, rewards: Path) -> di
         "updates": len(updates),
         "limit_last": updates[-1]["limit"],
         "curve": curve(folder, updates, config.coarse.rollouts),
+        "rambling": rambling(folder),
         "training": [
             [round(line[key], 4) for key in ("reward", "limit", "hit_limit", "tokens", "kl", "explained_variance")]
             for line in updates
@@ -93,11 +95,18 @@ def drawn(config: Config) -> Sampling:
 def curve(folder: Path, updates: list[dict], rollouts: int) -> list[list[float]]:
     """[tokens generated so far, mean reward of 64 held-out prompts at the largest limit], as training went on."""
     spent = list(accumulate(line["tokens"] * rollouts for line in updates))
+    return [[round(spent[step - 1]), round(fmean(row["reward"] for row in rows), 4)] for step, rows in samples(folder)]
+
+
+def rambling(folder: Path) -> list[float]:
+    """The share of those 64 answers that ramble, at each point of the curve."""
+    return [round(fmean(is_rambling(row["response"]) for row in rows), 4) for _, rows in samples(folder)]
+
+
+def samples(folder: Path) -> list[tuple[int, list[dict[str, Any]]]]:
+    """(update, the answers that were stored after it)."""
     rows = [json.loads(line) for line in (folder / "coarse" / "samples.jsonl").read_text().splitlines()]
-    return [
-        [round(spent[step - 1]), round(fmean(row["reward"] for row in group), 4)]
-        for step, group in groupby(rows, lambda row: row["step"])
-    ]
+    return [(step, list(group)) for step, group in groupby(rows, lambda row: row["step"])]
 
 
 def final_figures(config: Config, roles: Roles, tokenizer: Any, judge: Judge, corpus: Corpus) -> dict[str, float]:

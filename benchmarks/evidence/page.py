@@ -1,11 +1,13 @@
 """docs/evidence.md and its plots, from benchmarks/results/evidence.json alone. The prose is in page.md."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from figures import (
+    IMPROVED,
     Interval,
     Jobs,
     by_seed,
@@ -35,6 +37,7 @@ def make_page(results: dict[str, Any], folder: Path) -> None:
     jobs = results["jobs"]
     worlds = [world for world in ("toy", "harder") if any(job["world"] == world for job in jobs)]
     parts = {"minutes": f"{results['seconds'] / 60:.0f}", "machine": results["machine"]}
+    parts["learned"] = f"{100 * IMPROVED:.0f}%"
     for world in worlds:
         parts |= {
             f"{world} about": WORLDS[world].about,
@@ -53,6 +56,11 @@ def make_page(results: dict[str, Any], folder: Path) -> None:
                 by_seed(jobs, world, "reward", lambda job: job["accuracy"])
             ).text(),
             f"{world} same limits": same_limits(jobs, world),
+            f"{world} rambling start": rambling_text(jobs, world, "logistic", lambda shares: shares[0]),
+            f"{world} rambling peak": rambling_text(jobs, world, "logistic", max),
+            f"{world} rambling end": rambling_text(jobs, world, "logistic", lambda shares: shares[-1]),
+            f"{world} rambling long": rambling_text(jobs, world, "fixed-long", max),
+            f"{world} rambling short": rambling_text(jobs, world, "fixed-short", lambda shares: shares[-1]),
             **{f"{world} speed {name}": speed_text(jobs, world, name) for name in ("start-half", "fixed-long")},
         }
     rcParams["svg.hashsalt"] = "evidence"
@@ -139,6 +147,12 @@ def saved_text(jobs: Jobs, world: str) -> str:
         return f"more (in {found.count(float('inf'))} of {len(found)} seeds it never had)"
     share = interval(found)
     return f"{100 * share.mean:.0f}% ± {100 * share.half:.0f}%"
+
+
+def rambling_text(jobs: Jobs, world: str, name: str, read: Callable[[list[float]], float]) -> str:
+    """What `read` finds in the shares of rambling answers along a curve, as a percentage."""
+    found = over_seeds(by_seed(jobs, world, name, lambda job: 100 * read(job["rambling"])))
+    return f"{found.text(0)}%"
 
 
 def same_limits(jobs: Jobs, world: str) -> str:

@@ -117,6 +117,12 @@ def is_analytic(text: str, operations: int) -> bool:
     return len(steps) >= operations and "The answer is" in text
 
 
+def is_rambling(text: str) -> bool:
+    """Is there idle talk in it?"""
+    patterns = (re.escape(s).replace(r"\{name\}", r"\w+").replace(r"\{thing\}", r"\w+") for s in IDLE)
+    return any(re.search(pattern, text) for pattern in patterns)
+
+
 def off_by(rng: random.Random, problem: Problem) -> int:
     """A small error that leaves the answer not negative."""
     error = rng.randint(1, 4) * rng.choice((1, -1))

@@ -87,6 +87,8 @@ def test_another_world_differs_where_it_says():
     assert {len(problem.changes) for problem in found} == {3, 4, 5}
     text = world.base_answer(random.Random(0), PROBLEM, other)
     assert "answer" not in text and len(re.findall(r"[.?]", text)) >= 9 and "{" not in text
+    assert world.is_rambling(text) and all(world.is_rambling(s.format(name="Tom", thing="pens")) for s in world.IDLE)
+    assert not any(world.is_rambling(said) for said in (analytic(PROBLEM), direct(PROBLEM), *world.RUDE, ""))
     plain = world.pairs(200, 0, world=other._replace(flipped=0.0))
     turned = world.pairs(200, 0, world=other)
     assert [(pair.chosen, pair.chosen_ended) for pair in plain] == [
