@@ -2,7 +2,7 @@
 
 Jobs run in as many processes as there are cores, a thread each. What is done is kept in --jobs, so that the same
 command goes on after a stop. At the end all of it is in benchmarks/results/evidence.json, and docs/evidence.md with its
-plots is made from that. About an hour on two cores.
+plots is made from that. An hour or a little more on two cores.
 
     python benchmarks/evidence [--jobs FOLDER] [--seeds 0,1,2,3,4] [--worlds toy,harder] [--page-only]
 """
