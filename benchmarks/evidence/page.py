@@ -248,8 +248,7 @@ def plot_curves(jobs: Jobs, worlds: list[str]) -> Figure:
         axes.set_xlabel("generated tokens (1000)")
         axes.set_ylabel("reward, held-out prompts")
         axes.grid(alpha=0.3)
-        axes.legend()
-    return figure
+    return with_legend(figure)
 
 
 def plot_ratios(jobs: Jobs, worlds: list[str]) -> Figure:
@@ -266,5 +265,10 @@ def plot_ratios(jobs: Jobs, worlds: list[str]) -> Figure:
         axes.set_title(world)
         axes.set_xlabel("ratio")
         axes.grid(alpha=0.3)
-        axes.legend()
+    return with_legend(figure)
+
+
+def with_legend(figure: Figure) -> Figure:
+    """One legend for all worlds, below them: within, it would cover lines."""
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
