@@ -36,7 +36,6 @@ bench: setup
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/ppo_step.py
 	$(BIN)/python benchmarks/merge.py --only ours,cp,peft
-	$(BIN)/python benchmarks/length_modes.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -275,7 +275,13 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     corpus = load_corpus(config)
     plan = make_plan(config, card_gib(config), model=models.base)
     with disk.told_plainly(run), locked(run), run_log.written(run):
-        compare(settle(config, plan), models, corpus, run, run_log.Logged(view or Silent()), asked=config)
+        view = run_log.Logged(view or Silent())
+        if config.evaluation.prompts > len(corpus.held_out_prompts):
+            view.note(
+                f"evaluation.prompts={config.evaluation.prompts}: {len(corpus.held_out_prompts)} prompts are held out, "
+                "all of them are used, those the ratio was chosen on among them"
+            )
+        compare(settle(config, plan), models, corpus, run, view, asked=config)
         return write_summary(run)
 
 
@@ -311,6 +317,11 @@ def run_stage(
         metrics = coarse_stage(config, models, corpus, run, step, view.tick, tracker, view.note, force=force)
         if not metrics:  # only the first process has them
             return
+        if metrics["updates"] < config.coarse.updates:
+            view.note(
+                f"coarse actor: ended after {metrics['updates']} of {config.coarse.updates} updates, with "
+                f"{metrics['tokens_sampled']} tokens of coarse.token_budget={config.coarse.token_budget}"
+            )
         if metrics["skipped"]:
             view.note(
                 f"coarse actor: {metrics['skipped']} updates skipped for numbers that are not finite, "

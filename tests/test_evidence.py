@@ -40,9 +40,10 @@ SLOW = {"curve": [[50, 0.0], [350, 0.5], [450, 0.96]], "tokens": 450}
 
 def test_when_a_run_has_learned():
     assert figures.final_reward(LONG) == pytest.approx(1.05)  # of the last two points
-    # 0.95 of the rise from 0 to 1.05 is 0.9975: between 0.9 at 300 and 1.0 at 400
-    assert figures.learned_at(LONG, LONG) == pytest.approx(300 + 100 * 0.0975 / 0.1)
-    assert figures.learned_at(SLOW, LONG) == math.inf
+    # 0.9 of the rise from 0 to 1.05 is 0.945: between 0.9 at 300 and 1.0 at 400
+    assert figures.learned_at(LONG, LONG) == pytest.approx(300 + 100 * 0.045 / 0.1)
+    assert figures.learned_at(SLOW, LONG) == pytest.approx(350 + 100 * 0.445 / 0.46)
+    assert figures.learned_at({"curve": SLOW["curve"][:2]}, LONG) == math.inf
     assert figures.first_tokens(SLOW, 0.73) == pytest.approx(350 + 100 * 0.5)
     assert figures.first_tokens(SLOW, -1.0) == 50
     lucky = {"curve": [[10, 0.0], [20, 1.0], [30, 0.5], [40, 1.0], [50, 1.0]]}
@@ -56,10 +57,10 @@ def test_tables_name_who_never_learned():
         for seed in (0, 1)
         for name, run in (("fixed-long", LONG), ("logistic", SLOW if seed else {"curve": [[50, 0.0]], "tokens": 50}))
     ]
-    assert page.learned_text(jobs, "toy", "fixed-long") == "0.4 ± 0.0"
-    assert page.learned_text(jobs, "toy", "logistic") == "0 of 2 seeds"
+    assert page.learned_text(jobs, "toy", "fixed-long") == "0.3 ± 0.0"
+    assert page.learned_text(jobs, "toy", "logistic") == "1 of 2 seeds"
     assert page.share_text(jobs, "toy") == "never"
-    assert page.saved_text(jobs, "toy") == "more (in 2 of 2 seeds it never had)"
+    assert page.saved_text(jobs, "toy") == "more (in 1 of 2 seeds it never had)"
     assert page.speed_text(jobs, "toy", "fixed-long") == "not in every seed"
 
 

@@ -26,9 +26,9 @@ def general(run: Path) -> list[Block]:
         told = (
             f"lm-evaluation-harness {found['lm_eval']}. ± one standard error, of the differences document by document "
         )
-        told += "where that can be; a difference with a star is above two."
+        told += "where that can be; a difference with a star is above two, from 30 documents on."
         told += f" At most {found['limit']} documents of a task." if found["limit"] else ""
-        told += " Asked as conversations." if found["chat_template"] else ""
+        told += " Asked as conversations." if found["chat_template"] else " Asked as plain text, not as conversations."
         told += f" Models loaded with quantization {found['loaded']['quantization']}."
         return [Heading("General benchmarks"), Text(told), Table("task", columns, rows)]
 

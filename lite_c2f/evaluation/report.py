@@ -13,9 +13,17 @@ from lite_c2f.evaluation.page import Answers, Block, Chart, Code, Heading, Table
 from lite_c2f.runs import read_json, read_lines, write_text
 
 PROMPTS, MOMENTS = 6, 6  # answered by all actors; of the samples over time
+COLUMNS = (
+    "distinct n: different n-grams over all of them, fewer with more prompts. compression ratio: higher is more alike. "
+    "hit limit: share that was cut off. se: standard error. kl to base, kl to instruct: nats a token. Where the right "
+    "answer is known: removable is the share of a right answer's words that could go before it is wrong, after answer "
+    "the share behind the place where it is given; verbose is the share of answers longer than twice what right ones "
+    "need, with the accuracy of these and of the others."
+)
 JUDGED = (
     "Wins are judged by the reward model that trained the policy: they say how well that one was pleased, not how good "
-    "the answers are."
+    "the answers are. controlled is the rate at equal length by a logistic fit, length effect what one spread of "
+    "difference in length adds to the log-odds: a guess where the two sides' lengths hardly overlap."
 )
 
 
@@ -88,7 +96,7 @@ def comparison(run: Path) -> list[Block]:
     def more() -> list[Block]:
         found = read_json(run / "evaluation" / "metrics.json")
         wins = {name: {k: v for k, v in row.items() if k != "prompts"} for name, row in found["wins"].items()}
-        return [cells(found["actors"], "actor", bold="fine"), cells(wins, "wins"), Text(JUDGED)]
+        return [cells(found["actors"], "actor", bold="fine"), Text(COLUMNS), cells(wins, "wins"), Text(JUDGED)]
 
     blocks = part(run / "summary.json", make)
     if blocks and (run / "evaluation" / "metrics.json").is_file():

@@ -11,6 +11,7 @@ from lite_c2f.errors import ConfigError
 from lite_c2f.evaluation.metrics import said_before
 from lite_c2f.judging.contest import RULE, ask, grade_table, grade_tasks, pair_table, pair_tasks
 from lite_c2f.judging.judges import Judge
+from lite_c2f.judging.prompts import read_grade, read_verdict
 from lite_c2f.judging.questions import load_questions
 from lite_c2f.judging.speak import answer_all, check_actors
 from lite_c2f.locks import locked
@@ -62,6 +63,7 @@ def judge(
     with disk.told_plainly(run), locked(run), run_log.written(run):
         view.stage("answers", len(names), "actors")
         said = answer_all(config, models, run, names, asked, answers_file, lambda done: view.step(done, {}))
+        read: Callable[[str], Any] = read_verdict if mode == "pairwise" else read_grade
         pairs = [(names[0], other) for other in names[1:]] if mode == "pairwise" else []
         tasks = [task for pair in pairs for task in pair_tasks(asked, said, *pair)]
         tasks = tasks or grade_tasks(asked, said, names)
@@ -79,6 +81,10 @@ def judge(
             {**question._asdict(), "answers": {name: said[name][place] for name in names}}
             for place, question in enumerate(asked)
         ]
+        unread = sum(read(text) is None for text in told.values())
+        if unread:
+            example = " ".join(next(text for text in told.values() if read(text) is None).split())[:80]
+            view.note(f"{unread} of {len(told)} judgments could not be read; one began: {example!r}")
         write_json(folder / f"judge-{mode}.json", found | {"rows": rows, "judgments": told})
         answers_file.unlink(missing_ok=True)
         judged_file.unlink(missing_ok=True)
