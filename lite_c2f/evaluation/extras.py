@@ -79,6 +79,33 @@ def judgments(file: Path) -> list[Block]:
     return part(file, make, "run `lite-c2f judge` again, or remove it") if file.is_file() else []
 
 
+def probed(run: Path) -> list[Block]:
+    """What `lite-c2f probe` found: unwanted words by layer, and how often they are said."""
+    file = run / "evaluation" / "probe.json"
+
+    def make() -> list[Block]:
+        found = read_json(file)
+        names = list(found["layers"])
+        rows = {
+            f"layer {layer}" if layer else "embeddings": [f"{value:.2e}" for value in values]
+            for layer, values in enumerate(zip(*found["layers"].values(), strict=True))
+        }
+        rates = {
+            name: [f"{row['bad_words']:.1%}", f"{row['refusals']:.1%}"] for name, row in sorted(found["said"].items())
+        }
+        told = f"Probability that an answer begins with one of {found['words']} unwanted words or phrases, each layer "
+        told += f"read as if it were the last, over {found['prompts']} prompts; and the share of answers that have one "
+        told += "anywhere."
+        return [
+            Heading("Unwanted words"),
+            Text(told),
+            Table("layer", names, rows),
+            Table("said", ["unwanted words", "refusals"], rates),
+        ]
+
+    return part(file, make, "run `lite-c2f probe` again, or remove it") if file.is_file() else []
+
+
 def across_turns(found: Mapping[str, Any]) -> list[str]:
     """A sentence about what the actors repeat of their earlier turns, where the questions have several."""
     repeated = {name: share for name, share in found.get("repeated_across_turns", {}).items() if share is not None}

@@ -8,7 +8,7 @@ import yaml
 
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation import charts
-from lite_c2f.evaluation.extras import general, judged, part
+from lite_c2f.evaluation.extras import general, judged, part, probed
 from lite_c2f.evaluation.page import Answers, Block, Chart, Code, Heading, Table, Text, as_html, as_markdown, cells
 from lite_c2f.runs import read_json, read_lines, write_text
 
@@ -39,7 +39,7 @@ def write_report(run: Path) -> Path:
         got = f"'{run}' has neither summary.json nor metrics.jsonl"
         raise RunError.because(got, "a run that has begun", "run `lite-c2f train` first")
     compared = comparison(run)
-    compared += [*general(run), *judged(run)]
+    compared += [*general(run), *judged(run), *probed(run)]
     blocks = [*header(run), *compared, *learning(run), *chosen(run), *answers(run), *over_time(run), *about(run)]
     return publish(run / "report" / "index.html", run.resolve().name, blocks)
 

@@ -8,8 +8,11 @@ from lite_c2f.answers import Answer
 from lite_c2f.config import load_config
 from lite_c2f.data.encode import encode_chat
 from lite_c2f.data.records import Turn
-from lite_c2f.errors import DataError
+from lite_c2f.errors import DataError, RunError
+from lite_c2f.evaluation.extras import probed
+from lite_c2f.evaluation.page import as_markdown
 from lite_c2f.evaluation.probe import by_layer, first_tokens, rates, read_words
+from lite_c2f.runs import write_json
 
 PROMPTS = [(Turn("human", "w5 w9"),), (Turn("human", "w7 w8 w11 w3 w4"),), (Turn("human", "w1"),)]
 
@@ -82,3 +85,21 @@ def test_lists_of_words(tmp_path):
         read_words(file)
     with pytest.raises(DataError, match="No such file"):
         read_words(tmp_path / "gone.txt")
+
+
+def test_the_report_shows_what_was_probed(tmp_path):
+    assert probed(tmp_path) == []
+    found = {
+        "words": 2,
+        "prompts": 5,
+        "ratio": 1.0,
+        "layers": {"instruct": [0.25, 0.5], "fine": [0.125, 0.0]},
+        "said": {"instruct": {"bad_words": 0.2, "refusals": 0.0}, "fine": {"bad_words": 0.0, "refusals": 0.4}},
+    }
+    write_json(tmp_path / "evaluation" / "probe.json", found)
+    text = as_markdown("x", probed(tmp_path))
+    assert "| embeddings | 2.50e-01 | 1.25e-01 |" in text and "| layer 1 | 5.00e-01 | 0.00e+00 |" in text
+    assert "| fine | 0.0% | 40.0% |" in text and "2 unwanted words" in text and "5 prompts" in text
+    write_json(tmp_path / "evaluation" / "probe.json", {})
+    with pytest.raises(RunError, match=r"probe\.json' has another form.*run `lite-c2f probe` again"):
+        probed(tmp_path)
