@@ -276,12 +276,12 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     plan = make_plan(config, card_gib(config), model=models.base)
     with disk.told_plainly(run), locked(run), run_log.written(run):
         view = run_log.Logged(view or Silent())
+        compare(settle(config, plan), models, corpus, run, view, asked=config)
         if config.evaluation.prompts > len(corpus.held_out_prompts):
             view.note(
                 f"evaluation.prompts={config.evaluation.prompts}: {len(corpus.held_out_prompts)} prompts are held out, "
-                "all of them are used, those the ratio was chosen on among them"
+                "all of them were used, those the ratio was chosen on among them"
             )
-        compare(settle(config, plan), models, corpus, run, view, asked=config)
         return write_summary(run)
 
 
