@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lite_c2f.checkpoints import (
+    FORMAT,
     HASHES,
     STATE,
     TENSORS,
@@ -14,9 +15,11 @@ from lite_c2f.checkpoints import (
     Checkpoints,
     generators,
     optimizer_tensors,
+    refuse_other,
     restore_generators,
     restore_optimizer,
 )
+from lite_c2f.errors import RunError
 
 
 def a_checkpoint(step):
@@ -124,3 +127,12 @@ def test_optimizer_goes_on_where_it_was():
     steps(others, other, 4, 1)
     assert all(torch.equal(left, right) for left, right in zip(weights, others, strict=True))
     assert not torch.equal(weights[0], torch.ones(4, 3))
+
+
+def test_a_checkpoint_of_an_earlier_version_has_new_settings_at_their_defaults(tmp_path):
+    """It does not name a setting that came later: then it was made as the default says."""
+    now = {"coarse": {"lr": 0.1, "critic": "reward_model", "length": {"tau": 0.2}}}
+    refuse_other(tmp_path, FORMAT, {"coarse": {"lr": 0.1, "length": {}}}, now, "begin anew")
+    other = {"coarse": {**now["coarse"], "critic": "zero"}}
+    with pytest.raises(RunError, match=r"coarse\.critic='reward_model', now 'zero'"):
+        refuse_other(tmp_path, FORMAT, {"coarse": {"lr": 0.1, "length": {}}}, other, "begin anew")

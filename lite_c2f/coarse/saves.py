@@ -23,7 +23,7 @@ from lite_c2f.checkpoints import (
     refuse_other,
 )
 from lite_c2f.coarse.progress import Standing
-from lite_c2f.config import Coarse, Config
+from lite_c2f.config import Coarse, Config, completed
 from lite_c2f.errors import ModelError, NonFiniteError, RunError
 from lite_c2f.runs import Metrics, cut_lines, hash_of, publish_folder, read_json, write_json
 
@@ -214,8 +214,10 @@ def check_newest(found: Checkpoint, now: dict[str, Any], settings: Coarse, folde
     anew = f"remove '{folder}' to begin the coarse stage anew"
     before, form = found.state.get("identity"), found.state.get("format")
     forcible = ("reward", "coarse", "data", "processes", "reward_model")  # not another model or shape of the adapters
-    then = ((before if isinstance(before, dict) else {}).get("coarse") or {}).get("critic", settings.critic)
-    if then != settings.critic and "shared" in (then, settings.critic):  # other tensors, which no force makes fit
+    then = ((completed(before, now) if isinstance(before, dict) else {}).get("coarse") or {}).get("critic")
+    if (
+        then is not None and then != settings.critic and "shared" in (then, settings.critic)
+    ):  # other tensors, which no force makes fit
         got = f"'{found.folder}' was made with coarse.critic={then!r}, now {settings.critic!r}"
         raise RunError.because(got, "the same value", f"set it back, or {anew}")
     refuse_other(found.folder or folder, form, before, now, anew, force=force, forcible=forcible)

@@ -1,16 +1,20 @@
 """A critic that is only a head on the policy's adapter: both losses in one pass, hand-made sums beside it."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lite_c2f.backbone.adapters import save_critic
 from lite_c2f.coarse.advantage import Advantages
 from lite_c2f.coarse.progress import KnownLengths, Standing
 from lite_c2f.coarse.rollout import Batches, Ends, collect
+from lite_c2f.coarse.train import prepare_roles
 from lite_c2f.coarse.update import update
 from lite_c2f.config import load_config
+from lite_c2f.inputs import ModelPair
 from lite_c2f.memory.stages import trained_adapters
 from lite_c2f.reward.score import Normalizer
 
@@ -138,11 +142,28 @@ def test_an_end_by_updates_or_by_tokens(budget, tokens, done):
     assert standing.finished(settings) is done
 
 
+@pytest.mark.parametrize("start", ["reward_model", "zero", "shared"])
+def test_what_the_critic_starts_as(pico, tmp_path, start):
+    """The reward model's adapter, and its head on normalised rewards; or values of 0 whatever is read."""
+    shutil.copytree(pico["adapter"], tmp_path / "reward" / "adapter")
+    file = tmp_path / "reward" / "adapter" / "adapter_model.safetensors"
+    save_file(load_file(file) | {"base_model.model.score.weight": torch.ones(1, 32)}, file)
+    (tmp_path / "reward" / "metrics.json").write_text(json.dumps({"mean": 3.0, "std": 2.0}))
+    config = load_config({}, ["lora.r=4", "lora.alpha=8", "data.max_prompt_tokens=16", f"coarse.critic={start}"])
+    made, normalizer = prepare_roles(config, ModelPair(str(pico["base"]), str(pico["instruct"])), tmp_path)
+    tokens, found = torch.tensor([[1, 5, 9, 12]]), {}
+    for role in ("critic", "reward"):
+        with made.use(role):
+            found[role] = made.value(tokens)
+    assert ("critic" in made.adapters) is (start != "shared")
+    expected = (found["reward"] - 3.0) / 2.0 if start == "reward_model" else torch.zeros(1, 4)
+    torch.testing.assert_close(found["critic"], expected, atol=1e-5, rtol=1e-5)
+    assert found["reward"].abs().max() > 1e-2 and normalizer == (3.0, 2.0)
+
+
 @pytest.mark.slow
 def test_a_run_with_a_budget_and_a_shared_critic(toy_run, lite_c2f, tmp_path):
     """It ends when the tokens are spent, and its samples carry rewards at their own limit."""
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(toy_run / "reward", run / "reward")
     shutil.copy(toy_run / "config.yaml", run / "config.yaml")
