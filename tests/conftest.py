@@ -1,5 +1,6 @@
 """Pico Mistral models, tokenizers and real PEFT adapters, built from configs: nothing is downloaded."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -147,11 +148,19 @@ def lite_c2f():
 
 @pytest.fixture(scope="session")
 def toy_run(lite_c2f, tmp_path_factory):
-    """A finished run directory: the real demo, run once (two to four minutes). Read-only."""
-    run = tmp_path_factory.mktemp("runs") / "toy"
-    done = lite_c2f("demo", "--out", run)
-    assert done.returncode == 0, done.stderr
-    (run / "stdout.txt").write_text(done.stdout)
+    """A finished run directory: the real demo, run once for all test processes (two to four minutes). Read-only."""
+    if given := os.environ.get("LITE_C2F_TEST_RUN"):  # one made before, while tests are written
+        return Path(given)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    run = folder / "toy"
+    with (folder / "toy.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (run / "stdout.txt").is_file():
+            done = lite_c2f("demo", "--out", run)
+            assert done.returncode == 0, done.stderr
+            (run / "stdout.txt").write_text(done.stdout)
     return run
 
 

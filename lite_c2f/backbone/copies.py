@@ -9,7 +9,7 @@ itself would round it away: it drifts 6% a cycle.
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import bitsandbytes as bnb
@@ -29,7 +29,7 @@ def sampling_copies(model: nn.Module) -> Iterator[None]:
     """
     layers = _linear_layers(model)
     on_cpu = next(model.parameters()).device.type == "cpu"
-    with dense_copies(layers) if on_cpu and _fits(layers) else half_copies(layers):
+    with dense_copies(layers) if on_cpu and has_room(layers) else half_copies(layers):
         yield
 
 
@@ -47,7 +47,7 @@ def dense_copies(layers: list[nn.Module]) -> Iterator[None]:
     try:
         for layer in layers:
             base: Any = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-            weight = _dequantized(base)
+            weight = dequantized(base)
             if isinstance(layer, LoraLayer) and not layer.disable_adapters:
                 for name in layer.active_adapters:
                     weight = weight.float() + layer.get_delta_weight(name).float()  # type: ignore[operator]
@@ -65,7 +65,8 @@ def _linear(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
     )
 
 
-def _dequantized(layer: Any) -> Tensor:
+def dequantized(layer: Any) -> Tensor:
+    """The weight of a linear layer as a matrix, unpacked where it is 4-bit."""
     weight = layer.weight
     if isinstance(weight, bnb.nn.Params4bit):
         return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
@@ -95,7 +96,7 @@ def half_copies(layers: list[nn.Module]) -> Iterator[None]:
             parameter.data = data
 
 
-def _fits(layers: list[nn.Module]) -> bool:
+def has_room(layers: Sequence[nn.Module]) -> bool:
     """Is there room for the dense copies? Where the system does not tell, up to 1 GiB is taken as room."""
     needed = sum(layer.in_features * layer.out_features for layer in layers) * 4  # type: ignore[operator, misc]
     try:

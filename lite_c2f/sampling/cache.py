@@ -25,6 +25,7 @@ class SlotLayer(CacheLayerMixin):
         self.slots: Tensor | None = None  # (n,) while prompts are read
         self.positions: Tensor | None = None  # (slots,) while every slot says one token
         self.every: Tensor = torch.arange(shape[0], device=device)
+        self.span = slice(None)  # the slots that say a token
         self.width = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -40,9 +41,9 @@ class SlotLayer(CacheLayerMixin):
             self.keys[self.slots, :, span] = key_states
             self.values[self.slots, :, span] = value_states
             return key_states, value_states
-        self.keys[self.every, :, self.positions] = key_states[:, :, 0]
-        self.values[self.every, :, self.positions] = value_states[:, :, 0]
-        return self.keys[:, :, : self.width], self.values[:, :, : self.width]
+        self.keys[self.every[self.span], :, self.positions] = key_states[:, :, 0]
+        self.values[self.every[self.span], :, self.positions] = value_states[:, :, 0]
+        return self.keys[self.span, :, : self.width], self.values[self.span, :, : self.width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return query_length, 0
@@ -57,6 +58,11 @@ class SlotLayer(CacheLayerMixin):
         """Only these slots, (n,), in this order; the memory of the others is given back."""
         self.keys, self.values = self.keys[slots], self.values[slots]
         self.every = self.every[: len(slots)]
+
+    def arrange(self, slots: Tensor, width: int) -> None:
+        """Slot i becomes what slot slots[i] was, up to position `width`; slots: (n,), the others stay."""
+        self.keys[: len(slots), :, :width] = self.keys[slots, :, :width]
+        self.values[: len(slots), :, :width] = self.values[slots, :, :width]
 
 
 class SlotCache(Cache):
@@ -77,14 +83,14 @@ class SlotCache(Cache):
         for layer in self.slot_layers:
             layer.slots, layer.positions = slots, None
 
-    def say(self, positions: Tensor, width: int) -> Tensor:
-        """The next forward says one token a slot, at these positions (slots,), all below `width`.
+    def say(self, positions: Tensor, width: int, span: slice = slice(None)) -> Tensor:
+        """The next forward says one token a slot of `span`, at these positions (slots,), all below `width`.
 
         Returns the additive mask (slots, 1, 1, width): 0 where a query may look, else -inf. Every layer would turn a
         boolean one into this.
         """
         for layer in self.slot_layers:
-            layer.slots, layer.positions, layer.width = None, positions, width
+            layer.slots, layer.positions, layer.width, layer.span = None, positions, width, span
         columns = self.columns[None, :width]
         hidden = columns > positions[:, None]
         if self.window is not None:
@@ -96,3 +102,14 @@ class SlotCache(Cache):
         """Only these slots, (n,)."""
         for layer in self.slot_layers:
             layer.keep(slots)
+
+    def arrange(self, slots: Tensor, width: int) -> None:
+        """Slot i becomes what slot slots[i] was, up to position `width`; slots: (n,)."""
+        for layer in self.slot_layers:
+            layer.arrange(slots, width)
+
+    def copy_from(self, other: "SlotCache") -> None:
+        """Take over what a smaller cache holds."""
+        for layer, before in zip(self.slot_layers, other.slot_layers, strict=True):
+            slots, _, length, _ = before.keys.shape
+            layer.keys[:slots, :, :length], layer.values[:slots, :, :length] = before.keys, before.values

@@ -47,6 +47,15 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
+def penalize(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
+    """Make these tokens, (n,) ids, less likely in logits (V,): positive ones are divided, negative ones multiplied.
+
+    Source: Keskar et al. 2019 (CTRL), section 4.1, in the form Transformers gives it. A penalty of 1 changes nothing.
+    """
+    seen = logits[tokens]
+    return logits.scatter(0, tokens, torch.where(seen < 0, seen * penalty, seen / penalty))
+
+
 def uniforms(seed: int, row: int, count: int) -> Tensor:
     """The random numbers of one row, (count,) float32: one generator a row, whatever happens around it."""
     return torch.rand(count, generator=torch.Generator().manual_seed(_row_seed(seed, row)))

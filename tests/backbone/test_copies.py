@@ -103,7 +103,7 @@ def test_a_small_adapter_is_not_rounded_away_in_bfloat16(pico, quantization):
     layer = roles.decoder.layers[0].mlp.up_proj
     hidden = torch.eye(32)
     with roles.use("reference"), torch.no_grad():
-        bare = copies._dequantized(layer.get_base_layer()).float()
+        bare = copies.dequantized(layer.get_base_layer()).float()
     with roles.use("policy"), torch.no_grad():
         delta = layer.get_delta_weight("policy").float()
     with roles.sampling("policy"), torch.no_grad():

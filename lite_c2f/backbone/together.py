@@ -1,0 +1,148 @@
+"""Several models of one lineage in one forward pass, each row under its own model and its own share of the residue.
+
+A row of model m under share s sees `W_m x + s * scaling * B A x` in every adapted layer. So the four actors are rows of
+one batch: base 0, Coarse 1 on the base's weights; baseline 0, Fine any ratio on the instruct model's. Attention, masks,
+rotary angles and the residue's own products are done once for all of them; only products with the models' weights are
+done model by model, on their own rows. Our own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple, cast
+
+import bitsandbytes as bnb
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModel
+
+from lite_c2f.backbone.copies import dequantized, has_room
+
+
+class Residue(NamedTuple):
+    """The adapter of one layer: its delta is `b @ a`."""
+
+    a: Tensor  # (r, in)
+    b: Tensor  # (out, r), the adapter's scaling in it
+
+
+class Turn:
+    """Whose rows the next forward pass holds; they are sorted by model."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []  # rows of each model
+        self.shares: Tensor | None = None  # (rows, 1, 1) of the residue; None where all are 0
+
+    def read(self, models: Sequence[int], shares: Sequence[float], count: int, like: Tensor) -> None:
+        """Rows by the number of their model, in ascending order, and each one's share."""
+        self.counts = [models.count(number) for number in range(count)]
+        self.shares = like.new_tensor(shares)[:, None, None] if any(shares) else None
+
+
+class Each(nn.Module):
+    """One layer of all models: each reads its own rows; the residue, where there is one, is added for all at once."""
+
+    def __init__(self, turn: Turn, layers: Sequence[Callable[[Tensor], Tensor]], residue: Residue | None) -> None:
+        super().__init__()
+        self.turn, self.residue = turn, residue
+        self.layers = list(layers)  # a plain list: they belong to their models
+
+    def forward(self, states: Tensor) -> Tensor:
+        turn = self.turn
+        parts = zip(self.layers, states.split(turn.counts), strict=True)
+        said = [layer(part) for layer, part in parts if len(part)]
+        out = said[0] if len(said) == 1 else torch.cat(said)
+        if self.residue is None or turn.shares is None:
+            return out
+        low = functional.linear(states, self.residue.a) * turn.shares
+        return out + functional.linear(low, self.residue.b)
+
+
+class Together:
+    """models: causal language models of one lineage (`backbone.pair.check_pair`); LoRA layers in them are looked past.
+
+    residue: by the decoder's layer name, as `residue_of` reads it. The models stay as they are, and share their weights
+    with this one; on a CPU with room for it, 4-bit weights are unpacked once, since that is most of a step there.
+    """
+
+    def __init__(self, models: Sequence[Any], residue: Mapping[str, Residue]) -> None:
+        self.models = [model.get_base_model() if hasattr(model, "get_base_model") else model for model in models]
+        first = self.models[0]
+        decoders = [model.get_decoder() for model in self.models]
+        heads = [model.get_output_embeddings() for model in self.models]
+        self.config, self.device = first.config, first.device
+        self.dtype = heads[0].weight.dtype
+        self.turn = Turn()
+        self.decoder = _skeleton(self.config)
+        modules: list[nn.Module] = [module for decoder in decoders for module in decoder.modules()]
+        linear = [module for module in modules if isinstance(module, bnb.nn.Linear4bit)]
+        dense = self.device.type == "cpu" and has_room(linear)
+        left = dict(residue)
+        for name, module in list(self.decoder.named_modules()):
+            if any(True for _ in module.parameters(recurse=False)):
+                layers = [_forward_of(decoder.get_submodule(name), dense) for decoder in decoders]
+                _put(self.decoder, name, Each(self.turn, layers, self._in_place(left.pop(name, None))))
+            elif any(True for _ in module.buffers(recurse=False)):  # rotary angles: a lineage has the same ones
+                _put(self.decoder, name, decoders[0].get_submodule(name))
+        if left:
+            raise ValueError(f"the residue names a layer that the models do not have: {next(iter(left))}")
+        self.head = Each(self.turn, heads, None)
+        self.decoder.eval()
+
+    def _in_place(self, residue: Residue | None) -> Residue | None:
+        return residue and Residue(*(part.detach().to(self.device, self.dtype) for part in residue))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        models: Sequence[int],
+        shares: Sequence[float],
+        cache: Any,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states (n, T, H) of tokens (n, T); models: each row's, ascending; shares: each row's."""
+        self.turn.read(list(models), shares, len(self.models), torch.empty(0, dtype=self.dtype, device=self.device))
+        return self.decoder(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (n, V) float32 of hidden states (n, H), the rows those of the last `hidden`."""
+        return self.head(hidden).float()
+
+
+def residue_of(model: Any, name: str) -> dict[str, Residue]:
+    """The adapter `name` of a PEFT model, by layer of the decoder."""
+    decoder = model.get_base_model().get_decoder()
+    found = {}
+    for path, layer in decoder.named_modules():
+        if isinstance(layer, LoraLayer):
+            a, b = (cast(Tensor, part[name].weight) for part in (layer.lora_A, layer.lora_B))
+            found[path] = Residue(a, b * layer.scaling[name])
+    return found
+
+
+def _skeleton(config: Any) -> Any:
+    """The decoder without any weight in it."""
+    plain = deepcopy(config)
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        plain.__dict__.pop(name, None)
+    with torch.device("meta"):
+        return AutoModel.from_config(plain, attn_implementation="sdpa")
+
+
+def _forward_of(layer: Any, dense: bool) -> Callable[[Tensor], Tensor]:
+    if isinstance(layer, LoraLayer):
+        layer = layer.get_base_layer()
+    if not (dense and isinstance(layer, bnb.nn.Linear4bit)):
+        return layer
+    weight, bias = dequantized(layer), layer.bias
+    return lambda states: functional.linear(states, weight, bias)
+
+
+def _put(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, module)

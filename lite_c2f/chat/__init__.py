@@ -1,0 +1,11 @@
+"""Several actors answering the same question at once; no Gradio in it.
+
+`panes.py` says who answers and how, `prompts.py` what a model reads and what is shown of what it says, `rows.py` is the
+batch in which all answers of all visitors are written together, `engine.py` the queue in front of it.
+"""
+
+from lite_c2f.chat.engine import Asked, Chat
+from lite_c2f.chat.panes import ALL_PANES, PANES, TITLES, ChatSettings, Event, Pane
+from lite_c2f.chat.prompts import with_answers
+
+__all__ = ["ALL_PANES", "PANES", "TITLES", "Asked", "Chat", "ChatSettings", "Event", "Pane", "with_answers"]

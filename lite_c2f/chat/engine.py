@@ -1,0 +1,428 @@
+"""Chat: the actors of a finished run, and the line of questions in front of them.
+
+Base and instruct model are loaded once. All questions under way are written in one batch (`rows.py`) by one thread,
+which begins with the first question and ends with the last; whoever asked looks at how far his answers have come.
+"""
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lite_c2f.actors import load_coarse
+from lite_c2f.answers import Answer, repeated_ngrams
+from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
+from lite_c2f.backbone.together import Together, residue_of
+from lite_c2f.chat.panes import ON_BASE, PANES, ChatSettings, Event, Pane, check_settings, pane_of
+from lite_c2f.chat.prompts import History, history_of, one_line, read_by, shown, with_system
+from lite_c2f.chat.rows import Row, Rows
+from lite_c2f.data.encode import stop_ids
+from lite_c2f.errors import C2FError, ConfigError, RunError
+from lite_c2f.inputs import TOY
+from lite_c2f.manifest import open_run
+from lite_c2f.memory.sizes import GIBIBYTE
+from lite_c2f.runs import read_json
+from lite_c2f.sampling import Sampling
+
+LONGEST_CHAT = 4096  # tokens of a conversation and its answer: Mistral-7B-v0.1's sliding window
+MOST_ROWS = 48  # answers written at once; a step of 48 rows costs a few times that of one
+MOST_WAITING = 64  # questions in line
+SHARE_OF_MEMORY = 0.5  # of what is free once the models are loaded, for keys and values
+TAIL = 32  # tokens in which a stop sequence is looked for
+BASE, INSTRUCT, MERGED = range(3)  # models of `Together`
+
+
+class Question:
+    """What was asked, and how far it is; between the one who asked and the thread that answers."""
+
+    def __init__(self, number: int, panes: Sequence[Pane], histories: Mapping[str, History], settings: ChatSettings):
+        self.number, self.panes, self.histories, self.settings = number, panes, histories, settings
+        self.asked = time.perf_counter()
+        self.scored = True  # nothing is waited for once the last row has ended
+        self.rows: dict[str, Row] = {}  # by pane, from when they are begun
+        self.dropped: dict[str, int] = {}
+        self.unbegun: dict[str, tuple[str, str]] = {}  # panes that never began: their finish, and why
+        self.rewards: dict[str, float] = {}
+        self.stopped: set[str] = set()  # panes that shall end
+        self.changed = threading.Event()
+
+    @property
+    def ended(self) -> bool:
+        """Has every pane its last word?"""
+        known = len(self.rows) + len(self.unbegun) == len(self.panes)
+        return known and self.scored and all(row.finish is not None for row in self.rows.values())
+
+    @property
+    def unwanted(self) -> bool:
+        """Shall every pane end?"""
+        return len(self.stopped) == len(self.panes)
+
+    def give_up(self, finish: str, message: str = "") -> None:
+        """End every pane that has not ended."""
+        for pane in self.panes:
+            row = self.rows.get(pane.key)
+            if row is None:
+                self.unbegun.setdefault(pane.key, (finish, message))
+            elif row.finish is None:
+                row.message, row.finish = message, finish
+        self.scored = True
+        self.changed.set()
+
+
+class Asked:
+    """The answers to a question, as they grow: iterate over it for events; a pane's last one has its finish.
+
+    Between two events of a pane it may have said several tokens. Dropped or closed, the answers end.
+    """
+
+    def __init__(self, chat: "Chat", question: Question, pause: float) -> None:
+        self._chat, self._question, self._pause = chat, question, pause
+        self._told: dict[str, tuple[Any, ...]] = {}
+        self._queue: deque[Event] = deque()
+        self._batches = self.batches()
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        while not self._queue:
+            self._queue.extend(next(self._batches))
+        return self._queue.popleft()
+
+    def batches(self, patience: float | None = None) -> Iterator[list[Event]]:
+        """Events as they come, all panes' at once; an empty list after `patience` seconds without any."""
+        question = self._question
+        while True:
+            over = question.ended  # before looking: what is seen afterwards is then the last word
+            news = self._news()
+            if news:
+                yield news
+            if over:
+                return
+            if not question.changed.wait(patience):
+                yield []
+            question.changed.clear()
+            if self._pause and not question.ended:
+                time.sleep(self._pause)
+
+    @property
+    def waiting(self) -> int:
+        """Questions that are answered before this one is begun; 0 once it is."""
+        return self._chat.place_of(self._question)
+
+    def stop(self, pane: str | None = None) -> None:
+        """End one pane's answer, or all of them; what was said stays."""
+        self._question.stopped |= {pane.key for pane in self._question.panes} if pane is None else {pane}
+
+    def close(self) -> None:
+        """As `stop`; only sets a mark, so that a server's event loop may call it."""
+        self.stop()
+
+    def __del__(self) -> None:
+        self.stop()
+
+    def _news(self) -> list[Event]:
+        events = []
+        for pane in self._question.panes:
+            event = self._chat.event_of(self._question, pane)
+            if event is None:
+                continue
+            mark = (event.tokens, event.finish, event.reward)
+            if self._told.get(pane.key) != mark:
+                self._told[pane.key] = mark
+                events.append(event)
+        return events
+
+
+class Chat:
+    """The actors of a finished run, ready to answer; several threads may ask at once.
+
+    merged: also load the published model RUN/fine/model; the Fine Actor at the merged ratio is then that one. At any
+    other ratio, and without it, it is the instruct model with the residue unmerged: W + ratio * scaling * B @ A.
+    Raises RunError for an unfinished run.
+
+    >>> chat = Chat("runs/toy")
+    >>> chat.answer("Tom has 3 apples, finds 4, loses 2. How many now?")["fine"].text
+    """
+
+    def __init__(self, run_dir: str | Path, *, merged: bool = False) -> None:
+        self.run = Path(run_dir)
+        self.config, models = open_run(self.run)
+        self.ratio = _merged_ratio(self.run / "fine" / "merge.json")
+        self.roles, self.judge = load_coarse(self.config, models, self.run)
+        # Tokenizers are of one thread at a time: these two are the answering thread's, the others the askers'.
+        self.tokenizer, self.instruct_tokenizer = self.judge.tokenizer, load_tokenizer(models.instruct)
+        self._readers = {True: load_tokenizer(models.base), False: load_tokenizer(models.instruct)}  # on the base?
+        folders = [models.instruct, *([str(self.run / "fine" / "model")] if merged else [])]
+        loaded = [self.roles.model, *(load_model(folder, self.config) for folder in folders)]
+        self.together = Together(loaded, residue_of(self.roles.model, "policy"))
+        self.merged = merged
+        self._eos = [end_tokens(loaded[0], self.tokenizer)]
+        self._eos += [end_tokens(model, self.instruct_tokenizer) for model in loaded[1:]]
+        self._stops = stop_ids(self.tokenizer, self.config.model.stop)
+        # Beyond this, a model loaded without its sliding window is not the one that was trained.
+        positions = (getattr(model.config, "max_position_embeddings", None) for model in loaded)
+        self.context = min(LONGEST_CHAT, *(known for known in positions if known))
+        self._bytes = _bytes_a_token(self.together)
+        self._budget = SHARE_OF_MEMORY * _free_bytes(self.together.device)
+        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._line: deque[Question] = deque()
+        self._under_way: list[Question] = []
+        self._thread: threading.Thread | None = None
+        self._numbers = itertools.count()
+
+    def stream(
+        self,
+        turns: str | History | Mapping[str, History],
+        panes: Sequence[str | Pane] = PANES,
+        settings: ChatSettings | None = None,
+        *,
+        score: bool = False,
+        pause: float = 0.0,
+    ) -> Asked:
+        """Answer in all panes at once: an iterator of events.
+
+        turns: a question, a conversation, or one conversation a pane (by its key). score: the reward model reads each
+        answer that ended by itself or at the limit, when all have; a pane's last event then has its reward. pause:
+        seconds between two looks, for a reader that is slower than the models. A pane that fails ends with finish
+        "error" and the others go on. The oldest turns are dropped where the context ends.
+        Raises ConfigError for settings out of range, C2FError for an empty prompt or when too many wait already.
+        """
+        settings = settings or ChatSettings()
+        chosen = [pane_of(pane) for pane in panes]
+        keys = [pane.key for pane in chosen]
+        if not keys or len(set(keys)) < len(keys):
+            raise ConfigError.because(f"panes {keys}", "one or more, each once", "correct them")
+        for pane in chosen:
+            self.check(settings if pane.ratio is None else settings._replace(ratio=pane.ratio))
+        histories = {pane.key: history_of(turns, pane.key) for pane in chosen}
+        question = Question(next(self._numbers), chosen, histories, settings)
+        question.scored = not score
+        with self._lock:
+            if len(self._line) >= MOST_WAITING:
+                raise C2FError.because(f"{len(self._line)} questions wait already", "fewer", "ask again in a moment")
+            self._line.append(question)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="lite_c2f-chat", daemon=True)
+                self._thread.start()
+        return Asked(self, question, pause)
+
+    def answer(
+        self,
+        prompt: str | History,
+        panes: Sequence[str | Pane] | None = None,
+        *,
+        score: bool = False,
+        **settings: Any,
+    ) -> dict[str, Event]:
+        """The finished answers, by pane. settings: those of `ChatSettings`. Raises as `stream` does."""
+        events = self.stream(prompt, panes or PANES, ChatSettings(**settings), score=score)
+        return {event.pane: event for event in events if event.finish}
+
+    def check(self, settings: ChatSettings) -> None:
+        """Raise ConfigError naming the first setting that is out of range."""
+        check_settings(settings, self.context)
+
+    def prompt_room(self, max_tokens: int) -> int:
+        """Most tokens of a prompt, earlier turns included."""
+        if self.config.model.base == TOY:  # its text never ran longer than this
+            return self.config.data.max_prompt_tokens
+        return self.context - max_tokens
+
+    def rendered(self, turns: History, pane: str | Pane, settings: ChatSettings) -> str:
+        """The very text an actor reads, special tokens and all."""
+        actor = pane_of(pane).actor
+        tokenizer, room = self._readers[actor in ON_BASE], self.prompt_room(settings.max_tokens)
+        with self._reading:
+            read = read_by(actor, tokenizer, self.config, turns, settings.system, room)
+            return str(tokenizer.decode(read.ids))
+
+    def busy(self) -> tuple[int, int]:
+        """(questions under way, questions that wait)."""
+        with self._lock:
+            return len(self._under_way), len(self._line)
+
+    def place_of(self, question: Question) -> int:
+        """How many questions are before this one in the line and under way, while it waits; else 0."""
+        with self._lock:
+            return self._line.index(question) + len(self._under_way) if question in self._line else 0
+
+    def event_of(self, question: Question, pane: Pane) -> Event | None:
+        """Where a pane stands; None before it has begun."""
+        ratio = self._ratio(pane, question.settings) if pane.actor == "fine" else None
+        nothing = Event(pane.key, "", 0, 0.0, None, ratio=ratio, seed=question.settings.seed)
+        if pane.key in question.unbegun:
+            finish, message = question.unbegun[pane.key]
+            return nothing._replace(finish=finish, message=message)
+        row = question.rows.get(pane.key)
+        if row is None:
+            return None
+        how = row.finish  # before the rest: that is in place when this is
+        tokens, ending = list(row.tokens), row.ending
+        text_tokens = tokens[: len(tokens) - ending]
+        stops = self.config.model.stop if pane.actor in ON_BASE else ()
+        with self._reading:
+            text: Any = self._readers[pane.actor in ON_BASE].decode(text_tokens, skip_special_tokens=True)
+        speaking = row.last - row.first
+        return nothing._replace(
+            text=text.strip() if how == "eos" else shown(text, stops),
+            tokens=len(tokens),
+            tokens_per_s=(len(tokens) - 1) / speaking if speaking > 0 else 0.0,
+            finish=how,
+            message=row.message,
+            first_token_s=row.first - question.asked if tokens else None,
+            reward=question.rewards.get(pane.key),
+            repeated=repeated_ngrams(text_tokens) if how else 0.0,
+            dropped=question.dropped.get(pane.key, 0),
+        )
+
+    def _work(self) -> None:
+        """Answer until nobody waits. The one thread that touches the models."""
+        rows = Rows(self.together, self.tokenizer.pad_token_id)
+        while True:
+            with self._lock:
+                question = self._next(rows)
+                if question is not None:
+                    self._under_way.append(question)
+                elif not self._under_way:
+                    self._thread = None
+                    return
+            try:
+                if question is not None:
+                    self._start(question, rows)
+                self._stop_who_shall()
+                rows.step()
+                self._score_who_ended()
+            except Exception as error:  # a bug of ours, or a card that is gone: nobody may wait for ever
+                for each in self._under_way:
+                    each.give_up("error", one_line(error))
+                rows = Rows(self.together, self.tokenizer.pad_token_id)
+            with self._lock:
+                for each in self._under_way:
+                    each.changed.set()
+                self._under_way = [each for each in self._under_way if not each.ended]
+
+    def _next(self, rows: Rows) -> Question | None:
+        """The first in line, once there is room for all its answers; nobody overtakes it."""
+        for question in self._line:
+            if question.unwanted:
+                question.give_up("stopped")
+        self._line = deque(question for question in self._line if not question.unwanted)
+        if not self._line:
+            return None
+        going = sum(row.finish is None for row in rows.rows)
+        room = min(MOST_ROWS, int(self._budget // (self._bytes * self.context)))
+        return self._line.popleft() if not going or going + len(self._line[0].panes) <= room else None
+
+    def _start(self, question: Question, rows: Rows) -> None:
+        try:
+            rows.start(self._begin(question))
+        except Exception as error:  # no memory for its slots: those under way go on
+            question.give_up("error", one_line(error))
+        finally:
+            question.changed.set()
+
+    def _begin(self, question: Question) -> list[Row]:
+        """The rows of a question. A pane whose prompt cannot be read fails alone."""
+        begun = []
+        for pane in question.panes:
+            if pane.key in question.stopped:
+                question.unbegun[pane.key] = ("stopped", "")
+                continue
+            try:
+                row, question.dropped[pane.key] = self._row(pane, question)
+            except Exception as error:
+                question.unbegun[pane.key] = ("error", one_line(error))
+                continue
+            question.rows[pane.key] = row
+            begun.append(row)
+        return begun
+
+    def _row(self, pane: Pane, question: Question) -> tuple[Row, int]:
+        settings, ratio, on_base = question.settings, self._ratio(pane, question.settings), pane.actor in ON_BASE
+        read = read_by(
+            pane.actor,
+            self.tokenizer if on_base else self.instruct_tokenizer,
+            self.config,
+            question.histories[pane.key],
+            settings.system,
+            self.prompt_room(settings.max_tokens),
+        )
+        if on_base:
+            model, share = BASE, 1.0 if pane.actor == "coarse" else 0.0
+        elif pane.actor == "fine" and self.merged and ratio == self.ratio:
+            model, share = MERGED, 0.0
+        else:
+            model, share = INSTRUCT, ratio if pane.actor == "fine" else 0.0
+        row = Row(
+            model,
+            share,
+            read.ids,
+            Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p, settings.seed),
+            penalty=settings.repetition_penalty,
+            eos_ids=self._eos[model],
+            stop_ids=self._stops if on_base else (),
+            ends=self._holds_a_stop if on_base else None,
+        )
+        return row, read.dropped
+
+    def _ratio(self, pane: Pane, settings: ChatSettings) -> float:
+        given = (pane.ratio, settings.ratio, self.ratio)
+        return next(ratio for ratio in given if ratio is not None)
+
+    def _holds_a_stop(self, tokens: Sequence[int]) -> bool:
+        """Spelt in other tokens than those looked for."""
+        text = self.tokenizer.decode(tokens[-TAIL:], skip_special_tokens=True)
+        return any(marker in text for marker in self.config.model.stop)
+
+    def _stop_who_shall(self) -> None:
+        for question in self._under_way:
+            for key in question.stopped & set(question.rows):
+                row = question.rows[key]
+                row.finish = row.finish or "stopped"
+            question.scored = question.scored or question.unwanted
+
+    def _score_who_ended(self) -> None:
+        """The reward model reads the answers of questions whose panes have all ended; its errors are not told."""
+        for question in self._under_way:
+            if question.scored or any(row.finish is None for row in question.rows.values()):
+                continue
+            answered = {key: row for key, row in question.rows.items() if row.finish in ("eos", "stop", "limit")}
+            try:
+                question.rewards = self._rewards(question, answered) if answered else {}
+            except C2FError:
+                question.rewards = {}
+            finally:
+                question.scored = True
+
+    def _rewards(self, question: Question, rows: Mapping[str, Row]) -> dict[str, float]:
+        turns = [tuple(with_system(question.histories[key], question.settings.system)) for key in rows]
+        answers = [Answer("", len(row.tokens), row.finish or "limit", row.text_tokens) for row in rows.values()]
+        return dict(zip(rows, self.judge(turns, answers), strict=True))
+
+
+def _merged_ratio(file: Path) -> float:
+    try:
+        return float(read_json(file)["ratio"])
+    except (KeyError, TypeError, ValueError):
+        raise RunError.because(
+            f"'{file}' has no ratio", "the report of a merge", "train the fine stage again"
+        ) from None
+
+
+def _bytes_a_token(together: Together) -> int:
+    """Keys and values of one token in all layers."""
+    config = together.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * together.dtype.itemsize
+
+
+def _free_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return 4 * GIBIBYTE

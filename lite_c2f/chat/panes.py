@@ -1,0 +1,99 @@
+"""Who answers, how, and what a pane has to show."""
+
+import math
+from typing import NamedTuple
+
+from lite_c2f.errors import ConfigError
+
+PANES = ("coarse", "fine", "baseline")
+ALL_PANES = (*PANES, "base")
+TITLES = {"coarse": "Coarse Actor", "fine": "Fine Actor", "baseline": "Baseline (instruct)", "base": "Base"}
+ON_BASE = ("coarse", "base")  # the actors that answer as a base model does
+ENDINGS = {
+    None: "writing",
+    "eos": "ended (EOS)",
+    "stop": "ended (stop)",
+    "limit": "hit the limit",
+    "stopped": "stopped",
+    "error": "failed",
+}
+SMALLEST_PROMPT = 32  # tokens of the context that an answer leaves to its prompt
+LONGEST_TEXT = 32_768  # characters of a question or a system prompt
+
+
+class Pane(NamedTuple):
+    """One answer that is asked for. Two panes may have the same actor, at different ratios."""
+
+    key: str  # by which its events are known
+    actor: str  # one of ALL_PANES
+    ratio: float | None = None  # the Fine Actor's; None: that of the settings
+
+
+class ChatSettings(NamedTuple):
+    """How answers are drawn. Every pane draws from the same random numbers."""
+
+    max_tokens: int = 256  # the ending included
+    temperature: float = 0.7  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 is off
+    repetition_penalty: float = 1.0  # 1 is off; on tokens of the prompt and the answer
+    seed: int = 0
+    ratio: float | None = None  # share of the residue in the Fine Actor; None is the share that was merged
+    system: str = ""  # stands before the first question that is read; a base model has no place of its own for it
+
+
+class Event(NamedTuple):
+    """What a pane has said so far."""
+
+    pane: str
+    text: str  # without its ending
+    tokens: int  # the ending included
+    tokens_per_s: float  # from the first token on; reading the prompt is not in it
+    finish: str | None  # None while it goes on, then "eos" | "stop" | "limit" | "stopped" | "error"
+    message: str = ""  # one line, with "error"
+    first_token_s: float | None = None  # seconds from the question to the first token, waiting in line included
+    reward: float | None = None  # of a finished answer, in the reward model's spreads, where it was asked for
+    repeated: float = 0.0  # share of its 4-grams of tokens that repeat an earlier one
+    dropped: int = 0  # oldest turns that the context had no room for
+    ratio: float | None = None  # of the Fine Actor
+    seed: int = 0
+
+    @property
+    def status(self) -> str:
+        """One line on how it went, e.g. `42 tokens, 85 tokens/s, ended (EOS)`."""
+        if self.finish == "error":
+            return f"failed: {self.message}"
+        unit = "token" if self.tokens == 1 else "tokens"
+        return f"{self.tokens} {unit}, {self.tokens_per_s:.0f} tokens/s, {ENDINGS[self.finish]}"
+
+
+def pane_of(given: "str | Pane") -> Pane:
+    """A pane by the name of its actor. Raises ConfigError for an actor that is not there."""
+    pane = Pane(given, given) if isinstance(given, str) else given
+    if pane.actor not in ALL_PANES:
+        raise ConfigError.because(f"pane '{pane.actor}'", "one of " + ", ".join(ALL_PANES), "correct it")
+    return pane
+
+
+def check_settings(settings: ChatSettings, context: int) -> None:
+    """Raise ConfigError naming the first setting that is out of range. context: tokens a model reads and says."""
+    most = context - SMALLEST_PROMPT
+    ratio = 0.0 if settings.ratio is None else settings.ratio
+    rules = {
+        "max_tokens": (1 <= settings.max_tokens <= most, f"1 to {most}, which leaves room for the prompt"),
+        "temperature": (math.isfinite(settings.temperature) and settings.temperature >= 0, "0 or more"),
+        "top_p": (0 < settings.top_p <= 1, "more than 0, at most 1"),
+        "top_k": (settings.top_k >= 0, "0 or more"),
+        "repetition_penalty": (
+            math.isfinite(settings.repetition_penalty) and settings.repetition_penalty > 0,
+            "more than 0; 1 is off",
+        ),
+        "seed": (0 <= settings.seed < 1 << 63, "0 or more, below 2**63"),
+        "ratio": (math.isfinite(ratio) and ratio >= 0, "a finite number, 0 or more"),
+    }
+    for name, (holds, expected) in rules.items():
+        if not holds:
+            raise ConfigError.because(f"{name}={getattr(settings, name)}", expected, "correct the value")
+    if len(settings.system) > LONGEST_TEXT:
+        got = f"a system prompt of {len(settings.system)} characters"
+        raise ConfigError.because(got, f"at most {LONGEST_TEXT}", "shorten it")
