@@ -1,0 +1,170 @@
+"""From a question on a page to answers that grow on it; the same for every view."""
+
+import random
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from lite_c2f.chat import Chat, ChatSettings, Event, Pane
+from lite_c2f.chat.prompts import History
+from lite_c2f.errors import C2FError
+from lite_c2f.inputs import uses_toy_data
+from lite_c2f.transcripts import Reply
+from lite_c2f.ui.render import escape
+from lite_c2f.ui.visits import Visit, Visits
+
+PAUSE = 0.08  # seconds between two looks at the answers
+PATIENCE = 1.0  # seconds after which a page that waits is told how many are before it
+EXAMPLES = (
+    "Explain why the sky is blue to a ten-year-old.",
+    "What should I weigh up before I change jobs?",
+    "Plan three cheap dinners for two people.",
+)
+
+
+class Served(NamedTuple):
+    """What the views of a page have in common."""
+
+    chat: Chat
+    visits: Visits
+    folder: Path  # RUN/app: sessions and votes
+    facts: dict[str, Any]  # of the run: its name, hashes of its models and adapter
+
+    @property
+    def sessions(self) -> Path:
+        return self.folder / "sessions"
+
+    @property
+    def votes(self) -> Path:
+        return self.folder / "votes.jsonl"
+
+
+class Look(NamedTuple):
+    """How far the answers of a question are."""
+
+    replies: dict[str, Reply]  # by pane
+    waiting: int  # questions before this one; 0 once it is begun
+
+
+def answers(
+    served: Served,
+    visit: Visit,
+    view: str,
+    turns: Mapping[str, History],
+    panes: Sequence[str | Pane],
+    settings: ChatSettings,
+) -> Iterator[Look]:
+    """Looks at the answers as they grow; the last one is whole. Ends early where the page has gone on to other things.
+
+    Raises gr.Error, in one line, for what a user can correct.
+    """
+    try:
+        asked = served.chat.stream(turns, panes, settings, score=True, pause=PAUSE)
+    except C2FError as error:
+        raise failure(error) from None
+    visit.begin(view, asked)
+    replies: dict[str, Reply] = {}
+    try:
+        yield Look({}, asked.waiting)
+        for events in asked.batches(PATIENCE):
+            if not visit.is_current(view, asked):
+                return
+            replies |= {event.pane: reply_of(event) for event in events}
+            yield Look(dict(replies), asked.waiting)
+    finally:
+        asked.close()  # nothing else here: when a visitor leaves, this runs on the server's event loop
+
+
+def reply_of(event: Event) -> Reply:
+    """An event as it is shown and saved."""
+    return Reply(
+        pane=event.pane,
+        text=event.text,
+        tokens=event.tokens,
+        tokens_per_s=event.tokens_per_s,
+        first_token_s=event.first_token_s,
+        finish=event.finish or "",
+        message=event.message,
+        seed=event.seed,
+        ratio=event.ratio,
+        reward=event.reward,
+        repeated=event.repeated,
+    )
+
+
+def failure(error: Exception) -> gr.Error:
+    """What a page shows for an error of ours."""
+    return gr.Error(escape(str(error)), print_exception=False)
+
+
+def settings_of(
+    ratio: float | None,
+    system: str | None = "",
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: float | None = None,
+    penalty: float | None = None,
+    max_tokens: float | None = None,
+    seed: float | None = None,
+) -> ChatSettings:
+    """Settings from a page's inputs: an empty one is its default, an empty seed a new one."""
+    default = ChatSettings()
+    return ChatSettings(
+        max_tokens=int(default.max_tokens if max_tokens is None else max_tokens),
+        temperature=default.temperature if temperature is None else temperature,
+        top_p=default.top_p if top_p is None else top_p,
+        top_k=int(top_k or 0),
+        repetition_penalty=default.repetition_penalty if penalty is None else penalty,
+        seed=secrets.randbelow(1 << 31) if seed is None else int(seed),
+        ratio=ratio,
+        system=system or "",
+    )
+
+
+def settings_fold(chat: Chat, *, ratio: bool = False) -> list[gr.components.Component]:
+    """The fold of settings; its inputs in the order of `settings_of` without the ratio."""
+    most, default = min(1024, chat.context // 2), ChatSettings()
+    with gr.Accordion("Settings", open=False):
+        system = gr.Textbox(
+            label="System prompt",
+            info="Stands before the first question, for every actor.",
+            lines=2,
+            max_length=8192,
+            elem_id="system",
+        )
+        with gr.Row():
+            temperature = gr.Slider(0, 2, default.temperature, step=0.05, label="Temperature", info="0 is greedy.")
+            top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", info="1 is off.")
+            top_k = gr.Slider(0, 200, default.top_k, step=1, label="Top-k", info="0 is off.")
+        with gr.Row():
+            penalty = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1 is off.")
+            tokens = gr.Slider(1, most, min(default.max_tokens, most), step=1, label="Max new tokens")
+            seed = gr.Number(None, label="Seed", precision=0, minimum=0, info="Empty: a new one for each question.")
+    return [system, temperature, top_p, top_k, penalty, tokens, seed]
+
+
+def ratio_slider(chat: Chat) -> gr.Slider:
+    """The Fine Actor's ratio."""
+    return gr.Slider(
+        0,
+        max(1.5, chat.ratio),
+        chat.ratio,
+        step=0.05,
+        label="Ratio of the Fine Actor",
+        info=f"{chat.ratio:g} was merged; 0 is the baseline.",
+        elem_classes="wide",
+        elem_id="ratio",
+    )
+
+
+def examples(chat: Chat) -> list[list[str]]:
+    """Questions to begin with: of the toy world where the run has learned no other."""
+    if not uses_toy_data(chat.config):
+        return [[question] for question in EXAMPLES]
+    from lite_c2f.toy.world import problems
+
+    source = problems(random.Random(4), held_out=True)
+    return [[next(source).question] for _ in range(3)]

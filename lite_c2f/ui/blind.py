@@ -1,0 +1,198 @@
+"""The blind vote: two answers without names, a verdict, then the names; the votes are data to train on."""
+
+import random
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from lite_c2f import votes
+from lite_c2f.chat import ALL_PANES, TITLES, ChatSettings, Pane
+from lite_c2f.data.records import Turn
+from lite_c2f.errors import C2FError
+from lite_c2f.transcripts import Reply
+from lite_c2f.ui.answering import Served, answers, examples, failure, ratio_slider, settings_fold, settings_of
+from lite_c2f.ui.render import chips, escape, marked, title
+from lite_c2f.ui.visits import Visit
+
+VIEW = "vote"
+LETTERS = ("A", "B")
+CHOICES = {"A": "A is better", "B": "B is better", "tie": "Tie", "both_bad": "Both bad"}
+ANY = "Any two of Coarse, Fine and Baseline"
+PAIRS = [(f"{TITLES[a]} and {TITLES[b]}", f"{a} {b}") for a, b in combinations(ALL_PANES, 2)]
+QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+class Ballot(NamedTuple):
+    """Two answers to vote on."""
+
+    prompt: str
+    actors: tuple[str, ...]  # A's, B's
+    settings: ChatSettings
+    replies: dict[str, Reply]  # by letter
+    choice: str = ""  # "" until the vote
+
+    @property
+    def complete(self) -> bool:
+        """May it be voted on? An answer that failed is nothing to judge."""
+        finishes = [reply.finish for reply in self.replies.values()]
+        return len(finishes) == len(LETTERS) and all(finish and finish != "error" for finish in finishes)
+
+
+def blind_view(served: Served) -> None:
+    """Add the view to the page that is being built."""
+    heads, views = {}, {}
+    with gr.Row(equal_height=True):
+        for letter in LETTERS:
+            with gr.Column(min_width=250, elem_classes="pane"):
+                heads[letter] = gr.HTML(title(f"Answer {letter}"))
+                views[letter] = gr.HTML(_talk(None, letter), elem_classes="view", elem_id=f"blind-{letter}")
+    verdict = gr.HTML(_verdict(None), elem_classes="verdict")
+    with gr.Row(elem_classes="tools"):
+        buttons = {
+            choice: gr.Button(label, interactive=False, elem_id=f"vote-{choice}") for choice, label in CHOICES.items()
+        }
+    with gr.Row(elem_id="vote-ask"):
+        prompt = gr.Textbox(
+            placeholder="Ask two of them, without knowing which",
+            show_label=False,
+            container=False,
+            scale=8,
+            max_lines=6,
+            elem_classes="prompt",
+            elem_id="vote-prompt",
+        )
+        send = gr.Button("Send", variant="primary", scale=1, min_width=70)
+        halt = gr.Button("Stop all", scale=1, min_width=70, elem_classes="stop-all")
+    gr.Examples(examples(served.chat), prompt, label="Try one of these")
+    with gr.Row():
+        pair = gr.Dropdown([(ANY, ""), *PAIRS], value="", label="Who meets whom")
+        ratio = ratio_slider(served.chat)
+    settings = settings_fold(served.chat)
+    with gr.Accordion("The count so far", open=False):
+        count = gr.HTML(lambda: standings(served), elem_classes="figures")
+
+    shown = [*heads.values(), *views.values(), verdict, *buttons.values()]
+
+    def draw(ballot: Ballot | None) -> list[Any]:
+        told = bool(ballot and ballot.choice)
+        names = [f"Answer {letter}" for letter in LETTERS]
+        if ballot and told:
+            names = [f"Answer {letter}: {TITLES[actor]}" for letter, actor in zip(LETTERS, ballot.actors, strict=True)]
+        may = bool(ballot and ballot.complete and not told)
+        buttons = [gr.Button(interactive=may) for _ in CHOICES]
+        return [*map(title, names), *(_talk(ballot, letter) for letter in LETTERS), _verdict(ballot), *buttons]
+
+    def ask(text: str, pair: str, ratio: float, *given: Any, request: gr.Request) -> Iterator[list[Any]]:
+        """Two answers in an order that nobody knows."""
+        visit, settings = served.visits.of(request.session_hash), settings_of(ratio, *given)
+        actors = tuple(pair.split()) if pair else tuple(random.sample(ALL_PANES[:3], 2))
+        actors = tuple(random.sample(actors, 2))
+        ballot = Ballot((text or "").strip(), actors, settings, {})
+        panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, actors, strict=True)]
+        question = [Turn("human", ballot.prompt)]
+        for look in answers(served, visit, VIEW, dict.fromkeys(LETTERS, question), panes, settings):
+            ballot = ballot._replace(replies=look.replies)
+            visit.extra[VIEW] = ballot
+            yield ["", *draw(ballot)]
+
+    def stop(request: gr.Request) -> None:
+        served.visits.of(request.session_hash).stop(VIEW)
+
+    gr.on(
+        [prompt.submit, send.click],
+        ask,
+        [prompt, pair, ratio, *settings],
+        [prompt, *shown],
+        show_progress="hidden",
+        trigger_mode="once",
+        concurrency_limit=None,
+        api_visibility="private",
+    )
+    halt.click(stop, None, None, **QUICK)
+    for choice, button in buttons.items():
+        button.click(_voter(served, choice, draw), None, [*shown, count], trigger_mode="once", **QUICK)
+
+
+def _voter(served: Served, choice: str, draw: Any) -> Any:
+    def vote(request: gr.Request) -> list[Any]:
+        visit = served.visits.of(request.session_hash)
+        ballot = visit.extra.get(VIEW)
+        if ballot is None or not ballot.complete or ballot.choice:
+            raise gr.Error("There is nothing to vote on yet", print_exception=False)
+        ballot = visit.extra[VIEW] = ballot._replace(choice=choice)
+        try:
+            votes.record(served.votes, vote_of(ballot, visit, served))
+        except (C2FError, OSError) as error:
+            visit.extra[VIEW] = ballot._replace(choice="")
+            raise failure(error) from None
+        return [*draw(ballot), standings(served)]
+
+    return vote
+
+
+def vote_of(ballot: Ballot, visit: Visit, served: Served) -> votes.Vote:
+    """A ballot as it is written down."""
+    by_actor = {actor: ballot.replies[letter] for letter, actor in zip(LETTERS, ballot.actors, strict=True)}
+    settings = ballot.settings._asdict()
+    return votes.Vote(
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        voter=visit.owner,
+        turns=(Turn("human", ballot.prompt),),
+        shown=ballot.actors,
+        answers={actor: reply.text for actor, reply in by_actor.items()},
+        ended={actor: reply.finish in ("eos", "stop") for actor, reply in by_actor.items()},
+        choice=ballot.choice,
+        seeds={actor: reply.seed for actor, reply in by_actor.items()},
+        ratio=served.chat.ratio if ballot.settings.ratio is None else ballot.settings.ratio,
+        settings=settings,
+        run=served.facts,
+        system=str(settings["system"]),
+    )
+
+
+def _talk(ballot: Ballot | None, letter: str) -> str:
+    """One answer; until the vote nothing beside it that would tell who it is of, such as how it ended."""
+    if ballot is None:
+        return '<div class="talk"><div class="nothing">Ask something, read both answers, then vote.</div></div>'
+    parts = [f'<div class="you">{escape(ballot.prompt)}</div>']
+    reply = ballot.replies.get(letter)
+    if reply is None:
+        parts.append('<div class="chips"><span class="chip live">waiting</span></div>')
+    else:
+        parts.append(f'<div class="said{"" if reply.finish else " writing"}">{marked(reply.text, {})}</div>')
+        ended = {"": "writing", "limit": "cut off", "stopped": "cut off", "error": "failed"}
+        plain = f'<div class="chips"><span class="chip">{ended.get(reply.finish, "ended")}</span></div>'
+        parts.append(chips(reply) if ballot.choice else plain)
+    return f'<div class="talk">{"".join(parts)}</div>'
+
+
+def _verdict(ballot: Ballot | None) -> str:
+    if ballot is None:
+        return ""
+    if not ballot.choice:
+        return "Which is better?" if ballot.complete else ""
+    names: Mapping[str, str] = dict(zip(LETTERS, (TITLES[actor] for actor in ballot.actors), strict=True))
+    said = {"tie": "a tie", "both_bad": "both bad"}.get(ballot.choice) or f"for {names[ballot.choice]}"
+    return f"Your vote: <b>{escape(said)}</b>. A was {escape(names['A'])}, B was {escape(names['B'])}."
+
+
+def standings(served: Served) -> str:
+    """The count of all votes on this run, as a table."""
+    try:
+        counted = votes.tally(votes.read(served.votes))
+    except C2FError as error:
+        return f'<p class="hint">{escape(str(error))}</p>'
+    if not counted:
+        return '<p class="hint">No votes yet.</p>'
+    rows = ""
+    for row in counted:
+        rate = "" if row.rate is None else f"{row.rate:.0%} ({row.low:.0%} to {row.high:.0%})"
+        cells = [TITLES[row.left], TITLES[row.right], row.wins, row.losses, row.ties, row.both_bad, rate]
+        rows += "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+    names = ("", "against", "won", "lost", "tie", "both bad", "share won (95% interval)")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    told = f"As preference data: <code>lite-c2f votes {escape(str(served.chat.run))} --export votes.jsonl</code>"
+    return f'<table><tr>{head}</tr>{rows}</table><p class="hint">{told}</p>'

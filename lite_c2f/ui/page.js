@@ -1,0 +1,28 @@
+() => {
+  // A view follows its text while its reader is at the end of it.
+  const near = (view) => view.scrollHeight - view.scrollTop - view.clientHeight < 48;
+  const follows = new WeakMap();
+  document.addEventListener("scroll", (event) => {
+    if (event.target.classList?.contains("view")) follows.set(event.target, near(event.target));
+  }, true);
+  const ready = () => document.querySelectorAll(".view").forEach((view) => {
+    if (!view.hasAttribute("tabindex")) {
+      view.setAttribute("tabindex", "0");
+      view.setAttribute("role", "log");
+      view.setAttribute("aria-label", view.dataset.label || "answers");
+    }
+    if (follows.get(view) !== false) view.scrollTop = view.scrollHeight;
+  });
+  new MutationObserver(ready).observe(document.body, { childList: true, subtree: true, characterData: true });
+
+  // Escape stops all answers, "/" goes to the prompt.
+  const visible = (selector) => [...document.querySelectorAll(selector)].find((found) => found.offsetParent);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") visible(".stop-all, .stop-all button")?.click();
+    const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement?.tagName || "");
+    if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
+      const prompt = visible(".prompt textarea");
+      if (prompt) { prompt.focus(); event.preventDefault(); }
+    }
+  });
+}

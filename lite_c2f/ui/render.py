@@ -1,0 +1,112 @@
+"""Conversations as HTML. Every text of a person or a model goes through `escape`: it is shown, never read as markup."""
+
+import html
+from collections.abc import Mapping, Sequence
+
+from lite_c2f.chat.panes import ENDINGS
+from lite_c2f.overlap import Span, kept, repeated
+from lite_c2f.transcripts import Reply, Round
+
+EMPTY = {
+    "coarse": "The base model after PPO: thorough, and longer than it need be.",
+    "fine": "The instruct model with a share of what the Coarse Actor learned.",
+    "baseline": "The instruct model as it was.",
+    "base": "The base model before this run.",
+}
+
+
+def escape(text: str) -> str:
+    """Text as HTML that shows it and is nothing else; no template of the page finds anything to fill in either.
+
+    >>> escape("<b>${x} {{y}}")
+    '&lt;b&gt;&#36;&#123;x&#125; &#123;&#123;y&#125;&#125;'
+    """
+    escaped = html.escape(text.replace("\x00", "\N{REPLACEMENT CHARACTER}"), quote=True)
+    return escaped.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;").replace("`", "&#96;")
+
+
+def marked(text: str, layers: Mapping[str, Sequence[Span]]) -> str:
+    """Text with <mark> around spans, by class; where spans of two classes overlap, both are given.
+
+    >>> marked("abc", {"x": [Span(0, 2)], "y": [Span(1, 3)]})
+    '<mark class="x">a</mark><mark class="x y">b</mark><mark class="y">c</mark>'
+    """
+    cuts = sorted({0, len(text), *(cut for spans in layers.values() for span in spans for cut in span)})
+    parts, ahead = [], {name: list(spans) for name, spans in layers.items()}
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        names = []
+        for name, spans in ahead.items():
+            while spans and spans[0].end <= start:
+                spans.pop(0)
+            if spans and spans[0].start <= start:
+                names.append(name)
+        piece = escape(text[start:end])
+        parts.append(f'<mark class="{" ".join(names)}">{piece}</mark>' if names else piece)
+    return "".join(parts)
+
+
+def talk(
+    rounds: Sequence[Round], pane: str, *, marks: bool = False, ratio: float | None = None, waiting: str = ""
+) -> str:
+    """One pane's conversation. ratio: of the slider, beside which an answer of the Fine Actor may be stale."""
+    said = []
+    for round_ in rounds:
+        reply = round_.replies.get(pane)
+        if reply is None and round_ is not rounds[-1]:
+            continue  # the pane was not shown then
+        said.append(f'<div class="you">{escape(round_.prompt)}</div>')
+        if reply is not None:
+            said.append(answer(reply, round_, marks=marks, ratio=ratio))
+        elif waiting:
+            said.append(f'<div class="chips"><span class="chip live">{escape(waiting)}</span></div>')
+    if not said:
+        said = [f'<div class="nothing">{escape(EMPTY.get(pane, ""))}</div>']
+    return f'<div class="talk">{"".join(said)}</div>'
+
+
+def answer(reply: Reply, round_: Round | None = None, *, marks: bool = False, ratio: float | None = None) -> str:
+    """One answer and its figures."""
+    layers = spans_of(reply, round_) if marks and reply.finish else {}
+    live = "" if reply.finish else " writing"
+    text = f'<div class="said{live}">{marked(reply.text, layers)}</div>' if reply.text or not reply.finish else ""
+    return text + chips(reply, ratio=ratio)
+
+
+def spans_of(reply: Reply, round_: Round | None) -> dict[str, list[Span]]:
+    """What to mark: what the answer says again, and what the Fine Actor kept of the Coarse Actor (in both)."""
+    layers = {"again": repeated(reply.text)}
+    pair = {"fine": "coarse", "coarse": "fine"}
+    other = round_.replies.get(pair.get(reply.pane, "")) if round_ is not None else None
+    if other is not None and other.text:
+        layers["kept"] = kept(reply.text, other.text)
+    return layers
+
+
+def chips(reply: Reply, *, ratio: float | None = None) -> str:
+    """The figures under an answer."""
+    if reply.finish == "error":
+        return f'<div class="chips"><span class="chip bad">failed: {escape(reply.message)}</span></div>'
+    unit = "token" if reply.tokens == 1 else "tokens"
+    found = [(f"{reply.tokens} {unit}", "", ""), (f"{reply.tokens_per_s:.0f} tokens/s", "", "from the first token on")]
+    if reply.first_token_s is not None:
+        found.append((f"first after {reply.first_token_s:.2f} s", "", "waiting and reading the prompt included"))
+    if not reply.finish:
+        found.append(("writing", "live", ""))
+    else:
+        found.append((ENDINGS[reply.finish], "warn" if reply.finish in ("limit", "stopped") else "", "how it ended"))
+        if reply.reward is not None:
+            tip = "the reward model's score, in its spreads from its mean"
+            found.append((f"reward {reply.reward:+.2f}", "score", tip))
+        found.append((f"{reply.repeated:.0%} repeated", "warn" if reply.repeated > 0.2 else "", "of its 4-grams"))
+    if reply.ratio is not None:
+        stale = ratio is not None and abs(ratio - reply.ratio) > 1e-9
+        word = f"ratio {reply.ratio:g}" + (", stale" if stale else "")
+        found.append((word, "stale" if stale else "", "the share of the residue it was made with"))
+    found.append((f"seed {reply.seed}", "", "the same seed, prompt and settings give the same answer"))
+    spans = "".join(f'<span class="chip {kind}" title="{escape(tip)}">{escape(word)}</span>' for word, kind, tip in found)
+    return f'<div class="chips">{spans}</div>'
+
+
+def title(name: str, about: str = "") -> str:
+    """The head of a column."""
+    return f'<div class="head"><b>{escape(name)}</b> <span>{escape(about)}</span></div>'
