@@ -1,5 +1,6 @@
 """Subcommands to talk to a run: chat, app."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from lite_c2f import exits
 from lite_c2f.cli.root import Run, app
+from lite_c2f.cli.training import demo
 
 
 @app.command(epilog="Example: lite-c2f chat runs/toy")
@@ -23,11 +25,30 @@ def web(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run directory (default: runs/toy).")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --auth.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
-    auth: Annotated[str | None, typer.Option(help="user:password")] = None,
-    root_path: Annotated[str | None, typer.Option(help="Path prefix behind a proxy.")] = None,
+    auth: Annotated[
+        str | None,
+        typer.Option(help="user:password; in the variable nobody else on the machine sees it.", envvar="LITE_C2F_AUTH"),
+    ] = None,
+    root_path: Annotated[
+        str | None, typer.Option(help="Behind a proxy: the page's address there, or its path alone.")
+    ] = None,
 ) -> None:
     """Coarse, Fine and baseline side by side in the browser (the same as `python app.py RUN`)."""
     exits.quiet()
+    from lite_c2f.ui.serve import DEFAULT_RUN, check_address, has_toy_run, parse_auth
+
+    check_address(host, port, parse_auth(auth), root_path)  # before minutes are spent on a run
+    if run is None and not has_toy_run():
+        _offer_toy_run(DEFAULT_RUN)
     from lite_c2f.ui.app import serve
 
     serve(run, host, port, auth, root_path)
+
+
+def _offer_toy_run(run: Path) -> None:
+    """Ask a person at a terminal whether to make the toy run now; others are told how by `find_run`."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    question = f"No run given and none in {run}: make the toy run now (about 4 minutes)?"
+    if typer.confirm(question, default=False, err=True):
+        demo(run)
