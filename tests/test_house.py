@@ -15,7 +15,7 @@ ORDER = (
     "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
     "answers", "divergence", "inputs", "fingerprints",
     "reward", "actors", "coarse", "fine", "evaluation", "manifest", "judging", "harness", "probing", "doctor",
-    "telling", "pipeline", "chat", "chat_terminal", "ui", "terminal", "exits", "cli",
+    "telling", "following", "launching", "pipeline", "chat", "chat_terminal", "ui", "terminal", "exits", "cli",
     "__main__",
 )  # fmt: skip
 APART = {("coarse", "fine"), ("fine", "coarse"), ("toy", "backbone"), ("evaluation", "coarse")}  # stages meet on disk

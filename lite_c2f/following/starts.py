@@ -1,0 +1,75 @@
+"""What is known of runs that a page started: RUNS/.started/NAME.json says how, NAME.log is what the process said.
+
+Beside the runs and not in them: `train` refuses a folder that holds anything but a run.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+FOLDER = ".started"
+LAST = 8192  # bytes of what it said that are looked at
+PROGRAM = "lite_c2f"
+
+
+class Started(NamedTuple):
+    """A process that was started for a run."""
+
+    process: int
+    created: float  # when the system made it: another process of that number has another time
+    began: float  # seconds since the epoch
+    command: str  # as it was shown
+    alive: bool
+    said: tuple[str, ...]  # its last lines
+
+
+def file_of(run: Path, kind: str) -> Path:
+    """Where `json` or `log` of a run's start are."""
+    return run.parent / FOLDER / f"{run.name}.{kind}"
+
+
+def read_start(run: Path) -> Started | None:
+    """How a run was started last from a page; None where it was not, or what was written down is damaged."""
+    try:
+        saved = json.loads(file_of(run, "json").read_text(encoding="utf-8"))
+        process, created = int(saved["process"]), float(saved["created"])
+        alive = is_alive(process, created)
+        return Started(process, created, float(saved["began"]), str(saved["command"]), alive, last_said(run))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def last_said(run: Path) -> tuple[str, ...]:
+    """The last lines that the process printed, without empty ones and control characters."""
+    try:
+        with file_of(run, "log").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - LAST))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ()
+    lines = ("".join(sign for sign in line if sign.isprintable()).rstrip() for line in text.splitlines())
+    return tuple(line for line in lines if line)
+
+
+def is_alive(process: int, created: float) -> bool:
+    """Is it still the same process, and does it run?"""
+    try:
+        found = psutil.Process(process)
+        return abs(found.create_time() - created) < 1 and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def trains(words: list[str]) -> bool:
+    """Is this the command line of `lite-c2f train` or `demo`, however it was called?"""
+    before = ["", *words]
+    program = [
+        place
+        for place, word in enumerate(words)
+        if Path(word).name == "lite-c2f"
+        or (word == PROGRAM and before[place] == "-m")
+        or Path(word).parts[-2:] == (PROGRAM, "__main__.py")
+    ]
+    return bool(program) and bool({"train", "demo"} & set(words[program[0] + 1 :]))

@@ -1,0 +1,185 @@
+"""The Run view: charts of any numbers, texts that cannot become markup, what a page is sent and what it may ask for."""
+
+import gc
+import html
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+pytest.importorskip("gradio")
+
+import gradio as gr
+
+from lite_c2f.errors import RunError
+from lite_c2f.following import Sample, follow
+from lite_c2f.ui import plots, run_html, run_view
+
+# Gradio leaves event loops and their sockets to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio"),
+]
+
+EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>${alert(3)}{{value}}\'&amp;'
+
+
+def points_of(svg):
+    """The polyline's points, by hand."""
+    found = re.search(r'<polyline points="([^"]*)"', svg)
+    return [tuple(map(float, pair.split(","))) for pair in found[1].split()]
+
+
+@pytest.mark.parametrize("points", [[], [(1, math.nan)], [(1, math.inf), (2, -math.inf)], [(1, 1e308)]])
+def test_nothing_to_draw_is_no_chart(points):
+    assert plots.chart("KL", "nats", {"kl": points}, "update") == ""
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(1, 0.5)],
+        [(1, 0.0)],
+        [(1, 3.0), (2, 3.0), (3, 3.0)],
+        [(1, -1e-12), (2, 1e-12)],
+        [(1, 1e200), (2, -1e200)],
+        [(1, 0.1), (2, math.nan), (3, 0.3)],
+        [(9_999, 123_456.0), (10_000, 123_457.0)],
+    ],
+)
+def test_every_finite_point_is_inside_the_plot(points):
+    svg = plots.chart("KL", "nats", {"kl": points}, "update")
+    ElementTree.fromstring(svg)  # well-formed
+    drawn = points_of(svg)
+    assert len(drawn) == sum(math.isfinite(y) for _, y in points)
+    for x, y in drawn:
+        assert plots.LEFT <= x <= plots.WIDTH - plots.RIGHT and plots.TOP <= y <= plots.HEIGHT - plots.BOTTOM
+    assert "nan" not in svg and "inf" not in svg
+
+
+def test_a_line_by_hand():
+    """0 to 1 over updates 1 to 3: the lowest at the bottom left, 0.5 in the middle, the highest at the top right."""
+    svg = plots.chart("At the limit", "share", {"share": [(1, 0.0), (2, 0.5), (3, 1.0)]}, "update")
+    assert points_of(svg) == [(44, 128), (177, 68), (310, 8)]
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert texts == ["0", "0.5", "1", "1", "2", "3"]
+    assert 'aria-label="At the limit, share: 1 at update 3"' in svg
+
+
+def test_two_curves_have_a_legend():
+    svg = plots.chart("Length", "tokens", {"limit": [(1, 16), (2, 24)], "mean": [(1, 12.5)]}, "update")
+    assert svg.count("<polyline") == 2
+    assert "limit 24" in svg and "mean 12.5" in svg
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.5, 1]), (-0.7, 1.1, [-1, 0, 1, 2]), (16, 72, [0, 50, 100]), (5, 5, [4.5, 5, 5.5])],
+)
+def test_ticks_reach_over_the_range(low, high, expected):
+    assert plots.ticks(low, high, 3) == expected
+
+
+def test_ticks_of_steps_are_whole():
+    assert plots.ticks(1, 3, 5, whole=True) == [1, 2, 3]
+    assert plots.ticks(1, 40, 5, whole=True) == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.25, "0.25"), (1234.5, "1234"), (54_321, "54.3k"), (2e6, "2M"), (-0.00002, "-2e-05")]
+)
+def test_numbers_in_few_signs(value, text):
+    assert plots.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(59.4, "59 s"), (61, "1 min 1 s"), (3725, "1 h 2 min"), (200_000, "2 d 7 h")]
+)
+def test_durations(seconds, text):
+    assert run_html.duration(seconds) == text
+
+
+def visible(markup):
+    return html.unescape(re.sub(r"<[^>]*>", "", markup))
+
+
+def test_texts_of_files_are_escaped(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "log.txt").write_text(f"2026-01-01 10:00:00,000 ERROR lite_c2f.run: {EVIL}\n")
+    sample = Sample(1, 8, f"Human: {EVIL}", f"{EVIL}\n  indented", EVIL, 3, math.nan)
+    state = follow(run)._replace(working=EVIL, samples=(sample,))
+    for markup in (
+        run_html.header(state),
+        run_html.said(state),
+        run_html.samples(state.samples),
+        plots.chart(EVIL, EVIL, {EVIL: [(1, 1.0)], "b": [(1, 1.0)]}, EVIL),
+    ):
+        assert "<img" not in markup and "<script" not in markup and 'onerror="' not in markup
+        assert EVIL in visible(markup)
+    assert "  indented" in run_html.samples(state.samples) and "reward none" in run_html.samples(state.samples)
+
+
+def test_samples_are_in_the_order_of_updates():
+    found = [Sample(step, 8, "q", f"answer {step}", "limit", 3, step / 10) for step in (20, 1, 10)]
+    markup = run_html.samples(found)
+    assert re.findall(r"answer (\d+)", markup) == ["1", "10", "20"]
+    assert "update 10, reward +1.00, 3 tokens, cut at the limit" in markup
+    assert run_html.samples(()) == ""
+
+
+def test_a_page_is_sent_what_has_changed(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"stage": "coarse", "step": 1, "reward": 0.5}\n')
+    first = run_view._now(tmp_path, "run", {})
+    again = run_view._now(tmp_path, "run", first)
+    assert again == first and again["charts"] is first["charts"]  # not made again
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "coarse", "step": 2, "reward": 0.75}\n')
+    third = run_view._now(tmp_path, "run", again)
+    assert third["charts"] != first["charts"] and third["said"] == first["said"]
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc", "..", "missing", EVIL])
+def test_only_runs_of_the_list_are_opened(tmp_path, name):
+    for folder in (tmp_path / "outside", tmp_path / "runs" / "there"):
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("{}")
+        (folder / "log.txt").write_text("secret\n")
+    now = run_view._now(tmp_path / "runs", name, {})
+    assert "There is no run" in now["header"] and "secret" not in str(now) and "<img" not in now["header"]
+    assert now["able"] == (False, False)
+    assert "secret" in run_view._now(tmp_path / "runs", "there", {})["said"]
+
+
+def test_pages_of_other_sites_start_nothing():
+    for site in (None, "same-origin", "none"):
+        run_view.check_origin(site)
+    for site in ("cross-site", "same-site", "x"):
+        with pytest.raises(RunError, match="another site"):
+            run_view.check_origin(site)
+
+
+def test_free_names(tmp_path):
+    (tmp_path / "toy-1").mkdir()
+    (tmp_path / "toy-1" / "run.json").write_text("{}")
+    assert run_view.free_name(tmp_path, "toy") == "toy-2"
+    assert run_view.free_name(tmp_path, "Mistral 7B/24.yaml") == "mistral-7b-24.yaml-1"
+    assert run_view.free_name(tmp_path, None) == "run-1"
+
+
+@pytest.mark.parametrize("may_train", [True, False])
+def test_without_leave_nothing_that_starts_is_there(tmp_path, may_train):
+    with gr.Blocks(analytics_enabled=False) as page, gr.Tabs(), gr.Tab("Run"):
+        run_view.run_view(tmp_path, "toy", {"toy": tmp_path / "toy.yaml"}, may_train)
+    buttons = [block.value for block in page.blocks.values() if isinstance(block, gr.Button)]
+    assert ("Start a new run" in buttons) is may_train
+    calls = {getattr(function.fn, "__name__", "") for function in page.fns.values()}
+    assert {"begin", "end", "go_on"} <= calls if may_train else calls.isdisjoint({"begin", "end", "go_on"})
+    shown = [str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML)]
+    assert any(run_view.NO_TRAINING in text for text in shown) is not may_train
+    del page, buttons, calls
+    gc.collect()  # while the warnings about what Gradio leaves are filtered
