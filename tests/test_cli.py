@@ -25,6 +25,7 @@ COMMANDS = (
     "report",
     "chat",
     "app",
+    "votes",
     "doctor",
     "schema",
 )
@@ -85,6 +86,7 @@ BAD = {
     "no run to sweep": (lambda tmp_path, pico: ("sweep", tmp_path), "is no run directory"),
     "no run to eval": (lambda tmp_path, pico: ("eval", tmp_path), "is no run directory"),
     "no run to report": (lambda tmp_path, pico: ("report", tmp_path), "summary.json"),
+    "no run with votes": (lambda tmp_path, pico: ("votes", tmp_path), "is no run directory"),
     "bad ratios": (lambda tmp_path, pico: ("sweep", tmp_path, "--ratios", "0.5,x"), "--ratios '0.5,x'"),
     "nothing to resume": (
         lambda tmp_path, pico: ("train", CONFIG, "--resume", "--run-dir", tmp_path / "new"),

@@ -15,7 +15,8 @@ ORDER = (
     "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
     "answers", "divergence", "inputs", "fingerprints",
     "reward", "actors", "coarse", "fine", "evaluation", "manifest", "judging", "harness", "probing", "doctor",
-    "telling", "following", "launching", "pipeline", "chat", "chat_terminal", "ui", "terminal", "exits", "cli",
+    "telling", "following", "launching", "pipeline", "tuples", "overlap", "transcripts", "votes",
+    "chat", "chat_terminal", "ui", "terminal", "exits", "cli",
     "__main__",
 )  # fmt: skip
 APART = {("coarse", "fine"), ("fine", "coarse"), ("toy", "backbone"), ("evaluation", "coarse")}  # stages meet on disk
@@ -49,7 +50,8 @@ def test_arrows_run_one_way(file):
 
 def test_importing_the_package_loads_no_heavy_library():
     heavy = "('torch', 'transformers', 'gradio', 'datasets', 'lm_eval')"
-    code = f"import sys, lite_c2f, lite_c2f.cli, lite_c2f.config; print([m for m in {heavy} if m in sys.modules])"
+    light = "lite_c2f, lite_c2f.cli, lite_c2f.config, lite_c2f.overlap, lite_c2f.transcripts, lite_c2f.votes"
+    code = f"import sys, {light}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -8,7 +8,7 @@ from lite_c2f.cli.root import app
 # in the order of --help
 # isort: off
 from lite_c2f.cli.training import toy_config
-from lite_c2f.cli import merging, evaluating, talking  # noqa: F401  they add their subcommands
+from lite_c2f.cli import merging, evaluating, talking, voting  # noqa: F401  they add their subcommands
 # isort: on
 
 __all__ = ["app", "main", "toy_config"]

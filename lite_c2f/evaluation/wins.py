@@ -1,4 +1,4 @@
-"""Who wins how often, by paired scores: plainly, and at equal length."""
+"""Who wins how often: by paired scores, plainly and at equal length; and what counts of wins and losses tell."""
 
 import math
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from lite_c2f.answers import standard_error
 
 RIDGE = 1e-3  # keeps the fit finite where one side always wins
 STEPS = 50
+Z = 1.959964  # 95% of a normal distribution lie within so many of its spreads
 
 
 class Wins(NamedTuple):
@@ -59,3 +60,30 @@ def logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         if float(np.abs(step).max()) < 1e-10:
             break
     return float(weights[0]), float(weights[1])
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p-value of the sign test (Dixon and Mood, JASA 41, 1946): ties are left out.
+
+    p = min(1, 2 sum_{k <= min(wins, losses)} C(n, k) / 2^n) with n = wins + losses; exact. 1.0 for no votes.
+
+    >>> sign_test(5, 1)  # 2 * (1 + 6) / 64
+    0.21875
+    """
+    count, term, total = wins + losses, 1, 0
+    for k in range(min(wins, losses) + 1):
+        total += term
+        term = term * (count - k) // (k + 1)
+    return min(1.0, 2 * total / 2**count)
+
+
+def wilson(wins: int, count: int, z: float = Z) -> tuple[float, float]:
+    """The score interval of a share (Wilson, JASA 22, 1927), 95% by default; (0, 1) for no votes.
+
+    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) with p = wins / n.
+    """
+    if not count:
+        return 0.0, 1.0
+    p, part = wins / count, z * z / count
+    middle, spread = p + part / 2, z * math.sqrt(p * (1 - p) / count + part / (4 * count))
+    return max(0.0, (middle - spread) / (1 + part)), min(1.0, (middle + spread) / (1 + part))
