@@ -25,9 +25,9 @@ def configs():
 
 
 def test_the_embedded_toy_config_is_the_one_people_read(configs):
-    from lite_c2f.cli import toy_config
+    from lite_c2f.toy import CONFIG
 
-    assert toy_config().read_text() == next(file for file in configs if file.name == "toy.yaml").read_text()
+    assert CONFIG.read_text() == next(file for file in configs if file.name == "toy.yaml").read_text()
 
 
 def test_overrides_reach_the_depths():

@@ -68,11 +68,11 @@ def test_every_update_is_logged_in_full(lines):
 
 def test_limits_follow_the_formula(lines):
     """Replay the controller from the log alone."""
-    from lite_c2f.cli import toy_config
     from lite_c2f.coarse.length import advance, start
     from lite_c2f.config import load_config
+    from lite_c2f.toy import CONFIG
 
-    settings = load_config(toy_config()).coarse.length
+    settings = load_config(CONFIG).coarse.length
     state = start(settings)
     for line in lines:
         assert line["limit"] == state.limit

@@ -7,11 +7,10 @@ from lite_c2f.cli.root import app
 
 # in the order of --help
 # isort: off
-from lite_c2f.cli.training import toy_config
-from lite_c2f.cli import merging, evaluating, talking, voting  # noqa: F401  they add their subcommands
+from lite_c2f.cli import training, merging, evaluating, talking, voting  # noqa: F401  they add their subcommands
 # isort: on
 
-__all__ = ["app", "main", "toy_config"]
+__all__ = ["app", "main"]
 
 
 def main(arguments: list[str] | None = None) -> None:

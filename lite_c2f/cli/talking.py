@@ -32,6 +32,13 @@ def web(
     root_path: Annotated[
         str | None, typer.Option(help="Behind a proxy: the page's address there, or its path alone.")
     ] = None,
+    merged: Annotated[
+        bool, typer.Option(help="Also load the published model: the Fine Actor at the merged ratio is then that one.")
+    ] = False,
+    training: Annotated[
+        bool | None,
+        typer.Option(help="May visitors start and stop training? By default where only this machine is served."),
+    ] = None,
 ) -> None:
     """Coarse, Fine and baseline side by side in the browser (the same as `python app.py RUN`)."""
     exits.quiet()
@@ -42,7 +49,7 @@ def web(
         _offer_toy_run(DEFAULT_RUN)
     from lite_c2f.ui.app import serve
 
-    serve(run, host, port, auth, root_path)
+    serve(run, host, port, auth, root_path, merged=merged, training=training)
 
 
 def _offer_toy_run(run: Path) -> None:

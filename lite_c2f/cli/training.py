@@ -2,7 +2,6 @@
 
 import json
 from enum import StrEnum
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from lite_c2f import exits
 from lite_c2f.cli.root import Overrides, app
+from lite_c2f.toy import CONFIG as TOY_CONFIG
 
 
 class Stage(StrEnum):
@@ -26,7 +26,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
 ) -> None:
     """The whole pipeline on the toy world, on a CPU or a GPU, in a few minutes."""
-    _train(toy_config(), [f"run.seed={seed}"], out, list(Stage), resume=False)
+    _train(TOY_CONFIG, [f"run.seed={seed}"], out, list(Stage), resume=False)
 
 
 @app.command(epilog="Example: lite-c2f train configs/mistral-7b-24gb.yaml coarse.updates=300 --run-dir runs/m7b")
@@ -96,11 +96,6 @@ def schema() -> None:
     from lite_c2f.config import schema as config_schema
 
     typer.echo(json.dumps(config_schema(), indent=2))
-
-
-def toy_config() -> Path:
-    """The toy world's configuration, which is part of the package."""
-    return Path(str(files("lite_c2f.toy") / "toy.yaml"))
 
 
 def _train(

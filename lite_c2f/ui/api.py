@@ -15,7 +15,7 @@ def add_api(served: Served) -> None:
 
     def compare(
         prompt: str,
-        panes: list[str] = list(PANES),
+        panes: list[str] | None = None,
         ratio: float | None = None,
         system: str = "",
         temperature: float = 0.7,
@@ -29,6 +29,8 @@ def add_api(served: Served) -> None:
 
         panes: of coarse, fine, baseline, base. ratio: the Fine Actor's; none is the merged one.
         """
+        if panes is None:
+            panes = list(PANES)
         settings = settings_of(ratio, system, temperature, top_p, top_k, repetition_penalty, max_tokens, seed)
         try:
             if not isinstance(prompt, str) or not all(isinstance(pane, str) for pane in panes):

@@ -85,7 +85,7 @@ def blind_view(served: Served) -> None:
         buttons = [gr.Button(interactive=may) for _ in CHOICES]
         return [*map(title, names), *(_talk(ballot, letter) for letter in LETTERS), _verdict(ballot), *buttons]
 
-    def ask(text: str, pair: str, ratio: float, *given: Any, request: gr.Request) -> Iterator[list[Any]]:
+    def ask(request: gr.Request, text: str, pair: str, ratio: float, *given: Any) -> Iterator[list[Any]]:
         """Two answers in an order that nobody knows."""
         visit, settings = served.visits.of(request.session_hash), settings_of(ratio, *given)
         actors = tuple(pair.split()) if pair else tuple(random.sample(ALL_PANES[:3], 2))

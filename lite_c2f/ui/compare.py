@@ -93,7 +93,7 @@ def compare_view(served: Served) -> None:
             keep(served, visit, with_round(transcript, round_))
             yield ["", *page(visit, marks, settings.ratio or 0.0)]
 
-    def ask(text: str, base: bool, marks: bool, ratio: float, *given: Any, request: gr.Request) -> Iterator[list[Any]]:
+    def ask(request: gr.Request, text: str, base: bool, marks: bool, ratio: float, *given: Any) -> Iterator[list[Any]]:
         """Answer in every pane."""
         panes = ALL_PANES if base else PANES
         visit = served.visits.of(request.session_hash)
@@ -105,7 +105,7 @@ def compare_view(served: Served) -> None:
         visit.forget(VIEW)
         return visit.transcript.rounds[-1]
 
-    def ask_again(_: str, base: bool, marks: bool, ratio: float, *given: Any, request: gr.Request) -> Any:
+    def ask_again(request: gr.Request, _: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """The last question once more, with what is set now."""
         visit = served.visits.of(request.session_hash)
         round_ = last(visit)
@@ -113,7 +113,7 @@ def compare_view(served: Served) -> None:
         visit.transcript = without_last(visit.transcript)
         yield from run(visit, round_.prompt, ALL_PANES if base else PANES, settings_of(ratio, *given), marks)
 
-    def fine_anew(_: str, base: bool, marks: bool, ratio: float, *given: Any, request: gr.Request) -> Any:
+    def fine_anew(request: gr.Request, _: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """The Fine Actor's last answer at another ratio, everything else as it was, the random numbers too."""
         visit = served.visits.of(request.session_hash)
         round_ = last(visit)
@@ -147,7 +147,7 @@ def compare_view(served: Served) -> None:
             return [gr.skip()] * len(shown)  # the answers under way draw themselves
         return page(visit, marks, ratio)
 
-    def read(text: str, base: bool, marks: bool, ratio: float, *given: Any, request: gr.Request) -> str:
+    def read(request: gr.Request, text: str, base: bool, marks: bool, ratio: float, *given: Any) -> str:
         """The very text each actor reads, of the question in the box or else of the last one."""
         visit, settings = served.visits.of(request.session_hash), settings_of(ratio, *given)
         transcript = visit.transcript or Transcript("", "", "", "", (), {})
@@ -159,7 +159,9 @@ def compare_view(served: Served) -> None:
         for pane in ALL_PANES if base else PANES:
             try:
                 turns = [*history(transcript, pane), Turn("human", text.strip())]
-                parts.append(f"<h4>{escape(TITLES[pane])}</h4><pre>{escape(chat.rendered(turns, pane, settings))}</pre>")
+                parts.append(
+                    f"<h4>{escape(TITLES[pane])}</h4><pre>{escape(chat.rendered(turns, pane, settings))}</pre>"
+                )
             except C2FError as error:
                 raise failure(error) from None
         return "".join(parts)
@@ -180,7 +182,8 @@ def compare_view(served: Served) -> None:
     changed(undo.click(undo_last, knob, shown, **QUICK))
     changed(edit.click(edit_last, knob, [prompt, *shown], **QUICK))
     changed(clear.click(start_over, knob, shown, **QUICK))
-    for pane, button in {None: halt, **halts}.items():
+    halt.click(_stopper(served, None), None, None, **QUICK)
+    for pane, button in halts.items():
         button.click(_stopper(served, pane), None, None, **QUICK)
     ratio.change(redraw, knob, shown, trigger_mode="always_last", **QUICK)
     marks.change(redraw, knob, shown, **QUICK)

@@ -3,9 +3,9 @@
   const near = (view) => view.scrollHeight - view.scrollTop - view.clientHeight < 48;
   const follows = new WeakMap();
   document.addEventListener("scroll", (event) => {
-    if (event.target.classList?.contains("view")) follows.set(event.target, near(event.target));
+    if (event.target.matches?.(".block.view")) follows.set(event.target, near(event.target));
   }, true);
-  const ready = () => document.querySelectorAll(".view").forEach((view) => {
+  const ready = () => document.querySelectorAll(".block.view").forEach((view) => {
     if (!view.hasAttribute("tabindex")) {
       view.setAttribute("tabindex", "0");
       view.setAttribute("role", "log");

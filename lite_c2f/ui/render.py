@@ -1,6 +1,7 @@
 """Conversations as HTML. Every text of a person or a model goes through `escape`: it is shown, never read as markup."""
 
 import html
+import itertools
 from collections.abc import Mapping, Sequence
 
 from lite_c2f.chat.panes import ENDINGS
@@ -33,7 +34,7 @@ def marked(text: str, layers: Mapping[str, Sequence[Span]]) -> str:
     """
     cuts = sorted({0, len(text), *(cut for spans in layers.values() for span in spans for cut in span)})
     parts, ahead = [], {name: list(spans) for name, spans in layers.items()}
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         names = []
         for name, spans in ahead.items():
             while spans and spans[0].end <= start:
@@ -96,14 +97,16 @@ def chips(reply: Reply, *, ratio: float | None = None) -> str:
         found.append((ENDINGS[reply.finish], "warn" if reply.finish in ("limit", "stopped") else "", "how it ended"))
         if reply.reward is not None:
             tip = "the reward model's score, in its spreads from its mean"
-            found.append((f"reward {reply.reward:+.2f}", "score", tip))
+            found.append((f"reward {reply.reward:+.2f}", "score" if reply.reward > 0 else "warn", tip))
         found.append((f"{reply.repeated:.0%} repeated", "warn" if reply.repeated > 0.2 else "", "of its 4-grams"))
     if reply.ratio is not None:
         stale = ratio is not None and abs(ratio - reply.ratio) > 1e-9
         word = f"ratio {reply.ratio:g}" + (", stale" if stale else "")
         found.append((word, "stale" if stale else "", "the share of the residue it was made with"))
     found.append((f"seed {reply.seed}", "", "the same seed, prompt and settings give the same answer"))
-    spans = "".join(f'<span class="chip {kind}" title="{escape(tip)}">{escape(word)}</span>' for word, kind, tip in found)
+    spans = "".join(
+        f'<span class="chip {kind}" title="{escape(tip)}">{escape(word)}</span>' for word, kind, tip in found
+    )
     return f'<div class="chips">{spans}</div>'
 
 

@@ -17,7 +17,7 @@ from lite_c2f.transcripts import Transcript
 from lite_c2f.ui.answering import Served, failure
 from lite_c2f.ui.visits import Visit
 
-IDENTITY = """() => {
+IDENTITY = """(_, __, marks, ratio) => {
   const read = (store, key) => { try { return window[store].getItem(key) || "" } catch { return "" } };
   let owner = read("localStorage", "lite_c2f.owner");
   if (!/^[0-9a-f]{32}$/.test(owner)) {
@@ -25,7 +25,7 @@ IDENTITY = """() => {
     owner = bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
     try { localStorage.setItem("lite_c2f.owner", owner) } catch {}
   }
-  return [owner, read("sessionStorage", "lite_c2f.session"), false, null];
+  return [owner, read("sessionStorage", "lite_c2f.session"), marks, ratio];
 }"""
 KEEP = "(id) => { try { sessionStorage.setItem('lite_c2f.session', id) } catch {} }"
 # The file is made in the browser: the server hands out no files at all.
@@ -66,13 +66,12 @@ def sessions_fold(served: Served, knob: list[Any], shown: list[Any], page: Page)
     Returns what to call with each event that changes the conversation.
     """
     owner, session, text, name = (gr.Textbox(visible="hidden", label=label) for label in ("", " ", "  ", "   "))
-    with gr.Accordion("Sessions", open=False):
-        with gr.Row(elem_classes="tools"):
-            chosen = gr.Dropdown([], label="Earlier ones", container=False, elem_classes="wide", elem_id="sessions")
-            reopen = gr.Button("Open", size="sm", elem_id="reopen")
-            remove = gr.Button("Delete", size="sm")
-            as_json = gr.Button("Export JSON", size="sm", elem_id="export-json")
-            as_markdown = gr.Button("Export Markdown", size="sm", elem_id="export-markdown")
+    with gr.Accordion("Sessions", open=False), gr.Row(elem_classes="tools"):
+        chosen = gr.Dropdown([], label="Earlier ones", container=False, elem_classes="wide", elem_id="sessions")
+        reopen = gr.Button("Open", size="sm", elem_id="reopen")
+        remove = gr.Button("Delete", size="sm")
+        as_json = gr.Button("Export JSON", size="sm", elem_id="export-json")
+        as_markdown = gr.Button("Export Markdown", size="sm", elem_id="export-markdown")
 
     def choices(visit: Visit) -> Any:
         entries = transcripts.listing(served.sessions, visit.owner)
@@ -86,13 +85,13 @@ def sessions_fold(served: Served, knob: list[Any], shown: list[Any], page: Page)
     def after(request: gr.Request) -> list[Any]:
         return state(served.visits.of(request.session_hash))
 
-    def arrive(who: str, id: str, marks: bool, ratio: float | None, request: gr.Request) -> list[Any]:
+    def arrive(who: str, id: str, marks: bool, ratio: float, request: gr.Request) -> list[Any]:
         visit = served.visits.of(request.session_hash)
         with contextlib.suppress(C2FError):
             transcripts.listing(served.sessions, who)  # refuses what is no owner
             visit.owner = who
             open_session(visit, id)
-        return [*page(visit, marks, served.chat.ratio), *state(visit)]
+        return [*page(visit, marks, ratio), *state(visit)]
 
     def open_session(visit: Visit, id: str) -> None:
         found = transcripts.load(served.sessions, visit.owner, id)

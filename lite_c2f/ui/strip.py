@@ -44,7 +44,7 @@ def strip_view(served: Served) -> None:
     with gr.Accordion("The curve the ratio was chosen by", open=True):
         gr.HTML(curve(served), elem_classes="chart")
 
-    def ask(text: str, chosen: list[float], *given: Any, request: gr.Request) -> Iterator[list[Any]]:
+    def ask(request: gr.Request, text: str, chosen: list[float], *given: Any) -> Iterator[list[Any]]:
         """One answer a ratio."""
         wanted = sorted(chosen or [])
         if not 1 <= len(wanted) <= MOST:

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from lite_c2f import cli
 from lite_c2f.config import load_config
+from lite_c2f.toy import CONFIG
 
-TOY = str(cli.toy_config())
+TOY = str(CONFIG)
 SHORT = (
     "data.max_prompt_tokens=16",
     "data.max_answer_tokens=32",
