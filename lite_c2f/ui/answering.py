@@ -1,6 +1,7 @@
 """From a question on a page to answers that grow on it; the same for every view."""
 
 import random
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import gradio as gr
 
 from lite_c2f.chat import Chat, ChatSettings, Event, Pane
 from lite_c2f.chat.prompts import History
-from lite_c2f.errors import C2FError
+from lite_c2f.errors import C2FError, ConfigError
 from lite_c2f.inputs import uses_toy_data
 from lite_c2f.transcripts import Reply
 from lite_c2f.ui.render import escape
@@ -108,17 +109,20 @@ def settings_of(
     top_k: float | None = None,
     penalty: float | None = None,
     max_tokens: float | None = None,
-    seed: float | None = None,
+    seed: str | int | None = None,
 ) -> ChatSettings:
-    """Settings from a page's inputs: an empty one is its default, an empty seed a new one."""
+    """Settings from a page's inputs: an empty one is its default, an empty seed a new one. Raises gr.Error for a seed."""
     default = ChatSettings()
+    given = str("" if seed is None else seed).strip()
+    if not re.fullmatch("[0-9]*", given):
+        raise failure(ConfigError.because(f"seed '{given}'", "a whole number, or nothing", "correct it"))
     return ChatSettings(
         max_tokens=int(default.max_tokens if max_tokens is None else max_tokens),
         temperature=default.temperature if temperature is None else temperature,
         top_p=default.top_p if top_p is None else top_p,
         top_k=int(top_k or 0),
         repetition_penalty=default.repetition_penalty if penalty is None else penalty,
-        seed=secrets.randbelow(1 << 31) if seed is None else int(seed),
+        seed=int(given) if given else secrets.randbelow(1 << 31),
         ratio=ratio,
         system=system or "",
     )
@@ -142,7 +146,7 @@ def settings_fold(chat: Chat, *, ratio: bool = False) -> list[gr.components.Comp
         with gr.Row():
             penalty = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1 is off.")
             tokens = gr.Slider(1, most, min(default.max_tokens, most), step=1, label="Max new tokens")
-            seed = gr.Number(None, label="Seed", precision=0, minimum=0, info="Empty: a new one for each question.")
+            seed = gr.Textbox(label="Seed", info="Empty: a new one for each question.", max_lines=1, max_length=19)
     return [system, temperature, top_p, top_k, penalty, tokens, seed]
 
 
