@@ -109,11 +109,14 @@ def test_no_symlink_is_followed(tmp_path):
     assert transcripts.listing(folder, ME) == []
     transcripts.save(folder, made._replace(system="new"))  # in the link's place
     assert not link.is_symlink() and outside.read_text() == as_json(made)
-    (folder / OTHER).symlink_to(folder / ME, target_is_directory=True)
+    transcripts.save(tmp_path / "elsewhere", session(2, OTHER))
+    (folder / OTHER).symlink_to(tmp_path / "elsewhere" / OTHER, target_is_directory=True)
+    for call in (transcripts.load, transcripts.delete):
+        with pytest.raises(RunError, match=NONE):
+            call(folder, OTHER, session(2).id)
     with pytest.raises(RunError, match=NONE):
-        transcripts.save(folder, session(2, OTHER))
-    with pytest.raises(RunError, match=NONE):
-        transcripts.load(folder, OTHER, made.id)
+        transcripts.save(folder, session(3, OTHER))
+    assert transcripts.listing(folder, OTHER) == []
     os.mkfifo(folder / ME / f"{2:032x}.json")
     assert len(transcripts.listing(folder, ME)) == 1  # and does not wait for the pipe
 
@@ -207,9 +210,9 @@ def test_many_at_once_are_whole(tmp_path):
 def test_markdown_by_hand():
     found = as_markdown(session(1, run={}), {"fine": "Fine Actor"})
     assert found == (
-        "# Session\n\nBegun 2026-01-01T00:00:01+00:00, 1 round(s).\n\n## Round 1\n\n```text\nWhat is\n 2 plus 3?\n```\n\n"
-        'Settings:\n\n```json\n{\n  "temperature": 0.7\n}\n```\n\n### Fine Actor\n\n6 tokens, 85 tokens/s, first after '
-        "0.50 s, eos, seed 3, ratio 0.75, reward -0.12, 0% repeated\n\n```text\nIt is 5.\n```\n"
+        "# Session\n\nBegun 2026-01-01T00:00:01+00:00, 1 round(s).\n\n## Round 1\n\n```text\nWhat is\n 2 plus 3?\n```\n"
+        '\nSettings:\n\n```json\n{\n  "temperature": 0.7\n}\n```\n\n### Fine Actor\n\n6 tokens, 85 tokens/s, first '
+        "after 0.50 s, eos, seed 3, ratio 0.75, reward -0.12, 0% repeated\n\n```text\nIt is 5.\n```\n"
     )
 
 
