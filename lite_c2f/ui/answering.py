@@ -111,7 +111,7 @@ def settings_of(
     max_tokens: float | None = None,
     seed: str | int | None = None,
 ) -> ChatSettings:
-    """Settings from a page's inputs: an empty one is its default, an empty seed a new one. Raises gr.Error for a seed."""
+    """Settings from a page's inputs: an empty one is its default, an empty seed a new one. Raises gr.Error."""
     default = ChatSettings()
     given = str("" if seed is None else seed).strip()
     if not re.fullmatch("[0-9]*", given):
