@@ -33,7 +33,7 @@ BAD_NAMES = ("", ".", "..", "../x", "a/b", "/etc", "a\\b", "A", "-x", ".x", "x\n
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_new_run_needs_a_slug(name, tmp_path):
     with pytest.raises(RunError, match="run name"):
-        launching.start(tmp_path, name, {"toy": TOY}, "toy")
+        launching.start(tmp_path, name, {"missing": tmp_path / "missing.yaml"}, "missing")  # would end at once
     assert list(tmp_path.iterdir()) == []
 
 

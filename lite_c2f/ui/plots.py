@@ -21,7 +21,7 @@ def chart(title: str, unit: str, curves: Mapping[str, Sequence[Point]], below: s
         return ""
     every = [point for points in shown.values() for point in points]
     across, up = [x for x, _ in every], [y for _, y in every]
-    columns = ticks(min(across), max(across), 5, whole=True)
+    columns = ticks(min(across), max(across), 6, whole=True)
     rows = ticks(min(up), max(up), 3)
     x_low, x_high = _widened(min(across), max(across))
     low, high = min(rows[0], min(up)), max(rows[-1], max(up))

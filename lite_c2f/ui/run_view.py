@@ -61,7 +61,10 @@ RUN_CSS = """
 .cell pre { font-family: inherit; }
 .run-view .said { max-height: none; }
 .run-view { gap: 8px !important; }
-@media (max-width: 640px) { .cells { display: flex; overflow-x: auto; } .cell { flex: 0 0 78%; } }
+@media (max-width: 640px) {
+  .cells { display: flex; overflow-x: auto; width: 0; min-width: 100%; }
+  .cell { flex: 0 0 78%; }
+}
 .run-said { margin: 0; overflow-wrap: anywhere; }
 .run-said.failed { color: #b91c1c; }
 .dark .run-said.failed { color: #fca5a5; }
@@ -160,6 +163,8 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> l
         _command(runs, configs, first, name.value, 0, 0),
         label="Command",
         interactive=False,
+        lines=2,
+        max_lines=6,
         buttons=["copy"],
         elem_classes="run-command",
     )
@@ -191,6 +196,8 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> l
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     config.change(lambda config: free_name(runs, config), config, name, **quiet)
+    if Context.root_block is not None:
+        Context.root_block.load(lambda config: free_name(runs, config), config, name, **quiet)
     gr.on(
         [config.change, name.change, seed.change, updates.change],
         lambda *values: _command(runs, configs, *values),
