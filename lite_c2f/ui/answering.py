@@ -150,7 +150,7 @@ def settings_fold(chat: Chat, *, ratio: bool = False) -> list[gr.components.Comp
     return [system, temperature, top_p, top_k, penalty, tokens, seed]
 
 
-def ratio_slider(chat: Chat) -> gr.Slider:
+def ratio_slider(chat: Chat, name: str) -> gr.Slider:
     """The Fine Actor's ratio."""
     return gr.Slider(
         0,
@@ -160,7 +160,8 @@ def ratio_slider(chat: Chat) -> gr.Slider:
         label="Ratio of the Fine Actor",
         info=f"{chat.ratio:g} was merged; 0 is the baseline.",
         elem_classes="wide",
-        elem_id="ratio",
+        min_width=260,
+        elem_id=name,
     )
 
 

@@ -68,8 +68,8 @@ def blind_view(served: Served) -> None:
         halt = gr.Button("Stop all", scale=1, min_width=70, elem_classes="stop-all")
     gr.Examples(examples(served.chat), prompt, label="Try one of these")
     with gr.Row():
-        pair = gr.Dropdown([(ANY, ""), *PAIRS], value="", label="Who meets whom")
-        ratio = ratio_slider(served.chat)
+        pair = gr.Dropdown([(ANY, ""), *PAIRS], value="", label="Who meets whom", min_width=260)
+        ratio = ratio_slider(served.chat, "vote-ratio")
     settings = settings_fold(served.chat)
     with gr.Accordion("The count so far", open=False):
         count = gr.HTML(lambda: standings(served), elem_classes="figures")

@@ -60,7 +60,7 @@ def compare_view(served: Served) -> None:
         show_base = gr.Checkbox(False, label="Show the base", container=False, min_width=120, elem_id="show-base")
         marks = gr.Checkbox(False, label="Mark repeats and what Fine kept", container=False, min_width=220)
     with gr.Row(elem_classes="tools"):
-        ratio = ratio_slider(chat)
+        ratio = ratio_slider(chat, "ratio")
         anew = gr.Button("Fine at this ratio", size="sm", elem_id="anew")
     legend = gr.HTML(LEGEND, visible=False)
     gr.Examples(examples(chat), prompt, label="Try one of these")
