@@ -36,6 +36,7 @@ bench: setup
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/ppo_step.py
 	$(BIN)/python benchmarks/merge.py --only ours,cp,peft
+	test ! -d $(RUN)/fine/model || $(BIN)/python benchmarks/chat.py $(RUN)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,115 @@
+"""Three panes against one: the chat's engine on a finished run. Prints one JSON line.
+
+    python benchmarks/chat.py runs/toy [--out FILE]
+
+Side by side, in turn, `--rounds` times; medians. `three_panes_ratio` is the time of Coarse, Fine and Baseline together
+over that of the slowest of them alone, greedy, at equal lengths (no answer may end before `--tokens`) and as they end by
+themselves. `ratio_change_s` is the time to the first token after another ratio was set, `prefill_s` the same with the
+ratio left alone. `visitors` are answered at once, each alone first.
+"""
+
+import argparse
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+warnings.filterwarnings("ignore")
+
+import torch  # noqa: E402
+from models import machine, report  # noqa: E402
+
+from lite_c2f.chat import PANES, Chat, ChatSettings  # noqa: E402
+from lite_c2f.inputs import uses_toy_data  # noqa: E402
+
+LONG = "Explain in detail how a bicycle stays upright."
+TOY = "Lea has 3 apples, first gets 7, second buys 5, third drops 8. How many now?"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def endless(chat: Chat) -> None:
+    """No answer ends before its limit: equal lengths, the worst case of several panes."""
+    chat._eos = [[] for _ in chat._eos]
+    chat._stops = []
+    chat._holds_a_stop = lambda tokens: False  # type: ignore[method-assign]
+
+
+def panes(chat: Chat, question: str, tokens: int, rounds: int) -> dict[str, float]:
+    settings = {"max_tokens": tokens, "temperature": 0.0}
+    kinds = {pane: [pane] for pane in PANES} | {"three": list(PANES)}
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(rounds):
+        for name, chosen in kinds.items():
+            times[name].append(seconds(lambda chosen=chosen: chat.answer(question, chosen, **settings)))
+    return {name: median(found[1:]) for name, found in times.items()}
+
+
+def first_token(chat: Chat, question: str, ratio: float) -> float:
+    asked = chat.stream(question, ["fine"], ChatSettings(max_tokens=4, temperature=0.0, ratio=ratio))
+    return next(asked).first_token_s or 0.0
+
+
+def visitors(chat: Chat, question: str, count: int, tokens: int) -> dict[str, float]:
+    waits: list[float] = []
+
+    def visit(seed: int) -> None:
+        got = chat.answer(question, max_tokens=tokens, temperature=1.0, seed=seed)
+        waits.append(max(event.first_token_s or 0.0 for event in got.values()))
+        said.append(sum(event.tokens for event in got.values()))
+
+    said: list[int] = []
+    alone = seconds(lambda: [visit(seed) for seed in range(count)])
+    alone_rate = sum(said) / alone
+    waits.clear(), said.clear()
+    threads = [threading.Thread(target=visit, args=(seed,)) for seed in range(count)]
+    together = seconds(lambda: ([thread.start() for thread in threads], [thread.join() for thread in threads]))
+    return {
+        "visitors": count,
+        "tokens_per_s_one_after_the_other": round(alone_rate),
+        "tokens_per_s_together": round(sum(said) / together),
+        "longest_wait_for_a_first_token_s": round(max(waits), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--visitors", type=int, default=16)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    chat = Chat(given.run)
+    question = TOY if uses_toy_data(chat.config) else LONG
+    own = panes(chat, question, given.tokens, given.rounds)
+    changes = [first_token(chat, question, 0.5 + 0.01 * step) for step in range(given.rounds)]
+    same = [first_token(chat, question, 0.5) for _ in range(given.rounds)]
+    crowd = visitors(chat, question, given.visitors, given.tokens)
+    endless(chat)
+    equal = panes(chat, question, given.tokens, given.rounds)
+    result = {
+        "benchmark": "chat",
+        "three_panes_ratio_equal_lengths": round(equal["three"] / max(equal[pane] for pane in PANES), 3),
+        "three_panes_ratio_own_lengths": round(own["three"] / max(own[pane] for pane in PANES), 3),
+        "seconds_equal_lengths": {name: round(value, 4) for name, value in equal.items()},
+        "seconds_own_lengths": {name: round(value, 4) for name, value in own.items()},
+        "ratio_change_s": round(median(changes[1:]), 4),
+        "prefill_s": round(median(same[1:]), 4),
+        **crowd,
+        "threads": torch.get_num_threads(),
+        **machine(),
+    }
+    report(result, given.out)
+
+
+if __name__ == "__main__":
+    main()
