@@ -3,8 +3,8 @@
     python benchmarks/chat.py runs/toy [--out FILE]
 
 Side by side, in turn, `--rounds` times; medians. `three_panes_ratio` is the time of Coarse, Fine and Baseline together
-over that of the slowest of them alone, greedy, at equal lengths (no answer may end before `--tokens`) and as they end by
-themselves. `ratio_change_s` is the time to the first token after another ratio was set, `prefill_s` the same with the
+over that of the slowest of them alone, greedy, at equal lengths (no answer may end before `--tokens`) and as they end
+by themselves. `ratio_change_s` is the time to the first token after another ratio was set, `prefill_s` the same with the
 ratio left alone. `visitors` are answered at once, each alone first.
 """
 

@@ -4,6 +4,7 @@ Base and instruct model are loaded once. All questions under way are written in 
 which begins with the first question and ends with the last; whoever asked looks at how far his answers have come.
 """
 
+import contextlib
 import itertools
 import threading
 import time
@@ -33,6 +34,7 @@ LONGEST_CHAT = 4096  # tokens of a conversation and its answer: Mistral-7B-v0.1'
 MOST_ROWS = 48  # answers written at once; a step of 48 rows costs a few times that of one
 MOST_WAITING = 64  # questions in line
 SHARE_OF_MEMORY = 0.5  # of what is free once the models are loaded, for keys and values
+SMALL = 4_000_000  # weights of a model whose products are too small to share between threads
 TAIL = 32  # tokens in which a stop sequence is looked for
 BASE, INSTRUCT, MERGED = range(3)  # models of `Together`
 
@@ -175,6 +177,7 @@ class Chat:
         self._under_way: list[Question] = []
         self._thread: threading.Thread | None = None
         self._numbers = itertools.count()
+        self._threads = torch.get_num_threads()
 
     def stream(
         self,
@@ -283,6 +286,10 @@ class Chat:
 
     def _work(self) -> None:
         """Answer until nobody waits. The one thread that touches the models."""
+        with _threads_for(self.together, self._threads):
+            self._answer_all()
+
+    def _answer_all(self) -> None:
         rows = Rows(self.together, self.tokenizer.pad_token_id)
         while True:
             with self._lock:
@@ -413,6 +420,22 @@ def _merged_ratio(file: Path) -> float:
         raise RunError.because(
             f"'{file}' has no ratio", "the report of a merge", "train the fine stage again"
         ) from None
+
+
+@contextlib.contextmanager
+def _threads_for(together: Together, before: int) -> Iterator[None]:
+    """One thread for small models on a CPU: on the toy pair two of them took twice as long for three rows as one.
+
+    before: threads to go back to.
+    """
+    if together.device.type != "cpu" or sum(weight.numel() for weight in together.models[0].parameters()) > SMALL:
+        yield
+        return
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _bytes_a_token(together: Together) -> int:
