@@ -21,6 +21,7 @@ from lite_c2f.ui.paths import Kind, kind_of, names_a_file
 
 MIB = 2**20
 BODY_SECONDS = 30.0  # within which a request has to be here
+DRAINED = 8  # times the limit that is read of one that is too large
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -100,6 +101,9 @@ class Guard:
         kind = kind_of(scope["method"], get_route_path(scope), self.pages)
         refusal = self._judge(scope, kind, client)
         try:
+            if refusal is not None and refusal.status == 413:
+                async with asyncio.timeout(BODY_SECONDS):
+                    await read_body(receive, self.body)
             if refusal is None and kind in (Kind.action, Kind.login):
                 async with asyncio.timeout(BODY_SECONDS):
                     body = await read_body(receive, self.body)
@@ -199,15 +203,19 @@ def netloc(url: str, like: str = "") -> str:
 
 
 async def read_body(receive: Receive, most: int) -> bytes:
-    """The body of a request, or as much of it as shows that it is larger than `most` bytes."""
-    body = bytearray()
-    while len(body) <= most:
+    """The body of a request, or `most` + 1 bytes of one that is larger.
+
+    More of that is read, DRAINED times as much, and thrown away: a client that is still sending when its connection
+    ends sees no answer.
+    """
+    body, read, more = bytearray(), 0, True
+    while more and read <= DRAINED * most:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise _Left
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
+        part, more = message.get("body", b""), message.get("more_body", False)
+        read += len(part)
+        body += part[: most + 1 - len(body)]
     return bytes(body)
 
 

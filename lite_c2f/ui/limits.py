@@ -70,7 +70,7 @@ class Rate:
 class Tried(NamedTuple):
     """Passwords a client tried since the last right one."""
 
-    tries: int
+    times: int
     last: float  # seconds of the clock
 
 
@@ -99,12 +99,12 @@ class Logins:
         tried = self.tried.get(client)
         if tried is None or now - tried.last >= self.forget:
             tried = Tried(0, now)
-        if tried.tries >= self.free:
-            doubled = min(tried.tries - self.free, 32)  # beyond that it is the longest wait anyway
+        if tried.times >= self.free:
+            doubled = min(tried.times - self.free, 32)  # beyond that it is the longest wait anyway
             left = tried.last + min(self.longest, self.first * 2**doubled) - now
             if left > 0:
                 return left
-        self.tried.put(client, Tried(tried.tries + 1, now))
+        self.tried.put(client, Tried(tried.times + 1, now))
         return 0.0
 
     def succeeded(self, client: str) -> None:

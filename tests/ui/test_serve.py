@@ -45,16 +45,36 @@ def test_a_browser_may_call_it_by_its_own_names_only():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(None, ""), ("", ""), ("/", ""), ("/c2f/", "/c2f"), ("/a/b", "/a/b"), ("https://example.org/c2f/", "https://example.org/c2f")],
-)  # fmt: skip
+    [
+        (None, ""),
+        ("", ""),
+        ("/", ""),
+        ("/c2f/", "/c2f"),
+        ("/a/b", "/a/b"),
+        ("https://example.org/c2f/", "https://example.org/c2f"),
+    ],
+)
 def test_a_root_path_loses_its_last_slash(given, expected):
     assert serve.checked_root(given) == expected
 
 
 @pytest.mark.parametrize(
     "given",
-    ["c2f", "//evil.example", "ftp://example.org", "https://", "http://[", "http://a:99999", "/a b", "/a?b", "/a#b", "/%2e", "/\\", "javascript:x"],
-)  # fmt: skip
+    [
+        "c2f",
+        "//evil.example",
+        "ftp://example.org",
+        "https://",
+        "http://[",
+        "http://a:99999",
+        "/a b",
+        "/a?b",
+        "/a#b",
+        "/%2e",
+        "/\\",
+        "javascript:x",
+    ],
+)
 def test_other_root_paths_are_refused(given):
     with pytest.raises(ConfigError, match="--root-path"):
         serve.checked_root(given)
