@@ -4,8 +4,8 @@
 
 Side by side, in turn, `--rounds` times; medians. `three_panes_ratio` is the time of Coarse, Fine and Baseline together
 over that of the slowest of them alone, greedy, at equal lengths (no answer may end before `--tokens`) and as they end
-by themselves. `ratio_change_s` is the time to the first token after another ratio was set, `prefill_s` the same with the
-ratio left alone. `visitors` are answered at once, each alone first.
+by themselves. `ratio_change_s` is the time to the first token after another ratio was set, `prefill_s` the same with
+the ratio left alone. `visitors` are answered at once, each alone first.
 """
 
 import argparse

@@ -1,10 +1,12 @@
 """Several actors answering the same question at once; no Gradio in it.
 
 `panes.py` says who answers and how, `prompts.py` what a model reads and what is shown of what it says, `rows.py` is the
-batch in which all answers of all visitors are written together, `engine.py` the queue in front of it.
+batch in which all answers of all visitors are written together, `asked.py` a question between the one who asks and the
+one who answers, `engine.py` the models and the line in front of them.
 """
 
-from lite_c2f.chat.engine import Asked, Chat
+from lite_c2f.chat.asked import Asked
+from lite_c2f.chat.engine import Chat
 from lite_c2f.chat.panes import ALL_PANES, PANES, TITLES, ChatSettings, Event, Pane
 from lite_c2f.chat.prompts import with_answers
 

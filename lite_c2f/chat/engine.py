@@ -7,7 +7,6 @@ which begins with the first question and ends with the last; whoever asked looks
 import contextlib
 import itertools
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from lite_c2f.actors import load_coarse
 from lite_c2f.answers import Answer, repeated_ngrams
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
 from lite_c2f.backbone.together import Together, residue_of
+from lite_c2f.chat.asked import Asked, Question
 from lite_c2f.chat.panes import ON_BASE, PANES, ChatSettings, Event, Pane, check_settings, pane_of
 from lite_c2f.chat.prompts import History, history_of, one_line, read_by, shown, with_system
 from lite_c2f.chat.rows import Row, Rows
@@ -37,108 +37,6 @@ SHARE_OF_MEMORY = 0.5  # of what is free once the models are loaded, for keys an
 SMALL = 4_000_000  # weights of a model whose products are too small to share between threads
 TAIL = 32  # tokens in which a stop sequence is looked for
 BASE, INSTRUCT, MERGED = range(3)  # models of `Together`
-
-
-class Question:
-    """What was asked, and how far it is; between the one who asked and the thread that answers."""
-
-    def __init__(self, number: int, panes: Sequence[Pane], histories: Mapping[str, History], settings: ChatSettings):
-        self.number, self.panes, self.histories, self.settings = number, panes, histories, settings
-        self.asked = time.perf_counter()
-        self.scored = True  # nothing is waited for once the last row has ended
-        self.rows: dict[str, Row] = {}  # by pane, from when they are begun
-        self.dropped: dict[str, int] = {}
-        self.unbegun: dict[str, tuple[str, str]] = {}  # panes that never began: their finish, and why
-        self.rewards: dict[str, float] = {}
-        self.stopped: set[str] = set()  # panes that shall end
-        self.changed = threading.Event()
-
-    @property
-    def ended(self) -> bool:
-        """Has every pane its last word?"""
-        known = len(self.rows) + len(self.unbegun) == len(self.panes)
-        return known and self.scored and all(row.finish is not None for row in self.rows.values())
-
-    @property
-    def unwanted(self) -> bool:
-        """Shall every pane end?"""
-        return len(self.stopped) == len(self.panes)
-
-    def give_up(self, finish: str, message: str = "") -> None:
-        """End every pane that has not ended."""
-        for pane in self.panes:
-            row = self.rows.get(pane.key)
-            if row is None:
-                self.unbegun.setdefault(pane.key, (finish, message))
-            elif row.finish is None:
-                row.message, row.finish = message, finish
-        self.scored = True
-        self.changed.set()
-
-
-class Asked:
-    """The answers to a question, as they grow: iterate over it for events; a pane's last one has its finish.
-
-    Between two events of a pane it may have said several tokens. Dropped or closed, the answers end.
-    """
-
-    def __init__(self, chat: "Chat", question: Question, pause: float) -> None:
-        self._chat, self._question, self._pause = chat, question, pause
-        self._told: dict[str, tuple[Any, ...]] = {}
-        self._queue: deque[Event] = deque()
-        self._batches = self.batches()
-
-    def __iter__(self) -> Iterator[Event]:
-        return self
-
-    def __next__(self) -> Event:
-        while not self._queue:
-            self._queue.extend(next(self._batches))
-        return self._queue.popleft()
-
-    def batches(self, patience: float | None = None) -> Iterator[list[Event]]:
-        """Events as they come, all panes' at once; an empty list after `patience` seconds without any."""
-        question = self._question
-        while True:
-            over = question.ended  # before looking: what is seen afterwards is then the last word
-            news = self._news()
-            if news:
-                yield news
-            if over:
-                return
-            if not question.changed.wait(patience):
-                yield []
-            question.changed.clear()
-            if self._pause and not question.ended:
-                time.sleep(self._pause)
-
-    @property
-    def waiting(self) -> int:
-        """Questions that are answered before this one is begun; 0 once it is."""
-        return self._chat.place_of(self._question)
-
-    def stop(self, pane: str | None = None) -> None:
-        """End one pane's answer, or all of them; what was said stays."""
-        self._question.stopped |= {pane.key for pane in self._question.panes} if pane is None else {pane}
-
-    def close(self) -> None:
-        """As `stop`; only sets a mark, so that a server's event loop may call it."""
-        self.stop()
-
-    def __del__(self) -> None:
-        self.stop()
-
-    def _news(self) -> list[Event]:
-        events = []
-        for pane in self._question.panes:
-            event = self._chat.event_of(self._question, pane)
-            if event is None:
-                continue
-            mark = (event.tokens, event.finish, event.reward)
-            if self._told.get(pane.key) != mark:
-                self._told[pane.key] = mark
-                events.append(event)
-        return events
 
 
 class Chat:
@@ -213,7 +111,7 @@ class Chat:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="lite_c2f-chat", daemon=True)
                 self._thread.start()
-        return Asked(self, question, pause)
+        return Asked(question, self._event_of, self._place_of, pause)
 
     def answer(
         self,
@@ -250,12 +148,12 @@ class Chat:
         with self._lock:
             return len(self._under_way), len(self._line)
 
-    def place_of(self, question: Question) -> int:
+    def _place_of(self, question: Question) -> int:
         """How many questions are before this one in the line and under way, while it waits; else 0."""
         with self._lock:
             return self._line.index(question) + len(self._under_way) if question in self._line else 0
 
-    def event_of(self, question: Question, pane: Pane) -> Event | None:
+    def _event_of(self, question: Question, pane: Pane) -> Event | None:
         """Where a pane stands; None before it has begun."""
         ratio = self._ratio(pane, question.settings) if pane.actor == "fine" else None
         nothing = Event(pane.key, "", 0, 0.0, None, ratio=ratio, seed=question.settings.seed)

@@ -1,0 +1,119 @@
+"""A question between the one who asked it and the thread that answers."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lite_c2f.chat.panes import ChatSettings, Event, Pane
+from lite_c2f.chat.prompts import History
+from lite_c2f.chat.rows import Row
+
+
+class Question:
+    """What was asked, and how far it is; between the one who asked and the thread that answers."""
+
+    def __init__(self, number: int, panes: Sequence[Pane], histories: Mapping[str, History], settings: ChatSettings):
+        self.number, self.panes, self.histories, self.settings = number, panes, histories, settings
+        self.asked = time.perf_counter()
+        self.scored = True  # nothing is waited for once the last row has ended
+        self.rows: dict[str, Row] = {}  # by pane, from when they are begun
+        self.dropped: dict[str, int] = {}
+        self.unbegun: dict[str, tuple[str, str]] = {}  # panes that never began: their finish, and why
+        self.rewards: dict[str, float] = {}
+        self.stopped: set[str] = set()  # panes that shall end
+        self.changed = threading.Event()
+
+    @property
+    def ended(self) -> bool:
+        """Has every pane its last word?"""
+        known = len(self.rows) + len(self.unbegun) == len(self.panes)
+        return known and self.scored and all(row.finish is not None for row in self.rows.values())
+
+    @property
+    def unwanted(self) -> bool:
+        """Shall every pane end?"""
+        return len(self.stopped) == len(self.panes)
+
+    def give_up(self, finish: str, message: str = "") -> None:
+        """End every pane that has not ended."""
+        for pane in self.panes:
+            row = self.rows.get(pane.key)
+            if row is None:
+                self.unbegun.setdefault(pane.key, (finish, message))
+            elif row.finish is None:
+                row.message, row.finish = message, finish
+        self.scored = True
+        self.changed.set()
+
+
+class Asked:
+    """The answers to a question, as they grow: iterate over it for events; a pane's last one has its finish.
+
+    Between two events of a pane it may have said several tokens. Dropped or closed, the answers end.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        event_of: Callable[[Question, Pane], Event | None],
+        place_of: Callable[[Question], int],
+        pause: float,
+    ) -> None:
+        self._question, self._event_of, self._place_of, self._pause = question, event_of, place_of, pause
+        self._told: dict[str, tuple[Any, ...]] = {}
+        self._queue: deque[Event] = deque()
+        self._batches = self.batches()
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        while not self._queue:
+            self._queue.extend(next(self._batches))
+        return self._queue.popleft()
+
+    def batches(self, patience: float | None = None) -> Iterator[list[Event]]:
+        """Events as they come, all panes' at once; an empty list after `patience` seconds without any."""
+        question = self._question
+        while True:
+            over = question.ended  # before looking: what is seen afterwards is then the last word
+            news = self._news()
+            if news:
+                yield news
+            if over:
+                return
+            if not question.changed.wait(patience):
+                yield []
+            question.changed.clear()
+            if self._pause and not question.ended:
+                time.sleep(self._pause)
+
+    @property
+    def waiting(self) -> int:
+        """Questions that are answered before this one is begun; 0 once it is."""
+        return self._place_of(self._question)
+
+    def stop(self, pane: str | None = None) -> None:
+        """End one pane's answer, or all of them; what was said stays."""
+        self._question.stopped |= {pane.key for pane in self._question.panes} if pane is None else {pane}
+
+    def close(self) -> None:
+        """As `stop`; only sets a mark, so that a server's event loop may call it."""
+        self.stop()
+
+    def __del__(self) -> None:
+        self.stop()
+
+    def _news(self) -> list[Event]:
+        events = []
+        for pane in self._question.panes:
+            event = self._event_of(self._question, pane)
+            if event is None:
+                continue
+            mark = (event.tokens, event.finish, event.reward)
+            if self._told.get(pane.key) != mark:
+                self._told[pane.key] = mark
+                events.append(event)
+        return events
