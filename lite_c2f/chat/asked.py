@@ -43,7 +43,7 @@ class Question:
             if row is None:
                 self.unbegun.setdefault(pane.key, (finish, message))
             elif row.finish is None:
-                row.message, row.finish = message, finish
+                row.end(finish, message)
         self.scored = True
         self.changed.set()
 

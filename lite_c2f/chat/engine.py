@@ -122,7 +122,7 @@ class Chat:
         **settings: Any,
     ) -> dict[str, Event]:
         """The finished answers, by pane. settings: those of `ChatSettings`. Raises as `stream` does."""
-        events = self.stream(prompt, panes or PANES, ChatSettings(**settings), score=score)
+        events = self.stream(prompt, PANES if panes is None else panes, ChatSettings(**settings), score=score)
         return {event.pane: event for event in events if event.finish}
 
     def check(self, settings: ChatSettings) -> None:
@@ -288,8 +288,8 @@ class Chat:
     def _stop_who_shall(self) -> None:
         for question in self._under_way:
             for key in question.stopped & set(question.rows):
-                row = question.rows[key]
-                row.finish = row.finish or "stopped"
+                if question.rows[key].finish is None:
+                    question.rows[key].end("stopped")
             question.scored = question.scored or question.unwanted
 
     def _score_who_ended(self) -> None:

@@ -65,9 +65,10 @@ class Row:
         """What it said, without the ending."""
         return self.tokens[: len(self.tokens) - self.ending]
 
-    def fail(self, error: Exception) -> None:
-        """End with an error."""
-        self.message, self.finish = one_line(error), "error"
+    def end(self, finish: str, message: str = "") -> None:
+        """No token follows."""
+        self.numbers = []  # a finished row may be looked at for long
+        self.message, self.finish = message, finish  # last: who reads it in another thread finds the rest in place
 
     def take(self, token: int, now: float) -> None:
         """One more token, and whether it is the last."""
@@ -81,7 +82,8 @@ class Row:
             finish = "stop"
         else:
             finish = "limit" if len(self.tokens) >= self.sampling.limit else ""
-        self.finish = finish or None  # last: who reads it in another thread finds the rest in place
+        if finish:
+            self.end(finish)
 
 
 class Rows:
@@ -196,7 +198,8 @@ class Rows:
                 row.take(token, now)
             else:
                 got = f"logits at token {len(row.tokens)} are not finite"
-                row.fail(ModelError.because(got, "finite logits", "lower the ratio, or train it again"))
+                error = ModelError.because(got, "finite logits", "lower the ratio, or train it again")
+                row.end("error", str(error))
 
 
 def _by_halves(rows: Sequence[Row], work: Callable[[Sequence[Row]], None]) -> None:
@@ -206,7 +209,7 @@ def _by_halves(rows: Sequence[Row], work: Callable[[Sequence[Row]], None]) -> No
         return
     except Exception as error:  # of any kind: it ends this row, and is told to who waits for it
         if len(rows) == 1:
-            rows[0].fail(error)
+            rows[0].end("error", one_line(error))
         full = is_out_of_memory(error)
     if full:  # outside the handler: the error's traceback held the tensors of every frame it passed through
         free()

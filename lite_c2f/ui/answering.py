@@ -76,7 +76,7 @@ def answers(
             replies |= {event.pane: reply_of(event) for event in events}
             yield Look(dict(replies), asked.waiting)
     finally:
-        asked.close()  # nothing else here: when a visitor leaves, this runs on the server's event loop
+        visit.end(view, asked)
 
 
 def reply_of(event: Event) -> Reply:

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.context import Context
 
 from lite_c2f import votes
 from lite_c2f.chat import ALL_PANES, TITLES, ChatSettings, Pane
@@ -72,7 +73,7 @@ def blind_view(served: Served) -> None:
         ratio = ratio_slider(served.chat, "vote-ratio")
     settings = settings_fold(served.chat)
     with gr.Accordion("The count so far", open=False):
-        count = gr.HTML(lambda: standings(served), elem_classes="figures")
+        count = gr.HTML(standings(served), elem_classes="figures")
 
     shown = [*heads.values(), *views.values(), verdict, *buttons.values()]
 
@@ -112,6 +113,8 @@ def blind_view(served: Served) -> None:
         api_visibility="private",
     )
     halt.click(stop, None, None, **QUICK)
+    if Context.root_block is not None:  # the page is as old as the server
+        Context.root_block.load(lambda: standings(served), None, count, **QUICK)
     for choice, button in buttons.items():
         button.click(_voter(served, choice, draw), None, [*shown, count], trigger_mode="once", **QUICK)
 

@@ -143,7 +143,7 @@ def compare_view(served: Served) -> None:
 
     def redraw(marks: bool, ratio: float, request: gr.Request) -> list[Any]:
         visit = served.visits.of(request.session_hash)
-        if VIEW in visit.asked and served.chat.busy() != (0, 0):
+        if VIEW in visit.asked:
             return [gr.skip()] * len(shown)  # the answers under way draw themselves
         return page(visit, marks, ratio)
 

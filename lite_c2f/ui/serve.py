@@ -25,7 +25,7 @@ DEFAULT_RUN = Path("runs/toy")
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 AUTH_VARIABLE = "LITE_C2F_AUTH"  # a command line is seen by everybody on the machine, an environment is not
 WAITING = 64  # questions in line; more are told that the server is busy
-SESSIONS = 1000  # visitors whose conversations are kept
+SESSIONS = 100  # pages whose state Gradio keeps, 270 KiB each; conversations are kept apart
 
 
 def launch(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 
 from lite_c2f import transcripts
 from lite_c2f.chat import TITLES
@@ -132,9 +133,8 @@ def sessions_fold(served: Served, knob: list[Any], shown: list[Any], page: Page)
         return [transcripts.as_markdown(found, TITLES), f"lite_c2f-{found.id[:8]}.md"]
 
     both = [session, chosen]
-    context = gr.context.Context.root_block
-    assert context is not None
-    context.load(arrive, [owner, session, *knob], [*shown, *both], js=IDENTITY, **QUICK)
+    if Context.root_block is not None:
+        Context.root_block.load(arrive, [owner, session, *knob], [*shown, *both], js=IDENTITY, **QUICK)
     session.change(None, session, None, js=KEEP)
     reopen.click(switch, [chosen, *knob], [*shown, *both], **QUICK)
     remove.click(drop, [chosen, *knob], [*shown, *both], **QUICK)

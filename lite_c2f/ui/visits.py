@@ -28,6 +28,12 @@ class Visit:
         self.stop(view)
         self.asked[view] = asked
 
+    def end(self, view: str, asked: Asked) -> None:
+        """These answers are over; nothing here waits, so that a server's event loop may call it."""
+        asked.close()
+        if self.asked.get(view) is asked:
+            self.asked.pop(view, None)
+
     def is_current(self, view: str, asked: Asked) -> bool:
         """Does somebody still look at these answers?"""
         return self.asked.get(view) is asked
