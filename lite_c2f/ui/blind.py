@@ -93,11 +93,12 @@ def blind_view(served: Served) -> None:
         actors = tuple(random.sample(actors, 2))
         ballot = Ballot((text or "").strip(), actors, settings, {})
         panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, actors, strict=True)]
-        question = [Turn("human", ballot.prompt)]
+        question, box = [Turn("human", ballot.prompt)], ""
         for look in answers(served, visit, VIEW, dict.fromkeys(LETTERS, question), panes, settings):
             ballot = ballot._replace(replies=look.replies)
             visit.extra[VIEW] = ballot
-            yield ["", *draw(ballot)]
+            yield [box, *draw(ballot)]
+            box = gr.skip()
 
     def stop(request: gr.Request) -> None:
         served.visits.of(request.session_hash).stop(VIEW)

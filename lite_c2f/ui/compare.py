@@ -86,12 +86,15 @@ def compare_view(served: Served) -> None:
         question = Turn("human", text.strip())
         round_ = before or Round(text.strip(), settings._asdict(), {})
         turns = {pane: [*history(transcript, pane), question] for pane in panes}
+        box: Any = ""  # the first update empties it; what is typed meanwhile stays
         for look in answers(served, visit, VIEW, turns, panes, settings):
             round_ = replaced(round_, look.replies)
-            yield ["", *page(visit, marks, settings.ratio or 0.0, round_, look.waiting)]
+            yield [box, *page(visit, marks, settings.ratio or 0.0, round_, look.waiting)]
+            box = gr.skip()
         if visit.transcript is transcript and any(reply.finish for reply in round_.replies.values()):
             keep(served, visit, with_round(transcript, round_))
-            yield ["", *page(visit, marks, settings.ratio or 0.0)]
+        # Shown last whatever happened meanwhile: Gradio sends an event's last update once more when it ends.
+        yield [gr.skip(), *page(visit, marks, settings.ratio or 0.0)]
 
     def ask(request: gr.Request, text: str, base: bool, marks: bool, ratio: float, *given: Any) -> Iterator[list[Any]]:
         """Answer in every pane."""

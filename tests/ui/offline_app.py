@@ -1,0 +1,51 @@
+"""Run the command line with everything outside this machine refused, and written down.
+
+    python offline_app.py LOG SECONDS app RUN --port 7860
+
+SECONDS: how long each token takes at least, so that there is time to look at answers while they are written.
+"""
+
+import ipaddress
+import sys
+import time
+from pathlib import Path
+
+LOG, SECONDS, *ARGUMENTS = sys.argv[1:]
+
+
+def is_local(name):
+    if name in (None, "", b"", "localhost", b"localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def watch(event, given):
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        name = given[1][0] if isinstance(given[1], tuple) else None
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyname_ex"):
+        name = given[0]
+    else:
+        return
+    if not is_local(name):
+        with Path(LOG).open("a") as file:
+            file.write(f"{event} {name}\n")
+        raise OSError("the outside is blocked")
+
+
+if __name__ == "__main__":
+    sys.addaudithook(watch)
+    from lite_c2f.chat.rows import Rows
+    from lite_c2f.cli import main
+
+    step = Rows.step
+
+    def slow(rows):
+        time.sleep(float(SECONDS))
+        step(rows)
+
+    Rows.step = slow
+    main(ARGUMENTS)

@@ -1,0 +1,346 @@
+"""What people do with the app, in a real browser, with everything outside this machine blocked."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from playwright import sync_api as playwright
+
+from lite_c2f import transcripts, votes
+from lite_c2f.transcripts import Reply, Round
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("no Chromium here", allow_module_level=True)
+QUESTION = "Lea has 3 apples, first gets 7, second buys 5, third drops 8. How many now?"
+EVIL = (
+    '<img src=x onerror="window.hit=1"><script>window.hit=2</script>\n[a](javascript:window.hit=3) '
+    "![b](data:text/html,<script>window.hit=4</script>) <svg onload=window.hit=5> ${window.hit=6} {{window.hit}} "
+    "{{{value}}} `${1+1}` &lt;i&gt; <a href='javascript:window.hit=7'>x</a>\n    indented\n" + "long" * 200
+)
+
+
+class Site(NamedTuple):
+    url: str
+    run: Path
+    log: Path
+    process: subprocess.Popen
+
+
+def start(run, log, seconds, port=None):
+    if port is None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    script = Path(__file__).with_name("offline_app.py")
+    command = [sys.executable, "-W", "ignore", script, log, str(seconds), "app", run, "--port", str(port)]
+    with (log.parent / "out").open("w") as out:
+        process = subprocess.Popen([str(each) for each in command], stdout=out, stderr=subprocess.STDOUT)
+    until = time.monotonic() + 180
+    while "Serving" not in (log.parent / "out").read_text():
+        assert process.poll() is None and time.monotonic() < until, (log.parent / "out").read_text()
+        time.sleep(0.1)
+    return Site(f"http://127.0.0.1:{port}/", run, log, process)
+
+
+@pytest.fixture(scope="module")
+def site(toy_run, tmp_path_factory):
+    run = shutil.copytree(toy_run, tmp_path_factory.mktemp("runs") / "toy", ignore=shutil.ignore_patterns("app"))
+    served = start(run, tmp_path_factory.mktemp("log") / "attempts", 0.02)
+    yield served
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.wait(30) in (0, 130)
+    assert not served.log.exists(), served.log.read_text()  # nothing outside was ever asked for
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--headless=new", "--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def tab(site, browser):
+    """A new visitor's page; at its end it has asked nobody else for anything, and has not complained."""
+    context = browser.new_context(viewport={"width": 1300, "height": 850}, accept_downloads=True)
+    page = visit(context, site)
+    yield page
+    assert [url for url in page.asked if not url.startswith((site.url, "data:", "blob:"))] == []
+    assert page.said == []
+    assert page.evaluate("window.hit") is None
+    context.close()
+
+
+def visit(context, site):
+    page = context.new_page()
+    page.asked, page.said = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.on("console", lambda told: page.said.append(told.text) if told.type == "error" else None)
+    page.goto(site.url)
+    page.wait_for_selector("#prompt textarea:enabled")
+    page.wait_for_timeout(300)  # the conversation of the session is asked for now
+    return page
+
+
+def ask(page, text, box="#prompt"):
+    page.fill(f"{box} textarea", text)
+    page.press(f"{box} textarea", "Enter")
+
+
+def ended(page, *panes, chip="ended"):
+    for pane in panes:
+        page.wait_for_function(
+            "([id, word]) => [...document.querySelectorAll(id + ' .talk > :last-child .chip')].some(c => "
+            "c.textContent.includes(word))",
+            arg=[f"#view-{pane}", chip],
+            timeout=60_000,
+        )
+
+
+def said(page, pane):
+    return page.inner_text(f"#view-{pane} .said >> nth=-1")
+
+
+def test_three_answers_stream_at_once_with_their_figures(tab):
+    assert "thorough" in tab.inner_text("#view-coarse")  # empty panes say what they are
+    ask(tab, QUESTION)
+    tab.wait_for_function("document.querySelectorAll('.said.writing').length === 3")
+    lengths = set()
+    for _ in range(12):
+        lengths.add(len(tab.inner_text("#view-coarse")))
+        tab.wait_for_timeout(80)
+    assert len(lengths) > 3  # it grows
+    assert tab.input_value("#prompt textarea") == ""
+    tab.fill("#prompt textarea", "the next one")  # typed while answers are written
+    ended(tab, "coarse", "fine", "baseline", chip="reward")
+    assert tab.input_value("#prompt textarea") == "the next one"
+    for pane in ("coarse", "fine", "baseline"):
+        chips = tab.inner_text(f"#view-{pane} .chips")
+        assert re.search(r"\d+ tokens\s+\d+ tokens/s\s+first after \d\.\d\d s\s+ended \((EOS|stop)\)", chips)
+        assert re.search(r"reward [+-]\d\.\d\d\s+\d+% repeated", chips)
+    assert "ratio 1" in tab.inner_text("#view-fine .chips")
+    ask(tab, "Hi")  # a second turn
+    ended(tab, "coarse", "fine", "baseline", chip="reward")
+    assert tab.locator("#view-fine .you").all_inner_texts() == [QUESTION, "Hi"]
+
+
+def test_stop_one_and_stop_all(tab):
+    ask(tab, QUESTION)
+    tab.wait_for_selector("#view-coarse .said.writing")
+    tab.click("#stop-coarse")
+    ended(tab, "coarse", chip="stopped")
+    ended(tab, "fine")
+    ask(tab, QUESTION)
+    tab.wait_for_selector("#view-fine .said.writing")
+    tab.keyboard.press("Escape")
+    ended(tab, "coarse", "fine", chip="stopped")
+
+
+def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
+    ask(tab, QUESTION)
+    ended(tab, "coarse", "fine", "baseline", chip="reward")
+    coarse, fine = said(tab, "coarse"), said(tab, "fine")
+    tab.fill("#ratio input[type=number]", "0")
+    tab.press("#ratio input[type=number]", "Tab")
+    tab.wait_for_selector("#view-fine .chip.stale")
+    assert said(tab, "fine") == fine
+    tab.click("#anew")
+    tab.wait_for_function("document.querySelector('#view-fine').innerText.includes('ratio 0\\n')")
+    ended(tab, "fine", chip="reward")
+    assert tab.locator(".chip.stale").count() == 0
+    assert said(tab, "fine") == said(tab, "baseline") != fine  # the same random numbers: only the ratio differs
+    assert said(tab, "coarse") == coarse
+    tab.get_by_label("Mark repeats").check()
+    tab.fill("#ratio input[type=number]", "1")
+    tab.press("#ratio input[type=number]", "Tab")
+    tab.wait_for_selector("#view-fine .chip.stale")
+    tab.click("#anew")
+    ended(tab, "fine", chip="ratio 1")
+    tab.wait_for_selector("#view-fine mark.kept")
+    assert said(tab, "fine") == fine
+    marked = tab.inner_text("#view-fine mark.kept >> nth=0")
+    assert marked and marked in coarse.replace("\n", " ")
+
+
+def test_edit_undo_regenerate_clear(tab):
+    ask(tab, QUESTION)
+    ended(tab, "fine", "coarse", "baseline", chip="reward")
+    first = tab.inner_text("#view-fine .chip >> nth=-1")
+    tab.click("#again")
+    tab.wait_for_function("old => !document.querySelector('#view-fine').innerText.includes(old)", arg=first)
+    ended(tab, "fine", "coarse", "baseline", chip="reward")
+    assert tab.locator("#view-fine .you").count() == 1
+    tab.click("#edit")
+    tab.wait_for_function("document.querySelector('#prompt textarea').value !== ''")
+    assert tab.input_value("#prompt textarea") == QUESTION
+    assert tab.locator("#view-fine .you").count() == 0
+    ask(tab, "Hi")
+    ended(tab, "fine", "coarse", "baseline", chip="reward")
+    tab.click("#undo")
+    tab.wait_for_selector("#view-fine .nothing")
+    ask(tab, QUESTION)
+    tab.wait_for_selector("#view-fine .said.writing")
+    tab.click("#clear")  # in the midst of it
+    tab.wait_for_timeout(1500)
+    assert tab.locator("#view-fine .you").count() == 0
+
+
+def test_a_reload_and_a_restart_keep_the_session_and_others_do_not_see_it(site, tab, browser):
+    ask(tab, "my secret question")
+    ended(tab, "fine", "coarse", "baseline", chip="reward")
+    tab.wait_for_function("sessionStorage.getItem('lite_c2f.session')")
+    fine = said(tab, "fine")
+    tab.reload()
+    tab.wait_for_selector("#view-fine .said")
+    assert said(tab, "fine") == fine
+    other = browser.new_context()
+    page = visit(other, site)
+    page.get_by_text("Sessions", exact=True).click()
+    page.click("#sessions input")
+    page.wait_for_timeout(300)
+    assert "secret" not in page.inner_text("body")
+    other.close()
+    tab.click("#clear")
+    tab.wait_for_selector("#view-fine .nothing")
+    tab.get_by_text("Sessions", exact=True).click()
+    tab.click("#sessions input")
+    tab.get_by_role("option", name=re.compile("my secret question")).click()
+    tab.click("#reopen")
+    tab.wait_for_selector("#view-fine .said")
+    assert said(tab, "fine") == fine
+    with tab.expect_download() as download:
+        tab.click("#export-json")
+    saved = transcripts.from_json(Path(download.value.path()).read_text(encoding="utf-8"))
+    assert saved.rounds[0].prompt == "my secret question" and saved.rounds[0].replies["fine"].text == fine
+    with tab.expect_download() as download:
+        tab.click("#export-markdown")
+    assert "my secret question" in Path(download.value.path()).read_text(encoding="utf-8")
+
+
+def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab):
+    tab.get_by_role("tab", name="Blind vote").click()
+    ask(tab, QUESTION, "#vote-prompt")
+    tab.wait_for_selector("#vote-A:enabled", timeout=60_000)
+    shown = tab.inner_text(".tabitem:visible")
+    assert not re.search("Answer A:|EOS|tokens/s|reward [+-]", shown)  # nothing tells who it is
+    tab.click("#vote-B")
+    tab.wait_for_selector("text=/Answer B: (Coarse|Fine|Baseline)/")
+    assert tab.locator("#vote-B:enabled").count() == 0  # once
+    *_, vote = votes.read(site.run / "app" / "votes.jsonl")
+    assert vote.choice == "B" and vote.turns[0].text == QUESTION
+    assert tab.inner_text("#blind-A .said") == vote.answers[vote.shown[0]]
+    assert len(set(vote.seeds.values())) == 1 and vote.run["made_of"]
+
+
+def test_several_ratios_in_one_go(tab):
+    tab.get_by_role("tab", name="Ratios").click()
+    tab.get_by_label("0.25", exact=True).check()
+    ask(tab, QUESTION, "#strip-prompt")
+    tab.wait_for_function(
+        "document.querySelectorAll('#strip .chip.score, #strip .chip.warn').length >= 4", timeout=60_000
+    )
+    heads = tab.locator("#strip section h3").all_inner_texts()
+    assert [head.split()[0] for head in heads] == ["0", "0.25", "0.5", "1"]
+    assert tab.locator(".chart svg").count() == 1
+
+
+def test_runs_are_shown(tab):
+    tab.get_by_role("tab", name="Runs").click()
+    tab.wait_for_selector(".run-state.finished")
+    assert tab.locator(".plot svg").count() > 5
+
+
+def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
+    """Hostile text as a prompt, and as a model's answer in a saved session."""
+    ask(tab, EVIL)
+    ended(tab, "fine", "coarse", "baseline", chip="reward")
+    assert tab.inner_text("#view-fine .you") == EVIL.strip()
+    owner = tab.evaluate("localStorage.getItem('lite_c2f.owner')")
+    reply = Reply("fine", EVIL, 9, 80.0, 0.1, "eos", EVIL, 0, 1.0, 0.5, 0.0)
+    bad = reply._replace(pane="coarse", finish="error", text="", ratio=None)
+    round_ = Round(EVIL, {}, {"fine": reply, "coarse": bad})
+    crafted = transcripts.new(owner, {"name": EVIL})._replace(rounds=(round_,))
+    transcripts.save(site.run / "app" / "sessions", crafted)
+    tab.evaluate("id => sessionStorage.setItem('lite_c2f.session', id)", crafted.id)
+    tab.reload()
+    tab.wait_for_selector("#view-fine .said")
+    assert tab.inner_text("#view-fine .said") == EVIL
+    assert "window.hit=1" in tab.inner_text("#view-coarse .chip.bad")
+    tab.get_by_label("Mark repeats").check()
+    tab.wait_for_selector("#view-fine mark")
+    assert tab.inner_text("#view-fine .said") == EVIL
+    assert tab.locator(".view img, .view script, .view svg, .view a").count() == 0
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")  # not even the long word is wider
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (768, "dark"), (1300, "dark")])
+def test_nothing_is_wider_than_the_window_and_text_can_be_read(site, browser, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page = visit(context, site)
+    ask(page, QUESTION)
+    ended(page, "fine", chip="reward")
+    for name in ("Compare", "Blind vote", "Ratios", "Runs"):
+        page.get_by_role("tab", name=name).click()
+        page.wait_for_timeout(600)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+    page.get_by_role("tab", name="Compare").click()
+    for selector in ("#view-fine .said", "#view-fine .you", "#view-fine .chip", ".head span"):
+        assert contrast(page, selector) >= 4.5, selector
+    context.close()
+
+
+def contrast(page, selector):
+    """WCAG 2.1's contrast of a text and what is behind it."""
+    colours = page.evaluate(
+        """selector => {
+            let element = document.querySelector(selector);
+            const ink = getComputedStyle(element).color;
+            while (element && /, 0\\)|transparent/.test(getComputedStyle(element).backgroundColor))
+                element = element.parentElement;
+            return [ink, element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)"];
+        }""",
+        selector,
+    )
+
+    def luminance(colour):
+        parts = [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted(map(luminance, colours))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_the_keyboard_is_enough(tab):
+    tab.focus("#view-coarse")
+    tab.keyboard.press("/")
+    tab.keyboard.type(QUESTION)
+    tab.keyboard.press("Shift+Enter")
+    tab.keyboard.type("Think")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#view-coarse .said.writing")
+    assert tab.inner_text("#view-coarse .you") == f"{QUESTION}\nThink"
+    tab.keyboard.press("Escape")
+    ended(tab, "coarse", chip="stopped")
+
+
+def test_the_rendered_prompt_is_shown(tab):
+    tab.fill("#prompt textarea", QUESTION)
+    tab.get_by_text("What each actor reads").click()
+    tab.get_by_role("button", name="Show the rendered prompt").click()
+    tab.wait_for_selector(".read pre")
+    coarse, fine, _ = tab.locator(".read pre").all_inner_texts()
+    assert f"Human: {QUESTION}" in coarse and coarse.rstrip().endswith("Assistant:")
+    assert f"[INST] {QUESTION} [/INST]" in fine
