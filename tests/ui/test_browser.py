@@ -131,6 +131,7 @@ def test_three_answers_stream_at_once_with_their_figures(tab):
         assert re.search(r"\d+ tokens\s+\d+ tokens/s\s+first after \d\.\d\d s\s+ended \((EOS|stop)\)", chips)
         assert re.search(r"reward [+-]\d\.\d\d\s+\d+% repeated", chips)
     assert "ratio 1" in tab.inner_text("#view-fine .chips")
+    tab.wait_for_timeout(500)  # until the round is saved
     ask(tab, "Hi")  # a second turn
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     assert tab.locator("#view-fine .you").all_inner_texts() == [QUESTION, "Hi"]
