@@ -289,7 +289,7 @@ COMMANDS = {
     "host of another machine": (["app", "gone", "--host", "203.0.113.1", "--auth", "me:x"], "on 203.0.113.1", "--port"),
     "auth without password": (["app", "gone", "--auth", "me"], "--auth"),
     "auth with empty password": (["app", "gone", "--auth", "me:"], "--auth"),
-    "proxy's address": (["app", "gone", "--root-path", "http://["], "--root-path http://["),
+    "proxy's address": (["app", "gone", "--root-path", "http://["], "--root-path 'http://['"),
     "port of zero": (["app", "gone", "--port", "0"], "--port"),
     "negative port": (["app", "gone", "--port", "-1"], "--port"),
     "port too high": (["app", "gone", "--port", "65536"], "--port"),
