@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN ?= runs/toy
 SEED ?= 0
+# Tests run in so many processes, of one thread each.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: setup demo test check bench clean
 
@@ -22,13 +25,13 @@ demo: setup
 	$(BIN)/lite-c2f demo --out $(RUN) --seed $(SEED)
 
 test: check
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy lite_c2f app.py
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 bench: setup
 	$(BIN)/python benchmarks/rollout.py

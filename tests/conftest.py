@@ -14,6 +14,9 @@ import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch: beside another job, spinning threads cost 5-20x
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes: a thread each, or they get in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
