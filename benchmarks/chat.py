@@ -38,9 +38,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 def endless(chat: Chat) -> None:
     """No answer ends before its limit: equal lengths, the worst case of several panes."""
-    chat._eos = [[] for _ in chat._eos]
-    chat._stops = []
-    chat._holds_a_stop = lambda tokens: False  # type: ignore[method-assign]
+    chat.cast._eos = [[] for _ in chat.cast._eos]
+    chat.cast._stops = []
+    chat.cast._holds_a_stop = lambda tokens: False  # type: ignore[method-assign]
 
 
 def panes(chat: Chat, question: str, tokens: int, rounds: int) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Several actors answering the same question at once; no Gradio in it.
 
 `panes.py` says who answers and how, `prompts.py` what a model reads and what is shown of what it says, `rows.py` is the
-batch in which all answers of all visitors are written together, `asked.py` a question between the one who asks and the
-one who answers, `engine.py` the models and the line in front of them.
+batch in which all answers of all visitors are written together, `cast.py` the models of a run,
+`asked.py` a question between the one who asks and the one who answers, `engine.py` the line of questions.
 """
 
 from lite_c2f.chat.asked import Asked

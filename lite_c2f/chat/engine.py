@@ -6,6 +6,7 @@ which begins with the first question and ends with the last; whoever asked looks
 
 import contextlib
 import itertools
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,29 +15,19 @@ from typing import Any
 
 import torch
 
-from lite_c2f.actors import load_coarse
-from lite_c2f.answers import Answer, repeated_ngrams
-from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
-from lite_c2f.backbone.together import Together, residue_of
+from lite_c2f.answers import repeated_ngrams
+from lite_c2f.backbone.together import Together
 from lite_c2f.chat.asked import Asked, Question
+from lite_c2f.chat.cast import Cast
 from lite_c2f.chat.panes import ON_BASE, PANES, ChatSettings, Event, Pane, check_settings, pane_of
-from lite_c2f.chat.prompts import History, history_of, one_line, read_by, shown, with_system
+from lite_c2f.chat.prompts import History, history_of, one_line, read_by, shown
 from lite_c2f.chat.rows import Row, Rows
-from lite_c2f.data.encode import stop_ids
-from lite_c2f.errors import C2FError, ConfigError, RunError
-from lite_c2f.inputs import TOY
-from lite_c2f.manifest import open_run
-from lite_c2f.memory.sizes import GIBIBYTE
-from lite_c2f.runs import read_json
-from lite_c2f.sampling import Sampling
+from lite_c2f.errors import C2FError, ConfigError
 
-LONGEST_CHAT = 4096  # tokens of a conversation and its answer: Mistral-7B-v0.1's sliding window
 MOST_ROWS = 48  # answers written at once; a step of 48 rows costs a few times that of one
 MOST_WAITING = 64  # questions in line
-SHARE_OF_MEMORY = 0.5  # of what is free once the models are loaded, for keys and values
 SMALL = 4_000_000  # weights of a model whose products are too small to share between threads
-TAIL = 32  # tokens in which a stop sequence is looked for
-BASE, INSTRUCT, MERGED = range(3)  # models of `Together`
+log = logging.getLogger(__name__)
 
 
 class Chat:
@@ -52,24 +43,8 @@ class Chat:
 
     def __init__(self, run_dir: str | Path, *, merged: bool = False) -> None:
         self.run = Path(run_dir)
-        self.config, models = open_run(self.run)
-        self.ratio = _merged_ratio(self.run / "fine" / "merge.json")
-        self.roles, self.judge = load_coarse(self.config, models, self.run)
-        # Tokenizers are of one thread at a time: these two are the answering thread's, the others the askers'.
-        self.tokenizer, self.instruct_tokenizer = self.judge.tokenizer, load_tokenizer(models.instruct)
-        self._readers = {True: load_tokenizer(models.base), False: load_tokenizer(models.instruct)}  # on the base?
-        folders = [models.instruct, *([str(self.run / "fine" / "model")] if merged else [])]
-        loaded = [self.roles.model, *(load_model(folder, self.config) for folder in folders)]
-        self.together = Together(loaded, residue_of(self.roles.model, "policy"))
-        self.merged = merged
-        self._eos = [end_tokens(loaded[0], self.tokenizer)]
-        self._eos += [end_tokens(model, self.instruct_tokenizer) for model in loaded[1:]]
-        self._stops = stop_ids(self.tokenizer, self.config.model.stop)
-        # Beyond this, a model loaded without its sliding window is not the one that was trained.
-        positions = (getattr(model.config, "max_position_embeddings", None) for model in loaded)
-        self.context = min(LONGEST_CHAT, *(known for known in positions if known))
-        self._bytes = _bytes_a_token(self.together)
-        self._budget = SHARE_OF_MEMORY * _free_bytes(self.together.device)
+        self.cast = Cast(self.run, merged)
+        self.config, self.ratio, self.context = self.cast.config, self.cast.ratio, self.cast.context
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._line: deque[Question] = deque()
         self._under_way: list[Question] = []
@@ -129,16 +104,10 @@ class Chat:
         """Raise ConfigError naming the first setting that is out of range."""
         check_settings(settings, self.context)
 
-    def prompt_room(self, max_tokens: int) -> int:
-        """Most tokens of a prompt, earlier turns included."""
-        if self.config.model.base == TOY:  # its text never ran longer than this
-            return self.config.data.max_prompt_tokens
-        return self.context - max_tokens
-
     def rendered(self, turns: History, pane: str | Pane, settings: ChatSettings) -> str:
         """The very text an actor reads, special tokens and all."""
         actor = pane_of(pane).actor
-        tokenizer, room = self._readers[actor in ON_BASE], self.prompt_room(settings.max_tokens)
+        tokenizer, room = self.cast.readers[actor], self.cast.prompt_room(settings.max_tokens)
         with self._reading:
             read = read_by(actor, tokenizer, self.config, turns, settings.system, room)
             return str(tokenizer.decode(read.ids))
@@ -155,7 +124,7 @@ class Chat:
 
     def _event_of(self, question: Question, pane: Pane) -> Event | None:
         """Where a pane stands; None before it has begun."""
-        ratio = self._ratio(pane, question.settings) if pane.actor == "fine" else None
+        ratio = self.cast.ratio_of(pane, question.settings) if pane.actor == "fine" else None
         nothing = Event(pane.key, "", 0, 0.0, None, ratio=ratio, seed=question.settings.seed)
         if pane.key in question.unbegun:
             finish, message = question.unbegun[pane.key]
@@ -168,7 +137,7 @@ class Chat:
         text_tokens = tokens[: len(tokens) - ending]
         stops = self.config.model.stop if pane.actor in ON_BASE else ()
         with self._reading:
-            text: Any = self._readers[pane.actor in ON_BASE].decode(text_tokens, skip_special_tokens=True)
+            text: Any = self.cast.readers[pane.actor].decode(text_tokens, skip_special_tokens=True)
         speaking = row.last - row.first
         return nothing._replace(
             text=text.strip() if how == "eos" else shown(text, stops),
@@ -184,11 +153,11 @@ class Chat:
 
     def _work(self) -> None:
         """Answer until nobody waits. The one thread that touches the models."""
-        with _threads_for(self.together, self._threads):
+        with _threads_for(self.cast.together, self._threads):
             self._answer_all()
 
     def _answer_all(self) -> None:
-        rows = Rows(self.together, self.tokenizer.pad_token_id)
+        rows = Rows(self.cast.together, self.cast.tokenizer.pad_token_id)
         while True:
             with self._lock:
                 question = self._next(rows)
@@ -206,7 +175,7 @@ class Chat:
             except Exception as error:  # a bug of ours, or a card that is gone: nobody may wait for ever
                 for each in self._under_way:
                     each.give_up("error", one_line(error))
-                rows = Rows(self.together, self.tokenizer.pad_token_id)
+                rows = Rows(self.cast.together, self.cast.tokenizer.pad_token_id)
             with self._lock:
                 for each in self._under_way:
                     each.changed.set()
@@ -221,7 +190,7 @@ class Chat:
         if not self._line:
             return None
         going = sum(row.finish is None for row in rows.rows)
-        room = min(MOST_ROWS, int(self._budget // (self._bytes * self.context)))
+        room = min(MOST_ROWS, self.cast.room)
         return self._line.popleft() if not going or going + len(self._line[0].panes) <= room else None
 
     def _start(self, question: Question, rows: Rows) -> None:
@@ -240,50 +209,14 @@ class Chat:
                 question.unbegun[pane.key] = ("stopped", "")
                 continue
             try:
-                row, question.dropped[pane.key] = self._row(pane, question)
+                history = question.histories[pane.key]
+                row, question.dropped[pane.key] = self.cast.row(pane, history, question.settings)
             except Exception as error:
                 question.unbegun[pane.key] = ("error", one_line(error))
                 continue
             question.rows[pane.key] = row
             begun.append(row)
         return begun
-
-    def _row(self, pane: Pane, question: Question) -> tuple[Row, int]:
-        settings, ratio, on_base = question.settings, self._ratio(pane, question.settings), pane.actor in ON_BASE
-        read = read_by(
-            pane.actor,
-            self.tokenizer if on_base else self.instruct_tokenizer,
-            self.config,
-            question.histories[pane.key],
-            settings.system,
-            self.prompt_room(settings.max_tokens),
-        )
-        if on_base:
-            model, share = BASE, 1.0 if pane.actor == "coarse" else 0.0
-        elif pane.actor == "fine" and self.merged and ratio == self.ratio:
-            model, share = MERGED, 0.0
-        else:
-            model, share = INSTRUCT, ratio if pane.actor == "fine" else 0.0
-        row = Row(
-            model,
-            share,
-            read.ids,
-            Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p, settings.seed),
-            penalty=settings.repetition_penalty,
-            eos_ids=self._eos[model],
-            stop_ids=self._stops if on_base else (),
-            ends=self._holds_a_stop if on_base else None,
-        )
-        return row, read.dropped
-
-    def _ratio(self, pane: Pane, settings: ChatSettings) -> float:
-        given = (pane.ratio, settings.ratio, self.ratio)
-        return next(ratio for ratio in given if ratio is not None)
-
-    def _holds_a_stop(self, tokens: Sequence[int]) -> bool:
-        """Spelt in other tokens than those looked for."""
-        text = self.tokenizer.decode(tokens[-TAIL:], skip_special_tokens=True)
-        return any(marker in text for marker in self.config.model.stop)
 
     def _stop_who_shall(self) -> None:
         for question in self._under_way:
@@ -299,25 +232,11 @@ class Chat:
                 continue
             answered = {key: row for key, row in question.rows.items() if row.finish in ("eos", "stop", "limit")}
             try:
-                question.rewards = self._rewards(question, answered) if answered else {}
-            except C2FError:
-                question.rewards = {}
-            finally:
-                question.scored = True
-
-    def _rewards(self, question: Question, rows: Mapping[str, Row]) -> dict[str, float]:
-        turns = [tuple(with_system(question.histories[key], question.settings.system)) for key in rows]
-        answers = [Answer("", len(row.tokens), row.finish or "limit", row.text_tokens) for row in rows.values()]
-        return dict(zip(rows, self.judge(turns, answers), strict=True))
-
-
-def _merged_ratio(file: Path) -> float:
-    try:
-        return float(read_json(file)["ratio"])
-    except (KeyError, TypeError, ValueError):
-        raise RunError.because(
-            f"'{file}' has no ratio", "the report of a merge", "train the fine stage again"
-        ) from None
+                if answered:
+                    question.rewards = self.cast.rewards(question.histories, answered, question.settings)
+            except Exception as error:  # no memory for it, say: the answers are there all the same
+                log.warning("answers are not scored: %s", one_line(error))
+            question.scored = True
 
 
 @contextlib.contextmanager
@@ -334,16 +253,3 @@ def _threads_for(together: Together, before: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _bytes_a_token(together: Together) -> int:
-    """Keys and values of one token in all layers."""
-    config = together.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * together.dtype.itemsize
-
-
-def _free_bytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return 4 * GIBIBYTE

@@ -10,7 +10,7 @@ import pytest
 
 from lite_c2f import chat_terminal
 from lite_c2f.actors import Instruct, answer_base
-from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Event, Pane, engine, with_answers
+from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Event, Pane, cast, engine, with_answers
 from lite_c2f.chat.prompts import shown
 from lite_c2f.chat_terminal import printable, run_terminal
 from lite_c2f.data.records import Turn
@@ -78,8 +78,8 @@ def test_stream_says_what_the_batched_sampler_says(chat, toy_run, temperature):
     """Seed 0 gives the sampler's first row the very same random numbers, so sampled answers agree too."""
     turns, sampling = (Turn("human", QUESTION),), Sampling(40, temperature, seed=0)
     expected = {
-        "coarse": answer_base(chat.roles, "policy", chat.tokenizer, chat.config, [turns], sampling)[0],
-        "base": answer_base(chat.roles, "reference", chat.tokenizer, chat.config, [turns], sampling)[0],
+        "coarse": answer_base(chat.cast.roles, "policy", chat.cast.tokenizer, chat.config, [turns], sampling)[0],
+        "base": answer_base(chat.cast.roles, "reference", chat.cast.tokenizer, chat.config, [turns], sampling)[0],
     }
     instruct = Instruct(chat.config, open_run(toy_run)[1].instruct, toy_run / "coarse" / "adapter")
     for pane, ratio in (("fine", chat.ratio), ("baseline", 0.0)):
@@ -167,14 +167,14 @@ def test_aborted_questions_leave_nothing(chat):
 @pytest.mark.slow
 def test_a_failing_pane_leaves_the_others_alone(chat, monkeypatch):
     expected = chat.answer(QUESTION, max_tokens=40, temperature=0.0)
-    read_by = engine.read_by
+    read_by = cast.read_by
 
     def broken(actor, *given):
         if actor == "coarse":
             raise RuntimeError("no\ntemplate")
         return read_by(actor, *given)
 
-    monkeypatch.setattr(engine, "read_by", broken)
+    monkeypatch.setattr(cast, "read_by", broken)
     got = chat.answer(QUESTION, max_tokens=40, temperature=0.0, score=True)
     assert (got["coarse"].finish, got["coarse"].message) == ("error", "RuntimeError: no template")
     assert got["fine"].text == expected["fine"].text and got["fine"].reward is not None

@@ -1,0 +1,133 @@
+"""The actors of a run: their models, what each reads and says, and what the reward model thinks of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from lite_c2f.actors import load_coarse
+from lite_c2f.answers import Answer
+from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
+from lite_c2f.backbone.together import Together, residue_of
+from lite_c2f.chat.panes import ALL_PANES, ON_BASE, ChatSettings, Pane
+from lite_c2f.chat.prompts import History, read_by, with_system
+from lite_c2f.chat.rows import Row
+from lite_c2f.data.encode import stop_ids
+from lite_c2f.errors import RunError
+from lite_c2f.inputs import TOY
+from lite_c2f.manifest import open_run
+from lite_c2f.memory.sizes import GIBIBYTE
+from lite_c2f.runs import read_json
+from lite_c2f.sampling import Sampling
+
+LONGEST_CHAT = 4096  # tokens of a conversation and its answer: Mistral-7B-v0.1's sliding window
+SHARE_OF_MEMORY = 0.5  # of what is free once the models are loaded, for keys and values
+TAIL = 32  # tokens in which a stop sequence is looked for
+BASE, INSTRUCT, MERGED = range(3)  # models of `Together`
+
+
+class Cast:
+    """Everything that is loaded of a run. Of one thread at a time, but for `text` of another tokenizer.
+
+    merged: also load RUN/fine/model, for the Fine Actor at the ratio that was merged. A merge with ratios by layer is
+    no single ratio of the residue: then that model is always loaded.
+    """
+
+    def __init__(self, run: Path, merged: bool) -> None:
+        self.config, models = open_run(run)
+        self.ratio, single = merged_ratio(run / "fine" / "merge.json")
+        self.merged = merged or not single
+        self.roles, self.judge = load_coarse(self.config, models, run)
+        self.tokenizer, self.instruct_tokenizer = self.judge.tokenizer, load_tokenizer(models.instruct)
+        # Tokenizers are of one thread at a time: those above are the answering thread's, these the askers'.
+        self.readers = {
+            actor: load_tokenizer(models.base if actor in ON_BASE else models.instruct) for actor in ALL_PANES
+        }
+        folders = [models.instruct, *([str(run / "fine" / "model")] if self.merged else [])]
+        loaded = [self.roles.model, *(load_model(folder, self.config) for folder in folders)]
+        self.together = Together(loaded, residue_of(self.roles.model, "policy"))
+        self._eos = [end_tokens(loaded[0], self.tokenizer)]
+        self._eos += [end_tokens(model, self.instruct_tokenizer) for model in loaded[1:]]
+        self._stops = stop_ids(self.tokenizer, self.config.model.stop)
+        # Beyond this, a model loaded without its sliding window is not the one that was trained.
+        positions = (getattr(model.config, "max_position_embeddings", None) for model in loaded)
+        self.context = min(LONGEST_CHAT, *(known for known in positions if known))
+        row = _bytes_a_token(self.together) * self.context
+        self.room = int(SHARE_OF_MEMORY * _free_bytes(self.together.device) // row)  # rows at full length
+
+    def prompt_room(self, max_tokens: int) -> int:
+        """Most tokens of a prompt, earlier turns included."""
+        if self.config.model.base == TOY:  # its text never ran longer than this
+            return self.config.data.max_prompt_tokens
+        return self.context - max_tokens
+
+    def row(self, pane: Pane, history: History, settings: ChatSettings) -> tuple[Row, int]:
+        """An answer that is not begun, and how many turns it does not read."""
+        ratio, on_base = self.ratio_of(pane, settings), pane.actor in ON_BASE
+        read = read_by(
+            pane.actor,
+            self.tokenizer if on_base else self.instruct_tokenizer,
+            self.config,
+            history,
+            settings.system,
+            self.prompt_room(settings.max_tokens),
+        )
+        if on_base:
+            model, share = BASE, 1.0 if pane.actor == "coarse" else 0.0
+        elif pane.actor == "fine" and self.merged and ratio == self.ratio:
+            model, share = MERGED, 0.0
+        else:
+            model, share = INSTRUCT, ratio if pane.actor == "fine" else 0.0
+        row = Row(
+            model,
+            share,
+            read.ids,
+            Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p, settings.seed),
+            penalty=settings.repetition_penalty,
+            eos_ids=self._eos[model],
+            stop_ids=self._stops if on_base else (),
+            ends=self._holds_a_stop if on_base else None,
+        )
+        return row, read.dropped
+
+    def ratio_of(self, pane: Pane, settings: ChatSettings) -> float:
+        """The Fine Actor's ratio in a pane."""
+        given = (pane.ratio, settings.ratio, self.ratio)
+        return next(ratio for ratio in given if ratio is not None)
+
+    def _holds_a_stop(self, tokens: Sequence[int]) -> bool:
+        """Spelt in other tokens than those looked for."""
+        text = self.tokenizer.decode(tokens[-TAIL:], skip_special_tokens=True)
+        return any(marker in text for marker in self.config.model.stop)
+
+    def rewards(
+        self, histories: Mapping[str, History], rows: Mapping[str, Row], settings: ChatSettings
+    ) -> dict[str, float]:
+        """What the reward model thinks of finished answers, in its spreads."""
+        turns = [tuple(with_system(histories[key], settings.system)) for key in rows]
+        answers = [Answer("", len(row.tokens), row.finish or "limit", row.text_tokens) for row in rows.values()]
+        return dict(zip(rows, self.judge(turns, answers), strict=True))
+
+
+def merged_ratio(file: Path) -> tuple[float, bool]:
+    """The ratio of a merge, and whether it is the same for all weights. Raises RunError for a file without one."""
+    try:
+        report = read_json(file)
+        return float(report["ratio"]), not report.get("layer_ratios")
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise RunError.because(
+            f"'{file}' has no ratio", "the report of a merge", "train the fine stage again"
+        ) from None
+
+
+def _bytes_a_token(together: Together) -> int:
+    """Keys and values of one token in all layers."""
+    config = together.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * together.dtype.itemsize
+
+
+def _free_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return 4 * GIBIBYTE
