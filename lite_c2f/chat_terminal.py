@@ -18,7 +18,7 @@ from lite_c2f.errors import C2FError, ConfigError
 
 REFRESH = 20  # screen updates a second
 WIDE = 100  # columns of a terminal in which answers stand side by side
-HELP = "/ratio 0.5   /seed 1   /tokens 256   /clear   /quit"
+HELP = "/ratio 0.5   /seed 1   /tokens 256   /clear   /help   /quit"
 
 
 def run_terminal(run_dir: str | Path) -> None:
@@ -69,6 +69,9 @@ class Terminal:
         """Carry out one command; False means leave."""
         if name == "quit":
             return False
+        if name == "help":
+            self.console.print(HELP, highlight=False)
+            return True
         names = {"ratio": ("ratio", float), "seed": ("seed", int), "tokens": ("max_tokens", int)}
         if name == "clear":
             self.histories = {pane: [] for pane in PANES}

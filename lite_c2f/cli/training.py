@@ -132,6 +132,10 @@ def _dry_run(config: Path, overrides: list[str], run_dir: Path | None, stages: l
     from lite_c2f.memory import explain, make_plan
 
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
+    exits.quiet()
+    from lite_c2f.inputs import check_sources
+
+    check_sources(settings)
     typer.echo(settings.to_yaml())
     typer.echo(f"stages: {', '.join(stage.value for stage in stages)}, then the comparison")
     typer.echo(explain(make_plan(settings, _card(settings))))

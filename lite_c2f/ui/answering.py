@@ -96,6 +96,10 @@ def reply_of(event: Event) -> Reply:
     )
 
 
+class Told(Exception):  # noqa: N818  it is no error
+    """What a visitor is told instead of an answer."""
+
+
 def failure(error: Exception) -> gr.Error:
     """What a page shows for an error of ours."""
     return gr.Error(escape(str(error)), print_exception=False)

@@ -6,7 +6,7 @@ import gradio as gr
 
 from lite_c2f.chat import ALL_PANES, PANES
 from lite_c2f.errors import C2FError, ConfigError
-from lite_c2f.ui.answering import Served, failure, reply_of, settings_of
+from lite_c2f.ui.answering import Served, reply_of, settings_of
 
 
 def add_api(served: Served) -> None:
@@ -37,9 +37,9 @@ def add_api(served: Served) -> None:
                 raise ConfigError.because("a prompt or a pane that is no text", "texts", "correct them")
             events = chat.answer(prompt, panes, score=True, **settings._asdict())
         except C2FError as error:
-            raise failure(error) from None
+            raise gr.Error(str(error), print_exception=False) from None
         except TypeError as error:
-            raise failure(ConfigError(f"a setting of the wrong type: {error}")) from None
+            raise gr.Error(f"a setting of the wrong type: {error}", print_exception=False) from None
         return {pane: reply_of(event)._asdict() for pane, event in events.items()}
 
     def facts() -> dict[str, Any]:

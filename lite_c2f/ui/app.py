@@ -42,7 +42,7 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
             with gr.Tab("Ratios"):
                 strip_view(served)
             with gr.Tab("Runs"):
-                run_view(folder.parent, folder.name, configs(), may_train)
+                run_view(folder.parent, folder.name, configs(folder), may_train)
         add_api(served)
 
         def leave(request: gr.Request) -> None:
@@ -59,10 +59,10 @@ def _about(chat: Chat, name: str) -> str:
     return f"<h1>lite_c2f</h1><span>{escape(told)}</span>"
 
 
-def configs() -> dict[str, Path]:
-    """What a run can be started from: configs/*.yaml where the app was started, and the toy world's own."""
-    found = {"toy": TOY_CONFIG, **{path.stem: path.resolve() for path in sorted(CONFIGS.glob("*.yaml"))}}
-    return dict(sorted(found.items()))
+def configs(run: Path) -> dict[str, Path]:
+    """What a run can be started from: as this one was, the toy world, configs/*.yaml where the app was started."""
+    given = {path.stem: path.resolve() for path in sorted(CONFIGS.glob("*.yaml"))}
+    return {f"as {run.name}": run / "config.yaml", "toy": TOY_CONFIG, **given}
 
 
 def serve(

@@ -1,5 +1,6 @@
 """The blind vote: two answers without names, a verdict, then the names; the votes are data to train on."""
 
+import hashlib
 import random
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -143,7 +144,7 @@ def vote_of(ballot: Ballot, visit: Visit, served: Served) -> votes.Vote:
     settings = ballot.settings._asdict()
     return votes.Vote(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        voter=visit.owner,
+        voter=hashlib.sha256(visit.owner.encode()).hexdigest()[:32],  # tells voters apart, and opens nothing
         turns=(Turn("human", ballot.prompt),),
         shown=ballot.actors,
         answers={actor: reply.text for actor, reply in by_actor.items()},

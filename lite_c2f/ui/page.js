@@ -15,6 +15,13 @@
   });
   new MutationObserver(ready).observe(document.body, { childList: true, subtree: true, characterData: true });
 
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.(".chip.copy");
+    if (!button) return;
+    const text = button.closest(".chips").previousElementSibling?.innerText || "";
+    navigator.clipboard?.writeText(text).then(() => { button.textContent = "copied"; });
+  });
+
   // Escape stops all answers, "/" goes to the prompt.
   const visible = (selector) => [...document.querySelectorAll(selector)].find((found) => found.offsetParent);
   document.addEventListener("keydown", (event) => {

@@ -6,10 +6,11 @@ A list of what is allowed, compared with the very text that the router compares:
 - they open, fetch or store what a client names: file=, file/, proxy=, upload, upload_progress, process_recording,
   custom_component, svelte, pwa_icon, deep_link (also as a parameter of the page), run-history, runs, stream;
 - they run or tell more than the page does: component_server, vibe-*, undo-vibe-edit, dev/reload, profiling,
-  monitoring, mcp, openapi.json, token, user, app_id, login_check, queue/status, api/NAME (run/NAME is the same).
+  monitoring, mcp, openapi.json, token, user, login_check, queue/status, api/NAME (run/NAME is the same).
 
 Gradio's page fetches /assets, /static, theme.css and manifest.json, never file=; its queue uses run, queue, heartbeat,
-cancel and reset; its Python client config, info, call or queue.
+cancel and reset, and app_id, which tells a page that its server was restarted; its Python client config, info, call
+or queue.
 """
 
 import re
@@ -22,7 +23,7 @@ NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}"  # no empty part, none that starts 
 GET = re.compile(
     rf"(/assets|/static)(/{NAME}){{1,4}}"
     r"|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/logout"
-    rf"|{API}/(info/?|theme\.css|startup-events|heartbeat/{NAME}|queue/data|call/(v2/)?{NAME}/{NAME})"
+    rf"|{API}/(info/?|theme\.css|startup-events|heartbeat/{NAME}|app_id|queue/data|call/(v2/)?{NAME}/{NAME})"
 )
 POST = re.compile(rf"{API}/(queue/join|(run|call|call/v2)/{NAME}/?|reset/?|cancel)")
 

@@ -8,7 +8,7 @@ from lite_c2f.following import Point
 
 WIDTH, HEIGHT = 320, 150
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 22  # room around the plot, in the same units
-COLORS = ("#3b82f6", "#f59e0b")  # readable on white and on near-black
+COLORS = ("var(--line-1)", "var(--line-2)")  # of the page: text in them is read on white and on near-black
 
 
 def chart(title: str, unit: str, curves: Mapping[str, Sequence[Point]], below: str) -> str:

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from lite_c2f.chat.panes import ENDINGS
-from lite_c2f.overlap import Span, kept, repeated
+from lite_c2f.overlap import Span, kept, kept_share, repeated
 from lite_c2f.transcripts import Reply, Round
 
 EMPTY = {
@@ -14,6 +14,9 @@ EMPTY = {
     "baseline": "The instruct model as it was.",
     "base": "The base model before this run.",
 }
+REWARD = "how the reward model likes it: 0 is its average answer, +1 one spread better than that"
+REPEATED = "share of its stretches of four tokens that it had said before"
+END = "EOS: the model's end token; stop: the next turn's marker, with which a base model ends; limit: max new tokens"
 
 
 def escape(text: str) -> str:
@@ -57,8 +60,9 @@ def talk(
             continue  # the pane was not shown then
         said.append(f'<div class="you">{escape(round_.prompt)}</div>')
         if reply is not None:
-            said.append(answer(reply, round_, marks=marks, ratio=ratio))
-        elif waiting:
+            # Only the last answer can be made anew.
+            said.append(answer(reply, round_, marks=marks, ratio=ratio if round_ is rounds[-1] else None))
+        elif waiting and not round_.replies:
             said.append(f'<div class="chips"><span class="chip live">{escape(waiting)}</span></div>')
     if not said:
         said = [f'<div class="nothing">{escape(EMPTY.get(pane, ""))}</div>']
@@ -94,20 +98,43 @@ def chips(reply: Reply, *, ratio: float | None = None) -> str:
     if not reply.finish:
         found.append(("writing", "live", ""))
     else:
-        found.append((ENDINGS[reply.finish], "warn" if reply.finish in ("limit", "stopped") else "", "how it ended"))
+        found.append((ENDINGS[reply.finish], "warn" if reply.finish in ("limit", "stopped") else "", END))
         if reply.reward is not None:
-            tip = "the reward model's score, in its spreads from its mean"
-            found.append((f"reward {reply.reward:+.2f}", "score" if reply.reward > 0 else "warn", tip))
-        found.append((f"{reply.repeated:.0%} repeated", "warn" if reply.repeated > 0.2 else "", "of its 4-grams"))
+            found.append((f"reward {reply.reward:+.2f}", "score" if reply.reward > 0 else "warn", REWARD))
+        found.append((f"{reply.repeated:.0%} repeated", "warn" if reply.repeated > 0.2 else "", REPEATED))
     if reply.ratio is not None:
         stale = ratio is not None and abs(ratio - reply.ratio) > 1e-9
-        word = f"ratio {reply.ratio:g}" + (", stale" if stale else "")
+        word = f"stale: made at ratio {reply.ratio:g}" if stale else f"ratio {reply.ratio:g}"
         found.append((word, "stale" if stale else "", "the share of the residue it was made with"))
     found.append((f"seed {reply.seed}", "", "the same seed, prompt and settings give the same answer"))
-    spans = "".join(
-        f'<span class="chip {kind}" title="{escape(tip)}">{escape(word)}</span>' for word, kind, tip in found
-    )
-    return f'<div class="chips">{spans}</div>'
+    copy = '<button type="button" class="chip copy">copy</button>' if reply.finish else ""
+    return f'<div class="chips">{"".join(_chip(*chip) for chip in found)}{copy}</div>'
+
+
+def _chip(word: str, kind: str, tip: str) -> str:
+    return f'<span class="chip {kind}" title="{escape(tip)}">{escape(word)}</span>'
+
+
+def insight(round_: Round | None) -> str:
+    """What the last answers say of Coarse-to-Fine, in a line: how long, how much was kept, how they are liked."""
+    done = {
+        pane: reply for pane, reply in (round_.replies if round_ else {}).items() if reply.finish not in ("", "error")
+    }
+    coarse, fine, baseline = (done.get(pane) for pane in ("coarse", "fine", "baseline"))
+    if fine is None:
+        return ""
+    parts = [f"{fine.tokens} tokens"]
+    if coarse is not None:
+        share = kept_share(fine.text, coarse.text)
+        parts[0] += f" against Coarse's {coarse.tokens}"
+        parts.append(f"{share:.0%} of its words in stretches that Coarse said too")
+        if baseline is not None:
+            before = kept_share(baseline.text, coarse.text)
+            parts[-1] += f" (Baseline: {before:.0%})"
+    if baseline is not None and fine.reward is not None and baseline.reward is not None:
+        parts.append(f"reward {fine.reward - baseline.reward:+.2f} over Baseline")
+    at = f" at ratio {fine.ratio:g}" if fine.ratio is not None else ""
+    return f"<b>Fine{at}</b>: {escape('; '.join(parts))}."
 
 
 def title(name: str, about: str = "") -> str:

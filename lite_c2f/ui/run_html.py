@@ -3,7 +3,9 @@
 import html
 import math
 import re
+import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from lite_c2f.following import RunState, Sample, StageState
 from lite_c2f.ui.plots import chart, number
@@ -41,6 +43,14 @@ CURVES = (  # stage, title, unit, curves of metrics.jsonl by their name in the l
     ("reward", "Ranked right", "share of a batch", {"share": "accuracy"}),
     ("reward", "Margin", "chosen over rejected", {"margin": "margin"}),
 )
+COMPARED = {
+    "reward": "reward (spreads)",
+    "tokens": "tokens",
+    "eos": "ended by itself",
+    "repeated_4gram": "repeated",
+    "accuracy": "right",
+    "analytic": "analytic",
+}
 STEPS = {"coarse": "update", "reward": "step"}
 BLANK_LINES = re.compile(r"\n\s*\n")
 PROMPTS = 6  # whose samples are shown
@@ -103,6 +113,36 @@ def charts(state: RunState) -> str:
                 f'<h3>{TITLES[stage]} <span>by {STEPS[stage]}</span></h3><div class="plots">{"".join(found)}</div>'
             )
     return "".join(parts) or '<p class="none">Curves appear with the first step.</p>'
+
+
+def comparison(state: RunState) -> str:
+    """What the actors of a finished run came to, and how to talk to them."""
+    actors = (state.summary or {}).get("actors")
+    if not isinstance(actors, dict) or not actors:
+        return ""
+    rows = {name: row for name, row in actors.items() if isinstance(row, dict)}
+    columns = [column for column in COMPARED if any(column in row for row in rows.values())]
+    head = "".join(f"<th>{html.escape(COMPARED[column])}</th>" for column in columns)
+    body = ""
+    for name, row in rows.items():
+        cells = "".join(f"<td>{_figure(column, row.get(column))}</td>" for column in columns)
+        body += f"<tr><th>{html.escape(str(name))}</th>{cells}</tr>"
+    told = (
+        f"Talk to them: <code>{html.escape(shlex.join(['lite-c2f', 'app', state.name]))}</code>, or `report` for all."
+    )
+    told = told.replace("`report`", "<code>lite-c2f report</code>")
+    return (
+        '<h3>Comparison <span>on held-out prompts</span></h3><div class="figures"><table>'
+        f'<tr><th></th>{head}</tr>{body}</table></div><p class="none">{told}</p>'
+    )
+
+
+def _figure(column: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return ""
+    if column in ("tokens", "reward"):
+        return f"{value:+.2f}" if column == "reward" else f"{value:.0f}"
+    return f"{value:.1%}"
 
 
 def samples(found: Sequence[Sample]) -> str:

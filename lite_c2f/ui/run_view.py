@@ -25,6 +25,8 @@ NO_TRAINING = (
     "<code>lite-c2f train CONFIG --run-dir RUN</code>; Ctrl-C saves and stops."
 )
 RUN_CSS = """
+:root { --line-1: #2563eb; --line-2: #b45309; }
+.dark { --line-1: #60a5fa; --line-2: #fbbf24; }
 .run-view h3 { margin: 14px 0 4px; font-size: 1rem; }
 .run-view h3 span, .run-view .none, .run-view small, .run-view figcaption span, .run-view .stage span {
   color: var(--body-text-color-subdued); font-weight: 400; font-size: .8125rem; }
@@ -87,7 +89,7 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
             buttons = _training(runs, chosen, configs) if may_train else []
             if not may_train:
                 gr.HTML(f'<p class="none">{NO_TRAINING}</p>')
-        parts |= {name: gr.HTML() for name in ("charts", "samples")}
+        parts |= {name: gr.HTML() for name in ("compared", "charts", "samples")}
         with gr.Accordion("Log", open=False):
             parts["said"] = gr.HTML()
         sent = gr.State({})
@@ -134,15 +136,16 @@ def _now(runs: Path, name: str | None, sent: Mapping[str, Any]) -> dict[str, Any
     now: dict[str, Any] = {"list": tuple(sorted(found)), "name": name, "able": (False, False)}
     if name not in found or name is None:
         told = f"There is no run {name[:80]!r} here." if name else "There are no runs here yet: see Train below."
-        empty = dict.fromkeys(("bars", "charts", "samples", "said"), "")
+        empty = dict.fromkeys(("bars", "compared", "charts", "samples", "said"), "")
         return now | empty | {"header": f'<p class="none">{html.escape(told)}</p>'}
     state = follow(runs / name)
     now |= {"header": run_html.header(state), "bars": run_html.bars(state.stages), "said": run_html.said(state)}
     now["version"] = (name, state.version)
     if sent.get("version") == now["version"]:
-        now |= {key: sent[key] for key in ("charts", "samples")}
+        now |= {key: sent[key] for key in ("compared", "charts", "samples")}
     else:
         now |= {"charts": run_html.charts(state), "samples": run_html.samples(state.samples)}
+        now |= {"compared": run_html.comparison(state)}
     resumable = state.state in TO_RESUME and (runs / name / "config.yaml").is_file()
     if resumable:
         told = shlex.join(launching.resume_command(runs / name))

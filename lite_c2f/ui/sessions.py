@@ -3,8 +3,6 @@
 A browser knows its owner by a random number in its local storage, and a tab its session by one in its session storage.
 """
 
-import contextlib
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +10,10 @@ import gradio as gr
 from gradio.context import Context
 
 from lite_c2f import transcripts
-from lite_c2f.chat import TITLES
-from lite_c2f.errors import C2FError, RunError
-from lite_c2f.transcripts import Transcript
+from lite_c2f.chat import TITLES, ChatSettings
+from lite_c2f.errors import C2FError
+from lite_c2f.transcripts import Round, Transcript
+from lite_c2f.ui import saving
 from lite_c2f.ui.answering import Served, failure
 from lite_c2f.ui.visits import Visit
 
@@ -31,6 +30,7 @@ IDENTITY = """(_, __, marks, ratio) => {
 KEEP = "(id) => { try { sessionStorage.setItem('lite_c2f.session', id) } catch {} }"
 # The file is made in the browser: the server hands out no files at all.
 DOWNLOAD = """(text, name) => {
+  if (!name) return;
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "application/octet-stream" }));
   link.download = name;
@@ -41,71 +41,48 @@ QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 Page = Callable[[Visit, bool, float], list[str]]
 
 
-def new_transcript(served: Served, visit: Visit) -> Transcript:
-    """An empty session of this visitor."""
-    return transcripts.new(visit.owner, served.facts)
-
-
-def keep(served: Served, visit: Visit, transcript: Transcript) -> None:
-    """Make it the visitor's conversation, and save it. One that another tab has gone on with is saved beside that."""
-    system = str(transcript.rounds[-1].settings.get("system", "")) if transcript.rounds else ""
-    transcript = transcript._replace(system=system)
-    with contextlib.suppress(C2FError):
-        if transcripts.load(served.sessions, visit.owner, transcript.id).rounds != visit.saved:
-            transcript = transcript._replace(id=secrets.token_hex(16))
-    visit.transcript, visit.saved = transcript, transcript.rounds
-    if transcript.rounds:
-        transcripts.save(served.sessions, transcript)
-    else:
-        with contextlib.suppress(RunError):
-            transcripts.delete(served.sessions, visit.owner, transcript.id)
-
-
-def sessions_fold(served: Served, knob: list[Any], shown: list[Any], page: Page) -> Callable[[Any], Any]:
-    """The fold of sessions. knob: marks and ratio, for `page`, which draws `shown`.
+def sessions_fold(
+    served: Served, knob: list[Any], settings: list[Any], drawn: list[Any], page: Page
+) -> Callable[[Any], Any]:
+    """The fold of sessions. knob: marks and ratio, for `page`, which draws `drawn`; settings: those of `settings_in`.
 
     Returns what to call with each event that changes the conversation.
     """
-    owner, session, text, name = (gr.Textbox(visible="hidden", label=label) for label in ("", " ", "  ", "   "))
-    with gr.Accordion("Sessions", open=False), gr.Row(elem_classes="tools"):
+    owner, session, text, name = (gr.Textbox(visible="hidden", label=" " * width) for width in range(1, 5))
+    with gr.Accordion("Sessions: saved as you go, for this browser alone", open=False), gr.Row(elem_classes="tools"):
         chosen = gr.Dropdown([], label="Earlier ones", container=False, elem_classes="wide", elem_id="sessions")
-        reopen = gr.Button("Open", size="sm", elem_id="reopen")
         remove = gr.Button("Delete", size="sm")
         as_json = gr.Button("Export JSON", size="sm", elem_id="export-json")
         as_markdown = gr.Button("Export Markdown", size="sm", elem_id="export-markdown")
 
-    def choices(visit: Visit) -> Any:
-        entries = transcripts.listing(served.sessions, visit.owner)
-        named = [(f"{entry.title or 'empty'} ({entry.created[:16].replace('T', ' ')})", entry.id) for entry in entries]
-        now = visit.transcript.id if visit.transcript else None
-        return gr.Dropdown(choices=named, value=now if any(now == id for _, id in named) else None)
-
     def state(visit: Visit) -> list[Any]:
-        return [visit.transcript.id if visit.transcript else "", choices(visit)]
+        found = saving.choices(served, visit)
+        now = visit.transcript.id if visit.transcript else None
+        known = any(now == id for _, id in found)
+        return [now or "", gr.Dropdown(choices=list(found), value=now if known else None)]
 
     def after(request: gr.Request) -> list[Any]:
         return state(served.visits.of(request.session_hash))
 
+    def everything(visit: Visit, marks: bool, ratio: float) -> list[Any]:
+        """The page with the settings of the last round: an answer made with them is then not stale."""
+        rounds = visit.transcript.rounds if visit.transcript else ()
+        found = settings_in(rounds[-1]) if rounds else [gr.skip()] * len(settings)
+        shown = found[1] if rounds and isinstance(found[1], int | float) else ratio
+        return [*page(visit, marks, shown), *found, *state(visit)]
+
     def arrive(who: str, id: str, marks: bool, ratio: float, request: gr.Request) -> list[Any]:
         visit = served.visits.of(request.session_hash)
-        with contextlib.suppress(C2FError):
-            transcripts.listing(served.sessions, who)  # refuses what is no owner
-            visit.owner = who
-            open_session(visit, id)
-        return [*page(visit, marks, ratio), *state(visit)]
-
-    def open_session(visit: Visit, id: str) -> None:
-        found = transcripts.load(served.sessions, visit.owner, id)
-        visit.forget("compare")
-        visit.transcript, visit.saved = found, found.rounds
+        saving.arrive(served, visit, who, id)
+        return everything(visit, marks, ratio)
 
     def switch(id: str | None, marks: bool, ratio: float, request: gr.Request) -> list[Any]:
         visit = served.visits.of(request.session_hash)
         try:
-            open_session(visit, id or "")
+            saving.reopen(served, visit, id or "")
         except C2FError as error:
             raise failure(error) from None
-        return [*page(visit, marks, ratio), *state(visit)]
+        return everything(visit, marks, ratio)
 
     def drop(id: str | None, marks: bool, ratio: float, request: gr.Request) -> list[Any]:
         visit = served.visits.of(request.session_hash)
@@ -118,26 +95,36 @@ def sessions_fold(served: Served, knob: list[Any], shown: list[Any], page: Page)
             visit.transcript = None
         return [*page(visit, marks, ratio), *state(visit)]
 
-    def current(request: gr.Request) -> Transcript:
-        visit = served.visits.of(request.session_hash)
-        if visit.transcript is None or not visit.transcript.rounds:
-            raise gr.Error("Nothing has been asked yet", print_exception=False)
-        return visit.transcript
+    def export(write: Callable[[Transcript], str], ending: str) -> Any:
+        def exported(request: gr.Request) -> list[Any]:
+            visit = served.visits.of(request.session_hash)
+            if visit.transcript is None or not visit.transcript.rounds:
+                gr.Info("Ask something first")
+                return ["", ""]
+            # The owner's number opens all of his sessions: it is not for those he shows one.
+            return [write(visit.transcript._replace(owner="0" * 32)), f"lite_c2f-{visit.transcript.id[:8]}.{ending}"]
 
-    def json_of(request: gr.Request) -> list[str]:
-        found = current(request)
-        return [transcripts.as_json(found), f"lite_c2f-{found.id[:8]}.json"]
-
-    def markdown_of(request: gr.Request) -> list[str]:
-        found = current(request)
-        return [transcripts.as_markdown(found, TITLES), f"lite_c2f-{found.id[:8]}.md"]
+        return exported
 
     both = [session, chosen]
     if Context.root_block is not None:
-        Context.root_block.load(arrive, [owner, session, *knob], [*shown, *both], js=IDENTITY, **QUICK)
+        Context.root_block.load(arrive, [owner, session, *knob], [*drawn, *settings, *both], js=IDENTITY, **QUICK)
     session.change(None, session, None, js=KEEP)
-    reopen.click(switch, [chosen, *knob], [*shown, *both], **QUICK)
-    remove.click(drop, [chosen, *knob], [*shown, *both], **QUICK)
-    as_json.click(json_of, None, [text, name], **QUICK).then(None, [text, name], None, js=DOWNLOAD)
-    as_markdown.click(markdown_of, None, [text, name], **QUICK).then(None, [text, name], None, js=DOWNLOAD)
+    chosen.input(switch, [chosen, *knob], [*drawn, *settings, *both], **QUICK)
+    remove.click(drop, [chosen, *knob], [*drawn, *both], **QUICK)
+    for button, write, ending in (
+        (as_json, transcripts.as_json, "json"),
+        (as_markdown, lambda transcript: transcripts.as_markdown(transcript, TITLES), "md"),
+    ):
+        button.click(export(write, ending), None, [text, name], **QUICK).then(None, [text, name], None, js=DOWNLOAD)
     return lambda event: event.then(after, None, both, **QUICK)
+
+
+def settings_in(round_: Round) -> list[Any]:
+    """A round's settings for the page: show the base, ratio, and those of the fold without the seed."""
+    default = ChatSettings()._asdict()
+    found = default | {key: value for key, value in round_.settings.items() if key in default}
+    fine = round_.replies.get("fine")
+    ratio = fine.ratio if fine is not None and fine.ratio is not None else found["ratio"]
+    names = ("system", "temperature", "top_p", "top_k", "repetition_penalty", "max_tokens")
+    return ["base" in round_.replies, gr.skip() if ratio is None else ratio, *(found[name] for name in names)]

@@ -3,12 +3,11 @@
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import Any
 
 from lite_c2f.chat import Asked
 from lite_c2f.data.records import Turn
-from lite_c2f.transcripts import Reply, Round, Transcript
+from lite_c2f.transcripts import Round, Transcript
 
 MOST_VISITS = 1000  # pages that are remembered; the one not used for longest is forgotten first
 
@@ -86,18 +85,3 @@ def history(transcript: Transcript, pane: str) -> list[Turn]:
         if reply is not None and reply.finish != "error":
             turns += [Turn("human", round_.prompt), Turn("assistant", reply.text)]
     return turns
-
-
-def with_round(transcript: Transcript, round_: Round) -> Transcript:
-    """One round more."""
-    return transcript._replace(rounds=(*transcript.rounds, round_))
-
-
-def without_last(transcript: Transcript) -> Transcript:
-    """One round less."""
-    return transcript._replace(rounds=transcript.rounds[:-1])
-
-
-def replaced(round_: Round, replies: Mapping[str, Reply]) -> Round:
-    """A round with some answers made anew."""
-    return round_._replace(replies={**round_.replies, **replies})

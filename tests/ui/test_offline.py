@@ -336,7 +336,6 @@ def below(serve):
         "/GRADIO_API/info",
         "/gradio_api/token",
         "/gradio_api/user",
-        "/gradio_api/app_id",
         "/gradio_api/runs",
     ],
 )

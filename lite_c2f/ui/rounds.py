@@ -1,0 +1,108 @@
+"""The rounds of a conversation: asked, asked again, taken back, at another ratio."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from lite_c2f.chat import ChatSettings
+from lite_c2f.data.records import Turn
+from lite_c2f.transcripts import Reply, Round, Transcript
+from lite_c2f.ui.answering import Served, Told, answers
+from lite_c2f.ui.saving import keep, new_transcript
+from lite_c2f.ui.visits import Visit, history
+
+VIEW = "compare"
+
+
+class Shown(NamedTuple):
+    """What a page shows."""
+
+    rounds: tuple[Round, ...]
+    waiting: int | None = (
+        None  # questions before the last round's, whose panes may be empty yet; None: nothing is asked
+    )
+
+
+def shown(visit: Visit) -> Shown:
+    """The conversation as it is."""
+    return Shown(visit.transcript.rounds if visit.transcript else ())
+
+
+def ask(served: Served, visit: Visit, text: str, panes: Sequence[str], settings: ChatSettings) -> Iterator[Shown]:
+    """One round more."""
+    transcript = visit.transcript or new_transcript(served, visit)
+    return _run(served, visit, transcript, Round(text.strip(), settings._asdict(), {}), panes, settings)
+
+
+def ask_again(served: Served, visit: Visit, panes: Sequence[str], settings: ChatSettings) -> Iterator[Shown]:
+    """The last question once more, with other settings or random numbers."""
+    transcript, last = _last(visit)
+    return _run(served, visit, transcript, Round(last.prompt, settings._asdict(), {}), panes, settings)
+
+
+def only(served: Served, visit: Visit, panes: Sequence[str], ratio: float | None = None) -> Iterator[Shown]:
+    """Some panes of the last round, as it was asked, the random numbers included; the others keep their answers."""
+    transcript, last = _last(visit)
+    settings = ChatSettings(**last.settings)
+    return _run(
+        served, visit, transcript, last, panes, settings._replace(ratio=ratio) if ratio is not None else settings
+    )
+
+
+def take_back(served: Served, visit: Visit) -> str:
+    """Forget the last round, whether it is answered or not; returns its question."""
+    visit.forget(VIEW)
+    transcript, last = _last(visit)
+    keep(served, visit, transcript)
+    return last.prompt
+
+
+def start_over(visit: Visit) -> None:
+    """A new conversation; the one so far stays saved."""
+    visit.forget(VIEW)
+    visit.transcript = None
+
+
+def _last(visit: Visit) -> tuple[Transcript, Round]:
+    """(the conversation before the last round, the last round)."""
+    if VIEW in visit.asked:
+        raise Told("The last answers are still being written: stop them, or wait")
+    if visit.transcript is None or not visit.transcript.rounds:
+        raise Told("Ask something first")
+    *before, last = visit.transcript.rounds
+    return visit.transcript._replace(rounds=tuple(before)), last
+
+
+def _run(
+    served: Served,
+    visit: Visit,
+    transcript: Transcript,
+    round_: Round,
+    panes: Sequence[str],
+    settings: ChatSettings,
+) -> Iterator[Shown]:
+    """Have a round answered. It is saved when it begins, so that a reload does not lose the question."""
+    if VIEW in visit.asked:
+        raise Told("The last answers are still being written: stop them, or wait")
+    question = Turn("human", round_.prompt)
+    turns = {pane: [*history(transcript, pane), question] for pane in panes}
+    looks = answers(served, visit, VIEW, turns, panes, settings)
+    first = next(looks)  # settings are refused here, before anything has changed
+    keep(served, visit, transcript._replace(rounds=(*transcript.rounds, round_)))
+    begun = visit.transcript
+    for look in chain([first], looks):
+        round_ = round_._replace(replies={**round_.replies, **look.replies})
+        yield Shown((*transcript.rounds, round_), look.waiting)
+    if begun is not None and visit.transcript is begun:
+        keep(served, visit, begun._replace(rounds=(*transcript.rounds, _finished(round_))))
+    # Shown last whatever happened meanwhile: Gradio sends an event's last update once more when it ends.
+    yield shown(visit)
+
+
+def _finished(round_: Round) -> Round:
+    """Answers without an end were stopped."""
+
+    def ended(reply: Reply) -> Reply:
+        return reply if reply.finish else reply._replace(finish="stopped")
+
+    return round_._replace(replies={pane: ended(reply) for pane, reply in round_.replies.items()})

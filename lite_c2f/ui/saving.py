@@ -1,0 +1,60 @@
+"""Conversations on the disk: saved as they grow, by their owner."""
+
+import contextlib
+import secrets
+from collections.abc import Sequence
+
+import gradio as gr
+
+from lite_c2f import transcripts
+from lite_c2f.errors import C2FError, RunError
+from lite_c2f.transcripts import Transcript
+from lite_c2f.ui.answering import Served
+from lite_c2f.ui.render import escape
+from lite_c2f.ui.visits import Visit
+
+
+def new_transcript(served: Served, visit: Visit) -> Transcript:
+    """An empty session of this visitor."""
+    return transcripts.new(visit.owner, served.facts)
+
+
+def keep(served: Served, visit: Visit, transcript: Transcript) -> None:
+    """Make it the visitor's conversation, and save it. One that another tab has gone on with is saved beside that."""
+    system = str(transcript.rounds[-1].settings.get("system", "")) if transcript.rounds else ""
+    transcript = transcript._replace(system=system)
+    with contextlib.suppress(C2FError):
+        if transcripts.load(served.sessions, visit.owner, transcript.id).rounds != visit.saved:
+            transcript = transcript._replace(id=secrets.token_hex(16))
+    visit.transcript, visit.saved = transcript, transcript.rounds
+    try:
+        if transcript.rounds:
+            transcripts.save(served.sessions, transcript)
+        else:
+            with contextlib.suppress(RunError):
+                transcripts.delete(served.sessions, visit.owner, transcript.id)
+    except (C2FError, OSError, ValueError) as error:  # a full disk, a folder that is gone: the answers are there
+        gr.Warning(f"This conversation is not saved: {escape(' '.join(str(error).split())[:200])}")
+
+
+def reopen(served: Served, visit: Visit, id: str) -> None:
+    """Make a saved session the visitor's conversation. Raises RunError where there is no such session."""
+    found = transcripts.load(served.sessions, visit.owner, id)
+    visit.forget("compare")
+    visit.transcript, visit.saved = found, found.rounds
+
+
+def arrive(served: Served, visit: Visit, owner: str, id: str) -> None:
+    """A page was loaded in a browser that knows its owner, and in a tab that may know its session."""
+    with contextlib.suppress(C2FError):
+        transcripts.listing(served.sessions, owner)  # refuses what is no owner
+        visit.owner = owner
+        reopen(served, visit, id)
+
+
+def choices(served: Served, visit: Visit) -> Sequence[tuple[str, str]]:
+    """The visitor's sessions, newest first: (what it is called, its id)."""
+    return [
+        (f"{entry.title or 'empty'} ({entry.created[:16].replace('T', ' ')}, {entry.rounds} rounds)", entry.id)
+        for entry in transcripts.listing(served.sessions, visit.owner)
+    ]
