@@ -50,8 +50,10 @@ class Cast:
         self._eos += [end_tokens(model, self.instruct_tokenizer) for model in loaded[1:]]
         self._stops = stop_ids(self.tokenizer, self.config.model.stop)
         # Beyond this, a model loaded without its sliding window is not the one that was trained.
-        positions = (getattr(model.config, "max_position_embeddings", None) for model in loaded)
-        self.context = min(LONGEST_CHAT, *(known for known in positions if known))
+        bounds = [getattr(model.config, "max_position_embeddings", None) for model in loaded]
+        if len(set(getattr(loaded[0].config, "layer_types", None) or ())) > 1:  # `SlotCache` has one window for all
+            bounds.append(loaded[0].config.sliding_window)
+        self.context = min(LONGEST_CHAT, *(bound for bound in bounds if bound))
         row = _bytes_a_token(self.together) * self.context
         self.room = int(SHARE_OF_MEMORY * _free_bytes(self.together.device) // row)  # rows at full length
 

@@ -81,16 +81,19 @@ def check_settings(settings: ChatSettings, context: int) -> None:
     ratio = 0.0 if settings.ratio is None else settings.ratio
     rules = {
         "max_tokens": (1 <= settings.max_tokens <= most, f"1 to {most}, which leaves room for the prompt"),
-        "temperature": (math.isfinite(settings.temperature) and settings.temperature >= 0, "0 or more"),
+        "temperature": (settings.temperature == 0 or 0.01 <= settings.temperature <= 100, "0, or 0.01 to 100"),
         "top_p": (0 < settings.top_p <= 1, "more than 0, at most 1"),
         "top_k": (settings.top_k >= 0, "0 or more"),
         "repetition_penalty": (
-            math.isfinite(settings.repetition_penalty) and settings.repetition_penalty > 0,
-            "more than 0; 1 is off",
+            0.1 <= settings.repetition_penalty <= 10,
+            "0.1 to 10; 1 is off",
         ),
         "seed": (0 <= settings.seed < 1 << 63, "0 or more, below 2**63"),
         "ratio": (math.isfinite(ratio) and ratio >= 0, "a finite number, 0 or more"),
     }
+    for name in ("max_tokens", "top_k", "seed"):
+        if not isinstance(getattr(settings, name), int):
+            raise ConfigError.because(f"{name}={getattr(settings, name)!r}", "a whole number", "correct the value")
     for name, (holds, expected) in rules.items():
         if not holds:
             raise ConfigError.because(f"{name}={getattr(settings, name)}", expected, "correct the value")

@@ -25,13 +25,14 @@ def read_by(actor: str, tokenizer: Any, config: Config, turns: History, system: 
     The system prompt stands before the first question that is kept, for every actor alike: a base model has no other
     place for it, and Mistral's own chat templates put it there. Raises C2FError where not even the markers fit.
     """
-    dropped = 0
-    for start in (index for index, turn in enumerate(turns) if turn.role == "human"):
-        dropped = start
+    found = None
+    for start in (index for index in reversed(range(len(turns))) if turns[index].role == "human"):  # the newest first
         ids = _encoded(actor, tokenizer, config, with_system(turns[start:], system), 1 << 30)
-        if len(ids) <= room:
-            return Read(ids, dropped)
-    return Read(_encoded(actor, tokenizer, config, with_system(turns[dropped:], system), room), dropped)
+        if len(ids) > room:
+            break
+        found = Read(ids, start)
+    last = len(turns) - 1
+    return found or Read(_encoded(actor, tokenizer, config, with_system(turns[last:], system), room), last)
 
 
 def _encoded(actor: str, tokenizer: Any, config: Config, turns: History, room: int) -> list[int]:
@@ -49,7 +50,16 @@ def with_system(turns: History, system: str) -> list[Turn]:
     if not system.strip():
         return list(turns)
     first, *others = turns
-    return [first._replace(text=f"{system.strip()}\n\n{first.text}"), *others]
+    return [first._replace(text=f"{clean(system).strip()}\n\n{first.text}"), *others]
+
+
+def clean(text: str) -> str:
+    """Text that is text: half of a surrogate pair, which a browser can send, is neither UTF-8 nor JSON.
+
+    >>> clean("a\\ud800")
+    'a?'
+    """
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def shown(text: str, stops: Sequence[str]) -> str:
@@ -68,13 +78,15 @@ def history_of(turns: str | History | Mapping[str, History], pane: str) -> list[
     """The conversation of a pane. Raises C2FError for an empty or endless question."""
     if isinstance(turns, str):
         turns = [Turn("human", turns.strip())]
+    if isinstance(turns, Mapping) and pane not in turns:
+        raise ConfigError.because(f"no conversation for pane '{pane}'", "one for each pane", "add it")
     history = turns[pane] if isinstance(turns, Mapping) else turns
     if not history or history[-1].role != "human" or not history[-1].text.strip():
         raise C2FError.because("an empty prompt", "a question", "type one")
     if len(history[-1].text) > LONGEST_TEXT:
         got = f"a question of {len(history[-1].text)} characters"
         raise ConfigError.because(got, f"at most {LONGEST_TEXT}", "shorten it")
-    return list(history)
+    return [turn._replace(text=clean(turn.text)) for turn in history]
 
 
 def one_line(error: Exception) -> str:

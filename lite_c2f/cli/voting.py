@@ -61,7 +61,7 @@ def _print(found: Sequence["Tally"], given: Sequence["Vote"]) -> None:
     console.print(table)
     people = len({vote.voter for vote in given})
     console.print(
-        f"{len(given)} votes, {people} {'voter' if people == 1 else 'voters'}; bad: none of them was good; rate: wins among wins and losses"
+        f"{len(given)} votes, {people} voter(s); bad: none of them was good; rate: wins among wins and losses"
     )
     console.print("95%: Wilson's interval of the rate; p: two-sided sign test of wins against losses")
     ratios = sorted({vote.ratio for vote in given if vote.ratio is not None})

@@ -41,6 +41,11 @@ def sample_line(line: bytes) -> Sample | None:
         return None
 
 
+def _whole(digits: str) -> int | None:
+    """No count of ours has more digits, and a float cannot hold some that do."""
+    return int(digits) if len(digits) < 19 else None
+
+
 def curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Sequence[Point]]]:
     """By stage and name the points to draw. A step that was done again counts once, as it was done last."""
     found: dict[str, dict[str, dict[float, float]]] = {}
@@ -79,7 +84,7 @@ def spread(rows: Sequence[Sample], count: int = SPREAD) -> tuple[Sample, ...]:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        found = json.loads(line, parse_constant=lambda _: None, parse_int=_whole)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -124,12 +124,21 @@ def names(runs: Path) -> list[str]:
     found: dict[str, float] = {}
     for path in _inside(runs):
         marks = [path / name for name in ("metrics.jsonl", "run.json", "config.yaml", locks.NAME)]
-        if not path.name.startswith(".") and (times := [time for mark in marks if (time := _changed(mark))]):
+        if (
+            _is_text(path.name)
+            and not path.name.startswith(".")
+            and (times := [time for mark in marks if (time := _changed(mark))])
+        ):
             found[path.name] = max(times)
     for path in _inside(runs / FOLDER):
-        if path.suffix == ".json" and not path.name.startswith("."):
+        if path.suffix == ".json" and _is_text(path.name) and not path.name.startswith("."):
             found[path.stem] = max(found.get(path.stem, 0.0), _changed(path))
     return sorted(found, key=lambda name: (-found[name], name))
+
+
+def _is_text(name: str) -> bool:
+    """Can a page show it? A name on the disk may be any bytes."""
+    return name.isprintable()
 
 
 def _inside(folder: Path) -> list[Path]:

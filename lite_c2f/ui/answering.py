@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lite_c2f.chat import Chat, ChatSettings, Event, Pane
-from lite_c2f.chat.prompts import History
+from lite_c2f.chat.prompts import History, clean
 from lite_c2f.errors import C2FError, ConfigError
 from lite_c2f.inputs import uses_toy_data
 from lite_c2f.transcripts import Reply
@@ -128,7 +128,7 @@ def settings_of(
         repetition_penalty=default.repetition_penalty if penalty is None else penalty,
         seed=int(given) if given else secrets.randbelow(1 << 31),
         ratio=ratio,
-        system=system or "",
+        system=clean(system or ""),
     )
 
 

@@ -1,12 +1,15 @@
 """What scripts may ask a served page for, with types: `/compare`, `/facts`."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from lite_c2f.chat import ALL_PANES, PANES
 from lite_c2f.errors import C2FError, ConfigError
-from lite_c2f.ui.answering import Served, reply_of, settings_of
+from lite_c2f.ui.answering import PATIENCE, Served, reply_of, settings_of
+
+PAUSE = 0.25  # seconds between two looks at the answers
 
 
 def add_api(served: Served) -> None:
@@ -15,7 +18,7 @@ def add_api(served: Served) -> None:
 
     def compare(
         prompt: str,
-        panes: list[str] | None = None,
+        panes: list[str] = list(PANES),
         ratio: float | None = None,
         system: str = "",
         temperature: float = 0.7,
@@ -24,23 +27,28 @@ def add_api(served: Served) -> None:
         repetition_penalty: float = 1.0,
         max_tokens: int = 256,
         seed: int = 0,
-    ) -> dict[str, Any]:
-        """Answer a question with several actors; returns each one's answer by its name, with its figures.
+    ) -> Iterator[dict[str, Any]]:
+        """Answer a question with several actors: each one's answer by its name, with its figures, as it grows.
 
-        panes: of coarse, fine, baseline, base. ratio: the Fine Actor's; none is the merged one.
+        panes: of coarse, fine, baseline, base. ratio: the Fine Actor's; none is the merged one. The last one is whole.
         """
-        if panes is None:
-            panes = list(PANES)
-        settings = settings_of(ratio, system, temperature, top_p, top_k, repetition_penalty, max_tokens, seed)
+        texts = [prompt, system, *(panes if isinstance(panes, list) else [panes])]
         try:
-            if not isinstance(prompt, str) or not all(isinstance(pane, str) for pane in panes):
-                raise ConfigError.because("a prompt or a pane that is no text", "texts", "correct them")
-            events = chat.answer(prompt, panes, score=True, **settings._asdict())
+            if not all(isinstance(text, str) for text in texts):
+                raise ConfigError.because("a prompt, system prompt or pane that is no text", "texts", "correct it")
+            settings = settings_of(ratio, system, temperature, top_p, top_k, repetition_penalty, max_tokens, seed)
+            asked = chat.stream(prompt, texts[2:], settings, score=True, pause=PAUSE)
         except C2FError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        except TypeError as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise gr.Error(f"a setting of the wrong type: {error}", print_exception=False) from None
-        return {pane: reply_of(event)._asdict() for pane, event in events.items()}
+        replies: dict[str, Any] = {}
+        try:  # a script that goes away is noticed between two looks
+            for events in asked.batches(PATIENCE):
+                replies = {**replies, **{event.pane: reply_of(event)._asdict() for event in events}}
+                yield replies
+        finally:
+            asked.close()
 
     def facts() -> dict[str, Any]:
         """What is served: the run, its merged ratio, the actors, the most tokens of a conversation."""

@@ -12,6 +12,7 @@ from gradio.context import Context
 
 from lite_c2f import votes
 from lite_c2f.chat import ALL_PANES, TITLES, ChatSettings, Pane
+from lite_c2f.chat.prompts import clean
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.transcripts import Reply
@@ -59,6 +60,7 @@ def blind_view(served: Served) -> None:
     with gr.Row(elem_id="vote-ask"):
         prompt = gr.Textbox(
             placeholder="Ask two of them, without knowing which",
+            label="Question",
             show_label=False,
             container=False,
             scale=8,
@@ -92,7 +94,7 @@ def blind_view(served: Served) -> None:
         visit, settings = served.visits.of(request.session_hash), settings_of(ratio, *given)
         actors = tuple(pair.split()) if pair else tuple(random.sample(ALL_PANES[:3], 2))
         actors = tuple(random.sample(actors, 2))
-        ballot = Ballot((text or "").strip(), actors, settings, {})
+        ballot = Ballot(clean(text or "").strip(), actors, settings, {})
         panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, actors, strict=True)]
         question, box = [Turn("human", ballot.prompt)], ""
         for look in answers(served, visit, VIEW, dict.fromkeys(LETTERS, question), panes, settings):

@@ -44,6 +44,7 @@ def compare_view(served: Served) -> None:
     with gr.Row(elem_id="ask", elem_classes="asking"):
         prompt = gr.Textbox(
             placeholder="Ask all of them: Enter sends, Shift+Enter makes a new line",
+            label="Question",
             show_label=False,
             container=False,
             scale=8,

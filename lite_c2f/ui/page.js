@@ -9,7 +9,7 @@
     if (!view.hasAttribute("tabindex")) {
       view.setAttribute("tabindex", "0");
       view.setAttribute("role", "log");
-      view.setAttribute("aria-label", view.dataset.label || "answers");
+      view.setAttribute("aria-label", view.closest(".pane")?.querySelector(".head b")?.textContent || "answers");
     }
     if (follows.get(view) !== false) view.scrollTop = view.scrollHeight;
   });

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from lite_c2f.chat.panes import ENDINGS
+from lite_c2f.chat.prompts import clean
 from lite_c2f.overlap import Span, kept, kept_share, repeated
 from lite_c2f.transcripts import Reply, Round
 
@@ -25,7 +26,7 @@ def escape(text: str) -> str:
     >>> escape("<b>${x} {{y}}")
     '&lt;b&gt;&#36;&#123;x&#125; &#123;&#123;y&#125;&#125;'
     """
-    escaped = html.escape(text.replace("\x00", "\N{REPLACEMENT CHARACTER}"), quote=True)
+    escaped = html.escape(clean(text).replace("\x00", "\N{REPLACEMENT CHARACTER}"), quote=True)
     return escaped.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;").replace("`", "&#96;")
 
 
@@ -98,7 +99,9 @@ def chips(reply: Reply, *, ratio: float | None = None) -> str:
     if not reply.finish:
         found.append(("writing", "live", ""))
     else:
-        found.append((ENDINGS[reply.finish], "warn" if reply.finish in ("limit", "stopped") else "", END))
+        found.append(
+            (ENDINGS.get(reply.finish, reply.finish), "warn" if reply.finish in ("limit", "stopped") else "", END)
+        )
         if reply.reward is not None:
             found.append((f"reward {reply.reward:+.2f}", "score" if reply.reward > 0 else "warn", REWARD))
         found.append((f"{reply.repeated:.0%} repeated", "warn" if reply.repeated > 0.2 else "", REPEATED))

@@ -5,6 +5,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from lite_c2f.chat import ChatSettings
+from lite_c2f.chat.prompts import clean
 from lite_c2f.data.records import Turn
 from lite_c2f.transcripts import Reply, Round, Transcript
 from lite_c2f.ui.answering import Served, Told, answers
@@ -31,7 +32,7 @@ def shown(visit: Visit) -> Shown:
 def ask(served: Served, visit: Visit, text: str, panes: Sequence[str], settings: ChatSettings) -> Iterator[Shown]:
     """One round more."""
     transcript = visit.transcript or new_transcript(served, visit)
-    return _run(served, visit, transcript, Round(text.strip(), settings._asdict(), {}), panes, settings)
+    return _run(served, visit, transcript, Round(clean(text).strip(), settings._asdict(), {}), panes, settings)
 
 
 def ask_again(served: Served, visit: Visit, panes: Sequence[str], settings: ChatSettings) -> Iterator[Shown]:

@@ -1,6 +1,5 @@
-"""The Run view as HTML. Every text of a file goes through html.escape."""
+"""The Run view as HTML. Every text of a file goes through escape."""
 
-import html
 import math
 import re
 import shlex
@@ -9,6 +8,7 @@ from typing import Any
 
 from lite_c2f.following import RunState, Sample, StageState
 from lite_c2f.ui.plots import chart, number
+from lite_c2f.ui.render import escape
 
 TITLES = {"reward": "Reward model", "coarse": "Coarse Actor", "fine": "Fine Actor", "comparison": "Comparison"}
 STATES = {
@@ -67,8 +67,8 @@ def header(state: RunState) -> str:
         about = f"all stages are done, after {duration(spent)}"
     if state.state == "failed":
         about = state.why
-    who = f" <small>{html.escape(state.working)}</small>" if state.working else ""
-    return f'<p class="run-state {state.state}"><b>{STATES[state.state]}</b> <span>{html.escape(about)}</span>{who}</p>'
+    who = f" <small>{escape(state.working)}</small>" if state.working else ""
+    return f'<p class="run-state {state.state}"><b>{STATES[state.state]}</b> <span>{escape(about)}</span>{who}</p>'
 
 
 def _doing(stage: StageState) -> str:
@@ -92,7 +92,7 @@ def bars(stages: Sequence[StageState]) -> str:
         times += [f"{duration(stage.left)} left"] if stage.left is not None else []
         told = ", ".join([stage.state, *([steps] if steps else []), *times])
         parts.append(
-            f'<div class="stage {stage.state}"><b>{TITLES[stage.name]}</b> <span>{html.escape(told)}</span>'
+            f'<div class="stage {stage.state}"><b>{TITLES[stage.name]}</b> <span>{escape(told)}</span>'
             f'<div class="bar"><i style="width:{100 * min(share, 1.0):.1f}%"></i></div></div>'
         )
     return f'<div class="stages">{"".join(parts)}</div>'
@@ -122,14 +122,12 @@ def comparison(state: RunState) -> str:
         return ""
     rows = {name: row for name, row in actors.items() if isinstance(row, dict)}
     columns = [column for column in COMPARED if any(column in row for row in rows.values())]
-    head = "".join(f"<th>{html.escape(COMPARED[column])}</th>" for column in columns)
+    head = "".join(f"<th>{escape(COMPARED[column])}</th>" for column in columns)
     body = ""
     for name, row in rows.items():
         cells = "".join(f"<td>{_figure(column, row.get(column))}</td>" for column in columns)
-        body += f"<tr><th>{html.escape(str(name))}</th>{cells}</tr>"
-    told = (
-        f"Talk to them: <code>{html.escape(shlex.join(['lite-c2f', 'app', state.name]))}</code>, or `report` for all."
-    )
+        body += f"<tr><th>{escape(str(name))}</th>{cells}</tr>"
+    told = f"Talk to them: <code>{escape(shlex.join(['lite-c2f', 'app', state.name]))}</code>, or `report` for all."
     told = told.replace("`report`", "<code>lite-c2f report</code>")
     return (
         '<h3>Comparison <span>on held-out prompts</span></h3><div class="figures"><table>'
@@ -151,7 +149,7 @@ def samples(found: Sequence[Sample]) -> str:
     rows = []
     for prompt in prompts[:PROMPTS]:
         cells = [_cell(sample) for sample in sorted(found) if sample.prompt == prompt]
-        asked = html.escape(BLANK_LINES.sub("\n", prompt.strip()))
+        asked = escape(BLANK_LINES.sub("\n", prompt.strip()))
         rows.append(f'<blockquote>{asked}</blockquote><div class="cells">{"".join(cells)}</div>')
     if not rows:
         return ""
@@ -164,13 +162,13 @@ def _cell(sample: Sample) -> str:
     reward = f"{sample.reward:+.2f}" if math.isfinite(sample.reward) else "none"
     cut = ", cut at the limit" if sample.finish == "limit" else ""
     about = f"update {sample.step}, reward {reward}, {number(sample.tokens)} tokens{cut}"
-    text = html.escape(sample.response.strip()) or "<i>(empty)</i>"
-    return f'<div class="cell"><small>{html.escape(about)}</small><pre>{text}</pre></div>'
+    text = escape(sample.response.strip()) or "<i>(empty)</i>"
+    return f'<div class="cell"><small>{escape(about)}</small><pre>{text}</pre></div>'
 
 
 def said(state: RunState) -> str:
     """The last lines of the log, or of a start that has not written one."""
-    return f'<pre class="said">{html.escape(chr(10).join(state.said)) or "no log yet"}</pre>'
+    return f'<pre class="said">{escape(chr(10).join(state.said)) or "no log yet"}</pre>'
 
 
 def duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import gradio as gr
 
 from lite_c2f import transcripts
+from lite_c2f.chat.prompts import clean
 from lite_c2f.errors import C2FError, RunError
 from lite_c2f.transcripts import Transcript
 from lite_c2f.ui.answering import Served
@@ -55,6 +56,6 @@ def arrive(served: Served, visit: Visit, owner: str, id: str) -> None:
 def choices(served: Served, visit: Visit) -> Sequence[tuple[str, str]]:
     """The visitor's sessions, newest first: (what it is called, its id)."""
     return [
-        (f"{entry.title or 'empty'} ({entry.created[:16].replace('T', ' ')}, {entry.rounds} rounds)", entry.id)
+        (f"{clean(entry.title) or 'empty'} ({entry.created[:16].replace('T', ' ')}, {entry.rounds} rounds)", entry.id)
         for entry in transcripts.listing(served.sessions, visit.owner)
     ]

@@ -29,6 +29,7 @@ def strip_view(served: Served) -> None:
     with gr.Row(elem_id="strip-ask"):
         prompt = gr.Textbox(
             placeholder="Ask the Fine Actor at every ratio",
+            label="Question",
             show_label=False,
             container=False,
             scale=8,

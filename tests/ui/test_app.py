@@ -114,6 +114,9 @@ def test_a_script_gets_what_the_chat_says_with_types(client, chat):
         ((QUESTION, []), "panes"),
         ((QUESTION, ["fine"], -1.0), "ratio=-1"),
         (("x" * 40_000,), "40000 characters"),
+        ((QUESTION, ["fine"], 1.0, "", 0.7, 1.0, 0, 1.0, "x"), "wrong type"),
+        ((QUESTION, ["fine"], 1.0, "", 1e-30), "temperature=1e-30"),
+        ((QUESTION, ["fine"], 1.0, ["a"]), "no text"),
     ],
 )
 def test_what_a_script_can_correct_is_told_in_a_line(client, arguments, words):
@@ -178,9 +181,16 @@ def test_two_hundred_aborted_requests_leave_nothing(page, chat):
             stream.readline()
         stream.close()
 
+    def abort_script(number):
+        event = post(page, "call/compare", {"data": [QUESTION, ["coarse"], 1.0, "", 2.0, 1.0, 0, 1.0, 2000, number]})
+        stream = urllib.request.urlopen(f"{page.local_url.rstrip('/')}/gradio_api/call/compare/{event['event_id']}")
+        for _ in range(number % 3):
+            stream.readline()
+        stream.close()
+
     def aborted(count):
         for number in range(count):
-            abort(number)
+            (abort_script if number % 4 == 0 else abort)(number)
         idle(chat)
         gc.collect()
         return resident_mib()
