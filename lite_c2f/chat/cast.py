@@ -51,8 +51,9 @@ class Cast:
         self._stops = stop_ids(self.tokenizer, self.config.model.stop)
         # Beyond this, a model loaded without its sliding window is not the one that was trained.
         bounds = [getattr(model.config, "max_position_embeddings", None) for model in loaded]
-        if len(set(getattr(loaded[0].config, "layer_types", None) or ())) > 1:  # `SlotCache` has one window for all
-            bounds.append(loaded[0].config.sliding_window)
+        config = self.together.config
+        if len(set(getattr(config, "layer_types", None) or ())) > 1:  # `SlotCache` has one window for all layers
+            bounds.append(config.sliding_window)
         self.context = min(LONGEST_CHAT, *(bound for bound in bounds if bound))
         row = _bytes_a_token(self.together) * self.context
         self.room = int(SHARE_OF_MEMORY * _free_bytes(self.together.device) // row)  # rows at full length

@@ -124,11 +124,8 @@ def names(runs: Path) -> list[str]:
     found: dict[str, float] = {}
     for path in _inside(runs):
         marks = [path / name for name in ("metrics.jsonl", "run.json", "config.yaml", locks.NAME)]
-        if (
-            _is_text(path.name)
-            and not path.name.startswith(".")
-            and (times := [time for mark in marks if (time := _changed(mark))])
-        ):
+        times = [time for mark in marks if (time := _changed(mark))]
+        if times and _is_text(path.name) and not path.name.startswith("."):
             found[path.name] = max(times)
     for path in _inside(runs / FOLDER):
         if path.suffix == ".json" and _is_text(path.name) and not path.name.startswith("."):

@@ -18,7 +18,7 @@ def add_api(served: Served) -> None:
 
     def compare(
         prompt: str,
-        panes: list[str] = list(PANES),
+        panes: list[str] = [*PANES],  # noqa: B006  its default is shown to scripts
         ratio: float | None = None,
         system: str = "",
         temperature: float = 0.7,
