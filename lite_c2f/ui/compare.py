@@ -13,6 +13,7 @@ from lite_c2f.ui import rounds
 from lite_c2f.ui.answering import Served, Told, examples, failure, ratio_slider, settings_fold, settings_of
 from lite_c2f.ui.render import escape, insight, talk, title
 from lite_c2f.ui.rounds import VIEW, Shown
+from lite_c2f.ui.saving import visit_of
 from lite_c2f.ui.sessions import sessions_fold
 from lite_c2f.ui.visits import Visit, history
 
@@ -31,6 +32,7 @@ QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 
 def compare_view(served: Served) -> None:
     """Add the view to the page that is being built."""
+    identity = [gr.Textbox(visible="hidden", label=name) for name in ("owner", "session")]
     columns, views, halts = {}, {}, {}
     with gr.Row(equal_height=True):
         for pane in ALL_PANES:
@@ -73,6 +75,9 @@ def compare_view(served: Served) -> None:
 
     drawn = [*views.values(), tale]
 
+    def came(request: gr.Request, owner: str, session: str) -> Visit:
+        return visit_of(served, request.session_hash, owner, session)
+
     def draw(now: Shown, marks: bool, ratio: float) -> list[str]:
         told = "" if now.waiting is None else f"{now.waiting} before you" if now.waiting else "reading the question"
         panes = [talk(now.rounds, pane, marks=marks, ratio=ratio, waiting=told) for pane in ALL_PANES]
@@ -93,31 +98,31 @@ def compare_view(served: Served) -> None:
 
     def ask(request: gr.Request, text: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """Answer in every pane."""
-        visit, panes, settings = served.visits.of(request.session_hash), _panes(base), settings_of(ratio, *given)
+        visit, panes, settings = came(request, *given[-2:]), _panes(base), settings_of(ratio, *given[:-2])
         yield from streamed(lambda: rounds.ask(served, visit, text or "", panes, settings), marks, ratio, "")
 
     def ask_again(request: gr.Request, _: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """The last question once more, with what is set now."""
-        visit, panes, settings = served.visits.of(request.session_hash), _panes(base), settings_of(ratio, *given)
+        visit, panes, settings = came(request, *given[-2:]), _panes(base), settings_of(ratio, *given[:-2])
         yield from streamed(lambda: rounds.ask_again(served, visit, panes, settings), marks, ratio, gr.skip())
 
     def fine_anew(request: gr.Request, _: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """The Fine Actor's last answer at another ratio, everything else as it was, the random numbers too."""
-        visit = served.visits.of(request.session_hash)
+        visit = came(request, *given[-2:])
         yield from streamed(lambda: rounds.only(served, visit, ["fine"], ratio), marks, ratio, gr.skip())
 
     def base_too(request: gr.Request, _: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """The base's answer to the last question, when it is first shown."""
-        visit = served.visits.of(request.session_hash)
+        visit = came(request, *given[-2:])
         last = visit.transcript.rounds[-1] if visit.transcript and visit.transcript.rounds else None
         if not base or last is None or "base" in last.replies or VIEW in visit.asked:
             yield [gr.skip(), *page(visit, marks, ratio)] if VIEW not in visit.asked else [gr.skip()] * (1 + len(drawn))
             return
         yield from streamed(lambda: rounds.only(served, visit, ["base"]), marks, ratio, gr.skip())
 
-    def edit_last(marks: bool, ratio: float, request: gr.Request) -> list[Any]:
+    def edit_last(marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
         """Forget the last round, and put its question into the box."""
-        visit = served.visits.of(request.session_hash)
+        visit = came(request, owner, session)
         try:
             text: Any = rounds.take_back(served, visit)
         except Told as told:
@@ -125,23 +130,23 @@ def compare_view(served: Served) -> None:
             text = gr.skip()
         return [text, *page(visit, marks, ratio)]
 
-    def undo_last(marks: bool, ratio: float, request: gr.Request) -> list[Any]:
-        return edit_last(marks, ratio, request)[1:]
+    def undo_last(marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
+        return edit_last(marks, ratio, owner, session, request)[1:]
 
-    def start_over(marks: bool, ratio: float, request: gr.Request) -> list[Any]:
-        visit = served.visits.of(request.session_hash)
+    def start_over(marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
+        visit = came(request, owner, session)
         rounds.start_over(visit)
         return page(visit, marks, ratio)
 
-    def redraw(marks: bool, ratio: float, request: gr.Request) -> list[Any]:
-        visit = served.visits.of(request.session_hash)
+    def redraw(marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
+        visit = came(request, owner, session)
         if VIEW in visit.asked:
             return [gr.skip()] * len(drawn)  # the answers under way draw themselves
         return page(visit, marks, ratio)
 
     def read(request: gr.Request, text: str, base: bool, marks: bool, ratio: float, *given: Any) -> str:
         """The very text each actor reads, of the question in the box or else of the last one."""
-        visit, settings = served.visits.of(request.session_hash), settings_of(ratio, *given)
+        visit, settings = came(request, *given[-2:]), settings_of(ratio, *given[:-2])
         transcript = visit.transcript or Transcript("", "", "", "", (), {})
         if not (text or "").strip():
             if not transcript.rounds:
@@ -157,7 +162,7 @@ def compare_view(served: Served) -> None:
             parts.append(f"<h4>{escape(TITLES[pane])}</h4><pre>{escape(told)}</pre>")
         return "".join(parts)
 
-    knobs = [show_base, marks, ratio, *settings]
+    knobs = [show_base, marks, ratio, *settings, *identity]
     asking: dict[str, Any] = {
         "inputs": [prompt, *knobs],
         "outputs": [prompt, *drawn],
@@ -166,8 +171,8 @@ def compare_view(served: Served) -> None:
         "concurrency_limit": None,  # the line is the chat's own
         "api_visibility": "private",
     }
-    knob = [marks, ratio]
-    changed = sessions_fold(served, knob, [show_base, ratio, *settings[:-1]], drawn, page)
+    knob = [marks, ratio, *identity]
+    changed = sessions_fold(served, identity, knob[:2], [show_base, ratio, *settings[:-1]], drawn, page)
     changed(gr.on([prompt.submit, send.click], ask, **asking))
     changed(again.click(ask_again, **asking))
     changed(anew.click(fine_anew, **asking))

@@ -47,6 +47,7 @@ def reopen(served: Served, visit: Visit, id: str) -> None:
 
 def arrive(served: Served, visit: Visit, owner: str, id: str) -> None:
     """A page was loaded in a browser that knows its owner, and in a tab that may know its session."""
+    visit.arrived = True
     with contextlib.suppress(C2FError):
         transcripts.listing(served.sessions, owner)  # refuses what is no owner
         visit.owner = owner
@@ -59,3 +60,11 @@ def choices(served: Served, visit: Visit) -> Sequence[tuple[str, str]]:
         (f"{clean(entry.title) or 'empty'} ({entry.created[:16].replace('T', ' ')}, {entry.rounds} rounds)", entry.id)
         for entry in transcripts.listing(served.sessions, visit.owner)
     ]
+
+
+def visit_of(served: Served, session_hash: str | None, owner: str, id: str) -> Visit:
+    """The visit of a Gradio session; one that a restarted server does not know is taken up where it was saved."""
+    visit = served.visits.of(session_hash)
+    if not visit.arrived:
+        arrive(served, visit, owner, id)
+    return visit

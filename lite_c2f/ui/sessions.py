@@ -42,13 +42,16 @@ Page = Callable[[Visit, bool, float], list[str]]
 
 
 def sessions_fold(
-    served: Served, knob: list[Any], settings: list[Any], drawn: list[Any], page: Page
+    served: Served, identity: list[Any], knob: list[Any], settings: list[Any], drawn: list[Any], page: Page
 ) -> Callable[[Any], Any]:
-    """The fold of sessions. knob: marks and ratio, for `page`, which draws `drawn`; settings: those of `settings_in`.
+    """The fold of sessions.
 
+    identity: hidden boxes of owner and session; knob: marks and ratio, for `page`, which draws `drawn`; settings: those
+    of `settings_in`.
     Returns what to call with each event that changes the conversation.
     """
-    owner, session, text, name = (gr.Textbox(visible="hidden", label=" " * width) for width in range(1, 5))
+    owner, session = identity
+    text, name = (gr.Textbox(visible="hidden", label=label) for label in ("text", "name"))
     with gr.Accordion("Sessions: saved as you go, for this browser alone", open=False), gr.Row(elem_classes="tools"):
         chosen = gr.Dropdown([], label="Earlier ones", container=False, elem_classes="wide", elem_id="sessions")
         remove = gr.Button("Delete", size="sm")
@@ -74,18 +77,18 @@ def sessions_fold(
     def arrive(who: str, id: str, marks: bool, ratio: float, request: gr.Request) -> list[Any]:
         visit = served.visits.of(request.session_hash)
         saving.arrive(served, visit, who, id)
-        return everything(visit, marks, ratio)
+        return [visit.owner, *everything(visit, marks, ratio)]
 
-    def switch(id: str | None, marks: bool, ratio: float, request: gr.Request) -> list[Any]:
-        visit = served.visits.of(request.session_hash)
+    def switch(id: str | None, marks: bool, ratio: float, who: str, now: str, request: gr.Request) -> list[Any]:
+        visit = saving.visit_of(served, request.session_hash, who, now)
         try:
             saving.reopen(served, visit, id or "")
         except C2FError as error:
             raise failure(error) from None
         return everything(visit, marks, ratio)
 
-    def drop(id: str | None, marks: bool, ratio: float, request: gr.Request) -> list[Any]:
-        visit = served.visits.of(request.session_hash)
+    def drop(id: str | None, marks: bool, ratio: float, who: str, now: str, request: gr.Request) -> list[Any]:
+        visit = saving.visit_of(served, request.session_hash, who, now)
         try:
             transcripts.delete(served.sessions, visit.owner, id or "")
         except C2FError as error:
@@ -96,8 +99,8 @@ def sessions_fold(
         return [*page(visit, marks, ratio), *state(visit)]
 
     def export(write: Callable[[Transcript], str], ending: str) -> Any:
-        def exported(request: gr.Request) -> list[Any]:
-            visit = served.visits.of(request.session_hash)
+        def exported(who: str, now: str, request: gr.Request) -> list[Any]:
+            visit = saving.visit_of(served, request.session_hash, who, now)
             if visit.transcript is None or not visit.transcript.rounds:
                 gr.Info("Ask something first")
                 return ["", ""]
@@ -108,15 +111,17 @@ def sessions_fold(
 
     both = [session, chosen]
     if Context.root_block is not None:
-        Context.root_block.load(arrive, [owner, session, *knob], [*drawn, *settings, *both], js=IDENTITY, **QUICK)
+        Context.root_block.load(
+            arrive, [owner, session, *knob], [owner, *drawn, *settings, *both], js=IDENTITY, **QUICK
+        )
     session.change(None, session, None, js=KEEP)
-    chosen.input(switch, [chosen, *knob], [*drawn, *settings, *both], **QUICK)
-    remove.click(drop, [chosen, *knob], [*drawn, *both], **QUICK)
+    chosen.input(switch, [chosen, *knob, *identity], [*drawn, *settings, *both], **QUICK)
+    remove.click(drop, [chosen, *knob, *identity], [*drawn, *both], **QUICK)
     for button, write, ending in (
         (as_json, transcripts.as_json, "json"),
         (as_markdown, lambda transcript: transcripts.as_markdown(transcript, TITLES), "md"),
     ):
-        button.click(export(write, ending), None, [text, name], **QUICK).then(None, [text, name], None, js=DOWNLOAD)
+        button.click(export(write, ending), identity, [text, name], **QUICK).then(None, [text, name], None, js=DOWNLOAD)
     return lambda event: event.then(after, None, both, **QUICK)
 
 

@@ -17,6 +17,7 @@ class Visit:
 
     def __init__(self) -> None:
         self.owner = secrets.token_hex(16)  # until the browser tells the one it keeps
+        self.arrived = False  # has it told?
         self.transcript: Transcript | None = None
         self.saved: tuple[Round, ...] = ()  # of the transcript, as this page saved them last
         self.asked: dict[str, Asked] = {}  # what is being answered, by view

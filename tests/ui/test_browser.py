@@ -77,7 +77,7 @@ def tab(site, browser):
     page = visit(context, site)
     yield page
     assert [url for url in page.asked if not url.startswith((site.url, "data:", "blob:"))] == []
-    assert page.said == []
+    assert page.goes_away or page.said == []  # who reloads in the midst of an answer leaves a broken stream
     assert page.evaluate("window.hit") is None
     context.close()
 
@@ -88,6 +88,7 @@ def visit(context, site):
     page.on("request", lambda request: page.asked.append(request.url))
     page.on("pageerror", lambda error: page.said.append(str(error)))
     page.on("console", lambda told: page.said.append(told.text) if told.type == "error" else None)
+    page.goes_away = False
     page.goto(site.url)
     page.wait_for_selector("#prompt textarea:enabled")
     page.wait_for_timeout(300)  # the conversation of the session is asked for now
@@ -199,7 +200,63 @@ def test_edit_undo_regenerate_clear(tab):
     assert tab.locator("#view-fine .you").count() == 0
 
 
-def test_a_reload_and_a_restart_keep_the_session_and_others_do_not_see_it(site, tab, browser):
+def questions(page):
+    return page.locator("#view-fine .you").all_inner_texts()
+
+
+def on_disk(site, page):
+    """The questions of the tab's session as it is saved."""
+    owner = page.evaluate("localStorage.getItem('lite_c2f.owner')")
+    session = page.evaluate("sessionStorage.getItem('lite_c2f.session')")
+    return [round_.prompt for round_ in transcripts.load(site.run / "app" / "sessions", owner, session).rounds]
+
+
+def test_in_the_midst_of_an_answer(site, tab):
+    """What is pressed while answers are written neither loses a round nor brings one back."""
+    ask(tab, "Alpha")
+    ended(tab, "coarse", "fine", "baseline", chip="reward")
+    tab.wait_for_timeout(500)
+    ask(tab, QUESTION)
+    tab.wait_for_selector("#view-coarse .said.writing")
+    ask(tab, "too early")
+    tab.wait_for_selector("text=still being written")
+    assert tab.input_value("#prompt textarea") == "too early"
+    tab.click("#again")  # is told to wait too
+    tab.wait_for_timeout(300)
+    assert questions(tab) == ["Alpha", QUESTION]
+    tab.click("#edit")
+    tab.wait_for_function("q => document.querySelector('#prompt textarea').value === q", arg=QUESTION)
+    tab.wait_for_timeout(1500)
+    assert questions(tab) == ["Alpha"] == on_disk(site, tab)
+    tab.press("#prompt textarea", "Enter")
+    tab.wait_for_selector("#view-coarse .said.writing")
+    tab.goes_away = True
+    tab.reload()
+    tab.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
+    assert questions(tab) == ["Alpha", QUESTION] == on_disk(site, tab)  # the question is not lost
+    tab.get_by_text("Settings", exact=True).first.click()
+    tab.get_by_label("Seed").first.fill("abc")
+    tab.click("#again")
+    tab.wait_for_selector("text=seed 'abc'")
+    tab.get_by_label("Seed").first.fill("3")
+    tab.click("#again")
+    ended(tab, "coarse", "fine", "baseline", chip="reward")
+    assert "seed 3" in tab.inner_text("#view-fine .talk > :last-child")
+    assert questions(tab) == ["Alpha", QUESTION]
+
+
+def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
+    ask(tab, QUESTION)
+    ended(tab, "coarse", "fine", "baseline", chip="reward")
+    coarse = said(tab, "coarse")
+    tab.wait_for_timeout(500)
+    tab.click("#show-base input")
+    ended(tab, "base", chip="reward")
+    seed = re.search(r"seed \d+", tab.inner_text("#view-coarse")).group()
+    assert seed in tab.inner_text("#view-base") and said(tab, "coarse") == coarse
+
+
+def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser):
     ask(tab, "my secret question")
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     tab.wait_for_function("sessionStorage.getItem('lite_c2f.session')")
@@ -345,3 +402,27 @@ def test_the_rendered_prompt_is_shown(tab):
     coarse, fine, _ = tab.locator(".read pre").all_inner_texts()
     assert f"Human: {QUESTION}" in coarse and coarse.rstrip().endswith("Assistant:")
     assert f"[INST] {QUESTION} [/INST]" in fine
+
+
+def test_an_open_page_finds_its_session_after_a_restart(toy_run, browser, tmp_path):
+    run = shutil.copytree(toy_run, tmp_path / "toy", ignore=shutil.ignore_patterns("app"))
+    first = start(run, tmp_path / "attempts", 0)
+    page = visit(browser.new_context(), first)
+    ask(page, QUESTION)
+    ended(page, "coarse", "fine", "baseline", chip="reward")
+    page.wait_for_timeout(500)
+    fine = said(page, "fine")
+    first.process.kill()
+    first.process.wait()
+    second = start(run, tmp_path / "attempts", 0, first.url.rsplit(":", 1)[1].strip("/"))
+    try:
+        ask(page, "Beta")  # to a server that does not know the page
+        page.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
+        ended(page, "coarse", "fine", "baseline", chip="reward")
+        page.wait_for_timeout(500)
+        assert page.inner_text("#view-fine .said >> nth=0") == fine
+        assert on_disk(second, page) == [QUESTION, "Beta"]
+    finally:
+        second.process.kill()
+        second.process.wait()
+        page.context.close()

@@ -364,6 +364,7 @@ def test_a_proxy_may_serve_it_under_its_own_name():
     guard = Guard(App(), origins=["example.org:8443"])
     assert post(guard, origin="https://example.org:8443").status == 200
     assert post(guard, origin="https://example.org").status == 403
+    # a page on another port of this host may set it: Gradio's CORS answers allow that
     assert post(guard, origin="https://other.example", x_forwarded_host="other.example, inner").status == 403
 
 

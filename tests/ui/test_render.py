@@ -1,0 +1,88 @@
+"""Conversations as HTML: what is marked, what is told, and that no text is ever markup."""
+
+import re
+
+import pytest
+
+from lite_c2f.overlap import Span
+from lite_c2f.transcripts import Reply, Round
+from lite_c2f.ui.render import answer, chips, escape, insight, marked, talk
+
+REPLY = Reply("fine", "It is 5.", 4, 84.6, 0.25, "eos", "", 7, 0.5, -0.125, 0.0)
+COARSE = REPLY._replace(
+    pane="coarse", ratio=None, reward=1.0, tokens=9, text="Let us see: one two three four. It is 5."
+)
+
+
+def plain(html):
+    return re.sub("<[^>]*>", "|", html)
+
+
+@pytest.mark.parametrize(
+    "text", ["<b>", "&lt;", "${x}", "{{x}}", "{{{x}}}", "`x`", "\"'", "\x00", "a\ud800b", "</div>"]
+)
+def test_no_character_with_a_meaning_is_left(text):
+    shown = escape(text)
+    assert not set(shown) & set("<>${}`\"'\x00")
+    assert re.fullmatch(r"(?:[^&]|&#?\w+;)*", shown)
+    shown.encode()
+
+
+def test_marks_of_two_classes_overlap():
+    found = marked("abcdef", {"x": [Span(0, 2), Span(4, 5)], "y": [Span(1, 4)]})
+    assert found == (
+        '<mark class="x">a</mark><mark class="x y">b</mark><mark class="y">cd</mark><mark class="x">e</mark>f'
+    )
+    assert marked("<a>", {"x": [Span(0, 1)]}) == '<mark class="x">&lt;</mark>a&gt;'
+    assert marked("", {}) == ""
+
+
+def test_chips_tell_how_an_answer_went():
+    words = plain(chips(REPLY, ratio=0.5)).split("|")
+    told = [word for word in words if word]
+    assert told == [
+        "4 tokens", "85 tokens/s", "first after 0.25 s", "ended (EOS)", "reward -0.12", "0% repeated", "ratio 0.5",
+        "seed 7", "copy",
+    ]  # fmt: skip
+    assert "1 token|" in plain(chips(REPLY._replace(tokens=1)))
+    assert "stale: made at ratio 0.5" in chips(REPLY, ratio=0.75)
+    assert "writing" in chips(REPLY._replace(finish="")) and "copy" not in chips(REPLY._replace(finish=""))
+    failed = chips(REPLY._replace(finish="error", message="<img>"))
+    assert "failed: &lt;img&gt;" in failed and "tokens" not in failed
+    assert "weird" in chips(REPLY._replace(finish="weird"))  # a session that somebody edited
+
+
+def test_only_the_last_answer_may_be_stale():
+    rounds = [Round("a", {}, {"fine": REPLY}), Round("b", {}, {"fine": REPLY})]
+    assert talk(rounds, "fine", ratio=1.0).count("stale: made") == 1
+    assert talk(rounds, "fine", ratio=0.5).count("stale: made") == 0
+
+
+def test_a_pane_that_was_not_shown_skips_the_round():
+    rounds = [Round("Alpha?", {}, {"fine": REPLY}), Round("Beta?", {}, {"fine": REPLY, "base": REPLY})]
+    assert "Alpha?" not in talk(rounds, "base")
+    assert "Beta?" in talk(rounds, "base")
+    assert "Alpha?" in talk(rounds[:1], "base")  # its question waits for an answer
+    assert "before this run" in talk([], "base")
+
+
+def test_what_fine_kept_of_coarse_is_marked_in_both_and_only_then():
+    round_ = Round("?", {}, {"fine": REPLY._replace(text="Well: one two three four, yes."), "coarse": COARSE})
+    for pane in ("fine", "coarse"):
+        found = answer(round_.replies[pane], round_, marks=True)
+        assert re.findall('<mark class="kept">([^<]*)</mark>', found) == [": one two three four"]
+        assert "<mark" not in answer(round_.replies[pane], round_)
+    assert "<mark" not in answer(REPLY, Round("?", {}, {"fine": REPLY}), marks=True)
+
+
+def test_the_line_about_coarse_to_fine():
+    """Of fine's 8 words and signs, the 5 of `: one two three four` stand in coarse's answer too."""
+    fine = REPLY._replace(text="Well: one two three four, yes", tokens=8, reward=1.25)
+    baseline = REPLY._replace(pane="baseline", text="No.", reward=-0.5, ratio=None)
+    told = insight(Round("?", {}, {"fine": fine, "coarse": COARSE, "baseline": baseline}))
+    assert plain(told) == (
+        "|Fine at ratio 0.5|: 8 tokens against Coarse&#x27;s 9; 62% of its words in stretches that Coarse said too "
+        "(Baseline: 0%); reward +1.75 over Baseline."
+    )
+    assert insight(None) == insight(Round("?", {}, {"coarse": COARSE})) == ""
+    assert insight(Round("?", {}, {"fine": fine._replace(finish="")})) == ""
