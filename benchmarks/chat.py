@@ -98,6 +98,8 @@ def main() -> None:
     equal = panes(chat, question, given.tokens, given.rounds)
     result = {
         "benchmark": "chat",
+        "command": f"python benchmarks/chat.py RUN --rounds {given.rounds}",
+        "unit": "seconds; ratios of them",
         "three_panes_ratio_equal_lengths": round(equal["three"] / max(equal[pane] for pane in PANES), 3),
         "three_panes_ratio_own_lengths": round(own["three"] / max(own[pane] for pane in PANES), 3),
         "seconds_equal_lengths": {name: round(value, 4) for name, value in equal.items()},

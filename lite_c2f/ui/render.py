@@ -142,4 +142,4 @@ def insight(round_: Round | None) -> str:
 
 def title(name: str, about: str = "") -> str:
     """The head of a column."""
-    return f'<div class="head"><b>{escape(name)}</b> <span>{escape(about)}</span></div>'
+    return f'<div class="head" title="{escape(about)}"><b>{escape(name)}</b> <span>{escape(about)}</span></div>'

@@ -127,8 +127,8 @@ def comparison(state: RunState) -> str:
     for name, row in rows.items():
         cells = "".join(f"<td>{_figure(column, row.get(column))}</td>" for column in columns)
         body += f"<tr><th>{escape(str(name))}</th>{cells}</tr>"
-    told = f"Talk to them: <code>{escape(shlex.join(['lite-c2f', 'app', state.name]))}</code>, or `report` for all."
-    told = told.replace("`report`", "<code>lite-c2f report</code>")
+    talk = escape(shlex.join(["lite-c2f", "app", state.name]))
+    told = f"In the folder of the runs, <code>{talk}</code> talks to them; <code>lite-c2f report</code> shows all."
     return (
         '<h3>Comparison <span>on held-out prompts</span></h3><div class="figures"><table>'
         f'<tr><th></th>{head}</tr>{body}</table></div><p class="none">{told}</p>'
