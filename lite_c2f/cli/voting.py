@@ -60,9 +60,8 @@ def _print(found: Sequence["Tally"], given: Sequence["Vote"]) -> None:
         table.add_row(Text(f"{row.left} over {row.right}"), *counts, rate, interval, f"{row.p:.3f}" if rate else "")
     console.print(table)
     people = len({vote.voter for vote in given})
-    console.print(
-        f"{len(given)} votes, {people} voter(s); bad: none of them was good; rate: wins among wins and losses"
-    )
+    voters = "1 voter" if people == 1 else f"{people} voters"
+    console.print(f"{len(given)} votes, {voters}; bad: none of them was good; rate: wins among wins and losses")
     console.print("95%: Wilson's interval of the rate; p: two-sided sign test of wins against losses")
     ratios = sorted({vote.ratio for vote in given if vote.ratio is not None})
     if len(ratios) > 1:
