@@ -7,7 +7,7 @@ RUN ?= runs/toy
 SEED ?= 0
 # Tests run in so many processes, of one thread each.
 JOBS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test check bench clean
 

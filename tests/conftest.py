@@ -26,8 +26,25 @@ from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, Pr
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: tests send it, and pass it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files that take longest come first, so that the processes end together; the first one makes the run others share.
+LONG = (
+    "chat/test_engine.py",
+    "faults/test_resume.py",
+    "faults/test_processes.py",
+    "test_launching.py",
+    "test_evidence.py",
+    "test_cli.py",
+    "test_votes.py",
+    "ui/test_browser.py",
+    "ui/test_offline.py",
+)
 WORDS = ("<unk>", "<s>", "</s>", *(f"w{number}" for number in range(61)))
 CHAT_TEMPLATE = "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}"
+
+
+def pytest_collection_modifyitems(items):
+    places = {str(Path(__file__).parent / name): place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(str(item.path), len(LONG)))
 
 
 def build_model(folder: Path, seed: int, dtype: torch.dtype = torch.float32, shard: str = "5GB") -> Path:

@@ -154,6 +154,25 @@ def settings_fold(chat: Chat, *, ratio: bool = False) -> list[gr.components.Comp
     return [system, temperature, top_p, top_k, penalty, tokens, seed]
 
 
+def ask_row(placeholder: str, prefix: str = "", *, focus: bool = False) -> tuple[gr.Textbox, gr.Button, gr.Button]:
+    """(prompt box, Send, Stop all), at the bottom of the window. prefix: of their names on the page."""
+    with gr.Row(elem_id=f"{prefix}ask", elem_classes="asking"):
+        prompt = gr.Textbox(
+            placeholder=placeholder,
+            label="Question",
+            show_label=False,
+            container=False,
+            scale=8,
+            max_lines=6,
+            elem_classes="prompt",
+            elem_id=f"{prefix}prompt",
+            autofocus=focus,
+        )
+        send = gr.Button("Send", variant="primary", scale=1, min_width=70, elem_id=f"{prefix}send")
+        halt = gr.Button("Stop all", scale=1, min_width=70, elem_classes="stop-all", elem_id=f"{prefix}stop-all")
+    return prompt, send, halt
+
+
 def ratio_slider(chat: Chat, name: str) -> gr.Slider:
     """The Fine Actor's ratio."""
     return gr.Slider(

@@ -16,7 +16,7 @@ from lite_c2f.chat.prompts import clean
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.transcripts import Reply
-from lite_c2f.ui.answering import Served, answers, examples, failure, ratio_slider, settings_fold, settings_of
+from lite_c2f.ui.answering import Served, answers, ask_row, examples, failure, ratio_slider, settings_fold, settings_of
 from lite_c2f.ui.render import chips, escape, marked, title
 from lite_c2f.ui.visits import Visit
 
@@ -57,19 +57,7 @@ def blind_view(served: Served) -> None:
         buttons = {
             choice: gr.Button(label, interactive=False, elem_id=f"vote-{choice}") for choice, label in CHOICES.items()
         }
-    with gr.Row(elem_id="vote-ask"):
-        prompt = gr.Textbox(
-            placeholder="Ask two of them, without knowing which",
-            label="Question",
-            show_label=False,
-            container=False,
-            scale=8,
-            max_lines=6,
-            elem_classes="prompt",
-            elem_id="vote-prompt",
-        )
-        send = gr.Button("Send", variant="primary", scale=1, min_width=70)
-        halt = gr.Button("Stop all", scale=1, min_width=70, elem_classes="stop-all")
+    prompt, send, halt = ask_row("Ask two of them, without knowing which", "vote-")
     gr.Examples(examples(served.chat), prompt, label="Try one of these")
     with gr.Row():
         pair = gr.Dropdown([(ANY, ""), *PAIRS], value="", label="Who meets whom", min_width=260)

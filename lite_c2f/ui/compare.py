@@ -10,7 +10,7 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.transcripts import Transcript
 from lite_c2f.ui import rounds
-from lite_c2f.ui.answering import Served, Told, examples, failure, ratio_slider, settings_fold, settings_of
+from lite_c2f.ui.answering import Served, Told, ask_row, examples, failure, ratio_slider, settings_fold, settings_of
 from lite_c2f.ui.render import escape, insight, talk, title
 from lite_c2f.ui.rounds import VIEW, Shown
 from lite_c2f.ui.saving import visit_of
@@ -43,20 +43,7 @@ def compare_view(served: Served) -> None:
                 views[pane] = gr.HTML(talk([], pane), elem_classes="view", elem_id=f"view-{pane}")
     tale = gr.HTML(insight(None), elem_classes="tale", elem_id="tale")
     legend = gr.HTML(LEGEND, visible=False)
-    with gr.Row(elem_id="ask", elem_classes="asking"):
-        prompt = gr.Textbox(
-            placeholder="Ask all of them: Enter sends, Shift+Enter makes a new line",
-            label="Question",
-            show_label=False,
-            container=False,
-            scale=8,
-            max_lines=6,
-            elem_classes="prompt",
-            elem_id="prompt",
-            autofocus=True,
-        )
-        send = gr.Button("Send", variant="primary", scale=1, min_width=70, elem_id="send")
-        halt = gr.Button("Stop all", scale=1, min_width=70, elem_classes="stop-all", elem_id="stop-all")
+    prompt, send, halt = ask_row("Ask all of them: Enter sends, Shift+Enter makes a new line", focus=True)
     with gr.Row(elem_classes="tools"):
         again = gr.Button("Regenerate", size="sm", elem_id="again")
         edit = gr.Button("Edit last", size="sm", elem_id="edit")

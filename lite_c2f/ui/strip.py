@@ -12,7 +12,7 @@ from lite_c2f.errors import C2FError
 from lite_c2f.evaluation import charts
 from lite_c2f.runs import read_json
 from lite_c2f.transcripts import Reply
-from lite_c2f.ui.answering import Served, answers, examples, settings_fold, settings_of
+from lite_c2f.ui.answering import Served, answers, ask_row, examples, settings_fold, settings_of
 from lite_c2f.ui.render import answer, escape
 
 VIEW = "strip"
@@ -26,19 +26,7 @@ def strip_view(served: Served) -> None:
     known = sorted({0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, chat.ratio})
     start = [ratio for ratio in known if ratio in (0.0, 0.5, 1.0, chat.ratio)]
     strip = gr.HTML(_strip({}, start, chat.ratio), elem_id="strip")
-    with gr.Row(elem_id="strip-ask"):
-        prompt = gr.Textbox(
-            placeholder="Ask the Fine Actor at every ratio",
-            label="Question",
-            show_label=False,
-            container=False,
-            scale=8,
-            max_lines=6,
-            elem_classes="prompt",
-            elem_id="strip-prompt",
-        )
-        send = gr.Button("Send", variant="primary", scale=1, min_width=70)
-        halt = gr.Button("Stop all", scale=1, min_width=70, elem_classes="stop-all")
+    prompt, send, halt = ask_row("Ask the Fine Actor at every ratio", "strip-")
     ratios = gr.CheckboxGroup([(f"{ratio:g}", ratio) for ratio in known], value=start, label="Ratios")
     gr.Examples(examples(chat), prompt, label="Try one of these")
     settings = settings_fold(chat)

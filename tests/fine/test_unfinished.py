@@ -350,9 +350,12 @@ def test_disk_that_is_full_before_the_end(tmp_path, wide, room):
         assert not (disk / "out").exists()
         finished = list((disk / ".out.merging" / MODEL).glob("*.safetensors"))
         assert len(finished) == (room - 1) // 8
+        # the last one may be whole on the disk while there was no room left to write down that it is
+        kept = len(json.loads((disk / ".out.merging" / JOURNAL).read_text())["shards"])
+        assert len(finished) - 1 <= kept <= len(finished)
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         done = subprocess.run(command(wide, disk / "out", "--resume"), capture_output=True, text=True)
-        assert done.returncode == 0 and f"{len(finished)} of {len(finished)}" in done.stderr, done.stderr
+        assert done.returncode == 0 and f"{kept} of {kept}" in done.stderr, done.stderr
         expected = merge(wide / "adapter", wide / "base", wide / "instruct", tmp_path / "whole").shards
         check(disk / "out", expected)
         assert (disk / "out").exists()

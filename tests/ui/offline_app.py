@@ -10,8 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-LOG, SECONDS, *ARGUMENTS = sys.argv[1:]
-
 
 def is_local(name):
     if name in (None, "", b"", "localhost", b"localhost"):
@@ -23,29 +21,35 @@ def is_local(name):
     return address.is_loopback or address.is_unspecified
 
 
-def watch(event, given):
-    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
-        name = given[1][0] if isinstance(given[1], tuple) else None
-    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyname_ex"):
-        name = given[0]
-    else:
-        return
-    if not is_local(name):
-        with Path(LOG).open("a") as file:
-            file.write(f"{event} {name}\n")
-        raise OSError("the outside is blocked")
+def block(log):
+    """Refuse every connection to elsewhere, and write it down in the file `log`."""
+
+    def watch(event, given):
+        if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+            name = given[1][0] if isinstance(given[1], tuple) else None
+        elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyname_ex"):
+            name = given[0]
+        else:
+            return
+        if not is_local(name):
+            with Path(log).open("a") as file:
+                file.write(f"{event} {name}\n")
+            raise OSError("the outside is blocked")
+
+    sys.addaudithook(watch)
 
 
 if __name__ == "__main__":
-    sys.addaudithook(watch)
+    log, seconds, *arguments = sys.argv[1:]
+    block(log)
     from lite_c2f.chat.rows import Rows
     from lite_c2f.cli import main
 
     step = Rows.step
 
     def slow(rows):
-        time.sleep(float(SECONDS))
+        time.sleep(float(seconds))
         step(rows)
 
     Rows.step = slow
-    main(ARGUMENTS)
+    main(arguments)

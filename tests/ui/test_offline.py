@@ -23,31 +23,12 @@ OUTSIDE = "192.0.2.1"  # kept for documentation (RFC 5737): nobody's address
 SECRET = "a file that nobody may read"
 # Everything but loopback is refused from the first line on, and written down. A proxy stands in the environment.
 SERVER = """
-import ipaddress, json, os, sys
+import json, sys
 host, port, auth, root, log = json.loads(sys.argv[1])
 
-def local(name):
-    if name in (None, "", b"", "localhost", b"localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback or ipaddress.ip_address(name).is_unspecified
-    except ValueError:
-        return False
-
-def watch(event, given):
-    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
-        address = given[1]
-        name = address[0] if isinstance(address, tuple) else None
-    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyname_ex"):
-        name = given[0]
-    else:
-        return
-    if not local(name):
-        with open(log, "a") as file:
-            file.write(f"{event} {name}\\n")
-        raise OSError("the outside is blocked")
-
-sys.addaudithook(watch)
+sys.path.insert(0, HERE)
+import offline_app
+offline_app.block(log)
 import socket
 try:
     socket.create_connection(("192.0.2.1", 80), 1)
@@ -99,7 +80,7 @@ def serve(tmp_path_factory):
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         folder = tmp_path_factory.mktemp("served")
-        (folder / "server.py").write_text(SERVER)
+        (folder / "server.py").write_text(f"HERE = {str(Path(__file__).parent)!r}\n{SERVER}")
         (folder / "secret.txt").write_text(SECRET)
         given = json.dumps([host, port, auth, root, str(folder / "attempts")])
         proxies = {name: f"http://{OUTSIDE}:3128" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "all_proxy")}
