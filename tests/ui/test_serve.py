@@ -204,7 +204,7 @@ def test_no_run_and_no_terminal_is_one_line(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("answer", [bb"\n"])
+@pytest.mark.parametrize("answer", [b"\n"])
 def test_at_a_terminal_it_offers_the_toy_run_and_no_is_no(tmp_path, answer):
     said, code = at_a_terminal(app_command(free_port()), tmp_path, answer, None)
     assert "make the toy run now (about 4 minutes)? [y/N]" in said
