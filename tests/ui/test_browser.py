@@ -1,5 +1,6 @@
 """What people do with the app, in a real browser, with everything outside this machine blocked."""
 
+import contextlib
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 from playwright import sync_api as playwright
 
 from lite_c2f import transcripts, votes
+from lite_c2f.errors import C2FError
 from lite_c2f.transcripts import Reply, Round
 
 pytestmark = pytest.mark.slow
@@ -84,7 +86,7 @@ def tab(site, browser):
 
 def visit(context, site):
     page = context.new_page()
-    page.asked, page.said = [], []
+    page.asked, page.said, page.run = [], [], site.run
     page.on("request", lambda request: page.asked.append(request.url))
     page.on("pageerror", lambda error: page.said.append(str(error)))
     page.on("console", lambda told: page.said.append(told.text) if told.type == "error" else None)
@@ -108,6 +110,27 @@ def ended(page, *panes, chip="ended"):
             arg=[f"#view-{pane}", chip],
             timeout=60_000,
         )
+    if chip == "reward":
+        saved(page)
+
+
+def saved(page):
+    """Until the round is over for the server too: it tells who asks before that to wait."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        with contextlib.suppress(C2FError):
+            replies = session_of(page).rounds[-1].replies
+            if replies and all(reply.finish for reply in replies.values()):
+                return
+        page.wait_for_timeout(50)
+    raise AssertionError("the round was never saved")
+
+
+def session_of(page):
+    """The tab's session as it is saved."""
+    owner = page.evaluate("localStorage.getItem('lite_c2f.owner')")
+    session = page.evaluate("sessionStorage.getItem('lite_c2f.session')")
+    return transcripts.load(page.run / "app" / "sessions", owner, session or "")
 
 
 def said(page, pane):
@@ -132,7 +155,6 @@ def test_three_answers_stream_at_once_with_their_figures(tab):
         assert re.search(r"\d+ tokens\s+\d+ tokens/s\s+first after \d\.\d\d s\s+ended \((EOS|stop)\)", chips)
         assert re.search(r"reward [+-]\d\.\d\d\s+\d+% repeated", chips)
     assert "ratio 1" in tab.inner_text("#view-fine .chips")
-    tab.wait_for_timeout(500)  # until the round is saved
     ask(tab, "Hi")  # a second turn
     tab.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
     ended(tab, "coarse", "fine", "baseline", chip="reward")
@@ -144,7 +166,7 @@ def test_stop_one_and_stop_all(tab):
     tab.wait_for_selector("#view-coarse .said.writing")
     tab.click("#stop-coarse")
     ended(tab, "coarse", chip="stopped")
-    ended(tab, "fine")
+    ended(tab, "fine", "baseline", chip="reward")
     ask(tab, QUESTION)
     tab.wait_for_selector("#view-fine .said.writing")
     tab.keyboard.press("Escape")
@@ -204,18 +226,15 @@ def questions(page):
     return page.locator("#view-fine .you").all_inner_texts()
 
 
-def on_disk(site, page):
+def on_disk(page):
     """The questions of the tab's session as it is saved."""
-    owner = page.evaluate("localStorage.getItem('lite_c2f.owner')")
-    session = page.evaluate("sessionStorage.getItem('lite_c2f.session')")
-    return [round_.prompt for round_ in transcripts.load(site.run / "app" / "sessions", owner, session).rounds]
+    return [round_.prompt for round_ in session_of(page).rounds]
 
 
 def test_in_the_midst_of_an_answer(site, tab):
     """What is pressed while answers are written neither loses a round nor brings one back."""
     ask(tab, "Alpha")
     ended(tab, "coarse", "fine", "baseline", chip="reward")
-    tab.wait_for_timeout(500)
     ask(tab, QUESTION)
     tab.wait_for_selector("#view-coarse .said.writing")
     ask(tab, "too early")
@@ -227,13 +246,13 @@ def test_in_the_midst_of_an_answer(site, tab):
     tab.click("#edit")
     tab.wait_for_function("q => document.querySelector('#prompt textarea').value === q", arg=QUESTION)
     tab.wait_for_timeout(1500)
-    assert questions(tab) == ["Alpha"] == on_disk(site, tab)
+    assert questions(tab) == ["Alpha"] == on_disk(tab)
     tab.press("#prompt textarea", "Enter")
     tab.wait_for_selector("#view-coarse .said.writing")
     tab.goes_away = True
     tab.reload()
     tab.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
-    assert questions(tab) == ["Alpha", QUESTION] == on_disk(site, tab)  # the question is not lost
+    assert questions(tab) == ["Alpha", QUESTION] == on_disk(tab)  # the question is not lost
     tab.get_by_text("Settings", exact=True).first.click()
     tab.get_by_label("Seed").first.fill("abc")
     tab.click("#again")
@@ -249,7 +268,6 @@ def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
     ask(tab, QUESTION)
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     coarse = said(tab, "coarse")
-    tab.wait_for_timeout(500)
     tab.click("#show-base input")
     ended(tab, "base", chip="reward")
     seed = re.search(r"seed \d+", tab.inner_text("#view-coarse")).group()
@@ -410,7 +428,6 @@ def test_an_open_page_finds_its_session_after_a_restart(toy_run, browser, tmp_pa
     page = visit(browser.new_context(), first)
     ask(page, QUESTION)
     ended(page, "coarse", "fine", "baseline", chip="reward")
-    page.wait_for_timeout(500)
     fine = said(page, "fine")
     first.process.kill()
     first.process.wait()
@@ -419,9 +436,8 @@ def test_an_open_page_finds_its_session_after_a_restart(toy_run, browser, tmp_pa
         ask(page, "Beta")  # to a server that does not know the page
         page.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
         ended(page, "coarse", "fine", "baseline", chip="reward")
-        page.wait_for_timeout(500)
         assert page.inner_text("#view-fine .said >> nth=0") == fine
-        assert on_disk(second, page) == [QUESTION, "Beta"]
+        assert on_disk(page) == [QUESTION, "Beta"]
     finally:
         second.process.kill()
         second.process.wait()
