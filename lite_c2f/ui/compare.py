@@ -73,11 +73,14 @@ def compare_view(served: Served) -> None:
     def page(visit: Visit, marks: bool, ratio: float) -> list[str]:
         return draw(rounds.shown(visit), marks, ratio)
 
-    def streamed(looks: Callable[[], Iterator[Shown]], marks: bool, ratio: float, text: Any) -> Iterator[list[Any]]:
+    def streamed(
+        visit: Visit, looks: Callable[[], Iterator[Shown]], marks: bool, ratio: float, text: Any
+    ) -> Iterator[list[Any]]:
         """Updates of [prompt, panes, tale]; text: what the first puts into the box, where more may be typed then."""
+        visit.knobs = (marks, ratio)  # which may be moved while answers are written
         try:
             for now in looks():
-                yield [text, *draw(now, marks, ratio)]
+                yield [text, *draw(now, *visit.knobs)]
                 text = gr.skip()
         except Told as told:
             gr.Info(str(told))
@@ -86,17 +89,17 @@ def compare_view(served: Served) -> None:
     def ask(request: gr.Request, text: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """Answer in every pane."""
         visit, panes, settings = came(request, *given[-2:]), _panes(base), settings_of(ratio, *given[:-2])
-        yield from streamed(lambda: rounds.ask(served, visit, text or "", panes, settings), marks, ratio, "")
+        yield from streamed(visit, lambda: rounds.ask(served, visit, text or "", panes, settings), marks, ratio, "")
 
     def ask_again(request: gr.Request, _: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """The last question once more, with what is set now."""
         visit, panes, settings = came(request, *given[-2:]), _panes(base), settings_of(ratio, *given[:-2])
-        yield from streamed(lambda: rounds.ask_again(served, visit, panes, settings), marks, ratio, gr.skip())
+        yield from streamed(visit, lambda: rounds.ask_again(served, visit, panes, settings), marks, ratio, gr.skip())
 
     def fine_anew(request: gr.Request, _: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """The Fine Actor's last answer at another ratio, everything else as it was, the random numbers too."""
         visit = came(request, *given[-2:])
-        yield from streamed(lambda: rounds.only(served, visit, ["fine"], ratio), marks, ratio, gr.skip())
+        yield from streamed(visit, lambda: rounds.only(served, visit, ["fine"], ratio), marks, ratio, gr.skip())
 
     def base_too(request: gr.Request, _: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """The base's answer to the last question, when it is first shown."""
@@ -105,7 +108,7 @@ def compare_view(served: Served) -> None:
         if not base or last is None or "base" in last.replies or VIEW in visit.asked:
             yield [gr.skip(), *page(visit, marks, ratio)] if VIEW not in visit.asked else [gr.skip()] * (1 + len(drawn))
             return
-        yield from streamed(lambda: rounds.only(served, visit, ["base"]), marks, ratio, gr.skip())
+        yield from streamed(visit, lambda: rounds.only(served, visit, ["base"]), marks, ratio, gr.skip())
 
     def edit_last(marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
         """Forget the last round, and put its question into the box."""
@@ -127,6 +130,7 @@ def compare_view(served: Served) -> None:
 
     def redraw(marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
         visit = came(request, owner, session)
+        visit.knobs = (marks, ratio)
         if VIEW in visit.asked:
             return [gr.skip()] * len(drawn)  # the answers under way draw themselves
         return page(visit, marks, ratio)

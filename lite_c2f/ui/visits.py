@@ -21,6 +21,7 @@ class Visit:
         self.transcript: Transcript | None = None
         self.saved: tuple[Round, ...] = ()  # of the transcript, as this page saved them last
         self.asked: dict[str, Asked] = {}  # what is being answered, by view
+        self.knobs = (False, 0.0)  # marks and ratio, as the page has them
         self.extra: dict[str, Any] = {}  # what a view keeps between two requests
 
     def begin(self, view: str, asked: Asked) -> None:

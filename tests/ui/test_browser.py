@@ -199,6 +199,15 @@ def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
     assert marked and marked in coarse.replace("\n", " ")
 
 
+def test_a_ratio_moved_while_answers_are_written_is_seen(tab):
+    ask(tab, QUESTION)
+    tab.wait_for_selector("#view-coarse .said.writing")
+    tab.fill("#ratio input[type=number]", "0.5")
+    tab.press("#ratio input[type=number]", "Tab")
+    ended(tab, "coarse", "fine", "baseline", chip="reward")
+    tab.wait_for_selector("#view-fine .chip.stale")
+
+
 def test_edit_undo_regenerate_clear(tab):
     ask(tab, QUESTION)
     ended(tab, "fine", "coarse", "baseline", chip="reward")
