@@ -16,6 +16,7 @@ from lite_c2f.inputs import uses_toy_data
 from lite_c2f.transcripts import Reply
 from lite_c2f.ui.render import escape
 from lite_c2f.ui.visits import Visit, Visits
+from lite_c2f.votes import votes_of
 
 PAUSE = 0.08  # seconds between two looks at the answers
 PATIENCE = 1.0  # seconds after which a page that waits is told how many are before it
@@ -40,7 +41,7 @@ class Served(NamedTuple):
 
     @property
     def votes(self) -> Path:
-        return self.folder / "votes.jsonl"
+        return votes_of(self.folder.parent)
 
 
 class Look(NamedTuple):
@@ -132,7 +133,7 @@ def settings_of(
     )
 
 
-def settings_fold(chat: Chat, *, ratio: bool = False) -> list[gr.components.Component]:
+def settings_fold(chat: Chat) -> list[gr.components.Component]:
     """The fold of settings; its inputs in the order of `settings_of` without the ratio."""
     most, default = min(1024, chat.context // 2), ChatSettings()
     with gr.Accordion("Settings", open=False):
