@@ -47,6 +47,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(str(item.path), len(LONG)))
 
 
+def pytest_make_parametrize_id(val):
+    """Bytes are no names: a gzip holds the second it was made in, and all test processes must collect the same."""
+    return "bytes" if isinstance(val, bytes) else None
+
+
 def build_model(folder: Path, seed: int, dtype: torch.dtype = torch.float32, shard: str = "5GB") -> Path:
     """A Mistral of 2 layers, hidden 32, vocabulary 64, with a tokenizer, a chat template and a generation config."""
     torch.manual_seed(seed)
