@@ -2,9 +2,9 @@
 
 Random weights are saved as a model folder and loaded through the real path: NF4, three adapters. Memory is capped to
 22 GiB of whatever card is there. Measured: a reward-model step, a PPO update at each limit with every response as long
-as it may be (the worst case), and the sampler against `generate` under a cap of 1024 with lognormal lengths. `--tiny`
-runs the same on a small shape and on a CPU, where no peak is measured. Every figure is written to --out as soon as it
-is there. Prints one JSON line last.
+as it may be (the worst case), the sampler against `generate` under a cap of 1024 with lognormal lengths, and the chat's
+three panes against one. `--tiny` runs the same on a small shape and on a CPU, where no peak is measured. Every figure
+is written to --out as soon as it is there. Prints one JSON line last.
 
     python benchmarks/gpu.py [--limits 128,512,1024,2048] [--rollouts 32] [--out FILE]
     python benchmarks/gpu.py --tiny
@@ -25,6 +25,7 @@ warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
 from models import EOS, PAD, SMALL, machine, save_tokenizer  # noqa: E402
+from panes import chat_panes  # noqa: E402
 from rollout import RowLimits  # noqa: E402
 from transformers import MistralConfig, MistralForCausalLM, StoppingCriteriaList  # noqa: E402
 
@@ -312,6 +313,7 @@ def main() -> None:
     ppo_updates(bench, roles)
     rollout_speed(bench, roles)
     greedy_agreement(bench, roles)
+    chat_panes(bench, roles)
     print(json.dumps(bench.result), flush=True)
 
 

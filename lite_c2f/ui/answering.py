@@ -14,7 +14,7 @@ from lite_c2f.chat.prompts import History, clean
 from lite_c2f.errors import C2FError, ConfigError
 from lite_c2f.inputs import uses_toy_data
 from lite_c2f.transcripts import Reply
-from lite_c2f.ui.render import escape
+from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.visits import Visit, Visits
 from lite_c2f.votes import votes_of
 

@@ -13,7 +13,7 @@ from lite_c2f.ui.answering import Served
 from lite_c2f.ui.api import add_api
 from lite_c2f.ui.blind import blind_view
 from lite_c2f.ui.compare import compare_view
-from lite_c2f.ui.render import escape
+from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.run_view import RUN_CSS, run_view
 from lite_c2f.ui.serve import check_address, find_run, is_loopback, launch, parse_auth
 from lite_c2f.ui.strip import strip_view

@@ -17,7 +17,8 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.transcripts import Reply
 from lite_c2f.ui.answering import Served, answers, ask_row, examples, failure, ratio_slider, settings_fold, settings_of
-from lite_c2f.ui.render import chips, escape, marked, title
+from lite_c2f.ui.escaping import escape
+from lite_c2f.ui.render import chips, said, title
 from lite_c2f.ui.visits import Visit
 
 VIEW = "vote"
@@ -157,7 +158,7 @@ def _talk(ballot: Ballot | None, letter: str) -> str:
     if reply is None:
         parts.append('<div class="chips"><span class="chip live">waiting</span></div>')
     else:
-        parts.append(f'<div class="said{"" if reply.finish else " writing"}">{marked(reply.text, {})}</div>')
+        parts.append(said(reply))
         ended = {"": "writing", "limit": "cut off", "stopped": "cut off", "error": "failed"}
         plain = f'<div class="chips"><span class="chip">{ended.get(reply.finish, "ended")}</span></div>'
         parts.append(chips(reply) if ballot.choice else plain)

@@ -11,7 +11,8 @@ from lite_c2f.errors import C2FError
 from lite_c2f.transcripts import Transcript
 from lite_c2f.ui import rounds
 from lite_c2f.ui.answering import Served, Told, ask_row, examples, failure, ratio_slider, settings_fold, settings_of
-from lite_c2f.ui.render import escape, insight, talk, title
+from lite_c2f.ui.escaping import escape
+from lite_c2f.ui.render import insight, talk, title
 from lite_c2f.ui.rounds import VIEW, Shown
 from lite_c2f.ui.saving import visit_of
 from lite_c2f.ui.sessions import sessions_fold
@@ -61,6 +62,7 @@ def compare_view(served: Served) -> None:
         rendered = gr.HTML(elem_classes="read")
 
     drawn = [*views.values(), tale]
+    streams = [prompt, identity[1], *drawn]
 
     def came(request: gr.Request, owner: str, session: str) -> Visit:
         return visit_of(served, request.session_hash, owner, session)
@@ -76,15 +78,17 @@ def compare_view(served: Served) -> None:
     def streamed(
         visit: Visit, looks: Callable[[], Iterator[Shown]], marks: bool, ratio: float, text: Any
     ) -> Iterator[list[Any]]:
-        """Updates of [prompt, panes, tale]; text: what the first puts into the box, where more may be typed then."""
+        """Updates of `streams`; text: what the first puts into the box, where more may be typed then."""
         visit.knobs = (marks, ratio)  # which may be moved while answers are written
+        told: Any = gr.skip()
         try:
             for now in looks():
-                yield [text, *draw(now, *visit.knobs)]
-                text = gr.skip()
-        except Told as told:
-            gr.Info(str(told))
-            yield [gr.skip()] * (1 + len(drawn))
+                session = visit.transcript.id if visit.transcript else ""  # a reload asks for it
+                yield [text, gr.skip() if session == told else session, *draw(now, *visit.knobs)]
+                text, told = gr.skip(), session
+        except Told as reason:
+            gr.Info(str(reason))
+            yield [gr.skip()] * len(streams)
 
     def ask(request: gr.Request, text: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """Answer in every pane."""
@@ -106,7 +110,8 @@ def compare_view(served: Served) -> None:
         visit = came(request, *given[-2:])
         last = visit.transcript.rounds[-1] if visit.transcript and visit.transcript.rounds else None
         if not base or last is None or "base" in last.replies or VIEW in visit.asked:
-            yield [gr.skip(), *page(visit, marks, ratio)] if VIEW not in visit.asked else [gr.skip()] * (1 + len(drawn))
+            nothing = [gr.skip()] * len(streams)
+            yield nothing if VIEW in visit.asked else [*nothing[:2], *page(visit, marks, ratio)]
             return
         yield from streamed(visit, lambda: rounds.only(served, visit, ["base"]), marks, ratio, gr.skip())
 
@@ -156,7 +161,7 @@ def compare_view(served: Served) -> None:
     knobs = [show_base, marks, ratio, *settings, *identity]
     asking: dict[str, Any] = {
         "inputs": [prompt, *knobs],
-        "outputs": [prompt, *drawn],
+        "outputs": streams,
         "show_progress": "hidden",
         "trigger_mode": "multiple",  # a second question is told to wait
         "concurrency_limit": None,  # the line is the chat's own

@@ -18,8 +18,7 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(".chip.copy");
     if (!button) return;
-    const text = button.closest(".chips").previousElementSibling?.innerText || "";
-    navigator.clipboard?.writeText(text).then(() => { button.textContent = "copied"; });
+    navigator.clipboard?.writeText(button.dataset.text).then(() => { button.textContent = "copied"; });
   });
 
   // Escape stops all answers, "/" goes to the prompt.

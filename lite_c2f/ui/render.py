@@ -1,13 +1,13 @@
-"""Conversations as HTML. Every text of a person or a model goes through `escape`: it is shown, never read as markup."""
+"""Conversations as HTML. Every text of a person or a model goes through `escape` or `formatted`: none is ever HTML."""
 
-import html
 import itertools
 from collections.abc import Mapping, Sequence
 
 from lite_c2f.chat.panes import ENDINGS
-from lite_c2f.chat.prompts import clean
 from lite_c2f.overlap import Span, kept, kept_share, repeated
 from lite_c2f.transcripts import Reply, Round
+from lite_c2f.ui.escaping import escape
+from lite_c2f.ui.markdown import formatted
 
 EMPTY = {
     "coarse": "The base model after PPO: thorough, and longer than it need be.",
@@ -18,16 +18,6 @@ EMPTY = {
 REWARD = "how the reward model likes it: 0 is its average answer, +1 one spread better than that"
 REPEATED = "share of its stretches of four tokens that it had said before"
 END = "EOS: the model's end token; stop: the next turn's marker, with which a base model ends; limit: max new tokens"
-
-
-def escape(text: str) -> str:
-    """Text as HTML that shows it and is nothing else; no template of the page finds anything to fill in either.
-
-    >>> escape("<b>${x} {{y}}")
-    '&lt;b&gt;&#36;&#123;x&#125; &#123;&#123;y&#125;&#125;'
-    """
-    escaped = html.escape(clean(text).replace("\x00", "\N{REPLACEMENT CHARACTER}"), quote=True)
-    return escaped.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;").replace("`", "&#96;")
 
 
 def marked(text: str, layers: Mapping[str, Sequence[Span]]) -> str:
@@ -54,28 +44,35 @@ def talk(
     rounds: Sequence[Round], pane: str, *, marks: bool = False, ratio: float | None = None, waiting: str = ""
 ) -> str:
     """One pane's conversation. ratio: of the slider, beside which an answer of the Fine Actor may be stale."""
-    said = []
+    parts = []
     for round_ in rounds:
         reply = round_.replies.get(pane)
         if reply is None and round_ is not rounds[-1]:
             continue  # the pane was not shown then
-        said.append(f'<div class="you">{escape(round_.prompt)}</div>')
+        parts.append(f'<div class="you">{escape(round_.prompt)}</div>')
         if reply is not None:
             # Only the last answer can be made anew.
-            said.append(answer(reply, round_, marks=marks, ratio=ratio if round_ is rounds[-1] else None))
+            parts.append(answer(reply, round_, marks=marks, ratio=ratio if round_ is rounds[-1] else None))
         elif waiting and not round_.replies:
-            said.append(f'<div class="chips"><span class="chip live">{escape(waiting)}</span></div>')
-    if not said:
-        said = [f'<div class="nothing">{escape(EMPTY.get(pane, ""))}</div>']
-    return f'<div class="talk">{"".join(said)}</div>'
+            parts.append(f'<div class="chips"><span class="chip live">{escape(waiting)}</span></div>')
+    if not parts:
+        parts = [f'<div class="nothing">{escape(EMPTY.get(pane, ""))}</div>']
+    return f'<div class="talk">{"".join(parts)}</div>'
 
 
 def answer(reply: Reply, round_: Round | None = None, *, marks: bool = False, ratio: float | None = None) -> str:
     """One answer and its figures."""
-    layers = spans_of(reply, round_) if marks and reply.finish else {}
-    live = "" if reply.finish else " writing"
-    text = f'<div class="said{live}">{marked(reply.text, layers)}</div>' if reply.text or not reply.finish else ""
+    layers = (spans_of(reply, round_) if reply.finish else {}) if marks else None
+    text = said(reply, layers) if reply.text or not reply.finish else ""
     return text + chips(reply, ratio=ratio)
+
+
+def said(reply: Reply, layers: Mapping[str, Sequence[Span]] | None = None) -> str:
+    """What an answer says: read as Markdown, or letter by letter where stretches of it are marked."""
+    live = "" if reply.finish else " writing"
+    if layers is None:
+        return f'<div class="said{live}">{formatted(reply.text)}</div>'
+    return f'<div class="said plain{live}">{marked(reply.text, layers)}</div>'
 
 
 def spans_of(reply: Reply, round_: Round | None) -> dict[str, list[Span]]:
@@ -110,7 +107,8 @@ def chips(reply: Reply, *, ratio: float | None = None) -> str:
         word = f"stale: made at ratio {reply.ratio:g}" if stale else f"ratio {reply.ratio:g}"
         found.append((word, "stale" if stale else "", "the share of the residue it was made with"))
     found.append((f"seed {reply.seed}", "", "the same seed, prompt and settings give the same answer"))
-    copy = '<button type="button" class="chip copy">copy</button>' if reply.finish else ""
+    text = f'<button type="button" class="chip copy" data-text="{escape(reply.text)}">copy</button>'
+    copy = text if reply.finish and reply.text else ""
     return f'<div class="chips">{"".join(_chip(*chip) for chip in found)}{copy}</div>'
 
 

@@ -1,5 +1,6 @@
 """The rounds of a conversation: asked, asked again, taken back, at another ratio."""
 
+import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from lite_c2f.ui.saving import keep, new_transcript
 from lite_c2f.ui.visits import Visit, history
 
 VIEW = "compare"
+SAVE_EVERY = 0.5  # seconds, while answers are written
 
 
 class Shown(NamedTuple):
@@ -52,16 +54,18 @@ def only(served: Served, visit: Visit, panes: Sequence[str], ratio: float | None
 
 def take_back(served: Served, visit: Visit) -> str:
     """Forget the last round, whether it is answered or not; returns its question."""
-    visit.forget(VIEW)
-    transcript, last = _last(visit)
-    keep(served, visit, transcript)
+    with visit.changing:
+        visit.forget(VIEW)
+        transcript, last = _last(visit)
+        keep(served, visit, transcript)
     return last.prompt
 
 
 def start_over(visit: Visit) -> None:
     """A new conversation; the one so far stays saved."""
-    visit.forget(VIEW)
-    visit.transcript = None
+    with visit.changing:
+        visit.forget(VIEW)
+        visit.transcript = None
 
 
 def _last(visit: Visit) -> tuple[Transcript, Round]:
@@ -82,7 +86,7 @@ def _run(
     panes: Sequence[str],
     settings: ChatSettings,
 ) -> Iterator[Shown]:
-    """Have a round answered. It is saved when it begins, so that a reload does not lose the question."""
+    """Have a round answered. It is saved as it goes, so that a reload loses neither the question nor what was said."""
     if VIEW in visit.asked:
         raise Told("The last answers are still being written: stop them, or wait")
     question = Turn("human", round_.prompt)
@@ -90,18 +94,27 @@ def _run(
     looks = answers(served, visit, VIEW, turns, panes, settings)
     first = next(looks)  # settings are refused here, before anything has changed
     keep(served, visit, transcript._replace(rounds=(*transcript.rounds, round_)))
-    begun = visit.transcript
+    kept, when = visit.transcript, time.monotonic()
+
+    def save(quiet: bool) -> None:
+        nonlocal kept, when
+        with visit.changing:
+            if kept is not None and visit.transcript is kept:  # it was not taken back meanwhile
+                keep(served, visit, kept._replace(rounds=(*transcript.rounds, _finished(round_))), quiet=quiet)
+                kept, when = visit.transcript, time.monotonic()
+
     for look in chain([first], looks):
         round_ = round_._replace(replies={**round_.replies, **look.replies})
         yield Shown((*transcript.rounds, round_), look.waiting)
-    if begun is not None and visit.transcript is begun:
-        keep(served, visit, begun._replace(rounds=(*transcript.rounds, _finished(round_))))
+        if look.replies and time.monotonic() - when > SAVE_EVERY:
+            save(quiet=True)
+    save(quiet=False)
     # Shown last whatever happened meanwhile: Gradio sends an event's last update once more when it ends.
     yield shown(visit)
 
 
 def _finished(round_: Round) -> Round:
-    """Answers without an end were stopped."""
+    """As it is saved: answers without an end were stopped."""
 
     def ended(reply: Reply) -> Reply:
         return reply if reply.finish else reply._replace(finish="stopped")

@@ -11,7 +11,7 @@ from lite_c2f.chat.prompts import clean
 from lite_c2f.errors import C2FError, RunError
 from lite_c2f.transcripts import Transcript
 from lite_c2f.ui.answering import Served
-from lite_c2f.ui.render import escape
+from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.visits import Visit
 
 
@@ -20,8 +20,11 @@ def new_transcript(served: Served, visit: Visit) -> Transcript:
     return transcripts.new(visit.owner, served.facts)
 
 
-def keep(served: Served, visit: Visit, transcript: Transcript) -> None:
-    """Make it the visitor's conversation, and save it. One that another tab has gone on with is saved beside that."""
+def keep(served: Served, visit: Visit, transcript: Transcript, *, quiet: bool = False) -> None:
+    """Make it the visitor's conversation, and save it. One that another tab has gone on with is saved beside that.
+
+    quiet: say nothing where it cannot be saved; it is tried again soon.
+    """
     system = str(transcript.rounds[-1].settings.get("system", "")) if transcript.rounds else ""
     transcript = transcript._replace(system=system)
     with contextlib.suppress(C2FError):
@@ -35,14 +38,16 @@ def keep(served: Served, visit: Visit, transcript: Transcript) -> None:
             with contextlib.suppress(RunError):
                 transcripts.delete(served.sessions, visit.owner, transcript.id)
     except (C2FError, OSError, ValueError) as error:  # a full disk, a folder that is gone: the answers are there
-        gr.Warning(f"This conversation is not saved: {escape(' '.join(str(error).split())[:200])}")
+        if not quiet:
+            gr.Warning(f"This conversation is not saved: {escape(' '.join(str(error).split())[:200])}")
 
 
 def reopen(served: Served, visit: Visit, id: str) -> None:
     """Make a saved session the visitor's conversation. Raises RunError where there is no such session."""
     found = transcripts.load(served.sessions, visit.owner, id)
-    visit.forget("compare")
-    visit.transcript, visit.saved = found, found.rounds
+    with visit.changing:
+        visit.forget("compare")
+        visit.transcript, visit.saved = found, found.rounds
 
 
 def arrive(served: Served, visit: Visit, owner: str, id: str) -> None:

@@ -93,9 +93,10 @@ def sessions_fold(
             transcripts.delete(served.sessions, visit.owner, id or "")
         except C2FError as error:
             raise failure(error) from None
-        if visit.transcript is not None and visit.transcript.id == id:
-            visit.forget("compare")
-            visit.transcript = None
+        with visit.changing:
+            if visit.transcript is not None and visit.transcript.id == id:
+                visit.forget("compare")
+                visit.transcript = None
         return [*page(visit, marks, ratio), *state(visit)]
 
     def export(write: Callable[[Transcript], str], ending: str) -> Any:

@@ -13,7 +13,8 @@ from lite_c2f.evaluation import charts
 from lite_c2f.runs import read_json
 from lite_c2f.transcripts import Reply
 from lite_c2f.ui.answering import Served, answers, ask_row, examples, settings_fold, settings_of
-from lite_c2f.ui.render import answer, escape
+from lite_c2f.ui.escaping import escape
+from lite_c2f.ui.render import answer
 
 VIEW = "strip"
 MOST = 8  # ratios at once

@@ -19,6 +19,7 @@ class Visit:
         self.owner = secrets.token_hex(16)  # until the browser tells the one it keeps
         self.arrived = False  # has it told?
         self.transcript: Transcript | None = None
+        self.changing = threading.RLock()  # held by who looks at the transcript and then puts another in its place
         self.saved: tuple[Round, ...] = ()  # of the transcript, as this page saved them last
         self.asked: dict[str, Asked] = {}  # what is being answered, by view
         self.knobs = (False, 0.0)  # marks and ratio, as the page has them

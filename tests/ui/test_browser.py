@@ -27,7 +27,7 @@ QUESTION = "Lea has 3 apples, first gets 7, second buys 5, third drops 8. How ma
 EVIL = (
     '<img src=x onerror="window.hit=1"><script>window.hit=2</script>\n[a](javascript:window.hit=3) '
     "![b](data:text/html,<script>window.hit=4</script>) <svg onload=window.hit=5> ${window.hit=6} {{window.hit}} "
-    "{{{value}}} `${1+1}` &lt;i&gt; <a href='javascript:window.hit=7'>x</a>\n    indented\n" + "long" * 200
+    "{{{value}}} `${1+1}` &lt;i&gt; <a href='javascript:window.hit=7'>x</a> **bold**\n    indented\n" + "long" * 200
 )
 
 
@@ -262,6 +262,7 @@ def test_in_the_midst_of_an_answer(site, tab):
     tab.reload()
     tab.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
     assert questions(tab) == ["Alpha", QUESTION] == on_disk(tab)  # the question is not lost
+    assert tab.locator("#view-fine .said.writing").count() == 0
     tab.get_by_text("Settings", exact=True).first.click()
     tab.get_by_label("Seed").first.fill("abc")
     tab.click("#again")
@@ -271,6 +272,17 @@ def test_in_the_midst_of_an_answer(site, tab):
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     assert "seed 3" in tab.inner_text("#view-fine .talk > :last-child")
     assert questions(tab) == ["Alpha", QUESTION]
+
+
+def test_a_reload_in_the_midst_of_the_first_answer_keeps_what_was_said(tab):
+    ask(tab, QUESTION)
+    tab.wait_for_function("document.querySelector('#view-coarse .said')?.innerText.length > 80")
+    seen = said(tab, "coarse")[:40]
+    tab.goes_away = True
+    tab.reload()
+    ended(tab, "coarse", chip="stopped")
+    assert said(tab, "coarse").startswith(seen) and questions(tab) == [QUESTION] == on_disk(tab)
+    assert session_of(tab).rounds[-1].replies["coarse"].finish == "stopped"
 
 
 def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
@@ -361,7 +373,9 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
     tab.evaluate("id => sessionStorage.setItem('lite_c2f.session', id)", crafted.id)
     tab.reload()
     tab.wait_for_selector("#view-fine .said")
-    assert tab.inner_text("#view-fine .said") == EVIL
+    shown = tab.inner_text("#view-fine .said")  # read as Markdown: signs and blanks may go, and nothing else
+    assert [letter for letter in shown if letter.isalnum()] == [letter for letter in EVIL if letter.isalnum()]
+    assert tab.inner_text("#view-fine .said strong") == "bold"
     assert "window.hit=1" in tab.inner_text("#view-coarse .chip.bad")
     tab.get_by_label("Mark repeats").check()
     tab.wait_for_selector("#view-fine mark")

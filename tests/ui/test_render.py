@@ -6,7 +6,8 @@ import pytest
 
 from lite_c2f.overlap import Span
 from lite_c2f.transcripts import Reply, Round
-from lite_c2f.ui.render import answer, chips, escape, insight, marked, talk
+from lite_c2f.ui.escaping import escape
+from lite_c2f.ui.render import answer, chips, insight, marked, talk
 
 REPLY = Reply("fine", "It is 5.", 4, 84.6, 0.25, "eos", "", 7, 0.5, -0.125, 0.0)
 COARSE = REPLY._replace(
@@ -50,6 +51,15 @@ def test_chips_tell_how_an_answer_went():
     failed = chips(REPLY._replace(finish="error", message="<img>"))
     assert "failed: &lt;img&gt;" in failed and "tokens" not in failed
     assert "weird" in chips(REPLY._replace(finish="weird"))  # a session that somebody edited
+
+
+def test_an_answer_is_read_as_markdown_but_where_it_is_marked():
+    reply = REPLY._replace(text='**Five** "<b>"')
+    assert '<div class="said"><p><strong>Five</strong> &quot;&lt;b&gt;&quot;</p></div>' in answer(reply)
+    assert '<div class="said plain">**Five** &quot;&lt;b&gt;&quot;</div>' in answer(reply, marks=True)
+    assert 'data-text="**Five** &quot;&lt;b&gt;&quot;">copy' in chips(reply)  # copied as it was written
+    writing = reply._replace(finish="")
+    assert '<div class="said writing"><p>' in answer(writing) and "plain writing" in answer(writing, marks=True)
 
 
 def test_only_the_last_answer_may_be_stale():

@@ -1,0 +1,81 @@
+"""What a model wrote, read as Markdown: emphasis, lists, headings, tables, code; never HTML, links or images.
+
+A library reads it (markdown-it-py); what may come out of that is decided here. Text stays as it was written where
+Markdown would change it: `2*3*4` is a product, `\\(x\\)` a formula, `&lt;` four characters, a line of dashes below
+another no heading; and where a letter or digit would be lost all of it is shown as it is.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_inline.emphasis import tokenize
+from markdown_it.token import Token
+
+from lite_c2f.chat.prompts import clean
+from lite_c2f.ui.escaping import escape, unfilled
+
+LONGEST = 100_000  # characters; what is longer is shown as it is
+# Links and images would ask other machines or run scripts; entities, escapes and `lheading` change what was written.
+LEFT_OUT = ("autolink", "entity", "escape", "html_block", "html_inline", "image", "lheading", "link", "reference")
+
+
+@lru_cache(maxsize=256)  # a page is drawn anew with every token, its earlier rounds too
+def formatted(text: str) -> str:
+    """Text as HTML of a few harmless tags.
+
+    >>> formatted("**Two** <b> [a](javascript:x)")
+    '<p><strong>Two</strong> &lt;b&gt; [a](javascript:x)</p>'
+    """
+    if len(text) <= LONGEST:
+        reader = _reader()
+        tokens = reader.parse(clean(text))
+        if _letters(_shown(tokens)) == _letters(text):
+            return unfilled(reader.renderer.render(tokens, reader.options, {})).rstrip("\n")
+    return f'<p class="plain">{escape(text)}</p>'
+
+
+def _shown(tokens: Iterable[Token]) -> Iterator[str]:
+    """The text that can be read of what the library found, in order."""
+    for token in tokens:
+        yield from (token.info, token.content) if token.children is None else _shown(token.children)
+
+
+def _letters(parts: Iterable[str]) -> str:
+    return "".join(letter for part in parts for letter in part if letter.isalnum())
+
+
+@lru_cache(maxsize=1)
+def _reader() -> MarkdownIt:
+    reader = MarkdownIt("commonmark", {"html": False, "breaks": True, "xhtmlOut": False})
+    reader.enable("table").disable(LEFT_OUT)
+    reader.inline.ruler.at("emphasis", _emphasis)
+    reader.add_render_rule("fence", _fence)
+    reader.add_render_rule("list_item_open", _item)
+    return reader
+
+
+def _emphasis(state: Any, silent: bool) -> bool:
+    """The library's rule, but that a star between two letters or digits is a star, and so is one behind a backslash."""
+    if state.src[state.pos - 1 : state.pos] == "\\":
+        return False
+    scan = state.scanDelims
+    state.scanDelims = lambda start, split: scan(start, split and state.src.startswith("**", start))
+    try:
+        return tokenize(state, silent)
+    finally:
+        del state.scanDelims
+
+
+def _fence(_: Any, tokens: list[Token], place: int, *__: Any) -> str:
+    """Code, under the name that its fence gave it."""
+    token = tokens[place]
+    name = f"<small>{escape(token.info.strip())}</small>" if token.info.strip() else ""
+    return f"<pre>{name}<code>{escape(token.content)}</code></pre>\n"
+
+
+def _item(_: Any, tokens: list[Token], place: int, *__: Any) -> str:
+    """An item under the number that was written, which the library makes one more than the last."""
+    number = tokens[place].info
+    return f'<li value="{int(number)}">' if number else "<li>"
