@@ -20,7 +20,7 @@ from lite_c2f.ui.visits import Visit, history
 
 ABOUT = {
     "coarse": "rich in analysis, long",
-    "fine": "instruct plus what Coarse learned",
+    "fine": "instruct with the residue",
     "baseline": "the instruct model alone",
     "base": "before this run",
 }

@@ -1,5 +1,6 @@
 """The app through its API and its own endpoints: many visitors, questions nobody waits for, what scripts may ask."""
 
+import ctypes
 import gc
 import json
 import os
@@ -160,6 +161,9 @@ def post(page, path, content):
 
 
 def resident_mib():
+    """What is in use, without what was freed and only not given back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
@@ -192,11 +196,14 @@ def test_two_hundred_aborted_requests_leave_nothing(page, chat):
         for number in range(count):
             (abort_script if number % 4 == 0 else abort)(number)
         idle(chat)
-        gc.collect()
         return resident_mib()
 
-    before = aborted(SESSIONS + 20)  # until Gradio, which keeps 270 KiB a page, keeps no more of them
-    assert aborted(200) - before < 25
+    sizes = [aborted(SESSIONS + 20)]  # until Gradio, which keeps 270 KiB a page, keeps no more of them
+    for _ in range(3):  # on a busy machine more go on at once than before; what leaks grows every time
+        sizes.append(aborted(200))
+        if sizes[-1] - sizes[-2] < 15:
+            break
+    assert sizes[-1] - sizes[-2] < 15, sizes
     assert chat.answer(QUESTION, max_tokens=8)["fine"].finish == "limit"
 
 
