@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -9,6 +10,7 @@ from typing import IO
 from lite_c2f.errors import RunError
 
 NAME = ".lock"
+LOOKS = 5  # times to try: who only looks holds it for a moment too
 
 
 @contextlib.contextmanager
@@ -29,7 +31,7 @@ def locked(run: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError.because(f"run.dir '{run}': {error.strerror}", "a writable folder", "choose another") from None
     with file:
-        if not take(file):
+        if not _taken(file):
             owner = (run / NAME).read_text(encoding="utf-8").strip()
             who = f" ({owner})" if owner else ""
             raise RunError.because(
@@ -72,6 +74,14 @@ def take(file: IO[str], *, look: bool = False) -> bool:
     except OSError:  # some network file systems have none
         return True
     return True
+
+
+def _taken(file: IO[str]) -> bool:
+    for _ in range(LOOKS):
+        if take(file):
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def _open(path: Path) -> IO[str]:

@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ class Entry(NamedTuple):
 
 def new(owner: str, run: Mapping[str, Any]) -> Transcript:
     """An empty session that begins now; it is not saved yet. Raises RunError for an owner that is none."""
-    _check_ids(owner)
+    check_ids(owner)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return Transcript(secrets.token_hex(16), owner, created, "", (), dict(run))
 
@@ -82,7 +83,7 @@ def save(folder: Path, transcript: Transcript, most: int = MOST) -> None:
 
     Raises RunError for ids that are none, ValueError for NaN or infinity, which are not JSON.
     """
-    _check_ids(transcript.owner, transcript.id)
+    check_ids(transcript.owner, transcript.id)
     own = folder / transcript.owner
     if own.is_symlink():
         raise _no_such_session()
@@ -113,14 +114,21 @@ def load(folder: Path, owner: str, id: str) -> Transcript:
 
 def listing(folder: Path, owner: str) -> list[Entry]:
     """An owner's sessions, the newest first; files that cannot be read are left out. Raises RunError for no owner."""
-    _check_ids(owner)
+    check_ids(owner)
     found = []
     for path in (folder / owner).glob("*.json"):
         with contextlib.suppress(RunError, OSError):
-            transcript = load(folder, owner, path.stem)
-            entry = Entry(transcript.id, title_of(transcript), transcript.created, len(transcript.rounds))
-            found.append((entry.created, path.stat().st_mtime_ns, entry))
+            state = path.stat()
+            entry = _entry(folder, owner, path.stem, state.st_mtime_ns, state.st_size)
+            found.append((entry.created, state.st_mtime_ns, entry))
     return [entry for *_, entry in sorted(found, reverse=True)]
+
+
+@lru_cache(maxsize=4 * MOST)  # 500 sessions take half a second to read, and a page lists them after every answer
+def _entry(folder: Path, owner: str, id: str, *state: int) -> Entry:
+    """A session in the list; state: of its file, another one when it is written again."""
+    transcript = load(folder, owner, id)
+    return Entry(transcript.id, title_of(transcript), transcript.created, len(transcript.rounds))
 
 
 def delete(folder: Path, owner: str, id: str) -> None:
@@ -219,14 +227,15 @@ def _is_id(name: Any) -> bool:
     return isinstance(name, str) and _ID.fullmatch(name) is not None
 
 
-def _check_ids(*names: Any) -> None:
+def check_ids(*names: Any) -> None:
+    """Raise RunError for what is no id of an owner or a session."""
     if not all(map(_is_id, names)):
         raise _no_such_session()
 
 
 def _find(folder: Path, owner: str, id: str) -> Path:
     """The file of a session, if it is a plain one in the owner's own folder."""
-    _check_ids(owner, id)
+    check_ids(owner, id)
     path = folder / owner / f"{id}.json"
     if path.parent.is_symlink() or path.is_symlink() or not path.is_file():
         raise _no_such_session()

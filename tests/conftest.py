@@ -201,7 +201,7 @@ def quantized(pico):
         "coarse.length.start=8",
         "evaluation.max_tokens=32",
     ]
-    return lambda: load_model(str(pico["base"]), load_config({}, settings))
+    return lambda *more: load_model(str(pico["base"]), load_config({}, [*settings, *more]))
 
 
 @pytest.fixture
@@ -230,9 +230,9 @@ def random_roles(quantized):
     from lite_c2f.backbone.roles import Roles
     from lite_c2f.config import Lora
 
-    def make(*adapters, **given):
+    def make(*adapters, settings=(), **given):
         torch.manual_seed(0)
-        made = Roles(quantized(), Lora(r=4, alpha=8), adapters, **given)
+        made = Roles(quantized(*settings), Lora(r=4, alpha=8), adapters, **given)
         with torch.no_grad():
             for name in made.adapters:
                 for parameter in made.adapter_parameters(name):

@@ -121,6 +121,11 @@ def load_model(
     return loaded.eval()
 
 
+def window_of(model: str) -> int | None:
+    """The sliding window a model was trained with, also where it is loaded without."""
+    return getattr(AutoConfig.from_pretrained(model, trust_remote_code=False), "sliding_window", None)
+
+
 def keep_weights_trainable(model: torch.nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
 

@@ -14,8 +14,17 @@ from lite_c2f.chat.rows import Row
 class Question:
     """What was asked, and how far it is; between the one who asked and the thread that answers."""
 
-    def __init__(self, number: int, panes: Sequence[Pane], histories: Mapping[str, History], settings: ChatSettings):
+    def __init__(
+        self,
+        number: int,
+        panes: Sequence[Pane],
+        histories: Mapping[str, History],
+        settings: ChatSettings,
+        asker: str | None = None,
+    ) -> None:
         self.number, self.panes, self.histories, self.settings = number, panes, histories, settings
+        self.asker = asker
+        self.turn = 0  # those of a lower one are begun first
         self.asked = time.perf_counter()
         self.scored = True  # nothing is waited for once the last row has ended
         self.rows: dict[str, Row] = {}  # by pane, from when they are begun
@@ -34,7 +43,7 @@ class Question:
     @property
     def unwanted(self) -> bool:
         """Shall every pane end?"""
-        return len(self.stopped) == len(self.panes)
+        return self.stopped >= {pane.key for pane in self.panes}
 
     def give_up(self, finish: str, message: str = "") -> None:
         """End every pane that has not ended."""
@@ -54,6 +63,8 @@ class Asked:
     Between two events of a pane it may have said several tokens. Dropped or closed, the answers end.
     """
 
+    # Nothing here may hold the object itself, as a generator's frame would: it would be dropped at the next collection.
+
     def __init__(
         self,
         question: Question,
@@ -64,31 +75,40 @@ class Asked:
         self._question, self._event_of, self._place_of, self._pause = question, event_of, place_of, pause
         self._told: dict[str, tuple[Any, ...]] = {}
         self._queue: deque[Event] = deque()
-        self._batches = self.batches()
+        self._looked = self._over = False
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
         while not self._queue:
-            self._queue.extend(next(self._batches))
+            if self._over:
+                raise StopIteration
+            self._queue.extend(self._look(None))
         return self._queue.popleft()
 
     def batches(self, patience: float | None = None) -> Iterator[list[Event]]:
         """Events as they come, all panes' at once; an empty list after `patience` seconds without any."""
+        while not self._over:
+            news = self._look(patience)
+            if news or not self._over:
+                yield news
+
+    def _look(self, patience: float | None) -> list[Event]:
+        """What is new, once there is something; nothing after `patience` seconds, or when all is told."""
         question = self._question
         while True:
-            over = question.ended  # before looking: what is seen afterwards is then the last word
+            if self._looked:
+                if not question.changed.wait(patience):
+                    return []
+                question.changed.clear()
+                if self._pause and not question.ended:
+                    time.sleep(self._pause)
+            self._looked = True
+            self._over = question.ended  # before looking: what is seen afterwards is then the last word
             news = self._news()
-            if news:
-                yield news
-            if over:
-                return
-            if not question.changed.wait(patience):
-                yield []
-            question.changed.clear()
-            if self._pause and not question.ended:
-                time.sleep(self._pause)
+            if news or self._over:
+                return news
 
     @property
     def waiting(self) -> int:
@@ -97,7 +117,8 @@ class Asked:
 
     def stop(self, pane: str | None = None) -> None:
         """End one pane's answer, or all of them; what was said stays."""
-        self._question.stopped |= {pane.key for pane in self._question.panes} if pane is None else {pane}
+        keys = {each.key for each in self._question.panes}
+        self._question.stopped |= keys if pane is None else keys & {pane}
 
     def close(self) -> None:
         """As `stop`; only sets a mark, so that a server's event loop may call it."""

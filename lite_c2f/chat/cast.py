@@ -7,8 +7,9 @@ import torch
 
 from lite_c2f.actors import load_coarse
 from lite_c2f.answers import Answer
-from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
+from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, window_of
 from lite_c2f.backbone.together import Together, residue_of
+from lite_c2f.batches import free
 from lite_c2f.chat.panes import ALL_PANES, ON_BASE, ChatSettings, Pane
 from lite_c2f.chat.prompts import History, read_by, with_system
 from lite_c2f.chat.rows import Row
@@ -20,7 +21,7 @@ from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.runs import read_json
 from lite_c2f.sampling import Sampling
 
-LONGEST_CHAT = 4096  # tokens of a conversation and its answer: Mistral-7B-v0.1's sliding window
+LONGEST_CHAT = 4096  # tokens of a conversation and its answer
 SHARE_OF_MEMORY = 0.5  # of what is free once the models are loaded, for keys and values
 TAIL = 32  # tokens in which a stop sequence is looked for
 BASE, INSTRUCT, MERGED = range(3)  # models of `Together`
@@ -49,12 +50,14 @@ class Cast:
         self._eos = [end_tokens(loaded[0], self.tokenizer)]
         self._eos += [end_tokens(model, self.instruct_tokenizer) for model in loaded[1:]]
         self._stops = stop_ids(self.tokenizer, self.config.model.stop)
-        # Beyond this, a model loaded without its sliding window is not the one that was trained.
         bounds = [getattr(model.config, "max_position_embeddings", None) for model in loaded]
         config = self.together.config
+        if getattr(config, "sliding_window", None) is None:  # loaded without it: beyond it, another model than trained
+            bounds.append(window_of(models.base))
         if len(set(getattr(config, "layer_types", None) or ())) > 1:  # `SlotCache` has one window for all layers
             bounds.append(config.sliding_window)
         self.context = min(LONGEST_CHAT, *(bound for bound in bounds if bound))
+        free()  # what loading left is free too
         row = _bytes_a_token(self.together) * self.context
         self.room = int(SHARE_OF_MEMORY * _free_bytes(self.together.device) // row)  # rows at full length
 

@@ -17,6 +17,7 @@ import torch
 
 from lite_c2f.answers import repeated_ngrams
 from lite_c2f.backbone.together import Together
+from lite_c2f.batches import free, is_out_of_memory
 from lite_c2f.chat.asked import Asked, Question
 from lite_c2f.chat.cast import Cast
 from lite_c2f.chat.panes import ON_BASE, PANES, ChatSettings, Event, Pane, check_settings, pane_of
@@ -26,6 +27,7 @@ from lite_c2f.errors import C2FError, ConfigError
 
 MOST_ROWS = 48  # answers written at once; a step of 48 rows costs a few times that of one
 MOST_WAITING = 64  # questions in line
+MOST_OF_ONE = 16  # of them, of one asker
 SMALL = 4_000_000  # weights of a model whose products are too small to share between threads
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,8 @@ class Chat:
         self.cast = Cast(self.run, merged)
         self.config, self.ratio, self.context = self.cast.config, self.cast.ratio, self.cast.context
         self._lock, self._reading = threading.Lock(), threading.Lock()
-        self._line: deque[Question] = deque()
+        self._line: deque[Question] = deque()  # by turn, then by who came first
+        self._turn = 0  # that of the question begun last
         self._under_way: list[Question] = []
         self._thread: threading.Thread | None = None
         self._numbers = itertools.count()
@@ -60,13 +63,15 @@ class Chat:
         *,
         score: bool = False,
         pause: float = 0.0,
+        asker: str | None = None,
     ) -> Asked:
         """Answer in all panes at once: an iterator of events.
 
         turns: a question, a conversation, or one conversation a pane (by its key). score: the reward model reads each
         answer that ended by itself or at the limit, when all have; a pane's last event then has its reward. pause:
-        seconds between two looks, for a reader that is slower than the models. A pane that fails ends with finish
-        "error" and the others go on. The oldest turns are dropped where the context ends.
+        seconds between two looks, for a reader that is slower than the models. asker: who asks; askers take turns,
+        however many questions one of them has in line. A pane that fails ends with finish "error" and the others go on.
+        The oldest turns are dropped where the context ends.
         Raises ConfigError for settings out of range, C2FError for an empty prompt or when too many wait already.
         """
         settings = settings or ChatSettings()
@@ -77,12 +82,10 @@ class Chat:
         for pane in chosen:
             self.check(settings if pane.ratio is None else settings._replace(ratio=pane.ratio))
         histories = {pane.key: history_of(turns, pane.key) for pane in chosen}
-        question = Question(next(self._numbers), chosen, histories, settings)
+        question = Question(next(self._numbers), chosen, histories, settings, asker)
         question.scored = not score
         with self._lock:
-            if len(self._line) >= MOST_WAITING:
-                raise C2FError.because(f"{len(self._line)} questions wait already", "fewer", "ask again in a moment")
-            self._line.append(question)
+            self._put_in_line(question)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="lite_c2f-chat", daemon=True)
                 self._thread.start()
@@ -116,6 +119,18 @@ class Chat:
         """(questions under way, questions that wait)."""
         with self._lock:
             return len(self._under_way), len(self._line)
+
+    def _put_in_line(self, question: Question) -> None:
+        """Behind who was there before, but for those whose asker has had more turns by then."""
+        mine = sum(each.asker == question.asker for each in self._line)
+        if len(self._line) >= MOST_WAITING:
+            raise C2FError.because(f"{len(self._line)} questions wait already", "fewer", "ask again in a moment")
+        if question.asker is not None and mine >= MOST_OF_ONE:
+            raise C2FError.because(f"{mine} questions of yours wait already", "fewer", "ask again in a moment")
+        own = [each.turn for each in (*self._under_way, *self._line) if each.asker == question.asker]
+        question.turn = max([self._turn, *(turn + 1 for turn in own)])
+        place = next((place for place, each in enumerate(self._line) if each.turn > question.turn), len(self._line))
+        self._line.insert(place, question)
 
     def _place_of(self, question: Question) -> int:
         """How many questions are before this one in the line and under way, while it waits; else 0."""
@@ -153,10 +168,11 @@ class Chat:
 
     def _work(self) -> None:
         """Answer until nobody waits. The one thread that touches the models."""
-        with _threads_for(self.cast.together, self._threads):
-            self._answer_all()
+        with contextlib.ExitStack() as borrowed:
+            borrowed.enter_context(_threads_for(self.cast.together, self._threads))
+            self._answer_all(borrowed)
 
-    def _answer_all(self) -> None:
+    def _answer_all(self, borrowed: contextlib.ExitStack) -> None:
         rows = Rows(self.cast.together, self.cast.tokenizer.pad_token_id)
         while True:
             with self._lock:
@@ -164,6 +180,7 @@ class Chat:
                 if question is not None:
                     self._under_way.append(question)
                 elif not self._under_way:
+                    borrowed.close()  # before another thread may begin
                     self._thread = None
                     return
             try:
@@ -191,15 +208,23 @@ class Chat:
             return None
         going = sum(row.finish is None for row in rows.rows)
         room = min(MOST_ROWS, self.cast.room)
-        return self._line.popleft() if not going or going + len(self._line[0].panes) <= room else None
+        if going and going + len(self._line[0].panes) > room:
+            return None
+        question = self._line.popleft()
+        self._turn = question.turn
+        return question
 
     def _start(self, question: Question, rows: Rows) -> None:
+        full = False
         try:
             rows.start(self._begin(question))
         except Exception as error:  # no memory for its slots: those under way go on
             question.give_up("error", one_line(error))
+            full = is_out_of_memory(error)
         finally:
             question.changed.set()
+        if full:  # outside the handler, whose traceback holds the tensors of every frame
+            free()
 
     def _begin(self, question: Question) -> list[Row]:
         """The rows of a question. A pane whose prompt cannot be read fails alone."""

@@ -6,7 +6,7 @@ wrong in a pass is looked for by halves, and ends the rows that it is due to and
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,7 +96,11 @@ class Rows:
 
     @torch.inference_mode()
     def start(self, new: Sequence[Row]) -> None:
-        """Read these prompts and say the first token of each."""
+        """Read these prompts and say the first token of each.
+
+        Raises what goes wrong in making room for them; where that damaged the rows under way, they have ended.
+        """
+        self._leave_out()
         before = {id(row): slot for slot, row in enumerate(self.rows)}
         self._settle(sorted([*self.rows, *new], key=lambda row: row.model), before)
         slots = {id(row): slot for slot, row in enumerate(self.rows)}
@@ -108,11 +112,11 @@ class Rows:
     @torch.inference_mode()
     def step(self) -> None:
         """One more token of every row that goes on."""
-        self.leave_out()
+        self._leave_out()
         if self.rows:
             _by_halves(self.rows, self._say)
 
-    def leave_out(self) -> None:
+    def _leave_out(self) -> None:
         """Give up the rows that have ended; without rows the memory goes too."""
         going = [row for row in self.rows if row.finish is None]
         if len(going) < len(self.rows):
@@ -130,76 +134,102 @@ class Rows:
         slots = [before.get(id(row), slot) for slot, row in enumerate(rows)]
         if before and slots != list(range(len(rows))):
             width = max((row.position for row in rows if id(row) in before), default=0)
-            with torch.inference_mode():
+            try:
                 self.cache.arrange(torch.tensor(slots, device=self.together.device), width)
+            except Exception as error:  # some layers are arranged anew and others are not
+                for row in self.rows:
+                    if row.finish is None:
+                        row.end("error", one_line(error))
+                self.rows, self.cache = [], None
+                raise
         self.rows = rows
 
     @property
     def _size(self) -> tuple[int, int]:
-        """(slots, tokens of each)."""
+        """(slots, tokens of each), of the layer that grows last: memory may have ended before it."""
         assert self.cache is not None
-        keys = self.cache.slot_layers[0].keys
+        keys = self.cache.slot_layers[-1].keys
         return keys.shape[0], keys.shape[2]
 
     def _grow(self, slots: int, length: int) -> None:
-        together, old = self.together, self.cache
-        if old is not None:
-            slots, length = max(slots, self._size[0]), max(length, self._size[1])
-        length = -(-length // GROW) * GROW
-        with torch.inference_mode():
+        together, length = self.together, -(-length // GROW) * GROW
+        if self.cache is None:
             self.cache = SlotCache(together.config, slots, length, together.dtype, together.device)
-            if old is not None:
-                self.cache.copy_from(old)
+        else:
+            self.cache.grow(slots, length)
 
     def _read(self, rows: Sequence[Row], slots: Sequence[int]) -> None:
         assert self.cache is not None
         device = self.together.device
+        draws = self._draws(rows)
         tokens, real = pad_right([row.prompt for row in rows], self.pad_id)
+        last = (real.sum(1) - 1).to(device)
         self.cache.read_prompts(torch.tensor(slots, device=device))
         hidden = self._hidden(rows, tokens.to(device))
-        last = (real.sum(1) - 1).to(device)
-        self._take(rows, hidden[torch.arange(len(rows), device=device), last])
+        self._take(rows, hidden[torch.arange(len(rows), device=device), last], draws)
 
     def _say(self, rows: Sequence[Row]) -> None:
         assert self.cache is not None
-        device = self.together.device
+        device, draws = self.together.device, self._draws(rows)
         first = next(slot for slot, row in enumerate(self.rows) if row is rows[0])
         deepest = max(row.position for row in rows)
         width = min(self._size[1], -(-(deepest + 1) // BUCKET) * BUCKET)
         said = torch.tensor([[row.tokens[-1], row.position] for row in rows], device=device)
         mask = self.cache.say(said[:, 1], width, slice(first, first + len(rows)))
         hidden = self._hidden(rows, said[:, :1], mask=mask, positions=said[:, 1:])
-        self._take(rows, hidden[:, -1])
+        self._take(rows, hidden[:, -1], draws)
 
     def _hidden(self, rows: Sequence[Row], tokens: Tensor, **given: Any) -> Tensor:
         models, shares = [row.model for row in rows], [row.share for row in rows]
         return self.together.hidden(tokens, models, shares, self.cache, **given)
 
-    def _take(self, rows: Sequence[Row], hidden: Tensor) -> None:
-        """Draw a token for each row from its last hidden state, (n, H)."""
-        logits = self.together.logits(hidden)
-        fine = torch.isfinite(logits).all(1)
-        for index, row in enumerate(rows):
-            if row.penalty != 1.0:
-                seen = torch.tensor(sorted({*row.prompt, *row.tokens}), device=logits.device)
-                logits[index] = penalize(logits[index], seen, row.penalty)
-        numbers = logits.new_tensor([row.numbers[len(row.tokens)] for row in rows])
-        drawn = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+    def _draws(self, rows: Sequence[Row]) -> "_Draws":
+        """What these rows' next tokens are drawn from; made before the pass, since each copy waits for the device."""
+        device = self.together.device
+        numbers = torch.tensor([row.numbers[len(row.tokens)] for row in rows], dtype=torch.float32, device=device)
         kinds: dict[Sampling, list[int]] = {}
         for index, row in enumerate(rows):
             kinds.setdefault(row.sampling._replace(seed=0, limit=0), []).append(index)
-        for sampling, chosen in kinds.items():
-            where = torch.tensor(chosen, device=logits.device) if len(kinds) > 1 else slice(None)
-            drawn[where] = draw(logits[where], numbers[where], sampling)[0]
-        tokens, whole = torch.stack([drawn, fine.long()]).tolist()  # the one place that waits for the device
+        alike = len(kinds) == 1
+        return _Draws(
+            numbers,
+            [(kind, slice(None) if alike else torch.tensor(chosen, device=device)) for kind, chosen in kinds.items()],
+            {
+                index: torch.tensor(sorted({*row.prompt, *row.tokens}), device=device)
+                for index, row in enumerate(rows)
+                if row.penalty != 1.0
+            },
+        )
+
+    def _take(self, rows: Sequence[Row], hidden: Tensor, draws: "_Draws") -> None:
+        """Draw a token for each row from its last hidden state, (n, H)."""
+        logits = self.together.logits(hidden)
+        fine = torch.isfinite(logits).all(1)
+        for index, seen in draws.seen.items():
+            logits[index] = penalize(logits[index], seen, rows[index].penalty)
+        drawn = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+        for sampling, where in draws.kinds:
+            drawn[where] = draw(logits[where], draws.numbers[where], sampling)[0]
+        tokens, whole = torch.stack([drawn, fine.long()]).tolist()  # waits for the device
         now = time.perf_counter()
         for row, token, good in zip(rows, tokens, whole, strict=True):
             if good:
-                row.take(token, now)
+                try:
+                    row.take(token, now)
+                except Exception as error:  # here, or `_by_halves` would say the others' token again
+                    row.end("error", one_line(error))
             else:
                 got = f"logits at token {len(row.tokens)} are not finite"
-                error = ModelError.because(got, "finite logits", "lower the ratio, or train it again")
-                row.end("error", str(error))
+                told = ModelError.because(got, "finite logits", "lower the ratio, or train it again")
+                row.end("error", str(told))
+
+
+class _Draws(NamedTuple):
+    """Of some rows: what their next tokens are drawn from."""
+
+    numbers: Tensor  # (n,) float32, uniform
+    kinds: list[tuple[Sampling, Tensor | slice]]  # the ways of drawing, and which rows draw so
+    seen: dict[int, Tensor]  # by row: the tokens that its penalty is on
 
 
 def _by_halves(rows: Sequence[Row], work: Callable[[Sequence[Row]], None]) -> None:

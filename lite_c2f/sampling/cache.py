@@ -59,6 +59,15 @@ class SlotLayer(CacheLayerMixin):
         self.keys, self.values = self.keys[slots], self.values[slots]
         self.every = self.every[: len(slots)]
 
+    def grow(self, slots: int, length: int) -> None:
+        """Have room for at least so many slots of so many tokens."""
+        had, heads, held, width = self.keys.shape
+        shape = (max(slots, had), heads, max(length, held), width)
+        keys, values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
+        keys[:had, :, :held], values[:had, :, :held] = self.keys, self.values
+        self.every = torch.arange(shape[0], device=keys.device)
+        self.keys, self.values = keys, values
+
     def arrange(self, slots: Tensor, width: int) -> None:
         """Slot i becomes what slot slots[i] was, up to position `width`; slots: (n,), the others stay."""
         self.keys[: len(slots), :, :width] = self.keys[slots, :, :width]
@@ -108,8 +117,12 @@ class SlotCache(Cache):
         for layer in self.slot_layers:
             layer.arrange(slots, width)
 
-    def copy_from(self, other: "SlotCache") -> None:
-        """Take over what a smaller cache holds."""
-        for layer, before in zip(self.slot_layers, other.slot_layers, strict=True):
-            slots, _, length, _ = before.keys.shape
-            layer.keys[:slots, :, :length], layer.values[:slots, :, :length] = before.keys, before.values
+    def grow(self, slots: int, length: int) -> None:
+        """Have room for at least so many slots of so many tokens; what they hold stays.
+
+        Layer by layer, so that no two whole caches are there at once. Where memory ends in the midst of it, all layers
+        hold what they held and can be used as before.
+        """
+        for layer in self.slot_layers:
+            layer.grow(slots, length)
+        self.columns = torch.arange(self.slot_layers[0].keys.shape[2], device=self.columns.device)

@@ -64,7 +64,7 @@ def answers(
     Raises gr.Error, in one line, for what a user can correct.
     """
     try:
-        asked = served.chat.stream(turns, panes, settings, score=True, pause=PAUSE)
+        asked = served.chat.stream(turns, panes, settings, score=True, pause=PAUSE, asker=visit.owner)
     except C2FError as error:
         raise failure(error) from None
     visit.begin(view, asked)

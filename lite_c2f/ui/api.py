@@ -17,6 +17,7 @@ def add_api(served: Served) -> None:
     chat = served.chat
 
     def compare(
+        request: gr.Request,
         prompt: str,
         panes: list[str] = [*PANES],  # noqa: B006  its default is shown to scripts
         ratio: float | None = None,
@@ -37,7 +38,7 @@ def add_api(served: Served) -> None:
             if not all(isinstance(text, str) for text in texts):
                 raise ConfigError.because("a prompt, system prompt or pane that is no text", "texts", "correct it")
             settings = settings_of(ratio, system, temperature, top_p, top_k, repetition_penalty, max_tokens, seed)
-            asked = chat.stream(prompt, texts[2:], settings, score=True, pause=PAUSE)
+            asked = chat.stream(prompt, texts[2:], settings, score=True, pause=PAUSE, asker=request.session_hash)
         except C2FError as error:
             raise gr.Error(str(error), print_exception=False) from None
         except (TypeError, ValueError, OverflowError) as error:

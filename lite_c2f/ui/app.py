@@ -34,11 +34,12 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
     served = Served(chat, Visits(), folder / "app", facts)
     with gr.Blocks(title=f"lite_c2f: {folder.name}", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_about(chat, folder.name), elem_id="about", elem_classes="about")
+        identity = [gr.Textbox(visible="hidden", label=name) for name in ("owner", "session")]
         with gr.Tabs():
             with gr.Tab("Compare"):
-                compare_view(served)
+                compare_view(served, identity)
             with gr.Tab("Blind vote"):
-                blind_view(served)
+                blind_view(served, identity)
             with gr.Tab("Ratios"):
                 strip_view(served)
             with gr.Tab("Runs"):

@@ -19,6 +19,7 @@ from lite_c2f.transcripts import Reply
 from lite_c2f.ui.answering import Served, answers, ask_row, examples, failure, ratio_slider, settings_fold, settings_of
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.render import chips, said, title
+from lite_c2f.ui.saving import visit_of
 from lite_c2f.ui.visits import Visit
 
 VIEW = "vote"
@@ -45,8 +46,8 @@ class Ballot(NamedTuple):
         return len(finishes) == len(LETTERS) and all(finish and finish != "error" for finish in finishes)
 
 
-def blind_view(served: Served) -> None:
-    """Add the view to the page that is being built."""
+def blind_view(served: Served, identity: list[Any]) -> None:
+    """Add the view to the page that is being built. identity: hidden boxes, of the owner and of the session."""
     heads, views = {}, {}
     with gr.Row(equal_height=True):
         for letter in LETTERS:
@@ -80,7 +81,7 @@ def blind_view(served: Served) -> None:
 
     def ask(request: gr.Request, text: str, pair: str, ratio: float, *given: Any) -> Iterator[list[Any]]:
         """Two answers in an order that nobody knows."""
-        visit, settings = served.visits.of(request.session_hash), settings_of(ratio, *given)
+        visit, settings = visit_of(served, request.session_hash, *given[-2:]), settings_of(ratio, *given[:-2])
         actors = tuple(pair.split()) if pair else tuple(random.sample(ALL_PANES[:3], 2))
         actors = tuple(random.sample(actors, 2))
         ballot = Ballot(clean(text or "").strip(), actors, settings, {})
@@ -98,7 +99,7 @@ def blind_view(served: Served) -> None:
     gr.on(
         [prompt.submit, send.click],
         ask,
-        [prompt, pair, ratio, *settings],
+        [prompt, pair, ratio, *settings, *identity],
         [prompt, *shown],
         show_progress="hidden",
         trigger_mode="once",
@@ -109,21 +110,22 @@ def blind_view(served: Served) -> None:
     if Context.root_block is not None:  # the page is as old as the server
         Context.root_block.load(lambda: standings(served), None, count, **QUICK)
     for choice, button in buttons.items():
-        button.click(_voter(served, choice, draw), None, [*shown, count], trigger_mode="once", **QUICK)
+        button.click(_voter(served, choice, draw), identity, [*shown, count], trigger_mode="once", **QUICK)
 
 
 def _voter(served: Served, choice: str, draw: Any) -> Any:
-    def vote(request: gr.Request) -> list[Any]:
-        visit = served.visits.of(request.session_hash)
-        ballot = visit.extra.get(VIEW)
-        if ballot is None or not ballot.complete or ballot.choice:
-            raise gr.Error("There is nothing to vote on yet", print_exception=False)
-        ballot = visit.extra[VIEW] = ballot._replace(choice=choice)
-        try:
-            votes.record(served.votes, vote_of(ballot, visit, served))
-        except (C2FError, OSError) as error:
-            visit.extra[VIEW] = ballot._replace(choice="")
-            raise failure(error) from None
+    def vote(owner: str, session: str, request: gr.Request) -> list[Any]:
+        visit = visit_of(served, request.session_hash, owner, session)
+        with visit.changing:
+            ballot = visit.extra.get(VIEW)
+            if ballot is None or not ballot.complete or ballot.choice:
+                raise gr.Error("There is nothing to vote on yet", print_exception=False)
+            ballot = ballot._replace(choice=choice)
+            try:
+                votes.record(served.votes, vote_of(ballot, visit, served))
+            except (C2FError, OSError) as error:
+                raise failure(error) from None
+            visit.extra[VIEW] = ballot
         return [*draw(ballot), standings(served)]
 
     return vote

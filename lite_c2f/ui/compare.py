@@ -31,9 +31,8 @@ LEGEND = (
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
-def compare_view(served: Served) -> None:
-    """Add the view to the page that is being built."""
-    identity = [gr.Textbox(visible="hidden", label=name) for name in ("owner", "session")]
+def compare_view(served: Served, identity: list[Any]) -> None:
+    """Add the view to the page that is being built. identity: hidden boxes, of the owner and of the session."""
     columns, views, halts = {}, {}, {}
     with gr.Row(equal_height=True):
         for pane in ALL_PANES:

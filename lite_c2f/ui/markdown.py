@@ -18,6 +18,7 @@ from lite_c2f.ui.escaping import escape, unfilled
 
 LONGEST = 100_000  # characters; what is longer is shown as it is
 # Links and images would ask other machines or run scripts; entities, escapes and `lheading` change what was written.
+EVERYTHING = "# a\n\nb *c* `d`\n\n- e\n\n> f\n\n|g|\n|-|\n|h|\n\n```\ni\n```\n"
 LEFT_OUT = ("autolink", "entity", "escape", "html_block", "html_inline", "image", "lheading", "link", "reference")
 
 
@@ -53,6 +54,7 @@ def _reader() -> MarkdownIt:
     reader.inline.ruler.at("emphasis", _emphasis)
     reader.add_render_rule("fence", _fence)
     reader.add_render_rule("list_item_open", _item)
+    reader.parse(EVERYTHING)  # its chains of rules are compiled by their first use, which two threads must not share
     return reader
 
 
@@ -76,6 +78,11 @@ def _fence(_: Any, tokens: list[Token], place: int, *__: Any) -> str:
 
 
 def _item(_: Any, tokens: list[Token], place: int, *__: Any) -> str:
-    """An item under the number that was written, which the library makes one more than the last."""
-    number = tokens[place].info
-    return f'<li value="{int(number)}">' if number else "<li>"
+    """An item under the number that was written, which the library makes one more than the last; a sign before a number
+    is no bullet.
+    """
+    item = tokens[place]
+    if item.info:
+        return f'<li value="{int(item.info)}">'
+    first = next((token.content for token in tokens[place + 1 : place + 3] if token.type == "inline"), "")
+    return f"<li style=\"list-style-type:'{item.markup} '\">" if first[:1].isdecimal() else "<li>"

@@ -15,10 +15,20 @@
   });
   new MutationObserver(ready).observe(document.body, { childList: true, subtree: true, characterData: true });
 
+  const copy = async (text) => {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    const box = document.createElement("textarea"); // pages over http from another machine have no clipboard
+    box.value = text;
+    document.body.append(box);
+    box.select();
+    const done = document.execCommand("copy");
+    box.remove();
+    if (!done) throw new Error("not copied");
+  };
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(".chip.copy");
     if (!button) return;
-    navigator.clipboard?.writeText(button.dataset.text).then(() => { button.textContent = "copied"; });
+    copy(button.dataset.text).then(() => { button.textContent = "copied"; });
   });
 
   // Escape stops all answers, "/" goes to the prompt.

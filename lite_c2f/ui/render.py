@@ -106,7 +106,13 @@ def chips(reply: Reply, *, ratio: float | None = None) -> str:
         stale = ratio is not None and abs(ratio - reply.ratio) > 1e-9
         word = f"stale: made at ratio {reply.ratio:g}" if stale else f"ratio {reply.ratio:g}"
         found.append((word, "stale" if stale else "", "the share of the residue it was made with"))
-    found.append((f"seed {reply.seed}", "", "the same seed, prompt and settings give the same answer"))
+    found.append(
+        (
+            f"seed {reply.seed}",
+            "",
+            "the same seed, prompt and settings give the same answer, up to rounding in batches of another size",
+        )
+    )
     text = f'<button type="button" class="chip copy" data-text="{escape(reply.text)}">copy</button>'
     copy = text if reply.finish and reply.text else ""
     return f'<div class="chips">{"".join(_chip(*chip) for chip in found)}{copy}</div>'

@@ -1,7 +1,7 @@
 """The rounds of a conversation: asked, asked again, taken back, at another ratio."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -33,23 +33,33 @@ def shown(visit: Visit) -> Shown:
 
 def ask(served: Served, visit: Visit, text: str, panes: Sequence[str], settings: ChatSettings) -> Iterator[Shown]:
     """One round more."""
-    transcript = visit.transcript or new_transcript(served, visit)
-    return _run(served, visit, transcript, Round(clean(text).strip(), settings._asdict(), {}), panes, settings)
+
+    def begin() -> tuple[Transcript, Round, ChatSettings]:
+        transcript = visit.transcript or new_transcript(served, visit)
+        return transcript, Round(clean(text).strip(), settings._asdict(), {}), settings
+
+    return _run(served, visit, begin, panes)
 
 
 def ask_again(served: Served, visit: Visit, panes: Sequence[str], settings: ChatSettings) -> Iterator[Shown]:
     """The last question once more, with other settings or random numbers."""
-    transcript, last = _last(visit)
-    return _run(served, visit, transcript, Round(last.prompt, settings._asdict(), {}), panes, settings)
+
+    def begin() -> tuple[Transcript, Round, ChatSettings]:
+        transcript, last = _last(visit)
+        return transcript, Round(last.prompt, settings._asdict(), {}), settings
+
+    return _run(served, visit, begin, panes)
 
 
 def only(served: Served, visit: Visit, panes: Sequence[str], ratio: float | None = None) -> Iterator[Shown]:
     """Some panes of the last round, as it was asked, the random numbers included; the others keep their answers."""
-    transcript, last = _last(visit)
-    settings = ChatSettings(**last.settings)
-    return _run(
-        served, visit, transcript, last, panes, settings._replace(ratio=ratio) if ratio is not None else settings
-    )
+
+    def begin() -> tuple[Transcript, Round, ChatSettings]:
+        transcript, last = _last(visit)
+        settings = ChatSettings(**last.settings)
+        return transcript, last, settings if ratio is None else settings._replace(ratio=ratio)
+
+    return _run(served, visit, begin, panes)
 
 
 def take_back(served: Served, visit: Visit) -> str:
@@ -70,8 +80,6 @@ def start_over(visit: Visit) -> None:
 
 def _last(visit: Visit) -> tuple[Transcript, Round]:
     """(the conversation before the last round, the last round)."""
-    if VIEW in visit.asked:
-        raise Told("The last answers are still being written: stop them, or wait")
     if visit.transcript is None or not visit.transcript.rounds:
         raise Told("Ask something first")
     *before, last = visit.transcript.rounds
@@ -81,19 +89,20 @@ def _last(visit: Visit) -> tuple[Transcript, Round]:
 def _run(
     served: Served,
     visit: Visit,
-    transcript: Transcript,
-    round_: Round,
+    begin: Callable[
+        [], tuple[Transcript, Round, ChatSettings]
+    ],  # the rounds before, the new one, what it is asked with
     panes: Sequence[str],
-    settings: ChatSettings,
 ) -> Iterator[Shown]:
     """Have a round answered. It is saved as it goes, so that a reload loses neither the question nor what was said."""
-    if VIEW in visit.asked:
-        raise Told("The last answers are still being written: stop them, or wait")
-    question = Turn("human", round_.prompt)
-    turns = {pane: [*history(transcript, pane), question] for pane in panes}
-    looks = answers(served, visit, VIEW, turns, panes, settings)
-    first = next(looks)  # settings are refused here, before anything has changed
-    keep(served, visit, transcript._replace(rounds=(*transcript.rounds, round_)))
+    with visit.changing:
+        if VIEW in visit.asked:
+            raise Told("The last answers are still being written: stop them, or wait")
+        transcript, round_, settings = begin()
+        turns = {pane: [*history(transcript, pane), Turn("human", round_.prompt)] for pane in panes}
+        looks = answers(served, visit, VIEW, turns, panes, settings)
+        first = next(looks)  # settings are refused here, before anything has changed
+        keep(served, visit, transcript._replace(rounds=(*transcript.rounds, round_)))
     kept, when = visit.transcript, time.monotonic()
 
     def save(quiet: bool) -> None:

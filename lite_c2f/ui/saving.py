@@ -9,7 +9,7 @@ import gradio as gr
 from lite_c2f import transcripts
 from lite_c2f.chat.prompts import clean
 from lite_c2f.errors import C2FError, RunError
-from lite_c2f.transcripts import Transcript
+from lite_c2f.transcripts import Round, Transcript
 from lite_c2f.ui.answering import Served
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.visits import Visit
@@ -21,14 +21,14 @@ def new_transcript(served: Served, visit: Visit) -> Transcript:
 
 
 def keep(served: Served, visit: Visit, transcript: Transcript, *, quiet: bool = False) -> None:
-    """Make it the visitor's conversation, and save it. One that another tab has gone on with is saved beside that.
+    """Make it the visitor's conversation, and save it. One that another page has gone on with is saved beside that.
 
     quiet: say nothing where it cannot be saved; it is tried again soon.
     """
     system = str(transcript.rounds[-1].settings.get("system", "")) if transcript.rounds else ""
     transcript = transcript._replace(system=system)
     with contextlib.suppress(C2FError):
-        if transcripts.load(served.sessions, visit.owner, transcript.id).rounds != visit.saved:
+        if not is_same(visit.saved, transcripts.load(served.sessions, visit.owner, transcript.id).rounds):
             transcript = transcript._replace(id=secrets.token_hex(16))
     visit.transcript, visit.saved = transcript, transcript.rounds
     try:
@@ -40,6 +40,26 @@ def keep(served: Served, visit: Visit, transcript: Transcript, *, quiet: bool = 
     except (C2FError, OSError, ValueError) as error:  # a full disk, a folder that is gone: the answers are there
         if not quiet:
             gr.Warning(f"This conversation is not saved: {escape(' '.join(str(error).split())[:200])}")
+
+
+def is_same(saved: Sequence[Round], found: Sequence[Round]) -> bool:
+    """Is what is found on the disk what was saved, or that with more of its last answers?
+
+    A page that is loaded anew while answers are written finds them as far as they have come; until the server has
+    noticed that the old page is gone, they are saved once more.
+    """
+    if len(saved) != len(found) or saved[:-1] != found[:-1]:
+        return False
+    for mine, there in zip(saved[-1:], found[-1:], strict=True):
+        if mine._replace(replies={}) != there._replace(replies={}):
+            return False
+        for pane, reply in mine.replies.items():
+            other = there.replies.get(pane)
+            if other == reply:
+                continue
+            if other is None or reply.finish != "stopped" or not other.text.startswith(reply.text):
+                return False
+    return True
 
 
 def reopen(served: Served, visit: Visit, id: str) -> None:
@@ -54,7 +74,7 @@ def arrive(served: Served, visit: Visit, owner: str, id: str) -> None:
     """A page was loaded in a browser that knows its owner, and in a tab that may know its session."""
     visit.arrived = True
     with contextlib.suppress(C2FError):
-        transcripts.listing(served.sessions, owner)  # refuses what is no owner
+        transcripts.check_ids(owner)
         visit.owner = owner
         reopen(served, visit, id)
 

@@ -25,6 +25,7 @@ DEFAULT_RUN = Path("runs/toy")
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 AUTH_VARIABLE = "LITE_C2F_AUTH"  # a command line is seen by everybody on the machine, an environment is not
 WAITING = 64  # questions in line; more are told that the server is busy
+THREADS = 128  # an answer that is watched holds one, a question in line too, and buttons need some as well
 SESSIONS = 100  # pages whose state Gradio keeps, 270 KiB each; conversations are kept apart
 
 
@@ -70,6 +71,7 @@ def launch(
                 enable_monitoring=False,
                 mcp_server=False,
                 pwa=False,
+                max_threads=THREADS,
                 num_workers=0,  # they would serve files on ports of their own
                 footer_links=[],
                 max_file_size=1,  # bytes; the guard refuses uploads anyway

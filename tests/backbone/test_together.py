@@ -48,6 +48,27 @@ def test_every_row_is_its_own_model_with_its_own_share(roles, instruct, dense, m
     assert (coarse[:, -1] - base[:, -1]).abs().max() > 0.01  # the adapter does something
 
 
+@pytest.mark.parametrize("dense", [True, False])
+def test_in_bfloat16_too(pico, random_roles, dense, monkeypatch):
+    """As on a GPU: the residue's products are in the models' type, its share is not."""
+    if not dense:
+        monkeypatch.setattr(module, "has_room", lambda layers: False)
+    settings = ["model.compute_dtype=bfloat16"]
+    roles = random_roles("policy", settings=settings)
+    instruct = load_model(str(pico["instruct"]), load_config({}, [*SETTINGS, *settings]))
+    together = Together([roles.model, instruct], residue_of(roles.model, "policy"))
+    with torch.inference_mode():
+        hidden = together.hidden(TOKENS, [0, 0, 1, 1], [0.0, 1.0, 0.0, 1.05], None)
+        got = together.logits(hidden.flatten(0, 1)[[3, 7, 11, 15]])[:3]
+    assert hidden.dtype == torch.bfloat16 and together.turn.shares.flatten()[3] == torch.tensor(1.05)
+    with roles.use("reference"):
+        base = logits(roles.model, TOKENS[0:1])
+    with roles.use("policy"):
+        coarse = logits(roles.model, TOKENS[1:2])
+    expected = torch.cat([base[:, -1], coarse[:, -1], logits(instruct, TOKENS[2:3])[:, -1]])
+    assert torch.allclose(got, expected, atol=0.05), (got - expected).abs().max()
+
+
 def load_half(instruct, roles):
     """The instruct model in float32 matrices, with half of scaling * B @ A added."""
     from peft.tuners.lora import LoraLayer

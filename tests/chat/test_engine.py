@@ -136,6 +136,11 @@ def test_stop_ends_one_pane_or_all(chat):
     assert got["coarse"].finish == "stopped" and got["coarse"].tokens < whole["coarse"].tokens
     assert whole["coarse"].text.startswith(got["coarse"].text)
     assert (got["fine"].text, got["fine"].finish) == (whole["fine"].text, whole["fine"].finish)
+    asked = chat.stream(QUESTION, ["fine"], ChatSettings(max_tokens=96, temperature=0.0), score=True)
+    next(asked)
+    asked.stop("coarse")  # a column that was not asked
+    got = finished(asked)
+    assert got["fine"].text == whole["fine"].text and got["fine"].reward is not None
     asked = chat.stream(QUESTION, settings=ChatSettings(max_tokens=96, temperature=0.0), score=True)
     next(asked)
     asked.stop()
@@ -143,12 +148,28 @@ def test_stop_ends_one_pane_or_all(chat):
     assert {"coarse": "stopped", "fine": "stopped"}.items() <= {p: e.finish for p, e in got.items()}.items()
 
 
-def test_no_thread_is_left():
-    gc.collect()
+def test_no_thread_is_left(collect=True):
+    if collect:
+        gc.collect()
     until = time.monotonic() + 20
     while any(thread.name == "lite_c2f-chat" for thread in threading.enumerate()):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_what_is_dropped_stops_at_once(chat):
+    gc.disable()  # nothing is left to the next collection
+    try:
+        asked = chat.stream(QUESTION, settings=ChatSettings(max_tokens=400, temperature=2.0))
+        next(asked)
+        question = asked._question
+        del asked
+        test_no_thread_is_left(collect=False)
+    finally:
+        gc.enable()
+    assert {row.finish for row in question.rows.values()} <= {"stopped", "eos", "stop"}
+    assert "stopped" in {row.finish for row in question.rows.values()}
 
 
 @pytest.mark.slow
@@ -229,6 +250,27 @@ def test_the_line_is_fair_and_ends_somewhere(chat, monkeypatch):
         begun.append(max(event.first_token_s or 0.0 for event in events.values()))
         assert set(events) == set(PANES)
     assert begun[0] < begun[2] < begun[3] and begun[1] == 0.0  # who left was never begun
+
+
+@pytest.mark.slow
+def test_who_asks_much_does_not_keep_others_waiting(chat, monkeypatch):
+    monkeypatch.setattr(engine, "MOST_ROWS", 3)  # one question at a time
+    monkeypatch.setattr(engine, "MOST_OF_ONE", 3)
+    short = ChatSettings(max_tokens=12)
+    first = chat.stream(QUESTION, settings=ChatSettings(max_tokens=200, temperature=2.0), asker="many")
+    next(first)
+    many = [chat.stream(QUESTION, settings=short, asker="many") for _ in range(3)]
+    one = chat.stream(QUESTION, settings=short, asker="one")
+    two = [chat.stream(QUESTION, settings=short, asker="two") for _ in range(2)]
+    # turns: "many" has one under way, so its others are 1, 2, 3; "one" has 0; "two" has 0 and 1, after many's 1
+    assert [one.waiting, two[0].waiting, many[0].waiting, two[1].waiting, many[1].waiting, many[2].waiting] == [
+        *range(1, 7)
+    ]
+    with pytest.raises(C2FError, match="3 questions of yours wait"):
+        chat.stream(QUESTION, asker="many")
+    first.close()
+    for asked in (one, *two, *many):
+        assert {event.finish for event in finished(asked).values()} <= {"limit", "eos", "stop"}
 
 
 @pytest.mark.slow

@@ -127,6 +127,52 @@ def test_a_model_that_fails_ends_its_own_rows_and_no_others(together):
     assert [(each.tokens, each.finish) for each in made[1::2]] == expected[1::2]
 
 
+def test_the_cache_has_no_slots_for_rows_that_have_ended(together):
+    rows = Rows(together, 0)
+    run(rows, *(row(index, limit=3) for index in range(4)))  # all have ended, none was left out yet
+    rows.start([row(1)])
+    assert rows._size[0] == 1
+
+
+@pytest.mark.parametrize("where", ["grow", "arrange"])
+def test_no_memory_for_new_rows(together, where, monkeypatch):
+    """Growing leaves those under way as they were; half arranged, none may go on with another's keys."""
+    expected = [alone(together, index, limit=30) for index in (1, 3)]
+    rows, made = Rows(together, 0), [row(1, limit=30), row(3, limit=30)]
+    rows.start(made)
+    rows.step()
+    layer = rows.cache.slot_layers[1]
+
+    def full(*given):
+        raise torch.OutOfMemoryError("no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(layer, where, full)
+        with pytest.raises(torch.OutOfMemoryError):
+            rows.start([row(0), row(2)])  # of model 0: the others' slots move
+    if where == "arrange":
+        assert [each.finish for each in made] == ["error", "error"] and "no memory" in made[0].message
+    rows.step()
+    late = row(0, limit=30)
+    rows.start([late])
+    while any(each.finish is None for each in (*made, late)):
+        rows.step()
+    assert (late.tokens, late.finish) == alone(together, 0, limit=30)
+    if where == "grow":
+        assert [(each.tokens, each.finish) for each in made] == expected
+
+
+def test_a_row_that_cannot_tell_its_end_fails_alone(together):
+    def broken(tokens):
+        raise ValueError("no text")
+
+    expected = [alone(together, index, limit=6) for index in (0, 1, 3)]
+    rows = Rows(together, 0)
+    got = run(rows, row(0, limit=6), row(1, limit=6), row(2, limit=6, ends=broken), row(3, limit=6))
+    assert [got[0], got[1], got[3]] == expected
+    assert got[2][1] == "error" and len(got[2][0]) == 1
+
+
 def test_numbers_that_are_not_finite_end_their_row_alone(together):
     expected = alone(together, 1)
     broken = row(3)

@@ -170,14 +170,21 @@ def resident_mib():
 @pytest.mark.slow
 def test_two_hundred_aborted_requests_leave_nothing(page, chat):
     """As a browser's page asks, and goes away: some at once, some with a few words read."""
-    functions = page.get_config_file()["dependencies"]
-    ask = next(function for function in functions if function["api_name"] == "ask")
-    kinds = {found["id"]: found["props"].get("value") for found in page.get_config_file()["components"]}
-    values = [kinds[number] for number in ask["inputs"]]
+    config = page.get_config_file()
+    ask = next(function for function in config["dependencies"] if function["api_name"] == "ask")
+    inputs = {found["id"]: found["props"] for found in config["components"] if found["id"] in ask["inputs"]}
+    labels = [inputs[number]["label"] for number in ask["inputs"]]
+    values = [inputs[number].get("value") for number in ask["inputs"]]
 
     def abort(number):
-        data = [QUESTION, *values[1:-1], str(number)]
-        data[ask["inputs"].index(ask["inputs"][-2])] = 1024  # the longest answers
+        data = [*values]
+        for label, value in (
+            ("Question", QUESTION),
+            ("Max new tokens", 1024),
+            ("Temperature", 2),
+            ("Seed", str(number)),
+        ):
+            data[labels.index(label)] = value
         session = secrets.token_hex(8)
         post(page, "queue/join", {"data": data, "fn_index": ask["id"], "session_hash": session})
         stream = urllib.request.urlopen(f"{page.local_url.rstrip('/')}/gradio_api/queue/data?session_hash={session}")

@@ -283,6 +283,11 @@ def test_a_reload_in_the_midst_of_the_first_answer_keeps_what_was_said(tab):
     ended(tab, "coarse", chip="stopped")
     assert said(tab, "coarse").startswith(seen) and questions(tab) == [QUESTION] == on_disk(tab)
     assert session_of(tab).rounds[-1].replies["coarse"].finish == "stopped"
+    ask(tab, "Beta")
+    ended(tab, "coarse", "fine", "baseline", chip="reward")
+    assert questions(tab) == [QUESTION, "Beta"] == on_disk(tab)
+    owner = tab.evaluate("localStorage.getItem('lite_c2f.owner')")
+    assert len(transcripts.listing(tab.run / "app" / "sessions", owner)) == 1  # it went on, beside nothing
 
 
 def test_the_base_joins_the_last_round_with_its_random_numbers(tab):

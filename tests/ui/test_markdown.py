@@ -1,11 +1,14 @@
 """What a model wrote as Markdown: nothing of it does anything, and nothing that can be read is lost."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lite_c2f.ui import markdown
 from lite_c2f.ui.markdown import LONGEST, formatted
 
 TAGS = {
@@ -102,6 +105,7 @@ def test_whatever_is_written_is_harmless_and_can_be_read(text):
         ("&lt;i&gt;", "<p>&amp;lt;i&amp;gt;</p>"),
         ("Sum\n---", "<p>Sum</p>\n<hr>"),
         ("- a\n- b", "<ul>\n<li>a</li>\n<li>b</li>\n</ul>"),
+        ("- 5\n- b", "<ul>\n<li style=\"list-style-type:'- '\">5</li>\n<li>b</li>\n</ul>"),
         ("1. a\n1. b", '<ol>\n<li value="1">a</li>\n<li value="1">b</li>\n</ol>'),
         ("```py\nif a:\n    b\n```", "<pre><small>py</small><code>if a:\n    b\n</code></pre>"),
         ("```\na", "<pre><code>a</code></pre>"),  # one that is still being written
@@ -122,3 +126,17 @@ def test_what_it_looks_like(text, expected):
 )
 def test_where_something_would_be_lost_all_is_shown_as_it_is(text):
     assert formatted(text) == f'<p class="plain">{text}</p>'
+
+
+def test_many_threads_may_read_the_first_text():
+    text = "# a\n\n- *b*\n\n> c\n\n| d |\n|---|\n| e |\n"
+    expected = formatted(text)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            markdown._reader.cache_clear(), formatted.cache_clear()
+            with ThreadPoolExecutor(8) as pool:
+                assert set(pool.map(formatted, [text] * 8)) == {expected}
+    finally:
+        sys.setswitchinterval(before)
