@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from lite_c2f import locks
+from lite_c2f.config import load_config
 from lite_c2f.errors import RunError
 from lite_c2f.following import follow, names
 from lite_c2f.following.starts import PROGRAM, file_of, read_start, trains
@@ -56,9 +57,26 @@ def command(
     >>> " ".join(command(Path("configs/toy.yaml"), Path("runs/toy"), seed=1))
     'lite-c2f train configs/toy.yaml run.seed=1 --run-dir runs/toy'
     """
-    changes = {"run.seed": seed, "coarse.updates": updates}
-    given = [f"{key}={_whole(key, value)}" for key, value in changes.items() if value is not None]
+    given = _given(seed, updates)
     return ["lite-c2f", "train", str(config), *given, "--run-dir", str(run), *(["--resume"] if resume else [])]
+
+
+def _given(seed: int | None, updates: int | None) -> list[str]:
+    changes = {"run.seed": seed, "coarse.updates": updates}
+    return [f"{key}={_whole(key, value)}" for key, value in changes.items() if value is not None]
+
+
+def new_command(
+    runs: Path, name: str, configs: Mapping[str, Path], config: str, seed: int | None = None, updates: int | None = None
+) -> list[str]:
+    """The command that starts a new run from a configuration of the list.
+
+    Raises RunError for names that are not of the list or no slug, and where the run exists; ConfigError for settings
+    that the training would refuse.
+    """
+    run, file = new_run(runs, name), config_of(configs, config)
+    load_config(str(file), _given(seed, updates))
+    return command(file, run, seed, updates)
 
 
 def start(
@@ -66,10 +84,10 @@ def start(
 ) -> int:
     """Start a new run from a configuration of the list; returns the number of its process.
 
-    Raises RunError for names that are not of the list or no slug, and where the run exists or is in use.
+    Raises as `new_command` does, and RunError where the run is in use.
     """
-    run = new_run(runs, name)
-    return _launch(run, command(config_of(configs, config), run, seed, updates))
+    words = new_command(runs, name, configs, config, seed, updates)
+    return _launch(new_run(runs, name), words)
 
 
 def resume(runs: Path, name: str) -> int:

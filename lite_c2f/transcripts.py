@@ -41,6 +41,8 @@ class Reply(NamedTuple):
     ratio: float | None  # share of the residue, of the Fine Actor
     reward: float | None  # in the reward model's spreads
     repeated: float  # share, 0 to 1
+    dropped: int = 0  # oldest turns that were not read, for want of room
+    cut: bool = False  # the question's beginning was not read either
 
 
 class Round(NamedTuple):

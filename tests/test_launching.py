@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from lite_c2f import launching
-from lite_c2f.errors import RunError
+from lite_c2f.errors import ConfigError, RunError
 from lite_c2f.following import follow, names
 from lite_c2f.locks import locked, owner
 
@@ -73,6 +73,14 @@ def test_the_command_is_what_one_types():
 def test_numbers_are_whole(value):
     with pytest.raises(RunError, match="whole number"):
         launching.command(TOY, Path("runs/x"), updates=value)
+
+
+def test_settings_that_training_would_refuse_start_nothing(tmp_path):
+    """Two updates of the policy, the first two of which train the critic alone."""
+    with pytest.raises(ConfigError, match=r"coarse\.updates=2 is not above coarse\.critic_warmup=2"):
+        launching.start(tmp_path, "new", {"toy": TOY}, "toy", updates=2)
+    assert list(tmp_path.iterdir()) == []
+    assert launching.new_command(tmp_path, "new", {"toy": TOY}, "toy", updates=3)[3] == "coarse.updates=3"
 
 
 def test_a_run_that_exists_or_is_in_use_is_not_started(tmp_path):

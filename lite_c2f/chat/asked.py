@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lite_c2f.chat.panes import ChatSettings, Event, Pane
-from lite_c2f.chat.prompts import History
+from lite_c2f.chat.prompts import History, Read
 from lite_c2f.chat.rows import Row
 
 
@@ -28,10 +28,11 @@ class Question:
         self.asked = time.perf_counter()
         self.scored = True  # nothing is waited for once the last row has ended
         self.rows: dict[str, Row] = {}  # by pane, from when they are begun
-        self.dropped: dict[str, int] = {}
+        self.read: dict[str, Read] = {}  # likewise
         self.unbegun: dict[str, tuple[str, str]] = {}  # panes that never began: their finish, and why
         self.rewards: dict[str, float] = {}
         self.stopped: set[str] = set()  # panes that shall end
+        self.abandoned = False  # nobody looks any more
         self.changed = threading.Event()
 
     @property
@@ -121,11 +122,12 @@ class Asked:
         self._question.stopped |= keys if pane is None else keys & {pane}
 
     def close(self) -> None:
-        """As `stop`; only sets a mark, so that a server's event loop may call it."""
+        """As `stop`, and nobody looks at what was said; only sets marks, so that a server's event loop may call it."""
+        self._question.abandoned = True
         self.stop()
 
     def __del__(self) -> None:
-        self.stop()
+        self.close()
 
     def _news(self) -> list[Event]:
         events = []

@@ -11,7 +11,7 @@ from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, windo
 from lite_c2f.backbone.together import Together, residue_of
 from lite_c2f.batches import free
 from lite_c2f.chat.panes import ALL_PANES, ON_BASE, ChatSettings, Pane
-from lite_c2f.chat.prompts import History, read_by, with_system
+from lite_c2f.chat.prompts import History, Read, read_by, with_system
 from lite_c2f.chat.rows import Row
 from lite_c2f.data.encode import stop_ids
 from lite_c2f.errors import RunError
@@ -67,8 +67,8 @@ class Cast:
             return self.config.data.max_prompt_tokens
         return self.context - max_tokens
 
-    def row(self, pane: Pane, history: History, settings: ChatSettings) -> tuple[Row, int]:
-        """An answer that is not begun, and how many turns it does not read."""
+    def row(self, pane: Pane, history: History, settings: ChatSettings) -> tuple[Row, Read]:
+        """An answer that is not begun, and what it reads."""
         ratio, on_base = self.ratio_of(pane, settings), pane.actor in ON_BASE
         read = read_by(
             pane.actor,
@@ -94,7 +94,7 @@ class Cast:
             stop_ids=self._stops if on_base else (),
             ends=self._holds_a_stop if on_base else None,
         )
-        return row, read.dropped
+        return row, read
 
     def ratio_of(self, pane: Pane, settings: ChatSettings) -> float:
         """The Fine Actor's ratio in a pane."""

@@ -163,7 +163,8 @@ class Chat:
             first_token_s=row.first - question.asked if tokens else None,
             reward=question.rewards.get(pane.key),
             repeated=repeated_ngrams(text_tokens) if how else 0.0,
-            dropped=question.dropped.get(pane.key, 0),
+            dropped=question.read[pane.key].dropped,
+            cut=question.read[pane.key].cut,
         )
 
     def _work(self) -> None:
@@ -235,7 +236,7 @@ class Chat:
                 continue
             try:
                 history = question.histories[pane.key]
-                row, question.dropped[pane.key] = self.cast.row(pane, history, question.settings)
+                row, question.read[pane.key] = self.cast.row(pane, history, question.settings)
             except Exception as error:
                 question.unbegun[pane.key] = ("error", one_line(error))
                 continue
@@ -248,7 +249,7 @@ class Chat:
             for key in question.stopped & set(question.rows):
                 if question.rows[key].finish is None:
                     question.rows[key].end("stopped")
-            question.scored = question.scored or question.unwanted
+            question.scored = question.scored or question.abandoned
 
     def _score_who_ended(self) -> None:
         """The reward model reads the answers of questions whose panes have all ended; its errors are not told."""

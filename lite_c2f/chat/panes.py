@@ -55,6 +55,7 @@ class Event(NamedTuple):
     reward: float | None = None  # of a finished answer, in the reward model's spreads, where it was asked for
     repeated: float = 0.0  # share of its 4-grams of tokens that repeat an earlier one
     dropped: int = 0  # oldest turns that the context had no room for
+    cut: bool = False  # nor had it for the whole question
     ratio: float | None = None  # of the Fine Actor
     seed: int = 0
 

@@ -17,6 +17,7 @@ class Read(NamedTuple):
 
     ids: list[int]
     dropped: int  # oldest turns that did not fit
+    cut: bool = False  # the question itself did not fit: its beginning is left out
 
 
 def read_by(actor: str, tokenizer: Any, config: Config, turns: History, system: str, room: int) -> Read:
@@ -32,7 +33,7 @@ def read_by(actor: str, tokenizer: Any, config: Config, turns: History, system: 
             break
         found = Read(ids, start)
     last = len(turns) - 1
-    return found or Read(_encoded(actor, tokenizer, config, with_system(turns[last:], system), room), last)
+    return found or Read(_encoded(actor, tokenizer, config, with_system(turns[last:], system), room), last, True)
 
 
 def _encoded(actor: str, tokenizer: Any, config: Config, turns: History, room: int) -> list[int]:

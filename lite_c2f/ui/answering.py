@@ -27,6 +27,12 @@ EXAMPLES = (
 )
 
 
+# Of events that only draw or stop: at once, beside the queue.
+QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+# Of events that may have something to say: Gradio shows notices and errors of queued events alone.
+SPEAKING: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+
+
 class Served(NamedTuple):
     """What the views of a page have in common."""
 
@@ -94,11 +100,20 @@ def reply_of(event: Event) -> Reply:
         ratio=event.ratio,
         reward=event.reward,
         repeated=event.repeated,
+        dropped=event.dropped,
+        cut=event.cut,
     )
 
 
 class Told(Exception):  # noqa: N818  it is no error
     """What a visitor is told instead of an answer."""
+
+
+def question_of(text: str | None) -> str:
+    """What was typed into the box. Raises Told where that is nothing."""
+    if not (text or "").strip():
+        raise Told("Type a question first")
+    return clean(text or "").strip()
 
 
 def failure(error: Exception) -> gr.Error:
@@ -116,11 +131,11 @@ def settings_of(
     max_tokens: float | None = None,
     seed: str | int | None = None,
 ) -> ChatSettings:
-    """Settings from a page's inputs: an empty one is its default, an empty seed a new one. Raises gr.Error."""
+    """Settings from a page's inputs: an empty one is its default, an empty seed a new one. Raises ConfigError."""
     default = ChatSettings()
     given = str("" if seed is None else seed).strip()
     if not re.fullmatch("[0-9]*", given):
-        raise failure(ConfigError.because(f"seed '{given}'", "a whole number, or nothing", "correct it"))
+        raise ConfigError.because(f"seed '{given}'", "a whole number, or nothing", "correct it")
     return ChatSettings(
         max_tokens=int(default.max_tokens if max_tokens is None else max_tokens),
         temperature=default.temperature if temperature is None else temperature,
@@ -133,10 +148,18 @@ def settings_of(
     )
 
 
+def page_settings(*given: Any) -> ChatSettings:
+    """`settings_of`, for a page. Raises gr.Error."""
+    try:
+        return settings_of(*given)
+    except ConfigError as error:
+        raise failure(error) from None
+
+
 def settings_fold(chat: Chat) -> list[gr.components.Component]:
     """The fold of settings; its inputs in the order of `settings_of` without the ratio."""
     most, default = min(1024, chat.context // 2), ChatSettings()
-    with gr.Accordion("Settings", open=False):
+    with gr.Accordion("Settings of this tab", open=False):
         system = gr.Textbox(
             label="System prompt",
             info="Stands before the first question, for every actor.",
@@ -150,7 +173,9 @@ def settings_fold(chat: Chat) -> list[gr.components.Component]:
             top_k = gr.Slider(0, 200, default.top_k, step=1, label="Top-k", info="0 is off.")
         with gr.Row():
             penalty = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1 is off.")
-            tokens = gr.Slider(1, most, min(default.max_tokens, most), step=1, label="Max new tokens")
+            tokens = gr.Slider(
+                1, most, min(default.max_tokens, most), step=1, label="Max new tokens", info="The ending counts."
+            )
             seed = gr.Textbox(label="Seed", info="Empty: a new one for each question.", max_lines=1, max_length=19)
     return [system, temperature, top_p, top_k, penalty, tokens, seed]
 

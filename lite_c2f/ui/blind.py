@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import combinations
@@ -12,22 +13,34 @@ from gradio.context import Context
 
 from lite_c2f import votes
 from lite_c2f.chat import ALL_PANES, TITLES, ChatSettings, Pane
-from lite_c2f.chat.prompts import clean
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.transcripts import Reply
-from lite_c2f.ui.answering import Served, answers, ask_row, examples, failure, ratio_slider, settings_fold, settings_of
+from lite_c2f.ui.answering import (
+    QUICK,
+    SPEAKING,
+    Served,
+    Told,
+    answers,
+    ask_row,
+    examples,
+    failure,
+    page_settings,
+    question_of,
+    ratio_slider,
+    settings_fold,
+)
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.render import chips, said, title
 from lite_c2f.ui.saving import visit_of
 from lite_c2f.ui.visits import Visit
 
 VIEW = "vote"
+FOCUS = "() => document.querySelector('#vote-prompt textarea')?.focus()"  # the button that was pressed is gone
 LETTERS = ("A", "B")
 CHOICES = {"A": "A is better", "B": "B is better", "tie": "Tie", "both_bad": "Both bad"}
 ANY = "Any two of Coarse, Fine and Baseline"
 PAIRS = [(f"{TITLES[a]} and {TITLES[b]}", f"{a} {b}") for a, b in combinations(ALL_PANES, 2)]
-QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 class Ballot(NamedTuple):
@@ -41,9 +54,17 @@ class Ballot(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """May it be voted on? An answer that failed is nothing to judge."""
+        """May it be voted on? An answer that failed is nothing to judge, nor are two that are the same."""
         finishes = [reply.finish for reply in self.replies.values()]
-        return len(finishes) == len(LETTERS) and all(finish and finish != "error" for finish in finishes)
+        whole = len(finishes) == len(LETTERS) and all(finish and finish != "error" for finish in finishes)
+        return whole and not self.same
+
+    @property
+    def same(self) -> bool:
+        """Do both say the same, to the letter?"""
+        replies = list(self.replies.values())
+        ended = len(replies) == len(LETTERS) and all(reply.finish for reply in replies)
+        return ended and len({reply.text for reply in replies}) == 1
 
 
 def blind_view(served: Served, identity: list[Any]) -> None:
@@ -81,10 +102,15 @@ def blind_view(served: Served, identity: list[Any]) -> None:
 
     def ask(request: gr.Request, text: str, pair: str, ratio: float, *given: Any) -> Iterator[list[Any]]:
         """Two answers in an order that nobody knows."""
-        visit, settings = visit_of(served, request.session_hash, *given[-2:]), settings_of(ratio, *given[:-2])
+        visit, settings = visit_of(served, request.session_hash, *given[-2:]), page_settings(ratio, *given[:-2])
         actors = tuple(pair.split()) if pair else tuple(random.sample(ALL_PANES[:3], 2))
         actors = tuple(random.sample(actors, 2))
-        ballot = Ballot(clean(text or "").strip(), actors, settings, {})
+        try:
+            ballot = Ballot(question_of(text), actors, settings, {})
+        except Told as told:
+            gr.Info(str(told))
+            yield [gr.skip()] * (1 + len(shown))
+            return
         panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, actors, strict=True)]
         question, box = [Turn("human", ballot.prompt)], ""
         for look in answers(served, visit, VIEW, dict.fromkeys(LETTERS, question), panes, settings):
@@ -110,7 +136,9 @@ def blind_view(served: Served, identity: list[Any]) -> None:
     if Context.root_block is not None:  # the page is as old as the server
         Context.root_block.load(lambda: standings(served), None, count, **QUICK)
     for choice, button in buttons.items():
-        button.click(_voter(served, choice, draw), identity, [*shown, count], trigger_mode="once", **QUICK)
+        button.click(_voter(served, choice, draw), identity, [*shown, count], trigger_mode="once", **SPEAKING).then(
+            None, None, None, js=FOCUS
+        )
 
 
 def _voter(served: Served, choice: str, draw: Any) -> Any:
@@ -170,6 +198,8 @@ def _talk(ballot: Ballot | None, letter: str) -> str:
 def _verdict(ballot: Ballot | None) -> str:
     if ballot is None:
         return ""
+    if ballot.same:
+        return "Both say the same: there is nothing to choose. Ask again, or something else."
     if not ballot.choice:
         return "Which is better?" if ballot.complete else ""
     names: Mapping[str, str] = dict(zip(LETTERS, (TITLES[actor] for actor in ballot.actors), strict=True))
@@ -192,5 +222,7 @@ def standings(served: Served) -> str:
         rows += "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
     names = ("", "against", "won", "lost", "tie", "both bad", "share won (95% interval)")
     head = "".join(f"<th>{name}</th>" for name in names)
-    told = f"As preference data: <code>lite-c2f votes {escape(str(served.chat.run))} --export votes.jsonl</code>"
+    run = escape(shlex.quote(str(served.chat.run)))
+    told = f"As preference data: <code>lite-c2f votes {run} --export votes.jsonl</code>, then "
+    told += "<code>lite-c2f train CONFIG 'data.preferences=[votes.jsonl]' --run-dir RUN</code>"
     return f'<table><tr>{head}</tr>{rows}</table><p class="hint">{told}</p>'

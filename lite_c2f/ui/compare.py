@@ -10,7 +10,18 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.transcripts import Transcript
 from lite_c2f.ui import rounds
-from lite_c2f.ui.answering import Served, Told, ask_row, examples, failure, ratio_slider, settings_fold, settings_of
+from lite_c2f.ui.answering import (
+    QUICK,
+    SPEAKING,
+    Served,
+    Told,
+    ask_row,
+    examples,
+    failure,
+    page_settings,
+    ratio_slider,
+    settings_fold,
+)
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.render import insight, talk, title
 from lite_c2f.ui.rounds import VIEW, Shown
@@ -19,16 +30,15 @@ from lite_c2f.ui.sessions import sessions_fold
 from lite_c2f.ui.visits import Visit, history
 
 ABOUT = {
-    "coarse": "rich in analysis, long",
+    "coarse": "the base model after PPO",
     "fine": "instruct with the residue",
     "baseline": "the instruct model alone",
     "base": "before this run",
 }
 LEGEND = (
-    '<div class="legend hint"><mark class="kept">four words or more in Coarse and Fine alike</mark> '
+    '<div class="legend hint"><mark class="kept">four words or signs, or more, in Coarse and Fine alike</mark> '
     '<mark class="again">said before in the same answer</mark></div>'
 )
-QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 def compare_view(served: Served, identity: list[Any]) -> None:
@@ -53,7 +63,7 @@ def compare_view(served: Served, identity: list[Any]) -> None:
         marks = gr.Checkbox(False, label="Mark repeats and what Fine kept", container=False, min_width=220)
     with gr.Row(elem_classes="tools"):
         ratio = ratio_slider(served.chat, "ratio")
-        anew = gr.Button("Fine at this ratio", elem_id="anew")
+        anew = gr.Button("Fine at this ratio", size="sm", elem_id="anew")
     gr.Examples(examples(served.chat), prompt, label="Try one of these")
     settings = settings_fold(served.chat)
     with gr.Accordion("What each actor reads", open=False) as reading:
@@ -91,12 +101,12 @@ def compare_view(served: Served, identity: list[Any]) -> None:
 
     def ask(request: gr.Request, text: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """Answer in every pane."""
-        visit, panes, settings = came(request, *given[-2:]), _panes(base), settings_of(ratio, *given[:-2])
+        visit, panes, settings = came(request, *given[-2:]), _panes(base), page_settings(ratio, *given[:-2])
         yield from streamed(visit, lambda: rounds.ask(served, visit, text or "", panes, settings), marks, ratio, "")
 
     def ask_again(request: gr.Request, _: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
         """The last question once more, with what is set now."""
-        visit, panes, settings = came(request, *given[-2:]), _panes(base), settings_of(ratio, *given[:-2])
+        visit, panes, settings = came(request, *given[-2:]), _panes(base), page_settings(ratio, *given[:-2])
         yield from streamed(visit, lambda: rounds.ask_again(served, visit, panes, settings), marks, ratio, gr.skip())
 
     def fine_anew(request: gr.Request, _: str, base: bool, marks: bool, ratio: float, *given: Any) -> Any:
@@ -141,7 +151,7 @@ def compare_view(served: Served, identity: list[Any]) -> None:
 
     def read(request: gr.Request, text: str, base: bool, marks: bool, ratio: float, *given: Any) -> str:
         """The very text each actor reads, of the question in the box or else of the last one."""
-        visit, settings = came(request, *given[-2:]), settings_of(ratio, *given[:-2])
+        visit, settings = came(request, *given[-2:]), page_settings(ratio, *given[:-2])
         transcript = visit.transcript or Transcript("", "", "", "", (), {})
         if not (text or "").strip():
             if not transcript.rounds:
@@ -172,18 +182,18 @@ def compare_view(served: Served, identity: list[Any]) -> None:
     changed(again.click(ask_again, **asking))
     changed(anew.click(fine_anew, **asking))
     changed(show_base.input(base_too, **asking))
-    changed(undo.click(undo_last, knob, drawn, **QUICK))
-    changed(edit.click(edit_last, knob, [prompt, *drawn], **QUICK))
+    changed(undo.click(undo_last, knob, drawn, **SPEAKING))
+    changed(edit.click(edit_last, knob, [prompt, *drawn], **SPEAKING))
     changed(clear.click(start_over, knob, drawn, **QUICK))
     halt.click(_stopper(served, None), None, None, **QUICK)
     for pane, button in halts.items():
         button.click(_stopper(served, pane), None, None, **QUICK)
-    ratio.change(redraw, knob, drawn, trigger_mode="always_last", **QUICK)
+    ratio.change(redraw, knob, drawn, trigger_mode="always_last", **SPEAKING)
     marks.change(redraw, knob, drawn, **QUICK)
     marks.change(lambda on: gr.HTML(visible=on), marks, legend, **QUICK)
     show_base.change(lambda on: gr.Column(visible=on), show_base, columns["base"], **QUICK)
     for event in (show.click, reading.expand):
-        event(read, [prompt, *knobs], rendered, **QUICK)
+        event(read, [prompt, *knobs], rendered, **SPEAKING)
 
 
 def _panes(base: bool) -> tuple[str, ...]:

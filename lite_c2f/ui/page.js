@@ -12,6 +12,8 @@
       view.setAttribute("aria-label", view.closest(".pane")?.querySelector(".head b")?.textContent || "answers");
     }
     if (follows.get(view) !== false) view.scrollTop = view.scrollHeight;
+    const stop = view.closest(".pane")?.querySelector(".bar button");
+    if (stop && !stop.hasAttribute("aria-label")) stop.setAttribute("aria-label", `Stop ${view.getAttribute("aria-label")}`);
   });
   new MutationObserver(ready).observe(document.body, { childList: true, subtree: true, characterData: true });
 
@@ -31,11 +33,22 @@
     copy(button.dataset.text).then(() => { button.textContent = "copied"; });
   });
 
+  // What comes into the box by a click is asked with Enter.
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.("#edit, .gallery-item, .gallery button, .examples button")) {
+      setTimeout(() => visible(".prompt textarea")?.focus(), 300);
+    }
+    if (event.target.closest?.("#delete-session") && !confirm("Delete the chosen session for good?")) {
+      event.stopImmediatePropagation();
+      event.preventDefault();
+    }
+  }, true);
+
   // Escape stops all answers, "/" goes to the prompt.
   const visible = (selector) => [...document.querySelectorAll(selector)].find((found) => found.offsetParent);
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") visible(".stop-all, .stop-all button")?.click();
-    const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement?.tagName || "");
+    const typing = document.activeElement?.matches("textarea, select, input:not([type=checkbox]):not([type=range])");
     if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
       const prompt = visible(".prompt textarea");
       if (prompt) { prompt.focus(); event.preventDefault(); }

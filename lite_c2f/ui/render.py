@@ -10,13 +10,15 @@ from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.markdown import formatted
 
 EMPTY = {
-    "coarse": "The base model after PPO: thorough, and longer than it need be.",
+    "coarse": "The base model after PPO, under a response limit that grew as it earned it.",
     "fine": "The instruct model with a share of what the Coarse Actor learned.",
     "baseline": "The instruct model as it was.",
     "base": "The base model before this run.",
 }
+BEFORE = "fine before"  # among a round's replies: the Fine Actor's at another ratio
 REWARD = "how the reward model likes it: 0 is its average answer, +1 one spread better than that"
 REPEATED = "share of its stretches of four tokens that it had said before"
+NO_ROOM = "the model's context, less the answer's tokens, has no room for it: what came first is left out"
 END = "EOS: the model's end token; stop: the next turn's marker, with which a base model ends; limit: max new tokens"
 
 
@@ -53,6 +55,8 @@ def talk(
         if reply is not None:
             # Only the last answer can be made anew.
             parts.append(answer(reply, round_, marks=marks, ratio=ratio if round_ is rounds[-1] else None))
+            if pane == "fine" and BEFORE in round_.replies and reply.finish:
+                parts.append(before(round_.replies[BEFORE], reply))
         elif waiting and not round_.replies:
             parts.append(f'<div class="chips"><span class="chip live">{escape(waiting)}</span></div>')
     if not parts:
@@ -63,8 +67,8 @@ def talk(
 def answer(reply: Reply, round_: Round | None = None, *, marks: bool = False, ratio: float | None = None) -> str:
     """One answer and its figures."""
     layers = (spans_of(reply, round_) if reply.finish else {}) if marks else None
-    text = said(reply, layers) if reply.text or not reply.finish else ""
-    return text + chips(reply, ratio=ratio)
+    nothing = "" if reply.finish == "error" else '<div class="said hint">(said nothing)</div>'
+    return (said(reply, layers) if reply.text or not reply.finish else nothing) + chips(reply, ratio=ratio)
 
 
 def said(reply: Reply, layers: Mapping[str, Sequence[Span]] | None = None) -> str:
@@ -73,6 +77,13 @@ def said(reply: Reply, layers: Mapping[str, Sequence[Span]] | None = None) -> st
     if layers is None:
         return f'<div class="said{live}">{formatted(reply.text)}</div>'
     return f'<div class="said plain{live}">{marked(reply.text, layers)}</div>'
+
+
+def before(old: Reply, new: Reply) -> str:
+    """The Fine Actor's answer at the ratio it had before, folded."""
+    same = "the same" if old.text == new.text else f"{old.tokens} tokens"
+    name = f"before, at ratio {old.ratio:g}: {same}" if old.ratio is not None else f"before: {same}"
+    return f'<details class="before"><summary>{escape(name)}</summary>{said(old)}{chips(old)}</details>'
 
 
 def spans_of(reply: Reply, round_: Round | None) -> dict[str, list[Span]]:
@@ -100,8 +111,13 @@ def chips(reply: Reply, *, ratio: float | None = None) -> str:
             (ENDINGS.get(reply.finish, reply.finish), "warn" if reply.finish in ("limit", "stopped") else "", END)
         )
         if reply.reward is not None:
-            found.append((f"reward {reply.reward:+.2f}", "score" if reply.reward > 0 else "warn", REWARD))
+            found.append((f"reward {signed(reply.reward)}", "score" if reply.reward > 0 else "warn", REWARD))
         found.append((f"{reply.repeated:.0%} repeated", "warn" if reply.repeated > 0.2 else "", REPEATED))
+    if reply.dropped:
+        turns = "turn" if reply.dropped == 1 else "turns"
+        found.append((f"{reply.dropped} earlier {turns} not read", "warn", NO_ROOM))
+    if reply.cut:
+        found.append(("question cut", "warn", NO_ROOM))
     if reply.ratio is not None:
         stale = ratio is not None and abs(ratio - reply.ratio) > 1e-9
         word = f"stale: made at ratio {reply.ratio:g}" if stale else f"ratio {reply.ratio:g}"
@@ -118,6 +134,15 @@ def chips(reply: Reply, *, ratio: float | None = None) -> str:
     return f'<div class="chips">{"".join(_chip(*chip) for chip in found)}{copy}</div>'
 
 
+def signed(value: float) -> str:
+    """A reward, without a sign before zero.
+
+    >>> signed(-0.001)
+    '0.00'
+    """
+    return f"{value:+.2f}" if round(value, 2) else "0.00"
+
+
 def _chip(word: str, kind: str, tip: str) -> str:
     return f'<span class="chip {kind}" title="{escape(tip)}">{escape(word)}</span>'
 
@@ -125,7 +150,9 @@ def _chip(word: str, kind: str, tip: str) -> str:
 def insight(round_: Round | None) -> str:
     """What the last answers say of Coarse-to-Fine, in a line: how long, how much was kept, how they are liked."""
     done = {
-        pane: reply for pane, reply in (round_.replies if round_ else {}).items() if reply.finish not in ("", "error")
+        pane: reply
+        for pane, reply in (round_.replies if round_ else {}).items()
+        if reply.finish in ("eos", "stop", "limit")
     }
     coarse, fine, baseline = (done.get(pane) for pane in ("coarse", "fine", "baseline"))
     if fine is None:
@@ -134,12 +161,12 @@ def insight(round_: Round | None) -> str:
     if coarse is not None:
         share = kept_share(fine.text, coarse.text)
         parts[0] += f" against Coarse's {coarse.tokens}"
-        parts.append(f"{share:.0%} of its words in stretches that Coarse said too")
+        parts.append(f"{share:.0%} of its words and signs in stretches that Coarse said too")
         if baseline is not None:
             before = kept_share(baseline.text, coarse.text)
             parts[-1] += f" (Baseline: {before:.0%})"
     if baseline is not None and fine.reward is not None and baseline.reward is not None:
-        parts.append(f"reward {fine.reward - baseline.reward:+.2f} over Baseline")
+        parts.append(f"reward {signed(fine.reward - baseline.reward)} over Baseline")
     at = f" at ratio {fine.ratio:g}" if fine.ratio is not None else ""
     return f"<b>Fine{at}</b>: {escape('; '.join(parts))}."
 

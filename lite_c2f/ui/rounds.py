@@ -6,10 +6,10 @@ from itertools import chain
 from typing import NamedTuple
 
 from lite_c2f.chat import ChatSettings
-from lite_c2f.chat.prompts import clean
 from lite_c2f.data.records import Turn
 from lite_c2f.transcripts import Reply, Round, Transcript
-from lite_c2f.ui.answering import Served, Told, answers
+from lite_c2f.ui.answering import Served, Told, answers, question_of
+from lite_c2f.ui.render import BEFORE
 from lite_c2f.ui.saving import keep, new_transcript
 from lite_c2f.ui.visits import Visit, history
 
@@ -36,7 +36,7 @@ def ask(served: Served, visit: Visit, text: str, panes: Sequence[str], settings:
 
     def begin() -> tuple[Transcript, Round, ChatSettings]:
         transcript = visit.transcript or new_transcript(served, visit)
-        return transcript, Round(clean(text).strip(), settings._asdict(), {}), settings
+        return transcript, Round(question_of(text), settings._asdict(), {}), settings
 
     return _run(served, visit, begin, panes)
 
@@ -52,11 +52,16 @@ def ask_again(served: Served, visit: Visit, panes: Sequence[str], settings: Chat
 
 
 def only(served: Served, visit: Visit, panes: Sequence[str], ratio: float | None = None) -> Iterator[Shown]:
-    """Some panes of the last round, as it was asked, the random numbers included; the others keep their answers."""
+    """Some panes of the last round, as it was asked, the random numbers included; the others keep their answers.
+
+    At another ratio, the Fine Actor's answer so far stays beside the new one.
+    """
 
     def begin() -> tuple[Transcript, Round, ChatSettings]:
         transcript, last = _last(visit)
         settings = ChatSettings(**last.settings)
+        if ratio is not None and "fine" in last.replies:
+            last = last._replace(replies={**last.replies, BEFORE: last.replies["fine"]})
         return transcript, last, settings if ratio is None else settings._replace(ratio=ratio)
 
     return _run(served, visit, begin, panes)

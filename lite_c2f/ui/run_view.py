@@ -86,7 +86,7 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         )  # a name that is no longer in the list is refused where it is read: the list changes under a page
         parts = {name: gr.HTML() for name in ("header", "bars")}
         with gr.Accordion("Train", open=False):
-            buttons = _training(runs, chosen, configs) if may_train else []
+            buttons, told = _training(runs, chosen, configs) if may_train else ([], None)
             if not may_train:
                 gr.HTML(f'<p class="none">{NO_TRAINING}</p>')
         parts |= {name: gr.HTML() for name in ("compared", "charts", "samples")}
@@ -103,10 +103,13 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
             places[0] = gr.Dropdown(choices=list(now["list"]), value=now["name"])
         able = now["able"] if now["able"] != sent.get("able") else (None, None)
         switches = [gr.skip() if on is None else gr.Button(interactive=on) for on in able[: len(buttons)]]
-        return [*places, *switches, now]
+        # What a button said is over when the run it was said of has come to rest.
+        rests = now["able"] != sent.get("able") and now["name"] == sent.get("name") and not now["able"][0]
+        over = [] if told is None else ["" if rests else gr.skip()]
+        return [*places, *switches, *over, now]
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    seen = [chosen, *parts.values(), *buttons, sent]
+    seen = [chosen, *parts.values(), *buttons, *([] if told is None else [told]), sent]
     timer.tick(look, [chosen, sent], seen, trigger_mode="once", **quiet)
     chosen.change(look, [chosen, sent], seen, trigger_mode="always_last", **quiet)
     if Context.root_block is not None:  # the list is as old as the server
@@ -153,8 +156,8 @@ def _now(runs: Path, name: str | None, sent: Mapping[str, Any]) -> dict[str, Any
     return now | {"able": (state.state in ("starting", "running"), resumable)}
 
 
-def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> list[gr.Button]:
-    """The form that starts a run; returns the buttons that stop and resume the one that is chosen."""
+def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> tuple[list[gr.Button], gr.HTML]:
+    """The form that starts a run; returns the buttons that stop and resume the one that is chosen, and what it says."""
     first = next(iter(configs), None)
     with gr.Row():
         config = gr.Dropdown(list(configs), value=first, label="Configuration", min_width=180)
@@ -212,7 +215,7 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> l
     start.click(begin, form, [chosen, name, told], trigger_mode="once", **quiet)
     stop.click(end, chosen, told, trigger_mode="once", **quiet)
     resume.click(go_on, chosen, told, trigger_mode="once", **quiet)
-    return [stop, resume]
+    return [stop, resume], told
 
 
 def free_name(runs: Path, config: str | None) -> str:
@@ -229,8 +232,7 @@ def free_name(runs: Path, config: str | None) -> str:
 def _command(runs: Path, configs: Mapping[str, Path], config: Any, name: Any, seed: Any, updates: Any) -> str:
     """The command that Start runs, or what is wrong with the form."""
     try:
-        run = launching.new_run(runs, name)
-        return shlex.join(launching.command(launching.config_of(configs, config), run, seed, updates or None))
+        return shlex.join(launching.new_command(runs, name, configs, config, seed, updates or None))
     except C2FError as error:
         return str(error)
 

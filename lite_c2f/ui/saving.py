@@ -82,7 +82,11 @@ def arrive(served: Served, visit: Visit, owner: str, id: str) -> None:
 def choices(served: Served, visit: Visit) -> Sequence[tuple[str, str]]:
     """The visitor's sessions, newest first: (what it is called, its id)."""
     return [
-        (f"{clean(entry.title) or 'empty'} ({entry.created[:16].replace('T', ' ')}, {entry.rounds} rounds)", entry.id)
+        (
+            f"{clean(entry.title) or 'empty'} ({entry.created[:16].replace('T', ' ')} UTC, "
+            f"{entry.rounds} round{'s'[: entry.rounds != 1]})",
+            entry.id,
+        )
         for entry in transcripts.listing(served.sessions, visit.owner)
     ]
 

@@ -14,7 +14,7 @@ from lite_c2f.chat import TITLES, ChatSettings
 from lite_c2f.errors import C2FError
 from lite_c2f.transcripts import Round, Transcript
 from lite_c2f.ui import saving
-from lite_c2f.ui.answering import Served, failure
+from lite_c2f.ui.answering import QUICK, SPEAKING, Served, failure
 from lite_c2f.ui.visits import Visit
 
 IDENTITY = """(_, __, marks, ratio) => {
@@ -37,7 +37,6 @@ DOWNLOAD = """(text, name) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }"""
-QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 Page = Callable[[Visit, bool, float], list[str]]
 
 
@@ -54,7 +53,7 @@ def sessions_fold(
     text, name = (gr.Textbox(visible="hidden", label=label) for label in ("text", "name"))
     with gr.Accordion("Sessions: saved as you go, for this browser alone", open=False), gr.Row(elem_classes="tools"):
         chosen = gr.Dropdown([], label="Earlier ones", container=False, elem_classes="wide", elem_id="sessions")
-        remove = gr.Button("Delete", size="sm")
+        remove = gr.Button("Delete", size="sm", elem_id="delete-session")
         as_json = gr.Button("Export JSON", size="sm", elem_id="export-json")
         as_markdown = gr.Button("Export Markdown", size="sm", elem_id="export-markdown")
 
@@ -116,13 +115,15 @@ def sessions_fold(
             arrive, [owner, session, *knob], [owner, *drawn, *settings, *both], js=IDENTITY, **QUICK
         )
     session.change(None, session, None, js=KEEP)
-    chosen.input(switch, [chosen, *knob, *identity], [*drawn, *settings, *both], **QUICK)
-    remove.click(drop, [chosen, *knob, *identity], [*drawn, *both], **QUICK)
+    chosen.input(switch, [chosen, *knob, *identity], [*drawn, *settings, *both], **SPEAKING)
+    remove.click(drop, [chosen, *knob, *identity], [*drawn, *both], **SPEAKING)
     for button, write, ending in (
         (as_json, transcripts.as_json, "json"),
         (as_markdown, lambda transcript: transcripts.as_markdown(transcript, TITLES), "md"),
     ):
-        button.click(export(write, ending), identity, [text, name], **QUICK).then(None, [text, name], None, js=DOWNLOAD)
+        button.click(export(write, ending), identity, [text, name], **SPEAKING).then(
+            None, [text, name], None, js=DOWNLOAD
+        )
     return lambda event: event.then(after, None, both, **QUICK)
 
 

@@ -12,13 +12,22 @@ from lite_c2f.errors import C2FError
 from lite_c2f.evaluation import charts
 from lite_c2f.runs import read_json
 from lite_c2f.transcripts import Reply
-from lite_c2f.ui.answering import Served, answers, ask_row, examples, settings_fold, settings_of
+from lite_c2f.ui.answering import (
+    QUICK,
+    Served,
+    Told,
+    answers,
+    ask_row,
+    examples,
+    page_settings,
+    question_of,
+    settings_fold,
+)
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.render import answer
 
 VIEW = "strip"
 MOST = 8  # ratios at once
-QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 def strip_view(served: Served) -> None:
@@ -37,11 +46,17 @@ def strip_view(served: Served) -> None:
     def ask(request: gr.Request, text: str, chosen: list[float], *given: Any) -> Iterator[list[Any]]:
         """One answer a ratio."""
         wanted = sorted(chosen or [])
-        if not 1 <= len(wanted) <= MOST:
-            raise gr.Error(f"Choose 1 to {MOST} ratios", print_exception=False)
+        try:
+            text = question_of(text)
+            if not 1 <= len(wanted) <= MOST:
+                raise Told(f"Choose 1 to {MOST} ratios")
+        except Told as told:
+            gr.Info(str(told))
+            yield [gr.skip(), gr.skip()]
+            return
         panes = [Pane(f"{ratio:g}", "fine", ratio) for ratio in wanted]
-        visit, settings = served.visits.of(request.session_hash), settings_of(None, *given)
-        question = [Turn("human", (text or "").strip())]
+        visit, settings = served.visits.of(request.session_hash), page_settings(None, *given)
+        question = [Turn("human", text)]
         for look in answers(served, visit, VIEW, {pane.key: question for pane in panes}, panes, settings):
             yield [gr.skip(), _strip(look.replies, wanted, chat.ratio, text, settings)]
 

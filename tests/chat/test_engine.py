@@ -146,6 +146,12 @@ def test_stop_ends_one_pane_or_all(chat):
     asked.stop()
     got = finished(asked)
     assert {"coarse": "stopped", "fine": "stopped"}.items() <= {p: e.finish for p, e in got.items()}.items()
+    asked = chat.stream(QUESTION, ["coarse", "baseline"], ChatSettings(max_tokens=96, temperature=0.0), score=True)
+    while (event := next(asked)).pane != "baseline" or not event.finish:
+        pass
+    asked.stop()
+    got = finished(asked)
+    assert got["coarse"].finish == "stopped" and got["baseline"].reward is not None  # that one had ended by itself
 
 
 def test_no_thread_is_left(collect=True):
@@ -320,7 +326,9 @@ def test_each_pane_reads_its_own_conversation_and_the_system_prompt(chat):
     read = chat.rendered([*long, again], "fine", ChatSettings(system="Think."))
     assert "Think" in read and "Ann" in read  # the oldest turns go, the system prompt stays
     asked = chat.stream([*long, again], settings=ChatSettings(max_tokens=4))
-    assert all(event.dropped > 40 for event in finished(asked).values())
+    assert all(event.dropped > 40 and not event.cut for event in finished(asked).values())
+    asked = chat.stream(f"{QUESTION} " * 40, settings=ChatSettings(max_tokens=4))
+    assert all(event.cut and not event.dropped for event in finished(asked).values())
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ def said(page, pane):
 
 
 def test_three_answers_stream_at_once_with_their_figures(tab):
-    assert "thorough" in tab.inner_text("#view-coarse")  # empty panes say what they are
+    assert "after PPO" in tab.inner_text("#view-coarse")  # empty panes say what they are
     ask(tab, QUESTION)
     tab.wait_for_function("document.querySelectorAll('.said.writing').length === 3")
     lengths = set()
@@ -185,8 +185,11 @@ def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
     tab.wait_for_function("document.querySelector('#view-fine').innerText.includes('ratio 0\\n')")
     ended(tab, "fine", chip="reward")
     assert tab.locator(".chip.stale").count() == 0
-    assert said(tab, "fine") == said(tab, "baseline") != fine  # the same random numbers: only the ratio differs
+    shown = tab.inner_text("#view-fine .said >> nth=0")
+    assert shown == said(tab, "baseline") != fine  # the same random numbers: only the ratio differs
     assert said(tab, "coarse") == coarse
+    tab.click("#view-fine .before summary")
+    assert said(tab, "fine") == fine and "at ratio 1" in tab.inner_text("#view-fine .before summary")
     tab.get_by_label("Mark repeats").check()
     tab.fill("#ratio input[type=number]", "1")
     tab.press("#ratio input[type=number]", "Tab")
@@ -194,7 +197,7 @@ def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
     tab.click("#anew")
     ended(tab, "fine", chip="ratio 1")
     tab.wait_for_selector("#view-fine mark.kept")
-    assert said(tab, "fine") == fine
+    assert tab.inner_text("#view-fine .said >> nth=0") == fine
     marked = tab.inner_text("#view-fine mark.kept >> nth=0")
     assert marked and marked in coarse.replace("\n", " ")
 
@@ -220,10 +223,15 @@ def test_edit_undo_regenerate_clear(tab):
     tab.wait_for_function("document.querySelector('#prompt textarea').value !== ''")
     assert tab.input_value("#prompt textarea") == QUESTION
     assert tab.locator("#view-fine .you").count() == 0
+    tab.wait_for_function("document.activeElement === document.querySelector('#prompt textarea')")
     ask(tab, "Hi")
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     tab.click("#undo")
     tab.wait_for_selector("#view-fine .nothing")
+    tab.click("#undo")
+    tab.wait_for_selector("text=Ask something first")
+    tab.press("#prompt textarea", "Enter")
+    tab.wait_for_selector("text=Type a question first")
     ask(tab, QUESTION)
     tab.wait_for_selector("#view-fine .said.writing")
     tab.click("#clear")  # in the midst of it
@@ -263,7 +271,7 @@ def test_in_the_midst_of_an_answer(site, tab):
     tab.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
     assert questions(tab) == ["Alpha", QUESTION] == on_disk(tab)  # the question is not lost
     assert tab.locator("#view-fine .said.writing").count() == 0
-    tab.get_by_text("Settings", exact=True).first.click()
+    tab.get_by_text("Settings of this tab").first.click()
     tab.get_by_label("Seed").first.fill("abc")
     tab.click("#again")
     tab.wait_for_selector("text=seed 'abc'")
@@ -344,6 +352,17 @@ def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab)
     assert vote.choice == "B" and vote.turns[0].text == QUESTION
     assert tab.inner_text("#blind-A .said") == vote.answers[vote.shown[0]]
     assert len(set(vote.seeds.values())) == 1 and vote.run["made_of"]
+    file = site.run / "app" / "votes.jsonl"
+    kept = file.rename(file.with_suffix(".kept"))
+    file.mkdir()  # it cannot be written
+    ask(tab, QUESTION, "#vote-prompt")
+    tab.wait_for_selector("#vote-A:enabled", timeout=60_000)
+    tab.click("#vote-A")
+    tab.wait_for_selector(".toast-body.error")
+    file.rmdir(), kept.rename(file)
+    tab.click("#vote-A")
+    tab.wait_for_selector("text=/Answer B: (Coarse|Fine|Baseline)/")
+    assert len(votes.read(file)) == 2
 
 
 def test_several_ratios_in_one_go(tab):

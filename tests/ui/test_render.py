@@ -7,7 +7,7 @@ import pytest
 from lite_c2f.overlap import Span
 from lite_c2f.transcripts import Reply, Round
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.render import answer, chips, insight, marked, talk
+from lite_c2f.ui.render import BEFORE, answer, chips, insight, marked, signed, talk
 
 REPLY = Reply("fine", "It is 5.", 4, 84.6, 0.25, "eos", "", 7, 0.5, -0.125, 0.0)
 COARSE = REPLY._replace(
@@ -91,8 +91,35 @@ def test_the_line_about_coarse_to_fine():
     baseline = REPLY._replace(pane="baseline", text="No.", reward=-0.5, ratio=None)
     told = insight(Round("?", {}, {"fine": fine, "coarse": COARSE, "baseline": baseline}))
     assert plain(told) == (
-        "|Fine at ratio 0.5|: 8 tokens against Coarse&#x27;s 9; 62% of its words in stretches that Coarse said too "
-        "(Baseline: 0%); reward +1.75 over Baseline."
+        "|Fine at ratio 0.5|: 8 tokens against Coarse&#x27;s 9; 62% of its words and signs in stretches that Coarse "
+        "said too (Baseline: 0%); reward +1.75 over Baseline."
     )
     assert insight(None) == insight(Round("?", {}, {"coarse": COARSE})) == ""
     assert insight(Round("?", {}, {"fine": fine._replace(finish="")})) == ""
+    assert insight(Round("?", {}, {"fine": fine._replace(finish="stopped")})) == ""  # nobody knows how it would end
+
+
+def test_what_a_model_had_no_room_for_is_told():
+    assert "not read" not in chips(REPLY) and "cut" not in chips(REPLY)
+    assert "1 earlier turn not read" in chips(REPLY._replace(dropped=1))
+    told = chips(REPLY._replace(dropped=4, cut=True, finish=""))
+    assert "4 earlier turns not read" in told and "question cut" in told
+
+
+def test_an_answer_at_another_ratio_stays_beside_the_new_one():
+    old = REPLY._replace(text="It is <4>.", ratio=0.25)
+    pair = Round("?", {}, {"fine": REPLY, BEFORE: old})
+    found = talk([pair], "fine")
+    assert "before, at ratio 0.25: 4 tokens" in found and "It is &lt;4&gt;." in found
+    assert "before" not in talk([pair], "coarse")
+    same = Round("?", {}, {"fine": REPLY, BEFORE: old._replace(text=REPLY.text)})
+    assert "before, at ratio 0.25: the same" in talk([same], "fine")
+
+
+def test_a_reward_near_zero_has_no_sign():
+    assert [signed(value) for value in (-0.004, 0.004, -0.006, 1.0)] == ["0.00", "0.00", "-0.01", "+1.00"]
+
+
+def test_an_empty_answer_is_seen():
+    assert "(said nothing)" in answer(REPLY._replace(text=""))
+    assert "(said nothing)" not in answer(REPLY._replace(text="", finish="error"))
