@@ -480,6 +480,8 @@ def test_an_open_page_finds_its_session_after_a_restart(toy_run, browser, tmp_pa
     first.process.wait()
     second = start(run, tmp_path / "attempts", 0, first.url.rsplit(":", 1)[1].strip("/"))
     try:
+        page.wait_for_timeout(3000)  # a page that was told nothing more when the first one ended loads itself anew
+        page.wait_for_selector("#prompt textarea:enabled")
         ask(page, "Beta")  # to a server that does not know the page
         page.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
         ended(page, "coarse", "fine", "baseline", chip="reward")
