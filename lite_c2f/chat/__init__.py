@@ -2,7 +2,8 @@
 
 `panes.py` says who answers and how, `prompts.py` what a model reads and what is shown of what it says, `rows.py` is the
 batch in which all answers of all visitors are written together, `cast.py` the models of a run,
-`asked.py` a question between the one who asks and the one who answers, `engine.py` the line of questions.
+`asked.py` a question between the one who asks and the one who answers, `line.py` who is answered next, `engine.py` the
+thread that answers.
 """
 
 from lite_c2f.chat.asked import Asked

@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from lite_c2f.backbone.together import Together
 from lite_c2f.batches import free, is_out_of_memory
 from lite_c2f.chat.asked import Asked, Question
 from lite_c2f.chat.cast import Cast
+from lite_c2f.chat.line import Line
 from lite_c2f.chat.panes import ON_BASE, PANES, ChatSettings, Event, Pane, check_settings, pane_of
 from lite_c2f.chat.prompts import History, history_of, one_line, read_by, shown
 from lite_c2f.chat.rows import Row, Rows
-from lite_c2f.errors import C2FError, ConfigError
+from lite_c2f.errors import ConfigError
 
 MOST_ROWS = 48  # answers written at once; a step of 48 rows costs a few times that of one
-MOST_WAITING = 64  # questions in line
-MOST_OF_ONE = 16  # of them, of one asker
 SMALL = 4_000_000  # weights of a model whose products are too small to share between threads
 log = logging.getLogger(__name__)
 
@@ -48,8 +46,7 @@ class Chat:
         self.cast = Cast(self.run, merged)
         self.config, self.ratio, self.context = self.cast.config, self.cast.ratio, self.cast.context
         self._lock, self._reading = threading.Lock(), threading.Lock()
-        self._line: deque[Question] = deque()  # by turn, then by who came first
-        self._turn = 0  # that of the question begun last
+        self._line = Line()
         self._under_way: list[Question] = []
         self._thread: threading.Thread | None = None
         self._numbers = itertools.count()
@@ -85,7 +82,7 @@ class Chat:
         question = Question(next(self._numbers), chosen, histories, settings, asker)
         question.scored = not score
         with self._lock:
-            self._put_in_line(question)
+            self._line.put(question, self._under_way)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="lite_c2f-chat", daemon=True)
                 self._thread.start()
@@ -120,22 +117,11 @@ class Chat:
         with self._lock:
             return len(self._under_way), len(self._line)
 
-    def _put_in_line(self, question: Question) -> None:
-        """Behind who was there before, but for those whose asker has had more turns by then."""
-        mine = sum(each.asker == question.asker for each in self._line)
-        if len(self._line) >= MOST_WAITING:
-            raise C2FError.because(f"{len(self._line)} questions wait already", "fewer", "ask again in a moment")
-        if question.asker is not None and mine >= MOST_OF_ONE:
-            raise C2FError.because(f"{mine} questions of yours wait already", "fewer", "ask again in a moment")
-        own = [each.turn for each in (*self._under_way, *self._line) if each.asker == question.asker]
-        question.turn = max([self._turn, *(turn + 1 for turn in own)])
-        place = next((place for place, each in enumerate(self._line) if each.turn > question.turn), len(self._line))
-        self._line.insert(place, question)
-
     def _place_of(self, question: Question) -> int:
         """How many questions are before this one in the line and under way, while it waits; else 0."""
         with self._lock:
-            return self._line.index(question) + len(self._under_way) if question in self._line else 0
+            place = self._line.place_of(question)
+            return 0 if place is None else place + len(self._under_way)
 
     def _event_of(self, question: Question, pane: Pane) -> Event | None:
         """Where a pane stands; None before it has begun."""
@@ -201,19 +187,12 @@ class Chat:
 
     def _next(self, rows: Rows) -> Question | None:
         """The first in line, once there is room for all its answers; nobody overtakes it."""
-        for question in self._line:
-            if question.unwanted:
-                question.give_up("stopped")
-        self._line = deque(question for question in self._line if not question.unwanted)
-        if not self._line:
+        first = self._line.first()
+        if first is None:
             return None
         going = sum(row.finish is None for row in rows.rows)
         room = min(MOST_ROWS, self.cast.room)
-        if going and going + len(self._line[0].panes) > room:
-            return None
-        question = self._line.popleft()
-        self._turn = question.turn
-        return question
+        return self._line.begin() if not going or going + len(first.panes) <= room else None
 
     def _start(self, question: Question, rows: Rows) -> None:
         full = False

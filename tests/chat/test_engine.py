@@ -10,7 +10,7 @@ import pytest
 
 from lite_c2f import chat_terminal
 from lite_c2f.actors import Instruct, answer_base
-from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Event, Pane, cast, engine, with_answers
+from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Event, Pane, cast, engine, line, with_answers
 from lite_c2f.chat.prompts import shown
 from lite_c2f.chat_terminal import printable, run_terminal
 from lite_c2f.data.records import Turn
@@ -242,7 +242,7 @@ def test_visitors_at_once_get_what_each_gets_alone(chat):
 @pytest.mark.slow
 def test_the_line_is_fair_and_ends_somewhere(chat, monkeypatch):
     monkeypatch.setattr(engine, "MOST_ROWS", 3)  # one question at a time
-    monkeypatch.setattr(engine, "MOST_WAITING", 4)
+    monkeypatch.setattr(line, "MOST_WAITING", 4)
     first = chat.stream(QUESTION, settings=ChatSettings(max_tokens=96, temperature=1.0))
     next(first)
     others = [chat.stream(QUESTION, settings=ChatSettings(max_tokens=24, seed=seed)) for seed in range(4)]
@@ -256,27 +256,6 @@ def test_the_line_is_fair_and_ends_somewhere(chat, monkeypatch):
         begun.append(max(event.first_token_s or 0.0 for event in events.values()))
         assert set(events) == set(PANES)
     assert begun[0] < begun[2] < begun[3] and begun[1] == 0.0  # who left was never begun
-
-
-@pytest.mark.slow
-def test_who_asks_much_does_not_keep_others_waiting(chat, monkeypatch):
-    monkeypatch.setattr(engine, "MOST_ROWS", 3)  # one question at a time
-    monkeypatch.setattr(engine, "MOST_OF_ONE", 3)
-    short = ChatSettings(max_tokens=12)
-    first = chat.stream(QUESTION, settings=ChatSettings(max_tokens=200, temperature=2.0), asker="many")
-    next(first)
-    many = [chat.stream(QUESTION, settings=short, asker="many") for _ in range(3)]
-    one = chat.stream(QUESTION, settings=short, asker="one")
-    two = [chat.stream(QUESTION, settings=short, asker="two") for _ in range(2)]
-    # turns: "many" has one under way, so its others are 1, 2, 3; "one" has 0; "two" has 0 and 1, after many's 1
-    assert [one.waiting, two[0].waiting, many[0].waiting, two[1].waiting, many[1].waiting, many[2].waiting] == [
-        *range(1, 7)
-    ]
-    with pytest.raises(C2FError, match="3 questions of yours wait"):
-        chat.stream(QUESTION, asker="many")
-    first.close()
-    for asked in (one, *two, *many):
-        assert {event.finish for event in finished(asked).values()} <= {"limit", "eos", "stop"}
 
 
 @pytest.mark.slow

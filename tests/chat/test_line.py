@@ -1,0 +1,81 @@
+"""Who is answered next."""
+
+import pytest
+
+from lite_c2f.chat import ChatSettings, line
+from lite_c2f.chat.asked import Question
+from lite_c2f.chat.line import Line
+from lite_c2f.chat.panes import Pane
+from lite_c2f.errors import C2FError
+
+
+def question(asker=None):
+    return Question(0, [Pane("fine", "fine")], {}, ChatSettings(), asker)
+
+
+def put(line, *askers, under_way=()):
+    asked = [question(asker) for asker in askers]
+    for each in asked:
+        line.put(each, under_way)
+    return asked
+
+
+def begun(line):
+    while line.first() is not None:
+        yield line.begin()
+
+
+def test_questions_of_one_are_begun_as_they_came():
+    for asker in (None, "ann"):
+        line = Line()
+        assert list(begun(line)) == []
+        asked = put(line, *[asker] * 5)
+        assert [line.place_of(each) for each in asked] == [0, 1, 2, 3, 4]
+        assert list(begun(line)) == asked
+        assert line.place_of(asked[0]) is None
+
+
+def test_askers_take_turns():
+    """Turns by hand: ann 0 1 2, ben 0, eve 0 1."""
+    line = Line()
+    asked = put(line, "ann", "ann", "ann", "ben", "eve", "eve")
+    ann, ben, eve = asked[:3], asked[3], asked[4:]
+    assert list(begun(line)) == [ann[0], ben, eve[0], ann[1], eve[1], ann[2]]
+
+
+def test_who_comes_late_waits_for_one_question_of_each_and_loses_nothing_by_it():
+    line = Line()
+    many = put(line, *["ann"] * 4)
+    going = [line.begin(), line.begin()]  # turns 0 and 1
+    late = put(line, "ben", under_way=going)[0]  # turn 1, as the one begun last
+    more = put(line, "ann", under_way=going)[0]  # turn 4, after her 0 1 2 3
+    assert list(begun(line)) == [late, *many[2:], more]
+
+
+def test_an_asker_whose_questions_are_under_way_has_had_his_turn():
+    line = Line()
+    put(line, "ann")
+    going = [line.begin()]  # turn 0
+    again, other = *put(line, "ann", under_way=going), *put(line, "ben", under_way=going)
+    assert list(begun(line)) == [other, again]
+
+
+def test_who_has_left_is_not_begun():
+    line = Line()
+    asked = put(line, "ann", "ben", "eve")
+    asked[0].stopped.add("fine")
+    assert line.first() is asked[1] and asked[0].unbegun == {"fine": ("stopped", "")}
+    assert len(line) == 2
+
+
+def test_the_line_ends_somewhere(monkeypatch):
+    monkeypatch.setattr(line, "MOST_WAITING", 6)
+    monkeypatch.setattr(line, "MOST_OF_ONE", 3)
+    queue = Line()
+    put(queue, "ann", "ann", "ann")
+    with pytest.raises(C2FError, match="3 questions of yours wait"):
+        put(queue, "ann")
+    put(queue, None, None, None)  # whose askers are not known
+    with pytest.raises(C2FError, match="6 questions wait"):
+        put(queue, "ben")
+    assert len(queue) == 6
