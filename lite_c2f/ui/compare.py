@@ -120,6 +120,8 @@ def compare_view(served: Served, identity: list[Any]) -> None:
         last = visit.transcript.rounds[-1] if visit.transcript and visit.transcript.rounds else None
         if not base or last is None or "base" in last.replies or VIEW in visit.asked:
             nothing = [gr.skip()] * len(streams)
+            if base and VIEW in visit.asked:
+                gr.Info("The base answers from the next question on; for this one, tick it again when the others end")
             yield nothing if VIEW in visit.asked else [*nothing[:2], *page(visit, marks, ratio)]
             return
         yield from streamed(visit, lambda: rounds.only(served, visit, ["base"]), marks, ratio, gr.skip())

@@ -1,12 +1,13 @@
 """What a model wrote, read as Markdown: emphasis, lists, headings, tables, code; never HTML, links or images.
 
 A library reads it (markdown-it-py); what may come out of that is decided here. Text stays as it was written where
-Markdown would change it: `2*3*4` is a product, `\\(x\\)` a formula, `&lt;` four characters, a line of dashes below
-another no heading; and where a letter or digit would be lost all of it is shown as it is.
+Markdown would change it: `2*3*4` is a product, `2**3` a power, `\\(x\\)` a formula, `&lt;` four characters, a line of
+dashes below another no heading; and where a letter or digit would be lost all of it is shown as it is.
 """
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from string import ascii_letters, digits
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -17,24 +18,33 @@ from lite_c2f.chat.prompts import clean
 from lite_c2f.ui.escaping import escape, unfilled
 
 LONGEST = 100_000  # characters; what is longer is shown as it is
+MOST_CELLS = 5000  # so is a table that might have more: the library fills up short rows, 15 us a cell
+MOST_DIGITS = 4  # so is a list whose numbers are longer, or begin with 0
+# A star that stands behind the end of a term, or before the beginning of one, is a sign.
+TERM_ENDS, TERM_BEGINS = (frozenset(f"{ascii_letters}{digits}_{signs}") for signs in (")]}", "([{"))
 # Links and images would ask other machines or run scripts; entities, escapes and `lheading` change what was written.
 EVERYTHING = "# a\n\nb *c* `d`\n\n- e\n\n> f\n\n|g|\n|-|\n|h|\n\n```\ni\n```\n"
 LEFT_OUT = ("autolink", "entity", "escape", "html_block", "html_inline", "image", "lheading", "link", "reference")
 
 
-@lru_cache(maxsize=256)  # a page is drawn anew with every token, its earlier rounds too
 def formatted(text: str) -> str:
     """Text as HTML of a few harmless tags.
 
     >>> formatted("**Two** <b> [a](javascript:x)")
     '<p><strong>Two</strong> &lt;b&gt; [a](javascript:x)</p>'
     """
-    if len(text) <= LONGEST:
+    if len(text) <= LONGEST and _cells(text) <= MOST_CELLS:
         reader = _reader()
         tokens = reader.parse(clean(text))
-        if _letters(_shown(tokens)) == _letters(text):
+        if _letters(_shown(tokens)) == _letters(text) and all(map(_is_plain, tokens)):
             return unfilled(reader.renderer.render(tokens, reader.options, {})).rstrip("\n")
     return f'<p class="plain">{escape(text)}</p>'
+
+
+def _cells(text: str) -> int:
+    """The most cells that tables in a text can have."""
+    lines = text.split("\n")
+    return len(lines) * max(line.count("|") for line in lines)
 
 
 def _shown(tokens: Iterable[Token]) -> Iterator[str]:
@@ -44,7 +54,14 @@ def _shown(tokens: Iterable[Token]) -> Iterator[str]:
 
 
 def _letters(parts: Iterable[str]) -> str:
-    return "".join(letter for part in parts for letter in part if letter.isalnum())
+    """All that must not be lost: letters, digits, signs beyond ASCII."""
+    return "".join(sign for part in parts for sign in part if sign.isalnum() or (sign > "\x7f" and sign.isprintable()))
+
+
+def _is_plain(token: Token) -> bool:
+    """Is a number of a list shown as it was written?"""
+    number = token.info if token.type == "list_item_open" else ""
+    return not number or (len(number) <= MOST_DIGITS and number == str(int(number)))
 
 
 @lru_cache(maxsize=1)
@@ -59,11 +76,19 @@ def _reader() -> MarkdownIt:
 
 
 def _emphasis(state: Any, silent: bool) -> bool:
-    """The library's rule, but that a star between two letters or digits is a star, and so is one behind a backslash."""
-    if state.src[state.pos - 1 : state.pos] == "\\":
-        return False
+    """The library's rule, but that stars in a formula are stars, and so are those behind a backslash."""
     scan = state.scanDelims
-    state.scanDelims = lambda start, split: scan(start, split and state.src.startswith("**", start))
+
+    def careful(start: int, split: bool) -> Any:
+        found = scan(start, split)
+        before, after = state.src[start - 1 : start], state.src[start + found.length : start + found.length + 1]
+        escaped = before == "\\"
+        return found._replace(
+            can_open=found.can_open and not escaped and before not in TERM_ENDS,
+            can_close=found.can_close and not escaped and after not in TERM_BEGINS,
+        )
+
+    state.scanDelims = careful
     try:
         return tokenize(state, silent)
     finally:

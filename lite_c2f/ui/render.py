@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from lite_c2f.chat.panes import ENDINGS
 from lite_c2f.overlap import Span, kept, kept_share, repeated
@@ -20,6 +21,9 @@ REWARD = "how the reward model likes it: 0 is its average answer, +1 one spread 
 REPEATED = "share of its stretches of four tokens that it had said before"
 NO_ROOM = "the model's context, less the answer's tokens, has no room for it: what came first is left out"
 END = "EOS: the model's end token; stop: the next turn's marker, with which a base model ends; limit: max new tokens"
+
+
+_formatted = lru_cache(maxsize=256)(formatted)  # a page is drawn anew with every token, its earlier rounds too
 
 
 def marked(text: str, layers: Mapping[str, Sequence[Span]]) -> str:
@@ -75,7 +79,8 @@ def said(reply: Reply, layers: Mapping[str, Sequence[Span]] | None = None) -> st
     """What an answer says: read as Markdown, or letter by letter where stretches of it are marked."""
     live = "" if reply.finish else " writing"
     if layers is None:
-        return f'<div class="said{live}">{formatted(reply.text)}</div>'
+        read = _formatted if reply.finish else formatted
+        return f'<div class="said{live}">{read(reply.text)}</div>'
     return f'<div class="said plain{live}">{marked(reply.text, layers)}</div>'
 
 

@@ -31,12 +31,21 @@ def shown(visit: Visit) -> Shown:
     return Shown(visit.transcript.rounds if visit.transcript else ())
 
 
+class Begun(NamedTuple):
+    """A round that is asked."""
+
+    before: Transcript  # the rounds before it
+    saved: Round  # as it stands on the disk until there is something new to save
+    round_: Round
+    settings: ChatSettings
+
+
 def ask(served: Served, visit: Visit, text: str, panes: Sequence[str], settings: ChatSettings) -> Iterator[Shown]:
     """One round more."""
 
-    def begin() -> tuple[Transcript, Round, ChatSettings]:
-        transcript = visit.transcript or new_transcript(served, visit)
-        return transcript, Round(question_of(text), settings._asdict(), {}), settings
+    def begin() -> Begun:
+        round_ = Round(question_of(text), settings._asdict(), {})
+        return Begun(visit.transcript or new_transcript(served, visit), round_, round_, settings)
 
     return _run(served, visit, begin, panes)
 
@@ -44,9 +53,9 @@ def ask(served: Served, visit: Visit, text: str, panes: Sequence[str], settings:
 def ask_again(served: Served, visit: Visit, panes: Sequence[str], settings: ChatSettings) -> Iterator[Shown]:
     """The last question once more, with other settings or random numbers."""
 
-    def begin() -> tuple[Transcript, Round, ChatSettings]:
-        transcript, last = _last(visit)
-        return transcript, Round(last.prompt, settings._asdict(), {}), settings
+    def begin() -> Begun:
+        before, last = _last(visit)
+        return Begun(before, last, Round(last.prompt, settings._asdict(), {}), settings)
 
     return _run(served, visit, begin, panes)
 
@@ -57,12 +66,12 @@ def only(served: Served, visit: Visit, panes: Sequence[str], ratio: float | None
     At another ratio, the Fine Actor's answer so far stays beside the new one.
     """
 
-    def begin() -> tuple[Transcript, Round, ChatSettings]:
-        transcript, last = _last(visit)
+    def begin() -> Begun:
+        before, last = _last(visit)
         settings = ChatSettings(**last.settings)
         if ratio is not None and "fine" in last.replies:
             last = last._replace(replies={**last.replies, BEFORE: last.replies["fine"]})
-        return transcript, last, settings if ratio is None else settings._replace(ratio=ratio)
+        return Begun(before, last, last, settings if ratio is None else settings._replace(ratio=ratio))
 
     return _run(served, visit, begin, panes)
 
@@ -91,23 +100,16 @@ def _last(visit: Visit) -> tuple[Transcript, Round]:
     return visit.transcript._replace(rounds=tuple(before)), last
 
 
-def _run(
-    served: Served,
-    visit: Visit,
-    begin: Callable[
-        [], tuple[Transcript, Round, ChatSettings]
-    ],  # the rounds before, the new one, what it is asked with
-    panes: Sequence[str],
-) -> Iterator[Shown]:
+def _run(served: Served, visit: Visit, begin: Callable[[], Begun], panes: Sequence[str]) -> Iterator[Shown]:
     """Have a round answered. It is saved as it goes, so that a reload loses neither the question nor what was said."""
     with visit.changing:
         if VIEW in visit.asked:
             raise Told("The last answers are still being written: stop them, or wait")
-        transcript, round_, settings = begin()
+        transcript, saved, round_, settings = begin()
         turns = {pane: [*history(transcript, pane), Turn("human", round_.prompt)] for pane in panes}
         looks = answers(served, visit, VIEW, turns, panes, settings)
         first = next(looks)  # settings are refused here, before anything has changed
-        keep(served, visit, transcript._replace(rounds=(*transcript.rounds, round_)))
+        keep(served, visit, transcript._replace(rounds=(*transcript.rounds, saved)))
     kept, when = visit.transcript, time.monotonic()
 
     def save(quiet: bool) -> None:

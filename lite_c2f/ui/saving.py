@@ -27,16 +27,17 @@ def keep(served: Served, visit: Visit, transcript: Transcript, *, quiet: bool = 
     """
     system = str(transcript.rounds[-1].settings.get("system", "")) if transcript.rounds else ""
     transcript = transcript._replace(system=system)
-    with contextlib.suppress(C2FError):
+    with contextlib.suppress(C2FError, OSError):
         if not is_same(visit.saved, transcripts.load(served.sessions, visit.owner, transcript.id).rounds):
             transcript = transcript._replace(id=secrets.token_hex(16))
-    visit.transcript, visit.saved = transcript, transcript.rounds
+    visit.transcript = transcript
     try:
         if transcript.rounds:
             transcripts.save(served.sessions, transcript)
         else:
             with contextlib.suppress(RunError):
                 transcripts.delete(served.sessions, visit.owner, transcript.id)
+        visit.saved = transcript.rounds
     except (C2FError, OSError, ValueError) as error:  # a full disk, a folder that is gone: the answers are there
         if not quiet:
             gr.Warning(f"This conversation is not saved: {escape(' '.join(str(error).split())[:200])}")
@@ -73,7 +74,7 @@ def reopen(served: Served, visit: Visit, id: str) -> None:
 def arrive(served: Served, visit: Visit, owner: str, id: str) -> None:
     """A page was loaded in a browser that knows its owner, and in a tab that may know its session."""
     visit.arrived = True
-    with contextlib.suppress(C2FError):
+    with contextlib.suppress(C2FError, OSError):
         transcripts.check_ids(owner)
         visit.owner = owner
         reopen(served, visit, id)

@@ -52,7 +52,14 @@ def sessions_fold(
     owner, session = identity
     text, name = (gr.Textbox(visible="hidden", label=label) for label in ("text", "name"))
     with gr.Accordion("Sessions: saved as you go, for this browser alone", open=False), gr.Row(elem_classes="tools"):
-        chosen = gr.Dropdown([], label="Earlier ones", container=False, elem_classes="wide", elem_id="sessions")
+        chosen = gr.Dropdown(
+            [],
+            label="Earlier ones",
+            allow_custom_value=True,  # Gradio forgets the list of a page that was not used for long; ids are checked
+            container=False,
+            elem_classes="wide",
+            elem_id="sessions",
+        )
         remove = gr.Button("Delete", size="sm", elem_id="delete-session")
         as_json = gr.Button("Export JSON", size="sm", elem_id="export-json")
         as_markdown = gr.Button("Export Markdown", size="sm", elem_id="export-markdown")
@@ -82,7 +89,7 @@ def sessions_fold(
         visit = saving.visit_of(served, request.session_hash, who, now)
         try:
             saving.reopen(served, visit, id or "")
-        except C2FError as error:
+        except (C2FError, OSError) as error:
             raise failure(error) from None
         return everything(visit, marks, ratio)
 
@@ -90,7 +97,7 @@ def sessions_fold(
         visit = saving.visit_of(served, request.session_hash, who, now)
         try:
             transcripts.delete(served.sessions, visit.owner, id or "")
-        except C2FError as error:
+        except (C2FError, OSError) as error:
             raise failure(error) from None
         with visit.changing:
             if visit.transcript is not None and visit.transcript.id == id:

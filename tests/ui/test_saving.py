@@ -1,0 +1,97 @@
+"""Conversations on the disk: what one page saves, another finds, and what happens where they meet."""
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from lite_c2f import transcripts
+from lite_c2f.transcripts import Reply, Round
+from lite_c2f.ui import saving
+from lite_c2f.ui.answering import Served
+from lite_c2f.ui.visits import Visit, Visits
+
+OWNER = "ab" * 16
+REPLY = Reply("fine", "It is 5.", 4, 80.0, 0.1, "eos", "", 7, 1.0, 0.5, 0.0)
+CUT = REPLY._replace(text="It", tokens=1, finish="stopped", reward=None)
+
+
+def round_(prompt, **replies):
+    return Round(prompt, {"seed": 7}, replies)
+
+
+@pytest.fixture
+def served(tmp_path):
+    return Served(None, Visits(), tmp_path / "app", {"name": "toy"})
+
+
+def visit():
+    made = Visit()
+    made.owner = OWNER
+    return made
+
+
+def on_disk(served):
+    return {entry.id: entry.rounds for entry in transcripts.listing(served.sessions, OWNER)}
+
+
+@pytest.mark.parametrize(
+    ("saved", "found", "same"),
+    [
+        ([], [], True),
+        ([round_("a", fine=CUT)], [round_("a", fine=REPLY)], True),  # it went on being written
+        ([round_("a", fine=CUT)], [round_("a", fine=REPLY, coarse=REPLY)], True),
+        ([round_("a")], [round_("a", fine=CUT)], True),
+        ([round_("a", fine=REPLY)], [round_("a", fine=CUT)], False),  # another answer in another tab
+        ([round_("a", fine=CUT)], [round_("a", fine=REPLY._replace(text="No."))], False),
+        ([round_("a", fine=CUT)], [round_("a")], False),
+        ([round_("a", fine=CUT)], [round_("b", fine=CUT)], False),
+        ([round_("a", fine=CUT)], [round_("a", fine=CUT)._replace(settings={"seed": 8})], False),
+        ([round_("a", fine=CUT), round_("b")], [round_("a", fine=REPLY), round_("b")], False),
+        ([round_("a")], [round_("a"), round_("b")], False),
+    ],
+)
+def test_what_another_page_has_gone_on_with(saved, found, same):
+    assert saving.is_same(saved, found) is same
+
+
+def test_a_page_loaded_anew_goes_on_with_its_session(served):
+    """The old page saves once more after the new one has read: still one session."""
+    old, new = visit(), visit()
+    begun = saving.new_transcript(served, old)
+    saving.keep(served, old, begun._replace(rounds=(round_("a", fine=CUT),)))
+    saving.reopen(served, new, begun.id)
+    saving.keep(served, old, old.transcript._replace(rounds=(round_("a", fine=REPLY),)))
+    saving.keep(served, new, new.transcript._replace(rounds=(*new.transcript.rounds, round_("b"))))
+    assert on_disk(served) == {begun.id: 2}
+
+
+def test_what_two_tabs_go_on_with_is_saved_twice(served):
+    one, other = visit(), visit()
+    begun = saving.new_transcript(served, one)
+    saving.keep(served, one, begun._replace(rounds=(round_("a", fine=REPLY),)))
+    saving.reopen(served, other, begun.id)
+    for page, prompt in ((one, "b"), (other, "c")):
+        saving.keep(served, page, page.transcript._replace(rounds=(*page.transcript.rounds, round_(prompt))))
+    assert sorted(on_disk(served).values()) == [2, 2]
+    assert other.transcript.id != begun.id == one.transcript.id
+
+
+def test_a_save_that_failed_is_made_good_by_the_next(served, monkeypatch):
+    page = visit()
+    begun = saving.new_transcript(served, page)
+    saving.keep(served, page, begun._replace(rounds=(round_("a"),)))
+    with monkeypatch.context() as patched:
+        patched.setattr(transcripts, "save", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        saving.keep(served, page, page.transcript._replace(rounds=(round_("a", fine=CUT),)), quiet=True)
+    assert page.transcript.rounds[0].replies["fine"] == CUT
+    saving.keep(served, page, page.transcript._replace(rounds=(round_("a", fine=REPLY),)))
+    assert on_disk(served) == {begun.id: 1}
+    assert transcripts.load(served.sessions, OWNER, begun.id).rounds[0].replies["fine"] == REPLY
+
+
+def test_a_folder_that_may_not_be_read_ends_no_answer(served, monkeypatch):
+    page = visit()
+    monkeypatch.setattr(transcripts, "load", lambda *_: (_ for _ in ()).throw(PermissionError("not yours")))
+    saving.keep(served, page, saving.new_transcript(served, page)._replace(rounds=(round_("a"),)))
+    assert page.transcript.rounds[0].prompt == "a"
+    saving.arrive(served, visit(), OWNER, "cd" * 16)
