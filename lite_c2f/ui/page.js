@@ -33,11 +33,28 @@
     copy(button.dataset.text).then(() => { button.textContent = "copied"; });
   });
 
+  // What was typed and not sent survives a reload; Gradio loads a page anew when its server was restarted.
+  const draft = (change) => { try { return change(sessionStorage) } catch { return null } };
+  document.addEventListener("input", (event) => {
+    if (event.target.matches?.("#prompt textarea")) draft((store) => store.setItem("lite_c2f.draft", event.target.value));
+  });
+  const restore = setInterval(() => {
+    const box = document.querySelector("#prompt textarea:enabled");
+    if (!box) return;
+    clearInterval(restore);
+    const text = draft((store) => store.getItem("lite_c2f.draft"));
+    if (!text || box.value) return;
+    box.value = text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  }, 100);
+  const sent = () => draft((store) => store.removeItem("lite_c2f.draft"));
+
   // What comes into the box by a click is asked with Enter.
   document.addEventListener("click", (event) => {
     if (event.target.closest?.("#edit, .gallery-item, .gallery button, .examples button")) {
       setTimeout(() => visible(".prompt textarea")?.focus(), 300);
     }
+    if (event.target.closest?.("#send")) sent();
     if (event.target.closest?.("#delete-session") && !confirm("Delete the chosen session for good?")) {
       event.stopImmediatePropagation();
       event.preventDefault();
@@ -47,6 +64,7 @@
   // Escape stops all answers, "/" goes to the prompt.
   const visible = (selector) => [...document.querySelectorAll(selector)].find((found) => found.offsetParent);
   document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && event.target.matches?.("#prompt textarea")) sent();
     if (event.key === "Escape") visible(".stop-all, .stop-all button")?.click();
     const typing = document.activeElement?.matches("textarea, select, input:not([type=checkbox]):not([type=range])");
     if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
