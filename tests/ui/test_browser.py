@@ -111,17 +111,17 @@ def ended(page, *panes, chip="ended"):
             timeout=60_000,
         )
     if chip == "reward":
-        saved(page)
+        saved(page, panes)
 
 
-def saved(page):
+def saved(page, panes):
     """Until the round is over for the server too: it tells who asks before that to wait."""
     until = time.monotonic() + 30
     while time.monotonic() < until:
-        with contextlib.suppress(C2FError):
+        with contextlib.suppress(C2FError, KeyError):
             replies = session_of(page).rounds[-1].replies
-            if replies and all(reply.finish for reply in replies.values()):
-                return
+            if all(replies[pane].reward is not None for pane in panes):
+                return  # what is saved while answers are written has none
         page.wait_for_timeout(50)
     raise AssertionError("the round was never saved")
 
@@ -174,6 +174,9 @@ def test_stop_one_and_stop_all(tab):
 
 
 def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
+    tab.get_by_text("Settings of this tab").first.click()
+    tab.get_by_label("number input for Temperature").first.fill("0")  # Fine reasons, and the baseline does not
+    tab.get_by_label("number input for Temperature").first.press("Tab")
     ask(tab, QUESTION)
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     coarse, fine = said(tab, "coarse"), said(tab, "fine")
@@ -325,6 +328,7 @@ def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser)
     assert said(tab, "fine") == fine
     tab.wait_for_function("document.querySelector('#prompt textarea').value === 'not sent yet'")
     ask(tab, "sent")
+    tab.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     tab.goes_away = True  # the stream of the answers may not be closed yet
     tab.reload()
