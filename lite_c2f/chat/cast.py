@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,13 +51,7 @@ class Cast:
         self._eos = [end_tokens(loaded[0], self.tokenizer)]
         self._eos += [end_tokens(model, self.instruct_tokenizer) for model in loaded[1:]]
         self._stops = stop_ids(self.tokenizer, self.config.model.stop)
-        bounds = [getattr(model.config, "max_position_embeddings", None) for model in loaded]
-        config = self.together.config
-        if getattr(config, "sliding_window", None) is None:  # loaded without it: beyond it, another model than trained
-            bounds.append(window_of(models.base))
-        if len(set(getattr(config, "layer_types", None) or ())) > 1:  # `SlotCache` has one window for all layers
-            bounds.append(config.sliding_window)
-        self.context = min(LONGEST_CHAT, *(bound for bound in bounds if bound))
+        self.context = context_of(loaded, models.base)
         free()  # what loading left is free too
         row = _bytes_a_token(self.together) * self.context
         self.room = int(SHARE_OF_MEMORY * _free_bytes(self.together.device) // row)  # rows at full length
@@ -113,6 +108,17 @@ class Cast:
         turns = [tuple(with_system(histories[key], settings.system)) for key in rows]
         answers = [Answer("", len(row.tokens), row.finish or "limit", row.text_tokens) for row in rows.values()]
         return dict(zip(rows, self.judge(turns, answers), strict=True))
+
+
+def context_of(models: Sequence[Any], base: str) -> int:
+    """Tokens of a conversation and its answer that models of one lineage were made for. base: folder of the first."""
+    bounds = [getattr(model.config, "max_position_embeddings", None) for model in models]
+    config = models[0].config
+    if getattr(config, "sliding_window", None) is None:  # loaded without it: beyond it, another model than trained
+        bounds.append(window_of(base))
+    if len(set(getattr(config, "layer_types", None) or ())) > 1:  # `SlotCache` has one window for all layers
+        bounds.append(config.sliding_window)
+    return min(LONGEST_CHAT, *(bound for bound in bounds if bound))
 
 
 def merged_ratio(file: Path) -> tuple[float, bool]:
