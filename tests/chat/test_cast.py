@@ -37,12 +37,8 @@ def test_a_report_without_a_ratio_is_refused(tmp_path, text):
 def test_a_chat_is_no_longer_than_the_window_a_model_was_trained_with(editable, edit_json, window, left, context):
     folder = editable("base")
     edit_json(folder / "config.json", sliding_window=window)
-    settings = [
-        "data.max_prompt_tokens=16",
-        "coarse.length.max=32",
-        "coarse.length.start=8",
-        "evaluation.max_tokens=32",
-    ]
+    settings = ["data.max_prompt_tokens=16", "data.max_answer_tokens=16", "coarse.length.max=32"]
+    settings += ["coarse.length.start=8", "fine.max_tokens=32", "evaluation.max_tokens=32"]
     model = load_model(str(folder), load_config({}, settings))
     assert model.config.sliding_window == left
     assert context_of([model, model], str(folder)) == context
