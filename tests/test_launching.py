@@ -125,10 +125,10 @@ def seen_by_another(run):
 @pytest.mark.slow
 def test_a_start_that_fails_says_why(tmp_path):
     bad = tmp_path / "bad.yaml"
-    bad.write_text("coarse: {updatez: 3}\n")
+    bad.write_text("data: {preferences: [nowhere.jsonl]}\n")  # settings that are right, and data that is not there
     launching.start(tmp_path / "runs", "failing", {"bad": bad}, "bad")
     state = until(lambda: (found := follow(tmp_path / "runs" / "failing")).state == "failed" and found)
-    assert state.why.startswith("error: ") and "updatez" in state.why and "coarse.updates" in state.why
+    assert state.why.startswith("error: ") and "no such file or folder 'nowhere.jsonl'" in state.why
     assert names(tmp_path / "runs") == ["failing"]
     assert not (tmp_path / "runs" / "failing").exists()
 

@@ -30,8 +30,9 @@ class Unfinished:
     def finish(self, name: str, sha256: str, **record: Any) -> None:
         """Flush a shard to the disk and write it into the journal."""
         sync(self.folder / name)
-        self.shards = {**self.shards, name: {"sha256": sha256, **record}}
-        write_json(self.place / JOURNAL, {"identity": self._identity, "shards": self.shards})
+        shards = {**self.shards, name: {"sha256": sha256, **record}}
+        write_json(self.place / JOURNAL, {"identity": self._identity, "shards": shards})
+        self.shards = shards  # a shard that the journal does not know is not kept
 
     def take_over(self, is_right: Callable[[str, Any], bool]) -> str:
         """Keep the shards of an interrupted merge of the same inputs and settings; returns what became of them.

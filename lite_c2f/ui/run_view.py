@@ -17,6 +17,7 @@ from lite_c2f import launching
 from lite_c2f.errors import C2FError, RunError
 from lite_c2f.following import follow, names
 from lite_c2f.ui import run_html
+from lite_c2f.ui.answering import QUICK
 
 EVERY = 2.0  # seconds between two looks
 AT_WORK, TO_RESUME = ("starting", "running", "stopping"), ("interrupted", "unfinished", "failed", "killed")
@@ -108,13 +109,12 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         over = [] if told is None else ["" if rests else gr.skip()]
         return [*places, *switches, *over, now]
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     seen = [chosen, *parts.values(), *buttons, *([] if told is None else [told]), sent]
-    timer.tick(look, [chosen, sent], seen, trigger_mode="once", **quiet)
-    chosen.change(look, [chosen, sent], seen, trigger_mode="always_last", **quiet)
+    timer.tick(look, [chosen, sent], seen, trigger_mode="once", **QUICK)
+    chosen.change(look, [chosen, sent], seen, trigger_mode="always_last", **QUICK)
     if Context.root_block is not None:  # the list is as old as the server
         Context.root_block.load(
-            lambda: gr.Dropdown(choices=names(runs), value=_first(runs, shown)), None, chosen, **quiet
+            lambda: gr.Dropdown(choices=names(runs), value=_first(runs, shown)), None, chosen, **QUICK
         )
     if isinstance(tab, gr.Tab) and isinstance(tab.parent, gr.Tabs):  # no looks while another tab is shown
         label = tab.label
@@ -122,7 +122,7 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         def only_here(event: gr.SelectData) -> gr.Timer:
             return gr.Timer(active=event.value == label)
 
-        tab.parent.select(only_here, None, timer, **quiet)
+        tab.parent.select(only_here, None, timer, **QUICK)
 
 
 def _first(runs: Path, shown: str) -> str | None:
@@ -200,21 +200,20 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
     def go_on(name: str, request: gr.Request) -> str:
         return _told(lambda: f"Process {launching.resume(runs, name)} goes on with {name}.", request)[0]
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    config.change(lambda config: free_name(runs, config), config, name, **quiet)
+    config.change(lambda config: free_name(runs, config), config, name, **QUICK)
     if Context.root_block is not None:
-        Context.root_block.load(lambda config: free_name(runs, config), config, name, **quiet)
+        Context.root_block.load(lambda config: free_name(runs, config), config, name, **QUICK)
     gr.on(
         [config.change, name.change, seed.change, updates.change],
         lambda *values: _command(runs, configs, *values),
         form,
         shown,
         trigger_mode="always_last",
-        **quiet,
+        **QUICK,
     )
-    start.click(begin, form, [chosen, name, told], trigger_mode="once", **quiet)
-    stop.click(end, chosen, told, trigger_mode="once", **quiet)
-    resume.click(go_on, chosen, told, trigger_mode="once", **quiet)
+    start.click(begin, form, [chosen, name, told], trigger_mode="once", **QUICK)
+    stop.click(end, chosen, told, trigger_mode="once", **QUICK)
+    resume.click(go_on, chosen, told, trigger_mode="once", **QUICK)
     return [stop, resume], told
 
 
