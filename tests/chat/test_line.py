@@ -52,6 +52,14 @@ def test_who_comes_late_waits_for_one_question_of_each_and_loses_nothing_by_it()
     assert list(begun(line)) == [late, *many[2:], more]
 
 
+def test_who_comes_late_has_saved_up_no_turns():
+    line = Line()
+    many = put(line, *["ann"] * 4)
+    going = [line.begin(), line.begin(), line.begin()]  # turns 0, 1, 2
+    late = put(line, "ben", "ben", under_way=going)  # turns 2 and 3: the second one comes after ann's, turn 3 too
+    assert list(begun(line)) == [late[0], many[3], late[1]]
+
+
 def test_an_asker_whose_questions_are_under_way_has_had_his_turn():
     line = Line()
     put(line, "ann")
@@ -66,6 +74,11 @@ def test_who_has_left_is_not_begun():
     asked[0].stopped.add("fine")
     assert line.first() is asked[1] and asked[0].unbegun == {"fine": ("stopped", "")}
     assert len(line) == 2
+    two = Question(0, [Pane("fine", "fine"), Pane("coarse", "coarse")], {}, ChatSettings())
+    two.stopped.add("fine")
+    assert not two.unwanted  # the other one is
+    two.stopped.add("coarse")
+    assert two.unwanted
 
 
 def test_the_line_ends_somewhere(monkeypatch):

@@ -43,6 +43,7 @@ def on_disk(served):
         ([round_("a")], [round_("a", fine=CUT)], True),
         ([round_("a", fine=REPLY)], [round_("a", fine=CUT)], False),  # another answer in another tab
         ([round_("a", fine=CUT)], [round_("a", fine=REPLY._replace(text="No."))], False),
+        ([round_("a", fine=REPLY)], [round_("a", fine=REPLY._replace(text="It is 5. Or 6."))], False),
         ([round_("a", fine=CUT)], [round_("a")], False),
         ([round_("a", fine=CUT)], [round_("b", fine=CUT)], False),
         ([round_("a", fine=CUT)], [round_("a", fine=CUT)._replace(settings={"seed": 8})], False),
