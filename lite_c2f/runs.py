@@ -90,12 +90,12 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
     """Append one JSON object to a .jsonl file and flush it, so that readers see whole lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        file.write(_line(record))
 
 
 def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
     """Write a whole .jsonl file at once."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records))
+    write_text(path, "".join(map(_line, records)))
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -111,18 +111,27 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def cut_lines(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Keep the objects of a .jsonl file that `keep` wants; what a kill left half-written goes too."""
-    if not file.is_file():
+def cut_lines(file: Path, keep: Callable[[dict[str, Any]], bool], then: Sequence[dict[str, Any]] = ()) -> None:
+    """Keep the objects of a .jsonl file that `keep` wants; what a kill left half-written goes too.
+
+    then: objects to follow them. Who reads the file meanwhile sees it as it was, or as it is afterwards.
+    """
+    if not file.is_file() and not then:
         return
+    before = file.read_bytes() if file.is_file() else None
     kept = b""
-    for line in _lines(file):
+    for line in _lines(file) if before else ():
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             found = json.loads(line)
             if isinstance(found, dict) and keep(found):
                 kept += line + b"\n"
-    if kept != file.read_bytes():
+    kept += "".join(map(_line, then)).encode()
+    if kept != before:
         write_text(file, kept.decode())
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _lines(file: Path) -> list[bytes]:
@@ -138,9 +147,8 @@ class Metrics:
 
     def put_back(self, stage: str, lines: Sequence[dict[str, Any]]) -> None:
         """Make this stage's lines what a checkpoint holds, whatever has become of the file since."""
-        self.restart(stage)
-        for step, line in enumerate(lines, 1):
-            append_line(self.path, {"stage": stage, "step": step, **line})
+        rows = [{"stage": stage, "step": step, **line} for step, line in enumerate(lines, 1)]
+        cut_lines(self.path, lambda line: line.get("stage") != stage, rows)
 
     def restart(self, stage: str, after: int = 0) -> None:
         """Forget this stage's lines after a step: it was interrupted, and goes on from there."""

@@ -85,3 +85,24 @@ def test_a_later_stage_does_not_outlive_the_one_it_was_made_from(run):
     (run / "reward" / "metrics.json").unlink()
     with pytest.raises(RunError, match="coarse stage but not the reward stage"):
         check_run(run, load_config({}))
+
+
+def test_a_stages_lines_are_put_back_at_once_and_others_stay(tmp_path):
+    metrics = Metrics(tmp_path)
+    metrics.put_back("coarse", [])
+    assert not metrics.path.exists()
+    metrics.write("reward", 1, {"loss": 0.5})
+    for step in (1, 2, 3):
+        metrics.write("coarse", step, {"reward": step / 2})
+    with metrics.path.open("a") as file:
+        file.write('{"stage": "coa')  # a kill
+    metrics.put_back("coarse", [{"reward": 0.5}, {"reward": 1.0}])
+    rows = [json.loads(line) for line in metrics.path.read_text().splitlines()]
+    assert rows == [
+        {"stage": "reward", "step": 1, "loss": 0.5},
+        {"stage": "coarse", "step": 1, "reward": 0.5},
+        {"stage": "coarse", "step": 2, "reward": 1.0},
+    ]
+    before = metrics.path.stat()
+    metrics.put_back("coarse", [{"reward": 0.5}, {"reward": 1.0}])
+    assert metrics.path.stat().st_ino == before.st_ino  # who follows it has nothing to read again

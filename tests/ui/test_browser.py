@@ -364,7 +364,7 @@ def ballot(page):
     """Two answers to vote on; two that are the same, which Coarse and Fine often give here, are none."""
     for _ in range(12):
         ask(page, QUESTION, "#vote-prompt")
-        page.wait_for_selector("#blind-A .writing")
+        page.wait_for_function("document.querySelector('#vote-prompt textarea').value === ''")  # it is asked
         page.wait_for_function(
             "document.querySelector('.verdict').innerText.match(/Which is better|Both say the same/)"
         )
