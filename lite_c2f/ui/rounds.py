@@ -110,7 +110,7 @@ def _run(served: Served, visit: Visit, begin: Callable[[], Begun], panes: Sequen
         looks = answers(served, visit, VIEW, turns, panes, settings)
         first = next(looks)  # settings are refused here, before anything has changed
         keep(served, visit, transcript._replace(rounds=(*transcript.rounds, saved)))
-    kept, when = visit.transcript, time.monotonic()
+        kept, when = visit.transcript, time.monotonic()
 
     def save(quiet: bool) -> None:
         nonlocal kept, when

@@ -19,6 +19,7 @@ SIDES = ("left", "center", "right")
 ATTRIBUTES = {
     ("p", "class", "plain"),
     *((tag, "style", f"text-align:{side}") for tag in ("th", "td") for side in SIDES),
+    *(("li", "style", f"list-style-type:'{sign} '") for sign in "-+*"),
 }
 
 
@@ -60,6 +61,7 @@ HOSTILE = [
     "[a](data:text/html;base64,PHNjcmlwdD4=)",
     "![a](https://example.org/track.png)",
     "[a]() ![]()",
+    "- 0\n\n+ 1\n\n* 2",
     "![a](data:image/svg+xml,<svg onload=alert(1)>)",
     "<https://example.org> https://example.org <a@example.org>",
     "[a][b]\n\n[b]: javascript:alert(1)",
@@ -86,7 +88,7 @@ def test_no_markup_of_a_model_is_markup_of_the_page(text):
     assert letters("".join(Reader(markup).words)) == letters(text.encode("utf-8", "replace").decode())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.text(st.sampled_from("ab1 \n\t*_`~#>-+|:[]()<>&;\\!\"'${}=.0\x00é"), max_size=60))
 def test_whatever_is_written_is_harmless_and_can_be_read(text):
     markup = formatted(text)
