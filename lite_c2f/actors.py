@@ -16,14 +16,14 @@ from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config
-from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
+from lite_c2f.data.encode import encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
 from lite_c2f.divergence import Hidden, mean_kl
 from lite_c2f.errors import ModelError, RunError
 from lite_c2f.inputs import ModelPair
 from lite_c2f.memory.stages import JUDGED_ROWS
 from lite_c2f.reward.score import Normalizer, score, scored_row
-from lite_c2f.sampling import Sampling, sample
+from lite_c2f.sampling import Sampling, Stops, sample
 
 Turns = tuple[Turn, ...]
 Ratio = float | Mapping[str, float]  # of the residue: for all weights, or by the weight's name
@@ -43,7 +43,7 @@ def answer_base(
     ids = [encode_prompt(tokenizer, turns, limit, template=config.model.prompt_template)[0] for turns in prompts]
     with roles.sampling(role):
         ends = end_tokens(roles.model, tokenizer)
-        return _answer(roles.model, tokenizer, ids, sampling, batch, stop_ids(tokenizer, config.model.stop), ends)
+        return _answer(roles.model, tokenizer, ids, sampling, batch, Stops(tokenizer, config.model.stop), ends)
 
 
 def kl_of_coarse(
@@ -145,7 +145,7 @@ class Instruct:
         """Answers through the model's own chat template, ended by EOS. expected: as for `sample`."""
         ids = [encode_chat(self.tokenizer, turns, self.config.data.max_prompt_tokens) for turns in prompts]
         with sampling_copies(self.model):
-            return _answer(self.model, self.tokenizer, ids, sampling, batch, [], self.eos_ids, expected)
+            return _answer(self.model, self.tokenizer, ids, sampling, batch, None, self.eos_ids, expected)
 
 
 def _answer(
@@ -154,7 +154,7 @@ def _answer(
     prompts: list[list[int]],
     sampling: Sampling,
     batch: int | BatchSize,
-    stops: list[list[int]],
+    stops: Stops | None,
     eos_ids: list[int],
     expected: Sequence[float] | None = None,
 ) -> list[Answer]:
@@ -164,7 +164,7 @@ def _answer(
             prompts,
             sampling,
             eos_ids=eos_ids,
-            stop_ids=stops,
+            stops=stops,
             pad_id=tokenizer.pad_token_id,
             batch=batch,
             expected=expected,

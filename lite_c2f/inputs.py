@@ -9,10 +9,11 @@ from lite_c2f.backbone.folder import check_architecture, check_weights
 from lite_c2f.backbone.load import load_tokenizer, pick_device, pick_dtype
 from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.config import Config, Source
-from lite_c2f.data.encode import encode_chat, encode_prompt, stop_ids
+from lite_c2f.data.encode import encode_chat, encode_prompt
 from lite_c2f.data.records import Pair, Prompt, Turn, load_pairs, load_prompts, prompts_of
 from lite_c2f.data.sources import local_files
 from lite_c2f.errors import ConfigError, DataError, ModelError
+from lite_c2f.sampling.stops import Stops
 
 TOY = "toy"
 SMALL_FILES = ["*.json", "*.model", "*.jinja"]
@@ -110,7 +111,7 @@ def check_stops(config: Config, models: ModelPair) -> None:
     """
     question, most = [Turn("human", "Hi")], config.data.max_prompt_tokens
     tokenizer = load_tokenizer(models.base)
-    stop_ids(tokenizer, config.model.stop)
+    Stops(tokenizer, config.model.stop)
     encode_prompt(tokenizer, question, most, template=config.model.prompt_template)
     try:
         encode_chat(load_tokenizer(models.instruct), question, most)

@@ -52,6 +52,13 @@ def pytest_make_parametrize_id(val):
     return "bytes" if isinstance(val, bytes) else None
 
 
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each word between spaces: `w0` is 3, `w1` is 4, and so on."""
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
 def build_model(folder: Path, seed: int, dtype: torch.dtype = torch.float32, shard: str = "5GB") -> Path:
     """A Mistral of 2 layers, hidden 32, vocabulary 64, with a tokenizer, a chat template and a generation config."""
     torch.manual_seed(seed)
@@ -67,9 +74,7 @@ def build_model(folder: Path, seed: int, dtype: torch.dtype = torch.float32, sha
     model = MistralForCausalLM(config).to(dtype)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, max_new_tokens=7)
     model.save_pretrained(folder, max_shard_size=shard)
-    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer = word_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     return folder

@@ -66,8 +66,8 @@ def train_on(source, *more):
     return lambda tmp_path, pico: ("train", CONFIG, f"data.preferences=[{source(tmp_path)}]", *more)
 
 
-SHORT = ["data.max_prompt_tokens=16", "data.max_answer_tokens=32", "coarse.length.max=32", "fine.max_tokens=32",
-         "evaluation.max_tokens=32"]  # fmt: skip
+SHORT = ["model.stop=[]", "data.max_prompt_tokens=16", "data.max_answer_tokens=32", "coarse.length.max=32",
+         "fine.max_tokens=32", "evaluation.max_tokens=32"]  # fmt: skip
 EQUAL = {"prompt": "hi", "chosen": "same", "rejected": "same"}
 BAD = {
     "no config": (lambda tmp_path, pico: ("train", "none.yaml"), "no config file at 'none.yaml'"),

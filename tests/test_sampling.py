@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -22,7 +23,7 @@ from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Lora
 from lite_c2f.errors import ConfigError, MemoryFullError, ModelError
-from lite_c2f.sampling import Sampling, draw, filter_logits, sample, schedule
+from lite_c2f.sampling import Sampling, Stops, draw, filter_logits, sample, schedule
 from lite_c2f.sampling.slots import Graphs, Job, Ledger, Slots
 
 PROMPTS = [[1, 5, 9], [1, 7], [1, 20, 21, 22, 23, 24], [1, 3]]
@@ -31,6 +32,11 @@ PROMPTS = [[1, 5, 9], [1, 7], [1, 20, 21, 22, 23, 24], [1, 3]]
 @pytest.fixture(scope="module")
 def model(pico):
     return AutoModelForCausalLM.from_pretrained(pico["base"], dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pico):
+    return AutoTokenizer.from_pretrained(pico["base"])
 
 
 def answer(model, sampling, prompts=PROMPTS, **given):
@@ -67,11 +73,12 @@ def test_greedy_is_generate_when_rows_end_at_different_steps(model):
         assert (finish, ending) == (("eos", 1) if tokens[-1] == eos else ("limit", 0))
 
 
-def test_a_stop_sequence_ends_the_response_and_is_cut_from_the_text(model):
+def test_a_stop_text_ends_the_response_and_is_cut_from_it(model, tokenizer):
     free = answer(model, Sampling(12, temperature=0), [PROMPTS[0]]).tokens[0]
-    stop = free[4:6]
-    found = answer(model, Sampling(12, temperature=0), [PROMPTS[0]], stop_ids=[stop])
-    first = next(i for i in range(2, 13) if free[i - 2 : i] == stop)
+    words = [f" {word}" for word in tokenizer.convert_ids_to_tokens(free)]
+    stop = "".join(words[4:6])
+    found = answer(model, Sampling(12, temperature=0), [PROMPTS[0]], stops=Stops(tokenizer, [stop]))
+    first = next(i for i in range(2, 13) if stop in "".join(words[:i]))
     assert found.tokens[0] == free[:first] and found.finish == ["stop"] and found.ending == [2]
     assert found.text_tokens(0) == free[: first - 2]
 
@@ -282,7 +289,6 @@ def test_bad_requests(model, sampling, prompts, words):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"stop_ids": [[4], []]}, "stop sequence without tokens"),
         ({"batch": 0}, "batch of 0"),
         ({"limits": [3, 0, 3, 3]}, "limit 0"),
         ({"limits": [3]}, "1 limits for 4 prompts"),
@@ -313,7 +319,7 @@ def test_logits_that_are_not_finite_name_row_and_step(model, value):
 
 
 def test_nothing_to_answer(model):
-    assert answer(model, Sampling(4), []) == ([], [], [], [])
+    assert answer(model, Sampling(4), []) == ([], [], [], [], [])
 
 
 def test_a_model_in_training_mode_is_refused(model):
@@ -373,10 +379,10 @@ class HostQuestions(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(8, temperature=0), Sampling(8, 0.7, top_k=5, top_p=0.8)])
-def test_a_step_asks_the_host_nothing(roles, sampling):
+def test_a_step_asks_the_host_nothing(roles, sampling, tokenizer):
     """Steps may follow each other without waiting, and be recorded as a CUDA graph."""
     prompts = mixed_prompts(3)
-    job = Job(prompts, [8] * 3, sampling, [2], [[4, 5], [7]], 0, range(3))
+    job = Job(prompts, [8] * 3, sampling, [2], Stops(tokenizer, [" w57 w58", " w59 w60"]), 0, range(3))
     decoder, head = schedule.parts(roles.model)
     with roles.sampling("policy"), torch.no_grad():
         slots = Slots(decoder, head, job, Ledger(job, range(3), torch.device("cpu")), 3, 32)

@@ -14,17 +14,15 @@ from lite_c2f.batches import free
 from lite_c2f.chat.panes import ALL_PANES, ON_BASE, ChatSettings, Pane
 from lite_c2f.chat.prompts import History, Read, read_by, with_system
 from lite_c2f.chat.rows import Row
-from lite_c2f.data.encode import stop_ids
 from lite_c2f.errors import RunError
 from lite_c2f.inputs import TOY
 from lite_c2f.manifest import open_run
 from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.runs import read_json
-from lite_c2f.sampling import Sampling
+from lite_c2f.sampling import Sampling, Stops
 
 LONGEST_CHAT = 4096  # tokens of a conversation and its answer
 SHARE_OF_MEMORY = 0.5  # of what is free once the models are loaded, for keys and values
-TAIL = 32  # tokens in which a stop sequence is looked for
 BASE, INSTRUCT, MERGED = range(3)  # models of `Together`
 
 
@@ -50,7 +48,7 @@ class Cast:
         self.together = Together(loaded, residue_of(self.roles.model, "policy"))
         self._eos = [end_tokens(loaded[0], self.tokenizer)]
         self._eos += [end_tokens(model, self.instruct_tokenizer) for model in loaded[1:]]
-        self._stops = stop_ids(self.tokenizer, self.config.model.stop)
+        self._stops = Stops(self.tokenizer, self.config.model.stop)
         self.context = context_of(loaded, models.base)
         free()  # what loading left is free too
         row = _bytes_a_token(self.together) * self.context
@@ -86,8 +84,7 @@ class Cast:
             Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p, settings.seed),
             penalty=settings.repetition_penalty,
             eos_ids=self._eos[model],
-            stop_ids=self._stops if on_base else (),
-            ends=self._holds_a_stop if on_base else None,
+            stops=self._stops if on_base else None,
         )
         return row, read
 
@@ -95,11 +92,6 @@ class Cast:
         """The Fine Actor's ratio in a pane."""
         given = (pane.ratio, settings.ratio, self.ratio)
         return next(ratio for ratio in given if ratio is not None)
-
-    def _holds_a_stop(self, tokens: Sequence[int]) -> bool:
-        """Spelt in other tokens than those looked for."""
-        text = self.tokenizer.decode(tokens[-TAIL:], skip_special_tokens=True)
-        return any(marker in text for marker in self.config.model.stop)
 
     def rewards(
         self, histories: Mapping[str, History], rows: Mapping[str, Row], settings: ChatSettings

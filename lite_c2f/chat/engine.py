@@ -134,14 +134,13 @@ class Chat:
         if row is None:
             return None
         how = row.finish  # before the rest: that is in place when this is
-        tokens, ending = list(row.tokens), row.ending
-        text_tokens = tokens[: len(tokens) - ending]
+        tokens, text_tokens = list(row.tokens), list(row.text_tokens)
         stops = self.config.model.stop if pane.actor in ON_BASE else ()
         with self._reading:
             text: Any = self.cast.readers[pane.actor].decode(text_tokens, skip_special_tokens=True)
         speaking = row.last - row.first
         return nothing._replace(
-            text=text.strip() if how == "eos" else shown(text, stops),
+            text=text.strip() if how in ("eos", "stop") else shown(text, stops),
             tokens=len(tokens),
             tokens_per_s=(len(tokens) - 1) / speaking if speaking > 0 else 0.0,
             finish=how,

@@ -8,6 +8,7 @@ from lite_c2f.config import Config
 from lite_c2f.data.encode import encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError
+from lite_c2f.sampling.stops import before_stop
 
 History = Sequence[Turn]  # ends with a human turn
 
@@ -69,8 +70,7 @@ def shown(text: str, stops: Sequence[str]) -> str:
     >>> shown("It is 5.\\n\\nHum", ["\\n\\nHuman:"])
     'It is 5.'
     """
-    for stop in stops:
-        text = text.split(stop, 1)[0]
+    text = before_stop(text, stops)
     begun = [size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
     return text[: len(text) - max(begun, default=0)].rstrip("\N{REPLACEMENT CHARACTER}").strip()
 

@@ -19,6 +19,7 @@ from lite_c2f.errors import ModelError
 from lite_c2f.memory.sizes import PROMPT_TOKENS
 from lite_c2f.sampling.cache import SlotCache
 from lite_c2f.sampling.draw import Sampling, draw, penalize, uniforms
+from lite_c2f.sampling.stops import Stops
 
 BUCKET = 64  # columns of keys by which a pass grows
 GROW = 256  # tokens by which the slots grow
@@ -36,16 +37,16 @@ class Row:
         *,
         penalty: float = 1.0,
         eos_ids: Sequence[int],
-        stop_ids: Sequence[Sequence[int]] = (),
-        ends: Callable[[Sequence[int]], bool] | None = None,
+        stops: Stops | None = None,
     ) -> None:
-        """model, share: as for `Together`. ends: whether these last tokens hold a stop sequence, however spelt."""
+        """model, share: as for `Together`."""
         self.model, self.share, self.prompt = model, share, list(prompt)
         self.sampling, self.penalty = sampling, penalty
-        self.eos_ids, self.stop_ids, self.ends = eos_ids, stop_ids, ends
+        self.eos_ids, self.stops = eos_ids, stops
+        self.state = 0  # of `stops`
         self.numbers = uniforms(sampling.seed, 0, sampling.limit).tolist()
         self.tokens: list[int] = []  # the ending included
-        self.ending = 0  # how many of the last tokens are the ending
+        self.text: list[int] | None = None  # tokens without the ending, once it has one
         self.first = self.last = 0.0  # time.perf_counter() of its tokens
         self.message = ""
         self.finish: str | None = None
@@ -63,7 +64,7 @@ class Row:
     @property
     def text_tokens(self) -> list[int]:
         """What it said, without the ending."""
-        return self.tokens[: len(self.tokens) - self.ending]
+        return self.tokens if self.text is None else self.text
 
     def end(self, finish: str, message: str = "") -> None:
         """No token follows."""
@@ -74,14 +75,13 @@ class Row:
         """One more token, and whether it is the last."""
         self.tokens.append(token)
         self.first, self.last = self.first or now, now
+        finish = "limit" if len(self.tokens) >= self.sampling.limit else ""
+        if self.stops is not None:
+            self.state = self.stops.follow(self.state, token)
         if token in self.eos_ids:
-            self.ending, finish = 1, "eos"
-        elif stop := next((stop for stop in self.stop_ids if self.tokens[-len(stop) :] == list(stop)), None):
-            self.ending, finish = len(stop), "stop"
-        elif self.ends is not None and self.ends(self.tokens):
-            finish = "stop"
-        else:
-            finish = "limit" if len(self.tokens) >= self.sampling.limit else ""
+            self.text, finish = self.tokens[:-1], "eos"
+        elif self.stops is not None and self.state == self.stops.end:
+            self.text, finish = self.stops.cut(self.tokens).text, "stop"
         if finish:
             self.end(finish)
 

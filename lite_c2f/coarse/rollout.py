@@ -14,7 +14,7 @@ from lite_c2f.data.encode import pad_right
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.ops import token_logprobs
 from lite_c2f.reward.score import Normalizer, score, scored_row
-from lite_c2f.sampling import Responses, Sampling, sample
+from lite_c2f.sampling import Responses, Sampling, Stops, sample
 
 
 class Rollout(NamedTuple):
@@ -54,7 +54,7 @@ class Ends(NamedTuple):
 
     eos_id: int  # the tokenizer's: what the reward model reads behind a response that has ended
     pad_id: int
-    stop_ids: list[list[int]]
+    stops: Stops | None = None  # texts that end a response as EOS does
     others: tuple[int, ...] = ()  # more end tokens: some models have several
 
     @property
@@ -154,7 +154,7 @@ def say(
                 [prompts[row] for row in mine],
                 sampling,
                 eos_ids=ends.eos_ids,
-                stop_ids=ends.stop_ids,
+                stops=ends.stops,
                 pad_id=ends.pad_id,
                 batch=batches.sampling,
                 expected=None if expected is None else [expected[row] for row in mine],

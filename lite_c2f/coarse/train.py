@@ -25,14 +25,13 @@ from lite_c2f.coarse.saves import Saves
 from lite_c2f.coarse.update import update
 from lite_c2f.coarse.watch import correlation, share_alike, warnings
 from lite_c2f.config import Coarse, Config
-from lite_c2f.data.encode import stop_ids
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.interrupts import graceful
 from lite_c2f.ops import explained_variance
 from lite_c2f.reward.score import Normalizer, score, scored_row
 from lite_c2f.runs import Metrics, append_line, read_json, write_json
-from lite_c2f.sampling import Sampling, sample
+from lite_c2f.sampling import Sampling, Stops, sample
 
 Progress = Callable[[int, int, dict[str, float]], None]
 MEBIBYTE = 2**20
@@ -65,7 +64,7 @@ def train_coarse(
     roles, normalizer = prepare_roles(config, models, run)
     eos = tokenizer.eos_token_id
     others = tuple(token for token in end_tokens(roles.model, tokenizer) if token != eos)
-    ends = Ends(eos, tokenizer.pad_token_id, stop_ids(tokenizer, config.model.stop), others)
+    ends = Ends(eos, tokenizer.pad_token_id, Stops(tokenizer, config.model.stop), others)
     shown = [encode(config, tokenizer, prompt) for prompt in corpus.held_out_prompts[: settings.sample_prompts]]
     standing = begin(config, corpus, roles, tokenizer, tell)
     optimizers, shuffler, batches = standing.optimizers, standing.shuffler, standing.batches
@@ -286,7 +285,7 @@ def store_samples(
             prompts,
             Sampling(limit, config.coarse.temperature, seed=config.run.seed),
             eos_ids=ends.eos_ids,
-            stop_ids=ends.stop_ids,
+            stops=ends.stops,
             pad_id=ends.pad_id,
             batch=BatchSize(batches.sampling.name, batches.sampling.size),  # its own: `sample` makes it smaller
         )

@@ -108,22 +108,6 @@ def _encode_chat(tokenizer: Any, turns: Sequence[Turn], max_tokens: int) -> tupl
     return ids, len(turns) - 1
 
 
-def stop_ids(tokenizer: Any, stops: Sequence[str]) -> list[list[int]]:
-    """Ids of each stop sequence as it appears after text: no BOS, no artefact of standing at the beginning.
-
-    Special tokens within a stop (`<|im_end|>`) are read as such. A tokenizer that fuses punctuation with the line
-    break after it may spell the same stop in other ids after a full stop: those are not listed.
-    Raises ConfigError for a stop that is empty or has no tokens.
-    """
-    found = []
-    for stop in stops:
-        ids = _continuation(tokenizer, stop, literal=False) if stop else []
-        if not ids:
-            raise ConfigError.because(f"stop sequence {stop!r} has no tokens", "a text", "remove or correct it")
-        found.append(ids)
-    return found
-
-
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(tokens (B, T) int64, mask (B, T) bool with True = real token) with the padding on the right."""
     return _padded(rows, pad_id, lambda width, length: 0)

@@ -27,6 +27,7 @@ from lite_c2f.errors import C2FError, DataError
 from lite_c2f.harness.names import share_of
 from lite_c2f.harness.tasks import SEED, How, reason
 from lite_c2f.inputs import ModelPair
+from lite_c2f.sampling.stops import before_stop
 
 LONGEST = 4096  # tokens of a prompt and its answer: Mistral's window, which is not used above it
 
@@ -59,9 +60,7 @@ class Speaker(huggingface.HFLM):
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         texts = super().generate_until(requests, disable_tqdm)
-        for stop in self.stops:
-            texts = [text.split(stop)[0] for text in texts]
-        return texts
+        return [before_stop(text, self.stops) for text in texts]
 
 
 class Loaded(NamedTuple):

@@ -11,6 +11,7 @@ from lite_c2f.batches import BatchSize, fitting
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError
 from lite_c2f.sampling.draw import Sampling
 from lite_c2f.sampling.slots import Job, Ledger, Row, Slots, Snapshot
+from lite_c2f.sampling.stops import Stops
 
 REFILL_AT = 1 / 8  # share of the slots that must be free before prompts are read: reading few costs as much as many
 SHRINK_AT = 0.75  # with an empty queue, slots are given up once at most this share still talks
@@ -22,12 +23,12 @@ class Responses(NamedTuple):
     tokens: list[list[int]]  # response tokens, the ending (EOS or stop sequence) included
     logprobs: list[list[float]]  # log-probability of each under the sampling distribution, in nats
     finish: list[str]  # "eos" | "stop" | "limit"
-    ending: list[int]  # how many of the last tokens are the ending: 1 for EOS, the marker's length, or 0
+    text: list[list[int]]  # tokens of the text without the ending; anew where one token holds text and stop text
+    ending: list[int]  # how many of the last tokens are the ending, or hold something of it: 1 for EOS, 0 at the limit
 
     def text_tokens(self, row: int) -> list[int]:
         """The response without its ending."""
-        tokens = self.tokens[row]
-        return tokens[: len(tokens) - self.ending[row]]
+        return self.text[row]
 
 
 def sample(
@@ -36,7 +37,7 @@ def sample(
     sampling: Sampling,
     *,
     eos_ids: Sequence[int],
-    stop_ids: Sequence[Sequence[int]] = (),
+    stops: Stops | None = None,
     pad_id: int,
     batch: int | BatchSize = 64,
     limits: Sequence[int] | None = None,
@@ -47,6 +48,7 @@ def sample(
     """Answer every prompt, at most `batch` of them at a time; a slot that has ended takes the next prompt at once.
 
     model: a causal language model in eval mode (adapters as they are active); prompts: token ids of any length.
+    stops: texts that end a response as EOS does.
     limits: most tokens of each response, where they differ (default: sampling.limit). expected: how long each response
     may become, in tokens, if something is known: the longest start first, so that no long one is left for the end.
     numbers: each row's number (default: its place), which with the seed gives its random numbers: a row says the same
@@ -55,18 +57,18 @@ def sample(
     numbers: neither on `batch` nor on its neighbours, up to the rounding of differently shaped products.
     Out of GPU memory, unfinished rows are done again in half as many slots.
 
-    Raises ConfigError for a limit below 1, an empty stop sequence or a prompt that leaves no room in the context;
+    Raises ConfigError for a limit below 1 or a prompt that leaves no room in the context;
     NonFiniteError for logits that are not finite, naming row and step; MemoryFullError when not even one row fits.
 
     >>> sample(model, [[1, 5, 9]], Sampling(limit=20), eos_ids=[2], pad_id=0).finish
     ['eos']
     """
     if not prompts:
-        return Responses([], [], [], [])
+        return Responses([], [], [], [], [])
     size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
     size.size = min(size.size, len(prompts))  # halving must make a difference
     limits, numbers = limits or [sampling.limit] * len(prompts), numbers or range(len(prompts))
-    job = Job(prompts, limits, sampling, eos_ids, stop_ids, pad_id, numbers)
+    job = Job(prompts, limits, sampling, eos_ids, stops, pad_id, numbers)
     _check(model, job, size.size)
     if expected is not None and len(expected) != len(prompts):
         raise ConfigError.because(
@@ -82,6 +84,7 @@ def sample(
         [row.tokens for row in rows],
         [row.logprobs for row in rows],
         [row.finish for row in rows],
+        [row.text for row in rows],
         [row.ending for row in rows],
     )
 
@@ -179,8 +182,6 @@ def _check(model: Any, job: Job, slots: int) -> None:
         )
     if not all(job.prompts):
         raise ConfigError.because("an empty prompt", "at least one token a prompt", "remove empty prompts")
-    if not all(job.stop_ids):
-        raise ConfigError.because("a stop sequence without tokens", "at least one token each", "remove it")
     if len(job.limits) != len(job.prompts):
         raise ConfigError.because(
             f"{len(job.limits)} limits for {len(job.prompts)} prompts", "one each", "give as many limits as prompts"

@@ -15,6 +15,7 @@ from lite_c2f.data.encode import pad_right
 from lite_c2f.memory.sizes import PROMPT_TOKENS
 from lite_c2f.sampling.cache import SlotCache
 from lite_c2f.sampling.draw import Sampling, draw, uniforms
+from lite_c2f.sampling.stops import Stops
 
 FINISH = ("limit", "eos", "stop")
 log = logging.getLogger(__name__)
@@ -23,10 +24,11 @@ log = logging.getLogger(__name__)
 class Row(NamedTuple):
     """A finished response."""
 
-    tokens: list[int]
+    tokens: list[int]  # the ending included
     logprobs: list[float]
     finish: str
-    ending: int
+    text: list[int]  # without the ending
+    ending: int  # how many of the last tokens are the ending, or hold something of it
 
 
 class Job(NamedTuple):
@@ -36,7 +38,7 @@ class Job(NamedTuple):
     limits: Sequence[int]  # most tokens of each response
     sampling: Sampling
     eos_ids: Sequence[int]
-    stop_ids: Sequence[Sequence[int]]
+    stops: Stops | None
     pad_id: int
     numbers: Sequence[int]  # of each row: which random numbers it is drawn with
 
@@ -45,14 +47,13 @@ class Ledger:
     """What the rows of a job have said, on the device. The row behind the last takes what idle slots say."""
 
     def __init__(self, job: Job, rows: Sequence[int], device: torch.device) -> None:
-        self.rows = list(rows)  # ledger row -> row of the job
+        self.rows, self.stops = list(rows), job.stops  # ledger row -> row of the job
         count, longest = len(rows), max(job.limits[row] for row in rows)
         self.idle = count
         self.said = torch.full((count + 1, longest), job.pad_id, device=device)
         self.logprobs = torch.zeros((count + 1, longest), device=device)
         self.lengths = torch.zeros(count + 1, dtype=torch.long, device=device)
         self.finish = torch.full((count + 1,), -1, device=device)  # index into FINISH; -1 is not finished
-        self.ending = torch.zeros(count + 1, dtype=torch.long, device=device)
         self.broken = torch.full((count + 1,), -1, device=device)  # the step at which logits were not finite
         self.limits = torch.tensor([*(job.limits[row] for row in rows), 1], device=device)
         numbers = torch.zeros((count + 1, longest))
@@ -62,14 +63,22 @@ class Ledger:
 
     def finished(self) -> dict[int, Row]:
         """Responses that are complete, by row of the job."""
-        columns = (self.said, self.logprobs, self.lengths, self.finish, self.ending)
+        columns = (self.said, self.logprobs, self.lengths, self.finish)
         return {
-            row: Row(said[:length], logprobs[:length], FINISH[how], cut)
-            for row, said, logprobs, length, how, cut in zip(
+            row: self._row(tokens[:length], logprobs[:length], FINISH[how])
+            for row, tokens, logprobs, length, how in zip(
                 self.rows, *(column[: self.idle].tolist() for column in columns), strict=True
             )
             if how >= 0
         }
+
+    def _row(self, tokens: list[int], logprobs: list[float], finish: str) -> Row:
+        text, ending = tokens, 0
+        if finish == "eos":
+            text, ending = tokens[:-1], 1
+        elif finish == "stop" and self.stops is not None:
+            text, ending = self.stops.cut(tokens)
+        return Row(tokens, logprobs, finish, text, ending)
 
 
 class Snapshot(NamedTuple):
@@ -90,11 +99,13 @@ class Slots:
         self.device = ledger.said.device
         self.cache = SlotCache(decoder.config, size, length, head.weight.dtype, self.device)
         self.row = torch.full((size,), ledger.idle, device=self.device)
-        self.token, self.position, self.step = (torch.zeros_like(self.row) for _ in range(3))
+        self.token, self.position, self.step, self.state = (torch.zeros_like(self.row) for _ in range(4))
         self.going = torch.zeros(size, dtype=torch.bool, device=self.device)
         self.drawn = torch.zeros((), dtype=torch.long, device=self.device)
         self.eos = torch.tensor(list(job.eos_ids), device=self.device)
-        self.stops = [torch.tensor(list(stop), device=self.device) for stop in job.stop_ids]
+        # (states, V) int32; the state of a slot says how much of a stop text its response ends with
+        stops = job.stops if job.stops is not None and job.stops.texts else None
+        self.stops = None if stops is None else stops.on(self.device, head.out_features)
         # Buckets of key columns: a graph each on a GPU, where a replay costs more than the columns it looks at in vain.
         self.bucket = 256 if self.device.type == "cuda" else 32
         self.graphs = Graphs() if self.device.type == "cuda" else None
@@ -110,7 +121,7 @@ class Slots:
             self.cache.read_prompts(where)
             hidden = self._forward(tokens.to(self.device), None, None)
             self.row[where] = torch.tensor([rows[index] for index in group], device=self.device)
-            self.position[where], self.step[where], self.going[where] = last, 0, True
+            self.position[where], self.step[where], self.state[where], self.going[where] = last, 0, 0, True
             self._take(where, hidden[torch.arange(len(group), device=self.device), last])
 
     def advance(self, steps: int, deepest: int) -> None:
@@ -140,7 +151,7 @@ class Slots:
         chosen = torch.tensor(list(slots), device=self.device)
         self.size = len(slots)
         self.cache.keep(chosen)
-        for name in ("row", "token", "position", "step", "going"):
+        for name in ("row", "token", "position", "step", "state", "going"):
             setattr(self, name, getattr(self, name)[chosen])
         if self.graphs is not None:
             self.graphs = Graphs()
@@ -174,18 +185,13 @@ class Slots:
         ledger.lengths[target] = step + 1
         # who ends, and how
         kind = (drawn[:, None] == self.eos).any(1).long()  # 1: EOS
-        cut = kind.clone()
-        for stop in self.stops:
-            size = len(stop)
-            spans = step[:, None] + torch.arange(1 - size, 1, device=self.device)
-            tail = ledger.said[target[:, None], spans.clamp(min=0)]
-            matched = (tail == stop).all(1) & (step + 1 >= size) & (kind == 0)
-            kind = kind.masked_fill(matched, 2)
-            cut = cut.masked_fill(matched, size)
+        if self.stops is not None:
+            state = self.stops[self.state[where], drawn].long()
+            self.state[where] = state
+            kind = kind.masked_fill((state == len(self.stops) - 1) & (kind == 0), 2)
         broken = ~torch.isfinite(logits).all(1)
         ended = (kind > 0) | (step + 1 >= ledger.limits[row]) | broken
         ledger.broken[target] = step.masked_fill(~broken, -1)
-        ledger.ending[target] = cut
         ledger.finish[target] = kind.masked_fill(~ended | broken, -1)  # last: it says that the row is complete
         # what the next step works on; a slot that has ended stays where it is
         self.drawn += going.sum()

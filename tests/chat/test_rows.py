@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from lite_c2f.backbone.load import load_model
 from lite_c2f.backbone.together import Each, Together, residue_of
 from lite_c2f.chat.rows import Row, Rows
 from lite_c2f.config import load_config
-from lite_c2f.sampling import Sampling, sample
+from lite_c2f.sampling import Sampling, Stops, sample
 
 SETTINGS = ["data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32"]
 PROMPTS = ([5, 9, 3], [7, 7, 21, 2, 33, 18, 44], [60], [12, 50, 6, 8])
@@ -76,9 +77,11 @@ def test_settings_of_neighbours_differ(together):
     assert run(Rows(together, 0), *(row(index, **kind) for index, kind in enumerate(kinds))) == expected
 
 
-def test_how_a_row_ends():
-    def ended(*tokens, limit=5, **given):
-        each = Row(0, 0.0, [1], Sampling(limit), **{"eos_ids": [2], "stop_ids": [[7, 8]], **given})
+def test_how_a_row_ends(pico):
+    stops = Stops(AutoTokenizer.from_pretrained(pico["base"]), [" w4 w5"])  # tokens 7 and 8
+
+    def ended(*tokens, limit=5):
+        each = Row(0, 0.0, [1], Sampling(limit), eos_ids=[2], stops=stops)
         for token in tokens:
             each.take(token, 1.0)
         return each.finish, each.text_tokens
@@ -86,10 +89,11 @@ def test_how_a_row_ends():
     assert ended(5, 6) == (None, [5, 6])
     assert ended(5, 2) == ("eos", [5])
     assert ended(5, 7, 8) == ("stop", [5])
+    assert ended(5, 5, 5, 7, 8) == ("stop", [5, 5, 5])  # at the limit as well
+    assert ended(5, 7, 53) == ("stop", [5])  # w50: the text holds the stop
     assert ended(7, 5, 8) == (None, [7, 5, 8])
     assert ended(1, 1, 1, 1, 1) == ("limit", [1] * 5)
     assert ended(1, 1, 1, 1, 2) == ("eos", [1] * 4)
-    assert ended(4, 9, ends=lambda tokens: tokens[-1] == 9) == ("stop", [4, 9])
 
 
 def test_a_penalty_is_that_of_transformers(together):
@@ -163,12 +167,13 @@ def test_no_memory_for_new_rows(together, where, monkeypatch):
 
 
 def test_a_row_that_cannot_tell_its_end_fails_alone(together):
-    def broken(tokens):
-        raise ValueError("no text")
+    class Broken:
+        def follow(self, state, token):
+            raise ValueError("no text")
 
     expected = [alone(together, index, limit=6) for index in (0, 1, 3)]
     rows = Rows(together, 0)
-    got = run(rows, row(0, limit=6), row(1, limit=6), row(2, limit=6, ends=broken), row(3, limit=6))
+    got = run(rows, row(0, limit=6), row(1, limit=6), row(2, limit=6, stops=Broken()), row(3, limit=6))
     assert [got[0], got[1], got[3]] == expected
     assert got[2][1] == "error" and len(got[2][0]) == 1
 

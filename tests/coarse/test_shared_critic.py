@@ -35,7 +35,7 @@ def roles(random_roles):
 
 @pytest.fixture
 def rollout(roles):
-    ends = Ends(eos_id=2, pad_id=0, stop_ids=[])
+    ends = Ends(eos_id=2, pad_id=0)
     return collect(roles, PROMPTS, SETTINGS, 6, ends, Normalizer(0.5, 2.0), seed=1)
 
 

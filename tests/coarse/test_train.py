@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import word_tokenizer
 
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse import update as update_module
@@ -13,10 +14,10 @@ from lite_c2f.coarse.update import update
 from lite_c2f.config import load_config
 from lite_c2f.errors import MemoryFullError, NonFiniteError
 from lite_c2f.reward.score import Normalizer
-from lite_c2f.sampling import Sampling, sample
+from lite_c2f.sampling import Sampling, Stops, sample
 
 PROMPTS = [[1, 5, 9, 12], [1, 7], [1, 20, 41], [1, 30, 31, 32, 33]]
-ENDS = Ends(eos_id=2, pad_id=0, stop_ids=[[40, 50]])
+ENDS = Ends(eos_id=2, pad_id=0, stops=Stops(word_tokenizer(), [" w37", " w47"]))
 
 
 def config(*more):
@@ -303,7 +304,7 @@ def test_a_part_of_the_prompts_says_what_it_says_among_all_of_them(roles, rollou
             [PROMPTS[3], PROMPTS[1]],
             Sampling(6, 0.7, seed=1),
             eos_ids=[2],
-            stop_ids=ENDS.stop_ids,
+            stops=ENDS.stops,
             pad_id=0,
             numbers=[3, 1],
         )

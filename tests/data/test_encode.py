@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lite_c2f.data.encode import (
@@ -15,7 +15,6 @@ from lite_c2f.data.encode import (
     pad_left,
     pad_right,
     render,
-    stop_ids,
 )
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError, DataError, ModelError
@@ -285,54 +284,6 @@ def test_failing_or_missing_chat_template_is_a_model_error():
     broken = byte_level(chat_template="{{ raise_exception('no\n users') }}")
     with pytest.raises(ModelError, match=r"fails \(no\)"):
         encode_chat(broken, talk("Hi"), 99)
-
-
-# stop_ids
-
-
-@TOKENIZERS
-@pytest.mark.parametrize("stop", ["\n\nHuman:", "Human:", "###", "\n"])
-def test_stop_is_found_in_running_text(tokenizer, stop):
-    (stop_sequence,) = stop_ids(tokenizer, [stop])
-    text = ids_of(tokenizer, f"hi a{stop} more")
-    assert any(text[i : i + len(stop_sequence)] == stop_sequence for i in range(1, len(text)))
-    assert text_of(tokenizer, [*ids_of(tokenizer, "a"), *stop_sequence]) == f"a{stop}"
-
-
-def test_stop_in_sentencepiece_has_no_leading_space():
-    newline = PIECES.convert_tokens_to_ids("<0x0A>")
-    human, colon = PIECES.convert_tokens_to_ids(["Human", ":"])
-    assert ids_of(PIECES, "\n\nHuman:")[0] == PIECES.convert_tokens_to_ids("▁")  # the artefact
-    assert stop_ids(PIECES, ["\n\nHuman:"]) == [[newline, newline, human, colon]]
-
-
-def test_stop_may_be_a_special_token():
-    assert stop_ids(BYTES, ["</s>", "Why"]) == [[BYTES.eos_token_id], ids_of(BYTES, "Why")]
-
-
-def test_stop_that_fuses_with_the_first_anchor_is_taken_behind_another():
-    whole_words = byte_level(
-        pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(r"\w+|\s+|[^\w\s]"), "isolated"),
-                pre_tokenizers.ByteLevel(False, use_regex=False),
-            ]
-        )
-    )
-    (ids,) = stop_ids(whole_words, ["nswer"])
-    assert text_of(whole_words, ids) == "nswer"
-
-
-@pytest.mark.parametrize("tokenizer", [BYTES, PIECES], ids=["bytes", "pieces"])
-def test_empty_stop_is_refused(tokenizer):
-    with pytest.raises(ConfigError, match="''"):
-        stop_ids(tokenizer, ["\n", ""])
-
-
-def test_stop_that_has_no_tokens_is_refused():
-    dropping = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
-    with pytest.raises(ConfigError, match="'#'"):
-        stop_ids(wrap(dropping, bos_token=None, eos_token=None, pad_token=None), ["b", "#"])
 
 
 # Padding.

@@ -19,6 +19,7 @@ from lite_c2f.toy import CONFIG
 
 TOY = str(CONFIG)
 SHORT = (
+    "model.stop=[]",  # no tokenizer of whole words spells the default
     "data.max_prompt_tokens=16",
     "data.max_answer_tokens=32",
     "coarse.length.start=8",
