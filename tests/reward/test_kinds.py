@@ -1,7 +1,9 @@
-"""Reward models on every usual kind of tokenizer: training, `measure`, `score` and stock classes read the same token."""
+"""Reward models on every usual kind of tokenizer: training, measuring, scoring and stock classes read the same token."""
 
+import gc
 import json
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, about p
 SETTINGS = ["data.truncated=0", "lora.r=4", "reward.batch=4", "reward.micro_batch=4", "reward.epochs=1",
             "reward.lr=1.0e-12", "reward.center=0", "model.quantization=none"]  # fmt: skip
 # The model does not move, so what its one step of training saw can be compared with what it was published as. In the
-# first two pairs both sides are one text, cut off and ended.
+# first two pairs both sides are one text, ended and cut off.
 PAIRS = [
     Pair((Turn("human", "How many?"),), "It is 5.", "It is 5.", True, False),
     Pair((Turn("human", "Why?"),), "Because 3 + 4 = 7.", "Because 3 + 4 = 7.", False, True),
@@ -32,87 +34,99 @@ PAIRS = [
 ]
 
 
+# What config.json has as padding: EOS or nothing, whatever the tokenizer has.
+EOS_PADS = {"neox", "sentencepiece"}
+
+
 class Trained(NamedTuple):
-    """A reward model that was published, and the rows it read, chosen sides first."""
+    """A reward model that was published, the rows it read (chosen sides first), and each row's score.
 
-    run: object
-    folder: str  # of its base
-    rows: list[list[int]]
-    metrics: dict
+    The scores are by stock classes, a row at a time and without padding: they then read the last token.
+    """
+
+    run: Path
+    base: str
     config: Config
+    metrics: dict
+    rows: list[list[int]]
+    expected: torch.Tensor
+    tokenizer: Any  # the published one
+    stock: Any  # the published model, loaded as README says
 
 
-def trained(kind, folder, pad) -> Trained:
-    """pad: `pad_token_id` of the base's config.json, given its tokenizer."""
+@pytest.fixture(scope="module", autouse=True)
+def _young_objects_alone():
+    """The trainer collects garbage, which takes half a second where it looks through all imported modules too."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request, tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
-    tokenizer = made(kind)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    base = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, pad_token_id=pad(tokenizer)))
-    base.save_pretrained(folder / "base")
+    tokenizer = made(request.param)
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id if request.param in EOS_PADS else None,
+    )
+    LlamaForCausalLM(settings).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     config = load_config({}, SETTINGS)
     models = ModelPair(str(folder / "base"), "unused")
     metrics = train_reward(config, models, Corpus(PAIRS, PAIRS, [], [], {}), folder / "run")
-    rows = encode_pairs(PAIRS, load_tokenizer(models.base), config, 0.0).rows
-    sides = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
-    return Trained(folder / "run", models.base, sides, metrics, config)
+    pairs = encode_pairs(PAIRS, load_tokenizer(models.base), config, 0.0).rows
+    rows = [pair[side] for side in ("chosen_ids", "rejected_ids") for pair in pairs]
+    adapter = str(folder / "run" / "reward" / "adapter")
+    published = AutoTokenizer.from_pretrained(adapter)
+    stock = AutoPeftModelForSequenceClassification.from_pretrained(
+        adapter, num_labels=1, pad_token_id=published.pad_token_id
+    ).eval()
+    padding, stock.config.pad_token_id = stock.config.pad_token_id, None
+    with torch.no_grad():
+        expected = torch.cat([stock(input_ids=torch.tensor([row])).logits.flatten() for row in rows])
+    stock.config.pad_token_id = padding
+    return Trained(folder / "run", models.base, config, metrics, rows, expected, published, stock)
 
 
-def stock(trained, **given):
-    folder = str(trained.run / "reward" / "adapter")
-    return AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, **given).eval()
-
-
-@torch.no_grad()
-def one_by_one(trained):
-    """Each row alone and without padding, by stock classes, which then read its last token."""
-    model = stock(trained)
-    model.config.pad_token_id = None
-    return torch.cat([model(input_ids=torch.tensor([row])).logits.flatten() for row in trained.rows])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_trains_and_is_scored_at_its_last_token(kind, tmp_path):
-    found = trained(kind, tmp_path, lambda tokenizer: tokenizer.pad_token_id)
-    expected = one_by_one(found)
-    chosen, rejected = expected.chunk(2)
-    ended, cut = (chosen[0], chosen[2]), (rejected[0], rejected[1])
-    assert abs(ended[0] - cut[0]) > 1e-3  # one text, ended and cut off
-    # in training
-    line = json.loads((found.run / "metrics.jsonl").read_text().splitlines()[0])
+def test_training_and_measuring_read_the_last_token(trained):
+    chosen, rejected = trained.expected.double().chunk(2)
+    assert abs(chosen[0] - rejected[0]) > 1e-3 and abs(chosen[1] - rejected[1]) > 1e-3  # one text, ended and cut off
+    line = json.loads((trained.run / "metrics.jsonl").read_text().splitlines()[0])
     assert line["margin"] == pytest.approx(float((chosen - rejected).mean()), abs=1e-5)
-    loss = torch.log1p(torch.exp(rejected.double() - chosen.double())).mean()
-    assert line["loss"] == pytest.approx(float(loss), abs=1e-5)
-    # on held-out pairs
-    assert found.metrics["mean"] == pytest.approx(float(expected.mean()), abs=1e-5)
-    assert found.metrics["margin"] == pytest.approx(float((chosen - rejected).mean()), abs=1e-4)  # rounded to that
-    # in PPO and the comparison
-    tokenizer = load_tokenizer(found.folder)
-    roles = Roles(load_model(found.folder, found.config), found.config.lora, ("reward",))
-    roles.add_head("reward", load_into(roles, "reward", found.run / "reward" / "adapter"))
-    scores = score(roles, found.rows, pad_id=padding_id(tokenizer), batch=8)
-    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert line["loss"] == pytest.approx(float(torch.log1p(torch.exp(rejected - chosen)).mean()), abs=1e-5)
+    assert trained.metrics["mean"] == pytest.approx(float(trained.expected.mean()), abs=1e-5)
+    assert trained.metrics["std"] == pytest.approx(float(trained.expected.std(unbiased=False)), abs=1e-5)
+
+
+def test_scoring_reads_the_last_token(trained):
+    """In PPO, in the comparison and in the chat."""
+    roles = Roles(load_model(trained.base, trained.config), trained.config.lora, ("reward",))
+    roles.add_head("reward", load_into(roles, "reward", trained.run / "reward" / "adapter"))
+    scores = score(roles, trained.rows, pad_id=padding_id(load_tokenizer(trained.base)), batch=8)
+    torch.testing.assert_close(scores, trained.expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize(
-    ("kind", "pad"),
-    [
-        ("neox", lambda tokenizer: tokenizer.eos_token_id),
-        ("neox", lambda tokenizer: None),
-        ("qwen", lambda tokenizer: None),
-        ("llama3", lambda tokenizer: None),
-        ("sentencepiece", lambda tokenizer: tokenizer.eos_token_id),
-    ],
-)
-def test_the_published_adapter_gives_our_scores_with_stock_classes(kind, pad, side, tmp_path):
-    """As README says, in one batch, where config.json has EOS as padding, and where it has none."""
-    found = trained(kind, tmp_path, pad)
-    expected = one_by_one(found)
-    tokenizer = AutoTokenizer.from_pretrained(str(found.run / "reward" / "adapter"), padding_side=side)
-    model = stock(found, pad_token_id=tokenizer.pad_token_id)
-    batch = tokenizer.pad({"input_ids": found.rows}, return_tensors="pt")
+def test_the_published_adapter_gives_the_same_scores_with_stock_classes(trained, side):
+    """In one batch, as README says, where config.json has EOS as padding, and where it has none."""
+    tokenizer = trained.tokenizer
+    tokenizer.padding_side = side
+    batch = tokenizer.pad({"input_ids": trained.rows}, return_tensors="pt")
     assert not batch["attention_mask"].all()
     with torch.no_grad():
-        scores = model(**batch).logits.flatten()
-    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+        scores = trained.stock(**batch).logits.flatten()
+    torch.testing.assert_close(scores, trained.expected, atol=1e-5, rtol=0)
+
+
+def test_a_published_tokenizer_reads_text_as_the_run_did(trained):
+    """A prompt and its answer, joined: the same ids, with the beginning that the tokenizer puts there by itself."""
+    text = "\n\nHuman: How many?\n\nAssistant: It is 5." + trained.tokenizer.eos_token
+    ids = trained.tokenizer(text)["input_ids"]
+    assert ids == trained.rows[0]
