@@ -65,7 +65,8 @@ def choose_padding(tokenizer: Any, limits: Limits) -> int:
     The tokenizer's own padding; its unknown token; a special token that is named padding, reserved or unused; the
     beginning of a text; the byte 0xFF; the lowest id.
     """
-    return next(id_ for id_ in _candidates(tokenizer) if _fits(tokenizer, id_, limits))
+    there = (id_ for id_ in _candidates(tokenizer) if id_ is not None)
+    return next(id_ for id_ in there if _within(id_, limits) and not _ends(tokenizer, id_, limits))
 
 
 def padding_note(tokenizer: Any) -> str | None:
@@ -126,10 +127,6 @@ def _candidates(tokenizer: Any) -> Iterator[int | None]:
     if byte is not None and tokenizer.decode([byte]) == "\N{REPLACEMENT CHARACTER}":
         yield byte
     yield from sorted(id_ for id_ in vocabulary.values() if id_ not in special)
-
-
-def _fits(tokenizer: Any, id_: int | None, limits: Limits) -> bool:
-    return id_ is not None and _within(id_, limits) and not _ends(tokenizer, id_, limits)
 
 
 def _within(id_: int, limits: Limits) -> bool:

@@ -55,7 +55,6 @@ def test_missing_and_damaged_files(tmp_path):
         read_tensors(tmp_path / "bad.safetensors")
 
 
-
 @pytest.mark.parametrize(
     ("remove", "words"),
     [("tokenizer.json", "tokenizer"), ("config.json", "config"), ("model.safetensors", "model")],

@@ -1,7 +1,8 @@
-"""Reward models on every usual kind of tokenizer: training, measuring, scoring and stock classes read the same token."""
+"""Reward models on every usual kind of tokenizer: training, scoring and stock classes read the same token."""
 
 import gc
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.reward.score import score
 from lite_c2f.reward.train import encode_pairs, train_reward
 
+README = Path(__file__).parents[2] / "README.md"
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, about pin_memory and the CPU
 SETTINGS = ["data.truncated=0", "lora.r=4", "reward.batch=4", "reward.micro_batch=4", "reward.epochs=1",
             "reward.lr=1.0e-12", "reward.center=0", "model.quantization=none"]  # fmt: skip
@@ -125,8 +127,11 @@ def test_the_published_adapter_gives_the_same_scores_with_stock_classes(trained,
     torch.testing.assert_close(scores, trained.expected, atol=1e-5, rtol=0)
 
 
-def test_a_published_tokenizer_reads_text_as_the_run_did(trained):
-    """A prompt and its answer, joined: the same ids, with the beginning that the tokenizer puts there by itself."""
-    text = "\n\nHuman: How many?\n\nAssistant: It is 5." + trained.tokenizer.eos_token
-    ids = trained.tokenizer(text)["input_ids"]
-    assert ids == trained.rows[0]
+def test_the_lines_in_readme_give_these_scores(trained):
+    """They read text: the published tokenizer has to put before it what the run put there."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (lines,) = (block for block in blocks if "AutoPeftModelForSequenceClassification" in block)
+    names = {}
+    exec(lines.replace("runs/toy", str(trained.run)), names)
+    found = names["scores"].detach().flatten()
+    torch.testing.assert_close(found, trained.expected[[0, 4]], atol=1e-5, rtol=0)
