@@ -13,6 +13,7 @@ from torch import Tensor
 from lite_c2f.answers import Answer
 from lite_c2f.backbone.copies import sampling_copies
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
+from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config
@@ -60,7 +61,7 @@ def kl_of_coarse(
 
         return states
 
-    pad_id = tokenizer.pad_token_id
+    pad_id = padding_id(tokenizer)
     return mean_kl(asked, answers, hidden("policy"), hidden("reference"), roles.lm_head, pad_id, roles.device, batch)
 
 
@@ -123,7 +124,7 @@ class Instruct:
         """
         limit = self.config.data.max_prompt_tokens
         asked = [encode_chat(self.tokenizer, turns, limit) for turns in prompts]
-        head, pad_id = self.model.get_output_embeddings(), self.tokenizer.pad_token_id
+        head, pad_id = self.model.get_output_embeddings(), padding_id(self.tokenizer)
 
         def hidden(share: Ratio) -> Hidden:
             def states(tokens: Tensor) -> Tensor:
@@ -165,7 +166,7 @@ def _answer(
             sampling,
             eos_ids=eos_ids,
             stops=stops,
-            pad_id=tokenizer.pad_token_id,
+            pad_id=padding_id(tokenizer),
             batch=batch,
             expected=expected,
         )
@@ -194,7 +195,7 @@ class Judge:
             rows.append(scored_row(prompt, answer.text_tokens, ended, self.tokenizer.eos_token_id))
         batch = settings.evaluation.batch
         at_once = JUDGED_ROWS if batch == "auto" else min(JUDGED_ROWS, batch)
-        raw = score(self.roles, rows, pad_id=self.tokenizer.pad_token_id, batch=at_once)
+        raw = score(self.roles, rows, pad_id=padding_id(self.tokenizer), batch=at_once)
         return [self.normalizer(float(value)) for value in raw]
 
 

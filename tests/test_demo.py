@@ -107,7 +107,8 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 said = fine.generate(**inputs, max_new_tokens=90, do_sample=False)[0, inputs["input_ids"].shape[1]:]
 print(tokenizer.decode(said))
 assert said[-1] == tokenizer.eos_token_id
-reward = AutoPeftModelForSequenceClassification.from_pretrained(run + "/reward/adapter", num_labels=1).eval()
+padding = AutoTokenizer.from_pretrained(run + "/reward/adapter").pad_token_id
+AutoPeftModelForSequenceClassification.from_pretrained(run + "/reward/adapter", num_labels=1, pad_token_id=padding)
 assert "lite_c2f" not in sys.modules
 """
 

@@ -186,7 +186,9 @@ def word_tokenizer():
     """One token a word, so that every expected row can be counted."""
     words = Tokenizer(models.WordLevel(ID, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>", add_bos_token=True
+    )
     tokenizer.chat_template = "{% for message in messages %}[ {{ message['content'] }} ] {% endfor %}"
     return tokenizer
 

@@ -7,9 +7,11 @@ import bitsandbytes as bnb
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
+from lite_c2f.backbone.padding import check_embedded, read_limits, resolve_padding
 from lite_c2f.config import Config
 from lite_c2f.errors import C2FError, ConfigError, ModelError
 from lite_c2f.memory.sizes import GIBIBYTE
+from lite_c2f.toy.build import restore_bos
 
 
 def pick_device(config: Config) -> torch.device:
@@ -50,10 +52,9 @@ def uses_checkpointing(config: Config, device: torch.device) -> bool:
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a padding token that is not its end-of-sequence token.
+    """The tokenizer of a model, its padding resolved: `padding_id` gives an id that ends no text.
 
-    Padding with EOS would hide the real EOS of an answer from the reward model, which reads its score there.
-    Raises ModelError when there is none.
+    Raises ModelError when there is none, or when text can be encoded to an id that the model has no embedding for.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
@@ -65,14 +66,10 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
             "tokenizer.json and tokenizer_config.json in the folder",
             "save the tokenizer there",
         )
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        if tokenizer.unk_token_id is None:
-            raise ModelError.because(
-                f"model '{model}': no padding token apart from EOS",
-                "a pad or unk token",
-                "set pad_token in its tokenizer",
-            )
-        tokenizer.pad_token = tokenizer.unk_token
+    restore_bos(tokenizer)
+    limits = read_limits(model, revision)
+    check_embedded(tokenizer, model, limits.size)
+    resolve_padding(tokenizer, limits)
     return tokenizer
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lite_c2f.answers import repeated_ngrams
+from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.together import Together
 from lite_c2f.batches import free, is_out_of_memory
 from lite_c2f.chat.asked import Asked, Question
@@ -159,7 +160,7 @@ class Chat:
             self._answer_all(borrowed)
 
     def _answer_all(self, borrowed: contextlib.ExitStack) -> None:
-        rows = Rows(self.cast.together, self.cast.tokenizer.pad_token_id)
+        rows = Rows(self.cast.together, padding_id(self.cast.tokenizer))
         while True:
             with self._lock:
                 question = self._next(rows)
@@ -178,7 +179,7 @@ class Chat:
             except Exception as error:  # a bug of ours, or a card that is gone: nobody may wait for ever
                 for each in self._under_way:
                     each.give_up("error", one_line(error))
-                rows = Rows(self.cast.together, self.cast.tokenizer.pad_token_id)
+                rows = Rows(self.cast.together, padding_id(self.cast.tokenizer))
             with self._lock:
                 for each in self._under_way:
                     each.changed.set()

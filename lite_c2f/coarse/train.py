@@ -14,6 +14,7 @@ from lite_c2f.answers import repeated_ngrams
 from lite_c2f.backbone.adapters import load_into, save_critic, save_policy
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, pick_device, uses_checkpointing
+from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize
 from lite_c2f.coarse.advantage import Advantages, gae, token_rewards
@@ -64,7 +65,7 @@ def train_coarse(
     roles, normalizer = prepare_roles(config, models, run)
     eos = tokenizer.eos_token_id
     others = tuple(token for token in end_tokens(roles.model, tokenizer) if token != eos)
-    ends = Ends(eos, tokenizer.pad_token_id, Stops(tokenizer, config.model.stop), others)
+    ends = Ends(eos, padding_id(tokenizer), Stops(tokenizer, config.model.stop), others)
     shown = [encode(config, tokenizer, prompt) for prompt in corpus.held_out_prompts[: settings.sample_prompts]]
     standing = begin(config, corpus, roles, tokenizer, tell)
     optimizers, shuffler, batches = standing.optimizers, standing.shuffler, standing.batches

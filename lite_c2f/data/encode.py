@@ -36,8 +36,17 @@ def render(turns: Sequence[Turn], template: str = HH) -> str:
     return text
 
 
+def beginning(tokenizer: Any) -> list[int]:
+    """The ids that a base model's prompt begins with: BOS where the tokenizer itself puts it before a text, else none.
+
+    A tokenizer may define a BOS that its model never read at the beginning of a text (`<|im_start|>` of SmolLM2).
+    """
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos] else []
+
+
 def encode_prompt(tokenizer: Any, turns: Sequence[Turn], max_tokens: int, template: str = HH) -> tuple[list[int], int]:
-    """(ids, turns dropped) of a base model's prompt in at most `max_tokens` tokens, after BOS if the tokenizer has one.
+    """(ids, turns dropped) of a base model's prompt in at most `max_tokens` tokens, after its `beginning`.
 
     The oldest turns are dropped first, so that the rest begins with a human turn; then the last turn's text loses its
     beginning, but never its markers. With the template `chat` the tokenizer's own is used, as `encode_chat` does.
@@ -49,7 +58,7 @@ def encode_prompt(tokenizer: Any, turns: Sequence[Turn], max_tokens: int, templa
             got = "model.prompt_template is chat, but the tokenizer has no chat template"
             raise ModelError.because(got, "an instruct model", "write a template with {prompt} in it")
         return _encode_chat(tokenizer, turns, max_tokens)
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    bos = beginning(tokenizer)
     for dropped, rest in _suffixes(turns):
         ids = bos + _ids(tokenizer, render(rest, template))
         if len(ids) <= max_tokens:

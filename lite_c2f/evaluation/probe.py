@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lite_c2f.actors import Instruct, Ratio
 from lite_c2f.answers import Answer
+from lite_c2f.backbone.padding import padding_id
 from lite_c2f.batches import BatchSize, fitting, groups
 from lite_c2f.data.encode import encode_chat, pad_right
 from lite_c2f.data.records import Turn
@@ -70,7 +71,7 @@ def by_layer(
     def work(at_once: int) -> Tensor:
         total = torch.zeros(0)
         for chosen in groups(sorted(range(len(rows)), key=lengths.__getitem__), lengths, at_once * max(lengths)):
-            tokens, real = pad_right([rows[row] for row in chosen], actor.tokenizer.pad_token_id)
+            tokens, real = pad_right([rows[row] for row in chosen], padding_id(actor.tokenizer))
             last = real.sum(1) - 1
             with actor.ratio(ratio):
                 found = lens(actor, tokens.to(actor.model.device), last.to(actor.model.device), wanted)

@@ -1,10 +1,12 @@
 """Tokens to scores: what the reward model says of a prompt and a response."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from types import MethodType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize, fitting, groups
@@ -28,6 +30,27 @@ def scored_row(prompt: Sequence[int], text_tokens: Sequence[int], ended: bool, e
     ran into the limit has no EOS, as the cut-off answers it was taught to reject.
     """
     return [*prompt, *text_tokens, *([eos_id] if ended else [])]
+
+
+def read_at_last_token(model: Any) -> None:
+    """Make a Transformers sequence classifier read its score at the last token of its right-padded rows, as `score`.
+
+    Its own forward looks for the last token that is not `config.pad_token_id`: where that is EOS no EOS is ever read,
+    and a text cut off scores as one that ended. Here the row's length counts, from the attention mask, which the
+    decoder does not need (see `Roles.hidden`). The head computes in float32.
+    """
+    model.forward = MethodType(_forward, model)
+
+
+def _forward(model: Any, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> SequenceClassifierOutputWithPast:
+    """Scores (B, 1) of right-padded rows (B, T)."""
+    decoder = getattr(model, model.base_model_prefix)
+    hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+    last = attention_mask.sum(1) - 1
+    picked = hidden[torch.arange(len(last), device=last.device), last]
+    with torch.autocast(picked.device.type, enabled=False):
+        scores: Any = model.score(picked.float())
+    return SequenceClassifierOutputWithPast(logits=scores)
 
 
 def score(roles: Roles, rows: Sequence[Sequence[int]], *, pad_id: int, batch: int | BatchSize = 32) -> Tensor:

@@ -12,10 +12,12 @@ from datasets import Dataset
 from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase, TrainerCallback
 from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from lite_c2f import ranks
 from lite_c2f.backbone.adapters import write_adapter
 from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, pick_dtype, uses_checkpointing
+from lite_c2f.backbone.padding import padding_id, padding_note, with_padding_token
 from lite_c2f.backbone.roles import lora_config
 from lite_c2f.batches import BatchSize, fitting, groups
 from lite_c2f.checkpoints import ROLLBACKS, SLOWER, Checkpoints, Rhythm
@@ -26,6 +28,7 @@ from lite_c2f.errors import DataError, NonFiniteError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.interrupts import Interruption, graceful
 from lite_c2f.reward.saves import Saves, Standing
+from lite_c2f.reward.score import read_at_last_token
 from lite_c2f.runs import Metrics, publish_folder, read_json, write_json
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -69,6 +72,8 @@ def train_reward(
                 "raise data.max_answer_tokens",
             )
     say = tell or (lambda _: None)
+    if note := padding_note(tokenizer):
+        say(note)
     pairs_at_once = BatchSize("reward.micro_batch", min(settled(config.reward.micro_batch), config.reward.batch), tell)
     standing = Standing(config, run, force=force)
     for sentence in standing.damaged:
@@ -99,7 +104,7 @@ def train_reward(
                 say(f"{error}: going back to step {standing.step} with a learning rate of {rate:.2g}")
         if ranks.is_first():
             rows_at_once = BatchSize("reward.micro_batch (held-out pairs)", 4 * pairs_at_once.size, tell)
-            metrics = measure(model, held_out.rows, tokenizer.pad_token_id, config, device, rows_at_once)
+            metrics = measure(model, held_out.rows, padding_id(tokenizer), config, device, rows_at_once)
             metrics |= {"pairs": train.report, "held_out_pairs": held_out.report, "skipped_rows": corpus.skipped}
             metrics |= {"skipped_steps": standing.skipped, "rollbacks": standing.rollbacks}
             publish(model, tokenizer, config, models, run, metrics)
@@ -127,6 +132,7 @@ def fit(
     standing.look()  # after running out of memory, or into numbers that are not finite, there may be a newer one
     torch.manual_seed(config.run.seed)
     base = load_model(models.base, config, auto_class=AutoModelForSequenceClassification, num_labels=1)
+    read_at_last_token(base)
     model = get_peft_model(base, lora_config(config.lora, "SEQ_CLS"))
     scratch = run / ".trainer"  # where RUN/reward does not exist yet
     rhythm = Rhythm(config.run.checkpoint_every, config.run.checkpoint_minutes)
@@ -137,6 +143,7 @@ def fit(
             model=model,
             args=trainer_arguments(config, device, str(scratch), len(rows), micro_batch),
             train_dataset=Dataset.from_list(rows),
+            data_collator=DataCollatorForPreference(padding_id(tokenizer)),
             processing_class=tokenizer,
             callbacks=[log, Saves(standing, scratch, rhythm, interruption, config.reward.lr, tell)],
         )
@@ -163,7 +170,7 @@ def publish(
     with publish_folder(run / "reward" / "adapter", replace=True) as folder:
         base, revision = adapter_base(config, models), config.model.base_revision
         write_adapter(model, "default", folder, base, revision, task_type="SEQ_CLS")
-        tokenizer.save_pretrained(folder)
+        with_padding_token(tokenizer).save_pretrained(folder)
     write_json(run / "reward" / "metrics.json", metrics)
     Checkpoints(run / "reward" / "checkpoints").clear()
 

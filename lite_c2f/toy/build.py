@@ -80,7 +80,8 @@ def toy_pair(recipe: Recipe = Recipe(), progress: Progress | None = None) -> Toy
 
     progress(what, step, steps, loss) is called after every training step. About two minutes on two cores.
     """
-    text = json.dumps(recipe._asdict()) + "".join(inspect.getsource(part) for part in _DEPENDS) + CHAT_TEMPLATE
+    depends = (*_DEPENDS, make_tokenizer)
+    text = json.dumps(recipe._asdict()) + "".join(inspect.getsource(part) for part in depends) + CHAT_TEMPLATE
     folder = cache_root() / "toy" / hashlib.sha256(text.encode()).hexdigest()[:16]
     if not (folder / "instruct" / "config.json").is_file():
         with publish_folder(folder, replace=True) as unfinished:
@@ -106,7 +107,7 @@ def _build(folder: Path, recipe: Recipe, progress: Progress) -> None:
 def make_tokenizer(toy: world.World = world.World()) -> PreTrainedTokenizerFast:
     """A byte-level BPE in which every word of the toy world, and every number to 99, is one token.
 
-    Byte-level, so that any Unicode text can be encoded too.
+    Byte-level, so that any Unicode text can be encoded too. It puts BOS before a text, as the base is trained.
     """
     rng = random.Random(0)
     texts = [f" {number} {number}" for number in range(100)] * 4
@@ -133,7 +134,17 @@ def make_tokenizer(toy: world.World = world.World()) -> PreTrainedTokenizerFast:
         pad_token=PAD,
         clean_up_tokenization_spaces=False,
         model_max_length=4096,
+        add_bos_token=True,
     )
+
+
+def restore_bos(tokenizer: Any) -> None:
+    """Let a toy tokenizer put BOS before a text, where it was saved by a version whose tokenizer added none by itself.
+
+    The base was trained with it then too. Other tokenizers stay as they are.
+    """
+    if tokenizer.convert_ids_to_tokens(list(range(5))) == [PAD, BOS, EOS, INST, END_INST] and len(tokenizer) <= 1024:
+        tokenizer.add_bos_token = True
 
 
 def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> MistralConfig:

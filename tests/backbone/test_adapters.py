@@ -55,11 +55,6 @@ def test_missing_and_damaged_files(tmp_path):
         read_tensors(tmp_path / "bad.safetensors")
 
 
-def test_padding_is_never_the_end_token(pico, editable):
-    tokenizer = load_tokenizer(str(pico["base"]))
-    assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id
-
-
 @pytest.mark.parametrize(
     ("remove", "words"),
     [("tokenizer.json", "tokenizer"), ("config.json", "config"), ("model.safetensors", "model")],

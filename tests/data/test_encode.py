@@ -4,11 +4,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizer_kinds import byte_level as plain_bytes
+from tokenizer_kinds import made
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lite_c2f.data.encode import (
     HH,
+    beginning,
     encode_answer,
     encode_chat,
     encode_prompt,
@@ -18,6 +21,7 @@ from lite_c2f.data.encode import (
 )
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError, DataError, ModelError
+from lite_c2f.toy.build import CHAT_TEMPLATE, make_tokenizer, restore_bos
 
 SENTENCES = ["\n\nHuman: How many now?\n\nAssistant: Let us think step by step.", "The answer is seven apples. Why?"]
 CHAT = (
@@ -28,7 +32,7 @@ CHAT = (
 
 
 def wrap(tokenizer, **kwargs):
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"} | kwargs
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "add_bos_token": True} | kwargs
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
 
 
@@ -142,6 +146,46 @@ def test_prompt_that_fits_is_bos_and_the_rendered_text(tokenizer):
 def test_no_bos_where_the_tokenizer_has_none():
     bare = byte_level(bos_token=None)
     assert encode_prompt(bare, talk("Why?"), 99) == (ids_of(bare, "\n\nHuman: Why?\n\nAssistant:"), 0)
+
+
+def test_no_bos_where_the_tokenizer_defines_one_and_adds_none():
+    """SmolLM2's form: BOS is `<|im_start|>`, which begins a chat's turn and no text."""
+    turns, special = talk("Why?"), ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    chat = plain_bytes(special, bos_token=special[1], eos_token=special[2], unk_token=special[0], pad_token=special[2])
+    assert chat.bos_token_id == 1 and beginning(chat) == []
+    assert encode_prompt(chat, turns, 99) == (ids_of(chat, "\n\nHuman: Why?\n\nAssistant:"), 0)
+    cut, _ = encode_prompt(chat, talk("Why? " * 30), 30)
+    assert cut[:2] == ids_of(chat, "\n\nHuman:")[:2]
+
+
+def test_bos_where_a_post_processor_adds_it():
+    """Llama-3's form; GPT-2's one token would be both beginning and end, and is neither put before a text."""
+    begin = "<|begin_of_text|>"
+    llama = plain_bytes([begin, "<|end_of_text|>"], bos_token=begin, eos_token="<|end_of_text|>")
+    assert beginning(llama) == []
+    llama.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, 0)]
+    )
+    assert beginning(llama) == [0]
+    assert encode_prompt(llama, talk("Why?"), 99)[0] == [0, *ids_of(llama, "\n\nHuman: Why?\n\nAssistant:")]
+    assert [beginning(made(kind)) for kind in ("gpt2", "neox", "qwen")] == [[], [], []]
+
+
+def test_the_toy_tokenizer_adds_the_bos_it_was_trained_with(tmp_path):
+    """Also one that was saved by a version whose tokenizer added none by itself; another one stays as it is."""
+    tokenizer = make_tokenizer()
+    assert beginning(tokenizer) == [1]
+    tokenizer.chat_template = CHAT_TEMPLATE
+    assert encode_chat(tokenizer, talk("a"), 99) == [1, 3, *ids_of(tokenizer, " a "), 4]  # one BOS
+    tokenizer.save_pretrained(tmp_path)
+    assert beginning(AutoTokenizer.from_pretrained(tmp_path)) == [1]
+    tokenizer.add_bos_token = False
+    assert beginning(tokenizer) == []
+    restore_bos(tokenizer)
+    assert beginning(tokenizer) == [1]
+    other = made("sentencepiece")
+    restore_bos(other)
+    assert beginning(other) == []
 
 
 @TOKENIZERS
