@@ -248,7 +248,8 @@ def print_probe(found: dict[str, Any], run: Path) -> None:
     console.print(table)
     for name, row in found["said"].items():
         console.print(f"{name:<10} says one in {row['bad_words']:.1%} of its answers, refuses in {row['refusals']:.1%}")
-    told = f"{found['prompts']} prompts, ratio {found['ratio']:g}; the curve is in {run / 'evaluation' / 'probe.png'}"
+    ratio = "ratios by layer" if found.get("layer_ratios") else f"ratio {found['ratio']:g}"
+    told = f"{found['prompts']} prompts, {ratio}; the curve is in {run / 'evaluation' / 'probe.png'}"
     console.print(Text(told), soft_wrap=True)
 
 
