@@ -1,8 +1,8 @@
 """An answer, and the numbers of a set of answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lite_c2f.data.records import Prompt
 
@@ -47,3 +47,29 @@ def standard_error(values: Sequence[float]) -> float:
     """Of the mean of a sample: its spread (n - 1) over the root of n; 0 for a single value."""
     mean = fmean(values)
     return (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values)) ** 0.5
+
+
+def paired_difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, float]:
+    """Mean of the differences left[i] - right[i] and its standard error; both sides answered the same prompts.
+
+    >>> paired_difference([1.0, 3.0], [0.0, 1.0])
+    (1.5, 0.5)
+    """
+    differences = [a - b for a, b in zip(left, right, strict=True)]
+    return fmean(differences), standard_error(differences)
+
+
+def unreached(found: Mapping[str, Any]) -> str | None:
+    """A sentence with the shares of ended responses where no ratio that was tried reaches fine.min_eos; None otherwise.
+
+    found: what RUN/fine/ratios.json or sweep.json holds, those of earlier versions included.
+    """
+    least, shares = found.get("min_eos"), {row["ratio"]: row.get("eos") for row in found["tried"] if row["ratio"] > 0}
+    known = {ratio: share for ratio, share in shares.items() if share is not None}
+    if least is None or not known or max(known.values()) >= least:
+        return None
+    listed = ", ".join(f"{share:.3f} at {ratio:g}" for ratio, share in known.items())
+    return (
+        f"no ratio reaches fine.min_eos={least:g}: the share of responses that ended is {listed}; took "
+        f"{found['chosen']:g}, which ends most often (raise fine.max_tokens, or try other fine.ratios)"
+    )

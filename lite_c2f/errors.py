@@ -28,6 +28,15 @@ class DataError(C2FError):
 class ModelError(C2FError):
     """A model folder, a tokenizer or an adapter cannot be used, alone or together with another."""
 
+    @classmethod
+    def of_gguf(cls, place: str) -> Self:
+        """For a model in llama.cpp's format. place: the subject of the sentence."""
+        return cls.because(
+            f"{place} is a GGUF, quantised weights in llama.cpp's format",
+            "a full-precision model folder with safetensors",
+            "take the original model that it was made from, or convert it to such a folder",
+        )
+
 
 class NonFiniteError(ModelError):
     """A number is infinite or none at all, where training or sampling needs a finite one."""

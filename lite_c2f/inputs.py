@@ -1,5 +1,6 @@
 """What a run reads: its pair of models and its data, the toy world included."""
 
+import contextlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,10 +134,12 @@ def _fetched(model: str, revision: str | None, patterns: list[str]) -> str:
         return str(Path(model).resolve())
     from huggingface_hub import snapshot_download
 
+    if model.lower().endswith(".gguf"):
+        raise ModelError.of_gguf(f"model '{model}'")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError.because(f"model '{model}': no such folder", "a model folder or a hub name", "check the path")
     try:
-        return snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=["consolidated*"])
+        folder = snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=["consolidated*"])
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelError.because(
@@ -144,6 +147,21 @@ def _fetched(model: str, revision: str | None, patterns: list[str]) -> str:
             "a model folder or a hub name",
             "check the name, the network and `hf auth login`",
         ) from None
+    needed = "*.safetensors" if "*.safetensors" in patterns else "config.json"
+    if not any(Path(folder).glob(needed)) and any(
+        name.lower().endswith(".gguf") for name in _hub_files(model, revision)
+    ):
+        raise ModelError.of_gguf(f"model '{model}' has no {needed} on the hub: it")
+    return folder
+
+
+def _hub_files(model: str, revision: str | None) -> list[str]:
+    """Names of a hub model's files; none where the hub does not answer."""
+    from huggingface_hub import list_repo_files
+
+    with contextlib.suppress(Exception):  # asked only for a better message than that of the missing file
+        return list_repo_files(model, revision=revision)
+    return []
 
 
 def load_corpus(config: Config) -> Corpus:

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from lite_c2f import disk, run_log
-from lite_c2f.actors import Instruct
+from lite_c2f.actors import Instruct, Ratio
 from lite_c2f.backbone.load import card_gib
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Source, settled
 from lite_c2f.data.records import load_prompts
+from lite_c2f.evaluation.compare import merged_ratios
 from lite_c2f.evaluation.probe import by_layer, plot_probe, rates, read_words
 from lite_c2f.inputs import load_corpus
 from lite_c2f.locks import locked
@@ -30,8 +31,9 @@ def probe(
     """Where in the model unwanted words begin, with the residue and without it; and how often they are said.
 
     words: a file with a word a line; prompts: a data file (default: the run's held-out prompts); limit: how many of
-    them. The Fine Actor is the instruct model with the residue at the published ratio, unmerged. Returns what it writes
-    to RUN/evaluation/probe.json; the curve is in RUN/evaluation/probe.png.
+    them. The Fine Actor is the instruct model with the residue, unmerged, at the ratio of each weight in
+    RUN/fine/merge.json. Returns what it writes to RUN/evaluation/probe.json ("layer_ratios": whether weights had
+    ratios of their own; "ratio" is that of the others); the curve is in RUN/evaluation/probe.png.
     """
     run, view = Path(run), run_log.Logged(view or Silent())
     unwanted = read_words(Path(words))
@@ -42,7 +44,7 @@ def probe(
     else:
         asked = load_prompts([Source(path=str(prompts))]).items[:limit]
     turns = [prompt.turns for prompt in asked]
-    ratio = float(read_json(run / "fine" / "merge.json")["ratio"])
+    report = read_json(run / "fine" / "merge.json")
     settings = config.evaluation
     sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
     batch = BatchSize("evaluation.batch", settled(settings.batch), view.note)
@@ -52,11 +54,13 @@ def probe(
         found: dict[str, Any] = {
             "words": len(unwanted),
             "prompts": len(turns),
-            "ratio": ratio,
+            "ratio": float(report["ratio"]),
+            "layer_ratios": bool(report.get("layer_ratios")),
             "layers": {},
             "said": {},
         }
-        for done, (name, share) in enumerate((("instruct", 0.0), ("fine", ratio)), 1):
+        merged: dict[str, Ratio] = {"instruct": 0.0, "fine": merged_ratios(run, actor.weights)}
+        for done, (name, share) in enumerate(merged.items(), 1):
             found["layers"][name] = by_layer(actor, turns, unwanted, share, batch)
             with actor.ratio(share):
                 found["said"][name] = rates(actor.answer(turns, sampling, batch), unwanted)

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column, Table
 from rich.text import Text
 
+from lite_c2f.answers import unreached
 from lite_c2f.evaluation.extras import across_turns
 
 SHOWN = ("reward", "limit", "hit_limit", "kl", "tokens_per_s", "accuracy", "loss", "ratio", "eos")
@@ -134,15 +135,20 @@ def ratio_table(found: dict[str, Any], run: Path, models: Any = None) -> None:
     models: the base and the instruct model of the run.
     """
     console = Console(highlight=False)
-    short = {"repeated_4gram": "repeated", "eos": "ended", "reward_se": "± reward", "analytic": "analytic"}
-    table = Table(title="Ratios of the residue", title_justify="left")
-    for name in found["tried"][0]:
-        table.add_column(short.get(name, name), justify="right")
+    short = {"repeated_4gram": "repeated", "eos": "ended", "reward_se": "± reward", "behind_se": "± behind"}
+    columns = list(found["tried"][0])
+    if "behind_se" in columns:
+        columns.remove("reward_se")  # eleven columns do not fit a terminal of 80, and this error decides nothing
+    table = Table(title="Ratios of the residue", title_justify="left", pad_edge=False)
+    for name in columns:
+        table.add_column(short.get(name, name), justify="right", overflow="fold")
     for row in found["tried"]:
-        cells = (f"{value:g}" if name == "ratio" else _cell(name, value) for name, value in row.items())
+        cells = (f"{row[name]:g}" if name == "ratio" else _cell(name, row[name]) for name in columns)
         table.add_row(*cells, style="bold" if row["ratio"] == found["chosen"] else "")
     console.print(table)
     console.print(f"chosen {found['chosen']:g}: {found['rule']}")
+    if shortfall := unreached(found):
+        console.print(Text(f"warning: {shortfall}"), soft_wrap=True)
     grouped = found.get("groups")
     if grouped:
         table = Table(title="Ratios by group of layers", title_justify="left")
@@ -242,7 +248,8 @@ def print_probe(found: dict[str, Any], run: Path) -> None:
     console.print(table)
     for name, row in found["said"].items():
         console.print(f"{name:<10} says one in {row['bad_words']:.1%} of its answers, refuses in {row['refusals']:.1%}")
-    told = f"{found['prompts']} prompts, ratio {found['ratio']:g}; the curve is in {run / 'evaluation' / 'probe.png'}"
+    ratio = "ratios by layer" if found.get("layer_ratios") else f"ratio {found['ratio']:g}"
+    told = f"{found['prompts']} prompts, {ratio}; the curve is in {run / 'evaluation' / 'probe.png'}"
     console.print(Text(told), soft_wrap=True)
 
 

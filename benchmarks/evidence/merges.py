@@ -24,7 +24,7 @@ from lite_c2f.answers import standard_error, summarize
 from lite_c2f.config import Config
 from lite_c2f.data.records import Prompt
 from lite_c2f.fine.merge import merge
-from lite_c2f.fine.sweep import choose
+from lite_c2f.fine.sweep import Trial, choose
 from lite_c2f.fine.treatment import Treatment
 
 Weights = dict[str, Tensor]
@@ -89,10 +89,10 @@ def run_merges(world: str, seed: int, coarse: Path, direct: Path, rewards: Path,
     held_out = corpus.held_out_prompts
     final, trial = held_out[:COMPARED], held_out[COMPARED : COMPARED + TRIED]
     instruct = Path(models.instruct)
-    found: dict[str, Any] = {"instruct": measure(config, judge, instruct, final)}
+    found: dict[str, Any] = {"instruct": measure(config, judge, instruct, final).figures}
     loaded = load_all(models.base, models.instruct, coarse / "coarse" / "adapter")
     for method in (*TREATED, *METHODS):
-        tried = []
+        trials = {}
         for share in METHODS[method][1] if method in METHODS else RATIOS:
             folder = scratch / f"{method}-{share}"
             if method in TREATED:
@@ -101,9 +101,10 @@ def run_merges(world: str, seed: int, coarse: Path, direct: Path, rewards: Path,
                 merge(adapter, models.base, models.instruct, folder, ratio=share, treatment=treatment)
             else:
                 write(instruct, folder, combined(loaded, METHODS[method][0], share, seed))
-            tried.append({"ratio": share, **measure(config, judge, folder, trial)})
-        chosen = choose(tried, config.fine.min_eos)
-        best = measure(config, judge, scratch / f"{method}-{chosen}", final)
+            trials[share] = measure(config, judge, folder, trial)
+        chosen = choose(trials, config.fine.min_eos).ratio
+        tried = [{"ratio": share, **result.figures} for share, result in trials.items()]
+        best = measure(config, judge, scratch / f"{method}-{chosen}", final).figures
         found[method] = {"tried": tried, "chosen": chosen, "final": best}
         if method == "krm":
             found["second_judge"] = second_judge(world, seed, scratch / f"krm-{chosen}", direct, final)
@@ -151,12 +152,12 @@ def write(instruct: Path, folder: Path, weights: Weights) -> None:
     model.save_pretrained(folder)
 
 
-def measure(config: Config, judge: Any, folder: Path, prompts: list[Prompt]) -> dict[str, float]:
+def measure(config: Config, judge: Any, folder: Path, prompts: list[Prompt]) -> Trial:
     """A model's answers through its chat template, in 4 bits as the comparison loads it."""
     turns = [prompt.turns for prompt in prompts]
     answers = Instruct(config, str(folder)).answer(turns, drawn(config), len(turns))
     rewards = judge(turns, answers)
-    return summarize(prompts, answers, rewards) | {
-        "reward_se": round(standard_error(rewards), 4),
-        "characters": round(fmean(len(answer.text) for answer in answers), 1),
-    }
+    figures = summarize(prompts, answers, rewards)
+    figures["reward_se"] = round(standard_error(rewards), 4)
+    figures["characters"] = round(fmean(len(answer.text) for answer in answers), 1)
+    return Trial(figures, rewards)

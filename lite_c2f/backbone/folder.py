@@ -1,15 +1,13 @@
 """Can a model folder be trained on and merged into? Asked before weights are loaded: hours may lie between."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from lite_c2f.backbone.pair import read_config
+from lite_c2f.backbone.weights import weight_files
 from lite_c2f.errors import ConfigError, ModelError
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def check_architecture(folder: Path) -> None:
@@ -43,7 +41,7 @@ def check_weights(folder: Path, targets: Sequence[str] | str) -> None:
     targets: `lora.target_modules`. No weight is read.
     """
     tensors: list[str] = []
-    for shard in _shards(folder):
+    for shard in weight_files(folder):
         try:
             with safe_open(shard, framework="pt") as file:
                 tensors += file.keys()
@@ -60,17 +58,3 @@ def check_weights(folder: Path, targets: Sequence[str] | str) -> None:
                 f"names of linear layers, such as {', '.join(modules)}",
                 "correct it, or use all-linear",
             )
-
-
-def _shards(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if (folder / WEIGHTS).is_file() or not index.is_file():
-        if not (folder / WEIGHTS).is_file() and (pickles := sorted(folder.glob("*.bin"))):
-            got = f"'{folder}' has '{pickles[0].name}' but no {WEIGHTS}"
-            raise ModelError.because(got, "safetensors: a pickle can run code", "convert it with save_pretrained")
-        return [folder / WEIGHTS]
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return [folder / name for name in sorted(names)]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
-        raise ModelError.because(f"'{index}' has no weight_map", "a whole index", "download the model again") from None

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lite_c2f.backbone.weights import first_gguf
 from lite_c2f.errors import ModelError
 
 SIZE_KEYS = (
@@ -76,12 +77,16 @@ def check_vocabularies(base_dir: Path, instruct_dir: Path) -> None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json of a model folder. Raises ModelError naming the folder or the file."""
+    if folder.suffix.lower() == ".gguf" and not folder.is_dir():
+        raise ModelError.of_gguf(f"'{folder}'")
     if not folder.is_dir():
         raise ModelError.because(
             f"no folder '{folder}'",
             "a local model folder",
             "check the path; of a hub model, `hf download` it",
         )
+    if not (folder / "config.json").is_file() and (gguf := first_gguf(folder)):
+        raise ModelError.of_gguf(f"'{folder}' holds '{gguf}' and no config.json: it")
     return _read_object(folder / "config.json")
 
 

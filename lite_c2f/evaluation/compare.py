@@ -15,6 +15,7 @@ from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config, settled
 from lite_c2f.data.records import Prompt
+from lite_c2f.errors import RunError
 from lite_c2f.evaluation.metrics import compression_ratio, distinct, verbosity
 from lite_c2f.evaluation.wins import compare
 from lite_c2f.fingerprints import fingerprints
@@ -103,9 +104,21 @@ def kl_of_fine(
     their type and to 4 bits.
     """
     loaded = Instruct(config, models.instruct, run / "coarse" / "adapter")
-    merged = read_json(run / "fine" / "merge.json")["tensors"]
-    ratios = {name: float(merged[name]["ratio"]) if name in merged else 0.0 for name in loaded.weights}
-    return loaded.kl(turns, answers, ratios, batch)
+    return loaded.kl(turns, answers, merged_ratios(run, loaded.weights), batch)
+
+
+def merged_ratios(run: Path, weights: Sequence[str]) -> dict[str, float]:
+    """The ratio at which each weight was merged, by RUN/fine/merge.json; 0 for those it does not list.
+
+    Raises RunError naming the file when it has another form.
+    """
+    file = run / "fine" / "merge.json"
+    try:
+        merged = read_json(file)["tensors"]
+        return {name: float(merged[name]["ratio"]) if name in merged else 0.0 for name in weights}
+    except (KeyError, TypeError, ValueError):
+        got = f"'{file}' has no ratio for every tensor"
+        raise RunError.because(got, "the report of a merge", "train the fine stage again") from None
 
 
 def more_figures(

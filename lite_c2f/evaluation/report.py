@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from lite_c2f.answers import unreached
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation import charts
 from lite_c2f.evaluation.extras import general, judged, part, probed
@@ -136,6 +137,7 @@ def chosen(run: Path) -> list[Block]:
         return [
             Heading("Ratio of the residue"),
             Text(f"Chosen: {found['chosen']:g}; {found['rule']}."),
+            *([Text(f"Warning: {shortfall}.")] if (shortfall := unreached(found)) else []),
             Chart(charts.ratios(found), "What each ratio gave; the dashed line is the chosen one"),
             cells(rows, "ratio", bold=f"{found['chosen']:g}"),
         ]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lite_c2f.answers import standard_error
+from lite_c2f.answers import paired_difference
 from lite_c2f.errors import ConfigError
 from lite_c2f.fine.ratios import layer_of
 from lite_c2f.fine.sweep import Bench, Trial
@@ -81,7 +81,7 @@ def search(
             continue  # its first step was kept: the other leads back
         wanted = current | {group: round(single * step, 6)}
         found = measure(wanted, seen)
-        gain, error = paired(found.rewards, best.rewards)
+        gain, error = paired_difference(found.rewards, best.rewards)
         kept = found.figures["eos"] >= min_eos and gain > SURE * error
         change = f"{group} at {wanted[group]:g}"
         tried.append(
@@ -100,7 +100,7 @@ def search(
     if any(ratio != single for ratio in current.values()):
         alone = measure(dict.fromkeys(names, single), unseen)
         grouped = measure(current, unseen)
-        gain, error = paired(grouped.rewards, alone.rewards)
+        gain, error = paired_difference(grouped.rewards, alone.rewards)
         ends = grouped.figures["eos"] >= min_eos
         result |= {"confirmation": {"single": alone.figures, "groups": grouped.figures, "gain": gain, "gain_se": error}}
         result["better"] = bool(ends and gain > SURE * error)
@@ -120,13 +120,3 @@ def verdict(found: dict[str, Any]) -> str:
     if found["better"]:
         return f"ratios by group beat the single ratio {found['single']:g}: {gain}"
     return f"ratios by group do not measurably beat the single ratio {found['single']:g}: {gain}; keep the single one"
-
-
-def paired(left: Sequence[float], right: Sequence[float]) -> tuple[float, float]:
-    """Mean of the differences left - right and its standard error.
-
-    >>> paired([1.0, 3.0], [0.0, 1.0])
-    (1.5, 0.5)
-    """
-    differences = [a - b for a, b in zip(left, right, strict=True)]
-    return sum(differences) / len(differences), standard_error(differences)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lite_c2f import __version__
 from lite_c2f.backbone.pair import check_pair, read_config
+from lite_c2f.backbone.weights import INDEX, SINGLE
 from lite_c2f.errors import ConfigError, ModelError, RunError
 from lite_c2f.fine import checks, shards
 from lite_c2f.fine.adapter import CONFIG, WEIGHTS, Adapter, read_adapter
@@ -87,7 +88,7 @@ def merge(
     # 3. room for it?
     others = [name for name in shards.other_files(instruct) if name != Path(REPORT)]
     inputs = [folder for folder in (adapter, base, instruct) if folder is not None]
-    written = [*(file.name for file in job.files), shards.INDEX, CARD, *map(str, others)]
+    written = [*(file.name for file in job.files), INDEX, CARD, *map(str, others)]
     checks.check_report(report, out, written, inputs)
     checks.check_out(unfinished_folder(out), inputs, hidden=True)
     copied = sum((instruct / name).stat().st_size for name in others)
@@ -102,7 +103,7 @@ def merge(
                 say("an interrupted merge was there: started afresh; --resume would have kept its finished shards")
             work.clean()
             records, base_hashes = write_shards(job, work, progress)
-            if list(job.files) != [instruct / shards.SINGLE]:
+            if list(job.files) != [instruct / SINGLE]:
                 weight_map = {entry.name: file.name for file, entries in job.files.items() for entry in entries}
                 shards.write_index(work.folder, weight_map, job.total)
             result = _report(job, records, base_hashes, adapter, base, instruct, ratio, patterns)

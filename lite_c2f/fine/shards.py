@@ -17,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from lite_c2f.backbone.weights import INDEX, SINGLE, read_index, weight_files
 from lite_c2f.errors import C2FError, ModelError
 from lite_c2f.runs import hash_of
 
 Buffer = npt.NDArray[np.uint8]  # not zeroed before it is filled, as a bytearray is
 Chunk = Any  # anything with a buffer: bytes, a memoryview, a NumPy array
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
     **dict.fromkeys(("BF16", "F16", "I16", "U16"), 2),
@@ -50,23 +49,6 @@ class TensorEntry(NamedTuple):
     size: int  # bytes
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder: model.safetensors, or else those that the index names.
-
-    Raises ModelError when there are only pickles, when the index is damaged, or when a shard is missing.
-    """
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if (folder / INDEX).is_file():
-        return [folder / name for name in sorted(set(_read_index(folder).values()))]
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
-    raise ModelError.because(
-        f"no {SINGLE} or {INDEX} in '{folder}'" + (f", only the pickle '{pickles[0]}'" if pickles else ""),
-        "weights as safetensors",
-        "load the model with transformers and save it again" if pickles else "check the path",
-    )
-
-
 def read_model(folder: Path) -> dict[Path, list[TensorEntry]]:
     """The tensors of every weight file of a model folder, in file order; only headers are read.
 
@@ -83,7 +65,7 @@ def read_model(folder: Path) -> dict[Path, list[TensorEntry]]:
                     "download the model again",
                 )
             found[entry.name] = file.name
-    listed = found if (folder / SINGLE).is_file() else _read_index(folder)
+    listed = found if (folder / SINGLE).is_file() else read_index(folder)
     for name in sorted(found.keys() | listed.keys()):
         if found.get(name) != listed.get(name):
             raise ModelError.because(
@@ -265,23 +247,6 @@ def copy_files(source: Path, target: Path, files: list[Path]) -> None:
     for relative in files:
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / relative, target / relative)
-
-
-def _read_index(folder: Path) -> dict[str, str]:
-    file = folder / INDEX
-    try:
-        weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-        # A shard lies beside its index: a path that leads elsewhere would be read from, and written to, elsewhere.
-        names = weight_map.values()
-        if weight_map and all(Path(name).name == name and name.endswith(".safetensors") for name in names):
-            return weight_map
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise ModelError.because(
-        f"'{file}' cannot be read",
-        "a weight_map from tensors to safetensors files beside it",
-        "download the model again",
-    )
 
 
 def _entry(file: Path, data_start: int, name: str, info: dict[str, Any]) -> TensorEntry:

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from lite_c2f.answers import unreached
 from lite_c2f.batches import free
 from lite_c2f.config import Config
 from lite_c2f.fine import groups
@@ -35,6 +36,8 @@ def make_fine(
         plot(found, run / "fine" / "ratios.png")
         ratio = found["chosen"]
         view.note(f"ratios tried: {len(found['tried'])}; chosen {ratio}")
+        if shortfall := unreached(found):
+            view.note(f"warning: {shortfall}")
     if settings.group_budget and bench is not None:
         grouped = search_groups(bench, float(ratio), settings.group_budget, config, run, view)
         layer_ratios = grouped["layer_ratios"] if grouped["better"] else None

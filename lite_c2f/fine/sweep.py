@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import xxhash
 
 from lite_c2f.actors import Instruct, Judge, Ratio, load_coarse
-from lite_c2f.answers import standard_error, summarize
+from lite_c2f.answers import paired_difference, standard_error, summarize
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config, settled
 from lite_c2f.data.records import Prompt
@@ -20,8 +21,9 @@ from lite_c2f.runs import hash_of
 from lite_c2f.sampling import Sampling
 
 RULE = (
-    "of the ratios whose share of ended responses is at least min_eos, the smallest whose mean reward is within one "
-    "standard error of the highest"
+    "of the ratios whose share of ended responses is at least min_eos, the smallest whose mean reward is behind the "
+    "highest by at most one standard error of the paired difference (all ratios answer the same prompts); where none "
+    "ends that often, the one that ends most often"
 )
 
 
@@ -29,7 +31,15 @@ class Trial(NamedTuple):
     """What one setting of ratios gave."""
 
     figures: dict[str, float]  # reward, reward_se, tokens, repeated_4gram, eos, kl, and the toy world's own
-    rewards: list[float]  # one a prompt
+    rewards: list[float]  # one per prompt, in the prompts' order
+
+
+class Choice(NamedTuple):
+    """The ratio that was chosen, and how far the others are behind the best."""
+
+    ratio: float
+    reached: bool  # whether any ratio's share of ended responses is at least min_eos
+    behind: dict[float, tuple[float, float]]  # by ratio: mean of (best - this) in reward, and its standard error
 
 
 class Bench:
@@ -92,16 +102,22 @@ def sweep(
 ) -> dict[str, Any]:
     """Try ratios of the residue on held-out prompts and choose one; returns rule, figures and choice.
 
+    {"rule", "min_eos", "reached": whether any ratio reaches min_eos, "chosen", "tried": a row per ratio, with "behind",
+    the mean difference in reward to the best ratio (by which this one is lower), and its standard error "behind_se"}.
     Ratio 0, the instruct model, is measured too but never chosen.
     """
     wanted = sorted({0.0, *ratios})
-    tried = []
+    trials = {}
     for index, ratio in enumerate(wanted, 1):
-        row = {"ratio": ratio, **bench.measure(ratio).figures}
-        tried.append(row)
+        trials[ratio] = bench.measure(ratio)
         if progress:
-            progress(index, len(wanted), row)
-    return {"rule": RULE, "min_eos": min_eos, "chosen": choose(tried, min_eos), "tried": tried}
+            progress(index, len(wanted), {"ratio": ratio, **trials[ratio].figures})
+    choice = choose(trials, min_eos)
+    tried = []
+    for ratio, trial in trials.items():
+        behind, error = choice.behind[ratio]
+        tried.append({"ratio": ratio, **trial.figures, "behind": round(behind, 4), "behind_se": round(error, 4)})
+    return {"rule": RULE, "min_eos": min_eos, "reached": choice.reached, "chosen": choice.ratio, "tried": tried}
 
 
 def _inputs(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
@@ -111,21 +127,29 @@ def _inputs(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
     return {**config.identity(("model", "data")), **adapters, **fingerprints(config, models), "sampling": sampling}
 
 
-def choose(tried: Sequence[dict[str, float]], min_eos: float) -> float:
-    """The ratio by RULE; where none is eligible, the one whose responses end most often.
+def choose(trials: Mapping[float, Trial], min_eos: float) -> Choice:
+    """The ratio by RULE. trials: by ratio, all on the same prompts; ratio 0 is compared but never chosen.
 
-    A ratio that is not measurably better is not worth changing more of the instruct model.
+    A ratio that is not measurably better is not worth changing more of the instruct model. Measurably: by the standard
+    error of the paired difference to the best ratio, sd(best_i - this_i) / sqrt(n) over prompts i; how much prompts
+    differ among themselves does not count. The best: of the ratios that end often enough, the one with the highest mean
+    reward; where none does, the chosen one.
 
-    >>> rows = [{"ratio": r, "reward": r, "reward_se": 0.1, "eos": e} for r, e in ((0.5, 1.0), (1.0, 0.2))]
-    >>> choose(rows, 0.95)
+    >>> trials = {r: Trial({"eos": e}, [r, r + 1]) for r, e in ((0.5, 1.0), (1.0, 0.2))}
+    >>> choose(trials, 0.95).ratio
     0.5
     """
-    candidates = sorted((row for row in tried if row["ratio"] > 0), key=lambda row: row["ratio"])
-    eligible = [row for row in candidates if row["eos"] >= min_eos]
-    if not eligible:
-        return max(candidates, key=lambda row: (row["eos"], row["reward"], -row["ratio"]))["ratio"]
-    best = max(eligible, key=lambda row: row["reward"])
-    return next(row["ratio"] for row in eligible if row["reward"] >= best["reward"] - best["reward_se"])
+    candidates = sorted(ratio for ratio in trials if ratio > 0)
+    means = {ratio: fmean(trials[ratio].rewards) for ratio in candidates}
+    ended = {ratio: trials[ratio].figures["eos"] for ratio in candidates}
+    eligible = [ratio for ratio in candidates if ended[ratio] >= min_eos]
+    if eligible:
+        best = max(eligible, key=lambda ratio: means[ratio])
+    else:
+        best = max(candidates, key=lambda ratio: (ended[ratio], means[ratio], -ratio))
+    behind = {ratio: paired_difference(trials[best].rewards, trial.rewards) for ratio, trial in trials.items()}
+    close = [ratio for ratio in eligible if behind[ratio][0] <= behind[ratio][1]]
+    return Choice(close[0] if close else best, bool(eligible), behind)
 
 
 def parse_ratios(text: str) -> list[float]:

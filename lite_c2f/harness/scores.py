@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from lite_c2f.answers import standard_error
+from lite_c2f.answers import paired_difference
 
 Measured = Mapping[str, Mapping[str, Any]]  # by task: what `measure` gave for one actor
 
@@ -32,7 +32,7 @@ def difference(key: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> 
         return None
     mine, other = ours["documents"].get(key, []), theirs["documents"].get(key, [])
     if len(mine) == len(other) > 1 and is_mean(mine, left) and is_mean(other, right):
-        return Difference(left - right, standard_error([a - b for a, b in zip(mine, other, strict=True)]), True)
+        return Difference(left - right, paired_difference(mine, other)[1], True)
     return Difference(left - right, together(error_of(key, ours), error_of(key, theirs)), False)
 
 

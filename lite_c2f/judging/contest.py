@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from lite_c2f.answers import standard_error
 from lite_c2f.judging.judges import Judge, in_parts
-from lite_c2f.judging.prompts import Message, pairwise, read_grade, read_verdict, single
+from lite_c2f.judging.prompts import Message, pairwise, single
 from lite_c2f.judging.questions import Question
 from lite_c2f.judging.speak import Said
+from lite_c2f.judging.verdicts import read_grade, read_verdict
 from lite_c2f.kept import Kept
 
 RULE = (

@@ -93,14 +93,19 @@ class Local:
         self._model = Instruct(room, model)
 
     def __call__(self, conversations: Sequence[list[Message]]) -> list[str]:
+        from lite_c2f.data.encode import encode_chat
         from lite_c2f.data.records import Turn
+        from lite_c2f.judging.verdicts import begins_thinking
         from lite_c2f.sampling import Sampling
 
         prompts = [
             (Turn("human", "\n\n".join(message["content"] for message in messages)),) for messages in conversations
         ]
         said = self._model.answer(prompts, Sampling(self._max_tokens, temperature=0.0), self.at_once)
-        return [answer.text for answer in said]
+        tokenizer, most = self._model.tokenizer, self._model.config.data.max_prompt_tokens
+        thinks = begins_thinking(tokenizer.decode(encode_chat(tokenizer, [Turn("human", "Hi")], most)))
+        # a template that opens the thought itself: without its beginning a draft that was cut off reads like a verdict
+        return [f"<think>{answer.text}" if thinks else answer.text for answer in said]
 
 
 def in_parts(judge: Judge, conversations: Sequence[list[Message]], done: Callable[[int, list[str]], None]) -> None:
@@ -111,6 +116,8 @@ def in_parts(judge: Judge, conversations: Sequence[list[Message]], done: Callabl
 
 def _content(answer: Any) -> str:
     text = answer["choices"][0]["message"]["content"]
+    if text is None and answer["choices"][0].get("finish_reason") == "length":
+        return ""  # cut off within its reasoning, which such servers send apart: a judgment that cannot be read
     if not isinstance(text, str):
         raise TypeError("no text")
     return text

@@ -1,10 +1,9 @@
-"""What a judge is asked, and how its verdict is read. The wording is our own.
+"""What a judge is asked. The wording is our own.
 
 The form is that of MT-Bench (arXiv 2306.05685): two answers next to each other in both orders, or one answer with a
 grade from 1 to 10; a reference answer where there is one.
 """
 
-import re
 from collections.abc import Sequence
 
 from lite_c2f.judging.questions import Question
@@ -41,26 +40,6 @@ def single(question: Question, answers: Sequence[str], turn: int) -> list[Messag
     parts = [SINGLE.format(last=LAST if turn else ""), *_reference(question, turn)]
     shown = question._replace(turns=question.turns[: turn + 1])
     return _messages([*parts, _conversation("the assistant", shown, answers[: turn + 1])])
-
-
-def read_verdict(text: str) -> str | None:
-    """ "A", "B" or "tie" from the last verdict in a judge's text; None where there is none.
-
-    >>> read_verdict("Both are right, A is shorter. VERDICT: A")
-    'A'
-    """
-    found = re.findall(r"VERDICT:\s*\**\s*(A|B|TIE)\b", text, flags=re.IGNORECASE)
-    return None if not found else {"A": "A", "B": "B", "TIE": "tie"}[found[-1].upper()]
-
-
-def read_grade(text: str) -> float | None:
-    """The last grade in a judge's text, 1 to 10; None where there is none.
-
-    >>> read_grade("Clear and right. GRADE: 8/10")
-    8.0
-    """
-    found = re.findall(r"GRADE:\s*\**\s*(\d+(?:\.\d+)?)", text, flags=re.IGNORECASE)
-    return float(found[-1]) if found and 1 <= float(found[-1]) <= 10 else None
 
 
 def _reference(question: Question, turn: int | None = None) -> list[str]:

@@ -11,9 +11,9 @@ from lite_c2f.errors import ConfigError
 from lite_c2f.evaluation.metrics import said_before
 from lite_c2f.judging.contest import RULE, ask, grade_table, grade_tasks, pair_table, pair_tasks
 from lite_c2f.judging.judges import Judge
-from lite_c2f.judging.prompts import read_grade, read_verdict
 from lite_c2f.judging.questions import load_questions
 from lite_c2f.judging.speak import answer_all, check_actors
+from lite_c2f.judging.verdicts import read_grade, read_verdict
 from lite_c2f.locks import locked
 from lite_c2f.manifest import check_own, open_run
 from lite_c2f.memory import make_plan, settle

@@ -77,6 +77,8 @@ def model_shape(model: str) -> tuple[Shape, str]:
         return KNOWN[model], "the toy world"
     file = Path(model) / "config.json"
     if not file.is_file():
+        if Path(model).suffix.lower() == ".gguf" or any(Path(model).glob("*.gguf")):
+            raise ModelError.of_gguf(f"model '{model}'")
         if Path(model).is_dir() or model.startswith((".", "/", "~")):
             raise ModelError.because(f"model '{model}': no config.json", "a model folder", "check model.base")
         cached = _cached(model)

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from lite_c2f.answers import unreached
 from lite_c2f.chat import ChatSettings, Pane
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
@@ -100,7 +101,8 @@ def curve(served: Served) -> str:
     for name in ("sweep.json", "ratios.json"):
         with contextlib.suppress(C2FError, KeyError, TypeError, ValueError):
             found = read_json(served.chat.run / "fine" / name)
-            return charts.ratios(found)
+            shortfall = unreached(found)
+            return charts.ratios(found) + (f'<p class="hint">Warning: {escape(shortfall)}.</p>' if shortfall else "")
     return (
         '<p class="hint">The ratio of this run was given, not chosen: '
         f"<code>lite-c2f sweep {escape(str(served.chat.run))}</code> draws the curve.</p>"

@@ -1,5 +1,8 @@
 """The logit lens against a model whose layers are run by hand; words and refusals."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -12,7 +15,10 @@ from lite_c2f.errors import DataError, RunError
 from lite_c2f.evaluation.extras import probed
 from lite_c2f.evaluation.page import as_markdown
 from lite_c2f.evaluation.probe import by_layer, first_tokens, rates, read_words
-from lite_c2f.runs import write_json
+from lite_c2f.fine.merge import merge
+from lite_c2f.probing import probe
+from lite_c2f.runs import write_json, write_text
+from lite_c2f.terminal import print_probe
 
 PROMPTS = [(Turn("human", "w5 w9"),), (Turn("human", "w7 w8 w11 w3 w4"),), (Turn("human", "w1"),)]
 
@@ -57,6 +63,37 @@ def test_every_layer_is_read_as_if_it_were_the_last(actor):
     without = by_layer(actor, PROMPTS, words, 0.0, 3)
     assert without[0] == pytest.approx(found[0], abs=1e-7)  # the embeddings have no adapter
     assert abs(without[-1] - found[-1]) > 1e-4
+
+
+def test_a_run_merged_at_ratios_by_layer_is_read_at_these(pico, tmp_path, capsys):
+    """Against the merged weights themselves, loaded as any model is: what the probe reads is what was published."""
+    run, folders = tmp_path / "run", {name: str(pico[name]) for name in ("base", "instruct")}
+    shutil.copytree(pico["adapter"], run / "coarse" / "adapter")
+    by_layer_ratios = [("*.layers.0.*", 3.0), ("*.mlp.*", 0.0)]
+    merge(
+        pico["adapter"], pico["base"], pico["instruct"], run / "fine" / "model",
+        ratio=1.0, layer_ratios=by_layer_ratios, report=run / "fine" / "merge.json",
+    )  # fmt: skip
+    settings = ["data.max_prompt_tokens=24", "evaluation.max_tokens=8", "model.quantization=none"]
+    settings += ["coarse.length.max=32", "coarse.length.start=8", "fine.max_tokens=32", "data.max_answer_tokens=32"]
+    config = load_config({}, [*settings, *(f"model.{name}={folder}" for name, folder in folders.items())])
+    write_text(run / "config.yaml", config.to_yaml())
+    write_json(run / "coarse" / "metrics.json", {})
+    write_json(run / "run.json", {"schema": 1, "models": folders, "seconds": {}})
+    words, prompts = tmp_path / "words.txt", tmp_path / "prompts.jsonl"
+    words.write_text("w12\nw20\n")
+    prompts.write_text("".join(json.dumps({"prompt": turns[0].text}) + "\n" for turns in PROMPTS))
+    result = probe(run, words, prompts)
+    merged = by_layer(Instruct(config, str(run / "fine" / "model")), PROMPTS, ["w12", "w20"], 0.0, 3)
+    assert result["layers"]["fine"] == pytest.approx(merged, rel=1e-4)
+    whole = by_layer(Instruct(config, folders["instruct"], pico["adapter"]), PROMPTS, ["w12", "w20"], 1.0, 3)
+    assert abs(whole[-1] - merged[-1]) > 0.01 * merged[-1]  # the ratios by layer make a difference that would be seen
+    assert result["ratio"] == 1.0 and result["layer_ratios"]
+    print_probe(result, run)
+    assert "3 prompts, ratios by layer;" in capsys.readouterr().out
+    write_json(run / "fine" / "merge.json", {"ratio": 1.0})
+    with pytest.raises(RunError, match=r"merge\.json' has no ratio for every tensor.*train the fine stage again"):
+        probe(run, words, prompts)
 
 
 def test_words_begin_with_these_tokens(actor):

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lite_c2f.errors import ConfigError
-from lite_c2f.fine.groups import group_of, paired, search, verdict
+from lite_c2f.fine.groups import group_of, search, verdict
 from lite_c2f.fine.ratios import choose_ratios, interpolate, layer_of, read_layer_ratios
 from lite_c2f.fine.sweep import Trial
 
@@ -100,12 +100,6 @@ def test_too_little_to_search_with():
         search(Actor(lambda *_: 0.0), 1.0, 3, 0.95)
     with pytest.raises(ConfigError, match="prompts"):
         search(Actor(lambda *_: 0.0, prompts=15), 1.0, 15, 0.95)
-
-
-def test_paired_difference_by_hand():
-    """Differences 1, 2, 3: mean 2, spread 1 (n - 1), standard error 1 / sqrt 3."""
-    gain, error = paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
-    assert gain == 2.0 and error == pytest.approx(3**-0.5)
 
 
 # -- gradients

@@ -12,10 +12,11 @@ from lite_c2f.errors import ConfigError, DataError, ModelError
 from lite_c2f.evaluation.extras import across_turns
 from lite_c2f.judging.contest import Task, ask, grade_table, grade_tasks, outcome, pair_table, pair_tasks
 from lite_c2f.judging.judges import KEY, Endpoint
-from lite_c2f.judging.prompts import SYSTEM, pairwise, read_grade, read_verdict, single
+from lite_c2f.judging.prompts import SYSTEM, pairwise, single
 from lite_c2f.judging.questions import Question, load_questions, spread
 from lite_c2f.judging.speak import check_actors, converse
 from lite_c2f.judging.stage import repeated_across_turns
+from lite_c2f.judging.verdicts import read_verdict
 
 MT_BENCH = Path(__file__).parents[3] / "shared" / "data" / "mt-bench"
 ONE = Question("1", "math", ("What is 2 + 3?", "And doubled?"), ("5", "10"))
@@ -93,38 +94,6 @@ def test_a_grade_sees_the_conversation_up_to_its_turn():
         "five" in first and "ten" not in first.replace("sentences", "") and "\n5\n" in first and "\n10\n" not in first
     )
     assert "five" in second and "\nten\n" in second and "\n10\n" in second and "\n5\n" not in second
-
-
-@pytest.mark.parametrize(
-    ("text", "verdict"),
-    [
-        ("... VERDICT: A", "A"),
-        ("verdict: b", "B"),
-        ("VERDICT: **TIE**", "tie"),
-        ("VERDICT: A\nno, VERDICT: B", "B"),
-        ("VERDICT: C", None),
-        ("VERDICT: Alice", None),
-        ("A is better", None),
-        ("", None),
-    ],
-)
-def test_verdicts(text, verdict):
-    assert read_verdict(text) == verdict
-
-
-@pytest.mark.parametrize(
-    ("text", "grade"),
-    [
-        ("GRADE: 8", 8),
-        ("grade: 7.5/10", 7.5),
-        ("GRADE: **10**", 10),
-        ("GRADE: 11", None),
-        ("GRADE: 0", None),
-        ("8", None),
-    ],
-)
-def test_grades(text, grade):
-    assert read_grade(text) == grade
 
 
 def test_both_orders_have_to_agree():
@@ -266,6 +235,11 @@ def test_a_server_that_will_not_is_told_in_one_line(server, answer, words, reque
     with pytest.raises(ModelError, match=rf"judge m at 127\.0\.0\.1: .*{words}.*; expected .*; check --url"):
         Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])
     assert len(server.heard) == requests
+
+
+def test_an_answer_cut_off_within_its_reasoning_is_unread_and_stops_nothing(server):
+    server.answers = [(200, {"choices": [{"message": {"content": None}, "finish_reason": "length"}]})]
+    assert Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])]) == [""]
 
 
 @pytest.mark.parametrize("url", ["ftp://x/v1", "host/v1", "http://me:pw@host/v1", "http://"])
