@@ -106,7 +106,7 @@ def main() -> None:
             now.step += 1
             began = time.perf_counter()
             checkpoint = now.checkpoint()
-            store.save(checkpoint, float(now.step))
+            store.save(checkpoint)
             saving.append(time.perf_counter() - began)
             size = sum(file.stat().st_size for file in store.folders()[-1].iterdir())
             began = time.perf_counter()

@@ -26,7 +26,8 @@ ROLLBACKS = 3  # in a stage
 SLOWER = 0.5  # learning rates after each
 log = logging.getLogger(__name__)
 FORMAT = 1  # of what stages put into their checkpoints; another one is refused
-STATE, TENSORS, SCORE, HASHES = "state.json", "tensors.safetensors", "score.json", "hashes.json"
+STATE, TENSORS, HASHES = "state.json", "tensors.safetensors", "hashes.json"
+Scores = Mapping[int, float]  # by step, as far as known: the higher, the better; those not finite never make the best
 
 
 class Checkpoint(NamedTuple):
@@ -39,30 +40,26 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """RUN/STAGE/checkpoints/step-NNNNNN: the last `keep` of them, and the one with the best `score`.
+    """RUN/STAGE/checkpoints/step-NNNNNN: the last `keep` of them, and the one with the best score.
 
-    A folder holds whatever its stage put there; hashes.json says which files make it whole.
+    A folder holds whatever its stage put there; hashes.json says which files make it whole. It holds no score: how good
+    a checkpoint is becomes known after it was made, and the stage says so each time it saves.
     """
 
     def __init__(self, folder: Path, keep: int = 2, needed: Sequence[str] = ()) -> None:
         """needed: files without which a folder is no checkpoint of this stage."""
-        self.folder, self.keep, self._needed = folder, max(1, keep), {SCORE, *needed}
+        self.folder, self.keep, self._needed = folder, max(1, keep), set(needed)
 
-    def publish(self, step: int, fill: Callable[[Path], None], score: float | None = None) -> Path:
-        """Let `fill` write into a folder, publish it with its hashes, and remove those that are neither new nor best.
-
-        score: the higher, the better; None and numbers that are not finite never make it the best.
-        """
+    def publish(self, step: int, fill: Callable[[Path], None], scores: Scores | None = None) -> Path:
+        """Let `fill` write into a folder, publish it with its hashes, remove those neither new nor best."""
         target = self.folder / f"step-{step:06d}"
         with publish_folder(target, replace=True) as unfinished:
             fill(unfinished)
-            known = score if score is not None and math.isfinite(score) else None
-            write_json(unfinished / SCORE, {"step": step, "score": known})
             files = sorted(path for path in unfinished.rglob("*") if path.is_file())
             hashes = {path.relative_to(unfinished).as_posix(): hash_of(path) for path in files}
             write_json(unfinished / HASHES, hashes)
         log.info("saved %s", target)
-        self._prune()
+        self._prune(scores or {})
         return target
 
     def newest_folder(self) -> tuple[Path | None, list[str]]:
@@ -89,41 +86,40 @@ class Checkpoints:
             if self._damage(folder) is not None:
                 self.discard(folder)
 
-    def save(self, checkpoint: Checkpoint, score: float | None = None) -> Path:
+    def save(self, checkpoint: Checkpoint, scores: Scores | None = None) -> Path:
         """Publish a checkpoint of JSON and tensors."""
 
         def fill(folder: Path) -> None:
             save_file({name: _stored(value) for name, value in checkpoint.tensors.items()}, folder / TENSORS)
             write_json(folder / STATE, {"step": checkpoint.step, "state": checkpoint.state})
 
-        return self.publish(checkpoint.step, fill, score)
+        return self.publish(checkpoint.step, fill, scores)
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest of `save` that is whole, and a sentence for each newer one that is not."""
         folder, damaged = self.newest_folder()
         return None if folder is None else _loaded(folder), damaged
 
-    def best(self) -> Checkpoint | None:
+    def best(self, scores: Scores) -> Checkpoint | None:
         """The one of `save` with the highest score, if it is whole and any has one."""
-        folder = self.best_folder()
+        folder = self.best_folder(scores)
         return _loaded(folder) if folder is not None and self._damage(folder) is None else None
 
     def folders(self) -> list[Path]:
         """Those that are published, oldest first."""
         found = self.folder.glob("step-*") if self.folder.is_dir() else ()
         whole = (path for path in found if path.is_dir() and re.fullmatch(r"step-\d{6,}", path.name))
-        return sorted(whole, key=lambda path: int(path.name.removeprefix("step-")))
+        return sorted(whole, key=step_of)
 
     def clear(self) -> None:
         """Remove all of them: the stage is published, or starts anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def best_folder(self) -> Path | None:
-        """The one with the highest score; None where none has any."""
-        scores = {
-            folder: score for folder in self.folders() if (score := _score(folder)) is not None and math.isfinite(score)
-        }
-        return max(scores, key=lambda folder: (scores[folder], folder.name), default=None)
+    def best_folder(self, scores: Scores) -> Path | None:
+        """The one with the highest score, the newest of equal ones; None where none has any."""
+        known = {folder: scores.get(step_of(folder), math.nan) for folder in self.folders()}
+        finite = [folder for folder, score in known.items() if math.isfinite(score)]
+        return max(finite, key=lambda folder: (known[folder], step_of(folder)), default=None)
 
     def _damage(self, folder: Path) -> str | None:
         try:
@@ -141,11 +137,20 @@ class Checkpoints:
             return f"{type(error).__name__}: {error}"
         return None
 
-    def _prune(self) -> None:
-        folders, best = self.folders(), self.best_folder()
+    def _prune(self, scores: Scores) -> None:
+        folders, best = self.folders(), self.best_folder(scores)
         for folder in folders[: -self.keep]:
             if folder != best:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def step_of(folder: Path) -> int:
+    """The step after which a checkpoint was made.
+
+    >>> step_of(Path("step-000010"))
+    10
+    """
+    return int(folder.name.removeprefix("step-"))
 
 
 class Rhythm:
@@ -248,10 +253,3 @@ def _stored(tensor: Tensor) -> Tensor:
 def _loaded(folder: Path) -> Checkpoint:
     saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return Checkpoint(saved["step"], saved["state"], load_file(folder / TENSORS), folder)
-
-
-def _score(folder: Path) -> float | None:
-    try:
-        return json.loads((folder / SCORE).read_text(encoding="utf-8"))["score"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -40,7 +40,7 @@ def examine() -> dict[str, Any]:
         found["gpu"] = torch.cuda.get_device_name()
         found["gpus"] = torch.cuda.device_count()
         found["gpu memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        found["bfloat16"] = torch.cuda.is_bf16_supported()
+        found["bfloat16"] = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         found["gpu"] = "none"
     found["4-bit"] = four_bit_error()
@@ -135,9 +135,20 @@ def stage_of(run: Path, stage: str, published: bool) -> tuple[str, list[str]]:
     if lines and "reward" in lines[-1]:
         parts.append(f"reward {lines[-1]['reward']:+.2f}, limit {lines[-1]['limit']:.0f}")
     if whole is not None:
-        best = store.best_folder()
+        best = store.best_folder(scores_of(run, lines)) if stage == "coarse" else None
         parts.append(f"goes on from {whole.name}" + (f", best {best.name}" if best not in (None, whole) else ""))
     return "; ".join(parts), damaged
+
+
+def scores_of(run: Path, lines: list[dict[str, Any]]) -> dict[int, float]:
+    """What the policies of a coarse stage's checkpoints earned; nothing where the settings cannot be read."""
+    from lite_c2f.coarse.saves import earned
+    from lite_c2f.config import load_config
+
+    try:
+        return earned([line["reward"] for line in lines], load_config(run / "config.yaml"))
+    except (C2FError, KeyError):
+        return {}
 
 
 def four_bit_error() -> str:

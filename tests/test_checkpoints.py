@@ -1,5 +1,6 @@
 """Checkpoints: whole or not at all, the newest good one found, nothing of a generator or an optimiser lost."""
 
+import math
 import random
 
 import numpy as np
@@ -30,7 +31,7 @@ def test_newest_comes_back_as_it_was(tmp_path):
     store = Checkpoints(tmp_path / "c")
     assert store.newest() == (None, [])
     shared = torch.arange(6.0)
-    store.save(Checkpoint(7, {"x": [1, 2.5, None]}, {"a": shared[:3], "b": shared, "t": shared.view(2, 3).T}), 0.5)
+    store.save(Checkpoint(7, {"x": [1, 2.5, None]}, {"a": shared[:3], "b": shared, "t": shared.view(2, 3).T}))
     found, damaged = store.newest()
     assert (found.step, found.state, damaged) == (7, {"x": [1, 2.5, None]}, [])
     assert found.tensors["a"].tolist() == [0, 1, 2] and found.tensors["t"].tolist() == [[0, 3], [1, 4], [2, 5]]
@@ -40,18 +41,20 @@ def test_newest_comes_back_as_it_was(tmp_path):
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
-    store = Checkpoints(tmp_path, keep=2)
-    for step, score in ((1, 0.1), (2, 0.9), (3, 0.3), (4, None), (5, 0.2)):
-        store.save(a_checkpoint(step), score)
-    assert [folder.name for folder in store.folders()] == ["step-000002", "step-000004", "step-000005"]
+    """How good a checkpoint is becomes known when the next one is saved."""
+    store, scores = Checkpoints(tmp_path, keep=2), {1: 0.1, 2: 0.9, 3: 0.3, 4: math.nan, 5: 0.2}
+    for step in range(1, 7):
+        store.save(a_checkpoint(step), {known: score for known, score in scores.items() if known < step})
+    assert [folder.name for folder in store.folders()] == ["step-000002", "step-000005", "step-000006"]
+    assert store.best(scores).step == 2 and store.best({}) is None and store.best({4: 1.0}) is None
 
 
 @pytest.mark.parametrize("file", [TENSORS, STATE, HASHES])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
 def test_a_damaged_one_is_passed_over(tmp_path, file, harm):
     store = Checkpoints(tmp_path)
-    store.save(a_checkpoint(1), 0.0)
-    target = store.save(a_checkpoint(2), 0.0) / file
+    store.save(a_checkpoint(1))
+    target = store.save(a_checkpoint(2)) / file
     content = bytearray(target.read_bytes())
     if harm == "remove":
         target.unlink()
@@ -70,11 +73,11 @@ def test_damaged_ones_do_not_push_out_what_is_saved_from_now_on(tmp_path):
     """All are damaged, and the stage begins anew: its first checkpoints have lower numbers, and stay."""
     store = Checkpoints(tmp_path, keep=1)
     for step in (23, 24):
-        (store.save(a_checkpoint(step), 9.0) / TENSORS).write_bytes(b"cut")
+        (store.save(a_checkpoint(step)) / TENSORS).write_bytes(b"cut")
     assert store.newest()[0] is None
     store.set_aside()
     store.save(a_checkpoint(0))
-    store.save(a_checkpoint(10), 0.1)
+    store.save(a_checkpoint(10))
     assert [folder.name for folder in store.folders()] == ["step-000010"] and store.newest()[0].step == 10
     assert sorted(path.name for path in tmp_path.glob("damaged-*")) == ["damaged-step-000024"]
 

@@ -59,10 +59,13 @@ def test_a_run_is_described(tmp_path):
     (tmp_path / "reward" / "metrics.json").write_text("{}")
     line = "2026-11-21 18:00:00,000 ERROR lite_c2f.run: it failed"
     (tmp_path / "log.txt").write_text(f"{line}\nTraceback\n  File\nError: bad\n")
-    (tmp_path / "metrics.jsonl").write_text('{"stage": "coarse", "step": 4, "reward": 0.5, "limit": 16}\n')
+    rewards = {1: 0.2, 2: 0.9, 3: 0.7, 4: 0.5}  # the policy after update 2 earned 0.7, the one after update 1 0.9
+    lines = [{"stage": "coarse", "step": step, "reward": reward, "limit": 16} for step, reward in rewards.items()]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "config.yaml").write_text("run: {checkpoint_every: 2}\ncoarse: {critic_warmup: 1}\n")
     store = Checkpoints(tmp_path / "coarse" / "checkpoints")
-    for step, score in ((2, 0.9), (4, 0.5), (6, 0.6)):
-        store.save(Checkpoint(step, {}, {"w": torch.ones(2)}), score)
+    for step in (2, 4, 6):
+        store.save(Checkpoint(step, {}, {"w": torch.ones(2)}), {2: 0.7})
     (tmp_path / "coarse" / "checkpoints" / "step-000006" / "state.json").write_text("{}")
     with locked(tmp_path):
         found = doctor.examine_run(tmp_path)
@@ -71,7 +74,7 @@ def test_a_run_is_described(tmp_path):
     assert found["coarse"] == "4 steps done; reward +0.50, limit 16; goes on from step-000004, best step-000002"
     assert found["log ends"] == "2026-11-21 18:00:00,000 ERROR lite_c2f.run: it failed"
     assert len(found["problems"]) == 2 and "step-000006' is damaged" in found["problems"][0]
-    assert "config.yaml" in found["problems"][1] and "state" not in found
+    assert "reward/metrics.json" in found["problems"][1] and "state" not in found
     found = doctor.examine_run(tmp_path)
     assert found["in use"] == "no" and "go on with" not in found
 

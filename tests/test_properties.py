@@ -545,7 +545,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path_factory, tensors, state, s
     store = Checkpoints(tmp_path_factory.mktemp("whole"))
     turned = torch.arange(6.0).view(2, 3).T  # lies in memory in another order, and is shared
     tensors = tensors | {"turned": turned, "turned again": turned}
-    folder = store.save(Checkpoint(step, state, tensors), 0.5)
+    folder = store.save(Checkpoint(step, state, tensors))
     found, damaged = store.newest()
     assert (found.step, found.state, found.folder, damaged) == (step, state, folder, [])
     assert known(found.tensors) == known(tensors)
@@ -590,8 +590,9 @@ some_scores = st.lists(st.none() | st.integers(0, 3), min_size=6, max_size=6)
 @given(steps=some_steps.map(sorted), scores=some_scores, keep=st.integers(1, 3))
 def test_the_newest_and_the_best_stay(tmp_path_factory, steps, scores, keep):
     store, kept = Checkpoints(tmp_path_factory.mktemp("many"), keep), []
+    known = {step: score for step, score in zip(steps, scores, strict=False) if score is not None}
     for step, score in zip(steps, scores, strict=False):
-        store.save(Checkpoint(step, {}, {}), score)
+        store.save(Checkpoint(step, {}, {}), known)
         kept.append((step, score))
         best = max((pair for pair in kept if pair[1] is not None), key=lambda pair: (pair[1], pair[0]), default=None)
         kept = [pair for pair in kept if pair in kept[-keep:] or pair == best]

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from lite_c2f.errors import ModelError, NonFiniteError, RunError
 from lite_c2f.runs import Metrics, cut_lines, hash_of, publish_folder, read_json, write_json
 
 SECTIONS = ("model", "data", "lora", "reward", "coarse")
-SURE = 2.0  # standard errors by which an earlier checkpoint has to be better than the end
+SURE = 2.0  # standard errors by which an earlier policy has to be better than the last one measured
 
 
 class Saves:
@@ -51,7 +51,7 @@ class Saves:
         self._say = tell or (lambda _: None)
         self._store = store_of(run, config)
         self._rhythm = Rhythm(config.run.checkpoint_every, config.run.checkpoint_minutes)
-        self._settings, self._rollouts = config.coarse, config.coarse.rollouts
+        self._config, self._settings = config, config.coarse
         self._identity = identity_of(config, run)
         self._failures = 0  # in a row
         self._led_back = 0  # the update that last led back to a checkpoint
@@ -73,13 +73,13 @@ class Saves:
         if found is not None:
             self._say(f"coarse: going on after update {found.step}, from {found.folder}")
         else:
-            self._save(None)  # shows at once whether the disk takes it, and is there to go back to
+            self._save()  # shows at once whether the disk takes it, and is there to go back to
 
-    def after_update(self, reward: float, asked: bool) -> None:
+    def after_update(self, asked: bool) -> None:
         """Save where a checkpoint is due. Raises KeyboardInterrupt, after saving, where an end was asked for."""
         self._failures = 0
         if self._rhythm.due(self._standing.step) or asked:
-            self._save(reward)
+            self._save()
         if asked:
             ranks.wait()
             raise KeyboardInterrupt
@@ -126,23 +126,23 @@ class Saves:
         self._say(f"going back to update {found.step}, with lower learning rates ({rates}) from there on")
 
     def clear(self) -> None:
-        """The stage is published: nothing is left to resume. Where an earlier checkpoint was clearly better, it stays.
+        """The stage is published: nothing is left to resume."""
+        if ranks.is_first():
+            self._store.clear()
 
-        The best is kept as RUN/coarse/best/adapter, in stock PEFT format as the published one, with its step and
-        reward in best.json.
+    def publish_best(self) -> None:
+        """Where an earlier policy was clearly better than the last one measured, put it into RUN/coarse/best/adapter.
+
+        In stock PEFT format as the published one, with its step and its reward in best.json.
         """
-        if not ranks.is_first():
+        best = self._store.best(self._earned())
+        if best is None:
             return
-        best = self._store.best()
-        if best is not None and best.step < self._standing.step:
-            self._publish_best(best)
-        self._store.clear()
-
-    def _publish_best(self, best: Checkpoint) -> None:
-        then, now = self._standing.lines[best.step - 1], self._standing.lines[-1]
-        score, last = then["reward"], now["reward"]
-        error = math.sqrt((then["reward_std"] ** 2 + now["reward_std"] ** 2) / self._rollouts)
-        if score - last <= SURE * error:  # as good as chance allows to say
+        lines = self._standing.lines
+        then, last, last_step = lines[best.step], lines[-1], len(lines) - 1
+        gain = then["reward"] - last["reward"]
+        error = math.sqrt((then["reward_std"] ** 2 + last["reward_std"] ** 2) / self._settings.rollouts)
+        if gain <= SURE * error:  # as good as chance allows to say
             return
         coarse = self._run / "coarse"
         with publish_folder(coarse / "best", replace=True) as folder:
@@ -151,19 +151,24 @@ class Saves:
                 key.removeprefix("policy."): value for key, value in best.tensors.items() if key.startswith("policy.")
             }
             save_file(weights, folder / "adapter" / "adapter_model.safetensors")
-            write_json(folder / "best.json", {"step": best.step, "reward": score, "reward_last": last})
+            figures = {"step": best.step, "reward": then["reward"]}
+            write_json(folder / "best.json", figures | {"reward_last": last["reward"], "reward_last_step": last_step})
         self._say(
-            f"coarse: the mean reward was higher after update {best.step} ({score:+.2f}, at the end {last:+.2f}); that "
-            f"adapter is kept in {coarse / 'best'}"
+            f"coarse: the policy after update {best.step} earned a mean reward of {then['reward']:+.2f}, the last one "
+            f"that was measured (after update {last_step}) {last['reward']:+.2f}; the better adapter is kept in "
+            f"{coarse / 'best'}"
         )
 
-    def _save(self, reward: float | None) -> None:
+    def _earned(self) -> dict[int, float]:
+        return earned([line["reward"] for line in self._standing.lines], self._config)
+
+    def _save(self) -> None:
         if ranks.is_first():
             if not (self._run / "reward" / "metrics.json").is_file():  # else half of a run would grow in its place
                 raise RunError.because(f"'{self._run}' was removed or emptied while it ran", "the run", "start it anew")
             checkpoint = self._standing.checkpoint()
             checkpoint.state.update(format=FORMAT, identity=self._identity)
-            self._store.save(checkpoint, reward)
+            self._store.save(checkpoint, self._earned())
         self._rhythm.saved()
 
     def _go_to(self, found: Checkpoint | None) -> None:
@@ -179,6 +184,21 @@ class Saves:
             self._log.put_back("coarse", self._standing.lines)
             cut_lines(self._run / "coarse" / "samples.jsonl", lambda line: line["step"] <= step)
         ranks.wait()
+
+
+def earned(rewards: Sequence[float], config: Config) -> dict[int, float]:
+    """The mean reward that the policy of each regular checkpoint earned itself, by step. rewards: of each update.
+
+    Update t + 1 samples from the policy that update t left: only its rewards, one update later, say how good the
+    checkpoint after update t is, and the last policy of all has none. Checkpoints between the regular ones do not
+    count, so that a run which was stopped chooses as one that was not, nor do those before the policy trains.
+
+    >>> from lite_c2f.config import load_config
+    >>> earned([0.1, 0.5, -0.3], load_config({}, ["coarse.critic_warmup=0", "run.checkpoint_every=1"]))
+    {1: 0.5, 2: -0.3}
+    """
+    every, warmup = config.run.checkpoint_every, config.coarse.critic_warmup
+    return {step: reward for step, reward in enumerate(rewards) if step > warmup and step % every == 0}
 
 
 def store_of(run: Path, config: Config) -> Checkpoints:

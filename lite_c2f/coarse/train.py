@@ -130,10 +130,10 @@ def train_coarse(
             if progress:
                 progress(step, standing.expected(settings), line)
             # 5. a checkpoint, where one is due
-            saved.after_update(line["reward"], agree(standing, interruption.asked))
+            saved.after_update(agree(standing, interruption.asked))
 
         check_learned(standing, settings)
-        metrics = publish(roles, config, models, run, standing) if ranks.is_first() else {}
+        metrics = publish(roles, config, models, run, standing, saved) if ranks.is_first() else {}
         saved.clear()
         interruption.asked = agree(standing, interruption.asked)  # by now published: ends after this block
     return metrics
@@ -308,12 +308,13 @@ def store_samples(
         append_line(file, record)
 
 
-def publish(roles: Roles, config: Config, models: ModelPair, run: Path, standing: Standing) -> dict:
-    """Write adapter, critic and, last, metrics.json: its presence says that the stage is finished."""
+def publish(roles: Roles, config: Config, models: ModelPair, run: Path, standing: Standing, saved: Saves) -> dict:
+    """Write adapter, critic, the best earlier policy and, last, metrics.json, which says that the stage is finished."""
     lines = standing.lines
     base_name, revision = adapter_base(config, models), config.model.base_revision
     save_policy(roles, "policy", run / "coarse" / "adapter", base_name, revision)
     save_critic(roles, run / "coarse" / "critic", base_name, revision)
+    saved.publish_best()
     metrics = {
         "updates": len(lines),
         "limit_first": int(lines[0]["limit"]),

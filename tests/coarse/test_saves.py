@@ -13,7 +13,7 @@ from lite_c2f.coarse.saves import Saves
 from lite_c2f.coarse.train import check_learned
 from lite_c2f.config import load_config
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
-from lite_c2f.runs import Metrics
+from lite_c2f.runs import Metrics, hash_of
 
 
 def line(reward, spread=0.3):
@@ -47,7 +47,8 @@ def place(tmp_path):
     told = []
 
     def saves(*more):
-        config = load_config({}, ["coarse.rollouts=16", "run.checkpoint_every=1", "run.keep_checkpoints=1", *more])
+        settings = ["coarse.rollouts=16", "coarse.critic_warmup=0", "run.checkpoint_every=1", "run.keep_checkpoints=1"]
+        config = load_config({}, [*settings, *more])
         return Saves(config, tmp_path, loop, Metrics(tmp_path), told.append)
 
     loop = Loop()
@@ -55,42 +56,105 @@ def place(tmp_path):
 
 
 def learn(place, saves, rewards):
-    for reward in rewards:
+    """Update t earns rewards[t - 1] with the policy that update t - 1 left."""
+    for reward in rewards[place.loop.step :]:
         place.loop.step += 1
         place.loop.lines.append(line(reward))
-        saves.after_update(reward, asked=False)
+        saves.after_update(asked=False)
+
+
+def publish(place, saves):
     adapter = place.run / "coarse" / "adapter"
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text("{}")
     save_file({"lora_A": torch.tensor([99.0])}, adapter / "adapter_model.safetensors")
+    saves.publish_best()
     saves.clear()
     assert not (place.run / "coarse" / "checkpoints").exists()
 
 
-def test_an_adapter_that_was_clearly_better_stays(place):
-    """Standard error of a difference of means of 16 with spread 0.3: 0.106; the best is 0.4 above the end."""
+def best_of(place):
+    """(the weights that were kept, best.json); a policy's weights are the step it was made in."""
+    best = place.run / "coarse" / "best"
+    assert (best / "adapter" / "adapter_config.json").is_file()
+    weights = load_file(best / "adapter" / "adapter_model.safetensors")["lora_A"].item()
+    return weights, json.loads((best / "best.json").read_text())
+
+
+def test_in_a_collapse_the_policy_that_earned_the_high_reward_stays(place):
+    """Update 2 sampled from the policy after update 1 and earned 5: after it, nothing but the collapse is known."""
     saves = place.saves()
     saves.resume()
-    learn(place, saves, [0.1, 0.9, 0.5])
-    best = place.run / "coarse" / "best"
-    assert load_file(best / "adapter" / "adapter_model.safetensors")["lora_A"].item() == 2.0
-    assert (best / "adapter" / "adapter_config.json").is_file()
-    assert json.loads((best / "best.json").read_text()) == {"step": 2, "reward": 0.9, "reward_last": 0.5}
-    assert "higher after update 2 (+0.90, at the end +0.50)" in place.told[-1]
+    learn(place, saves, [1.0, 5.0, -3.0, -3.0])
+    publish(place, saves)
+    weights, figures = best_of(place)
+    assert weights == 1.0
+    assert figures == {"step": 1, "reward": 5.0, "reward_last": -3.0, "reward_last_step": 3}
+    words = "after update 1 earned a mean reward of +5.00, the last one that was measured (after update 3) -3.00"
+    assert words in place.told[-1]
 
 
-@pytest.mark.parametrize("rewards", [[0.1, 0.9, 0.75], [0.1, 0.5, 0.9]])
-def test_a_better_one_by_chance_and_the_last_do_not(place, rewards):
+@pytest.mark.parametrize("rewards", [[0.1, 0.9, 0.75], [0.1, 0.5, 0.9], [0.1, 0.9], [0.1], [9.0, 0.1, 0.1]])
+def test_a_better_one_by_chance_the_last_and_the_untrained_do_not(place, rewards):
+    """Standard error of a difference of means of 16 with spread 0.3: 0.106. Update 1 is answered by the base."""
     saves = place.saves()
     saves.resume()
     learn(place, saves, rewards)
+    publish(place, saves)
     assert not (place.run / "coarse" / "best").exists() and place.told == []
+
+
+def test_policies_of_the_critics_warm_up_are_the_base_and_do_not_count(place):
+    """Updates 1 and 2 train the critic alone: the rewards of updates 1 to 3 are the base's."""
+    saves = place.saves("coarse.critic_warmup=2")
+    saves.resume()
+    learn(place, saves, [1.0, 9.0, 9.0, 4.0, -3.0])
+    publish(place, saves)
+    weights, figures = best_of(place)
+    assert (weights, figures["step"], figures["reward"]) == (3.0, 3, 4.0)
+
+
+@pytest.mark.parametrize("stops", [(), (1,), (3,), (2, 3)])
+def test_a_run_that_was_stopped_keeps_the_same_policy(place, stops):
+    """Stopped after update 3, a checkpoint lies there whose policy earned most; one that was not stopped has none."""
+    rewards = [0.0, 0.0, 4.0, 6.0, 5.0, 0.0, 0.0]
+    saves = place.saves("run.checkpoint_every=2")
+    saves.resume()
+    for stop in stops:
+        learn(place, saves, rewards[: stop - 1])
+        place.loop.step, place.loop.lines = stop, [line(reward) for reward in rewards[:stop]]
+        with pytest.raises(KeyboardInterrupt):
+            saves.after_update(asked=True)
+        saves = place.saves("run.checkpoint_every=2")
+        saves.resume()
+    learn(place, saves, rewards)
+    publish(place, saves)
+    weights, figures = best_of(place)
+    assert (weights, figures["step"], figures["reward"]) == (4.0, 4, 5.0)
+
+
+def test_scores_of_earlier_versions_are_not_believed(place):
+    """They said what the policy before had earned: 5.0 of update 2 lay beside the weights that it collapsed into."""
+    saves = place.saves("run.keep_checkpoints=2")
+    saves.resume()
+    learn(place, saves, [1.0, 5.0])
+    for folder in saves._store.folders():
+        score = folder / "score.json"
+        score.write_text(json.dumps({"step": int(folder.name[-6:]), "score": 5.0 if folder.name[-1] == "2" else 1.0}))
+        hashes = json.loads((folder / "hashes.json").read_text())
+        (folder / "hashes.json").write_text(json.dumps(hashes | {"score.json": hash_of(score)}))
+    saves = place.saves()
+    saves.resume()
+    assert "going on after update 2" in place.told[-1]
+    learn(place, saves, [1.0, 5.0, -3.0])
+    publish(place, saves)
+    assert best_of(place)[0] == 1.0
 
 
 def test_a_checkpoint_beyond_the_end_is_refused(place):
     saves = place.saves("coarse.critic_warmup=1", "coarse.updates=9")
     place.loop.step, place.loop.lines = 6, [line(0.0)] * 6
-    saves.after_update(0.0, asked=False)
+    saves.after_update(asked=False)
     with pytest.raises(RunError, match=r"step-000006' is after 6 updates, coarse\.updates=4; expected as many or more"):
         place.saves("coarse.critic_warmup=1", "coarse.updates=4").resume()
     place.loop.step = 0
@@ -104,7 +168,7 @@ def test_a_checkpoint_beyond_the_token_budget_is_refused(place):
     place.loop.step = 3
     found = place.loop.checkpoint()
     place.loop.checkpoint = lambda: found._replace(state={"lines": [line(0.0) | {"tokens": 10.0}] * 3})
-    saves.after_update(0.0, asked=False)
+    saves.after_update(asked=False)
     with pytest.raises(RunError, match=r"is after 480 tokens, coarse\.token_budget=320; expected as many or more"):
         place.saves("coarse.token_budget=320").resume()
     place.saves("coarse.token_budget=321").resume()
@@ -137,7 +201,7 @@ def test_a_run_that_is_removed_meanwhile_does_not_grow_again(place):
     shutil.rmtree(place.run)
     place.loop.step, place.loop.lines = 1, [line(0.0)]
     with pytest.raises(RunError, match="was removed or emptied while it ran"):
-        saves.after_update(0.0, asked=False)
+        saves.after_update(asked=False)
     assert not place.run.exists()
 
 
@@ -174,7 +238,7 @@ def test_a_checkpoint_that_does_not_help_is_left_for_the_one_before(place):
     saves = place.saves("run.keep_checkpoints=3")
     for step in (2, 4, 6):
         place.loop.step, place.loop.lines = step, [line(0.0)] * step
-        saves.after_update(0.0, asked=False)
+        saves.after_update(asked=False)
 
     def fail():
         for _ in range(3):
@@ -202,8 +266,8 @@ def test_an_end_that_is_asked_for_is_saved_first(place):
     """Between two checkpoints that are due."""
     saves = place.saves("run.checkpoint_every=10")
     place.loop.step, place.loop.lines = 3, [line(0.0)] * 3
-    saves.after_update(0.0, asked=False)
+    saves.after_update(asked=False)
     assert not (place.run / "coarse").exists()
     with pytest.raises(KeyboardInterrupt):
-        saves.after_update(0.0, asked=True)
+        saves.after_update(asked=True)
     assert [folder.name for folder in (place.run / "coarse" / "checkpoints").iterdir()] == ["step-000003"]
