@@ -5,11 +5,13 @@ would wait for all that was launched. Values do not exist there: types and resul
 """
 
 import math
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import pytest
 import torch
 from torch.fx.experimental import _config as symbolic
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import MistralConfig, MistralForCausalLM
 
 from lite_c2f.backbone.heads import ScalarHead
@@ -58,6 +60,21 @@ def make_roles(device, dtype=torch.float32, adapters=APART["adapters"], **given)
     return roles
 
 
+class OneDevice(TorchDispatchMode):
+    """Raises where an operation takes tensors of two devices, as `meta` itself does for most, and a card for all.
+
+    Numbers (no dimension) may come from the host, and copying from one to the other is meant.
+    """
+
+    COPIES = (torch.ops.aten._to_copy, torch.ops.aten.copy_)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor) and value.ndim]
+        if func.overloadpacket not in self.COPIES:
+            assert len({value.device for value in given}) < 2, f"{func} of tensors on two devices"
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.fixture
 def no_host(monkeypatch):
     """Roles on the meta device, where two reads that are meant are let through.
@@ -72,8 +89,14 @@ def no_host(monkeypatch):
         torch, "autocast", lambda kind, **given: nullcontext() if kind == "meta" else autocast(kind, **given)
     )
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
-    with symbolic.patch(meta_nonzero_assume_all_nonzero=True):
-        yield lambda **given: make_roles(META, **given)
+    with symbolic.patch(meta_nonzero_assume_all_nonzero=True), ExitStack() as stack:
+
+        def made(**given):
+            roles = make_roles(META, **given)
+            stack.enter_context(OneDevice())
+            return roles
+
+        yield made
 
 
 def job(temperature, top_p=1.0):
