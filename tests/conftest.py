@@ -42,6 +42,22 @@ WORDS = ("<unk>", "<s>", "</s>", *(f"w{number}" for number in range(61)))
 CHAT_TEMPLATE = "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}"
 
 
+def pytest_configure(config):
+    """`LITE_C2F_TEST_SEED=1 pytest ...`: all tests use toy models trained from that seed (trained now, once).
+
+    The models are put into a cache of their own, where the default recipe's are looked for: the code under test, in
+    this process and in those it starts, takes its usual way to them.
+    """
+    seed = int(os.environ.get("LITE_C2F_TEST_SEED", "0"))
+    if seed and "PYTEST_XDIST_WORKER" not in os.environ:  # those that it starts inherit the place
+        from lite_c2f.toy.build import Recipe, cache_root, toy_folder, toy_pair
+
+        os.environ["LITE_C2F_CACHE"] = str(cache_root() / f"tests-seed-{seed}")
+        trained, usual = toy_pair(Recipe(seed=seed)).base.parent, toy_folder()
+        if not usual.is_symlink():
+            usual.symlink_to(trained.name)
+
+
 def pytest_collection_modifyitems(items):
     places = {str(Path(__file__).parent / name): place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(str(item.path), len(LONG)))

@@ -71,8 +71,13 @@ def _score(roles: Roles, rows: Sequence[Sequence[int]], lengths: list[int], pad_
     with roles.use("reward"):
         for chosen in groups(order, lengths, budget):
             tokens, mask = pad_right([list(rows[row]) for row in chosen], pad_id)
-            hidden = roles.hidden(tokens.to(roles.device))
-            last = (mask.sum(1) - 1).to(roles.device)
-            picked = hidden[torch.arange(len(chosen), device=roles.device), last]
-            scores[chosen] = roles.heads["reward"](picked).float().cpu()
+            last = mask.sum(1) - 1
+            scores[chosen] = score_at(roles, tokens.to(roles.device), last.to(roles.device)).cpu()
     return scores
+
+
+def score_at(roles: Roles, tokens: Tensor, last: Tensor) -> Tensor:
+    """Scores (B,) float32 of rows (B, T), read at position last (B,) of each: the part of scoring on the device."""
+    hidden = roles.hidden(tokens)
+    picked = hidden[torch.arange(len(tokens), device=tokens.device), last]
+    return roles.heads["reward"](picked)

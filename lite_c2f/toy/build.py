@@ -75,14 +75,19 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lite_c2f"
 
 
+def toy_folder(recipe: Recipe = Recipe()) -> Path:
+    """Where the cache keeps the models of a recipe: named by all that they depend on."""
+    depends = (*_DEPENDS, make_tokenizer)
+    text = json.dumps(recipe._asdict()) + "".join(inspect.getsource(part) for part in depends) + CHAT_TEMPLATE
+    return cache_root() / "toy" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def toy_pair(recipe: Recipe = Recipe(), progress: Progress | None = None) -> ToyPair:
     """The toy models, trained now if the cache has none for this recipe.
 
     progress(what, step, steps, loss) is called after every training step. About two minutes on two cores.
     """
-    depends = (*_DEPENDS, make_tokenizer)
-    text = json.dumps(recipe._asdict()) + "".join(inspect.getsource(part) for part in depends) + CHAT_TEMPLATE
-    folder = cache_root() / "toy" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = toy_folder(recipe)
     if not (folder / "instruct" / "config.json").is_file():
         with publish_folder(folder, replace=True) as unfinished:
             _build(unfinished, recipe, progress or (lambda *_: None))

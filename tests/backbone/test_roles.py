@@ -153,22 +153,24 @@ def test_trap_6_a_merged_adapter_is_refused(quantized):
 
 
 def test_trap_7_checkpointing_is_on_for_training_alone(quantized):
-    roles = make(quantized, checkpointing=True)
-    calls = []
-    original = torch.utils.checkpoint.checkpoint
-
-    def spy(*args, **kwargs):
-        calls.append(kwargs.get("use_reentrant"))
-        return original(*args, **kwargs)
-
-    layers = roles.decoder.layers
-    with roles.use("policy", train=True):
-        assert roles.model.training and all(layer.gradient_checkpointing for layer in layers)
-        assert all(layer._gradient_checkpointing_func.keywords == {"use_reentrant": False} for layer in layers)
-    with roles.use("policy"):
-        assert not roles.model.training
-        output = roles.model(input_ids=TOKENS, use_cache=True)
-        assert output.past_key_values.get_seq_length() == 5  # checkpointing would have switched the cache off
+    """Seen in how often a layer runs: in training once more, when the backward pass recomputes it."""
+    for checkpointing, runs in ((True, 2), (False, 1)):
+        roles = make(quantized, checkpointing=checkpointing)
+        calls, layers = [], roles.decoder.layers
+        for layer in layers:
+            layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))  # noqa: B023 (called before the next round)
+        with roles.use("policy", train=True):
+            states = roles.hidden(TOKENS)
+            assert len(calls) == len(layers) == 2
+            states.sum().backward()
+            assert len(calls) == runs * len(layers)
+            if checkpointing:
+                assert all(layer._gradient_checkpointing_func.keywords == {"use_reentrant": False} for layer in layers)
+        with roles.use("policy"):
+            assert not roles.model.training
+            output = roles.model(input_ids=TOKENS, use_cache=True)
+            assert output.past_key_values.get_seq_length() == 5  # checkpointing would have switched the cache off
+        assert len(calls) == (runs + 1) * len(layers)
 
 
 def test_trap_8_padding_behind_the_row_changes_nothing(quantized):

@@ -24,16 +24,24 @@ def test_a_run_by_hand():
     assert state.reward == Running(2, 0.5, 0.25)
     assert state.limit == 24
     state = advance(state, PLAIN, 1.5, 1.0, 1.0)  # z = (1.5 - 0.5) / 0.5 = 2, the critic loss never moved
-    assert state.gate == pytest.approx(1 / (1 + math.exp(-2)))
+    assert state.gate == pytest.approx(0.8808, abs=5e-5)  # 1 / (1 + e^-2), e^-2 = 0.1353
     assert state.limit == 32  # 24 + round_to(8 * 0.88, 4) = 24 + 8
 
 
-def test_a_rising_critic_loss_closes_the_gate():
-    state = LengthState(16, reward=Running(5, 0.0, 1.0), value_loss=Running(5, 1.0, 1.0))
-    calm = advance(state, PLAIN, 0.0, 0.0, 1.0)
-    lost = advance(state, PLAIN, 0.0, 3.0, 1.0)
-    assert calm.gate == pytest.approx(sigmoid(0.5)) and lost.gate == pytest.approx(sigmoid(-1.0))
-    assert calm.limit == 20 and lost.limit == 20 - 4 + 4 * (8 * lost.gate >= 2)
+@pytest.mark.parametrize(
+    ("value_loss", "gate", "limit"),
+    [
+        (1.0, 0.8176, 24),  # z = -3, x = 1.5, e^-1.5 = 0.2231; 8 * 0.8176 = 6.5, nearest multiple of 4: 8
+        (4.0, 0.5, 20),  # as usual: 8 * 0.5 = 4
+        (5.0, 0.3775, 20),  # z = 1, x = -0.5, e^0.5 = 1.6487; 8 * 0.3775 = 3.02: 4
+        (7.0, 0.1824, 16),  # z = 3, x = -1.5, e^1.5 = 4.4817; 8 * 0.1824 = 1.46: 0
+    ],
+)
+def test_a_rising_critic_loss_closes_the_gate(value_loss, gate, limit):
+    """The reward is as usual, z = 0; the critic's loss weighs a half."""
+    state = LengthState(16, reward=Running(5, 0.0, 1.0), value_loss=Running(5, 4.0, 1.0))
+    after = advance(state, PLAIN, 0.0, value_loss, 1.0)
+    assert after.gate == pytest.approx(gate, abs=5e-5) and after.limit == limit
 
 
 def test_grows_only_while_responses_hit_the_limit():

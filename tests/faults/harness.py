@@ -1,15 +1,10 @@
-"""Starts the command line in real processes, and stops them in every way there is.
+"""The small toy run in real processes: started, stopped where it has come to a step, and compared with a whole one."""
 
-Processes are forked from a server that has the libraries loaded: a start takes a moment instead of seconds, and is
-then a process like any other.
-"""
-
+import functools
 import json
-import multiprocessing
-import os
-import signal
-import time
 from pathlib import Path
+
+from processes import Command, hold
 
 CONFIG = Path(__file__).parents[2] / "configs" / "toy.yaml"
 SMALL = [
@@ -26,52 +21,6 @@ SMALL = [
     "run.checkpoint_every=2",
 ]
 TIMES = ("seconds", "sampling_seconds", "tokens_per_s", "peak_memory_mib")
-PATIENCE = 240.0
-
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["lite_c2f.cli", "lite_c2f.pipeline", "lite_c2f.terminal"])
-
-
-def work(arguments, errors, patch):
-    """In the new process: the command line, its messages in a file."""
-    os.setsid()
-    out = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(out, 1), os.dup2(out, 2)
-    if patch is not None:
-        patch()
-    from lite_c2f.cli import main
-
-    main(arguments)
-
-
-class Command:
-    """A command that runs. patch: a function of the test module, called first in the new process."""
-
-    def __init__(self, *arguments, patch=None, log):
-        self.log = Path(log)
-        self.process = server.Process(target=work, args=([str(part) for part in arguments], str(log), patch))
-        self.process.start()
-
-    def wait(self):
-        """Its exit code; negative for a signal."""
-        self.process.join(PATIENCE)
-        if self.process.is_alive():
-            self.process.kill()
-            raise AssertionError(f"still running after {PATIENCE} s: {self.said()}")
-        return self.process.exitcode
-
-    def said(self):
-        return self.log.read_text() if self.log.is_file() else ""
-
-    def send(self, number):
-        if self.process.is_alive():
-            os.kill(self.process.pid, number)
-
-    def until(self, happened):
-        """Wait until something is so, or the command has ended."""
-        end = time.monotonic() + PATIENCE
-        while self.process.is_alive() and not happened() and time.monotonic() < end:
-            time.sleep(0.005)
 
 
 def train(run, *more, patch=None, log=None):
@@ -88,11 +37,16 @@ def finish(run, *more, patch=None):
 
 
 def stopped(run, how, stage, after, *more):
-    """Start, and send a signal when metrics.jsonl has a line of this stage's step; returns exit code and messages."""
-    file, mark = run / "metrics.jsonl", f'"stage": "{stage}", "step": {after},'
-    command = train(run, *more)
-    command.until(lambda: file.is_file() and mark in file.read_text())
+    """Start, and send a signal while the line behind this stage's step `after` is about to be written.
+
+    Returns exit code and messages.
+    """
+    hand = run.parent / f"{run.name} at {stage} {after}"
+    mark = f'"stage": "{stage}", "step": {after},'
+    command = train(run, *more, patch=functools.partial(hold, run / "metrics.jsonl", mark, hand))
+    command.until_held(hand)
     command.send(how)
+    command.let_go(hand)
     return command.wait(), command.said()
 
 
@@ -131,6 +85,3 @@ def leftovers(run):
     """What should not be there when all is published."""
     kinds = ("*/checkpoints", "**/.*", "*/trials.jsonl", "evaluation/answers.jsonl")
     return [str(path.relative_to(run)) for kind in kinds for path in run.glob(kind)]
-
-
-SIGNALS = {"kill": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
