@@ -9,6 +9,7 @@ from contextlib import ExitStack, nullcontext
 
 import pytest
 import torch
+from conftest import word_tokenizer
 from torch.fx.experimental import _config as symbolic
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -22,7 +23,7 @@ from lite_c2f.coarse.rollout import Batches, Ends, Rollout, collect, evaluate
 from lite_c2f.coarse.update import Minibatch, gradients, update
 from lite_c2f.config import Lora, load_config
 from lite_c2f.reward.score import Normalizer, score, score_at
-from lite_c2f.sampling import Sampling
+from lite_c2f.sampling import Sampling, Stops
 from lite_c2f.sampling.slots import Job, Ledger, Slots
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -102,7 +103,7 @@ def no_host(monkeypatch):
 def job(temperature, top_p=1.0):
     limits = [6] * len(PROMPTS)
     sampling = Sampling(6, temperature, 5 if top_p < 1 else 0, top_p)
-    return Job(PROMPTS, limits, sampling, [2], [[7, 8]], 0, range(len(PROMPTS)))
+    return Job(PROMPTS, limits, sampling, [2], Stops(word_tokenizer(), [" w4 w5"]), 0, range(len(PROMPTS)))
 
 
 @pytest.mark.parametrize("sampling", [(0.0,), (1.0,), (0.7, 0.9)])
@@ -160,7 +161,7 @@ def rolled_out(roles, settings=SETTINGS):
         [*PROMPTS, [1, 2]],
         settings,
         6,
-        Ends(2, 0, []),
+        Ends(2, 0),
         Normalizer(0.0, 1.0),
         seed=1,
         batches=Batches.of(settings),

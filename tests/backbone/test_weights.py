@@ -77,7 +77,7 @@ def gguf_with_config(folder):
 @pytest.mark.parametrize("left", [gguf_alone, gguf_with_config])
 def test_a_folder_of_a_gguf_says_what_it_is(editable, pico, tmp_path, left):
     folder = left(editable("instruct"))
-    config = load_config({}, [f"model.base={pico['base']}", f"model.instruct={folder}"])
+    config = load_config({}, [f"model.base={pico['base']}", f"model.instruct={folder}", "model.stop=[]"])
     with pytest.raises(ModelError, match=GGUF):
         resolve_models(config)
     with pytest.raises(ModelError, match=GGUF):
