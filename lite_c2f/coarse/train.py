@@ -25,7 +25,7 @@ from lite_c2f.coarse.saves import Saves
 from lite_c2f.coarse.update import update
 from lite_c2f.coarse.watch import correlation, share_alike, warnings
 from lite_c2f.config import Coarse, Config
-from lite_c2f.data.encode import stop_ids
+from lite_c2f.data.encode import answer_end, stop_ids
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.interrupts import graceful
@@ -63,9 +63,9 @@ def train_coarse(
     settings = config.coarse
     tokenizer = load_tokenizer(models.base)
     roles, normalizer = prepare_roles(config, models, run)
-    eos = tokenizer.eos_token_id
-    others = tuple(token for token in end_tokens(roles.model, tokenizer) if token != eos)
-    ends = Ends(eos, tokenizer.pad_token_id, stop_ids(tokenizer, config.model.stop), others)
+    end = answer_end(tokenizer, config.model.prompt_template, config.model.chat_template_kwargs)
+    others = tuple(token for token in end_tokens(roles.model, tokenizer, end) if token != end)
+    ends = Ends(end, tokenizer.pad_token_id, stop_ids(tokenizer, config.model.stop), others)
     shown = [encode(config, tokenizer, prompt) for prompt in corpus.held_out_prompts[: settings.sample_prompts]]
     standing = begin(config, corpus, roles, tokenizer, tell)
     optimizers, shuffler, batches = standing.optimizers, standing.shuffler, standing.batches
