@@ -106,7 +106,7 @@ def test_an_answer_follows_a_chat_template_as_that_writes_it(between, expected):
     """In byte-level BPE ` answer` is one token, and not the one without its space."""
     tokenizer = byte_level(
         chat_template="{% for m in messages %}{% if m['role'] == 'user' %}[{{ m['content'] }}]{% else %}"
-        + between
+        + f"{{{{ {between!r} }}}}"  # a line break behind a tag of Jinja's would be dropped
         + "{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
     )
     spaced, bare = (ids_of(tokenizer, text) for text in (" answer", "answer"))
