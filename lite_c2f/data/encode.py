@@ -38,6 +38,15 @@ def render(turns: Sequence[Turn], template: str = HH) -> str:
     return text
 
 
+def beginning(tokenizer: Any) -> list[int]:
+    """The ids that a base model's prompt begins with: BOS where the tokenizer itself puts it before a text, else none.
+
+    A tokenizer may define a BOS that its model never read at the beginning of a text (`<|im_start|>` of SmolLM2).
+    """
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos] else []
+
+
 def encode_prompt(
     tokenizer: Any,
     turns: Sequence[Turn],
