@@ -16,8 +16,8 @@ from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize
-from lite_c2f.config import Config
-from lite_c2f.data.encode import encode_chat, encode_prompt
+from lite_c2f.config import CHAT, Config
+from lite_c2f.data.encode import answer_end, encode_answer, encode_chat, encode_prompt, turn_end
 from lite_c2f.data.records import Turn
 from lite_c2f.divergence import Hidden, mean_kl
 from lite_c2f.errors import ModelError, RunError
@@ -40,19 +40,25 @@ def answer_base(
     batch: int | BatchSize = 64,
 ) -> list[Answer]:
     """Answers of the base (`reference`) or the Coarse Actor (`policy`), in HH style, ended by the marker."""
-    limit = config.data.max_prompt_tokens
-    ids = [encode_prompt(tokenizer, turns, limit, template=config.model.prompt_template)[0] for turns in prompts]
+    ids = prompts_of_base(tokenizer, config, prompts)
+    turn = turn_end(tokenizer, config.model.prompt_template, config.model.chat_template_kwargs)
     with roles.sampling(role):
-        ends = end_tokens(roles.model, tokenizer)
+        ends = end_tokens(roles.model, tokenizer, turn)
         return _answer(roles.model, tokenizer, ids, sampling, batch, Stops(tokenizer, config.model.stop), ends)
+
+
+def prompts_of_base(tokenizer: Any, config: Config, prompts: Sequence[Turns]) -> list[list[int]]:
+    """Ids of prompts in the form of the model that is trained, which the reward model reads too."""
+    model, most = config.model, config.data.max_prompt_tokens
+    form = model.prompt_template, model.chat_template_kwargs
+    return [encode_prompt(tokenizer, turns, most, *form)[0] for turns in prompts]
 
 
 def kl_of_coarse(
     roles: Roles, tokenizer: Any, config: Config, prompts: Sequence[Turns], answers: Sequence[Answer], batch: BatchSize
 ) -> float:
     """Mean KL(Coarse Actor || base) in nats a token, over whole distributions along the Coarse Actor's answers."""
-    limit = config.data.max_prompt_tokens
-    asked = [encode_prompt(tokenizer, turns, limit, template=config.model.prompt_template)[0] for turns in prompts]
+    asked = prompts_of_base(tokenizer, config, prompts)
 
     def hidden(role: str) -> Hidden:
         def states(tokens: Tensor) -> Tensor:
@@ -80,7 +86,8 @@ class Instruct:
                 f"instruct model '{model}': no chat template", "a tokenizer with one", "use an instruct model"
             )
         base = load_model(model, config, revision=revision)
-        self.eos_ids = end_tokens(base, self.tokenizer)
+        turn = turn_end(self.tokenizer, CHAT, config.model.chat_template_kwargs)
+        self.eos_ids = end_tokens(base, self.tokenizer, turn)
         self.model: Any = base
         self._layers: dict[str, LoraLayer] = {}  # by the name of the weight
         if adapter is not None:
@@ -122,8 +129,7 @@ class Instruct:
 
         prompts and answers: what the model with the residue was asked and said; only the text counts, not its ending.
         """
-        limit = self.config.data.max_prompt_tokens
-        asked = [encode_chat(self.tokenizer, turns, limit) for turns in prompts]
+        asked = self._encoded(prompts)
         head, pad_id = self.model.get_output_embeddings(), padding_id(self.tokenizer)
 
         def hidden(share: Ratio) -> Hidden:
@@ -143,10 +149,15 @@ class Instruct:
         batch: int | BatchSize = 64,
         expected: Sequence[float] | None = None,
     ) -> list[Answer]:
-        """Answers through the model's own chat template, ended by EOS. expected: as for `sample`."""
-        ids = [encode_chat(self.tokenizer, turns, self.config.data.max_prompt_tokens) for turns in prompts]
+        """Answers through the model's own chat template, ended by EOS or a turn's end. expected: as for `sample`."""
+        ids = self._encoded(prompts)
         with sampling_copies(self.model):
-            return _answer(self.model, self.tokenizer, ids, sampling, batch, None, self.eos_ids, expected)
+            answers = _answer(self.model, self.tokenizer, ids, sampling, batch, None, self.eos_ids, expected)
+        return [answer._replace(chat=True) for answer in answers]
+
+    def _encoded(self, prompts: Sequence[Turns]) -> list[list[int]]:
+        most, variables = self.config.data.max_prompt_tokens, self.config.model.chat_template_kwargs
+        return [encode_chat(self.tokenizer, turns, most, variables) for turns in prompts]
 
 
 def _answer(
@@ -185,18 +196,29 @@ class Judge:
 
     def __call__(self, prompts: Sequence[Turns], answers: Sequence[Answer]) -> list[float]:
         """One normalised reward an answer. Every actor is read in the base's prompt style, the one it learned."""
-        settings = self.config
-        rows = []
-        for turns, answer in zip(prompts, answers, strict=True):
-            prompt, _ = encode_prompt(
-                self.tokenizer, turns, settings.data.max_prompt_tokens, template=settings.model.prompt_template
-            )
-            ended = answer.finish != "limit"
-            rows.append(scored_row(prompt, answer.text_tokens, ended, self.tokenizer.eos_token_id))
-        batch = settings.evaluation.batch
+        rows = self.rows(prompts, answers)
+        batch = self.config.evaluation.batch
         at_once = JUDGED_ROWS if batch == "auto" else min(JUDGED_ROWS, batch)
         raw = score(self.roles, rows, pad_id=padding_id(self.tokenizer), batch=at_once)
         return [self.normalizer(float(value)) for value in raw]
+
+    def rows(self, prompts: Sequence[Turns], answers: Sequence[Answer]) -> list[list[int]]:
+        """What the reward model reads: prompt and answer in the form it learned, with its end where the answer ended.
+
+        An answer behind a chat template has no space before it where the base's has one: its text is encoded again, as
+        answers were in training. The base's own answers stay the tokens that were sampled.
+        """
+        model = self.config.model
+        end = answer_end(self.tokenizer, model.prompt_template, model.chat_template_kwargs)
+        rows = []
+        asked = prompts_of_base(self.tokenizer, self.config, prompts)
+        for prompt, answer in zip(asked, answers, strict=True):
+            tokens = answer.text_tokens
+            if answer.chat and model.prompt_template != CHAT:
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                tokens = encode_answer(self.tokenizer, text, ended=False)
+            rows.append(scored_row(prompt, tokens, answer.finish != "limit", end))
+        return rows
 
 
 def load_coarse(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Judge]:

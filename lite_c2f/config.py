@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from lite_c2f.errors import ConfigError
 from lite_c2f.yaml_files import apply_override, read_mapping
 
 PROMPT_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant:"
 CHAT = "chat"  # in its place: the tokenizer's own chat template
+_OWN_KWARGS = {"add_generation_prompt", "chat_template", "continue_final_message", "conversation", "tokenize"}
 
 
 class Section(BaseModel):
@@ -74,6 +75,11 @@ class Model(Section):
         description="Prompt of the model that is trained, with {prompt} in it; chat: its tokenizer's own template, to "
         "train an instruct model directly.",
     )
+    chat_template_kwargs: dict[str, JsonValue] = Field(
+        {},
+        description="Variables for every chat template that is rendered, such as enable_thinking: false for a model "
+        "that would think before each answer.",
+    )
     stop: tuple[str, ...] = Field(("\n\nHuman:",), description="Texts that end a base model's response, as EOS does.")
 
     @model_validator(mode="after")
@@ -82,6 +88,8 @@ class Model(Section):
             raise ValueError("model.prompt_template must contain {prompt} exactly once, or be chat")
         if not all(self.stop):
             raise ValueError("model.stop holds an empty text; remove it")
+        if own := sorted(_OWN_KWARGS.intersection(self.chat_template_kwargs)):
+            raise ValueError(f"model.chat_template_kwargs.{own[0]} is set by the program; remove it")
         for key in ("base", "instruct"):
             _refuse_address(f"model.{key}", getattr(self, key), "a folder or a hub name such as owner/model")
         return self

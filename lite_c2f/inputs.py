@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lite_c2f.backbone.folder import check_architecture, check_weights
-from lite_c2f.backbone.load import load_tokenizer, pick_device, pick_dtype
+from lite_c2f.backbone.load import listed_end_tokens, load_tokenizer, pick_device, pick_dtype
 from lite_c2f.backbone.pair import check_pair, read_config
-from lite_c2f.config import Config, Source
-from lite_c2f.data.encode import encode_chat, encode_prompt
+from lite_c2f.config import CHAT, Config, Source
+from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt, turn_end
 from lite_c2f.data.records import Pair, Prompt, Turn, load_pairs, load_prompts, prompts_of
 from lite_c2f.data.sources import local_files
 from lite_c2f.errors import ConfigError, DataError, ModelError
@@ -108,18 +108,41 @@ def check_stops(config: Config, models: ModelPair) -> None:
     """Raise ConfigError for texts that the tokenizers cannot take, ModelError for a tokenizer that cannot be used.
 
     The texts: stop sequences, and the markers around a prompt, which need room within data.max_prompt_tokens. The
-    instruct model's tokenizer needs a chat template that works.
+    instruct model's tokenizer needs a chat template that works; one that is trained with needs answers behind prompts.
     """
+    template, variables = config.model.prompt_template, config.model.chat_template_kwargs
     question, most = [Turn("human", "Hi")], config.data.max_prompt_tokens
     tokenizer = load_tokenizer(models.base)
     Stops(tokenizer, config.model.stop)
-    encode_prompt(tokenizer, question, most, template=config.model.prompt_template)
+    encode_prompt(tokenizer, question, most, template, variables)
+    encode_answer(tokenizer, "Hello", ended=True, template=template, template_kwargs=variables)
     try:
-        encode_chat(load_tokenizer(models.instruct), question, most)
+        encode_chat(load_tokenizer(models.instruct), question, most, variables)
     except ModelError as error:
         if models.instruct in str(error):
             raise
         raise ModelError(f"instruct model '{models.instruct}': {error}") from None
+
+
+def unlisted_turn_end(config: Config, models: ModelPair) -> int | None:
+    """The token that ends the instruct model's turns, where neither its files nor its tokenizer list it as an end.
+
+    Stock libraries would never stop at it. None where it is listed, or the chat template has none.
+    """
+    tokenizer = load_tokenizer(models.instruct)
+    end = turn_end(tokenizer, CHAT, config.model.chat_template_kwargs)
+    return None if end in (tokenizer.eos_token_id, *listed_end_tokens(Path(models.instruct))) else end
+
+
+def turn_end_note(config: Config, models: ModelPair) -> str | None:
+    """What to say of such a token."""
+    if (end := unlisted_turn_end(config, models)) is None:
+        return None
+    token = load_tokenizer(models.instruct).convert_ids_to_tokens(end)
+    return (
+        f"the instruct model's chat template ends a turn with {token!r} ({end}), which is not among its end tokens: it "
+        "ends answers here, and fine/model/generation_config.json will list it"
+    )
 
 
 def adapter_base(config: Config, models: ModelPair) -> str:

@@ -31,6 +31,7 @@ from lite_c2f.inputs import (
     check_stops,
     load_corpus,
     resolve_models,
+    turn_end_note,
 )
 from lite_c2f.locks import locked
 from lite_c2f.manifest import (
@@ -128,7 +129,9 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     check(plan, todo)
     check_room(run, plan, done)
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
-    work = Work(settle(config, plan), config, models, corpus, plan, done, seconds, accepted)
+    notes = [f"accepted: {text}" for text in accepted]
+    notes += filter(None, [turn_end_note(config, models)])
+    work = Work(settle(config, plan), config, models, corpus, plan, done, seconds, notes)
     if ranks.is_first():
         sweep_leftovers(run)
         save_config(run, config)
@@ -162,7 +165,7 @@ def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force:
     config, models, corpus = work.config, work.models, work.corpus
     tracker = start_tracker(config, run) if ranks.is_first() else None
     for note in work.notes:
-        view.note(f"accepted: {note}")
+        view.note(note)
     tell_data(view, corpus, config)
     tell_plan(view, work.plan)
     for stage in STAGES:

@@ -3,14 +3,18 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizer_kinds import made
+from transformers import AddedToken, AutoTokenizer
 
-from lite_c2f.actors import Instruct
+from lite_c2f.actors import Instruct, Judge
 from lite_c2f.answers import Answer
 from lite_c2f.backbone.load import load_tokenizer
 from lite_c2f.config import load_config
 from lite_c2f.data.encode import encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
 from lite_c2f.fine.merge import merge
+from lite_c2f.reward.score import Normalizer
+from lite_c2f.sampling import Sampling
 
 
 @pytest.fixture
@@ -92,3 +96,68 @@ def test_ratios_by_weight_are_what_a_merge_writes(tmp_path, pico, instruct):
     torch.testing.assert_close(logits(instruct, ids, ratios), expected, rtol=0, atol=1e-6)
     assert (logits(instruct, ids, 1.0) - expected).abs().max() > 1e-3
     torch.testing.assert_close(logits(instruct, ids, 1.0), logits(instruct, ids, dict.fromkeys(ratios, 1.0)))
+
+
+def test_the_end_of_a_turn_ends_answers(pico, editable):
+    """The token that ends a turn in the chat template is no end token of the model's files."""
+    settings = ["model.quantization=none", "data.max_prompt_tokens=16", "evaluation.max_tokens=32"]
+    asked, greedy = [(Turn("human", "w1 w2"),)], Sampling(12, temperature=0.0)
+    (before,) = Instruct(load_config({}, settings), str(pico["instruct"])).answer(asked, greedy)
+    words = before.text.split()
+    end = next(word for place, word in enumerate(words[3:], 3) if word not in words[:place] and word.startswith("w"))
+    folder = editable("instruct")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken(end, special=True)], special_tokens=True)
+    tokenizer.chat_template = (  # the same prompt as before; answers end with that word
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }} " + end + "{% endif %}{% endfor %}"
+    )
+    tokenizer.save_pretrained(folder)
+    actor = Instruct(load_config({}, settings), str(folder))
+    number = tokenizer.convert_tokens_to_ids(end)
+    assert actor.eos_ids == sorted([2, number])  # `</s>` is 2
+    (answer,) = actor.answer(asked, greedy)
+    place = words.index(end)
+    assert answer == Answer(" ".join(words[:place]), place + 1, "eos", before.text_tokens[:place], chat=True)
+
+
+def test_variables_reach_the_chat_template_of_an_actor(pico, editable):
+    folder = editable("instruct")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ style }} {% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    settings = ["data.max_prompt_tokens=16", "evaluation.max_tokens=32", "model.chat_template_kwargs.style=w7"]
+    actor = Instruct(load_config({}, settings), str(folder))
+    seen = []
+    actor.model.model.embed_tokens.register_forward_pre_hook(lambda module, args: seen.append(args[0].tolist()))
+    actor.answer([(Turn("human", "w1"),)], Sampling(1, temperature=0.0))
+    assert seen[0] == [[10, 4]]  # w7 w1
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama3", "qwen", "sentencepiece"])
+def test_answers_of_all_actors_are_read_in_one_form(kind):
+    """An instruct model's `It is 5.` behind its template and a base's ` It is 5.` are the same answer: the same row."""
+    tokenizer = made(kind)
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    prompt = "\n\nHuman: Why?\n\nAssistant:"
+    spaced = ids(f"{prompt} It is 5.")[len(ids(prompt)) :]
+    judge = Judge(None, tokenizer, Normalizer(0.0, 1.0), load_config({}))
+    base = Answer("It is 5.", len(spaced) + 1, "stop", spaced)
+    instruct = Answer("It is 5.", 5, "eos", ids("It is 5."), chat=True)
+    cut = instruct._replace(finish="limit")
+    rows = judge.rows([(Turn("human", "Why?"),)] * 3, [base, instruct, cut])
+    assert rows[0][-len(spaced) - 1 :] == [*spaced, tokenizer.eos_token_id]
+    assert rows[1] == rows[0] and rows[2] == rows[0][:-1]
+    if kind != "sentencepiece":  # there a text has its space anyway
+        assert ids("It is 5.") != spaced
+
+
+def test_in_its_own_template_the_reward_model_reads_the_end_of_a_turn():
+    tokenizer = made("qwen")  # EOS is 0, <|im_end|> 2
+    judge = Judge(None, tokenizer, Normalizer(0.0, 1.0), load_config({}, ["model.prompt_template=chat"]))
+    answer = Answer("5", 2, "eos", [23], chat=True)
+    (row,) = judge.rows([(Turn("human", "Why?"),)], [answer])
+    assert row == [*encode_chat(tokenizer, [Turn("human", "Why?")], 99), 23, 2]

@@ -55,6 +55,7 @@ PLACES = {  # where the schema does not say all
     "instruct": TEXT.map("instruct {}".format),
     "prompt_template": TEXT.map(lambda text: text.replace("{prompt}", "") + "{prompt}"),
     "stop": st.lists(st.text(min_size=1), max_size=2),
+    "chat_template_kwargs": st.dictionaries(TEXT, st.none() | st.booleans() | TEXT | st.lists(TEXT), max_size=2),
     "target_modules": st.just("all-linear") | st.lists(st.sampled_from(["q_proj", "up_proj"]), min_size=1),
     "ratio": st.just("auto") | st.floats(1e-9, 1e9),
     "ratios": st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=3),
@@ -233,8 +234,9 @@ def test_any_text_keeps_its_end_between_whole_markers(text, most):
     kept = shown[len(head) : -len(tail)]
     assert f" {text}".endswith(kept)
     assert kept == f" {text}" or len(ids) > most - 4  # of a character of four tokens, three may be too many
-    chat = encode_chat(BYTES, [Turn("human", text.replace("</s>", ""))], most)
+    chat = encode_chat(BYTES, [Turn("human", text)], most)
     assert len(chat) <= most and BYTES.decode(chat[:2]) == "<s>[INST]" and BYTES.decode(chat[-1:]) == "[/INST]"
+    assert not set(chat[2:-1]) & set(BYTES.all_special_ids)
 
 
 @examples(60)

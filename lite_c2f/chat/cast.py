@@ -14,6 +14,8 @@ from lite_c2f.batches import free
 from lite_c2f.chat.panes import ALL_PANES, ON_BASE, ChatSettings, Pane
 from lite_c2f.chat.prompts import History, Read, read_by, with_system
 from lite_c2f.chat.rows import Row
+from lite_c2f.config import CHAT
+from lite_c2f.data.encode import turn_end
 from lite_c2f.errors import RunError
 from lite_c2f.inputs import TOY
 from lite_c2f.manifest import open_run
@@ -46,8 +48,10 @@ class Cast:
         folders = [models.instruct, *([str(run / "fine" / "model")] if self.merged else [])]
         loaded = [self.roles.model, *(load_model(folder, self.config) for folder in folders)]
         self.together = Together(loaded, residue_of(self.roles.model, "policy"))
-        self._eos = [end_tokens(loaded[0], self.tokenizer)]
-        self._eos += [end_tokens(model, self.instruct_tokenizer) for model in loaded[1:]]
+        template, variables = self.config.model.prompt_template, self.config.model.chat_template_kwargs
+        self._eos = [end_tokens(loaded[0], self.tokenizer, turn_end(self.tokenizer, template, variables))]
+        turn = turn_end(self.instruct_tokenizer, CHAT, variables)
+        self._eos += [end_tokens(model, self.instruct_tokenizer, turn) for model in loaded[1:]]
         self._stops = Stops(self.tokenizer, self.config.model.stop)
         self.context = context_of(loaded, models.base)
         free()  # what loading left is free too
@@ -98,7 +102,10 @@ class Cast:
     ) -> dict[str, float]:
         """What the reward model thinks of finished answers, in its spreads."""
         turns = [tuple(with_system(histories[key], settings.system)) for key in rows]
-        answers = [Answer("", len(row.tokens), row.finish or "limit", row.text_tokens) for row in rows.values()]
+        answers = [
+            Answer("", len(row.tokens), row.finish or "limit", row.text_tokens, row.model != BASE)
+            for row in rows.values()
+        ]
         return dict(zip(rows, self.judge(turns, answers), strict=True))
 
 

@@ -39,8 +39,8 @@ def read_by(actor: str, tokenizer: Any, config: Config, turns: History, system: 
 
 def _encoded(actor: str, tokenizer: Any, config: Config, turns: History, room: int) -> list[int]:
     if actor in ON_BASE:
-        return encode_prompt(tokenizer, turns, room, template=config.model.prompt_template)[0]
-    return encode_chat(tokenizer, turns, room)
+        return encode_prompt(tokenizer, turns, room, config.model.prompt_template, config.model.chat_template_kwargs)[0]
+    return encode_chat(tokenizer, turns, room, config.model.chat_template_kwargs)
 
 
 def with_system(turns: History, system: str) -> list[Turn]:

@@ -59,8 +59,9 @@ class Prompts:
 
 def encode(config: Config, tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of a prompt in the base's style."""
+    model = config.model
     ids, _ = encode_prompt(
-        tokenizer, prompt.turns, config.data.max_prompt_tokens, template=config.model.prompt_template
+        tokenizer, prompt.turns, config.data.max_prompt_tokens, model.prompt_template, model.chat_template_kwargs
     )
     return ids
 

@@ -52,7 +52,7 @@ class Rollout(NamedTuple):
 class Ends(NamedTuple):
     """Token ids that end or pad a row."""
 
-    eos_id: int  # the tokenizer's: what the reward model reads behind a response that has ended
+    eos_id: int  # `answer_end`: what the reward model reads behind a response that has ended
     pad_id: int
     stops: Stops | None = None  # texts that end a response as EOS does
     others: tuple[int, ...] = ()  # more end tokens: some models have several

@@ -26,6 +26,7 @@ from lite_c2f.coarse.saves import Saves
 from lite_c2f.coarse.update import update
 from lite_c2f.coarse.watch import correlation, share_alike, warnings
 from lite_c2f.config import Coarse, Config
+from lite_c2f.data.encode import answer_end
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
 from lite_c2f.interrupts import graceful
@@ -63,9 +64,9 @@ def train_coarse(
     settings = config.coarse
     tokenizer = load_tokenizer(models.base)
     roles, normalizer = prepare_roles(config, models, run)
-    eos = tokenizer.eos_token_id
-    others = tuple(token for token in end_tokens(roles.model, tokenizer) if token != eos)
-    ends = Ends(eos, padding_id(tokenizer), Stops(tokenizer, config.model.stop), others)
+    end = answer_end(tokenizer, config.model.prompt_template, config.model.chat_template_kwargs)
+    others = tuple(token for token in end_tokens(roles.model, tokenizer, end) if token != end)
+    ends = Ends(end, padding_id(tokenizer), Stops(tokenizer, config.model.stop), others)
     shown = [encode(config, tokenizer, prompt) for prompt in corpus.held_out_prompts[: settings.sample_prompts]]
     standing = begin(config, corpus, roles, tokenizer, tell)
     optimizers, shuffler, batches = standing.optimizers, standing.shuffler, standing.batches

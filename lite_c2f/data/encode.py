@@ -1,16 +1,18 @@
 """From conversations to token ids: prompts, answers, chats, stop sequences and padded batches.
 
 Prompt and answer are tokenised apart and their ids are joined, in training and in sampling alike, so that a prompt has
-the same ids whatever follows it. Text of the data never becomes a special token of a base model: `</s>` within a
-message stays six characters.
+the same ids whatever follows it. Text of the data never becomes a special token: `</s>` within a message stays four
+characters, on a base model and in a chat template alike.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from lite_c2f.config import CHAT
+from lite_c2f.data.chat_template import behind, chat_template
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError, DataError, ModelError
 
@@ -45,11 +47,18 @@ def beginning(tokenizer: Any) -> list[int]:
     return [bos] if bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos] else []
 
 
-def encode_prompt(tokenizer: Any, turns: Sequence[Turn], max_tokens: int, template: str = HH) -> tuple[list[int], int]:
+def encode_prompt(
+    tokenizer: Any,
+    turns: Sequence[Turn],
+    max_tokens: int,
+    template: str = HH,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[list[int], int]:
     """(ids, turns dropped) of a base model's prompt in at most `max_tokens` tokens, after its `beginning`.
 
     The oldest turns are dropped first, so that the rest begins with a human turn; then the last turn's text loses its
-    beginning, but never its markers. With the template `chat` the tokenizer's own is used, as `encode_chat` does.
+    beginning, but never its markers. With the template `chat` the tokenizer's own is used, as `encode_chat` does, with
+    these variables (`model.chat_template_kwargs`).
     Raises DataError unless the conversation ends with a human turn, ConfigError when not even the markers fit, and
     ModelError for `chat` where the tokenizer has no chat template.
     """
@@ -57,7 +66,7 @@ def encode_prompt(tokenizer: Any, turns: Sequence[Turn], max_tokens: int, templa
         if not tokenizer.chat_template:
             got = "model.prompt_template is chat, but the tokenizer has no chat template"
             raise ModelError.because(got, "an instruct model", "write a template with {prompt} in it")
-        return _encode_chat(tokenizer, turns, max_tokens)
+        return _encode_chat(tokenizer, turns, max_tokens, template_kwargs)
     bos = beginning(tokenizer)
     for dropped, rest in _suffixes(turns):
         ids = bos + _ids(tokenizer, render(rest, template))
@@ -67,42 +76,78 @@ def encode_prompt(tokenizer: Any, turns: Sequence[Turn], max_tokens: int, templa
     marker = head.rstrip(" ")
     space = head[len(marker) :]
     before = bos + (_ids(tokenizer, marker) if marker else [])
-    after = _continuation(tokenizer, tail)
+    after = continuation(tokenizer, tail)
     room = max_tokens - len(before) - len(after)
     if room < 0:
         raise _no_room(max_tokens, len(before) + len(after))
-    text = _continuation(tokenizer, space + turns[-1].text)
+    text = continuation(tokenizer, space + turns[-1].text)
     return before + _last(tokenizer, text, room) + after, len(turns) - 1
 
 
-def encode_answer(tokenizer: Any, text: str, *, ended: bool, max_tokens: int, template: str = HH) -> list[int]:
-    """Ids of an answer as it follows its prompt, with EOS if it ended within `max_tokens` tokens, EOS included.
+def encode_answer(
+    tokenizer: Any,
+    text: str,
+    *,
+    ended: bool,
+    max_tokens: int | None = None,
+    template: str = HH,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Ids of an answer as it follows its prompt, with its end if it ended within `max_tokens` tokens, the end included.
 
-    It follows after a space, with the template `chat` only where the tokenizer's own puts one there. A longer answer is
-    cut and has no EOS. Raises ModelError when EOS is needed and the tokenizer has none.
+    It follows after a space and ends with EOS; with the template `chat` as the tokenizer's own renders it, so that
+    prompt and answer are the ids of the whole conversation, and ends with `answer_end`. A longer answer is cut and has
+    no end. Raises ModelError when EOS is needed and the tokenizer has none, ConfigError for a template whose answers do
+    not follow its prompts.
     """
-    space = _space_before_answers(tokenizer) if template == CHAT else " "
-    ids = _continuation(tokenizer, f"{space}{text}") if text else []
-    if ended:
-        if tokenizer.eos_token_id is None:
-            raise ModelError.because("the tokenizer has no EOS token", "one that ends an answer", "set eos_token")
-        ids.append(tokenizer.eos_token_id)
+    if template == CHAT:
+        ids = chat_template(tokenizer, template_kwargs).answer(text, ended=ended)
+    else:
+        ids = continuation(tokenizer, f" {text}") if text else []
+    if ended and turn_end(tokenizer, template, template_kwargs) is None:
+        ids.append(answer_end(tokenizer, template, template_kwargs))
     return ids[:max_tokens]
 
 
-def encode_chat(tokenizer: Any, turns: Sequence[Turn], max_tokens: int) -> list[int]:
+def answer_end(tokenizer: Any, template: str = HH, template_kwargs: Mapping[str, Any] | None = None) -> int:
+    """The token that the reward model reads behind an answer that has ended, in training and in scoring alike.
+
+    EOS; with the template `chat` the token that ends a turn there, such as `<|im_end|>`, where it has one: a model that
+    answers in its template ends with that. Raises ModelError when EOS is needed and the tokenizer has none.
+    """
+    end = turn_end(tokenizer, template, template_kwargs)
+    if end is None and (end := tokenizer.eos_token_id) is None:
+        raise ModelError.because("the tokenizer has no EOS token", "one that ends an answer", "set eos_token")
+    return end
+
+
+def turn_end(tokenizer: Any, template: str, template_kwargs: Mapping[str, Any] | None = None) -> int | None:
+    """The token that ends an assistant's turn in the template `chat`; None where it has none, and for other templates.
+
+    It ends an answer as EOS does, whether the model lists it among its end tokens or not.
+    """
+    return chat_template(tokenizer, template_kwargs).end if template == CHAT else None
+
+
+def encode_chat(
+    tokenizer: Any, turns: Sequence[Turn], max_tokens: int, template_kwargs: Mapping[str, Any] | None = None
+) -> list[int]:
     """Ids of an instruct model's prompt by its own chat template, in at most `max_tokens` tokens.
 
-    Truncated as `encode_prompt` does. Raises DataError unless the conversation ends with a human turn, ModelError when
-    the chat template is missing or fails, and ConfigError when not even the template's own tokens fit.
+    template_kwargs: variables of the template, `model.chat_template_kwargs`. Truncated as `encode_prompt` does. Raises
+    DataError unless the conversation ends with a human turn, ModelError when the chat template is missing or fails, and
+    ConfigError when not even the template's own tokens fit.
     """
-    return _encode_chat(tokenizer, turns, max_tokens)[0]
+    return _encode_chat(tokenizer, turns, max_tokens, template_kwargs)[0]
 
 
-def _encode_chat(tokenizer: Any, turns: Sequence[Turn], max_tokens: int) -> tuple[list[int], int]:
+def _encode_chat(
+    tokenizer: Any, turns: Sequence[Turn], max_tokens: int, template_kwargs: Mapping[str, Any] | None
+) -> tuple[list[int], int]:
     """(ids, turns dropped)."""
+    chat = chat_template(tokenizer, template_kwargs)
     for dropped, rest in _suffixes(turns):
-        ids = _chat(tokenizer, rest)
+        ids = chat.prompt(rest)
         if len(ids) <= max_tokens:
             return ids, dropped
     # A chat template is a closed box: shorten the text, tokenise the whole again, until it fits.
@@ -113,7 +158,7 @@ def _encode_chat(tokenizer: Any, turns: Sequence[Turn], max_tokens: int) -> tupl
             raise _no_room(max_tokens, len(ids))
         room = max(0, room - (len(ids) - max_tokens))
         kept = tokenizer.decode(_last(tokenizer, text, room)) if room else ""
-        ids = _chat(tokenizer, [Turn("human", kept)])
+        ids = chat.prompt([Turn("human", kept)])
     return ids, len(turns) - 1
 
 
@@ -157,24 +202,19 @@ def _suffixes(turns: Sequence[Turn]) -> Iterator[tuple[int, Sequence[Turn]]]:
             yield dropped, turns[dropped:]
 
 
-def _ids(tokenizer: Any, text: str, *, literal: bool = True) -> list[int]:
-    """Ids without BOS and EOS; `literal` reads special tokens in the text as plain characters."""
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids without BOS and EOS; special tokens in the text are read as plain characters."""
     # verbose=False: texts longer than the model's window are cut here, and not worth a warning each.
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=literal, verbose=False)["input_ids"])
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
 
 
-def _continuation(tokenizer: Any, text: str, *, literal: bool = True) -> list[int]:
+def continuation(tokenizer: Any, text: str) -> list[int]:
     """Ids of `text` as it appears after other text.
 
     SentencePiece puts a space before whatever it is given, so the text is tokenised behind an anchor whose own ids are
     then taken off. The first anchor that does not fuse with the text is used.
     """
-    for anchor in ("a", ":", "\n"):
-        before = _ids(tokenizer, anchor, literal=literal)
-        both = _ids(tokenizer, anchor + text, literal=literal)
-        if before and both[: len(before)] == before:
-            return both[len(before) :]
-    return _ids(tokenizer, text, literal=literal)
+    return behind(partial(_ids, tokenizer), text, ("a", ":", "\n"))
 
 
 def _last(tokenizer: Any, ids: list[int], count: int) -> list[int]:
@@ -185,25 +225,6 @@ def _last(tokenizer: Any, ids: list[int], count: int) -> list[int]:
             break
         kept = kept[1:]
     return kept
-
-
-def _chat(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
-    roles = {"human": "user", "assistant": "assistant"}
-    messages = [{"role": roles[turn.role], "content": turn.text} for turn in turns]
-    try:
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
-    except Exception as error:  # Jinja's own errors, ValueError for no template, whatever the template calls
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        got = f"the chat template fails ({reason})"
-        raise ModelError.because(got, "an instruct model's tokenizer", "choose another model") from None
-
-
-def _space_before_answers(tokenizer: Any) -> str:
-    """The space that a chat template puts between a prompt and its answer: one, or none."""
-    asked: list[dict[str, str]] = [{"role": "user", "content": "a"}]
-    before = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-    both = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": "b"}], tokenize=False)
-    return " " if both.startswith(f"{before} ") else ""
 
 
 def _no_room(max_tokens: int, needed: int) -> C2FError:

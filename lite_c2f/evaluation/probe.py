@@ -63,8 +63,8 @@ def by_layer(
     One number a layer, the embeddings first: the last is the model's own prediction.
     """
     size = batch if isinstance(batch, BatchSize) else BatchSize("evaluation.batch", batch)
-    limit = actor.config.data.max_prompt_tokens
-    rows = [encode_chat(actor.tokenizer, turns, limit) for turns in prompts]
+    limit, variables = actor.config.data.max_prompt_tokens, actor.config.model.chat_template_kwargs
+    rows = [encode_chat(actor.tokenizer, turns, limit, variables) for turns in prompts]
     lengths = [len(row) for row in rows]
     wanted = torch.tensor(first_tokens(actor.tokenizer, words), device=actor.model.device)
 

@@ -220,6 +220,18 @@ def with_dtype(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any] |
     return {**config, **dict.fromkeys(keys, dtype)}
 
 
+def with_end_token(generation: Mapping[str, Any] | None, config: Mapping[str, Any], token: int) -> dict[str, Any]:
+    """generation_config.json with one more end token. generation: the file's content; None where there is no file.
+
+    What stock libraries would then have read from config.json comes along.
+    """
+    if generation is None:
+        generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+    listed = generation.get("eos_token_id")
+    ends = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    return {**generation, "eos_token_id": [*ends, token]}
+
+
 def _fits(delta: Delta, shape: tuple[int, ...]) -> bool:
     if isinstance(delta, TokenRows):  # knows its largest token, not the vocabulary
         return len(shape) == 2 and delta.shape[0] <= shape[0] and delta.shape[1] == shape[1]

@@ -20,7 +20,7 @@ from lite_c2f.fine.shards import hash_of, sha256_of
 from lite_c2f.fine.stream import CODES, Job, Progress, stored_as, stored_size, write_shards
 from lite_c2f.fine.treatment import Treatment, is_number
 from lite_c2f.fine.unfinished import size_of, unfinished, unfinished_folder
-from lite_c2f.runs import write_json, write_text
+from lite_c2f.runs import read_json, write_json, write_text
 
 
 def merge(
@@ -37,6 +37,7 @@ def merge(
     *,
     treatment: Treatment = Treatment(),
     resume: bool = False,
+    end_token: int | None = None,
     verify: str | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> MergeReport:
@@ -55,9 +56,10 @@ def merge(
     numbers in place of a ratio is a gradient over the layers. dtype: "bfloat16", "float16", "float32" or None.
     progress: called with (bytes done, bytes in all) of the output's weights. report: where the report goes,
     `out`/merge.json by default. treatment: a `lite_c2f.Treatment`, such as Treatment(sparsify="dare", density=0.5).
-    resume: keep the finished shards of an interrupted merge of the same inputs and settings. verify: a prompt on which
-    the merged model's logits are compared with those of the unmerged adapter on the instruct model, before anything is
-    published. notice: called with sentences a person should read.
+    resume: keep the finished shards of an interrupted merge of the same inputs and settings. end_token: a token that
+    ends answers too, to be added to generation_config.json, which is copied as it is otherwise. verify: a prompt on
+    which the merged model's logits are compared with those of the unmerged adapter on the instruct model, before
+    anything is published. notice: called with sentences a person should read.
 
     Nothing appears at `out` unless everything does. Raises ConfigError for settings, ModelError for an adapter or
     models that do not fit together, RunError when `out` is in the way or the disk is too small.
@@ -117,6 +119,11 @@ def merge(
             shards.copy_files(instruct, work.folder, [last])
             if changed is not None:
                 write_text(work.folder / last, json.dumps(changed, indent=2) + "\n")  # may hold Infinity
+            if end_token is not None:
+                file = work.folder / "generation_config.json"
+                generation = read_json(file) if file.is_file() else None
+                write_json(file, checks.with_end_token(generation, job.config, end_token))
+                result = replace(result, end_token=end_token)
             if verify is not None:
                 result = _verified(result, job, work.folder, instruct, adapter, verify)
             # Before the rename: a published model always has its report.

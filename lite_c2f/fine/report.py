@@ -83,6 +83,7 @@ class MergeReport:
     tensors: dict[str, dict[str, Any]]
     totals: dict[str, Any]
     warnings: list[str]
+    end_token: int | None = None  # that was added to the end tokens of generation_config.json
     verified: dict[str, Any] | None = None
 
 

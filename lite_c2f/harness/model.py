@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,10 @@ from lite_c2f.backbone.copies import sampling_copies
 from lite_c2f.backbone.load import end_tokens
 from lite_c2f.batches import fitting, is_out_of_memory
 from lite_c2f.config import CHAT, Config
+from lite_c2f.data.chat_template import ChatTemplate, chat_template
+from lite_c2f.data.encode import beginning, pad_left, turn_end
 from lite_c2f.errors import C2FError, DataError
+from lite_c2f.harness.conversations import as_jinja, as_turns
 from lite_c2f.harness.names import share_of
 from lite_c2f.harness.tasks import SEED, How, reason
 from lite_c2f.inputs import ModelPair
@@ -35,15 +37,28 @@ LONGEST = 4096  # tokens of a prompt and its answer: Mistral's window, which is 
 class Speaker(huggingface.HFLM):
     """lm-eval's Hugging Face model over one that is in memory; log-probabilities in float32.
 
-    stops: texts that end an answer beside the task's own. `truncated` counts requests that lost their beginning.
+    stops: texts that end an answer beside the task's own. form: how the actor is asked in conversations; None for plain
+    text. first: ids before a rendered conversation. `truncated` counts requests that lost their beginning.
+
+    In conversations lm-eval would leave a task's description out where a template refuses system turns, put choices
+    behind the prompt without the space that answers have, and let the tokenizer add a BOS of its own. Here every actor
+    reads the description before the first question, and answers as they follow prompts in the form it was trained in.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, eos_ids: Sequence[int], stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        eos_ids: Sequence[int],
+        stops: Sequence[str] = (),
+        form: ChatTemplate | None = None,
+        first: Sequence[int] = (),
+    ) -> None:
         # Of the folder's own only the end tokens: a limit or a temperature in it would win over the task's.
         model.generation_config = GenerationConfig(eos_token_id=list(eos_ids), pad_token_id=tokenizer.pad_token_id)
         longest = min(getattr(model.config, "max_position_embeddings", LONGEST), LONGEST)
         super().__init__(model, "causal", tokenizer=tokenizer, max_length=longest, softmax_dtype="float32")
-        self.stops, self.truncated = list(stops), 0
+        self.stops, self.truncated, self.form, self.first = list(stops), 0, form, list(first)
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **given: Any) -> list[tuple[float, bool]]:
         longest = self.max_length + 1
@@ -51,9 +66,14 @@ class Speaker(huggingface.HFLM):
         return super()._loglikelihood_tokens(requests, *args, **given)
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **given: Any) -> Any:
-        if room := given.get("left_truncate_len"):
+        room = given.get("left_truncate_len")
+        if room:
             self.truncated += sum(len(self.tok_encode(text)) > room for text in strings)
-        return super().tok_batch_encode(strings, *args, **given)
+        if self.form is None:
+            return super().tok_batch_encode(strings, *args, **given)
+        rows = [self.tok_encode(text, left_truncate_len=room) for text in strings]
+        tokens, mask = pad_left(rows, self.tokenizer.pad_token_id)
+        return tokens, mask.long()
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **given: Any) -> Any:
         return super()._model_generate(context, max_length, [*stop, *self.stops], **given)
@@ -61,6 +81,42 @@ class Speaker(huggingface.HFLM):
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         texts = super().generate_until(requests, disable_tqdm)
         return [before_stop(text, self.stops) for text in texts]
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation up to its answer, or up to where that has begun with a task's own prefix."""
+        assert self.form is not None
+        turns = as_turns(chat_history)
+        if add_generation_prompt:
+            return self.form.render(turns)
+        return self._answering(self.form.render(turns[:-1])) + self.form.mark(turns[-1].text)
+
+    def _answering(self, context: str) -> str:
+        """A rendered conversation up to the answer's own text, its space included."""
+        assert self.form is not None
+        between = self.form.before_answers
+        return context if between is None else context.removesuffix(self.form.opening) + between
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if self.form is None:
+            return super()._encode_pair(context, continuation)
+        if context.endswith(self.form.opening):  # otherwise the answer has begun
+            answering = self._answering(context)
+            context, continuation = answering.rstrip(" "), self._spaced(continuation)
+        return self.tok_encode(context), self.form.follow(context, continuation)
+
+    def _spaced(self, answer: str) -> str:
+        """An answer with the space that the form has before answers, whatever the task has there."""
+        between = (self.form.before_answers if self.form else "") or ""
+        return between[len(between.rstrip(" ")) :] + (answer.lstrip(" ") or answer)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **given: Any
+    ) -> list[int]:
+        if self.form is None:
+            return super().tok_encode(string, add_special_tokens, left_truncate_len, **given)
+        if add_special_tokens is False:  # an answer without a question
+            return self.form.encode(self.form.mark(self._spaced(string)))
+        return [*self.first, *self.form.encode(string)][-(left_truncate_len or 0) :]
 
 
 class Loaded(NamedTuple):
@@ -76,19 +132,24 @@ def load(source: str, config: Config, models: ModelPair, run: Path, actors: Sequ
     chat: prompts come as conversations; base and Coarse Actor get the form they were trained in, which has no chat
     template of its own, and its stop sequences.
     """
+    template, variables = config.model.prompt_template, config.model.chat_template_kwargs
     if source == "base":
         roles, judge = load_coarse(config, models, run)
-        if chat and config.model.prompt_template != CHAT:
-            judge.tokenizer.chat_template = as_jinja(config.model.prompt_template)
-        model = roles.model.get_base_model()
-        eos = end_tokens(model, judge.tokenizer)
-        speaker = Speaker(model, judge.tokenizer, eos, config.model.stop if chat else ())
+        tokenizer, model = judge.tokenizer, roles.model.get_base_model()
+        first = beginning(tokenizer) if template != CHAT else []
+        eos = end_tokens(model, tokenizer, turn_end(tokenizer, template, variables))
+        if chat and template != CHAT:
+            tokenizer.chat_template = as_jinja(template)
+        form = chat_template(tokenizer, variables) if chat else None
+        speaker = Speaker(model, tokenizer, eos, config.model.stop if chat else (), form, first)
         return Loaded(speaker, lambda actor: roles.sampling("policy" if actor == "coarse" else "reference"))
     merged = source == "fine"
     adapter = run / "coarse" / "adapter" if any(share_of(actor) for actor in actors) else None
     actor_model = Instruct(config, str(run / "fine" / "model") if merged else models.instruct, adapter)
     model = actor_model.model if adapter is None else actor_model.model.get_base_model()
-    return Loaded(Speaker(model, actor_model.tokenizer, actor_model.eos_ids), functools.partial(shared, actor_model))
+    form = chat_template(actor_model.tokenizer, variables) if chat else None
+    speaker = Speaker(model, actor_model.tokenizer, actor_model.eos_ids, form=form)
+    return Loaded(speaker, functools.partial(shared, actor_model))
 
 
 @contextlib.contextmanager
@@ -96,18 +157,6 @@ def shared(model: Instruct, actor: str) -> Iterator[None]:
     """Inside the block the instruct model has this actor's share of the residue."""
     with model.ratio(share_of(actor)), torch.no_grad(), sampling_copies(model.model):
         yield
-
-
-def as_jinja(template: str) -> str:
-    """A base model's prompt template as a chat template, after BOS as in training.
-
-    >>> as_jinja("Q: {prompt} A:")[:60]
-    "{{ bos_token or '' }}{% for turn in messages %}{% if turn.ro"
-    """
-    head, tail = (json.dumps(part) for part in template.split("{prompt}"))
-    turns = f"{{% if turn.role == 'user' %}}{{{{ {head} + turn.content + {tail} }}}}"
-    turns += "{% elif turn.role == 'system' %}{{ turn.content }}{% else %}{{ ' ' + turn.content }}{% endif %}"
-    return "{{ bos_token or '' }}{% for turn in messages %}" + turns + "{% endfor %}"
 
 
 def measure(loaded: Loaded, actor: str, name: str, task: Any, how: How) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class Local:
         ]
         said = self._model.answer(prompts, Sampling(self._max_tokens, temperature=0.0), self.at_once)
         tokenizer, most = self._model.tokenizer, self._model.config.data.max_prompt_tokens
-        thinks = begins_thinking(tokenizer.decode(encode_chat(tokenizer, [Turn("human", "Hi")], most)))
+        thinks = begins_thinking(str(tokenizer.decode(encode_chat(tokenizer, [Turn("human", "Hi")], most))))
         # a template that opens the thought itself: without its beginning a draft that was cut off reads like a verdict
         return [f"<think>{answer.text}" if thinks else answer.text for answer in said]
 

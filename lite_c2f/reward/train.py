@@ -22,7 +22,7 @@ from lite_c2f.backbone.roles import lora_config
 from lite_c2f.batches import BatchSize, fitting, groups
 from lite_c2f.checkpoints import ROLLBACKS, SLOWER, Checkpoints, Rhythm
 from lite_c2f.config import Config, settled
-from lite_c2f.data.encode import encode_answer, encode_prompt, pad_right
+from lite_c2f.data.encode import answer_end, encode_answer, encode_prompt, pad_right
 from lite_c2f.data.records import Pair
 from lite_c2f.errors import DataError, NonFiniteError
 from lite_c2f.inputs import Corpus, ModelPair, adapter_base
@@ -182,24 +182,28 @@ def encode_pairs(
     rng = random.Random(config.run.seed)
     rows = []
     report = {"pairs": 0, "turns_dropped": 0, "prompts_truncated": 0, "answers_cut": 0, "cut_off_pairs_added": 0}
-    longest, template = config.data.max_answer_tokens, config.model.prompt_template
-    for pair in pairs:
-        prompt, dropped = encode_prompt(tokenizer, pair.turns, config.data.max_prompt_tokens, template=template)
-        chosen = encode_answer(tokenizer, pair.chosen, ended=pair.chosen_ended, max_tokens=longest, template=template)
-        rejected = encode_answer(
-            tokenizer, pair.rejected, ended=pair.rejected_ended, max_tokens=longest, template=template
+    template, variables = config.model.prompt_template, config.model.chat_template_kwargs
+    end = answer_end(tokenizer, template, variables)
+
+    def encoded(text: str, ended: bool) -> list[int]:
+        longest = config.data.max_answer_tokens
+        return encode_answer(
+            tokenizer, text, ended=ended, max_tokens=longest, template=template, template_kwargs=variables
         )
+
+    for pair in pairs:
+        prompt, dropped = encode_prompt(tokenizer, pair.turns, config.data.max_prompt_tokens, template, variables)
+        chosen, rejected = encoded(pair.chosen, pair.chosen_ended), encoded(pair.rejected, pair.rejected_ended)
         if chosen == rejected:  # sides that differ only beyond the cut say nothing
             report["sides_equal_after_cut"] = report.get("sides_equal_after_cut", 0) + 1
             continue
         rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected})
         report["turns_dropped"] += dropped
         report["prompts_truncated"] += dropped > 0 or len(prompt) == config.data.max_prompt_tokens
-        eos = tokenizer.eos_token_id
-        report["answers_cut"] += (pair.chosen_ended and chosen[-1] != eos) + (
-            pair.rejected_ended and rejected[-1] != eos
+        report["answers_cut"] += (pair.chosen_ended and chosen[-1] != end) + (
+            pair.rejected_ended and rejected[-1] != end
         )
-        if rng.random() < truncated and len(chosen) > 4 and chosen[-1] == eos:
+        if rng.random() < truncated and len(chosen) > 4 and chosen[-1] == end:
             cut = chosen[: rng.randint(2, len(chosen) - 2)]
             rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + cut})
             report["cut_off_pairs_added"] += 1

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lite_c2f.data.encode import _continuation as continuation
+from lite_c2f.data.encode import continuation
 from lite_c2f.errors import ConfigError
 
 _BYTES: WeakKeyDictionary[Any, tuple[int, list[bytes]]] = WeakKeyDictionary()  # by tokenizer: its size, token bytes

@@ -102,22 +102,22 @@ def test_the_template_chat_is_the_tokenizers_own(pico):
         encode_prompt(tokenizer, turns, 32, template="chat")
 
 
-@pytest.mark.parametrize(("between", "spaced"), [(" ", True), ("", False), ("\n", False)])
-def test_an_answer_follows_a_chat_template_as_that_writes_it(pico, between, spaced):
-    from lite_c2f.backbone.load import load_tokenizer
-
-    tokenizer = load_tokenizer(str(pico["instruct"]))
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if m['role'] == 'user' %}[{{ m['content'] }}]{% else %}"
-        + between
-        + "{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt and false %}{% endif %}"
+@pytest.mark.parametrize(
+    ("between", "expected"), [(" ", " answer"), ("", "answer"), ("\n", "\nanswer"), ("> ", "> answer")]
+)
+def test_an_answer_follows_a_chat_template_as_that_writes_it(between, expected):
+    """In byte-level BPE ` answer` is one token, and not the one without its space."""
+    tokenizer = byte_level(
+        chat_template="{% for m in messages %}{% if m['role'] == 'user' %}[{{ m['content'] }}]{% else %}"
+        + f"{{{{ {between!r} }}}}"  # a line break behind a tag of Jinja's would be dropped
+        + "{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
     )
-    given = {"ended": True, "max_tokens": 9}
-    plain = encode_answer(tokenizer, "w1", **given)
-    found = encode_answer(tokenizer, "w1", template="chat", **given)
-    text = tokenizer.decode(found, skip_special_tokens=True)
-    assert (found == plain) is spaced or text == "w1"
-    assert text.startswith(" ") is spaced or tokenizer.decode(plain, skip_special_tokens=True) == "w1"
+    spaced, bare = (ids_of(tokenizer, text) for text in (" answer", "answer"))
+    assert len(spaced) == 1 and spaced[0] not in bare
+    ids = encode_answer(tokenizer, "answer", ended=True, template="chat")
+    assert ids == [*ids_of(tokenizer, expected), tokenizer.eos_token_id]
+    assert encode_answer(tokenizer, "answer", ended=False, template="chat") == ids[:-1]
+    assert encode_answer(tokenizer, "answer", ended=True) == [*ids_of(tokenizer, " answer"), ids[-1]]
 
 
 def test_render_uses_the_template_for_every_human_turn():
@@ -315,11 +315,11 @@ def test_chat_cuts_a_long_last_turn_from_the_left():
 
 @given(turns=conversations, limit=st.integers(8, 60))
 def test_chats_keep_limit_and_frame(turns, limit):
-    turns = tuple(Turn(turn.role, turn.text.replace("</s>", "")) for turn in turns)
     ids = encode_chat(BYTES, turns, limit)
     assert len(ids) <= limit
     text = text_of(BYTES, ids)
     assert text.startswith("<s>[") and text.endswith("]>")
+    assert ids.count(BYTES.eos_token_id) == text.count("[") - 1  # one behind each answer: no text makes another
 
 
 def test_failing_or_missing_chat_template_is_a_model_error():

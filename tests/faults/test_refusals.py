@@ -156,6 +156,11 @@ CONFIGS = {
     "switch for a ratio": ("fine: {ratio: on}", "fine.ratio=True"),
     "switch for a word": ("run: {tracker: off}", "run.tracker=False", "quote"),
     "seed beyond NumPy's": ("run: {seed: 4294967296}", "run.seed=4294967296"),
+    "variable of the program's": (
+        "model: {chat_template_kwargs: {tokenize: no}}",
+        "model.chat_template_kwargs.tokenize",
+    ),
+    "switch for variables": ("model: {chat_template_kwargs: true}", "model.chat_template_kwargs=True"),
     "no preferences": ("data: {preferences: []}", "data.preferences=[]"),
     "sources that are none": ("data: {preferences: [[a.jsonl]]}", "data.preferences.0=['a.jsonl']"),
     "half a character": ('run: {tracker: "\\uD800"}', "run.tracker"),
@@ -524,6 +529,14 @@ MODELS = {
     "instruct's weights are empty": (INSTRUCT, write("model.safetensors", b""), "instruct/model.safetensors"),
     "instruct is an adapter": (INSTRUCT, write("adapter_config.json", "{}"), "instruct", "adapter_config.json"),
 }
+
+
+def test_a_chat_template_that_thinks_is_no_form_to_train_in(refused, place):
+    """Its prompt opens a thought, its answers have none."""
+    place.models()
+    thinking = "{% for m in messages %} {{ m.content }} {% endfor %}{% if add_generation_prompt %}<think> {% endif %}"
+    (place.root / "base" / "chat_template.jinja").write_text(thinking)
+    refused(place.train("model.prompt_template=chat"), "<think>", "set model.chat_template_kwargs")
 
 
 @pytest.mark.parametrize("case", MODELS)

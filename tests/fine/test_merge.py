@@ -247,6 +247,22 @@ def test_sharded_output_loads_with_its_tokenizer(tmp_path, pico):
     assert seen[-1] == (total, total) and [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
+@pytest.mark.parametrize(
+    ("before", "ends"),
+    [({"eos_token_id": 2, "top_p": 0.9}, [2, 5]), ({"eos_token_id": [2, 3]}, [2, 3, 5]), (None, [2, 5])],
+)
+def test_an_end_token_that_the_instruct_model_lacks_is_published(tmp_path, pico, editable, before, ends):
+    instruct = editable("instruct")
+    (instruct / "generation_config.json").unlink()
+    if before is not None:
+        (instruct / "generation_config.json").write_text(json.dumps(before))
+    report = merge(pico["adapter"], pico["base"], instruct, tmp_path / "out", end_token=5)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.generation_config.eos_token_id == ends
+    assert model.generation_config.top_p == (before or {}).get("top_p")
+    assert report.end_token == 5 and json.loads((tmp_path / "out" / "merge.json").read_text())["end_token"] == 5
+
+
 def test_sharded_bfloat16_to_float32(tmp_path, pico):
     out = tmp_path / "out"
     out.mkdir()  # an empty folder may be used

@@ -6,14 +6,25 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from peft import PeftModel
+from tokenizer_kinds import CHATML, KINDS
+from tokenizers.processors import TemplateProcessing
 
 from lite_c2f.backbone.load import load_model, load_tokenizer
-from lite_c2f.config import load_config
+from lite_c2f.config import PROMPT_TEMPLATE, load_config
+from lite_c2f.data.chat_template import chat_template
+from lite_c2f.data.encode import beginning, encode_chat
+from lite_c2f.data.records import Turn
 from lite_c2f.harness import model as harness
+from lite_c2f.harness.conversations import as_jinja
 from lite_c2f.harness.names import source_of
 from lite_c2f.harness.scores import metrics_of
 from lite_c2f.manifest import open_run
 
+LLAMA = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+SHORT = ("data.max_prompt_tokens=16", "data.max_answer_tokens=16", "coarse.length.start=8", "coarse.length.max=32")
 ACTORS = ("base", "coarse", "instruct", "fine", "fine@2", "fine@0.5")
 PAIRS = [  # contexts and continuations of different lengths, so that rows are padded
     ("w1 w2 w3", " w4"),
@@ -125,9 +136,71 @@ def test_a_base_model_is_asked_as_it_was_trained(finished_pico):
         {"role": "user", "content": "w3"},
     ]
     text = mine.speaker.apply_chat_template(turns)
-    assert text == "<s>\n\nHuman: w1\n\nAssistant: w2\n\nHuman: w3\n\nAssistant:"
+    assert text == "\n\nHuman: w1\n\nAssistant: w2\n\nHuman: w3\n\nAssistant:"
     assert mine.speaker.stops == ["\n\nHuman:"]
-    assert mine.speaker.tok_encode("<s> w1 w3") == [1, 4, 6]  # no second BOS
+    assert mine.speaker.tok_encode("w1 w3") == [4, 6]  # this tokenizer puts no BOS before a text
+
+
+SPEAKING = {"chatml": ("qwen", CHATML), "llama": ("sentencepiece", LLAMA), "hh": ("neox", None), "bos": ("bos", None)}
+
+
+@pytest.fixture
+def speaker(pico):
+    """Of a tokenizer in one of these forms; the model behind it does nothing here."""
+
+    def make(form):
+        kind, template = SPEAKING[form]
+        tokenizer = KINDS["llama3" if kind == "bos" else kind]()
+        if kind == "bos":  # Llama-3's own puts it there
+            bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+        first = [] if template else beginning(tokenizer)
+        tokenizer.chat_template = template or as_jinja(PROMPT_TEMPLATE)
+        model = load_model(str(pico["base"]), load_config({}, ["model.quantization=none", *SHORT]))
+        return harness.Speaker(model, tokenizer, [2], form=chat_template(tokenizer), first=first)
+
+    return make
+
+
+def own_ids(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("answer", ["is", " is"])  # as multiple choices have it here, and targets of other tasks
+@pytest.mark.parametrize("form", SPEAKING)
+def test_choices_follow_prompts_as_answers_do(speaker, form, answer):
+    lm = speaker(form)
+    tokenizer, question = lm.tokenizer, [{"role": "user", "content": "Why?"}]
+    context = lm.apply_chat_template(question)
+    prompt, choice = lm._encode_pair(context, answer)
+    if SPEAKING[form][1]:
+        whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": "is"}], return_dict=False)
+        assert prompt + choice == whole[: len(prompt + choice)]
+        assert tokenizer.decode(whole[len(prompt + choice) :]).strip() in ("<|im_end|>", "</s>")
+    else:
+        text = "\n\nHuman: Why?\n\nAssistant:"
+        first = [0] if form == "bos" else []  # <|begin_of_text|>; Pythia's kind puts none before a text
+        assert prompt == [*first, *own_ids(tokenizer, text)]
+        assert prompt + choice == [*first, *own_ids(tokenizer, f"{text} is")]
+    begun = lm.apply_chat_template([*question, {"role": "assistant", "content": "It"}], add_generation_prompt=False)
+    prompt, choice = lm._encode_pair(begun, " is")  # the answer has begun with a task's own prefix
+    if SPEAKING[form][1]:
+        whole = tokenizer.apply_chat_template([*question, {"role": "assistant", "content": "It is"}], return_dict=False)
+        assert prompt + choice == whole[: len(prompt + choice)]
+    else:
+        assert prompt + choice == [*first, *own_ids(tokenizer, f"{text} It is")]
+
+
+def test_requests_of_a_batch_are_encoded_as_they_are_alone(speaker):
+    lm = speaker("chatml")
+    turns = [[{"role": "user", "content": text}] for text in ("Why<|im_end|>?", "Human: is it?")]
+    texts = [lm.apply_chat_template(each) for each in turns]
+    tokens, mask = lm.tok_batch_encode(texts, left_truncate_len=99)
+    alone = [encode_chat(lm.tokenizer, [Turn("human", each[0]["content"])], 99) for each in turns]
+    assert [row[kept.bool()].tolist() for row, kept in zip(tokens, mask, strict=True)] == alone
+    assert all(row.count(2) == 1 for row in alone) and mask[:, -1].all()  # what is written closes no turn
+    shorter, _ = lm.tok_batch_encode(texts, left_truncate_len=7)
+    assert shorter.tolist() == [row[-7:] for row in alone] and lm.truncated == 2
 
 
 def test_a_stop_of_the_base_ends_its_answers(finished_pico):

@@ -162,9 +162,32 @@ def test_as_conversations(pico_run, write_task, monkeypatch):
     task = write_task(ANSWERS)
     found = lite_c2f.benchmark(pico_run, [task], actors=("instruct", "base"), limit=2, chat_template=True)
     assert found["chat_template"] is True
-    assert seen == ["[INST] w0 w1 [/INST]", "<s>\n\nHuman: w0 w1\n\nAssistant:"]
+    assert seen == ["[INST] w0 w1 [/INST]", "\n\nHuman: w0 w1\n\nAssistant:"]
     lite_c2f.benchmark(pico_run, [task], actors=("instruct",), limit=2)
     assert seen[2] == "w0 w1"
+
+
+def test_descriptions_and_choices_reach_every_actor(pico_run, write_task, editable, edit_json, monkeypatch):
+    """The instruct model's template refuses system turns, as Mistral-7B-Instruct-v0.1's does."""
+    folder, seen, before = editable("instruct"), {}, harness.Speaker._loglikelihood_tokens
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% elif m.role == 'assistant' %}"
+        " {{ m.content }}{{ eos_token }}{% else %}{{ raise_exception('no such role') }}{% endif %}{% endfor %}"
+    )
+    models = json.loads((pico_run / "run.json").read_text())["models"]
+    edit_json(pico_run / "run.json", models=models | {"instruct": str(folder)})
+
+    def record(speaker, requests, *more, **given):
+        seen[speaker.form.opening] = requests[0]
+        return before(speaker, requests, *more, **given)
+
+    monkeypatch.setattr(harness.Speaker, "_loglikelihood_tokens", record)
+    task = write_task(CHOICES | {"description": "w7 w8\n\n"})
+    lite_c2f.benchmark(pico_run, [task], actors=("instruct", "base"), limit=1, chat_template=True)
+    (_, *instruct), (_, *base) = seen[" [/INST]"], seen["\n\nAssistant:"]
+    # DOCS[0]: `w0 w1` with the choices `w20` and `w30`; word n is the token n + 3, all others are <unk>, 0.
+    assert instruct == [[0, 10, 11, 3, 4, 0], [23]]  # [INST] w7 w8 w0 w1 [/INST] w20
+    assert base == [[0, 10, 11, 3, 4, 0], [23]]  # Human: w7 w8 w0 w1 Assistant: w20
 
 
 def test_out_of_memory_halves_the_batch(pico_run, pico_tasks, monkeypatch):
