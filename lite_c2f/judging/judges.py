@@ -80,9 +80,10 @@ class Local:
         from pathlib import Path
 
         from lite_c2f.actors import Instruct
+        from lite_c2f.backbone.context import context_length
         from lite_c2f.backbone.pair import read_config
 
-        context = read_config(Path(model)).get("max_position_embeddings") or 4096
+        context = context_length(read_config(Path(model))) or 4096
         if context <= 2 * max_tokens:
             max_tokens = context // 4
         room = config.model_copy(
@@ -103,7 +104,7 @@ class Local:
         ]
         said = self._model.answer(prompts, Sampling(self._max_tokens, temperature=0.0), self.at_once)
         tokenizer, most = self._model.tokenizer, self._model.config.data.max_prompt_tokens
-        thinks = begins_thinking(tokenizer.decode(encode_chat(tokenizer, [Turn("human", "Hi")], most)))
+        thinks = begins_thinking(str(tokenizer.decode(encode_chat(tokenizer, [Turn("human", "Hi")], most))))
         # a template that opens the thought itself: without its beginning a draft that was cut off reads like a verdict
         return [f"<think>{answer.text}" if thinks else answer.text for answer in said]
 
