@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.folder import check_architecture, check_weights
 from lite_c2f.backbone.load import listed_end_tokens, load_tokenizer, pick_device, pick_dtype
 from lite_c2f.backbone.pair import check_pair, read_config
@@ -60,6 +61,7 @@ def resolve_models(config: Config, progress=None) -> ModelPair:
     check_pair(Path(small.base), Path(small.instruct))  # before gigabytes are downloaded
     for folder in small:
         check_architecture(Path(folder))
+    check_context(config, small)
     check_stops(config, small)
     models = ModelPair(*(_fetched(name, revision, [*SMALL_FILES, "*.safetensors"]) for name, revision in names))
     for folder in models:
@@ -95,11 +97,14 @@ def check_sources(config: Config) -> None:
 def check_context(config: Config, models: ModelPair) -> None:
     """Raise ConfigError when prompt and longest answer of any stage do not fit the models' context."""
     for name, folder in models._asdict().items():
-        context = read_config(Path(folder)).get("max_position_embeddings")
+        settings = read_config(Path(folder))
+        context = context_length(settings)
         if context is not None and config.longest_row > context:
+            whole = settings.get("max_position_embeddings")
+            reason = f" (of {whole}; beyond it rotary frequencies change with the longest row of a batch)"
             raise ConfigError.because(
                 f"data.max_prompt_tokens and the longest answer make {config.longest_row} tokens",
-                f"at most the {name} model's context of {context}",
+                f"at most the {name} model's context of {context}" + (reason if context != whole else ""),
                 "lower coarse.length.max, fine.max_tokens, evaluation.max_tokens or data.max_answer_tokens",
             )
 

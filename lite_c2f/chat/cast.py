@@ -8,6 +8,7 @@ import torch
 
 from lite_c2f.actors import load_coarse
 from lite_c2f.answers import Answer
+from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, window_of
 from lite_c2f.backbone.together import Together, residue_of
 from lite_c2f.batches import free
@@ -111,7 +112,7 @@ class Cast:
 
 def context_of(models: Sequence[Any], base: str) -> int:
     """Tokens of a conversation and its answer that models of one lineage were made for. base: folder of the first."""
-    bounds = [getattr(model.config, "max_position_embeddings", None) for model in models]
+    bounds = [context_length(model.config) for model in models]
     config = models[0].config
     if getattr(config, "sliding_window", None) is None:  # loaded without it: beyond it, another model than trained
         bounds.append(window_of(base))

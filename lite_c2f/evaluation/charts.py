@@ -64,11 +64,19 @@ def ratios(found: Mapping[str, Any]) -> str:
     tried = found["tried"]
     for place, (name, label) in zip(axes, TRIED, strict=True):
         values = [row.get(name, math.nan) for row in tried]
-        errors = [row["reward_se"] for row in tried] if name == "reward" else None
+        errors = ratio_errors(tried) if name == "reward" else None
         place.errorbar([row["ratio"] for row in tried], values, errors, color=PALETTE[0], marker="o", ms=4, lw=1.6)
         place.axvline(found["chosen"], color=PALETTE[1], linestyle="--", lw=1.2)
         _label(place, label, "ratio")
     return _svg(figure)
+
+
+def ratio_errors(tried: Sequence[Mapping[str, float]]) -> list[float]:
+    """Error bars of rewards by ratio: of the paired difference to the best, by which the ratio is chosen.
+
+    Of files of earlier versions, which lack it, the standard error of each mean.
+    """
+    return [row.get("behind_se", row["reward_se"]) for row in tried]
 
 
 def _grid(rows: int, columns: int, height: float = 2.1) -> tuple[Figure, list[Any]]:

@@ -138,7 +138,10 @@ def chosen(run: Path) -> list[Block]:
             Heading("Ratio of the residue"),
             Text(f"Chosen: {found['chosen']:g}; {found['rule']}."),
             *([Text(f"Warning: {shortfall}.")] if (shortfall := unreached(found)) else []),
-            Chart(charts.ratios(found), "What each ratio gave; the dashed line is the chosen one"),
+            Chart(
+                charts.ratios(found),
+                "What each ratio gave; the dashed line is the chosen one, bars are one standard error",
+            ),
             cells(rows, "ratio", bold=f"{found['chosen']:g}"),
         ]
 

@@ -168,7 +168,7 @@ def parse_ratios(text: str) -> list[float]:
 
 
 def plot(found: dict[str, Any], file: Path) -> None:
-    """Write the curve of a sweep as a PNG: reward with its standard error, and what it costs."""
+    """Write the curve of a sweep as a PNG: reward with the standard error by which it is judged, and what it costs."""
     from matplotlib.figure import Figure
 
     curves = (
@@ -181,7 +181,7 @@ def plot(found: dict[str, Any], file: Path) -> None:
     rows = found["tried"]
     figure = Figure(figsize=(13, 3), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, len(curves)), curves, strict=True):
-        errors = [row["reward_se"] for row in rows] if name == "reward" else None
+        errors = [row["behind_se"] for row in rows] if name == "reward" else None
         axes.errorbar([row["ratio"] for row in rows], [row.get(name, math.nan) for row in rows], errors, marker="o")
         axes.axvline(found["chosen"], color="#888", linestyle="--", linewidth=1)
         axes.set_title(label, fontsize=10)

@@ -18,6 +18,7 @@ from lm_eval.models import huggingface
 from transformers import GenerationConfig
 
 from lite_c2f.actors import Instruct, load_coarse
+from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.copies import sampling_copies
 from lite_c2f.backbone.load import end_tokens
 from lite_c2f.batches import fitting, is_out_of_memory
@@ -56,7 +57,7 @@ class Speaker(huggingface.HFLM):
     ) -> None:
         # Of the folder's own only the end tokens: a limit or a temperature in it would win over the task's.
         model.generation_config = GenerationConfig(eos_token_id=list(eos_ids), pad_token_id=tokenizer.pad_token_id)
-        longest = min(getattr(model.config, "max_position_embeddings", LONGEST), LONGEST)
+        longest = min(context_length(model.config) or LONGEST, LONGEST)
         super().__init__(model, "causal", tokenizer=tokenizer, max_length=longest, softmax_dtype="float32")
         self.stops, self.truncated, self.form, self.first = list(stops), 0, form, list(first)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lite_c2f import disk, run_log
+from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.load import card_gib
 from lite_c2f.backbone.pair import read_config
 from lite_c2f.batches import BatchSize, free
@@ -105,7 +106,7 @@ def context_of(models: ModelPair) -> int:
     """Tokens that both models can read."""
     from lite_c2f.harness.model import LONGEST
 
-    return min(LONGEST, *(read_config(Path(folder)).get("max_position_embeddings") or LONGEST for folder in models))
+    return min(LONGEST, *(context_length(read_config(Path(folder))) or LONGEST for folder in models))
 
 
 def identity_of(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:

@@ -80,9 +80,10 @@ class Local:
         from pathlib import Path
 
         from lite_c2f.actors import Instruct
+        from lite_c2f.backbone.context import context_length
         from lite_c2f.backbone.pair import read_config
 
-        context = read_config(Path(model)).get("max_position_embeddings") or 4096
+        context = context_length(read_config(Path(model))) or 4096
         if context <= 2 * max_tokens:
             max_tokens = context // 4
         room = config.model_copy(

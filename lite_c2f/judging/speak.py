@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lite_c2f.actors import Instruct, answer_base, load_coarse
 from lite_c2f.answers import Answer
+from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.pair import read_config
 from lite_c2f.batches import BatchSize, free
 from lite_c2f.config import Config, settled
@@ -85,7 +86,7 @@ def speaker(config: Config, models: ModelPair, run: Path, actor: str) -> Speaker
 
 def with_room(config: Config, models: ModelPair) -> Config:
     """The configuration with prompts of up to what the context leaves beside an answer."""
-    contexts = [read_config(Path(folder)).get("max_position_embeddings") or 4096 for folder in models]
+    contexts = [context_length(read_config(Path(folder))) or 4096 for folder in models]
     most = min(contexts) - config.evaluation.max_tokens
     return config.model_copy(update={"data": config.data.model_copy(update={"max_prompt_tokens": most})})
 

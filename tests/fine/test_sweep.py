@@ -7,6 +7,7 @@ import pytest
 
 from lite_c2f.answers import unreached
 from lite_c2f.config import load_config
+from lite_c2f.evaluation.charts import ratio_errors
 from lite_c2f.evaluation.page import Text
 from lite_c2f.evaluation.report import chosen
 from lite_c2f.fine import stage
@@ -115,6 +116,8 @@ def test_files_of_earlier_versions_still_open(tmp_path, capsys):
     (tmp_path / "fine").mkdir()
     (tmp_path / "fine" / "ratios.json").write_text(json.dumps(before))
     assert any(isinstance(block, Text) and SHARES in str(block) for block in chosen(tmp_path))
+    assert ratio_errors(tried) == [0.1, 0.1, 0.1]
+    assert ratio_errors([{**tried[0], "behind_se": 0.03}]) == [0.03]
     ratio_table(before, tmp_path)
     assert SHARES in capsys.readouterr().out
     assert unreached({"chosen": 0.5, "rule": "best", "tried": [{"ratio": 0.5, "reward": 0.1}]}) is None

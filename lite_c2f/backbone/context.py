@@ -1,0 +1,29 @@
+"""How long a row may be so that it is the same row in every batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+LONG = ("longrope", "su")  # Phi-3's; "su" is the name of its first files
+
+
+def context_length(config: Any) -> int | None:
+    """Most tokens of a row whose rotary frequencies do not depend on the longest row of its batch; None: unlimited.
+
+    config: what config.json holds, or a model's configuration. Transformers takes other frequencies for a whole batch
+    once its longest row is beyond original_max_position_embeddings (longrope), or beyond max_position_embeddings
+    (dynamic): the log-probabilities of a response would then depend on its neighbours, and those from sampling would
+    not be those that are recomputed. Up to there the frequencies are fixed, the short ones. All other kinds are fixed
+    anyway, and end at max_position_embeddings.
+    """
+
+    def value(key: str) -> Any:
+        return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+
+    bounds = [value("max_position_embeddings")]
+    rope = value("rope_parameters") or value("rope_scaling") or {}
+    by_layer_type = [part for part in rope.values() if isinstance(part, Mapping)]
+    for settings in by_layer_type or [rope]:
+        if settings.get("rope_type", settings.get("type")) in LONG or "long_factor" in settings:
+            original = value("original_max_position_embeddings")  # wins over the one among the rotary settings
+            bounds.append(original or settings.get("original_max_position_embeddings"))
+    return min((bound for bound in bounds if bound), default=None)
