@@ -29,7 +29,7 @@ def launch(run, *more, processes=2):
 
 
 def done(process):
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     return errors
 
@@ -100,15 +100,15 @@ def test_ctrl_c_saves_once_and_ends_all(two, tmp_path):
     while process.poll() is None and not (file.is_file() and '"step": 3,' in file.read_text()):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode != 0 and errors.count("interrupted; what was done is saved") == 1, errors
     newest = max(path.name for path in (run / "coarse" / "checkpoints").iterdir())
-    assert "step-000003" <= newest <= "step-000006"
+    assert newest == f"step-{[line['step'] for line in figures(run) if line['stage'] == 'coarse'][-1]:06d}"
 
 
 def test_bad_input_is_told_once(tmp_path):
     process = launch(tmp_path / "run", "coarse.rollouts=7", "coarse.minibatches=1")
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode != 0 and not (tmp_path / "run").exists()
     ours = [line for line in errors.splitlines() if "error: " in line and "elastic" not in line]
     assert ours[0].removeprefix("process 1: ").startswith("error: ")
