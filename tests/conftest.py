@@ -243,6 +243,18 @@ def call(capsys):
 
 
 @pytest.fixture
+def in_process(call):
+    """As `lite_c2f`, in this process, which has the libraries loaded: their warnings are of no interest here."""
+
+    def run(*arguments):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return subprocess.CompletedProcess(arguments, *call(*arguments))
+
+    return run
+
+
+@pytest.fixture
 def random_roles(quantized):
     """Roles on a pico base whose adapters do something, with heads of a reward model and a critic."""
     import torch

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from likeness import alike
 
 from lite_c2f import chat_terminal
 from lite_c2f.actors import Instruct, answer_base
@@ -310,13 +311,6 @@ def test_panes_may_differ_in_ratio_alone(chat):
     assert got["at 0.5"].text == plain["fine"].text
     assert got["at 0.0"].text == plain["baseline"].text
     assert got["at 40.0"].text != got["at 0.0"].text
-
-
-def alike(one, other):
-    """How many letters two texts begin with alike."""
-    return next(
-        (at for at, pair in enumerate(zip(one, other, strict=False)) if len(set(pair)) > 1), min(len(one), len(other))
-    )
 
 
 @pytest.mark.slow
