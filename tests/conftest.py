@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes: a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from hypothesis import HealthCheck, settings
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -25,6 +26,10 @@ from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, Pr
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: tests send it, and pass it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Drawn examples are the same in every run, and nothing is said of how long they take: machines differ.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
 
 # Files that take longest come first, so that the processes end together; the first one makes the run others share.
 LONG = (
@@ -238,6 +243,18 @@ def call(capsys):
             code = stop.code
         said = capsys.readouterr()
         return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def in_process(call):
+    """As `lite_c2f`, in this process, which has the libraries loaded: their warnings are of no interest here."""
+
+    def run(*arguments):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return subprocess.CompletedProcess(arguments, *call(*arguments))
 
     return run
 

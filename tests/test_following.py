@@ -112,17 +112,17 @@ def test_time_left_of_the_reward_model_is_from_the_log(run):
             (began, "reward model: 50 steps"),
             (began + 30, "reward model 26/50  loss 0.5"),
         )
-        stage = follow(run).stages[0]
+        before, stage, after = time.time(), follow(run).stages[0], time.time()
     assert (stage.state, stage.done, stage.total, stage.left) == ("running", 31, 50, pytest.approx(38.0))
-    assert 59 <= stage.seconds <= 75
+    assert before - began - 0.01 <= stage.seconds <= after - began + 0.01
 
 
 def test_a_log_older_than_its_worker_is_not_taken_for_his(run):
     """Who resumes reads data first: he is in no stage until his own log says so."""
-    now = time.time()
-    write_log(run, (now - 100, "started: x"), (now - 90, "coarse actor: 40 updates"))
     (run / "metrics.jsonl").write_text(update(1, seconds=2.0))
     with locked(run):
+        now = (run / ".lock").stat().st_mtime
+        write_log(run, (now - 100, "started: x"), (now - 90, "coarse actor: 40 updates"))
         stages = follow(run).stages
         assert [stage.state for stage in stages] == ["waiting", "interrupted", "waiting", "waiting"]
         write_log(run, (now - 100, "started: x"), (now, "started: x"), (now, "coarse actor: 30 updates"))

@@ -22,7 +22,9 @@ model: {base: toy, instruct: toy}
 data: {preferences: [toy], max_prompt_tokens: 128, max_answer_tokens: 128, truncated: 0}
 lora: {r: 8, alpha: 16}
 reward: {batch: 32, micro_batch: 32, max_pairs: 64}
-coarse: {updates: 500, rollouts: 8, sampling_batch: 8, micro_batch: 8, critic_warmup: 1, length: {start: 8, max: 16}}
+coarse:
+  {updates: 500, sample_every: 1000, rollouts: 8, sampling_batch: 8, micro_batch: 8, critic_warmup: 1,
+   length: {start: 8, max: 16}}
 fine: {ratios: [0.5, 1.0], prompts: 8, max_tokens: 16}
 evaluation: {prompts: 8, max_tokens: 16, batch: 8}
 run: {checkpoint_every: 1000}
@@ -102,7 +104,7 @@ def test_only_training_is_stopped(tmp_path):
         launching.stop(tmp_path)
 
 
-def until(happened, seconds=240.0):
+def until(happened, seconds=900.0):
     """Wait for it; what it returned."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

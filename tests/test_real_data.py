@@ -11,9 +11,9 @@ HH = ROOT.parent / "shared" / "data" / "hh-rlhf" / "harmless-base-1500.jsonl.gz"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HH.is_file(), reason="the HH-RLHF sample is not here")
-def test_hh_rlhf_trains_through_all_stages(lite_c2f, toy_models, tmp_path):
+def test_hh_rlhf_trains_through_all_stages(in_process, toy_models, tmp_path):
     run = tmp_path / "hh"
-    done = lite_c2f(
+    done = in_process(
         "train", ROOT / "configs" / "toy.yaml", f"data.preferences=[{HH}]", "--run-dir", run, "reward.max_pairs=256",
         "reward.micro_batch=8", "coarse.updates=4", "coarse.rollouts=16", "evaluation.prompts=16", "fine.prompts=8",
     )  # fmt: skip

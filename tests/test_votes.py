@@ -323,16 +323,16 @@ def test_the_toy_worlds_pairs_come_back_as_they_were(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_reward_model_is_trained_on_votes(lite_c2f, toy_models, tmp_path):
+def test_a_reward_model_is_trained_on_votes(in_process, toy_models, tmp_path):
     run = tmp_path / "voted"
     toy_votes(votes_of(run), 480)
     (run / "run.json").write_text("{}")
-    done = lite_c2f("votes", run, "--export", tmp_path / "own.jsonl")
+    done = in_process("votes", run, "--export", tmp_path / "own.jsonl")
     assert done.returncode == 0 and "lite-c2f train CONFIG" in done.stdout, done.stderr
     command = ["train", ROOT / "configs" / "toy.yaml", f"data.preferences=[{tmp_path / 'own.jsonl'}]"]
-    dry = lite_c2f(*command, "--dry-run", "--run-dir", tmp_path / "new")
+    dry = in_process(*command, "--dry-run", "--run-dir", tmp_path / "new")
     assert dry.returncode == 0, dry.stderr
-    done = lite_c2f(*command, "--stage", "reward", "--run-dir", tmp_path / "new", "reward.epochs=2")
+    done = in_process(*command, "--stage", "reward", "--run-dir", tmp_path / "new", "reward.epochs=2")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "new" / "reward" / "metrics.json").read_text())
     assert found["accuracy"] > 0.7  # held-out votes; the toss of a coin is 0.5

@@ -1,5 +1,6 @@
 """Answers side by side: the same tokens as the batched sampler, panes and visitors that do not disturb each other."""
 
+import contextlib
 import gc
 import io
 import itertools
@@ -7,6 +8,7 @@ import threading
 import time
 
 import pytest
+from likeness import alike
 
 from lite_c2f import chat_terminal
 from lite_c2f.actors import Instruct, answer_base
@@ -26,6 +28,29 @@ GREEDY = ChatSettings(max_tokens=40, temperature=0.0)
 @pytest.fixture(scope="module")
 def chat(toy_run):
     return Chat(toy_run)
+
+
+@pytest.fixture
+def held(chat, monkeypatch):
+    """Inside `with held():` answers that have begun stay as they are, and all else of the chat goes on."""
+    hold, step = threading.Event(), engine.Rows.step
+
+    def step_or_wait(rows):
+        if hold.is_set() and all(len(row.tokens) >= 2 for row in rows.rows if row.finish is None):
+            time.sleep(0.005)
+        else:
+            step(rows)
+
+    @contextlib.contextmanager
+    def holding():
+        hold.set()
+        try:
+            yield
+        finally:
+            hold.clear()
+
+    monkeypatch.setattr(engine.Rows, "step", step_or_wait)
+    return holding
 
 
 def finished(events):
@@ -123,59 +148,77 @@ def test_text_only_grows_and_a_panes_last_word_has_its_finish(chat):
         assert all(after.text.startswith(before.text) for before, after in itertools.pairwise(own))
         assert all("Human" not in event.text for event in own)
         assert [bool(event.finish) for event in own] == [False] * (len(own) - 1) + [True]
-        assert 0 < own[-1].first_token_s < 60
+        assert own[-1].first_token_s > 0
 
 
 @pytest.mark.slow
-def test_stop_ends_one_pane_or_all(chat):
-    asked = chat.stream(QUESTION, settings=ChatSettings(max_tokens=96, temperature=0.0))
-    next(asked)
-    asked.stop("coarse")
+def test_stop_ends_one_pane_or_all(chat, held):
+    long = ChatSettings(max_tokens=96, temperature=0.0)
+    with held():
+        asked = chat.stream(QUESTION, settings=long)
+        next(asked)
+        asked.stop("coarse")
     got = finished(asked)
     whole = chat.answer(QUESTION, max_tokens=96, temperature=0.0)
     assert got["coarse"].finish == "stopped" and got["coarse"].tokens < whole["coarse"].tokens
     assert whole["coarse"].text.startswith(got["coarse"].text)
     assert (got["fine"].text, got["fine"].finish) == (whole["fine"].text, whole["fine"].finish)
-    asked = chat.stream(QUESTION, ["fine"], ChatSettings(max_tokens=96, temperature=0.0), score=True)
-    next(asked)
-    asked.stop("coarse")  # a column that was not asked
+    with held():
+        asked = chat.stream(QUESTION, ["fine"], long, score=True)
+        next(asked)
+        asked.stop("coarse")  # a column that was not asked
     got = finished(asked)
     assert got["fine"].text == whole["fine"].text and got["fine"].reward is not None
-    asked = chat.stream(QUESTION, settings=ChatSettings(max_tokens=96, temperature=0.0), score=True)
-    next(asked)
-    asked.stop()
+    with held():
+        asked = chat.stream(QUESTION, settings=long, score=True)
+        next(asked)
+        asked.stop()
     got = finished(asked)
-    assert {"coarse": "stopped", "fine": "stopped"}.items() <= {p: e.finish for p, e in got.items()}.items()
-    asked = chat.stream(QUESTION, ["coarse", "baseline"], ChatSettings(max_tokens=96, temperature=0.0), score=True)
-    while (event := next(asked)).pane != "baseline" or not event.finish:
-        pass
-    asked.stop()
+    assert {event.finish for event in got.values()} == {"stopped"}
+
+
+@pytest.mark.slow
+def test_stopping_leaves_what_had_ended_by_itself(chat, held, monkeypatch):
+    """The baseline's second token is made its last."""
+    take = engine.Row.take
+
+    def short(row, *given):
+        take(row, *given)
+        if row.share == 0.0 and row.model == 1 and row.finish is None and len(row.tokens) == 2:
+            row.end("limit")
+
+    monkeypatch.setattr(engine.Row, "take", short)
+    with held():
+        asked = chat.stream(QUESTION, ["coarse", "baseline"], ChatSettings(max_tokens=96, temperature=0.0), score=True)
+        while (event := next(asked)).pane != "baseline" or not event.finish:
+            pass
+        asked.stop()
     got = finished(asked)
-    assert got["coarse"].finish == "stopped" and got["baseline"].reward is not None  # that one had ended by itself
+    assert got["coarse"].finish == "stopped" and got["baseline"].reward is not None
 
 
 def test_no_thread_is_left(collect=True):
     if collect:
         gc.collect()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 300
     while any(thread.name == "lite_c2f-chat" for thread in threading.enumerate()):
         assert time.monotonic() < until
         time.sleep(0.05)
 
 
 @pytest.mark.slow
-def test_what_is_dropped_stops_at_once(chat):
+def test_what_is_dropped_stops_at_once(chat, held):
     gc.disable()  # nothing is left to the next collection
     try:
-        asked = chat.stream(QUESTION, settings=ChatSettings(max_tokens=400, temperature=2.0))
-        next(asked)
-        question = asked._question
-        del asked
-        test_no_thread_is_left(collect=False)
+        with held():
+            asked = chat.stream(QUESTION, settings=ChatSettings(max_tokens=400, temperature=2.0))
+            next(asked)
+            question = asked._question
+            del asked
+            test_no_thread_is_left(collect=False)
     finally:
         gc.enable()
-    assert {row.finish for row in question.rows.values()} <= {"stopped", "eos", "stop"}
-    assert "stopped" in {row.finish for row in question.rows.values()}
+    assert {row.finish for row in question.rows.values()} == {"stopped"}
 
 
 @pytest.mark.slow
@@ -240,16 +283,17 @@ def test_visitors_at_once_get_what_each_gets_alone(chat):
 
 
 @pytest.mark.slow
-def test_the_line_is_fair_and_ends_somewhere(chat, monkeypatch):
+def test_the_line_is_fair_and_ends_somewhere(chat, held, monkeypatch):
     monkeypatch.setattr(engine, "MOST_ROWS", 3)  # one question at a time
     monkeypatch.setattr(line, "MOST_WAITING", 4)
-    first = chat.stream(QUESTION, settings=ChatSettings(max_tokens=96, temperature=1.0))
-    next(first)
-    others = [chat.stream(QUESTION, settings=ChatSettings(max_tokens=24, seed=seed)) for seed in range(4)]
-    assert [asked.waiting for asked in others] == [1, 2, 3, 4]
-    with pytest.raises(C2FError, match="4 questions wait"):
-        chat.stream(QUESTION)
-    others[1].close()
+    with held():
+        first = chat.stream(QUESTION, settings=ChatSettings(max_tokens=96, temperature=1.0))
+        next(first)
+        others = [chat.stream(QUESTION, settings=ChatSettings(max_tokens=24, seed=seed)) for seed in range(4)]
+        assert [asked.waiting for asked in others] == [1, 2, 3, 4]
+        with pytest.raises(C2FError, match="4 questions wait"):
+            chat.stream(QUESTION)
+        others[1].close()
     begun = []
     for asked in others:
         events = finished(asked)
@@ -273,22 +317,27 @@ def test_panes_may_differ_in_ratio_alone(chat):
 def test_the_merged_model_says_what_the_residue_says_unmerged(chat, toy_run):
     """Not token by token: the merged weights are quantised after the residue was added."""
     merged = Chat(toy_run, merged=True)
-    asked = [f"Ann has {number} books, buys 3, loses 2. How many now?" for number in range(2, 8)]
-    same = 0
-    for question in asked:
-        live = chat.answer(question, ["fine"], max_tokens=96, temperature=0.0)["fine"]
+    near = far = 0
+    for number in range(2, 8):
+        question = f"Ann has {number} books, buys 3, loses 2. How many now?"
+        live = chat.answer(question, ["fine", "baseline"], max_tokens=96, temperature=0.0)
         published = merged.answer(question, ["fine", "baseline"], max_tokens=96, temperature=0.0)
-        same += live.text[:40] == published["fine"].text[:40]
-        assert published["fine"].text != published["baseline"].text
+        near += alike(live["fine"].text, published["fine"].text)
+        far += alike(live["fine"].text, published["baseline"].text)
         other = merged.answer(question, ["fine"], max_tokens=96, temperature=0.0, ratio=0.0)["fine"]
         assert other.text == published["baseline"].text
-    assert same >= 4
+    assert near > 2 * far
 
 
 @pytest.mark.slow
 def test_each_answer_is_scored_as_the_comparison_scores_it(chat):
     got = chat.answer(QUESTION, ALL_PANES, max_tokens=96, temperature=0.0, score=True)
-    assert got["coarse"].reward > got["baseline"].reward + 1  # what the reward model was taught
+    turns, sampling = (Turn("human", QUESTION),), Sampling(96, 0.0, seed=0)
+    for pane, role in (("coarse", "policy"), ("base", "reference")):
+        answers = answer_base(chat.cast.roles, role, chat.cast.tokenizer, chat.config, [turns], sampling)
+        assert [got[pane].reward] == pytest.approx(chat.cast.judge([turns], answers), abs=1e-3)
+    assert all(event.reward is not None for event in got.values())
+    assert len({round(event.reward, 2) for event in got.values()}) > 1
     plain = chat.answer(QUESTION, max_tokens=96, temperature=0.0)
     assert plain["coarse"].reward is None
 

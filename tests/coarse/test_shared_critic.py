@@ -162,14 +162,14 @@ def test_what_the_critic_starts_as(pico, tmp_path, start):
 
 
 @pytest.mark.slow
-def test_a_run_with_a_budget_and_a_shared_critic(toy_run, lite_c2f, tmp_path):
+def test_a_run_with_a_budget_and_a_shared_critic(toy_run, in_process, tmp_path):
     """It ends when the tokens are spent, and its samples carry rewards at their own limit."""
     run = tmp_path / "run"
     shutil.copytree(toy_run / "reward", run / "reward")
     shutil.copy(toy_run / "config.yaml", run / "config.yaml")
     shutil.copy(toy_run / "run.json", run / "run.json")
     more = ["coarse.token_budget=3000", "coarse.critic=shared", "coarse.sample_tokens=40", "coarse.sample_prompts=8"]
-    done = lite_c2f("train", run / "config.yaml", *more, f"--run-dir={run}", "--stage=coarse")
+    done = in_process("train", run / "config.yaml", *more, f"--run-dir={run}", "--stage=coarse")
     assert done.returncode == 0, done.stderr
     found = json.loads((run / "coarse" / "metrics.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -88,14 +88,14 @@ def browser():
 
 
 @pytest.mark.slow
-def test_the_report_of_a_run_opens_in_a_browser(lite_c2f, toy_run, tmp_path, browser):
+def test_the_report_of_a_run_opens_in_a_browser(in_process, toy_run, tmp_path, browser):
     run = Path(shutil.copytree(toy_run, tmp_path / "run"))
     other = Path(shutil.copytree(toy_run, tmp_path / "other"))
     config = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(config.replace("updates: 40", "updates: 41"))
-    assert lite_c2f("report", run).returncode == 0
+    assert in_process("report", run).returncode == 0
     both = tmp_path / "both.html"
-    assert lite_c2f("report", run, other, "--out", both).returncode == 0
+    assert in_process("report", run, other, "--out", both).returncode == 0
     page = run / "report" / "index.html"
     assert page.stat().st_size < 3_000_000 and both.stat().st_size < 3_000_000
     for file, headings in (

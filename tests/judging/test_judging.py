@@ -284,7 +284,7 @@ def test_a_stopped_judgment_goes_on(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pairwise", "single"])
-def test_mt_bench_from_the_command_line(lite_c2f, toy_run, toy_models, tmp_path, server, mode):
+def test_mt_bench_from_the_command_line(in_process, toy_run, toy_models, tmp_path, server, mode):
     """Eight of the 80 questions, one a category, two turns: by a server, and by the toy instruct model itself."""
     import shutil
 
@@ -293,7 +293,7 @@ def test_mt_bench_from_the_command_line(lite_c2f, toy_run, toy_models, tmp_path,
     run = shutil.copytree(toy_run, tmp_path / "run")
     common = ("judge", run, "--questions", MT_BENCH / "question.jsonl", "--mode", mode, "--limit", "8")
     common += ("--references", MT_BENCH / "reference_answer_gpt-4.jsonl", "--set", "evaluation.max_tokens=24", "--json")
-    done = lite_c2f(*common, "--judge", "m", "--url", server.url, "--actors", "fine,instruct,coarse")
+    done = in_process(*common, "--judge", "m", "--url", server.url, "--actors", "fine,instruct,coarse")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert all(0 <= share <= 1 for share in found["repeated_across_turns"].values())
@@ -309,6 +309,6 @@ def test_mt_bench_from_the_command_line(lite_c2f, toy_run, toy_models, tmp_path,
     saved = json.loads((run / "evaluation" / f"judge-{mode}.json").read_text())
     assert len(saved["rows"]) == 8 and all(len(row["answers"]["fine"]) == 2 for row in saved["rows"])
     assert not list((run / "evaluation").glob("judge-*.jsonl"))
-    done = lite_c2f(*common[:-1], "--judge", toy_models.instruct)
+    done = in_process(*common[:-1], "--judge", toy_models.instruct)
     assert done.returncode == 0, done.stderr
     assert "8 questions, judged by" in done.stdout

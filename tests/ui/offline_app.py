@@ -2,7 +2,8 @@
 
     python offline_app.py LOG SECONDS app RUN --port 7860
 
-SECONDS: how long each token takes at least, so that there is time to look at answers while they are written.
+SECONDS: how long each token takes at least, so that there is time to look at answers while they are written. While
+there is a file `hold` beside LOG, answers that have begun stay as they are; all else goes on.
 """
 
 import ipaddress
@@ -45,11 +46,15 @@ if __name__ == "__main__":
     from lite_c2f.chat.rows import Rows
     from lite_c2f.cli import main
 
-    step = Rows.step
+    step, hold = Rows.step, Path(log).with_name("hold")
 
     def slow(rows):
         time.sleep(float(seconds))
-        step(rows)
+        going = [row for row in rows.rows if row.finish is None]
+        if hold.exists() and all(len(row.tokens) >= 2 for row in going):
+            time.sleep(0.02)
+        else:
+            step(rows)
 
     Rows.step = slow
     main(arguments)

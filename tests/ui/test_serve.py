@@ -165,7 +165,7 @@ def at_a_terminal(command, cwd, answer, until, env=None):
     given = {"stdin": terminal, "stdout": terminal, "stderr": terminal, "start_new_session": True}
     process = subprocess.Popen(command, cwd=cwd, env=env or environment(), **given)
     os.close(terminal)
-    said, answered, end = "", False, time.monotonic() + 120
+    said, answered, end = "", False, time.monotonic() + 600
     try:
         while time.monotonic() < end and not (until and until in said):
             if not select.select([control], [], [], 1)[0]:
@@ -182,7 +182,7 @@ def at_a_terminal(command, cwd, answer, until, env=None):
                 answered = True
         if until:
             process.kill()
-        return said, process.wait(60)
+        return said, process.wait(600)
     finally:
         process.kill()
         process.wait()
