@@ -27,7 +27,7 @@ from lite_c2f.coarse.watch import correlation, share_alike, warnings
 from lite_c2f.config import Coarse, Config
 from lite_c2f.data.encode import stop_ids
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
-from lite_c2f.inputs import Corpus, ModelPair, adapter_base
+from lite_c2f.inputs import Corpus, ModelPair, adapter_base, sampled_prompts
 from lite_c2f.interrupts import graceful
 from lite_c2f.ops import explained_variance
 from lite_c2f.reward.score import Normalizer, score, scored_row
@@ -66,7 +66,7 @@ def train_coarse(
     eos = tokenizer.eos_token_id
     others = tuple(token for token in end_tokens(roles.model, tokenizer) if token != eos)
     ends = Ends(eos, tokenizer.pad_token_id, stop_ids(tokenizer, config.model.stop), others)
-    shown = [encode(config, tokenizer, prompt) for prompt in corpus.held_out_prompts[: settings.sample_prompts]]
+    shown = [encode(config, tokenizer, prompt) for prompt in sampled_prompts(corpus, config)]
     standing = begin(config, corpus, roles, tokenizer, tell)
     optimizers, shuffler, batches = standing.optimizers, standing.shuffler, standing.batches
     log, samples_file = Metrics(run, tracker), run / "coarse" / "samples.jsonl"
