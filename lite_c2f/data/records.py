@@ -88,13 +88,13 @@ def prompts_of(pairs: Iterable[Pair]) -> list[Prompt]:
 
     A prompt that several sources have is counted as one of theirs by its text: of all such, each gets about its share.
     """
-    sources: dict[tuple[Turn, ...], set[str]] = {}
+    sources: dict[tuple[Turn, ...], list[str]] = {}
     for pair in pairs:
-        sources.setdefault(pair.turns, set()).add(pair.source)
+        names = sources.setdefault(pair.turns, [])
+        if pair.source not in names:
+            names.append(pair.source)
     return [
-        Prompt(
-            turns, {}, sorted(names)[conversation_hash(turns, 0) % len(names)] if len(names) > 1 else next(iter(names))
-        )
+        Prompt(turns, {}, names[0] if len(names) == 1 else sorted(names)[conversation_hash(turns, 0) % len(names)])
         for turns, names in sources.items()
     ]
 
