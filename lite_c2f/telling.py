@@ -52,7 +52,8 @@ def tell_data(view: View, corpus: Corpus, config: Config) -> None:
 def tell_split(view: View, run: Path) -> None:
     """Say where a run was begun by a version that split its data in another way: what is held out now was not then."""
     file = run / "reward" / "metrics.json"
-    if file.is_file() and "pairs_by_source" not in read_json(file):
+    saved = read_json(file) if file.is_file() else {}
+    if "accuracy" in saved and "pairs_by_source" not in saved:
         view.note(
             f"'{run}' was trained by a version that split the data in another way: prompts that are held out now may "
             "be among those it was trained on, so that figures on them are too good; train it again to be sure"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lite_c2f.coarse.progress import Prompts
 from lite_c2f.config import load_config
 from lite_c2f.data.order import count_by_source, interleaved, short_names, shuffled
 from lite_c2f.data.records import Pair, Prompt, Turn
@@ -22,6 +23,9 @@ from lite_c2f.inputs import (
     split,
     training_pairs,
 )
+from lite_c2f.runs import write_json
+from lite_c2f.telling import tell_data, tell_split
+from lite_c2f.views import Silent
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(ROOT.glob("configs/mistral-7b*.yaml"))
@@ -333,6 +337,62 @@ def test_the_toy_world_keeps_its_split_among_others(tmp_path):
     alone, _ = corpus_of(["toy"])
     assert set(texts(alone.held_out_prompts)) == {p.turns[0].text for p in world.prompts(512, 0, held_out=True)}
     assert all("toy_answer" in prompt.extra for prompt in alone.held_out_prompts)
+
+
+# What is made of it.
+
+
+def test_ppo_asks_every_source_in_its_share_in_every_pass(tmp_path):
+    files = [write(tmp_path / f"{name}.jsonl", pair_rows(name, rows)) for name, rows in (("a", 40), ("b", 200))]
+    corpus, config = corpus_of(files)
+    assert counts(corpus.train_prompts) == {"a": 36, "b": 180}
+    places = Prompts(config, corpus, None)._next(3 * 216)
+    passes = [places[:216], places[216:432], places[432:]]
+    for each in passes:
+        assert sorted(each) == list(range(216))
+        assert_fair([corpus.train_prompts[place] for place in each])
+    assert passes[0] != passes[1] != passes[2] != passes[0]
+
+
+def test_ppo_goes_on_where_it_stopped(tmp_path):
+    corpus, config = corpus_of([write(tmp_path / "a.jsonl", pair_rows("a", 40)), "toy"], "run.seed=3")
+    one, other = Prompts(config, corpus, None), Prompts(config, corpus, None)
+    one._next(5000)
+    other.go_to(5000)
+    assert one._next(50) == other._next(50) and one.taken == other.taken == 5050
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_a_run_says_what_it_has_of_each_source(tmp_path):
+    files = [write(tmp_path / f"{name}.jsonl", pair_rows(name, 50)) for name in ("helpful", "harmless")]
+    view = Notes()
+    tell_data(view, *corpus_of(files, "reward.max_pairs=40"))
+    assert view.notes[:3] == [
+        "data: 40 pairs and 90 prompts to train on, 10 pairs and 10 prompts held out",
+        "  harmless.jsonl: 20 pairs and 45 prompts, 5 and 5 held out",
+        "  helpful.jsonl: 20 pairs and 45 prompts, 5 and 5 held out",
+    ]
+    alone = Notes()
+    tell_data(alone, *corpus_of(files[:1]))
+    assert alone.notes[0].startswith("data: 45 pairs") and "helpful" not in "".join(alone.notes)
+
+
+def test_a_run_of_an_earlier_split_is_told(tmp_path):
+    view = Notes()
+    tell_split(view, tmp_path)
+    write_json(tmp_path / "reward" / "metrics.json", {"accuracy": 0.9, "pairs_by_source": {"toy": 1}})
+    tell_split(view, tmp_path)
+    assert view.notes == []
+    write_json(tmp_path / "reward" / "metrics.json", {"accuracy": 0.9})
+    tell_split(view, tmp_path)
+    assert len(view.notes) == 1 and "split the data in another way" in view.notes[0]
 
 
 def test_an_empty_split_is_empty():
