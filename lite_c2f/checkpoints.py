@@ -25,7 +25,8 @@ SKIPS = 3  # steps in a row that were left out for numbers that are not finite, 
 ROLLBACKS = 3  # in a stage
 SLOWER = 0.5  # learning rates after each
 log = logging.getLogger(__name__)
-FORMAT = 1  # of what stages put into their checkpoints; another one is refused
+# Of what stages put into their checkpoints; another one is refused. 2: prompts have another order and another split.
+FORMAT = 2
 STATE, TENSORS, HASHES = "state.json", "tensors.safetensors", "hashes.json"
 Scores = Mapping[int, float]  # by step, as far as known: the higher, the better; those not finite never make the best
 

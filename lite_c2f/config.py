@@ -104,8 +104,12 @@ class Data(Section):
     prompts: Sources = Field((), description="Prompts for PPO and evaluation (default: the preferences' own).")
     max_prompt_tokens: int = Field(256, ge=8, description="Longer prompts lose their oldest turns, in tokens.")
     max_answer_tokens: int = Field(1024, ge=8, description="Longer preference answers are cut, in tokens.")
-    held_out: float = Field(0.1, gt=0, lt=0.9, description="Share of pairs and prompts never trained on.")
-    max_held_out: int = Field(512, ge=8, description="Most pairs (and prompts) kept for evaluation.")
+    held_out: float = Field(
+        0.1, gt=0, lt=0.9, description="Share of the prompts of each source, with all their pairs, never trained on."
+    )
+    max_held_out: int = Field(
+        512, ge=8, description="Most different prompts (of pairs, and of prompts) kept for evaluation."
+    )
     truncated: float = Field(
         0.1,
         ge=0,
@@ -149,7 +153,9 @@ class Reward(Section):
     micro_batch: Batch = Field("auto", description="Pairs a forward and backward pass; auto: what fits.")
     lr: float = Field(1e-4, gt=0, description="Learning rate of AdamW, decayed linearly.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
-    max_pairs: int | None = Field(None, ge=8, description="Use at most this many training pairs.")
+    max_pairs: int | None = Field(
+        None, ge=8, description="Use at most this many training pairs, of each source its share."
+    )
     center: float = Field(0.01, ge=0, description="Weight of the term that keeps mean rewards near zero.")
 
 

@@ -1,10 +1,9 @@
 """What a run reads: its pair of models and its data, the toy world included."""
 
 import contextlib
-import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.folder import check_architecture, check_weights
@@ -12,6 +11,7 @@ from lite_c2f.backbone.load import listed_end_tokens, load_tokenizer, pick_devic
 from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.config import CHAT, Config, Source
 from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt, turn_end
+from lite_c2f.data.order import at_most, conversation_hash, held_out, shuffled
 from lite_c2f.data.records import Pair, Prompt, Turn, load_pairs, load_prompts, prompts_of
 from lite_c2f.data.sources import local_files
 from lite_c2f.errors import ConfigError, DataError, ModelError
@@ -30,7 +30,10 @@ class ModelPair(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """Pairs and prompts, each split once into training and held-out parts that share no prompt."""
+    """Pairs and prompts, split once: no prompt that is held out is trained on, in pairs or in prompts.
+
+    Every part is shuffled so that its first rows, and its last, hold each source in its share.
+    """
 
     train_pairs: list[Pair]
     held_out_pairs: list[Pair]
@@ -193,41 +196,100 @@ def _hub_files(model: str, revision: str | None) -> list[str]:
 
 
 def load_corpus(config: Config) -> Corpus:
-    """Read, count and split all data of a run. The toy world brings its own split."""
-    seed = config.run.seed
+    """Read, count and split all data of a run, each part in an order whose beginnings are fair samples (data/order.py).
+
+    The toy world brings its own split. What it holds out, and what is held out here, is in nothing that is trained on.
+    """
+    data, seed = config.data, config.run.seed
     skipped: dict[str, int] = {}
-    pairs, toy_pairs = _read(config.data.preferences, load_pairs, skipped)
-    train_pairs, held_pairs = split(pairs, config, lambda pair: pair.turns)
-    if toy_pairs:
-        from lite_c2f.toy import world
-
-        train_pairs += world.pairs(int(TOY_PAIRS * toy_pairs), seed)
-        held_pairs += world.pairs(256, seed, held_out=True)
-    if config.data.prompts:
-        prompts, toy_prompts = _read(config.data.prompts, load_prompts, skipped)
-    else:
-        prompts, toy_prompts = prompts_of(pairs), toy_pairs
-    held_turns = {pair.turns for pair in held_pairs}
-    if config.data.prompts:
-        train_prompts, held_prompts = split(prompts, config, lambda prompt: prompt.turns)
-    else:  # prompts of the pairs keep their side of the split
-        train_prompts = [prompt for prompt in prompts if prompt.turns not in held_turns]
-        held_prompts = [prompt for prompt in prompts if prompt.turns in held_turns]
-    if toy_prompts:
-        from lite_c2f.toy import world
-
-        train_prompts += world.prompts(int(TOY_PROMPTS * toy_prompts), seed, held_out=False)
-        held_prompts += world.prompts(512, seed, held_out=True)
-    counted = {
-        "pairs": train_pairs,
-        "held-out pairs": held_pairs,
-        "prompts": train_prompts,
-        "held-out prompts": held_prompts,
+    pairs, toy_pairs = _read(data.preferences, load_pairs, skipped)
+    prompts, toy_prompts = (
+        _read(data.prompts, load_prompts, skipped) if data.prompts else (prompts_of(pairs), toy_pairs)
+    )
+    toy = _toy(toy_pairs, toy_prompts, seed)
+    corpus = split(pairs, prompts, config, toy)
+    parts = {
+        "pairs": corpus.train_pairs,
+        "held-out pairs": corpus.held_out_pairs,
+        "prompts": corpus.train_prompts,
+        "held-out prompts": corpus.held_out_prompts,
     }
-    for what, items in counted.items():
+    for what, items in parts.items():
         if not items:
             raise DataError.because(f"data: no usable {what}", "at least one of each", "add data with other prompts")
-    return Corpus(train_pairs, held_pairs, train_prompts, held_prompts, skipped)
+    return corpus._replace(skipped=skipped | corpus.skipped)
+
+
+def split(pairs: list[Pair], prompts: list[Prompt], config: Config, own: Corpus = Corpus([], [], [], [], {})) -> Corpus:
+    """Hold out prompts, with all their pairs, of pairs and prompts together; each part in the order of `shuffled`.
+
+    own: rows with a split of their own; one that is trained on there and held out here counts as held out.
+    """
+    seed, most = config.run.seed, config.data.max_held_out
+    own_pairs, own_prompts = own.train_pairs + own.held_out_pairs, own.train_prompts + own.held_out_prompts
+    everything: list[Pair | Prompt] = [*pairs, *prompts, *own_pairs, *own_prompts]
+    turns = dict.fromkeys(item.turns for item in everything)
+    numbers = {conversation: conversation_hash(conversation, seed) for conversation in turns}
+    of_pairs, of_prompts = ([(item.source, numbers[item.turns]) for item in part] for part in (pairs, prompts))
+    own_held: list[Pair | Prompt] = [*own.held_out_pairs, *own.held_out_prompts]
+    already = {numbers[item.turns] for item in own_held}
+    held = held_out((of_pairs, of_prompts), config.data.held_out, most, already)
+    evaluated = at_most(of_pairs, held, most), at_most(of_prompts, held, most)
+
+    def trained(items: list) -> list:
+        return shuffled([item for item in items if numbers[item.turns] not in held], seed)
+
+    def tested(items: list, wanted: set[int], own_items: list) -> list:
+        own_rows = [item for item in own_items if numbers[item.turns] in held]
+        return shuffled([item for item in items if numbers[item.turns] in wanted] + own_rows, seed)
+
+    corpus = Corpus(
+        trained(pairs + own.train_pairs),
+        tested(pairs, evaluated[0], own_pairs),
+        trained(prompts + own.train_prompts),
+        tested(prompts, evaluated[1], own_prompts),
+        {},
+    )
+    used = corpus.train_pairs, corpus.held_out_pairs, corpus.train_prompts, corpus.held_out_prompts
+    unused = len(everything) - sum(len(part) for part in used)
+    return corpus._replace(skipped={"held out beyond data.max_held_out": unused}) if unused else corpus
+
+
+def training_pairs(corpus: Corpus, config: Config) -> list[Pair]:
+    """The pairs that the reward model trains on."""
+    return corpus.train_pairs[: config.reward.max_pairs]
+
+
+def compared_prompts(corpus: Corpus, config: Config) -> list[Prompt]:
+    """The held-out prompts of the comparison: the first ones."""
+    return corpus.held_out_prompts[: config.evaluation.prompts]
+
+
+def ratio_prompts(corpus: Corpus, config: Config) -> list[Prompt]:
+    """The held-out prompts that ratios are tried on: the last ones, not the comparison's as long as there are enough.
+
+    The list's end holds each source in its share as its beginning does; a piece of its middle may be another row off.
+    """
+    return corpus.held_out_prompts[-config.fine.prompts :]
+
+
+def sampled_prompts(corpus: Corpus, config: Config) -> list[Prompt]:
+    """The held-out prompts that are answered again and again while PPO trains."""
+    return corpus.held_out_prompts[: config.coarse.sample_prompts]
+
+
+def _toy(pairs: float, prompts: float, seed: int) -> Corpus:
+    """The toy world's rows at these weights; none at weight 0."""
+    from lite_c2f.toy import world
+
+    parts: list[list[Any]] = [
+        world.pairs(int(TOY_PAIRS * pairs), seed) if pairs else [],
+        world.pairs(256, seed, held_out=True) if pairs else [],
+        world.prompts(int(TOY_PROMPTS * prompts), seed, held_out=False) if prompts else [],
+        world.prompts(512, seed, held_out=True) if prompts else [],
+    ]
+    train_pairs, held_pairs, train_prompts, held_prompts = ([i._replace(source=TOY) for i in part] for part in parts)
+    return Corpus(train_pairs, held_pairs, train_prompts, held_prompts, {})
 
 
 def _read(sources: Sequence[Source], load, skipped: dict[str, int]) -> tuple[list, float]:
@@ -240,12 +302,3 @@ def _read(sources: Sequence[Source], load, skipped: dict[str, int]) -> tuple[lis
     for reason, rows in loaded.skipped.items():
         skipped[reason] = skipped.get(reason, 0) + rows
     return list(loaded.items), toy
-
-
-def split(items: list, config: Config, key) -> tuple[list, list]:
-    """Split by prompt, so that no prompt is on both sides: (training, held out)."""
-    groups = list(dict.fromkeys(key(item) for item in items))
-    random.Random(config.run.seed).shuffle(groups)
-    count = min(round(len(groups) * config.data.held_out), config.data.max_held_out) if groups else 0
-    held = set(groups[: max(count, 1)]) if len(groups) > 1 else set()
-    return [item for item in items if key(item) not in held], [item for item in items if key(item) in held]

@@ -206,7 +206,10 @@ def write_summary(run: Path) -> dict[str, Any]:
     """Gather RUN/summary.json from what the stages published; parts that are missing are left out."""
     summary: dict[str, Any] = {"schema": 1, "seconds": read_json(run / "run.json")["seconds"]}
     if is_published(run, "reward"):
-        summary["reward_model"] = {"accuracy": read_json(run / "reward" / "metrics.json")["accuracy"]}
+        saved = read_json(run / "reward" / "metrics.json")
+        summary["reward_model"] = {"accuracy": saved["accuracy"]}
+        if len(of_each := saved.get("accuracy_by_source", {})) > 1:
+            summary["reward_model"]["accuracy_by_source"] = of_each
     if is_published(run, "coarse"):
         saved = read_json(run / "coarse" / "metrics.json")
         summary["coarse"] = {name: saved[name] for name in ("limit_first", "limit_last", "reward_first", "reward_last")}
@@ -215,7 +218,10 @@ def write_summary(run: Path) -> dict[str, Any]:
     if (run / "evaluation" / "actors.json").is_file():
         summary["actors"] = read_json(run / "evaluation" / "actors.json")
         if (run / "evaluation" / "metrics.json").is_file():
-            summary["wins"] = read_json(run / "evaluation" / "metrics.json")["wins"]
+            figures = read_json(run / "evaluation" / "metrics.json")
+            summary["wins"] = figures["wins"]
+            if "by_source" in figures:
+                summary["by_source"] = figures["by_source"]
     write_json(run / "summary.json", summary)
     return summary
 

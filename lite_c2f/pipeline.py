@@ -16,6 +16,7 @@ from lite_c2f.batches import is_out_of_memory
 from lite_c2f.coarse.saves import check_before as check_coarse
 from lite_c2f.coarse.train import train_coarse as coarse_stage
 from lite_c2f.config import Config, load_config
+from lite_c2f.data.order import short_names
 from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.evaluation.compare import evaluate as compare_actors
 from lite_c2f.evaluation.compare import made_of
@@ -53,7 +54,7 @@ from lite_c2f.memory import as_json as plan_as_json
 from lite_c2f.reward.saves import Standing as RewardStanding
 from lite_c2f.reward.train import train_reward as reward_stage
 from lite_c2f.runs import check_tracker, read_json, start_tracker, write_json
-from lite_c2f.telling import Counter, ToySteps, stepper, tell_data, tell_plan, tell_truncation
+from lite_c2f.telling import Counter, ToySteps, stepper, tell_data, tell_plan, tell_split, tell_truncation
 from lite_c2f.views import Silent, View
 
 
@@ -167,6 +168,8 @@ def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force:
     for note in work.notes:
         view.note(note)
     tell_data(view, corpus, config)
+    if "reward" in work.done:
+        tell_split(view, run)
     tell_plan(view, work.plan)
     for stage in STAGES:
         if stage == "fine":  # one process is enough from here on
@@ -262,7 +265,9 @@ def sweep(
     corpus = load_corpus(config)
     config = settle(config, make_plan(config, card_gib(config), model=models.base))
     with disk.told_plainly(run), locked(run), run_log.written(run):
-        return try_ratios(config, models, corpus, run, wanted, group_budget, run_log.Logged(view))
+        view = run_log.Logged(view)
+        tell_split(view, run)
+        return try_ratios(config, models, corpus, run, wanted, group_budget, view)
 
 
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | None = None) -> dict[str, Any]:
@@ -279,6 +284,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     plan = make_plan(config, card_gib(config), model=models.base)
     with disk.told_plainly(run), locked(run), run_log.written(run):
         view = run_log.Logged(view or Silent())
+        tell_split(view, run)
         compare(settle(config, plan), models, corpus, run, view, asked=config)
         if config.evaluation.prompts > len(corpus.held_out_prompts):
             view.note(
@@ -306,6 +312,9 @@ def run_stage(
         metrics = reward_stage(config, models, corpus, run, step, tracker, view.note, force=force)
         tell_truncation(view, metrics["pairs"])
         view.note(f"reward model: {metrics['accuracy']:.3f} of held-out pairs ranked right")
+        if len(of_each := metrics["accuracy_by_source"]) > 1:
+            names = short_names(of_each)
+            view.note("  " + ", ".join(f"{name} {of_each[source]:.3f}" for source, name in names.items()))
     elif stage == "coarse":
         total = config.coarse.updates
         view.stage("coarse actor", total, "updates")

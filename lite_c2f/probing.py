@@ -8,6 +8,7 @@ from lite_c2f.actors import Instruct, Ratio
 from lite_c2f.backbone.load import card_gib
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Source, settled
+from lite_c2f.data.order import shuffled
 from lite_c2f.data.records import load_prompts
 from lite_c2f.evaluation.compare import merged_ratios
 from lite_c2f.evaluation.probe import by_layer, plot_probe, rates, read_words
@@ -41,8 +42,8 @@ def probe(
     config = settle(config, make_plan(config, card_gib(config), model=models.base))
     if prompts is None:
         asked = load_corpus(config).held_out_prompts[:limit]
-    else:
-        asked = load_prompts([Source(path=str(prompts))]).items[:limit]
+    else:  # files come sorted: the first rows would be of one kind
+        asked = shuffled(load_prompts([Source(path=str(prompts))]).items, config.run.seed)[:limit]
     turns = [prompt.turns for prompt in asked]
     report = read_json(run / "fine" / "merge.json")
     settings = config.evaluation

@@ -1,11 +1,14 @@
 """What a run tells its view of the plan, of the data, and of steps that others take."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from lite_c2f.config import Config
-from lite_c2f.inputs import Corpus
+from lite_c2f.data.order import count_by_source, short_names
+from lite_c2f.inputs import Corpus, training_pairs
 from lite_c2f.memory import Plan
 from lite_c2f.memory.sizes import GIBIBYTE
+from lite_c2f.runs import read_json
 from lite_c2f.views import View
 
 
@@ -24,11 +27,18 @@ def tell_plan(view: View, plan: Plan) -> None:
 
 def tell_data(view: View, corpus: Corpus, config: Config) -> None:
     """Say what there is to learn from, and which rows could not be used."""
-    pairs = len(corpus.train_pairs[: config.reward.max_pairs])
+    pairs = training_pairs(corpus, config)
     view.note(
-        f"data: {pairs} pairs and {len(corpus.train_prompts)} prompts to train on, "
+        f"data: {len(pairs)} pairs and {len(corpus.train_prompts)} prompts to train on, "
         f"{len(corpus.held_out_pairs)} pairs and {len(corpus.held_out_prompts)} prompts held out"
     )
+    parts = pairs, corpus.train_prompts, corpus.held_out_pairs, corpus.held_out_prompts
+    counts = [count_by_source(part) for part in parts]
+    names = short_names({source for count in counts for source in count})
+    if len(names) > 1:
+        for source, name in names.items():
+            trained, prompts, held_pairs, held_prompts = (count.get(source, 0) for count in counts)
+            view.note(f"  {name}: {trained} pairs and {prompts} prompts, {held_pairs} and {held_prompts} held out")
     wanted = config.evaluation.prompts + config.fine.prompts
     if len(corpus.held_out_prompts) < wanted:
         view.note(
@@ -37,6 +47,17 @@ def tell_data(view: View, corpus: Corpus, config: Config) -> None:
         )
     if corpus.skipped:
         view.note("rows skipped: " + ", ".join(f"{count} {reason}" for reason, count in corpus.skipped.items()))
+
+
+def tell_split(view: View, run: Path) -> None:
+    """Say where a run was begun by a version that split its data in another way: what is held out now was not then."""
+    file = run / "reward" / "metrics.json"
+    saved = read_json(file) if file.is_file() else {}
+    if "accuracy" in saved and "pairs_by_source" not in saved:
+        view.note(
+            f"'{run}' was trained by a version that split the data in another way: prompts that are held out now may "
+            "be among those it was trained on, so that figures on them are too good; train it again to be sure"
+        )
 
 
 def tell_truncation(view: View, report: dict[str, int]) -> None:

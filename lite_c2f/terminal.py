@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from lite_c2f.answers import unreached
+from lite_c2f.data.order import short_names
 from lite_c2f.evaluation.extras import across_turns
 
 SHOWN = ("reward", "limit", "hit_limit", "kl", "tokens_per_s", "accuracy", "loss", "ratio", "eos")
@@ -126,6 +127,33 @@ def comparison_table(summary: dict[str, Any]) -> Table:
     for actor, found in actors.items():
         style = "bold" if actor == "fine" else ""
         table.add_row(actor, *(_cell(name, found[name]) for name in shown), style=style)
+    return table
+
+
+def source_table(summary: dict[str, Any]) -> Table | None:
+    """What the actors and the reward model reach on each data source; None where there are not several.
+
+    The accuracies after the reward are the toy world's; the reward model's is on held-out pairs.
+    """
+    of_actors = summary.get("by_source", {})
+    of_pairs = summary.get("reward_model", {}).get("accuracy_by_source", {})
+    names = short_names([*of_actors, *of_pairs])
+    if len(names) < 2:
+        return None
+    actors = list(dict.fromkeys(actor for row in of_actors.values() for actor in row))
+    table = Table(title="By data source: mean reward, and accuracy where answers can be checked", title_justify="left")
+    table.add_column("source")
+    for column in (["prompts", *actors] if actors else []) + (["pairs ranked right"] if of_pairs else []):
+        table.add_column(column, justify="right")
+    for source, name in names.items():
+        row = of_actors.get(source, {})
+        cells = [f"{next(iter(row.values()))['prompts']}" if row else ""] if actors else []
+        for actor in actors:
+            figures_of = row.get(actor)
+            right = f" ({figures_of['accuracy']:.3f})" if figures_of and "accuracy" in figures_of else ""
+            cells.append(_cell("reward", figures_of["reward"]) + right if figures_of else "")
+        cells += [f"{of_pairs[source]:.3f}" if source in of_pairs else ""] if of_pairs else []
+        table.add_row(Text(name), *cells)
     return table
 
 
@@ -264,6 +292,8 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
     console = Console(highlight=False)
     if "actors" in summary:
         console.print(comparison_table(summary))
+    if (sources := source_table(summary)) is not None:
+        console.print(sources)
     if wins := summary.get("wins"):
         found = wins["fine over instruct"]
         console.print(

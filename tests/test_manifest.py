@@ -6,7 +6,8 @@ import pytest
 
 from lite_c2f.config import completed, load_config
 from lite_c2f.errors import ConfigError, RunError
-from lite_c2f.manifest import check_own, check_run, save_settings
+from lite_c2f.manifest import check_own, check_run, save_settings, write_summary
+from lite_c2f.runs import write_json
 
 
 @pytest.fixture
@@ -52,6 +53,23 @@ def test_only_what_is_known_now_is_completed():
     found = completed(before, now)
     assert found == {"coarse": {"lr": 2.0, "gone": 1, "clip": 0.2, "length": {"tau": 0.2}}, "other": [1]}
     assert completed(None, now) is None
+
+
+def test_the_summary_has_figures_of_each_source_where_there_are_several(run):
+    """The reward model's and the actors'; with one source it stays as it was."""
+    write_json(run / "run.json", {"seconds": {"reward": 1.0}})
+    assert write_summary(run)["reward_model"] == {"accuracy": 0.9}
+    saved = {"accuracy": 0.9, "mean": 0.0, "std": 1.0, "accuracy_by_source": {"toy": 0.9}}
+    write_json(run / "reward" / "metrics.json", saved)
+    assert write_summary(run)["reward_model"] == {"accuracy": 0.9}
+    saved["accuracy_by_source"] = {"a": 0.8, "b": 1.0}
+    write_json(run / "reward" / "metrics.json", saved)
+    assert write_summary(run)["reward_model"] == {"accuracy": 0.9, "accuracy_by_source": {"a": 0.8, "b": 1.0}}
+    write_json(run / "evaluation" / "actors.json", {})
+    write_json(run / "evaluation" / "metrics.json", {"wins": {}})
+    assert "by_source" not in write_summary(run)
+    write_json(run / "evaluation" / "metrics.json", {"wins": {}, "by_source": {"a": {}, "b": {}}})
+    assert write_summary(run)["by_source"] == {"a": {}, "b": {}}
 
 
 @pytest.mark.parametrize(

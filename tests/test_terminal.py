@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from lite_c2f.terminal import Terminal, comparison_table, figures
+from lite_c2f.terminal import Terminal, comparison_table, figures, print_summary, source_table
 
 
 def view(terminal, width=100):
@@ -61,3 +61,36 @@ def test_figures_and_table():
     console.print(table)
     text = console.file.getvalue()
     assert "+1.00" in text and "-2.00" in text and "accuracy" not in text
+
+
+def by_source(name, base, fine, **more):
+    return {name: {"base": {"reward": base, "prompts": 3, **more}, "fine": {"reward": fine, "prompts": 3, **more}}}
+
+
+SOURCES = {
+    "reward_model": {"accuracy": 0.7, "accuracy_by_source": {"/data/helpful.jsonl": 0.75, "toy": 0.5}},
+    "by_source": by_source("/data/helpful.jsonl", -0.5, 1.25) | by_source("toy", 0.125, 0.5, accuracy=0.875),
+}
+
+
+def test_figures_of_each_source(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    print_summary({**SOURCES, "seconds": {"reward": 1.0}}, "run")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = {line[1]: line for line in lines if len(line) > 2 and line[0] == "│"}
+    assert [cell for cell in rows["helpful.jsonl"] if cell != "│"] == ["helpful.jsonl", "3", "-0.50", "+1.25", "0.750"]
+    assert [cell for cell in rows["toy"] if cell != "│"] == [
+        "toy",
+        "3",
+        "+0.12",
+        "(0.875)",
+        "+0.50",
+        "(0.875)",
+        "0.500",
+    ]
+
+
+def test_one_source_has_no_table():
+    assert source_table({"reward_model": {"accuracy": 0.7}}) is None
+    assert source_table({"reward_model": {"accuracy": 0.7, "accuracy_by_source": {"toy": 0.7}}}) is None
+    assert source_table(SOURCES) is not None

@@ -30,10 +30,17 @@ TRAINED = ("policy", "critic")
 
 
 class Prompts:
-    """Training prompts without end, in an order shuffled anew for each pass; remembers how many were taken."""
+    """Training prompts without end, in an order shuffled anew for each pass; remembers how many were taken.
+
+    A pass keeps the corpus's sequence of sources and shuffles within each of them: however far it comes, every source
+    has had its share, up to less than one prompt.
+    """
 
     def __init__(self, config: Config, corpus: Corpus, tokenizer: Any) -> None:
         self._config, self._prompts, self._tokenizer = config, list(corpus.train_prompts), tokenizer
+        self._places: dict[str, list[int]] = {}
+        for place, prompt in enumerate(self._prompts):
+            self._places.setdefault(prompt.source, []).append(place)
         self.go_to(0)
 
     def take(self, count: int) -> list[tuple[int, list[int]]]:
@@ -43,6 +50,7 @@ class Prompts:
     def go_to(self, taken: int) -> None:
         """Be where so many prompts have been taken."""
         self._rng, self._order = random.Random(self._config.run.seed), list(range(len(self._prompts)))
+        self._within = {source: list(places) for source, places in self._places.items()}
         self.taken = 0
         self._next(taken)
 
@@ -51,10 +59,16 @@ class Prompts:
         for _ in range(count):
             place = self.taken % len(self._order)
             if place == 0:
-                self._rng.shuffle(self._order)
+                self._shuffle()
             found.append(self._order[place])
             self.taken += 1
         return found
+
+    def _shuffle(self) -> None:
+        for source, places in self._places.items():
+            self._rng.shuffle(self._within[source])
+            for place, index in zip(places, self._within[source], strict=True):
+                self._order[place] = index
 
 
 def encode(config: Config, tokenizer: Any, prompt: Prompt) -> list[int]:

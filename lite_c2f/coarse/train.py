@@ -28,7 +28,7 @@ from lite_c2f.coarse.watch import correlation, share_alike, warnings
 from lite_c2f.config import Coarse, Config
 from lite_c2f.data.encode import answer_end
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
-from lite_c2f.inputs import Corpus, ModelPair, adapter_base
+from lite_c2f.inputs import Corpus, ModelPair, adapter_base, sampled_prompts
 from lite_c2f.interrupts import graceful
 from lite_c2f.ops import explained_variance
 from lite_c2f.reward.score import Normalizer, score, scored_row
@@ -67,7 +67,7 @@ def train_coarse(
     end = answer_end(tokenizer, config.model.prompt_template, config.model.chat_template_kwargs)
     others = tuple(token for token in end_tokens(roles.model, tokenizer, end) if token != end)
     ends = Ends(end, padding_id(tokenizer), Stops(tokenizer, config.model.stop), others)
-    shown = [encode(config, tokenizer, prompt) for prompt in corpus.held_out_prompts[: settings.sample_prompts]]
+    shown = [encode(config, tokenizer, prompt) for prompt in sampled_prompts(corpus, config)]
     standing = begin(config, corpus, roles, tokenizer, tell)
     optimizers, shuffler, batches = standing.optimizers, standing.shuffler, standing.batches
     log, samples_file = Metrics(run, tracker), run / "coarse" / "samples.jsonl"

@@ -8,14 +8,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from lite_c2f.data.sources import Source, kind, read_rows
+from lite_c2f.data.order import content_hash, conversation_hash
+from lite_c2f.data.sources import Source, kind, name_of, read_rows
 from lite_c2f.errors import C2FError, DataError
 
 _MARKER = re.compile(r"(?:\A|\r?\n\r?\n)(Human|Assistant):")
 _ROLES = {"user": "human", "human": "human", "assistant": "assistant", "system": "human", "developer": "human"}
 _PROMPT_COLUMNS = ("prompt", "question", "turns", "messages")
 _PAIR_COLUMNS = ("chosen", "rejected", "chosen_ended", "rejected_ended")
-_Item = TypeVar("_Item")
 
 
 class Turn(NamedTuple):
@@ -33,6 +33,7 @@ class Pair(NamedTuple):
     rejected: str
     chosen_ended: bool = True  # False: the text was cut off, no end-of-answer follows
     rejected_ended: bool = True
+    source: str = ""  # the name of where it was read, see `sources.name_of`; the last field
 
 
 class Prompt(NamedTuple):
@@ -40,6 +41,10 @@ class Prompt(NamedTuple):
 
     turns: tuple[Turn, ...]  # ends with a human turn
     extra: dict[str, Any]  # the other columns of the row that hold a value
+    source: str = ""  # as in Pair
+
+
+_Item = TypeVar("_Item", Pair, Prompt)
 
 
 class Loaded(NamedTuple, Generic[_Item]):
@@ -79,8 +84,19 @@ def load_prompts(sources: Sequence[Source]) -> Loaded[Prompt]:
 
 
 def prompts_of(pairs: Iterable[Pair]) -> list[Prompt]:
-    """The prompts of `pairs`, each once, in order of first appearance."""
-    return [Prompt(turns, {}) for turns in dict.fromkeys(pair.turns for pair in pairs)]
+    """The prompts of `pairs`, each once, in order of first appearance.
+
+    A prompt that several sources have is counted as one of theirs by its text: of all such, each gets about its share.
+    """
+    sources: dict[tuple[Turn, ...], list[str]] = {}
+    for pair in pairs:
+        names = sources.setdefault(pair.turns, [])
+        if pair.source not in names:
+            names.append(pair.source)
+    return [
+        Prompt(turns, {}, names[0] if len(names) == 1 else sorted(names)[conversation_hash(turns, 0) % len(names)])
+        for turns, names in sources.items()
+    ]
 
 
 def parse_transcript(text: str) -> tuple[Turn, ...]:
@@ -106,11 +122,11 @@ def _load(sources: Sequence[Source], read: Callable[[dict[str, Any], str], _Item
     for source in sources:
         if not 0 < source.weight < float("inf"):
             raise DataError.because(f"{source.path}: weight {source.weight}", "a number above 0", "correct the weight")
-        usable = []
+        usable: list[_Item] = []
         missing: _MissingColumnError | None = None
         for where, row in read_rows(source):
             try:
-                usable.append(read(row, where))
+                usable.append(read(row, where)._replace(source=name_of(source)))
             except _MissingColumnError as error:
                 missing = missing or error
                 skipped[error.reason] = skipped.get(error.reason, 0) + 1
@@ -128,12 +144,13 @@ def _load(sources: Sequence[Source], read: Callable[[dict[str, Any], str], _Item
 
 
 def _weighted(items: list[_Item], weight: float) -> list[_Item]:
-    """Whole copies, then an evenly spaced share (never nothing at all)."""
+    """Whole copies, then a share (never nothing at all), chosen by the texts, whatever the order of rows."""
     copies, share = divmod(weight, 1)
-    kept = round(len(items) * share)
+    count = round(len(items) * share)
     if items and not copies:
-        kept = max(1, kept)
-    return items * int(copies) + [items[(2 * index + 1) * len(items) // (2 * kept)] for index in range(kept)]
+        count = max(1, count)
+    lowest = sorted(range(len(items)), key=lambda row: content_hash(items[row], "weight"))[:count] if count else []
+    return items * int(copies) + [items[row] for row in sorted(lowest)]
 
 
 # From a row to an item.
@@ -144,6 +161,8 @@ def _pair(row: dict[str, Any], where: str) -> Pair:
         if column not in row:
             raise _missing(row, where, f"'{column}'", "'chosen' and 'rejected', with or without 'prompt'")
     prompt = _turns(row["prompt"], where, "prompt") if "prompt" in row else None
+    if row.get("prompt") is None and isinstance(row["chosen"], str) and _MARKER.search(row["chosen"]):
+        prompt = None  # a table gives every row a prompt, an empty one to whole transcripts
     chosen_prompt, chosen = _side(row["chosen"], prompt, where, "chosen")
     rejected_prompt, rejected = _side(row["rejected"], prompt, where, "rejected")
     if chosen_prompt != rejected_prompt:
@@ -154,7 +173,7 @@ def _pair(row: dict[str, Any], where: str) -> Pair:
         raise _UnusableError("prompt ends with an answer")
     if not chosen or not rejected:
         raise _UnusableError("empty answer")
-    ended = [_flag(row, column, where) for column in ("chosen_ended", "rejected_ended")]
+    ended = _flag(row, "chosen_ended", where), _flag(row, "rejected_ended", where)
     # The same text, cut off on one side only, is still a preference.
     if chosen == rejected and ended[0] == ended[1]:
         raise _UnusableError("sides equal")

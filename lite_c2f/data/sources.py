@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from lite_c2f.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+JSON_TYPE = "extension<arrow.json>"
+BATCH = 1000  # rows of a hub dataset at once
 
 
 class Source(Protocol):
@@ -27,6 +29,16 @@ class Source(Protocol):
     def split(self) -> str | None: ...
     @property
     def revision(self) -> str | None: ...
+
+
+def name_of(source: Source) -> str:
+    """What a source is called in figures: its path or hub name, the folder within it, and a split that is not train.
+
+    Sources of one name (the same hub dataset at two revisions, the same file twice) are counted as one.
+    """
+    folder, split = getattr(source, "data_dir", None), source.split
+    name = f"{source.path}/{folder}" if folder else source.path
+    return f"{name} ({split})" if split not in (None, "train") else name
 
 
 def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -155,10 +167,43 @@ def _parquet(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        yield from _table_rows(table, name)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError.because(f"{name}: not Parquet ({_line(error)})", "a Parquet file", "fetch it again") from None
-    yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _table_rows(table: Any, name: str, before: int = 0) -> Iterator[tuple[str, Any]]:
+    """Rows of an Arrow table, JSON text decoded; before: rows of the source that came before."""
+    columns = [(field.name, field.type) for field in table.schema if JSON_TYPE in str(field.type)]
+    for number, row in enumerate(table.to_pylist(), before + 1):
+        for column, arrow in columns:
+            row[column] = _json_decoded(row[column], arrow, f"{name}: row {number}, '{column}'")
+        yield f": row {number}", row
+
+
+def _json_decoded(value: Any, arrow: Any, where: str) -> Any:
+    """A value of an Arrow type, what is JSON text in it decoded.
+
+    `datasets` stores values that differ in kind or in keys (a text here, messages there) as JSON text of the type
+    arrow.json, at any depth, and pyarrow hands that text out. A text that is JSON itself it stores as it is, so that
+    the answer "42" cannot be told from the number: numbers, true, false and null stay text, the one that can be used.
+    Raises DataError for what is no JSON.
+    """
+    import pyarrow.types as kinds
+
+    if value is None:
+        return None
+    if str(arrow) == JSON_TYPE:
+        found = _parsed(value.encode(), where, "JSON, as the column's type says", 0)
+        return found if isinstance(found, str | list | dict) else value
+    if kinds.is_struct(arrow):
+        return {field.name: _json_decoded(value[field.name], field.type, where) for field in arrow}
+    if kinds.is_map(arrow):
+        return [(key, _json_decoded(item, arrow.item_type, where)) for key, item in value]
+    if isinstance(value, list):
+        return [_json_decoded(item, arrow.value_type, where) for item in value]
+    return value
 
 
 def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:
@@ -172,7 +217,11 @@ def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:
     except Exception as error:  # the hub client raises a dozen unrelated kinds
         got = f"'{source.path}': no such folder here, and not loaded from the hub ({_line(error)})"
         raise DataError.because(got, f"a local path, or a dataset with split '{where['split']}'", "check it") from None
-    yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
+    if isinstance(rows, datasets.Dataset) and JSON_TYPE in str(rows.features.arrow_schema):
+        for batch, table in enumerate(rows.with_format("arrow").iter(BATCH)):  # its own decoding makes numbers of texts
+            yield from _table_rows(table, source.path, batch * BATCH)
+    else:
+        yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _line(error: BaseException) -> str:

@@ -14,12 +14,13 @@ from lite_c2f.answers import Answer, repeated_ngrams, standard_error, summarize
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Config, settled
+from lite_c2f.data.order import count_by_source
 from lite_c2f.data.records import Prompt
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation.metrics import compression_ratio, distinct, verbosity
 from lite_c2f.evaluation.wins import compare
 from lite_c2f.fingerprints import fingerprints
-from lite_c2f.inputs import Corpus, ModelPair
+from lite_c2f.inputs import Corpus, ModelPair, compared_prompts
 from lite_c2f.kept import Kept
 from lite_c2f.runs import hash_of, read_json, write_json, write_jsonl
 from lite_c2f.sampling import Sampling
@@ -43,10 +44,11 @@ def evaluate(
     """Answer held-out prompts with all four actors and score them with the run's reward model.
 
     Needs the published stages of `run`; writes responses.jsonl and metrics.json. coarse: what `load_coarse` gave, if it
-    is loaded already. Returns {actor: {"reward", "tokens", "repeated_4gram", "eos", ...}}.
+    is loaded already. Returns {actor: {"reward", "tokens", "repeated_4gram", "eos", ...}}. With several data sources
+    responses.jsonl names each prompt's, and metrics.json has the figures `by_source`.
     """
     settings = config.evaluation
-    prompts = corpus.held_out_prompts[: settings.prompts]
+    prompts = compared_prompts(corpus, config)
     turns = [prompt.turns for prompt in prompts]
     sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
     roles, judge = coarse or load_coarse(config, models, run)
@@ -71,9 +73,11 @@ def evaluate(
                 torch.cuda.empty_cache()
         kept.put(actor, answers[actor])
     rewards = {actor: judge(turns, said) for actor, said in answers.items()}
+    several = len({prompt.source for prompt in prompts}) > 1
     rows = [
         {
             "prompt": prompts[row].turns[-1].text,
+            **({"source": prompts[row].source} if several else {}),
             "actor": actor,
             "response": answers[actor][row].text,
             "finish": answers[actor][row].finish,
@@ -86,6 +90,8 @@ def evaluate(
     ]
     write_jsonl(run / "evaluation" / "responses.jsonl", rows)
     found = more_figures(prompts, answers, rewards)
+    if several:
+        found["by_source"] = by_source(prompts, answers, rewards)
     found["actors"]["coarse"]["kl_to_base"] = round(
         kl_of_coarse(roles, judge.tokenizer, config, turns, answers["coarse"], batch), 4
     )
@@ -93,6 +99,22 @@ def evaluate(
     write_json(run / "evaluation" / "metrics.json", found)
     kept.clear()
     return {actor: summarize(prompts, answers[actor], rewards[actor]) for actor in ACTORS}
+
+
+def by_source(
+    prompts: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]], rewards: Mapping[str, Sequence[float]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{source: {actor: the figures of `summarize`, and "prompts", how many they are over}}, by name of the source."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for source in count_by_source(prompts):
+        rows = [row for row, prompt in enumerate(prompts) if prompt.source == source]
+        asked = [prompts[row] for row in rows]
+        found[source] = {
+            actor: summarize(asked, [said[row] for row in rows], [rewards[actor][row] for row in rows])
+            | {"prompts": len(rows)}
+            for actor, said in answers.items()
+        }
+    return found
 
 
 def kl_of_fine(

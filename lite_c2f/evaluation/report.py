@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from lite_c2f.answers import unreached
+from lite_c2f.data.order import short_names
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation import charts
 from lite_c2f.evaluation.extras import general, judged, part, probed
@@ -40,7 +41,7 @@ def write_report(run: Path) -> Path:
         got = f"'{run}' has neither summary.json nor metrics.jsonl"
         raise RunError.because(got, "a run that has begun", "run `lite-c2f train` first")
     compared = comparison(run)
-    compared += [*general(run), *judged(run), *probed(run)]
+    compared += [*of_sources(run), *general(run), *judged(run), *probed(run)]
     blocks = [*header(run), *compared, *learning(run), *chosen(run), *answers(run), *over_time(run), *about(run)]
     return publish(run / "report" / "index.html", run.resolve().name, blocks)
 
@@ -107,6 +108,34 @@ def comparison(run: Path) -> list[Block]:
         caption = "Answers to the same prompts"
         blocks += part(rows, lambda: [Chart(charts.distributions(read_lines(rows)), caption)])
     return blocks
+
+
+def of_sources(run: Path) -> list[Block]:
+    """Reward of the actors, and accuracy of the reward model, on each data source; nothing where there is one alone."""
+    blocks: list[Block] = []
+    compared, ranked = run / "evaluation" / "metrics.json", run / "reward" / "metrics.json"
+
+    def of_actors() -> list[Block]:
+        found = read_json(compared).get("by_source", {})
+        short = short_names(found)
+        rows = {f"{name}, {actor}": row for source, name in short.items() for actor, row in found[source].items()}
+        return [cells(rows, "source and actor")] if len(short) > 1 else []
+
+    def of_reward_model() -> list[Block]:
+        found = read_json(ranked)
+        accuracy = found.get("accuracy_by_source", {})
+        counts = {"training pairs": "pairs_by_source", "held-out pairs": "held_out_pairs_by_source"}
+        rows = {
+            name: [*(str(found.get(key, {}).get(source, 0)) for key in counts.values()), f"{accuracy[source]:.3f}"]
+            for source, name in short_names(accuracy).items()
+        }
+        return [Table("reward model on", [*counts, "ranked right"], rows)] if len(rows) > 1 else []
+
+    if compared.is_file():
+        blocks += part(compared, of_actors)
+    if ranked.is_file():
+        blocks += part(ranked, of_reward_model)
+    return [Heading("By data source"), *blocks] if blocks else []
 
 
 def learning(run: Path) -> list[Block]:

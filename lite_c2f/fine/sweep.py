@@ -15,7 +15,7 @@ from lite_c2f.config import Config, settled
 from lite_c2f.data.records import Prompt
 from lite_c2f.errors import ConfigError
 from lite_c2f.fingerprints import fingerprints
-from lite_c2f.inputs import Corpus, ModelPair
+from lite_c2f.inputs import Corpus, ModelPair, ratio_prompts
 from lite_c2f.kept import Kept
 from lite_c2f.runs import hash_of
 from lite_c2f.sampling import Sampling
@@ -58,12 +58,11 @@ class Bench:
         trials: Path | None = None,
         judge: Judge | None = None,
     ) -> None:
-        settings, held_out = config.fine, corpus.held_out_prompts
+        settings = config.fine
         self._judge = judge or load_coarse(config, models, run)[1]
         self._kept = Kept(trials, _inputs(config, models, run)) if trials else None
         self.instruct = Instruct(config, models.instruct, run / "coarse" / "adapter")
-        first = min(config.evaluation.prompts, max(len(held_out) - settings.prompts, 0))
-        self.prompts = held_out[first : first + settings.prompts]
+        self.prompts = ratio_prompts(corpus, config)
         self._sampling = Sampling(settings.max_tokens, config.evaluation.temperature, seed=config.run.seed + 1)
         self._batch = BatchSize("evaluation.batch", settled(config.evaluation.batch))
         self._lengths: list[int] | None = None  # of the trial before: the longest answers start first

@@ -25,7 +25,7 @@ from lite_c2f.config import Config, settled
 from lite_c2f.data.encode import answer_end, encode_answer, encode_prompt, pad_right
 from lite_c2f.data.records import Pair
 from lite_c2f.errors import DataError, NonFiniteError
-from lite_c2f.inputs import Corpus, ModelPair, adapter_base
+from lite_c2f.inputs import Corpus, ModelPair, adapter_base, training_pairs
 from lite_c2f.interrupts import Interruption, graceful
 from lite_c2f.reward.saves import Saves, Standing
 from lite_c2f.reward.score import read_at_last_token
@@ -39,6 +39,8 @@ class Encoded(NamedTuple):
 
     rows: list[dict[str, list[int]]]  # {"chosen_ids", "rejected_ids"}
     report: dict[str, int]  # pairs, turns_dropped, prompts_truncated, answers_cut, cut_off_pairs_added
+    sources: list[str]  # of each row
+    by_source: dict[str, int]  # pairs of each source, without those added
 
 
 def train_reward(
@@ -55,14 +57,15 @@ def train_reward(
     """Train the reward model and publish RUN/reward.
 
     Writes adapter/ (stock PEFT, SEQ_CLS; loads with AutoPeftModelForSequenceClassification) and metrics.json with the
-    held-out accuracy and the mean and spread that later stages normalise rewards with. Returns those metrics. Goes on
-    from the newest checkpoint in RUN/reward/checkpoints; force: also from one made with other settings of `reward`.
+    held-out accuracy, also of each data source, and the mean and spread that later stages normalise rewards with.
+    Returns those metrics. Goes on from the newest checkpoint in RUN/reward/checkpoints; force: also from one made with
+    other settings of `reward`.
     Raises ModelError when it diverges again and again.
     """
     device = pick_device(config)
     torch.manual_seed(config.run.seed)
     tokenizer = load_tokenizer(models.base)
-    train = encode_pairs(corpus.train_pairs[: config.reward.max_pairs], tokenizer, config, config.data.truncated)
+    train = encode_pairs(training_pairs(corpus, config), tokenizer, config, config.data.truncated)
     held_out = encode_pairs(corpus.held_out_pairs, tokenizer, config, truncated=0.0)
     for what, encoded in (("training", train), ("held-out", held_out)):
         if not encoded.rows:
@@ -104,7 +107,10 @@ def train_reward(
                 say(f"{error}: going back to step {standing.step} with a learning rate of {rate:.2g}")
         if ranks.is_first():
             rows_at_once = BatchSize("reward.micro_batch (held-out pairs)", 4 * pairs_at_once.size, tell)
-            metrics = measure(model, held_out.rows, padding_id(tokenizer), config, device, rows_at_once)
+            metrics = measure(
+                model, held_out.rows, padding_id(tokenizer), config, device, rows_at_once, held_out.sources
+            )
+            metrics |= {"pairs_by_source": train.by_source, "held_out_pairs_by_source": held_out.by_source}
             metrics |= {"pairs": train.report, "held_out_pairs": held_out.report, "skipped_rows": corpus.skipped}
             metrics |= {"skipped_steps": standing.skipped, "rollbacks": standing.rollbacks}
             publish(model, tokenizer, config, models, run, metrics)
@@ -180,7 +186,9 @@ def encode_pairs(
 ) -> Encoded:
     """Token ids of both sides, plus a share `truncated` of extra pairs: a chosen answer over itself cut off."""
     rng = random.Random(config.run.seed)
-    rows = []
+    rows: list[dict[str, list[int]]] = []
+    sources: list[str] = []
+    by_source = dict.fromkeys(sorted({pair.source for pair in pairs}), 0)
     report = {"pairs": 0, "turns_dropped": 0, "prompts_truncated": 0, "answers_cut": 0, "cut_off_pairs_added": 0}
     template, variables = config.model.prompt_template, config.model.chat_template_kwargs
     end = answer_end(tokenizer, template, variables)
@@ -198,6 +206,8 @@ def encode_pairs(
             report["sides_equal_after_cut"] = report.get("sides_equal_after_cut", 0) + 1
             continue
         rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected})
+        sources.append(pair.source)
+        by_source[pair.source] += 1
         report["turns_dropped"] += dropped
         report["prompts_truncated"] += dropped > 0 or len(prompt) == config.data.max_prompt_tokens
         report["answers_cut"] += (pair.chosen_ended and chosen[-1] != end) + (
@@ -206,9 +216,10 @@ def encode_pairs(
         if rng.random() < truncated and len(chosen) > 4 and chosen[-1] == end:
             cut = chosen[: rng.randint(2, len(chosen) - 2)]
             rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + cut})
+            sources.append(pair.source)
             report["cut_off_pairs_added"] += 1
     report["pairs"] = len(rows) - report["cut_off_pairs_added"]
-    return Encoded(rows, report)
+    return Encoded(rows, report, sources, by_source)
 
 
 def trainer_arguments(config: Config, device: torch.device, scratch: str, pairs: int, micro_batch: int) -> RewardConfig:
@@ -259,8 +270,12 @@ def measure(
     config: Config,
     device: torch.device,
     batch: BatchSize,
+    sources: Sequence[str],
 ) -> dict:
-    """Held-out accuracy (share of pairs whose chosen side scores higher), mean and spread of all scores, margin."""
+    """Held-out accuracy (share of pairs whose chosen side scores higher), mean and spread of all scores, margin.
+
+    sources: of each row; `accuracy_by_source` has the accuracy of each.
+    """
     model.eval()
     dtype = pick_dtype(config, device)
     sides = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
@@ -279,8 +294,11 @@ def measure(
 
     both = fitting(batch, score_all)
     chosen, rejected = both[: len(rows)], both[len(rows) :]
+    right = chosen > rejected
+    of_source = {source: torch.tensor([name == source for name in sources]) for source in sorted(set(sources))}
     return {
-        "accuracy": round(float((chosen > rejected).float().mean()), 4),
+        "accuracy": round(float(right.float().mean()), 4),
+        "accuracy_by_source": {name: round(float(right[own].float().mean()), 4) for name, own in of_source.items()},
         "margin": round(float((chosen - rejected).mean()), 4),
         "mean": float(both.mean()),
         "std": max(float(both.std(unbiased=False)), 1e-6),

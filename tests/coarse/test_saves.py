@@ -211,7 +211,7 @@ def test_the_first_checkpoint_is_made_before_the_first_update(place):
     assert [folder.name for folder in (place.run / "coarse" / "checkpoints").iterdir()] == ["step-000000"]
 
 
-@pytest.mark.parametrize(("form", "words"), [(0, "has format 0; expected format 1"), (None, "has format None")])
+@pytest.mark.parametrize(("form", "words"), [(1, "has format 1; expected format 2"), (None, "has format None")])
 def test_a_checkpoint_of_another_version_is_refused(place, form, words):
     saves = place.saves()
     saves.resume()

@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 import pytest
 
-from lite_c2f.data.records import Pair, Prompt, Turn, load_pairs, load_prompts, parse_transcript, prompts_of
+from lite_c2f import config
+from lite_c2f.data import records
+from lite_c2f.data.records import Pair, Prompt, Turn, load_prompts, parse_transcript, prompts_of
+from lite_c2f.data.sources import name_of, read_rows
 from lite_c2f.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"
@@ -26,6 +29,12 @@ class Source(NamedTuple):
 def write_jsonl(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return Source(str(path))
+
+
+def load_pairs(sources):
+    """What is read, without the sources' names."""
+    found = records.load_pairs(sources)
+    return found._replace(items=[pair._replace(source="") for pair in found.items])
 
 
 def pairs_of(tmp_path, *rows):
@@ -205,13 +214,23 @@ def test_byte_order_mark_blank_lines_and_long_csv_cells(tmp_path):
         csv.field_size_limit(before)
 
 
-@pytest.mark.parametrize(
-    ("weight", "kept"),
-    [(1, "0123456789"), (0.5, "13579"), (0.2, "27"), (0.01, "5"), (2, "0123456789" * 2), (1.2, "012345678927")],
-)
-def test_weight_keeps_an_even_share_or_repeats(tmp_path, weight, kept):
-    loaded = load_pairs([numbered(tmp_path, 10)._replace(weight=weight)])
-    assert "".join(pair.turns[0].text for pair in loaded.items) == kept
+@pytest.mark.parametrize(("weight", "count"), [(1, 10), (0.5, 5), (0.2, 2), (0.01, 1), (2, 20), (1.2, 12)])
+def test_weight_keeps_a_share_or_repeats(tmp_path, weight, count):
+    texts = [pair.turns[0].text for pair in load_pairs([numbered(tmp_path, 10)._replace(weight=weight)]).items]
+    whole, rest = divmod(count, 10)
+    assert texts[: 10 * whole] == list("0123456789") * whole and len(texts) == count
+    assert texts[10 * whole :] == sorted(set(texts[10 * whole :])), "each once, in the file's order"
+    assert len(set(texts)) == (10 if whole else rest)
+
+
+def test_what_a_weight_keeps_does_not_depend_on_the_order_of_rows(tmp_path):
+    rows = [{"prompt": f"question {n}", "chosen": "a", "rejected": "b"} for n in range(200)]
+    one = write_jsonl(tmp_path / "one.jsonl", *rows)._replace(weight=0.3)
+    other = write_jsonl(tmp_path / "other.jsonl", *reversed(rows))._replace(weight=0.3)
+    chosen = [{pair.turns[0].text for pair in load_pairs([source]).items} for source in (one, other)]
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 60
+    # Of a file sorted by topic, some of each: 100 rows of either kind, 30 of each expected, 20 at least.
+    assert 20 <= sum(int(text.split()[1]) < 100 for text in chosen[0]) <= 40
 
 
 def test_sources_are_joined(tmp_path):
@@ -387,3 +406,110 @@ def test_hub_keys_on_a_local_file_are_refused(tmp_path):
     file.write_text(ROW)
     with pytest.raises(DataError, match=r"local path with split='test'.*remove split"):
         load_pairs([Source(str(file), split="test")])
+
+
+# The names of sources.
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (config.Source(path="data/*.jsonl"), "data/*.jsonl"),
+        (config.Source(path="Anthropic/hh-rlhf", data_dir="helpful-base"), "Anthropic/hh-rlhf/helpful-base"),
+        (config.Source(path="own/er", split="train", revision="abc"), "own/er"),
+        (config.Source(path="own/er", data_dir="a", split="test"), "own/er/a (test)"),
+    ],
+)
+def test_the_name_of_a_source(source, name):
+    assert name_of(source) == name
+
+
+def test_items_carry_the_name_of_their_source(tmp_path):
+    a, b = write_jsonl(tmp_path / "a.jsonl", PLAIN), write_jsonl(tmp_path / "b.jsonl", PLAIN, PLAIN)
+    assert [pair.source for pair in records.load_pairs([a, b]).items] == [a.path, b.path, b.path]
+    assert [prompt.source for prompt in load_prompts([b, a]).items] == [b.path, b.path, a.path]
+
+
+def test_a_prompt_of_two_sources_is_counted_for_one_of_them_whatever_their_order():
+    own = [Pair((Turn("human", f"{n} of a"),), "x", "y", source="a") for n in range(40)]
+    shared = [(Turn("human", f"{n}"),) for n in range(400)]
+    pairs = own + [Pair(turns, "x", "y", source=source) for source in ("a", "b") for turns in shared]
+    found = {prompt.turns: prompt.source for prompt in prompts_of(pairs)}
+    assert found == {prompt.turns: prompt.source for prompt in prompts_of(pairs[::-1])}
+    assert len(prompts_of(pairs)) == 440 and all(found[pair.turns] == "a" for pair in own)
+    assert 150 < sum(found[turns] == "a" for turns in shared) < 250  # about half: 5 standard deviations are 50
+
+
+# Parquet with columns of the type arrow.json.
+
+USER, GOOD, BAD = (
+    {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
+)
+CHAT = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
+JSON_ROWS = {
+    "texts and messages in one column": [CHAT, {"prompt": "q", "chosen": "a", "rejected": "b"}],
+    "transcripts beside plain rows": [
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+        CHAT,
+    ],
+    "messages with other keys": [
+        {"chosen": [USER, GOOD | {"name": "x"}], "rejected": [USER, BAD | {"calls": {"k": 1}}]}
+    ],
+    "texts that look like JSON": [{"prompt": "q", "chosen": "4.20", "rejected": "null", "rejected_ended": True}, CHAT],
+}
+
+
+@pytest.mark.parametrize("kind", JSON_ROWS)
+def test_parquet_that_datasets_made_of_jsonl_reads_as_the_jsonl(tmp_path, kind):
+    datasets = pytest.importorskip("datasets")
+    source = write_jsonl(tmp_path / "a.jsonl", *JSON_ROWS[kind])
+    made = datasets.Dataset.from_json(source.path, cache_dir=str(tmp_path / "cache"))
+    made.to_parquet(str(tmp_path / "a.parquet"))
+    assert load_pairs([Source(str(tmp_path / "a.parquet"))]) == load_pairs([source])
+    assert all(pair.chosen in ("a", "4.20") and pair.turns[0].text == "q" for pair in load_pairs([source]).items)
+
+
+def test_json_is_decoded_wherever_it_stands_in_a_column(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    made = pyarrow.json_()
+
+    def column(values, arrow, storage):
+        return pyarrow.array(values, storage).cast(arrow)
+
+    text = pyarrow.string()
+    table = pyarrow.table(
+        {
+            "plain": column(['"q"', None, "[1, {}]"], made, text),
+            "list": column([["1", None], [], None], pyarrow.list_(made), pyarrow.list_(text)),
+            "struct": pyarrow.StructArray.from_arrays(
+                [column(['{"b": "c"}', "null", "2"], made, text), pyarrow.array(['"t"', "t", None])], ["a", "text"]
+            ),
+            "text": pyarrow.array(['"q"', "[1]", "1"]),
+        }
+    )
+    parquet.write_table(table, tmp_path / "a.parquet")
+    rows = [row for _, row in read_rows(Source(str(tmp_path / "a.parquet")))]
+    assert rows == [
+        {"plain": "q", "list": ["1", None], "struct": {"a": {"b": "c"}, "text": '"t"'}, "text": '"q"'},
+        {"plain": None, "list": [], "struct": {"a": "null", "text": "t"}, "text": "[1]"},
+        {"plain": [1, {}], "list": None, "struct": {"a": "2", "text": None}, "text": "1"},
+    ]
+
+
+def test_a_json_column_with_other_text_names_the_row(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    column = pyarrow.array(['"q"', "{q"]).cast(pyarrow.json_())
+    parquet.write_table(pyarrow.table({"prompt": column}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: row 2, 'prompt': not JSON .*column 2"):
+        load_prompts([Source(str(tmp_path / "a.parquet"))])
+
+
+@pytest.mark.parametrize("kind", JSON_ROWS)
+def test_hub_rows_with_json_columns_read_as_the_jsonl(tmp_path, monkeypatch, kind):
+    datasets = pytest.importorskip("datasets")
+    source = write_jsonl(tmp_path / "a.jsonl", *JSON_ROWS[kind])
+    made = datasets.Dataset.from_json(source.path, cache_dir=str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **where: made)
+    assert load_pairs([Source("a/b")]) == load_pairs([source])

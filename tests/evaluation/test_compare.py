@@ -2,9 +2,10 @@
 
 import pytest
 
+from lite_c2f.answers import Answer
 from lite_c2f.config import load_config
-from lite_c2f.data.records import Turn
-from lite_c2f.evaluation.compare import answered_before
+from lite_c2f.data.records import Prompt, Turn
+from lite_c2f.evaluation.compare import answered_before, by_source
 from lite_c2f.inputs import ModelPair
 from lite_c2f.pipeline import compared_with, comparison_of
 from lite_c2f.runs import write_json
@@ -34,6 +35,27 @@ def test_kept_answers_are_those_of_the_same_prompts_actors_and_models(run, pico,
         assert answered_before(config, models, run, TURNS).get("instruct") is None
         (run / name).write_text("as it was")
     assert answered_before(config, models, run, TURNS).get("instruct") is not None
+
+
+def test_figures_of_each_source_by_hand():
+    prompts = [Prompt((Turn("human", "?"),), {}, source) for source in ("b", "a", "b", "b")]
+    said = [Answer("x", tokens, finish, [1]) for tokens, finish in ((2, "eos"), (8, "limit"), (4, "eos"), (6, "limit"))]
+    found = by_source(prompts, {"fine": said, "base": said[::-1]}, {"fine": [1, 2, 3, 5], "base": [5, 3, 2, 1]})
+    plain = {"repeated_4gram": 0.0}
+    assert found == {
+        "a": {
+            "fine": {"reward": 2, "tokens": 8, "eos": 0, "prompts": 1, **plain},
+            "base": {"reward": 3, "tokens": 4, "eos": 1, "prompts": 1, **plain},
+        },
+        "b": {
+            "fine": {"reward": 3, "tokens": 4, "eos": 0.6667, "prompts": 3, **plain},  # (1+3+5)/3, (2+4+6)/3, 2 of 3
+            "base": {"reward": 2.6667, "tokens": 5.3333, "eos": 0.3333, "prompts": 3, **plain},  # 8/3, (6+8+2)/3
+        },
+    }
+    toy = Prompt((Turn("human", "?"),), {"toy_answer": 5, "toy_steps": 1}, "toy")
+    right = Answer("1 + 4 = 5. The answer is 5", 2, "eos", [1])
+    mixed = by_source([*prompts, toy], {"fine": [*said, right]}, {"fine": [0] * 5})
+    assert mixed["toy"]["fine"]["accuracy"] == 1.0 and "accuracy" not in mixed["a"]["fine"]
 
 
 def test_a_comparison_of_another_merge_is_not_the_one_that_was_made(run):

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from lite_c2f.evaluation.page import Answers, Chart, Code, Heading, Table, Text, as_html, as_markdown, cells
-from lite_c2f.evaluation.report import flattened
+from lite_c2f.evaluation.report import flattened, of_sources
 from lite_c2f.evaluation.spans import marked, repeated_spans
+from lite_c2f.runs import write_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -123,3 +124,35 @@ def test_the_report_of_a_run_opens_in_a_browser(in_process, toy_run, tmp_path, b
     text = (run / "report" / "report.md").read_text()
     assert "| fine |" in text and "# run" in text
     assert "coarse.updates" in (tmp_path / "both.md").read_text()
+
+
+def figures(reward, prompts):
+    return {"reward": reward, "tokens": 4.0, "repeated_4gram": 0.0, "eos": 1.0, "prompts": prompts}
+
+
+def test_figures_of_each_source_where_there_are_several(tmp_path):
+    assert of_sources(tmp_path) == []
+    each = {name: {"base": figures(-0.5, 3), "fine": figures(reward, 3)} for name, reward in SOURCES.items()}
+    write_json(tmp_path / "evaluation" / "metrics.json", {"by_source": each})
+    pairs = {"pairs_by_source": {"/data/harmless.jsonl": 20, "/data/helpful.jsonl": 21}}
+    right = {"accuracy_by_source": {"/data/harmless.jsonl": 0.75, "/data/helpful.jsonl": 0.5}}
+    write_json(tmp_path / "reward" / "metrics.json", {"accuracy": 0.6, **pairs, **right})
+    heading, actors, ranked = of_sources(tmp_path)
+    assert heading == Heading("By data source") and actors.columns[0] == "reward"
+    assert {name: row[0] for name, row in actors.rows.items()} == {
+        "harmless.jsonl, base": "-0.500",
+        "harmless.jsonl, fine": "1.250",
+        "helpful.jsonl, base": "-0.500",
+        "helpful.jsonl, fine": "0.250",
+    }
+    assert ranked.rows == {"harmless.jsonl": ["20", "0", "0.750"], "helpful.jsonl": ["21", "0", "0.500"]}
+
+
+SOURCES = {"/data/harmless.jsonl": 1.25, "/data/helpful.jsonl": 0.25}
+
+
+@pytest.mark.parametrize("saved", [{}, {"pairs_by_source": {"toy": 9}, "accuracy_by_source": {"toy": 0.9}}])
+def test_one_source_and_runs_of_earlier_versions_have_no_such_part(tmp_path, saved):
+    write_json(tmp_path / "evaluation" / "metrics.json", {"actors": {}, "wins": {}})
+    write_json(tmp_path / "reward" / "metrics.json", {"accuracy": 0.9, **saved})
+    assert of_sources(tmp_path) == []

@@ -70,7 +70,7 @@ class Place:
         tried = [{"ratio": 0.5, "reward": 0.1, "tokens": 5.0}]
         for name, content in {
             "run.json": {"schema": 1, "models": models, "seconds": {}},
-            "reward/metrics.json": {"accuracy": 0.9, "mean": 0.0, "std": 1.0},
+            "reward/metrics.json": {"accuracy": 0.9, "mean": 0.0, "std": 1.0, "pairs_by_source": {"good": 18}},
             "coarse/metrics.json": {"limit_first": 8, "limit_last": 9, "reward_first": 0, "reward_last": 1},
             "fine/model/config.json": {},
             "fine/merge.json": {"ratio": 0.5},

@@ -1,14 +1,17 @@
 """Reward modelling on a pico base in real NF4: out of memory, the stage goes on with smaller micro-batches."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from trl import RewardTrainer
 
+from lite_c2f.batches import BatchSize
 from lite_c2f.config import load_config
 from lite_c2f.data.records import Pair, Turn
 from lite_c2f.errors import MemoryFullError
 from lite_c2f.inputs import Corpus, ModelPair
-from lite_c2f.reward.train import train_reward, trainer_arguments
+from lite_c2f.reward.train import encode_pairs, measure, train_reward, trainer_arguments
 
 SETTINGS = ["data.max_prompt_tokens=16", "data.max_answer_tokens=16", "data.truncated=0", "lora.r=4",
             "coarse.length.start=8", "coarse.length.max=16", "evaluation.max_tokens=16", "fine.max_tokens=16",
@@ -21,7 +24,10 @@ def pairs(count):
     def words(size):
         return " ".join(f"w{number}" for number in torch.randint(3, 60, (size,), generator=numbers).tolist())
 
-    return [Pair((Turn("human", words(4)),), words(5 + index % 3), words(4)) for index in range(count)]
+    return [
+        Pair((Turn("human", words(4)),), words(5 + index % 3), words(4), source="ab"[index % 4 == 3])
+        for index in range(count)
+    ]
 
 
 def train(run, pico, micro_batch, told=None):
@@ -48,9 +54,46 @@ def test_out_of_memory_gives_the_same_reward_model_in_smaller_parts(pico, tmp_pa
     for name in ("accuracy", "margin", "mean", "std"):
         assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-4)
     monkeypatch.setattr(RewardTrainer, "training_step", full)
+    # Of sixteen pairs every fourth is of b; of the eight that are held out too.
+    assert found["pairs_by_source"] == {"a": 12, "b": 4} and found["held_out_pairs_by_source"] == {"a": 6, "b": 2}
+    of_each = found["accuracy_by_source"]
+    assert list(of_each) == ["a", "b"] and (6 * of_each["a"] + 2 * of_each["b"]) / 8 == pytest.approx(
+        found["accuracy"], abs=1e-3
+    )
     with pytest.raises(MemoryFullError, match=r"reward\.micro_batch=1"):
         train(tmp_path / "none", pico, 2)
     assert not (tmp_path / "none" / "reward").exists()
+
+
+class SumOfTokens(torch.nn.Module):
+    """A reward model that scores a text by the sum of its token ids."""
+
+    def forward(self, input_ids, attention_mask):
+        return SimpleNamespace(logits=(input_ids * attention_mask).sum(1, keepdim=True).float())
+
+
+def test_accuracy_of_each_source_by_hand():
+    sides = [([5], [3]), ([5], [7]), ([9, 9], [4]), ([2], [1, 1, 1]), ([6], [2])]  # right, wrong, right, wrong, right
+    rows = [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in sides]
+    batch = BatchSize("rows", 2)
+    found = measure(SumOfTokens(), rows, 0, load_config({}), torch.device("cpu"), batch, ["b", "a", "b", "a", "a"])
+    assert found["accuracy"] == 0.6 and found["accuracy_by_source"] == {"a": 0.3333, "b": 1.0}
+    one = measure(SumOfTokens(), rows, 0, load_config({}), torch.device("cpu"), batch, ["toy"] * 5)
+    assert one["accuracy_by_source"] == {"toy": 0.6}
+
+
+def test_pairs_of_each_source_are_those_that_are_trained_on(pico):
+    from lite_c2f.backbone.load import load_tokenizer
+
+    question = (Turn("human", "w1"),)
+    same = Pair(question, "w2 w3 w4 w5 w6 w7 w8 w9", "w2 w3 w4 w5 w6 w7 w8", source="a")  # equal within six tokens
+    given = [same, Pair(question, "w2 w3 w4 w5 w6", "w3", source="a"), Pair(question, "w4", "w5", source="b")]
+    config = load_config({}, ["data.max_answer_tokens=8", "data.max_prompt_tokens=16"])
+    config = config.model_copy(update={"data": config.data.model_copy(update={"max_answer_tokens": 6})})
+    encoded = encode_pairs(given, load_tokenizer(str(pico["base"])), config, truncated=1.0)
+    assert encoded.by_source == {"a": 1, "b": 1} and encoded.report["pairs"] == 2
+    # The chosen answer of five words and EOS is also set over itself cut off; one of a word and EOS is too short.
+    assert encoded.sources == ["a", "a", "b"] and len(encoded.rows) == 3 and encoded.report["cut_off_pairs_added"] == 1
 
 
 def full(self, model, inputs, *more, **given):

@@ -1,0 +1,165 @@
+"""The order of data: one seeded shuffle of all sources, every prefix of which holds each source in its share.
+
+Files come sorted by source, and by topic within a source, so that "the first n" rows of them are no sample. Here an
+item's place depends on a seeded hash of its text, not on its row or on the order of the files.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import islice
+from operator import itemgetter
+from typing import Any, TypeVar
+
+import xxhash
+
+_Item = TypeVar("_Item", bound=Any)  # Pair or Prompt
+
+
+def shuffled(items: Sequence[_Item], seed: int) -> list[_Item]:
+    """All items in an order that depends on their texts and the seed alone.
+
+    A row that occurs several times, in the data or by its weight, comes back only after every other row has come once.
+    In the first m of N items a source with n of them has m * n / N, up to less than one row, and so in the last m: see
+    `interleaved`.
+    """
+    by_source: dict[str, list[tuple[int, _Item]]] = {}
+    for item in items:
+        by_source.setdefault(item.source, []).append((content_hash(item, f"order {seed}"), item))
+    sources = [_copies_last(sorted(rows, key=itemgetter(0))) for rows in by_source.values()]
+    sources.sort(key=lambda rows: (rows[0][0], sum(number for number, _ in rows)))  # of equal claims this one first
+    queues = [iter(rows) for rows in sources]
+    return [next(queues[source])[1] for source in interleaved([len(rows) for rows in sources])]
+
+
+def _copies_last(rows: list[tuple[int, _Item]]) -> list[tuple[int, _Item]]:
+    """Sorted rows, the second ones of equal number after all first ones, and so on."""
+    before: Counter[int] = Counter()
+    if len({number for number, _ in rows}) == len(rows):
+        return rows
+    copies = []
+    for number, _ in rows:
+        copies.append(before[number])
+        before[number] += 1
+    return [rows[place] for place in sorted(range(len(rows)), key=copies.__getitem__)]
+
+
+def interleaved(sizes: Sequence[int]) -> Iterator[int]:
+    """Numbers of sources with these sizes, each as often as its size, so that every prefix is fair.
+
+    Among the first m of N, source i stands m * n_i / N times up to 1 - 1 / (2S - 2) for S sources (1/2 for two), the
+    best bound there is. The rule is Tijdeman's ("The chairman assignment problem", 1980): of the sources that would
+    not come too early, the one that would be too late first. Sorting by (k + 1/2) / n_i, which looks as fair, is off
+    by more than a row from four sources on.
+    """
+    total, slack = sum(sizes), max(1, 2 * len(sizes) - 2)
+    counts = [0] * len(sizes)
+
+    def release(source: int) -> int:
+        """The first place at which its next row does not come too early."""
+        return -(-(1 + slack * counts[source]) * total // (slack * sizes[source]))
+
+    waiting = [(release(source), source) for source, size in enumerate(sizes) if size]
+    ready: list[tuple[float, int]] = []  # with the place, in units of `total`, after which it would be too late
+    heapify(waiting)
+    for place in range(1, total + 1):
+        while waiting and waiting[0][0] <= place:
+            source = heappop(waiting)[1]
+            heappush(ready, ((slack * (counts[source] + 1) - 1) / sizes[source], source))
+        source = heappop(ready)[1]
+        counts[source] += 1
+        heappush(waiting, (release(source), source))
+        yield source
+
+
+def conversation_hash(turns: Sequence[tuple[str, str]], seed: int) -> int:
+    """A number for the prompt that a row asks: equal for equal conversations, all turns of them.
+
+    Prompts that differ in white space alone count as equal. A first question with other turns after it is another
+    prompt.
+    """
+    return _hash(f"split {seed}", *(part for role, text in turns for part in (role, " ".join(text.split()))))
+
+
+def held_out(
+    parts: Sequence[Sequence[tuple[str, int]]], share: float, most: int, own: Collection[int] = ()
+) -> set[int]:
+    """Which prompts are never trained on, decided once for all parts (pairs, prompts).
+
+    parts: (source, number of its conversation) of every row. Of each part a share of its different prompts is held
+    out, at most `most`, at least one where there are two, from each source in proportion: those with the lowest
+    numbers, so that the order of rows does not matter, and rows that are added later move few others. own: prompts
+    that are held out already. What is held out for one part is held out of all, which may make it more in another.
+    """
+    found = set(own)
+    members = [_by_source(part) for part in parts]
+    left = [set().union(*sources.values()) - found for sources in members]  # to train on, in each part
+    for sources in sorted(members, key=lambda sources: sum(map(len, sources.values()))):
+        wanted = _wanted(sources, share, most)
+        for source, numbers in sources.items():
+            wanted[source] -= len(numbers & found)
+        for number in sorted(set().union(*sources.values()) - found):
+            if all(count <= 0 for count in wanted.values()):
+                break
+            mine = [source for source, numbers in sources.items() if number in numbers]
+            if any(wanted[source] > 0 for source in mine) and {number} not in left:  # never the last to train on
+                found.add(number)
+                wanted.update({source: wanted[source] - 1 for source in mine})
+                for rest in left:
+                    rest.discard(number)
+    return found
+
+
+def at_most(part: Sequence[tuple[str, int]], held: set[int], most: int) -> set[int]:
+    """Of what is held out, the prompts to evaluate a part on: where other parts made it more than `most`, fewer.
+
+    Again from each source in proportion to its prompts, those with the lowest numbers. The others are not trained on.
+    """
+    sources = _by_source(part)
+    if len(set().union(*sources.values()) & held) <= most:
+        return held
+    wanted = _wanted(sources, 1.0, most)
+    return {number for name, numbers in sources.items() for number in sorted(numbers & held)[: wanted[name]]}
+
+
+def _by_source(rows: Sequence[tuple[str, int]]) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {}
+    for source, number in rows:
+        found.setdefault(source, set()).add(number)
+    return dict(sorted(found.items(), key=lambda source: (min(source[1]), sum(source[1]))))  # not by the files' order
+
+
+def _wanted(sources: dict[str, set[int]], share: float, most: int) -> dict[str, int]:
+    """How many prompts of each source to hold out."""
+    sizes = [len(numbers) for numbers in sources.values()]
+    count = max(1, min(round(sum(sizes) * share), most)) if sum(sizes) > 1 else 0
+    counts = Counter(islice(interleaved(sizes), count))
+    return {source: counts[place] for place, source in enumerate(sources)}
+
+
+def content_hash(item: Any, salt: str) -> int:
+    """A number for a pair or a prompt: all of it but its last field, the source, whose name may be a path."""
+    return _hash(salt, repr(item[:-1]))
+
+
+def count_by_source(items: Sequence[Any]) -> dict[str, int]:
+    """{source: items of it}, by name."""
+    return dict(sorted(Counter(item.source for item in items).items()))
+
+
+def short_names(sources: Iterable[str]) -> dict[str, str]:
+    """{source: as much of the end of its path as tells it from the others}, by name.
+
+    >>> short_names(["/data/a/helpful.jsonl", "/data/a/harmless.jsonl"])
+    {'/data/a/harmless.jsonl': 'harmless.jsonl', '/data/a/helpful.jsonl': 'helpful.jsonl'}
+    """
+    parts = {source: source.split("/") for source in sorted(set(sources))}
+    for length in range(1, max(map(len, parts.values()), default=0) + 1):
+        names = {source: "/".join(part[-length:]) for source, part in parts.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return {source: source for source in parts}
+
+
+def _hash(*texts: str) -> int:
+    return xxhash.xxh3_64_intdigest("\x1f".join(texts).encode(errors="backslashreplace"))
