@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lite_c2f import disk, ranks, run_log
-from lite_c2f.backbone.load import card_gib
+from lite_c2f.backbone.load import plan_here, plan_named
 from lite_c2f.batches import is_out_of_memory
 from lite_c2f.coarse.saves import check_before as check_coarse
 from lite_c2f.coarse.train import train_coarse as coarse_stage
@@ -49,7 +49,7 @@ from lite_c2f.manifest import (
     save_settings,
     write_summary,
 )
-from lite_c2f.memory import Plan, check, make_plan, settle
+from lite_c2f.memory import Plan, check, settle
 from lite_c2f.memory import as_json as plan_as_json
 from lite_c2f.reward.saves import Standing as RewardStanding
 from lite_c2f.reward.train import train_reward as reward_stage
@@ -112,9 +112,8 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     check_processes(config)
     check_tracker(config)
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
-    card = card_gib(config)
     todo = [stage for stage in stages if stage not in done]
-    check(make_plan(config, card), todo)  # from what is known of the name: before anything is read or downloaded
+    check(plan_named(config), todo)  # from what is known of the name: before anything is read or downloaded
     check_checkpoints(config, run, done, todo, force=force)
     corpus = load_corpus(config)
     began = time.perf_counter()
@@ -126,7 +125,7 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     inputs = fingerprints(config, models)
     if begun(run) and (before := inputs_of(run)):
         accepted += refuse_changes(run, before, inputs, force=force)
-    plan = make_plan(config, card, model=models.base)
+    plan = plan_here(config, models.base)
     check(plan, todo)
     check_room(run, plan, done)
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
@@ -263,7 +262,7 @@ def sweep(
     config, models = open_run(run)
     wanted = list(ratios or config.fine.ratios)
     corpus = load_corpus(config)
-    config = settle(config, make_plan(config, card_gib(config), model=models.base))
+    config = settle(config, plan_here(config, models.base))
     with disk.told_plainly(run), locked(run), run_log.written(run):
         view = run_log.Logged(view)
         tell_split(view, run)
@@ -281,7 +280,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     check_run(run, config)
     check_context(config, models)
     corpus = load_corpus(config)
-    plan = make_plan(config, card_gib(config), model=models.base)
+    plan = plan_here(config, models.base)
     with disk.told_plainly(run), locked(run), run_log.written(run):
         view = run_log.Logged(view or Silent())
         tell_split(view, run)

@@ -5,7 +5,7 @@ from typing import Any
 
 from lite_c2f import disk, run_log
 from lite_c2f.actors import Instruct, Ratio
-from lite_c2f.backbone.load import card_gib
+from lite_c2f.backbone.load import plan_here
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import Source, settled
 from lite_c2f.data.order import shuffled
@@ -15,7 +15,7 @@ from lite_c2f.evaluation.probe import by_layer, plot_probe, rates, read_words
 from lite_c2f.inputs import load_corpus
 from lite_c2f.locks import locked
 from lite_c2f.manifest import open_run
-from lite_c2f.memory import make_plan, settle
+from lite_c2f.memory import settle
 from lite_c2f.runs import read_json, write_json
 from lite_c2f.sampling import Sampling
 from lite_c2f.views import Silent, View
@@ -39,7 +39,7 @@ def probe(
     run, view = Path(run), run_log.Logged(view or Silent())
     unwanted = read_words(Path(words))
     config, models = open_run(run)
-    config = settle(config, make_plan(config, card_gib(config), model=models.base))
+    config = settle(config, plan_here(config, models.base))
     if prompts is None:
         asked = load_corpus(config).held_out_prompts[:limit]
     else:  # files come sorted: the first rows would be of one kind

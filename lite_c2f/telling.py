@@ -13,7 +13,9 @@ from lite_c2f.views import View
 
 
 def tell_plan(view: View, plan: Plan) -> None:
-    """Say which batches were chosen, and how full the card will be."""
+    """Say which batches were chosen, how full the card will be, and what the configuration hardly means."""
+    for warning in plan.warnings:
+        view.note(warning)
     if plan.vram_gib is None:
         return
     peak = max(plan.needs, key=lambda need: need.total)

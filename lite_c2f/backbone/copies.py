@@ -8,17 +8,17 @@ itself would round it away: it drifts 6% a cycle.
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import bitsandbytes as bnb
+import psutil
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
-SHARE_OF_RAM = 0.25  # most of the free memory that dense copies may take
+SHARE_OF_RAM = 0.25  # most of the available memory that dense copies may take
 
 
 @contextlib.contextmanager
@@ -97,10 +97,6 @@ def half_copies(layers: list[nn.Module]) -> Iterator[None]:
 
 
 def has_room(layers: Sequence[nn.Module]) -> bool:
-    """Is there room for the dense copies? Where the system does not tell, up to 1 GiB is taken as room."""
+    """Is there room for the dense copies in memory that is available: free, or given back by the page cache at once?"""
     needed = sum(layer.in_features * layer.out_features for layer in layers) * 4  # type: ignore[operator, misc]
-    try:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        available = 2**32
-    return needed <= SHARE_OF_RAM * available
+    return needed <= SHARE_OF_RAM * psutil.virtual_memory().available

@@ -17,6 +17,8 @@ from transformers import (
 from lite_c2f.backbone.padding import check_embedded, read_limits, resolve_padding
 from lite_c2f.config import Config
 from lite_c2f.errors import C2FError, ConfigError, ModelError
+from lite_c2f.memory import Plan, make_plan
+from lite_c2f.memory.compute import Compute, pick_compute
 from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.toy.build import restore_bos
 
@@ -30,32 +32,49 @@ def pick_device(config: Config) -> torch.device:
 
 
 def card_gib(config: Config) -> float | None:
-    """GPU memory to plan for: what is set, what is found, or the smaller of both; None on a CPU where none is set."""
-    if config.hardware.device == "cpu":
-        return None
+    """Memory of the GPU here to plan for, in GiB: what is found, or `hardware.vram_gib` if that is less; else None."""
     if pick_device(config).type != "cuda":
-        return config.hardware.vram_gib
+        return None
     found = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIBIBYTE
     return min(found, config.hardware.vram_gib or found)
 
 
-def pick_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """Arithmetic of the base: as configured; auto is bfloat16 where the GPU has it, float32 elsewhere.
+def compute_on(config: Config, device: torch.device) -> Compute:
+    """What a run computes in on a device of this machine; emulated bfloat16 is slower than float32 and does not count.
 
-    Never float16 by itself: gradients of the adapters would need loss scaling. Raises ConfigError for it on a CPU.
+    Raises ConfigError for float16 on a CPU.
     """
-    wanted = config.model.compute_dtype
-    if wanted == "float16" and device.type == "cpu":
-        raise ConfigError.because("model.compute_dtype=float16 on a CPU", "float32 or bfloat16", "set it to auto")
-    if wanted != "auto":
-        return getattr(torch, wanted)
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    on_gpu = device.type == "cuda"
+    bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return pick_compute(config, on_gpu=on_gpu, bfloat16=bfloat16)
+
+
+def plan_here(config: Config, model: str | None = None) -> Plan:
+    """The plan of a run on this machine, as the models will be loaded. model: as for `make_plan`."""
+    plan = make_plan(config, card_gib(config), model=model, compute=compute_on(config, pick_device(config)))
+    return plan if plan.compute.on_gpu else _without_card(plan, config)
+
+
+def plan_named(config: Config) -> Plan:
+    """The plan for the GPU here; where there is none, for the card that `hardware.vram_gib` names."""
+    return plan_here(config) if pick_device(config).type == "cuda" else _without_card(make_plan(config), config)
+
+
+def _without_card(plan: Plan, config: Config) -> Plan:
+    if config.hardware.vram_gib is None or config.hardware.device == "cpu":
+        return plan
+    warning = f"hardware.vram_gib={config.hardware.vram_gib:g}, but no GPU is found here: a run here is on the CPU"
+    return plan._replace(warnings=[*plan.warnings, warning])
+
+
+def pick_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """Arithmetic of the base; see `pick_compute`."""
+    return getattr(torch, compute_on(config, device).dtype)
 
 
 def uses_checkpointing(config: Config, device: torch.device) -> bool:
     """Whether activations are recomputed in the backward pass; auto: on a GPU only."""
-    wanted = config.hardware.gradient_checkpointing
-    return device.type == "cuda" if wanted == "auto" else bool(wanted)
+    return compute_on(config, device).checkpointing
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokenizerBase:

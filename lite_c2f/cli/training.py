@@ -65,7 +65,7 @@ def plan(
     from lite_c2f.config import load_config
 
     settings = load_config(config, overrides or [])
-    found = memory.make_plan(settings, _card(settings) if vram is None else vram)
+    found = _plan(settings) if vram is None else memory.make_plan(settings, vram)
     typer.echo(json.dumps(memory.as_json(found), indent=2) if as_json else memory.explain(found))
 
 
@@ -119,17 +119,17 @@ def _train(
         print_summary(summary, run)
 
 
-def _card(settings: Any) -> float | None:
-    """GPU memory that `train` would plan for on this machine, in GiB."""
+def _plan(settings: Any) -> Any:
+    """The plan for this machine's card, or for the one that the configuration names."""
     exits.quiet()
-    from lite_c2f.backbone.load import card_gib
+    from lite_c2f.backbone.load import plan_named
 
-    return card_gib(settings)
+    return plan_named(settings)
 
 
 def _dry_run(config: Path, overrides: list[str], run_dir: Path | None, stages: list[Stage]) -> None:
     from lite_c2f.config import load_config
-    from lite_c2f.memory import explain, make_plan
+    from lite_c2f.memory import explain
 
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
     exits.quiet()
@@ -138,4 +138,4 @@ def _dry_run(config: Path, overrides: list[str], run_dir: Path | None, stages: l
     check_sources(settings)
     typer.echo(settings.to_yaml())
     typer.echo(f"stages: {', '.join(stage.value for stage in stages)}, then the comparison")
-    typer.echo(explain(make_plan(settings, _card(settings))))
+    typer.echo(explain(_plan(settings)))

@@ -6,7 +6,7 @@ from typing import Any
 
 from lite_c2f import disk, run_log
 from lite_c2f.backbone.context import context_length
-from lite_c2f.backbone.load import card_gib
+from lite_c2f.backbone.load import plan_here
 from lite_c2f.backbone.pair import read_config
 from lite_c2f.batches import BatchSize, free
 from lite_c2f.config import Config, load_config, settled
@@ -20,7 +20,7 @@ from lite_c2f.inputs import ModelPair
 from lite_c2f.kept import Kept
 from lite_c2f.locks import locked
 from lite_c2f.manifest import LOADED, check_own, open_run
-from lite_c2f.memory import make_plan, settle
+from lite_c2f.memory import settle
 from lite_c2f.runs import write_json
 from lite_c2f.views import Silent, View
 
@@ -65,7 +65,7 @@ def benchmark(
     config = load_config(made.model_dump(), overrides)
     check_own(config, made)
     rows = ROWS if config.evaluation.batch == "auto" else settled(config.evaluation.batch)
-    config = settle(config, make_plan(config, card_gib(config), model=models.base))
+    config = settle(config, plan_here(config, models.base))
     from lite_c2f.harness.model import quiet
 
     with disk.told_plainly(run), locked(run), run_log.written(run), quiet():

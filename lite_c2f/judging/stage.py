@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lite_c2f import disk, run_log
-from lite_c2f.backbone.load import card_gib
+from lite_c2f.backbone.load import plan_here
 from lite_c2f.config import Config, load_config
 from lite_c2f.errors import ConfigError
 from lite_c2f.evaluation.metrics import said_before
@@ -16,7 +16,7 @@ from lite_c2f.judging.speak import answer_all, check_actors
 from lite_c2f.judging.verdicts import read_grade, read_verdict
 from lite_c2f.locks import locked
 from lite_c2f.manifest import check_own, open_run
-from lite_c2f.memory import make_plan, settle
+from lite_c2f.memory import settle
 from lite_c2f.runs import write_json
 from lite_c2f.views import Silent, View
 
@@ -57,7 +57,7 @@ def judge(
     made, models = open_run(run)
     config = load_config(made.model_dump(), overrides)
     check_own(config, made)
-    config = settle(config, make_plan(config, card_gib(config), model=models.base))
+    config = settle(config, plan_here(config, models.base))
     folder = run / "evaluation"
     answers_file, judged_file = folder / "judge-answers.jsonl", folder / f"judge-{mode}.jsonl"
     with disk.told_plainly(run), locked(run), run_log.written(run):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from lite_c2f.config import Config
 from lite_c2f.errors import ConfigError
+from lite_c2f.memory.compute import Compute, pick_compute
 from lite_c2f.memory.remedies import Refusal, largest, refuse, refuse_context
 from lite_c2f.memory.sizes import ASSUMED, GIBIBYTE, Bytes, Shape, model_shape
 from lite_c2f.memory.stages import Need, comparison, last_limit, reward, sampling, scoring, trained_adapters, update
@@ -30,6 +31,7 @@ class Plan(NamedTuple):
     shape: Shape
     source: str  # where the shape came from
     vram_gib: float | None
+    compute: Compute
     batches: Batches
     needs: list[Need]  # at the largest limit
     growth: list[tuple[int, Need, Need]]  # limit, and what sampling and update take under it
@@ -37,6 +39,7 @@ class Plan(NamedTuple):
     refusals: list[Refusal]  # what cannot be, and what to change
     assumed: bool  # the shape is a guess: nothing is refused because of it
     disk: dict[str, float]  # bytes
+    warnings: list[str]  # what is possible, and hardly meant
 
     @property
     def fits(self) -> bool | None:
@@ -53,28 +56,30 @@ def usable(vram_gib: float) -> float:
     return (vram_gib - 1 - 0.04 * vram_gib) * GIBIBYTE
 
 
-def make_plan(config: Config, vram_gib: float | None = None, *, model: str | None = None) -> Plan:
+def make_plan(
+    config: Config, vram_gib: float | None = None, *, model: str | None = None, compute: Compute | None = None
+) -> Plan:
     """Plan a run for a card of so many GiB (default: `hardware.vram_gib`; without either, only count).
 
-    model: folder or name of the base, where it is not `model.base`. Nothing is loaded or downloaded. Raises ModelError
-    for a folder without configuration.
+    model: folder or name of the base, where it is not `model.base`. compute: what the run will compute in, as
+    `backbone.load.plan_here` finds it; on a CPU no card matters. By default that of a card with bfloat16. Nothing is
+    loaded or downloaded. Raises ModelError for a folder without configuration.
     """
     if vram_gib is not None and not 0 < vram_gib < float("inf"):
         raise ConfigError.because(f"a card of {vram_gib:g} GiB", "GiB above 0", "write e.g. --vram 24")
-    on_cpu = config.hardware.device == "cpu" and vram_gib is None  # a card does not matter there
-    vram = (None if on_cpu else config.hardware.vram_gib) if vram_gib is None else vram_gib
+    on_cpu = config.hardware.device == "cpu" and vram_gib is None if compute is None else not compute.on_gpu
+    vram = None if on_cpu else vram_gib or config.hardware.vram_gib
+    if compute is None:
+        compute = pick_compute(config, on_gpu=vram is not None, bfloat16=True)
     shape, source = model_shape(model or config.model.base)
-    on_gpu = vram is not None and config.model.base != "toy"
-    dtype = {"float32": 4, "auto": 2 if on_gpu else 4}.get(config.model.compute_dtype, 2)
-    checkpointing = config.hardware.gradient_checkpointing
     sizes = Bytes(
         shape,
         config.lora.r,
         None if isinstance(config.lora.target_modules, str) else config.lora.target_modules,
-        dtype,
+        compute.itemsize,
         config.model.quantization == "nf4",
-        on_gpu if checkpointing == "auto" else bool(checkpointing),
-        on_gpu,
+        compute.checkpointing,
+        compute.on_gpu,
     )
     room = usable(vram) if vram is not None else None
     batches = choose(config, sizes, room)
@@ -85,6 +90,7 @@ def make_plan(config: Config, vram_gib: float | None = None, *, model: str | Non
         shape,
         source,
         vram,
+        compute,
         batches,
         needs,
         [
@@ -99,6 +105,7 @@ def make_plan(config: Config, vram_gib: float | None = None, *, model: str | Non
         [found for found in (refuse_context(config, sizes), *unfit) if found],
         source == ASSUMED,
         disk(config, shape, sizes),
+        warnings(config, compute),
     )
 
 
@@ -122,6 +129,32 @@ def check(plan: Plan, stages: Sequence[str] = ("reward", "coarse", "fine")) -> N
     if found and not plan.assumed:
         more = f" (and {len(found) - 1} more: lite-c2f plan shows them)" if len(found) > 1 else ""
         raise ConfigError(found[0] + more)
+
+
+def warnings(config: Config, compute: Compute) -> list[str]:
+    """What a configuration allows and hardly means, a line each."""
+    found = []
+    read = config.data.max_answer_tokens
+    fixed = config.coarse.length.mode == "fixed"
+    answers = {
+        "coarse.length.start" if fixed else "coarse.length.max": last_limit(config, samples=False),
+        "coarse.sample_tokens": config.coarse.sample_tokens or 0,
+        "fine.max_tokens": config.fine.max_tokens,
+        "evaluation.max_tokens": config.evaluation.max_tokens,
+    }
+    longer = {key: tokens for key, tokens in answers.items() if tokens > read}
+    if longer:
+        found.append(
+            f"{', '.join(f'{key}={tokens}' for key, tokens in longer.items())}: longer than any answer that the reward "
+            f"model is trained on (data.max_answer_tokens={read}), so that its scores there are guesses; set "
+            f"data.max_answer_tokens={max(longer.values())}, or lower the limits"
+        )
+    if compute.on_gpu and compute.dtype == "float32" and config.model.compute_dtype == "auto":
+        found.append(
+            "this GPU has no bfloat16, so that auto computes in float32; model.compute_dtype=float16 is several times "
+            "faster and takes less memory, where the model's activations stay within its range"
+        )
+    return found
 
 
 def choose(config: Config, sizes: Bytes, room: float | None) -> Batches:

@@ -96,8 +96,8 @@ def comparison(config: Config, sizes: Bytes, batch: int) -> Need:
     return Need("comparison", "evaluation.batch", batch, parts)
 
 
-def last_limit(config: Config) -> int:
-    """The largest limit a run can reach."""
+def last_limit(config: Config, *, samples: bool = True) -> int:
+    """The largest limit a run can reach. samples: also of the stored samples, which go through the same batches."""
     length = config.coarse.length
     limit = length.start if length.mode == "fixed" else length.max
-    return max(limit, config.coarse.sample_tokens or 0)  # the stored samples go through the same batches
+    return max(limit, config.coarse.sample_tokens or 0) if samples else limit

@@ -12,8 +12,10 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "shape": {**plan.shape._asdict(), "from": plan.source},
         "vram_gib": plan.vram_gib,
         "usable_gib": None if plan.vram_gib is None else _gib(usable(plan.vram_gib)),
+        "compute": plan.compute._asdict(),
         "fits": plan.fits,
         "refusals": [refusal.line for refusal in plan.refusals],
+        "warnings": plan.warnings,
         "shape_assumed": plan.assumed,
         "batches": plan.batches._asdict(),
         "limit": plan.growth[-1][0],
@@ -36,7 +38,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
 def explain(plan: Plan) -> str:
     """The plan as a few readable lines."""
     limit = plan.growth[-1][0]
-    lines = [f"memory of each stage on the card, in GiB, at a response limit of {limit} tokens; from {plan.source}"]
+    place = "card" if plan.compute.on_gpu else "CPU"
+    lines = [
+        f"memory of each stage on the {place}, in GiB, in {plan.compute.dtype}, at a response limit of {limit} tokens; "
+        f"from {plan.source}"
+    ]
     for need in plan.needs:
         inner = ", ".join(f"{part} {size / GIBIBYTE:.2f}" for part, size in need.parts.items() if size)
         lines.append(
@@ -47,6 +53,7 @@ def explain(plan: Plan) -> str:
         lines.append(f"  {limit:>6} tokens  sampling {_gib(sampling.total):>6.2f}  update {_gib(update.total):>6.2f}")
     inner = ", ".join(f"{part} {size / GIBIBYTE:.2f}" for part, size in plan.disk.items() if size)
     lines.append(f"disk  {sum(plan.disk.values()) / GIBIBYTE:.2f} GiB  ({inner})")
+    lines += [f"note  {warning}" for warning in plan.warnings]
     if plan.vram_gib is None:
         lines.append("no card named: --vram GIB says what fits")
         return "\n".join(lines)

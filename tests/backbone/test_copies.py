@@ -1,10 +1,13 @@
 """Weights as they are while tokens are said: same outputs, and nothing of the model changed afterwards."""
 
+import os
+
+import psutil
 import pytest
 import torch
 
 from lite_c2f.backbone import copies
-from lite_c2f.backbone.copies import half_copies, sampling_copies
+from lite_c2f.backbone.copies import half_copies, has_room, sampling_copies
 from lite_c2f.backbone.load import load_model
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.config import Lora, load_config
@@ -118,3 +121,13 @@ def test_a_model_in_float32_needs_no_half_copies(quantized):
         assert {p.dtype for p in roles.adapter_parameters("policy")} == {torch.float32}
     with sampling_copies(roles.model):
         pass
+
+
+@pytest.mark.parametrize(("available", "room"), [(4 * 4 * 600, True), (4 * 4 * 600 - 1, False)])
+def test_memory_that_the_page_cache_gives_back_is_room(monkeypatch, available, room):
+    """A quarter of what is available holds 600 weights in float32; hardly anything is free."""
+    layers = [torch.nn.Linear(10, 40, device="meta"), torch.nn.Linear(20, 10, device="meta")]
+    memory = psutil.virtual_memory()._replace(available=available, free=1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(os, "sysconf", lambda name: 1)
+    assert has_room(layers) is room

@@ -78,6 +78,31 @@ def test_every_shipped_config_fits_its_card(name):
     check(plan)
 
 
+@pytest.mark.parametrize("name", [file.stem for file in CONFIGS.glob("*.yaml")])
+def test_no_shipped_config_asks_for_answers_that_its_reward_model_never_read(name):
+    assert make_plan(config(name=name)).warnings == [] == make_plan(load_config({})).warnings
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["coarse.length.max=1025"],) * 2,
+        (["fine.max_tokens=1500", "evaluation.max_tokens=2000"],) * 2,
+        (["coarse.sample_tokens=3000"],) * 2,
+        (["coarse.length.mode=fixed", "coarse.length.start=1100"], ["coarse.length.start=1100"]),
+    ],
+)
+def test_answers_longer_than_any_the_reward_model_reads_are_told(settings, named):
+    """Preference answers are cut at 1024 tokens; the longest that may be asked for is what to read."""
+    plan = make_plan(config(*settings))
+    (warning,) = plan.warnings
+    assert warning.startswith(", ".join(named) + ": longer than") and "data.max_answer_tokens=1024)" in warning
+    longest = max(int(setting.split("=")[1]) for setting in named)
+    assert f"set data.max_answer_tokens={longest}" in warning
+    assert f"note  {warning}" in explain(plan) and as_json(plan)["warnings"] == [warning]
+    assert make_plan(config(*settings, f"data.max_answer_tokens={longest}")).warnings == []
+
+
 def test_auto_takes_the_largest_batch_that_fits_and_settle_writes_it_down():
     wanted = config("coarse.length.max=2048", "fine.max_tokens=2048", "evaluation.max_tokens=2048")
     plan = make_plan(wanted)

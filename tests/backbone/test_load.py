@@ -1,0 +1,93 @@
+"""What a run computes on and in: the loader and the planner take it from one place, on every machine."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lite_c2f.backbone.load import card_gib, pick_device, pick_dtype, plan_here, plan_named, uses_checkpointing
+from lite_c2f.config import load_config
+from lite_c2f.errors import ConfigError
+from lite_c2f.memory import make_plan
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with a card of so many GiB, or none. A card without bfloat16 emulates it, as Turing and Volta do."""
+
+    def build(card, native=True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: card is not None)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        properties = SimpleNamespace(total_memory=(card or 0) * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native
+        )
+
+    return build
+
+
+SEVEN_B = ["model.base=mistralai/Mistral-7B-v0.1", "model.instruct=mistralai/Mistral-7B-Instruct-v0.1"]
+EXPECTED = {  # (wanted, on a GPU, with bfloat16 of its own) -> arithmetic
+    ("auto", True, True): torch.bfloat16,
+    ("auto", True, False): torch.float32,
+    ("auto", False, False): torch.float32,
+}
+
+
+@pytest.mark.parametrize("card", [None, 24, 80])
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("base", ["toy", "seven"])
+def test_plan_and_loader_agree(machine, card, native, base):
+    """In device, type and checkpointing, for every setting; 24 GiB that no card here has change nothing."""
+    machine(card, native)
+    devices, dtypes = ("auto", "cpu", "cuda"), ("auto", "bfloat16", "float16", "float32")
+    checked = 0
+    for device, dtype, again, vram in itertools.product(devices, dtypes, ("auto", "true", "false"), ("null", "24")):
+        settings = [
+            f"hardware.device={device}",
+            f"model.compute_dtype={dtype}",
+            f"hardware.gradient_checkpointing={again}",
+            f"hardware.vram_gib={vram}",
+        ]
+        config = load_config({}, settings + (SEVEN_B if base == "seven" else []))
+        on_gpu = card is not None and device != "cpu"
+        if (device == "cuda" and card is None) or (dtype == "float16" and not on_gpu):
+            with pytest.raises(ConfigError, match=r"hardware\.device=cuda|model\.compute_dtype=float16 on a CPU"):
+                plan_here(config)
+            with pytest.raises(ConfigError, match=r"hardware\.device=cuda|model\.compute_dtype=float16 on a CPU"):
+                pick_dtype(config, pick_device(config))
+            continue
+        plan, where = plan_here(config), pick_device(config)
+        assert plan.compute.on_gpu == (where.type == "cuda") == on_gpu
+        expected = EXPECTED[dtype, on_gpu, native and on_gpu] if dtype == "auto" else getattr(torch, dtype)
+        assert getattr(torch, plan.compute.dtype) == pick_dtype(config, where) == expected
+        checkpointing = on_gpu if again == "auto" else again == "true"
+        assert plan.compute.checkpointing == uses_checkpointing(config, where) == checkpointing
+        assert plan.vram_gib == card_gib(config) == (min(card, 24 if vram == "24" else card) if on_gpu else None)
+        checked += 1
+    assert checked == (36 if card is None else 66)
+
+
+def test_a_card_that_emulates_bfloat16_is_told_about(machine):
+    """Keys and values of float32 take twice the room: 256 KiB per token instead of 128."""
+    machine(24, native=False)
+    config = load_config({}, [*SEVEN_B, "coarse.sampling_batch=1", "coarse.length.max=744"])
+    plan = plan_here(config)
+    sampling = next(need for need in plan.needs if need.stage == "coarse_sampling")
+    assert sampling.parts["KV cache"] == 1000 * 256 * 1024
+    assert any("model.compute_dtype=float16" in warning for warning in plan.warnings)
+    machine(24)
+    assert plan_here(config).warnings == []
+
+
+def test_a_named_card_that_is_not_here_is_planned_for_and_told_about(machine):
+    machine(None)
+    config = load_config({}, [*SEVEN_B, "hardware.vram_gib=24"])
+    named, here = plan_named(config), plan_here(config)
+    assert named.vram_gib == 24 and named.compute == make_plan(config, 24).compute and named.compute.on_gpu
+    assert here.vram_gib is None and not here.compute.on_gpu
+    for plan in (named, here):
+        assert "hardware.vram_gib=24, but no GPU is found here" in plan.warnings[-1]
+    assert plan_named(load_config({}, ["hardware.vram_gib=24", "hardware.device=cpu"])).warnings == []
