@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
-from tokenizer_kinds import KINDS, made
+from tokenizer_kinds import KINDS, made, sentencepiece
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lite_c2f.backbone.adapters import load_into
@@ -38,6 +38,7 @@ PAIRS = [
 
 # What config.json has as padding: EOS or nothing, whatever the tokenizer has.
 EOS_PADS = {"neox", "sentencepiece"}
+BEYOND = "sentencepiece and [PAD]"  # added to the tokenizer, and the model was not resized
 
 
 class Trained(NamedTuple):
@@ -64,13 +65,16 @@ def _young_objects_alone():
     gc.unfreeze()
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*KINDS, BEYOND])
 def trained(request, tmp_path_factory) -> Trained:
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
-    tokenizer = made(request.param)
+    tokenizer = made(request.param) if request.param in KINDS else sentencepiece()
+    size = len(tokenizer)
+    if request.param == BEYOND:
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     settings = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=size,
         hidden_size=16,
         intermediate_size=24,
         num_hidden_layers=1,
