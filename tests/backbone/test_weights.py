@@ -74,10 +74,14 @@ def gguf_with_config(folder):
     return folder
 
 
+SHORT = ("model.stop=[]", "data.max_prompt_tokens=16", "data.max_answer_tokens=32", "coarse.length.start=8",
+         "coarse.length.max=32", "fine.max_tokens=32", "evaluation.max_tokens=32")  # fmt: skip
+
+
 @pytest.mark.parametrize("left", [gguf_alone, gguf_with_config])
 def test_a_folder_of_a_gguf_says_what_it_is(editable, pico, tmp_path, left):
     folder = left(editable("instruct"))
-    config = load_config({}, [f"model.base={pico['base']}", f"model.instruct={folder}", "model.stop=[]"])
+    config = load_config({}, [f"model.base={pico['base']}", f"model.instruct={folder}", *SHORT])
     with pytest.raises(ModelError, match=GGUF):
         resolve_models(config)
     with pytest.raises(ModelError, match=GGUF):
