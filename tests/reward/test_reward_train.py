@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizer_kinds import made
 from trl import RewardTrainer
 
 from lite_c2f.batches import BatchSize
@@ -98,6 +99,21 @@ def test_pairs_of_each_source_are_those_that_are_trained_on(pico):
 
 def full(self, model, inputs, *more, **given):
     raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_pairs_in_a_chat_template_are_its_own_ids():
+    """Qwen's kind: turns end with <|im_end|>, 2, and not with EOS, 0."""
+    tokenizer = made("qwen")
+    config = load_config({}, ["model.prompt_template=chat", "data.max_answer_tokens=12"])
+    pair = Pair((Turn("human", "Why?"),), "is<|im_end|>", "is" + " is" * 30)
+    rows, report = encode_pairs([pair], tokenizer, config, 0.0)
+    question = [{"role": "user", "content": "Why?"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
+    # 262 and 272 are `is` and ` is`; what is written of the end of a turn stays nine tokens of text.
+    written = [30, 94, 75, 79, 65, 71, 281, 94, 32]
+    assert tokenizer.decode(written) == "<|im_end|>"
+    assert rows == [{"chosen_ids": [*prompt, 262, *written, 2], "rejected_ids": [*prompt, 262, *[272] * 11]}]
+    assert report["answers_cut"] == 1
 
 
 @pytest.mark.parametrize(("asked", "used"), [(4, 4), (3, 2), (8, 6), (1, 1)])
