@@ -237,7 +237,7 @@ def disk(config: Config, shape: Shape, sizes: Bytes) -> dict[str, float]:
     A checkpoint is the adapters that PPO trains with both moments of each; beside those that are kept there is the best
     one, and one that is being written.
     """
-    whole = (shape.linear + shape.embeddings) * (4 if config.model.base == "toy" else HUB_BYTES)
+    whole = shape.weights * (4 if config.model.base == "toy" else HUB_BYTES)
     names = (config.model.base, config.model.instruct)
     remote = [name for name in names if name != "toy" and not name.startswith(("/", ".", "~")) and name.count("/") == 1]
     return {

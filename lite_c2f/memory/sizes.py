@@ -1,9 +1,12 @@
-"""What each part of a run takes, in bytes, from the model's shape alone. No weights, no torch.
+"""What each part of a run takes, in bytes, from the model's shape alone. No weights; no torch for models like Llama.
 
-Weights, adapters, optimiser and cache are counted exactly. Activations are per token of a micro-batch and were measured
-with the allocator's own trace (benchmarks/memory.py checks them against a real update, and says how far they are off);
-attention is flash attention, which keeps nothing of the size of (tokens x tokens). Widths: h hidden, i intermediate,
-k keys and values, r rank, L layers; b bytes of the arithmetic, 2 in bfloat16.
+Weights, adapters, optimiser and cache are counted exactly: of layers like Llama's by formula, of others (a mixture of
+experts, say) on Transformers' own class, built without memory. Only linear layers become 4-bit and take an adapter.
+
+Activations are per token of a micro-batch and were measured with the allocator's own trace (benchmarks/memory.py checks
+them against a real update, and says how far they are off); attention is flash attention, which keeps nothing of the size
+of (tokens x tokens). Widths: h hidden, i intermediate, k keys and values, r rank, L layers; b bytes of the arithmetic, 2
+in bfloat16.
 
     forward alone        4 b (i + h)                               the widest moment of one layer's MLP
     forward + backward   b L h + 9 b h + 6 b i + 2 b k + 6 b r     checkpoints, and one layer with its backward
@@ -23,6 +26,17 @@ HEAD_TOKENS, HEAD_WORDS = 4096, 4096  # tile of logits in TRL's chunked log-prob
 WORKSPACE = 64 * 2**20  # of cuBLAS and the recorded graphs
 
 
+LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")  # seven linear modules a layer, and norms
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+class Counted(NamedTuple):
+    """Weights of a model's decoder, counted module by module."""
+
+    linear: dict[str, tuple[int, int]]  # by a module's last name: weights, and inner plus outer widths, of all layers
+    other: int  # norms, biases, routers, and experts that are no linear layers
+
+
 class Shape(NamedTuple):
     """What matters of a model's config.json."""
 
@@ -34,6 +48,7 @@ class Shape(NamedTuple):
     vocabulary: int
     context: int
     tied: bool = False  # head and embeddings are one matrix
+    counted: Counted | None = None  # where the layers are not like Llama's
 
     @property
     def modules(self) -> dict[str, tuple[int, int]]:
@@ -45,7 +60,19 @@ class Shape(NamedTuple):
     @property
     def linear(self) -> int:
         """Weights of all linear layers but the head."""
+        if self.counted:
+            return sum(weights for weights, _ in self.counted.linear.values())
         return self.layers * sum(inner * outer for inner, outer in self.modules.values())
+
+    @property
+    def other(self) -> int:
+        """Weights that are neither of linear layers nor of the embeddings; they stay in the arithmetic's type."""
+        return self.counted.other if self.counted else (2 * self.layers + 1) * self.hidden
+
+    @property
+    def weights(self) -> int:
+        """All weights of the causal language model."""
+        return self.linear + self.other + self.embeddings
 
     @property
     def embeddings(self) -> int:
@@ -54,8 +81,11 @@ class Shape(NamedTuple):
 
     def adapter(self, rank: int, targets: Sequence[str] | None = None) -> int:
         """Weights of one LoRA on these modules of every layer (default: on all)."""
-        chosen = [widths for name, widths in self.modules.items() if targets is None or name in targets]
-        return self.layers * rank * sum(inner + outer for inner, outer in chosen)
+        if self.counted:
+            widths = {name: both for name, (_, both) in self.counted.linear.items()}
+        else:
+            widths = {name: self.layers * (inner + outer) for name, (inner, outer) in self.modules.items()}
+        return rank * sum(both for name, both in widths.items() if targets is None or name in targets)
 
 
 ASSUMED = "Mistral-7B's shape, ASSUMED for a hub name that is not downloaded yet"
@@ -101,13 +131,40 @@ def model_shape(model: str) -> tuple[Shape, str]:
             config.get("max_position_embeddings", MISTRAL_7B.context),
             bool(config.get("tie_word_embeddings", False)),
         )
-        if not all(isinstance(size, int) and size > 0 for size in shape[:-1]):
+        if not all(isinstance(size, int) and size > 0 for size in shape[:7]):
             raise ValueError
-        return shape, str(file)
+        like = config.get("model_type", LIKE_LLAMA[0]) in LIKE_LLAMA and not any(config.get(key) for key in EXPERTS)
+        return shape if like else shape._replace(counted=count(file.parent)), str(file)
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ModelError.because(
             f"'{file}' is not a decoder's configuration", "hidden_size, num_hidden_layers, ...", "use a Mistral model"
         ) from None
+
+
+def count(folder: Path) -> Counted | None:
+    """Weights of a folder's model, by Transformers' own class on the meta device: a fifth of a second, and no memory.
+
+    None for a model that Transformers cannot build from its config.json alone.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception:  # whatever a configuration of another version makes its class raise
+        return None
+    ends = {id(model.get_input_embeddings().weight), id(getattr(model.get_output_embeddings(), "weight", None))}
+    linear: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and id(module.weight) not in ends:
+            last, weight = name.rpartition(".")[2], module.weight
+            weights, widths = linear.get(last, (0, 0))
+            linear[last] = weights + weight.numel(), widths + sum(weight.shape)
+    rest = sum(weight.numel() for weight in model.parameters() if id(weight) not in ends)
+    return Counted(linear, rest - sum(weights for weights, _ in linear.values()))
 
 
 def _cached(model: str) -> Path | None:
@@ -135,9 +192,13 @@ class Bytes(NamedTuple):
     @property
     def base(self) -> float:
         """A model's weights as loaded: 4-bit linear layers; embeddings, head and norms in the arithmetic's type."""
-        norms = (2 * self.shape.layers + 1) * self.shape.hidden
         per_weight = NF4_BYTES if self.quantized else self.dtype
-        return self.shape.linear * per_weight + (self.shape.embeddings + norms) * self.dtype
+        return self.shape.linear * per_weight + (self.shape.embeddings + self.shape.other) * self.dtype
+
+    @property
+    def classifier(self) -> float:
+        """The base as the reward stage loads it: without its language-model head; a tied one has no weights of its own."""
+        return self.base - (0 if self.shape.tied else self.dtype * self.shape.embeddings / 2)
 
     @property
     def adapter(self) -> int:

@@ -24,10 +24,9 @@ class Need(NamedTuple):
 def reward(config: Config, sizes: Bytes, micro_batch: int) -> Need:
     """Both sides of each pair in one pass; with an attention mask, keys and values are spread over all heads."""
     tokens = 2 * micro_batch * (config.data.max_prompt_tokens + config.data.max_answer_tokens)
-    base = sizes.base - sizes.dtype * sizes.shape.embeddings / 2  # no language-model head
     spread = 2 * sizes.dtype * sizes.shape.hidden * tokens
     parts = {
-        "base": base,
+        "base": sizes.classifier,
         "adapter": sizes.adapter,
         "gradients": sizes.adapter,
         "AdamW": 2 * sizes.adapter,

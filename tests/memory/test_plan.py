@@ -1,5 +1,6 @@
 """The planner: bytes worked out by hand for Mistral-7B, batches that fit, refusals that name the setting to change."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.memory import as_json, check, explain, make_plan, settle
 from lite_c2f.memory.plan import usable
 from lite_c2f.memory.remedies import largest
-from lite_c2f.memory.sizes import MISTRAL_7B, Bytes, Shape, model_shape
+from lite_c2f.memory.sizes import MISTRAL_7B, Bytes, Shape, count, model_shape
 from lite_c2f.memory.stages import reward
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -49,7 +50,7 @@ def test_heads_and_drawing_by_hand():
 
 def test_the_reward_stage_by_hand():
     """Two sides of 256 + 512 tokens a pair; with a mask, keys and values of all heads: 4 h bytes a token more."""
-    need = reward(config(), SIZES, 3)
+    need = reward(config("data.max_answer_tokens=512"), SIZES, 3)
     token = (SIZES.backward(1000) - SIZES.backward(0)) / 1000 + 4 * 4096
     assert need.parts["activations"] == pytest.approx(2 * 3 * 768 * token + SIZES.adapter_copy + 64 * 2**20)
     assert need.parts["base"] == pytest.approx(SIZES.base - 2 * 32000 * 4096)
@@ -63,6 +64,62 @@ def test_adapters_on_some_modules_and_other_shapes():
     assert small.fits and small.needs[0].parts["adapter"] == 4 * 256 * 32 * 13312
     qwen = Shape(1024, 28, 3072, 2048, 1024, 151936, 40960, tied=True)
     assert qwen.linear == pytest.approx(0.44e9, rel=2e-3) and qwen.embeddings == 151936 * 1024
+
+
+QWEN_1_5B = Shape(1536, 28, 8960, 1536, 256, 151936, 131072, tied=True)
+
+
+def test_a_tied_head_takes_no_room_in_the_reward_stage_and_frees_none():
+    """Qwen2.5-1.5B: 28 layers of 46,792,704 4-bit weights, 233,373,696 of embeddings and 57 norms in bfloat16."""
+    sizes = SIZES._replace(shape=QWEN_1_5B)
+    layer = 2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960
+    assert layer == 46_792_704 and QWEN_1_5B.embeddings == 151936 * 1536 == 233_373_696
+    expected = 28 * layer * (0.5 + 1 / 64 + 4 / (64 * 256)) + 2 * (233_373_696 + 57 * 1536)
+    assert expected / 2**30 == pytest.approx(1.064, abs=1e-3)
+    assert reward(config(), sizes, 1).parts["base"] == pytest.approx(expected)
+    untied = sizes._replace(shape=QWEN_1_5B._replace(tied=False))
+    assert reward(config(), untied, 1).parts["base"] == pytest.approx(expected)
+
+
+MIXTRAL = {
+    "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
+    "num_local_experts": 8, "max_position_embeddings": 32768, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_a_mixture_of_experts_is_counted_with_all_of_them(tmp_path):
+    """Mixtral-8x7B, published: 46.7 B. Its experts are one tensor a layer, no linear ones: not 4-bit, no adapter."""
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
+    shape, _ = model_shape(str(tmp_path))
+    attention, experts, router = 2 * 4096 * 4096 + 2 * 4096 * 1024, 8 * 3 * 4096 * 14336, 8 * 4096
+    norms, embeddings = 65 * 4096, 2 * 32000 * 4096
+    assert shape.weights == 32 * (attention + experts + router) + norms + embeddings == 46_702_792_704
+    assert shape.linear == 32 * attention and shape.other == 32 * (experts + router) + norms
+    assert shape.adapter(16) == 16 * 32 * (3 * 8192 - 4096 + 2 * 5120 - 4096)
+    assert shape.adapter(16, ["q_proj"]) == 16 * 32 * 8192
+    sizes = SIZES._replace(shape=shape)
+    assert sizes.base / 2**30 == pytest.approx(0.645 + 84.49, abs=0.01)
+    plan = make_plan(config(f"model.base={tmp_path}", f"model.instruct={tmp_path}"))
+    assert plan.fits is False and as_json(plan)["shape"]["counted"]
+
+
+def test_layers_that_are_not_like_llamas_are_counted(tmp_path):
+    """Pythia: one matrix for queries, keys and values, an MLP of two, and biases."""
+    size = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox", "vocab_size": 100, **size}))
+    shape, _ = model_shape(str(tmp_path))
+    assert shape.linear == 2 * (64 * 192 + 64 * 64 + 2 * 64 * 256) and shape.embeddings == 2 * 100 * 64
+    assert shape.other == 2 * (192 + 64 + 256 + 64 + 4 * 64) + 2 * 64
+    assert shape.adapter(4, ["query_key_value", "dense"]) == 4 * 2 * (64 + 192 + 64 + 64)
+
+
+def test_formula_and_count_agree_where_both_apply(pico):
+    shape, _ = model_shape(str(pico["base"]))
+    counted = count(pico["base"])
+    assert shape.counted is None and shape.weights == shape._replace(counted=counted).weights
+    assert shape.adapter(4) == shape._replace(counted=counted).adapter(4)
+    assert shape.adapter(4, ["down_proj"]) == shape._replace(counted=counted).adapter(4, ["down_proj"])
 
 
 def test_a_card_does_not_matter_on_a_cpu():
@@ -126,7 +183,7 @@ def test_a_smaller_card_gets_smaller_batches_and_a_smaller_limit():
 TOO_MUCH = {
     "sampling batch": (["coarse.sampling_batch=64", "coarse.length.max=2048"], 24, "set coarse.sampling_batch to 5"),
     "micro-batch": (["coarse.micro_batch=16", "coarse.length.max=2048"], 22, "set coarse.micro_batch to 1"),
-    "pairs": (["reward.micro_batch=64"], 24, "set reward.micro_batch to 2"),
+    "pairs": (["reward.micro_batch=64", "data.max_answer_tokens=512"], 24, "set reward.micro_batch to 2"),
     "comparison": (["evaluation.batch=128"], 24, "set evaluation.batch to 7"),
     "limit": (["coarse.length.max=30000"], 10, "lower coarse.length.max to "),
     "limit below the first": (["coarse.length.start=25000", "coarse.length.max=30000"], 10, "and coarse.length.start"),
