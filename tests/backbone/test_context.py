@@ -115,7 +115,10 @@ def test_rows_beyond_it_are_refused_before_anything_is_loaded(tmp_path, make):
         check_context(load_config({}, [*settings, "evaluation.max_tokens=13"]), models)
 
 
-def test_a_judged_conversation_has_the_room_that_the_fixed_context_leaves(tmp_path):
-    phi3().save_pretrained(tmp_path)
-    models = ModelPair(str(tmp_path), str(tmp_path))
-    assert with_room(load_config({}, ["evaluation.max_tokens=10"]), models).data.max_prompt_tokens == 24 - 10
+def test_a_judged_conversation_has_the_room_that_the_shorter_context_leaves(tmp_path):
+    folders = [str(tmp_path / name) for name in ("phi3", "longer")]
+    phi3().save_pretrained(folders[0])
+    LlamaConfig(**SIZES, max_position_embeddings=80).save_pretrained(folders[1])
+    config = load_config({}, ["evaluation.max_tokens=10"])
+    for pair in (folders, folders[::-1]):
+        assert with_room(config, ModelPair(*pair)).data.max_prompt_tokens == 24 - 10

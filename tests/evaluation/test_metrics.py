@@ -81,6 +81,7 @@ def test_verbosity_compares_groups():
 def test_wins_and_ties():
     found = compare([1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 5.0, 1.0], [5, 5, 5, 5], [5, 5, 5, 5])
     assert found.rate == 0.625 and found.prompts == 4  # won, tie, lost, won
+    assert found.se == pytest.approx((0.6875 / 3 / 4) ** 0.5)  # of 1, 1/2, 0, 1: squares of deviations sum to 0.6875
     assert found.controlled == pytest.approx(0.625, abs=1e-3)  # nothing to control for
     with pytest.raises(ValueError, match="2 and 1 scores"):
         compare([1.0, 2.0], [1.0], [1, 2], [1])
