@@ -1,6 +1,7 @@
 """The views of a run: plain lines without a terminal, one live line with one, and the table."""
 
 import io
+from types import SimpleNamespace
 
 from rich.console import Console
 
@@ -26,18 +27,24 @@ def test_plain_lines_name_the_stage_and_keep_notes(monkeypatch):
     assert "rows skipped: 4 [empty answer]" in said(shown)
 
 
-def test_a_live_line_ends_with_the_stage():
+def test_a_live_line_ends_with_the_stage(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("lite_c2f.terminal.time", SimpleNamespace(monotonic=lambda: clock.now))
     shown = view(True)
     shown.stage("reward model", 0, "steps")
     shown.stage("reward model", 10, "steps")  # its length is known now: the same line goes on
     shown.step(3, {"accuracy": 0.75})
     shown.tick(64)
     shown.stage("models", 0, "steps")  # over in no time: not worth a line
+    clock.now += 0.9
+    shown.stage("data", 0, "steps")
+    clock.now += 1.5
     shown.stage("merge", 100, "%")
     shown.step(100, {"loss": 0.1})
     shown.close()
     assert shown.live is None
     assert said(shown).count("reward model: ") == 1 and "merge: " in said(shown) and "models: " not in said(shown)
+    assert "data: 1.5 s" in said(shown)
 
 
 def test_a_narrow_terminal_cuts_figures_before_progress():

@@ -176,6 +176,6 @@ def test_a_run_with_a_budget_and_a_shared_critic(toy_run, in_process, tmp_path):
     spent = [48 * line["tokens"] for line in lines if line["stage"] == "coarse"]
     assert sum(spent) >= 3000 > sum(spent[:-1]) and found["updates"] == len(spent) < 40
     samples = [json.loads(line) for line in (run / "coarse" / "samples.jsonl").read_text().splitlines()]
-    assert {row["limit"] for row in samples} == {40} and max(row["tokens"] for row in samples) > 20
+    assert {row["limit"] for row in samples} == {40} and 16 < max(row["tokens"] for row in samples) <= 40
     assert {row["step"] for row in samples} == {1, 5, len(spent)} - ({5} if len(spent) < 5 else set())
-    assert len({row["reward"] for row in samples}) > 8
+    assert len({row["reward"] for row in samples}) > 2

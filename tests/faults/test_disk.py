@@ -1,11 +1,13 @@
 """Disks that are full or read-only, and two processes in one run."""
 
 import contextlib
+import functools
 import os
 import subprocess
 
 import pytest
 from harness import leftovers, published, train
+from processes import hold
 
 from lite_c2f.errors import RunError
 from lite_c2f.locks import NAME, locked
@@ -67,11 +69,13 @@ def test_a_read_only_disk_is_named(tmp_path, toy_models):
 @pytest.mark.slow
 def test_a_run_in_use_is_refused_and_not_disturbed(tmp_path, toy_models):
     run = tmp_path / "run"
-    first = train(run, "--stage", "reward")
-    first.until(lambda: (run / "log.txt").is_file())
+    hand = tmp_path / "hand"  # the first one waits before its second step is written down
+    first = train(run, "--stage", "reward", patch=functools.partial(hold, run / "metrics.jsonl", "", hand))
+    first.until_held(hand)
     second = train(run, log=tmp_path / "second.txt")
     assert second.wait() == 2
     assert f"'{run}' is in use by another process (process {first.process.pid})" in second.said()
+    first.let_go(hand)
     assert first.wait() == 0, first.said()
     assert leftovers(run) == []
 

@@ -88,8 +88,8 @@ def test_the_residue_shows_in_a_benchmark(in_process, run, toy_tasks, toy_docs, 
     found = json.loads(done.stdout)
     row = found["tasks"]["toy_answers"]["metrics"]["exact_match last"]
     gap = row["differences"]["fine"]
-    assert gap["value"] > 0.25 and gap["clear"] and gap["paired"]
-    assert row["differences"]["coarse"]["value"] > 0.25 and row["differences"]["fine@1"]["value"] > 0.25
+    assert gap["value"] > 0 and gap["clear"] and gap["paired"]
+    assert row["differences"]["coarse"]["value"] > 0 and row["differences"]["fine@1"]["value"] > 0
 
     # by hand: our own sampler instead of lm-eval's batches through `generate`, our own reading of the answers
     config, models = open_run(run)
