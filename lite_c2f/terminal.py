@@ -140,21 +140,25 @@ def source_table(summary: dict[str, Any]) -> Table | None:
     names = short_names([*of_actors, *of_pairs])
     if len(names) < 2:
         return None
-    actors = list(dict.fromkeys(actor for row in of_actors.values() for actor in row))
     table = Table(title="By data source: mean reward, and accuracy where answers can be checked", title_justify="left")
-    table.add_column("source")
-    for column in (["prompts", *actors] if actors else []) + (["pairs ranked right"] if of_pairs else []):
-        table.add_column(column, justify="right")
-    for source, name in names.items():
-        row = of_actors.get(source, {})
-        cells = [f"{next(iter(row.values()))['prompts']}" if row else ""] if actors else []
-        for actor in actors:
-            figures_of = row.get(actor)
-            right = f" ({figures_of['accuracy']:.3f})" if figures_of and "accuracy" in figures_of else ""
-            cells.append(_cell("reward", figures_of["reward"]) + right if figures_of else "")
-        cells += [f"{of_pairs[source]:.3f}" if source in of_pairs else ""] if of_pairs else []
-        table.add_row(Text(name), *cells)
+    table.add_column("actor")
+    for name in names.values():
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for actor in dict.fromkeys(actor for row in of_actors.values() for actor in row):
+        cells = [of_actors.get(source, {}).get(actor, {}) for source in names]
+        table.add_row(actor, *map(_reward_cell, cells), style="bold" if actor == "fine" else "")
+    if of_actors:
+        asked = [max((row["prompts"] for row in of_actors.get(source, {}).values()), default=0) for source in names]
+        table.add_row("prompts", *(f"{count}" for count in asked), end_section=True)
+    if of_pairs:
+        ranked = (f"{of_pairs[source]:.3f}" if source in of_pairs else "" for source in names)
+        table.add_row("pairs ranked right", *ranked)
     return table
+
+
+def _reward_cell(figures_of: dict[str, float]) -> str:
+    right = f" ({figures_of['accuracy']:.3f})" if "accuracy" in figures_of else ""
+    return _cell("reward", figures_of["reward"]) + right if figures_of else ""
 
 
 def ratio_table(found: dict[str, Any], run: Path, models: Any = None) -> None:

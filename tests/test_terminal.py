@@ -1,6 +1,7 @@
 """The views of a run: plain lines without a terminal, one live line with one, and the table."""
 
 import io
+import re
 from types import SimpleNamespace
 
 from rich.console import Console
@@ -80,20 +81,16 @@ SOURCES = {
 }
 
 
-def test_figures_of_each_source(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "140")
+def test_figures_of_each_source(capsys):
     print_summary({**SOURCES, "seconds": {"reward": 1.0}}, "run")
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    rows = {line[1]: line for line in lines if len(line) > 2 and line[0] == "│"}
-    assert [cell for cell in rows["helpful.jsonl"] if cell != "│"] == ["helpful.jsonl", "3", "-0.50", "+1.25", "0.750"]
-    assert [cell for cell in rows["toy"] if cell != "│"] == [
-        "toy",
-        "3",
-        "+0.12",
-        "(0.875)",
-        "+0.50",
-        "(0.875)",
-        "0.500",
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines if line[:1] in ("│", "┃")]
+    assert rows == [
+        ["actor", "helpful.jsonl", "toy"],
+        ["base", "-0.50", "+0.12 (0.875)"],
+        ["fine", "+1.25", "+0.50 (0.875)"],
+        ["prompts", "3", "3"],
+        ["pairs ranked right", "0.750", "0.500"],
     ]
 
 

@@ -118,7 +118,11 @@ def of_sources(run: Path) -> list[Block]:
     def of_actors() -> list[Block]:
         found = read_json(compared).get("by_source", {})
         short = short_names(found)
-        rows = {f"{name}, {actor}": row for source, name in short.items() for actor, row in found[source].items()}
+        rows = {
+            f"{name} ({row['prompts']:d} prompts), {actor}": {key: row[key] for key in row if key != "prompts"}
+            for source, name in short.items()
+            for actor, row in found[source].items()
+        }
         return [cells(rows, "source and actor")] if len(short) > 1 else []
 
     def of_reward_model() -> list[Block]:

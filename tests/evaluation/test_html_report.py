@@ -138,12 +138,12 @@ def test_figures_of_each_source_where_there_are_several(tmp_path):
     right = {"accuracy_by_source": {"/data/harmless.jsonl": 0.75, "/data/helpful.jsonl": 0.5}}
     write_json(tmp_path / "reward" / "metrics.json", {"accuracy": 0.6, **pairs, **right})
     heading, actors, ranked = of_sources(tmp_path)
-    assert heading == Heading("By data source") and actors.columns[0] == "reward"
+    assert heading == Heading("By data source") and actors.columns == ["reward", "tokens", "repeated 4gram", "eos"]
     assert {name: row[0] for name, row in actors.rows.items()} == {
-        "harmless.jsonl, base": "-0.500",
-        "harmless.jsonl, fine": "1.250",
-        "helpful.jsonl, base": "-0.500",
-        "helpful.jsonl, fine": "0.250",
+        "harmless.jsonl (3 prompts), base": "-0.500",
+        "harmless.jsonl (3 prompts), fine": "1.250",
+        "helpful.jsonl (3 prompts), base": "-0.500",
+        "helpful.jsonl (3 prompts), fine": "0.250",
     }
     assert ranked.rows == {"harmless.jsonl": ["20", "0", "0.750"], "helpful.jsonl": ["21", "0", "0.500"]}
 
