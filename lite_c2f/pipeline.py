@@ -290,6 +290,9 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
                 f"evaluation.prompts={config.evaluation.prompts}: {len(corpus.held_out_prompts)} prompts are held out, "
                 "all of them were used, those the ratio was chosen on among them"
             )
+        elif (shared := config.evaluation.prompts + config.fine.prompts - len(corpus.held_out_prompts)) > 0:
+            shared = min(shared, config.evaluation.prompts)
+            view.note(f"{shared} of these prompts are among those that ratios are tried on")
         return write_summary(run)
 
 
