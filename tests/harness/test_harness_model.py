@@ -1,6 +1,8 @@
 """The actors as lm-eval sees them, against one forward pass a token through models that stock libraries load."""
 
 import itertools
+import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from lm_eval.api.instance import Instance
 from peft import PeftModel
 from tokenizer_kinds import CHATML, KINDS
 from tokenizers.processors import TemplateProcessing
+from transformers import AddedToken
 
 from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.config import PROMPT_TEMPLATE, load_config
@@ -224,6 +227,26 @@ def test_prompts_that_lose_their_beginning_are_counted(finished_pico):
         given = {"until": [], "max_gen_toks": 12, "do_sample": False}
         mine.speaker.generate_until(instances("generate_until", [(long, given), (short, given)]), True)
     assert mine.speaker.truncated == 2
+
+
+def test_the_end_of_a_turn_ends_answers_here_and_in_the_chat(finished_pico, tmp_path, editable, edit_json):
+    """`w41`, the token 44, ends turns in the instruct template; all files list 2 alone."""
+    from lite_c2f.chat.cast import Cast
+    from lite_c2f.chat.panes import ChatSettings, Pane
+
+    folder, run = editable("instruct"), shutil.copytree(finished_pico, tmp_path / "run")
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens([AddedToken("w41", special=True)], special_tokens=True)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} w41 {% endfor %}"
+    tokenizer.save_pretrained(folder)
+    models = json.loads((run / "run.json").read_text())["models"]
+    edit_json(run / "run.json", models=models | {"instruct": str(folder)})
+    cast, expected = Cast(run, merged=True), {"base": [2], "coarse": [2], "instruct": [2, 44], "fine": [2, 44]}
+    for actor, ends in expected.items():
+        row, _ = cast.row(Pane(actor, actor), [Turn("human", "w1")], ChatSettings(max_tokens=4))
+        assert row.eos_ids == ends
+        if actor != "fine":  # that folder has the tokenizer from before
+            assert loaded(run, actor, "none", chat=True).speaker.model.generation_config.eos_token_id == ends
 
 
 def test_what_was_borrowed_comes_back(finished_pico):
