@@ -68,7 +68,9 @@ class Model(Section):
     instruct_revision: str | None = Field(None, description="Commit of the instruct model on the hub, to pin it.")
     quantization: Literal["nf4", "none"] = Field("nf4", description="4-bit NF4 with double quantisation, or none.")
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="Arithmetic of the base: auto is bfloat16 on a GPU that has it, float32 on a CPU."
+        "auto",
+        description="Arithmetic of the base: auto is bfloat16 on a GPU that has it, float32 elsewhere. float16, with "
+        "loss scaling, is faster on GPUs before Ampere, and overflows in some models.",
     )
     prompt_template: str = Field(
         PROMPT_TEMPLATE,

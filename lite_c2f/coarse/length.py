@@ -52,6 +52,18 @@ def start(settings: Length) -> LengthState:
     return LengthState(limit=settings.start)
 
 
+def bounded(state: LengthState, settings: Length) -> LengthState:
+    """A restored state under settings that may have changed since: at most `max`, and `start` itself where it is fixed.
+
+    The limit only ever grows by itself: one above a lowered `max` would stay there.
+
+    >>> bounded(LengthState(96), Length(start=16, max=64)).limit
+    64
+    """
+    limit = settings.start if settings.mode == "fixed" else min(state.limit, settings.max)
+    return state._replace(limit=limit)
+
+
 def advance(state: LengthState, settings: Length, reward: float, value_loss: float, hit_share: float) -> LengthState:
     """The state after an update, by the formula above.
 

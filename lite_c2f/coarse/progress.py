@@ -21,6 +21,7 @@ from lite_c2f.checkpoints import (
 )
 from lite_c2f.coarse.length import LengthState, Running
 from lite_c2f.coarse.rollout import Batches
+from lite_c2f.coarse.scale import LossScale
 from lite_c2f.config import Coarse, Config
 from lite_c2f.data.encode import encode_prompt
 from lite_c2f.data.records import Prompt
@@ -110,6 +111,7 @@ class Standing:
     kl_coef: float
     known: KnownLengths = field(default_factory=KnownLengths)
     rates: dict[str, float] = field(default_factory=dict)  # learning rates as configured
+    scales: dict[str, LossScale] = field(default_factory=dict)  # of the losses, in float16
     step: int = 0  # updates done
     skipped: int = 0  # updates that were given up because a number was not finite
     rollbacks: int = 0  # how often that led back to a checkpoint, each time with half the learning rates
@@ -164,6 +166,9 @@ class Standing:
                 "shrunk": {name: batch.size for name, batch in self.batches._asdict().items() if batch.halved},
                 "length": [self.length.limit, list(self.length.reward), list(self.length.value_loss), self.length.gate],
                 "kl_coef": self.kl_coef,
+                "loss_scales": {
+                    name: [scale.value, scale.steps] for name, scale in self.scales.items() if scale.active
+                },
                 "skipped": self.skipped,
                 "rollbacks": self.rollbacks,
                 "lines": self.lines,
@@ -182,6 +187,8 @@ class Standing:
         limit, reward, value_loss, gate = state["length"]
         self.length = LengthState(limit, Running(*reward), Running(*value_loss), gate)
         self.kl_coef = state["kl_coef"]
+        for name, (value, steps) in state.get("loss_scales", {}).items():
+            self.scales[name].value, self.scales[name].steps = value, steps
         self.known.lengths = dict(map(tuple, tensors["known_lengths"].tolist()))
         self.skipped = state["skipped"]
         self.step = checkpoint.step

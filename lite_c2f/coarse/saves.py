@@ -22,6 +22,7 @@ from lite_c2f.checkpoints import (
     Rhythm,
     refuse_other,
 )
+from lite_c2f.coarse.length import bounded
 from lite_c2f.coarse.progress import Standing
 from lite_c2f.config import Coarse, Config, completed
 from lite_c2f.errors import ModelError, NonFiniteError, RunError
@@ -113,10 +114,13 @@ class Saves:
         rollbacks, skipped = standing.rollbacks + 1, standing.skipped
         if found is None or rollbacks > ROLLBACKS:
             tried = f"after {ROLLBACKS} rollbacks" if found else "with no checkpoint to go back to"
+            remedy = "lower coarse.lr and coarse.critic_lr, and see whether metrics.jsonl was odd before"
+            if self._config.model.compute_dtype == "float16":
+                remedy = f"set model.compute_dtype=float32 (float16 overflows in some models), or {remedy}"
             raise ModelError.because(
                 f"update {step} is not finite {SKIPS} times in a row, {tried} ({error})",
                 "finite numbers",
-                "lower coarse.lr and coarse.critic_lr, and see whether metrics.jsonl was odd before",
+                remedy,
             )
         ranks.wait()
         self._go_to(found)
@@ -159,6 +163,13 @@ class Saves:
             f"{coarse / 'best'}"
         )
 
+    def _bound_limit(self) -> None:
+        """Forced settings may allow less than the checkpoint's limit, and batches are planned for what they allow."""
+        before = self._standing.length
+        self._standing.length = bounded(before, self._settings.length)
+        if (now := self._standing.length.limit) != before.limit:
+            self._say(f"coarse: the response limit was {before.limit} tokens, now {now}, as coarse.length allows")
+
     def _earned(self) -> dict[int, float]:
         return earned([line["reward"] for line in self._standing.lines], self._config)
 
@@ -180,6 +191,7 @@ class Saves:
                 got = f"'{found.folder}' does not fit this run ({type(error).__name__}: {str(error)[:120]})"
                 remedy = f"remove '{self._store.folder}' to begin the coarse stage anew"
                 raise RunError.because(got, "a checkpoint of it", remedy) from error
+            self._bound_limit()
         if ranks.is_first():
             self._log.put_back("coarse", self._standing.lines)
             cut_lines(self._run / "coarse" / "samples.jsonl", lambda line: line["step"] <= step)

@@ -23,6 +23,7 @@ from lite_c2f.coarse.loss import adapt_kl
 from lite_c2f.coarse.progress import Prompts, Standing, encode
 from lite_c2f.coarse.rollout import Batches, Ends, Rollout, collect
 from lite_c2f.coarse.saves import Saves
+from lite_c2f.coarse.scale import LossScale
 from lite_c2f.coarse.update import update
 from lite_c2f.coarse.watch import correlation, share_alike, warnings
 from lite_c2f.config import Coarse, Config
@@ -69,7 +70,7 @@ def train_coarse(
     ends = Ends(end, padding_id(tokenizer), Stops(tokenizer, config.model.stop), others)
     shown = [encode(config, tokenizer, prompt) for prompt in sampled_prompts(corpus, config)]
     standing = begin(config, corpus, roles, tokenizer, tell)
-    optimizers, shuffler, batches = standing.optimizers, standing.shuffler, standing.batches
+    optimizers, shuffler, batches, scales = standing.optimizers, standing.shuffler, standing.batches, standing.scales
     log, samples_file = Metrics(run, tracker), run / "coarse" / "samples.jsonl"
     saved = Saves(config, run, standing, log, tell, force=force)
     saved.resume()
@@ -95,7 +96,17 @@ def train_coarse(
                 advantages = gae(rewards, rollout.values, rollout.mask, settings.gamma, settings.gae_lambda)
                 # 3. update policy and critic
                 warm = step > settings.critic_warmup
-                figures = update(roles, optimizers, rollout, advantages, settings, shuffler, warm=warm, batches=batches)
+                figures = update(
+                    roles,
+                    optimizers,
+                    rollout,
+                    advantages,
+                    settings,
+                    shuffler,
+                    warm=warm,
+                    batches=batches,
+                    scales=scales,
+                )
                 line = describe(rollout, advantages, figures, standing)
                 check_models(roles, rollout)
             except NonFiniteError as error:
@@ -198,6 +209,7 @@ def begin(config: Config, corpus: Corpus, roles: Roles, tokenizer: Any, tell: Ca
         length=start(settings.length),
         kl_coef=settings.kl_coef,
         rates=rates,
+        scales={name: LossScale(roles.decoder.embed_tokens.weight.dtype) for name in rates},
     )
 
 

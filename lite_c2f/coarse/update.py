@@ -1,6 +1,6 @@
 """One PPO update: optimiser steps of critic and policy over a rollout, a micro-batch of like lengths at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from lite_c2f.batches import fitting
 from lite_c2f.coarse.advantage import Advantages
 from lite_c2f.coarse.loss import policy_loss, value_loss
 from lite_c2f.coarse.rollout import Batches, Rollout, micro_batches
+from lite_c2f.coarse.scale import LossScale
 from lite_c2f.config import Coarse
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.ops import token_logprobs
@@ -29,6 +30,7 @@ def update(
     *,
     warm: bool,
     batches: Batches | None = None,
+    scales: Mapping[str, LossScale] | None = None,
 ) -> dict[str, float]:
     """`epochs` passes of `minibatches` optimiser steps for the critic and, once warm, the policy.
 
@@ -37,7 +39,8 @@ def update(
     clip fraction, and the mean gradient norms. With several processes each does a part of every minibatch, and their
     gradients are summed. Raises NonFiniteError at the first step whose loss or gradient is not finite, without taking
     it. Where the rollout left out the pass under the old policy, the first
-    epoch's forward takes its place, and the gap to the sampled log-probabilities is among the figures.
+    epoch's forward takes its place, and the gap to the sampled log-probabilities is among the figures. scales: of the
+    losses of each pass, in float16.
     """
     batches = batches or Batches.of(settings)
     computed = rollout.logprobs is not None
@@ -56,10 +59,8 @@ def update(
             for name in passes:
                 mine = ranks.share(rows, rollout.lengths)
                 work = Minibatch(rollout, advantages, old, learns_old, mine, tokens)
-                sums = gradients(roles, name, work, settings, batches)
+                sums = gradients(roles, name, work, settings, batches, scales[name] if scales else None)
                 learners = {learner: roles.trainable(learner) for learner in roles.learners(name)}
-                weights = [weight for parameters in learners.values() for weight in parameters]
-                ranks.add([*(weight.grad for weight in weights if weight.grad is not None), *sums.values()])
                 add(totals, sums)
                 for learner, parameters in learners.items():
                     norms[learner].append(_step(learner, optimizers[learner], parameters, sums, settings.max_grad_norm))
@@ -86,25 +87,34 @@ class Minibatch(NamedTuple):
     tokens: int  # response tokens of these rows
 
 
-def gradients(roles: Roles, name: str, minibatch: Minibatch, settings: Coarse, batches: Batches) -> Sums:
+def gradients(
+    roles: Roles, name: str, minibatch: Minibatch, settings: Coarse, batches: Batches, scale: LossScale | None = None
+) -> Sums:
     """Gradients of a minibatch's mean loss into the parameters that learn in a role's pass, and the sums for the log.
 
-    Out of GPU memory, the whole minibatch is done again in smaller micro-batches: half-made gradients do not count.
+    Of all processes together. Out of GPU memory, the whole minibatch is done again in smaller micro-batches: half-made
+    gradients do not count. In float16 it is done again with a smaller scale where gradients overflow.
     """
+    weights = [weight for learner in roles.learners(name) for weight in roles.trainable(learner)]
 
     def work(at_once: int) -> Sums:
-        for learner in roles.learners(name):
-            for parameter in roles.trainable(learner):
-                parameter.grad = None
+        for parameter in weights:
+            parameter.grad = None
         sums: Sums = {}
+        factor = 1.0 if scale is None else scale.value
         with roles.use(name, train=True):
             for group, width in micro_batches(minibatch.rollout.lengths, minibatch.rows, at_once):
                 loss, found = _loss(roles, name, minibatch, group, width, settings)
-                (loss / minibatch.tokens).backward()
+                (loss / minibatch.tokens * factor).backward()
                 add(sums, found)
         return sums
 
-    return fitting(batches.update, work)
+    while True:
+        sums = fitting(batches.update, work)
+        grads = [weight.grad for weight in weights if weight.grad is not None]
+        ranks.add([*grads, *sums.values()])
+        if scale is None or scale.accept(grads, sums):
+            return sums
 
 
 def _loss(

@@ -4,9 +4,9 @@ Weights, adapters, optimiser and cache are counted exactly: of layers like Llama
 experts, say) on Transformers' own class, built without memory. Only linear layers become 4-bit and take an adapter.
 
 Activations are per token of a micro-batch and were measured with the allocator's own trace (benchmarks/memory.py checks
-them against a real update, and says how far they are off); attention is flash attention, which keeps nothing of the size
-of (tokens x tokens). Widths: h hidden, i intermediate, k keys and values, r rank, L layers; b bytes of the arithmetic, 2
-in bfloat16.
+them against a real update, and says how far they are off); attention is flash attention, which keeps nothing of the
+size of (tokens x tokens). Widths: h hidden, i intermediate, k keys and values, r rank, L layers; b bytes of the
+arithmetic, 2 in bfloat16.
 
     forward alone        4 b (i + h)                               the widest moment of one layer's MLP
     forward + backward   b L h + 9 b h + 6 b i + 2 b k + 6 b r     checkpoints, and one layer with its backward
@@ -197,7 +197,7 @@ class Bytes(NamedTuple):
 
     @property
     def classifier(self) -> float:
-        """The base as the reward stage loads it: without its language-model head; a tied one has no weights of its own."""
+        """The base as the reward stage loads it, without its head; a tied head has no weights of its own."""
         return self.base - (0 if self.shape.tied else self.dtype * self.shape.embeddings / 2)
 
     @property

@@ -223,7 +223,13 @@ def encode_pairs(
 
 
 def trainer_arguments(config: Config, device: torch.device, scratch: str, pairs: int, micro_batch: int) -> RewardConfig:
-    """TRL's settings from ours."""
+    """TRL's settings from ours. Raises DataError where there are fewer pairs than processes."""
+    if pairs < ranks.world():
+        raise DataError.because(
+            f"{pairs} training pairs for {ranks.world()} processes",
+            "at least one pair for each process",
+            "add data, or start fewer processes",
+        )
     batch = min(config.reward.batch, pairs) // ranks.world()  # of one process
     micro_batch = next(size for size in range(min(micro_batch, batch), 0, -1) if batch % size == 0)
     accumulation = batch // micro_batch

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lite_c2f.checkpoints import Checkpoint
+from lite_c2f.coarse.length import LengthState
 from lite_c2f.coarse.saves import Saves
 from lite_c2f.coarse.train import check_learned
 from lite_c2f.config import load_config
@@ -27,15 +28,21 @@ class Loop:
         self.step, self.lines = 0, []
         self.skipped = self.rollbacks = 0
         self.rates = {"policy": 0.1}
+        self.length = LengthState(128)
 
     def slow_down(self, rollbacks):
         self.rollbacks = rollbacks
 
     def checkpoint(self):
-        return Checkpoint(self.step, {}, {"policy.lora_A": torch.tensor([float(self.step)]), "critic.x": torch.ones(1)})
+        return Checkpoint(
+            self.step,
+            {"limit": self.length.limit},
+            {"policy.lora_A": torch.tensor([float(self.step)]), "critic.x": torch.ones(1)},
+        )
 
     def restore(self, found):
         self.step = found.step
+        self.length = LengthState(found.state.get("limit", 128))
 
 
 @pytest.fixture
@@ -255,6 +262,15 @@ def test_a_checkpoint_that_does_not_help_is_left_for_the_one_before(place):
         fail()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_in_float16_the_type_is_named_as_the_nearest_cause(place, dtype):
+    saves = place.saves(f"model.compute_dtype={dtype}")
+    with pytest.raises(ModelError) as raised:
+        for _ in range(3):
+            saves.after_failure(NonFiniteError("a reward that is not finite"), asked=False)
+    assert ("set model.compute_dtype=float32" in str(raised.value)) == (dtype == "float16")
+
+
 def test_an_interruption_is_heard_while_updates_fail(place):
     saves = place.saves()
     saves.resume()
@@ -271,3 +287,28 @@ def test_an_end_that_is_asked_for_is_saved_first(place):
     with pytest.raises(KeyboardInterrupt):
         saves.after_update(asked=True)
     assert [folder.name for folder in (place.run / "coarse" / "checkpoints").iterdir()] == ["step-000003"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit"),
+    [
+        (["coarse.length.max=300"], 300),
+        (["coarse.length.max=512"], 512),
+        (["coarse.length.max=2000"], 512),
+        (["coarse.length.mode=fixed", "coarse.length.start=64"], 64),
+    ],
+)
+def test_a_restored_limit_obeys_settings_that_were_forced(place, settings, limit):
+    """The limit had grown to 512 under coarse.length.max=1024."""
+    saves = place.saves()
+    place.loop.step, place.loop.lines, place.loop.length = 3, [line(0.0)] * 3, LengthState(512)
+    saves.after_update(asked=False)
+    with pytest.raises(RunError, match=r"coarse\.length\.") as refused:
+        place.saves(*settings).resume()
+    assert "--force" in str(refused.value)
+    saves = place.saves(*settings)
+    saves._force = True
+    saves.resume()
+    assert place.loop.length.limit == limit and place.loop.step == 3
+    told = any(f"the response limit was 512 tokens, now {limit}" in text for text in place.told)
+    assert told == (limit != 512)

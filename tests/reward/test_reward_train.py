@@ -7,10 +7,11 @@ import torch
 from tokenizer_kinds import made
 from trl import RewardTrainer
 
+from lite_c2f import ranks
 from lite_c2f.batches import BatchSize
 from lite_c2f.config import load_config
 from lite_c2f.data.records import Pair, Turn
-from lite_c2f.errors import MemoryFullError
+from lite_c2f.errors import DataError, MemoryFullError
 from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.reward.train import encode_pairs, measure, train_reward, trainer_arguments
 
@@ -122,3 +123,17 @@ def test_micro_batches_make_up_the_batch_exactly(asked, used, tmp_path):
     found = trainer_arguments(config, torch.device("cpu"), str(tmp_path), 100, asked)
     assert found.per_device_train_batch_size == used
     assert found.per_device_train_batch_size * found.gradient_accumulation_steps == config.reward.batch
+
+
+@pytest.mark.parametrize(("count", "processes", "each"), [(5, 2, 2), (3, 3, 1), (40, 2, 4), (1, 1, 1)])
+def test_few_pairs_are_shared_out_among_the_processes(count, processes, each, tmp_path, monkeypatch):
+    """A batch of 8 pairs, or as many as there are, in equal parts."""
+    monkeypatch.setattr(ranks, "world", lambda: processes)
+    found = trainer_arguments(load_config({}, ["reward.batch=8"]), torch.device("cpu"), str(tmp_path), count, 8)
+    assert found.per_device_train_batch_size * found.gradient_accumulation_steps == each and found.max_steps >= 1
+
+
+def test_fewer_pairs_than_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "world", lambda: 4)
+    with pytest.raises(DataError, match="3 training pairs for 4 processes; expected at least one pair for each"):
+        trainer_arguments(load_config({}, ["reward.batch=8"]), torch.device("cpu"), str(tmp_path), 3, 8)

@@ -1,0 +1,44 @@
+"""Loss scaling: in float16 a gradient below 6e-8 is zero, and most of an unscaled PPO loss's are."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+START, LARGEST = 2.0**16, 2.0**24
+PATIENCE = 200  # optimiser steps without an overflow before a larger scale is tried
+
+
+class LossScale:
+    """A factor on the loss that is taken out of the float32 gradients again, exactly: a power of two. Our own.
+
+    Halved where a gradient overflows, and doubled after PATIENCE steps without that. Unlike torch.amp.GradScaler's, a
+    step that overflows is not left out: its gradients are made again with the smaller scale. 1 for other types.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        """dtype: of the base's arithmetic."""
+        self.active = dtype == torch.float16
+        self.value = START if self.active else 1.0
+        self.steps = 0  # since the scale changed
+
+    def accept(self, gradients: list[Tensor], losses: Mapping[str, Tensor]) -> bool:
+        """Take the scale out of the gradients, in place. False where they overflowed and are to be made again.
+
+        Losses or gradients that no scale makes finite are accepted: they are for the caller to refuse.
+        """
+        if not self.active:
+            return True
+        torch._foreach_div_(gradients, self.value)
+        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+        if bool(finite):
+            self.steps += 1
+            if self.steps >= PATIENCE and self.value < LARGEST:
+                self.value, self.steps = 2 * self.value, 0
+            return True
+        self.steps = 0
+        if self.value <= 1 or not bool(torch.stack([loss.isfinite() for loss in losses.values()]).all()):
+            self.value = START  # it was not the scale
+            return True
+        self.value /= 2
+        return False
