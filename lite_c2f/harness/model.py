@@ -21,6 +21,7 @@ from lite_c2f.actors import Instruct, load_coarse
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.copies import sampling_copies
 from lite_c2f.backbone.load import end_tokens
+from lite_c2f.backbone.padding import padding_id
 from lite_c2f.batches import fitting, is_out_of_memory
 from lite_c2f.config import CHAT, Config
 from lite_c2f.data.chat_template import ChatTemplate, chat_template
@@ -56,7 +57,7 @@ class Speaker(huggingface.HFLM):
         first: Sequence[int] = (),
     ) -> None:
         # Of the folder's own only the end tokens: a limit or a temperature in it would win over the task's.
-        model.generation_config = GenerationConfig(eos_token_id=list(eos_ids), pad_token_id=tokenizer.pad_token_id)
+        model.generation_config = GenerationConfig(eos_token_id=list(eos_ids), pad_token_id=padding_id(tokenizer))
         longest = min(context_length(model.config) or LONGEST, LONGEST)
         super().__init__(model, "causal", tokenizer=tokenizer, max_length=longest, softmax_dtype="float32")
         self.stops, self.truncated, self.form, self.first = list(stops), 0, form, list(first)
@@ -73,7 +74,7 @@ class Speaker(huggingface.HFLM):
         if self.form is None:
             return super().tok_batch_encode(strings, *args, **given)
         rows = [self.tok_encode(text, left_truncate_len=room) for text in strings]
-        tokens, mask = pad_left(rows, self.tokenizer.pad_token_id)
+        tokens, mask = pad_left(rows, padding_id(self.tokenizer))
         return tokens, mask.long()
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **given: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lite_c2f.backbone.context import context_length
 from lite_c2f.batches import BatchSize, fitting
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError
 from lite_c2f.sampling.draw import Sampling
@@ -187,7 +188,7 @@ def _check(model: Any, job: Job, slots: int) -> None:
             f"{len(job.limits)} limits for {len(job.prompts)} prompts", "one each", "give as many limits as prompts"
         )
     _check_model(model)
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = context_length(model.config)
     needed = [len(prompt) + limit for prompt, limit in zip(job.prompts, job.limits, strict=True)]
     if context is not None and max(needed) > context:
         row = needed.index(max(needed))

@@ -15,6 +15,10 @@ from lite_c2f.fine.merge import merge
 from lite_c2f.inputs import resolve_models
 from lite_c2f.memory.sizes import model_shape
 
+SHORT = [  # rows that fit the pico models
+    *("data.max_prompt_tokens=24", "data.max_answer_tokens=8", "coarse.length.start=8", "coarse.length.max=8"),
+    *("fine.max_tokens=8", "evaluation.max_tokens=8"),
+]
 GGUF = r"GGUF, quantised weights in llama\.cpp.*; expected .*safetensors; take the original model"
 BOTH = r"'model\.safetensors' beside 'model\.safetensors\.index\.json'.*'model-00001-of-.*remove the one"
 
@@ -81,7 +85,7 @@ SHORT = ("model.stop=[]", "data.max_prompt_tokens=16", "data.max_answer_tokens=3
 @pytest.mark.parametrize("left", [gguf_alone, gguf_with_config])
 def test_a_folder_of_a_gguf_says_what_it_is(editable, pico, tmp_path, left):
     folder = left(editable("instruct"))
-    config = load_config({}, [f"model.base={pico['base']}", f"model.instruct={folder}", *SHORT])
+    config = load_config({}, [*SHORT, f"model.base={pico['base']}", f"model.instruct={folder}"])
     with pytest.raises(ModelError, match=GGUF):
         resolve_models(config)
     with pytest.raises(ModelError, match=GGUF):

@@ -129,7 +129,7 @@ def test_an_update_in_float16_has_the_gradients_of_float32(in_float16):
         {}, ["coarse.rollouts=2", "coarse.micro_batch=2", "coarse.sampling_batch=2", "coarse.minibatches=2"]
     ).coarse
     exact, roles = in_float16(torch.float32), in_float16(torch.float16)
-    ends = Ends(eos_id=2, pad_id=0, stop_ids=[[40, 50]])
+    ends = Ends(eos_id=2, pad_id=0)
     rollout = collect(exact, [[1, 5, 9, 12], [1, 7]], settings, 6, ends, Normalizer(0.5, 2.0), seed=1)
 
     def policy(roles, scale):

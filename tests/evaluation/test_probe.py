@@ -12,6 +12,7 @@ from lite_c2f.config import load_config
 from lite_c2f.data.encode import encode_chat
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError, RunError
+from lite_c2f.evaluation.compare import merged_ratios
 from lite_c2f.evaluation.extras import probed
 from lite_c2f.evaluation.page import as_markdown
 from lite_c2f.evaluation.probe import by_layer, first_tokens, rates, read_words
@@ -94,6 +95,11 @@ def test_a_run_merged_at_ratios_by_layer_is_read_at_these(pico, tmp_path, capsys
     write_json(run / "fine" / "merge.json", {"ratio": 1.0})
     with pytest.raises(RunError, match=r"merge\.json' has no ratio for every tensor.*train the fine stage again"):
         probe(run, words, prompts)
+
+
+def test_a_weight_that_was_not_merged_has_ratio_0(tmp_path):
+    write_json(tmp_path / "fine" / "merge.json", {"ratio": 0.5, "tensors": {"a.weight": {"ratio": 0.75}}})
+    assert merged_ratios(tmp_path, ["a.weight", "b.weight"]) == {"a.weight": 0.75, "b.weight": 0.0}
 
 
 def test_words_begin_with_these_tokens(actor):

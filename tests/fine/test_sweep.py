@@ -100,6 +100,7 @@ def test_the_stage_notes_it_and_writes_it_down(tmp_path, monkeypatch):
 
     merged = {}
     monkeypatch.setattr(stage, "Bench", lambda *_: Bench(UNENDED))
+    monkeypatch.setattr(stage, "plot", lambda *_: None)
     monkeypatch.setattr(stage, "merge", lambda *_, **settings: merged.update(settings))
     config = load_config({}, ["fine.ratios=[0.5,1.0]"])
     stage.make_fine(config, ModelPair("base", "instruct"), None, tmp_path, View())

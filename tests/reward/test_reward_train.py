@@ -107,7 +107,7 @@ def test_pairs_in_a_chat_template_are_its_own_ids():
     tokenizer = made("qwen")
     config = load_config({}, ["model.prompt_template=chat", "data.max_answer_tokens=12"])
     pair = Pair((Turn("human", "Why?"),), "is<|im_end|>", "is" + " is" * 30)
-    rows, report = encode_pairs([pair], tokenizer, config, 0.0)
+    rows, report, *_ = encode_pairs([pair], tokenizer, config, 0.0)
     question = [{"role": "user", "content": "Why?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
     # 262 and 272 are `is` and ` is`; what is written of the end of a turn stays nine tokens of text.
