@@ -121,7 +121,7 @@ def check_stops(config: Config, models: ModelPair) -> None:
     template, variables = config.model.prompt_template, config.model.chat_template_kwargs
     question, most = [Turn("human", "Hi")], config.data.max_prompt_tokens
     tokenizer = load_tokenizer(models.base)
-    Stops(tokenizer, config.model.stop)
+    Stops(tokenizer, config.model.stop).check()
     encode_prompt(tokenizer, question, most, template, variables)
     encode_answer(tokenizer, "Hello", ended=True, template=template, template_kwargs=variables)
     try:

@@ -21,8 +21,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GenerationConfig, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from tokenizer_kinds import word_tokenizer
+from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: tests send it, and pass it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,7 +43,6 @@ LONG = (
     "ui/test_browser.py",
     "ui/test_offline.py",
 )
-WORDS = ("<unk>", "<s>", "</s>", *(f"w{number}" for number in range(61)))
 CHAT_TEMPLATE = "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}"
 
 
@@ -71,13 +70,6 @@ def pytest_collection_modifyitems(items):
 def pytest_make_parametrize_id(val):
     """Bytes are no names: a gzip holds the second it was made in, and all test processes must collect the same."""
     return "bytes" if isinstance(val, bytes) else None
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each word between spaces: `w0` is 3, `w1` is 4, and so on."""
-    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def build_model(folder: Path, seed: int, dtype: torch.dtype = torch.float32, shard: str = "5GB") -> Path:

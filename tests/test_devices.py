@@ -9,7 +9,7 @@ from contextlib import ExitStack, nullcontext
 
 import pytest
 import torch
-from conftest import word_tokenizer
+from tokenizer_kinds import word_tokenizer
 from torch.fx.experimental import _config as symbolic
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

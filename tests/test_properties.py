@@ -264,7 +264,8 @@ def test_a_rollout_speaks_of_every_response_token_and_of_no_other(rows, at_once,
     prompts, answers, ended = (list(column) for column in zip(*rows, strict=True))
     finish = ["eos" if end else "limit" for end in ended]
     logprobs = [[-float(token) for token in answer] for answer in answers]
-    said = Responses(answers, logprobs, finish, list(map(int, ended)))
+    texts = [answer[:-1] if end else answer for answer, end in zip(answers, ended, strict=True)]
+    said = Responses(answers, logprobs, finish, texts, list(map(int, ended)))
     scored = []
     fakes = {
         "sample": lambda *args, **kwargs: said,

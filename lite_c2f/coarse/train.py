@@ -209,7 +209,7 @@ def begin(config: Config, corpus: Corpus, roles: Roles, tokenizer: Any, tell: Ca
         length=start(settings.length),
         kl_coef=settings.kl_coef,
         rates=rates,
-        scales={name: LossScale(roles.decoder.embed_tokens.weight.dtype) for name in rates},
+        scales={name: LossScale(roles.decoder.get_input_embeddings().weight.dtype) for name in rates},
     )
 
 

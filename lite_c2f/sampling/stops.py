@@ -32,8 +32,7 @@ class Stops:
     """The texts that end a response, for one tokenizer.
 
     tokenizer: of the model that responds; texts: the markers. A special token counts as its own text (`<|im_end|>`), so
-    that a marker may hold one, spelt as the special token or in ordinary ones. Raises ConfigError for a text that is
-    empty or that no sequence of tokens spells.
+    that a marker may hold one, spelt as the special token or in ordinary ones. Raises ConfigError for an empty text.
 
     >>> stops = Stops(tokenizer, ["\\n\\nHuman:"])
     >>> stops.cut(tokenizer.encode(" It is 5.\\n\\nHuman:", add_special_tokens=False)).ending
@@ -49,11 +48,14 @@ class Stops:
         self.table = _table(automaton(self._markers), self._bytes)  # [state, token] int32
         self.end = len(self.table) - 1  # the state of a response that has ended; it leads nowhere else
         self._tables: dict[tuple[torch.device, int], Tensor] = {}
-        for text in texts:
-            if not _can_end(self.table if len(texts) == 1 else Stops(tokenizer, [text]).table):
+
+    def check(self) -> None:
+        """Raise ConfigError for a text that no sequence of tokens spells: no response would ever end by it."""
+        for text, marker in zip(self.texts, self._markers, strict=True):
+            if not _can_end(_table(automaton([marker]), self._bytes)):
                 raise ConfigError.because(
-                    f"stop sequence {text!r} has no tokens: the tokenizer cannot spell it",
-                    "a text the model can write",
+                    f"stop sequence {text!r} has no tokens",
+                    "a text that the tokenizer can spell",
                     "remove or correct it in model.stop",
                 )
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import word_tokenizer
+from tokenizer_kinds import word_tokenizer
 
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse import update as update_module

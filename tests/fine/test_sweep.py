@@ -89,7 +89,7 @@ def test_the_sweep_prints_that_no_ratio_is_reached(capsys):
     assert "warning" not in capsys.readouterr().out
 
 
-def test_the_stage_notes_it_and_writes_it_down(tmp_path, monkeypatch):
+def test_the_stage_notes_it_and_writes_it_down(pico, tmp_path, monkeypatch):
     notes = []
 
     class View:
@@ -103,7 +103,7 @@ def test_the_stage_notes_it_and_writes_it_down(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "plot", lambda *_: None)
     monkeypatch.setattr(stage, "merge", lambda *_, **settings: merged.update(settings))
     config = load_config({}, ["fine.ratios=[0.5,1.0]"])
-    stage.make_fine(config, ModelPair("base", "instruct"), None, tmp_path, View())
+    stage.make_fine(config, ModelPair(str(pico["base"]), str(pico["instruct"])), None, tmp_path, View())
     assert any(note.startswith(f"warning: {SHARES}") for note in notes) and merged["ratio"] == 0.5
     assert json.loads((tmp_path / "fine" / "ratios.json").read_text())["reached"] is False
     assert any(isinstance(block, Text) and SHARES in str(block) for block in chosen(tmp_path))

@@ -185,7 +185,7 @@ def test_stops_that_cannot_be(stops, words):
     letters = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
     with pytest.raises(ConfigError, match=words):
-        Stops(tokenizer, stops)
+        Stops(tokenizer, stops).check()
 
 
 @pytest.mark.parametrize("kind", ["llama3", "toy"])
