@@ -3,10 +3,11 @@
     python offline_app.py LOG SECONDS app RUN --port 7860
 
 SECONDS: how long each token takes at least, so that there is time to look at answers while they are written. While
-there is a file `hold` beside LOG, answers that have begun stay as they are; all else goes on.
+there is a file `hold` beside LOG, answers that have as many tokens as it says stay as they are; all else goes on.
 """
 
 import ipaddress
+import math
 import sys
 import time
 from pathlib import Path
@@ -50,10 +51,11 @@ if __name__ == "__main__":
 
     def slow(rows):
         time.sleep(float(seconds))
-        going = [row for row in rows.rows if row.finish is None]
-        if hold.exists() and all(len(row.tokens) >= 2 for row in going):
-            time.sleep(0.02)
-        else:
+        try:
+            most = float(hold.read_text())
+        except FileNotFoundError:
+            most = math.inf
+        if any(len(row.tokens) < most for row in rows.rows if row.finish is None):
             step(rows)
 
     Rows.step = slow

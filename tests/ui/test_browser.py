@@ -110,22 +110,23 @@ def ask(page, text, box="#prompt"):
 def ended(page, *panes, chip="ended"):
     for pane in panes:
         page.wait_for_function(
-            "([id, word]) => [...document.querySelectorAll(id + ' .talk > :last-child .chip')].some(c => "
-            "c.textContent.includes(word))",
+            "([id, word]) => [...document.querySelectorAll(id + ' .talk > div:last-of-type .chip')].some(c => "
+            "c.textContent.includes(word))",  # the last one's; what it was before, folded, is no div
             arg=[f"#view-{pane}", chip],
         )
     if chip == "reward":
         saved(page, panes)
 
 
-def saved(page, panes):
-    """Until the round is over for the server too: it tells who asks before that to wait."""
+def saved(page, panes, **given):
+    """Until the round is over for the server too: it tells who asks before that to wait. given: what replies have."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         with contextlib.suppress(C2FError, KeyError):
             replies = session_of(page).rounds[-1].replies
-            if all(replies[pane].reward is not None for pane in panes):
-                return  # what is saved while answers are written has none
+            wanted = [replies[pane] for pane in panes]  # while answers are written, what is saved has no reward
+            if all(reply.reward is not None and given.items() <= reply._asdict().items() for reply in wanted):
+                return
         page.wait_for_timeout(50)
     raise AssertionError("the round was never saved")
 
@@ -159,12 +160,21 @@ def as_shown(page, text):
 
 @contextlib.contextmanager
 def held(page):
-    """Inside the block an answer that has begun is still being written, however fast this machine is."""
-    page.hold.touch()
+    """Inside the block answers stop at two tokens and are still being written, however fast this machine is.
+
+    What it gives is called to let them have so many.
+    """
+
+    def allow(tokens):
+        unfinished = page.hold.with_name("next hold")
+        unfinished.write_text(str(tokens))
+        unfinished.rename(page.hold)
+
+    allow(2)
     try:
-        yield
+        yield allow
     finally:
-        page.hold.unlink(missing_ok=True)
+        page.hold.rename(page.hold.with_name("no hold"))
 
 
 def ratio_of(page):
@@ -239,8 +249,9 @@ def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
     tab.press("#ratio input[type=number]", "Tab")
     tab.wait_for_selector("#view-fine .chip.stale")
     tab.click("#anew")
-    ended(tab, "fine", chip=f"ratio {ratio_of(tab)}")
-    tab.wait_for_selector("#view-fine .said.plain")
+    tab.wait_for_function("document.querySelector('#view-fine .before summary')?.textContent.includes('at ratio 0:')")
+    ended(tab, "fine", chip="reward")
+    saved(tab, ["fine"], ratio=float(ratio_of(tab)))
     shown = tab.inner_text("#view-fine .said >> nth=0")
     replies = session_of(tab).rounds[-1].replies
     assert shown == replies["fine"].text and as_shown(tab, shown) == fine
@@ -339,15 +350,20 @@ def test_in_the_midst_of_an_answer(site, tab):
 
 
 def test_a_reload_in_the_midst_of_the_first_answer_keeps_what_was_said(tab):
-    with held(tab):
+    with held(tab) as allow:
         ask(tab, QUESTION)
         tab.wait_for_function("document.querySelector('#view-coarse .said.writing')?.innerText.length > 0")
         seen = said(tab, "coarse")
+        for tokens in range(3, 40):  # it is saved now and then, with the next word
+            allow(tokens)
+            tab.wait_for_timeout(600)
+            if session_of(tab).rounds[-1].replies:
+                break
         tab.goes_away = True
         tab.reload()
         ended(tab, "coarse", chip="stopped")
-    assert seen and said(tab, "coarse").startswith(seen) and questions(tab) == [QUESTION] == on_disk(tab)
-    assert session_of(tab).rounds[-1].replies["coarse"].finish == "stopped"
+        assert seen and said(tab, "coarse").startswith(seen) and questions(tab) == [QUESTION] == on_disk(tab)
+        assert session_of(tab).rounds[-1].replies["coarse"].finish == "stopped"
     ask(tab, "Beta")
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     assert questions(tab) == [QUESTION, "Beta"] == on_disk(tab)
@@ -485,6 +501,8 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
     crafted = transcripts.new(owner, {"name": EVIL})._replace(rounds=(round_,))
     transcripts.save(site.run / "app" / "sessions", crafted)
     tab.evaluate("id => sessionStorage.setItem('lite_c2f.session', id)", crafted.id)
+    assert tab.said == []
+    tab.goes_away = True  # the stream of the answers may not be closed yet
     tab.reload()
     tab.wait_for_selector("#view-fine .said")
     shown = tab.inner_text("#view-fine .said")  # read as Markdown: signs and blanks may go, and nothing else
