@@ -182,7 +182,7 @@ def ppo_updates(bench: Bench, roles: Any) -> None:
         needs = {need.stage: need.total for need in plan.needs}
         bench.fresh()
         began = time.perf_counter()
-        ends = Ends(never, PAD, [])
+        ends = Ends(never, PAD)
         rollout = collect(roles, prompts, settings, limit, ends, Normalizer(0.0, 1.0), limit, batches)
         sampling = bench.against(max(needs["coarse_sampling"], needs["coarse_scoring"]))
         sampled = time.perf_counter()

@@ -76,7 +76,7 @@ def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once:
     for step in range(updates + 1):
         began = time.perf_counter()
         chosen = prompts[BATCH * step : BATCH * (step + 1)]
-        rollout = collect(roles, chosen, settings, CAP, Ends(EOS, PAD, []), Normalizer(0.0, 1.0), draw + step, batches)
+        rollout = collect(roles, chosen, settings, CAP, Ends(EOS, PAD), Normalizer(0.0, 1.0), draw + step, batches)
         rewards = token_rewards(rollout.scores, rollout.old_logprobs, rollout.reference, rollout.mask, 0.05)
         advantages = gae(rewards, rollout.values, rollout.mask, 1.0, 0.95)
         update(roles, optimizers, rollout, advantages, settings, shuffler, warm=True, batches=batches)

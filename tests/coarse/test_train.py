@@ -17,7 +17,7 @@ from lite_c2f.reward.score import Normalizer
 from lite_c2f.sampling import Sampling, Stops, sample
 
 PROMPTS = [[1, 5, 9, 12], [1, 7], [1, 20, 41], [1, 30, 31, 32, 33]]
-ENDS = Ends(eos_id=2, pad_id=0, stops=Stops(word_tokenizer(), [" w37", " w47"]))
+ENDS = Ends(eos_id=2, pad_id=0, stops=Stops(word_tokenizer(), [" w2"]))
 
 
 def config(*more):
@@ -42,6 +42,7 @@ def direct_logprobs(roles, role, row):
 
 
 def test_a_rollout_row_by_row(roles, rollout):
+    assert "stop" in rollout.responses.finish  # the reward model reads none of the stop text
     for index, prompt in enumerate(PROMPTS):
         said = rollout.responses.tokens[index]
         row, first, last = prompt + said, len(prompt) - 1, len(prompt) + len(said) - 1
