@@ -7,13 +7,14 @@ import torch
 
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
+from lite_c2f.batches import BatchSize
 from lite_c2f.coarse.advantage import Advantages
 from lite_c2f.coarse.length import LengthState
 from lite_c2f.coarse.progress import Standing
 from lite_c2f.coarse.rollout import Batches, Ends, collect
 from lite_c2f.coarse.scale import LARGEST, PATIENCE, START, LossScale
 from lite_c2f.coarse.train import begin
-from lite_c2f.coarse.update import Minibatch, gradients
+from lite_c2f.coarse.update import Minibatch, gradients, update
 from lite_c2f.config import Lora, load_config
 from lite_c2f.inputs import Corpus
 from lite_c2f.reward.score import Normalizer
@@ -144,3 +145,30 @@ def test_an_update_in_float16_has_the_gradients_of_float32(in_float16):
     unscaled = policy(roles, None)
     assert (scaled - expected).norm() < 0.02 * expected.norm()
     assert (unscaled - expected).norm() > 0.5 * expected.norm()
+
+
+def test_an_update_makes_an_overflowing_step_again_with_a_smaller_scale(in_float16):
+    """2**140 is beyond float32: a loss overflows until its scale fits; the step taken is that of an unscaled loss."""
+    settings = load_config({}, ["coarse.rollouts=2", "coarse.minibatches=1", "coarse.epochs=2"]).coarse
+    roles = in_float16(torch.float32)
+    sizes = Batches(*(BatchSize(name, 2) for name in Batches._fields))
+    rollout = collect(roles, [[1, 5, 9, 12], [1, 7]], settings, 6, Ends(2, 0), Normalizer(0.5, 2.0), 1, sizes)
+    wanted = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
+    before = {name: [weight.detach().clone() for weight in roles.trainable(name)] for name in ("policy", "critic")}
+
+    def updated(scales):
+        for name, weights in before.items():
+            for weight, start in zip(roles.trainable(name), weights, strict=True):
+                weight.data.copy_(start)
+        optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=1e-2) for name in before}
+        shuffler = torch.Generator().manual_seed(0)
+        update(roles, optimizers, rollout, wanted, settings, shuffler, warm=True, batches=sizes, scales=scales)
+        return torch.cat([weight.detach().flatten() for name in before for weight in roles.trainable(name)])
+
+    scales = {name: LossScale(torch.float16) for name in before}
+    for scale in scales.values():
+        scale.value = 2.0**140
+    expected, scaled = updated(None), updated(scales)
+    start = torch.cat([weight.flatten() for weights in before.values() for weight in weights])
+    assert (scaled - expected).norm() < 1e-4 * (expected - start).norm()
+    assert all(scale.steps == 2 and 2.0**100 < scale.value < 2.0**140 for scale in scales.values())
