@@ -223,7 +223,8 @@ def load_corpus(config: Config) -> Corpus:
 def split(pairs: list[Pair], prompts: list[Prompt], config: Config, own: Corpus = Corpus([], [], [], [], {})) -> Corpus:
     """Hold out prompts, with all their pairs, of pairs and prompts together; each part in the order of `shuffled`.
 
-    own: rows with a split of their own; one that is trained on there and held out here counts as held out.
+    own: rows with a split of their own; one that is trained on there and held out here counts as held out. A held-out
+    prompt is asked once, however often the data have it or a weight repeats it: errors count different prompts.
     """
     seed, most = config.run.seed, config.data.max_held_out
     own_pairs, own_prompts = own.train_pairs + own.held_out_pairs, own.train_prompts + own.held_out_prompts
@@ -243,15 +244,21 @@ def split(pairs: list[Pair], prompts: list[Prompt], config: Config, own: Corpus 
         own_rows = [item for item in own_items if numbers[item.turns] in held]
         return shuffled([item for item in items if numbers[item.turns] in wanted] + own_rows, seed)
 
+    def once(items: list) -> list:
+        return list({numbers[item.turns]: item for item in reversed(items)}.values())[::-1]
+
     corpus = Corpus(
         trained(pairs + own.train_pairs),
         tested(pairs, evaluated[0], own_pairs),
         trained(prompts + own.train_prompts),
-        tested(prompts, evaluated[1], own_prompts),
+        tested(once(prompts), evaluated[1], once(own_prompts)),
         {},
     )
     used = corpus.train_pairs, corpus.held_out_pairs, corpus.train_prompts, corpus.held_out_prompts
-    unused = len(everything) - sum(len(part) for part in used)
+    copies = sum(numbers[item.turns] in held for item in [*prompts, *own_prompts]) - sum(
+        numbers[item.turns] in held for item in [*once(prompts), *once(own_prompts)]
+    )
+    unused = len(everything) - sum(len(part) for part in used) - copies
     return corpus._replace(skipped={"held out beyond data.max_held_out": unused}) if unused else corpus
 
 

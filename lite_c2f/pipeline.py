@@ -313,7 +313,8 @@ def run_stage(
         step = stepper(view, "reward model")
         metrics = reward_stage(config, models, corpus, run, step, tracker, view.note, force=force)
         tell_truncation(view, metrics["pairs"])
-        view.note(f"reward model: {metrics['accuracy']:.3f} of held-out pairs ranked right")
+        for note in accuracy_notes(metrics):
+            view.note(note)
         if len(of_each := metrics["accuracy_by_source"]) > 1:
             names = short_names(of_each)
             view.note("  " + ", ".join(f"{name} {of_each[source]:.3f}" for source, name in names.items()))
@@ -347,6 +348,19 @@ def run_stage(
         )
     else:
         make_fine(config, models, corpus, run, view)
+
+
+def accuracy_notes(metrics: dict[str, Any]) -> list[str]:
+    """How well a reward model ranks held-out pairs, with a warning where that is no better than chance.
+
+    >>> accuracy_notes({"accuracy": 0.75, "held_out_pairs": {"pairs": 8}})
+    ['reward model: 0.750 of 8 held-out pairs ranked right']
+    """
+    pairs = metrics["held_out_pairs"]["pairs"]
+    notes = [f"reward model: {metrics['accuracy']:.3f} of {pairs} held-out pairs ranked right"]
+    if metrics["accuracy"] <= 0.5:
+        notes.append("warning: the reward model ranks no better than chance: rewards, and wins by them, mean nothing")
+    return notes
 
 
 def comparison_of(asked: Config, run: Path) -> dict[str, Any]:

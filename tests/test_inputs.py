@@ -173,6 +173,17 @@ def test_what_the_comparison_asks_is_not_what_the_ratio_is_chosen_on(tmp_path):
     assert len(set(texts(compared_prompts(few, config))) & set(texts(ratio_prompts(few, config)))) == 30
 
 
+def test_a_held_out_prompt_is_asked_once_however_often_the_data_have_it(tmp_path):
+    """Three rows of each prompt, and a weight of 2: six copies to train on, one to compare on."""
+    pairs = write(tmp_path / "pairs.jsonl", pair_rows("a", 20))
+    rows = [row for row in prompt_rows("q", 200) for _ in range(3)]
+    prompts = [{"path": write(tmp_path / "prompts.jsonl", rows), "weight": 2}]
+    corpus, config = corpus_of([pairs], "evaluation.prompts=12", "fine.prompts=8", prompts=prompts)
+    assert len(texts(corpus.held_out_prompts)) == len(set(texts(corpus.held_out_prompts))) == 20
+    assert len(corpus.train_prompts) == 180 * 6 and corpus.skipped == {}
+    assert not set(texts(compared_prompts(corpus, config))) & set(texts(ratio_prompts(corpus, config)))
+
+
 @cache
 def corpus_of_hh_sizes(folder, **data):
     """Two files as large as HH-RLHF's, in the order in which the shipped configurations name theirs."""

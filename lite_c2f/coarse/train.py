@@ -65,9 +65,7 @@ def train_coarse(
     settings = config.coarse
     tokenizer = load_tokenizer(models.base)
     roles, normalizer = prepare_roles(config, models, run)
-    end = answer_end(tokenizer, config.model.prompt_template, config.model.chat_template_kwargs)
-    others = tuple(token for token in end_tokens(roles.model, tokenizer, end) if token != end)
-    ends = Ends(end, padding_id(tokenizer), Stops(tokenizer, config.model.stop), others)
+    ends = ends_of(config, tokenizer, roles.model)
     shown = [encode(config, tokenizer, prompt) for prompt in sampled_prompts(corpus, config)]
     standing = begin(config, corpus, roles, tokenizer, tell)
     optimizers, shuffler, batches, scales = standing.optimizers, standing.shuffler, standing.batches, standing.scales
@@ -149,6 +147,13 @@ def train_coarse(
         saved.clear()
         interruption.asked = agree(standing, interruption.asked)  # by now published: ends after this block
     return metrics
+
+
+def ends_of(config: Config, tokenizer: Any, model: Any) -> Ends:
+    """What ends a response: the token that the reward model reads behind one, other end tokens, stop texts."""
+    end = answer_end(tokenizer, config.model.prompt_template, config.model.chat_template_kwargs)
+    others = tuple(token for token in end_tokens(model, tokenizer, end) if token != end)
+    return Ends(end, padding_id(tokenizer), Stops(tokenizer, config.model.stop), others)
 
 
 def check_learned(standing: Standing, settings: Coarse) -> None:

@@ -15,6 +15,7 @@ CARD = "README.md"
 # a few hundredths, two models that were trained apart differ by about the square root of two.
 FAR_DRIFT = 0.3
 LARGE_RATIO, LARGE_CHANGE = 3.0, 0.5  # our own, too
+LITTLE_CARRIED = 0.5  # of the change, after rounding
 
 
 @dataclass
@@ -98,6 +99,12 @@ def warnings_of(totals: Mapping[str, Any], largest_ratio: float) -> list[str]:
         )
     if drift == 0:
         found.append("base and instruct hold the same weights: the residue was merged into its own base")
+    carried = totals["projection"]
+    if carried is not None and carried < LITTLE_CARRIED:
+        found.append(
+            f"rounding left {carried:.0%} of the change: it is smaller than the steps of the weights' type; train "
+            "longer, or merge with a finer type (fine.dtype or --dtype float32)"
+        )
     if largest_ratio > LARGE_RATIO or (change is not None and change > LARGE_CHANGE):
         size = "" if change is None else f" and the change {change:.2f} of |W_instruct|"
         found.append(f"the ratio is {largest_ratio:g}{size}: is that meant? 1 adds the whole residue")

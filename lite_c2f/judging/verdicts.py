@@ -25,6 +25,7 @@ VERDICTS = (  # of a whole clause in lower case; the first that fits
     (rf"{WHO}a{WINS}", "A"),
     (rf"{WHO}b{WINS}", "B"),
 )
+PREFERS = re.compile(r"\b(?:but|yet|though|however|slightly|better|prefer\w*|wins?)\b", re.IGNORECASE)  # after a tie
 # The number, what it is out of, and behind it neither a letter nor the other end of a range.
 NUMBER = re.compile(
     r"[\[({\s]*(\d++(?:[.,]\d++)?+)(?:\s*(?:/|out of)\s*(\d++))?+(?!\w)(?!\s*(?:%|/|[-–]\s*\d|(?:to|or|and)\s+\d))"
@@ -84,7 +85,8 @@ def _verdict(content: str) -> str | None:
     clause = " ".join(re.split(r"[.;,:!?()\[\]{}—–]", content.lstrip("[({ "))[0].lower().split())
     if re.search(r"\b(?:not|no)\b|n't\b", clause):
         return None
-    return next((verdict for pattern, verdict in VERDICTS if re.fullmatch(pattern, clause)), None)
+    verdict = next((verdict for pattern, verdict in VERDICTS if re.fullmatch(pattern, clause)), None)
+    return None if verdict == "tie" and PREFERS.search(content.partition(clause)[2] or content) else verdict
 
 
 def _grade(content: str) -> float | None:

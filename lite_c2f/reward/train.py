@@ -299,6 +299,12 @@ def measure(
         return scores
 
     both = fitting(batch, score_all)
+    if not bool(both.isfinite().all()):  # float16 that overflows: its loss scaler then leaves out every step
+        raise NonFiniteError.because(
+            "reward model: scores of held-out pairs that are not finite",
+            "finite scores",
+            "set model.compute_dtype=float32 or bfloat16, or lower reward.lr",
+        )
     chosen, rejected = both[: len(rows)], both[len(rows) :]
     right = chosen > rejected
     of_source = {source: torch.tensor([name == source for name in sources]) for source in sorted(set(sources))}

@@ -193,7 +193,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     Read off the tokenizer's own decoder: byte-level (GPT-2, Llama-3, Qwen), SentencePiece with byte fallback, or none
     (tokens joined by spaces); any other one is asked for each token.
     """
-    size = len(tokenizer)
+    size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))  # some leave ids out
     if tokenizer in _BYTES and _BYTES[tokenizer][0] == size:
         return _BYTES[tokenizer][1]
     steps = _steps(tokenizer)

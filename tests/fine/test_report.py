@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from lite_c2f.errors import ModelError
 from lite_c2f.fine import shards, stream
 from lite_c2f.fine.merge import merge
-from lite_c2f.fine.report import card_metadata, hub_name
+from lite_c2f.fine.report import card_metadata, hub_name, warnings_of
 from lite_c2f.fine.treatment import Treatment
 
 WEIGHT = "model.layers.0.self_attn.q_proj.weight"
@@ -172,3 +172,11 @@ def test_a_model_that_does_not_load_fails_verification(tmp_path, pico, editable)
 def test_loads_like_any_model(tmp_path, pico):
     merge(pico["adapter"], pico["base"], pico["sharded"], tmp_path / "out")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.model_type == "mistral"
+
+
+def test_a_change_that_rounding_swallows_is_said():
+    """A hundredth of a step of bfloat16 is rounded away; float32 carries it whole."""
+    totals = {"drift": None, "relative_change": 1e-5, "projection": 0.02}
+    (warning,) = warnings_of(totals, 1.0)
+    assert "rounding left 2% of the change" in warning
+    assert warnings_of({**totals, "projection": 0.98}, 1.0) == warnings_of({**totals, "projection": None}, 1.0) == []

@@ -52,6 +52,8 @@ from lite_c2f.judging.verdicts import begins_thinking, read_grade, read_verdict
         ("[[C]]", "tie"),
         ("VERDICT: both", "tie"),
         ("VERDICT: Both are wrong", "tie"),
+        ("VERDICT: Both are good, but A is better", None),
+        ("VERDICT: both assistants fail, A slightly less", None),
         ("VERDICT: neither", "tie"),
         ("VERDICT: the same", "tie"),
         ("VERDICT: A and B are equal", "tie"),

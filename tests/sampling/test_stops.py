@@ -160,6 +160,14 @@ def test_ids_beyond_the_tokenizer_have_no_text():
     assert stops.on(torch.device("cpu"), 300).shape[1] == 300  # a head smaller than its tokenizer
 
 
+def test_ids_may_have_gaps():
+    """`H` is 9, although there are four tokens."""
+    letters = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "c": 2, "H": 9}, merges=[]))
+    stops = Stops(PreTrainedTokenizerFast(tokenizer_object=letters), [" b H"])  # without a decoder, spaces between
+    stops.check()
+    assert followed(stops, [0, 1, 9, 2])[0] == 3
+
+
 def test_bytes_of_tokens_are_what_they_add_to_a_text():
     assert set(_BYTE_OF) == set(ByteLevel.alphabet())
     for kind in KINDS:
