@@ -198,6 +198,7 @@ def ppo_updates(bench: Bench, roles: Any) -> None:
             torch.Generator().manual_seed(0),
             warm=True,
             batches=batches,
+            scales=None,
         )
         updating = bench.against(needs["coarse_update"])
         found[str(limit)] = {

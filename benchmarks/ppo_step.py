@@ -79,7 +79,7 @@ def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once:
         rollout = collect(roles, chosen, settings, CAP, Ends(EOS, PAD), Normalizer(0.0, 1.0), draw + step, batches)
         rewards = token_rewards(rollout.scores, rollout.old_logprobs, rollout.reference, rollout.mask, 0.05)
         advantages = gae(rewards, rollout.values, rollout.mask, 1.0, 0.95)
-        update(roles, optimizers, rollout, advantages, settings, shuffler, warm=True, batches=batches)
+        update(roles, optimizers, rollout, advantages, settings, shuffler, warm=True, batches=batches, scales=None)
         seconds.append(time.perf_counter() - began)
         lengths.append(statistics.fmean(map(len, rollout.responses.tokens)))
     return {"seconds": seconds[1:], "mean_tokens": statistics.fmean(lengths[1:])}

@@ -30,7 +30,7 @@ def update(
     *,
     warm: bool,
     batches: Batches | None = None,
-    scales: Mapping[str, LossScale] | None = None,
+    scales: Mapping[str, LossScale] | None,
 ) -> dict[str, float]:
     """`epochs` passes of `minibatches` optimiser steps for the critic and, once warm, the policy.
 

@@ -43,7 +43,9 @@ def moved_by(roles, rollout, warm):
     optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=0.1) for name in ("policy", "critic")}
     before = {name: [p.detach().clone() for p in roles.trainable(name)] for name in ("policy", "critic", "reward")}
     wanted = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
-    figures = update(roles, optimizers, rollout, wanted, SETTINGS, torch.Generator().manual_seed(0), warm=warm)
+    figures = update(
+        roles, optimizers, rollout, wanted, SETTINGS, torch.Generator().manual_seed(0), warm=warm, scales=None
+    )
     return figures, {
         name: [now.detach() - old for now, old in zip(roles.trainable(name), olds, strict=True)]
         for name, olds in before.items()
@@ -109,7 +111,7 @@ def test_a_checkpoint_brings_back_adapter_head_and_both_optimisers(roles, rollou
     flat = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
 
     def step():
-        update(roles, optimizers, rollout, flat, SETTINGS, torch.Generator().manual_seed(0), warm=True)
+        update(roles, optimizers, rollout, flat, SETTINGS, torch.Generator().manual_seed(0), warm=True, scales=None)
         return standing.snapshot()
 
     first = step()

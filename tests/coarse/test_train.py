@@ -69,7 +69,7 @@ def run_update(roles, rollout, settings, advantages=None, warm=True, lr=1e-2, ba
     before = {name: [p.detach().clone() for p in roles.trainable(name)] for name in ("policy", "critic", "reward")}
     found = advantages or Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
     shuffler = torch.Generator().manual_seed(0)
-    figures = update(roles, optimizers, rollout, found, settings, shuffler, warm=warm, batches=batches)
+    figures = update(roles, optimizers, rollout, found, settings, shuffler, warm=warm, batches=batches, scales=None)
     moved = {
         name: [now.detach() - old for now, old in zip(roles.trainable(name), olds, strict=True)]
         for name, olds in before.items()
@@ -121,7 +121,7 @@ def test_epochs_and_minibatches_are_optimiser_steps(roles, rollout):
         optimizer.register_step_post_hook(lambda *_, name=name: steps.append(name))
     flat = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
     settings = config("coarse.epochs=3", "coarse.minibatches=2")
-    update(roles, optimizers, rollout, flat, settings, torch.Generator().manual_seed(0), warm=True)
+    update(roles, optimizers, rollout, flat, settings, torch.Generator().manual_seed(0), warm=True, scales=None)
     assert steps.count("policy") == steps.count("critic") == 6
     assert all(parameter.grad is None for name in ("policy", "critic") for parameter in roles.trainable(name))
 
@@ -328,7 +328,9 @@ def test_a_skipped_update_leaves_nothing_behind(roles, rollout, monkeypatch):
 
     def learn():
         made = Advantages(ones, 2 * ones)
-        update(roles, optimizers, rollout, made, config("coarse.minibatches=2"), standing.shuffler, warm=True)
+        update(
+            roles, optimizers, rollout, made, config("coarse.minibatches=2"), standing.shuffler, warm=True, scales=None
+        )
 
     learn()  # so that both optimisers remember something
     before = standing.snapshot()
