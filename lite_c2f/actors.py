@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lite_c2f.answers import Answer
 from lite_c2f.backbone.copies import sampling_copies
+from lite_c2f.backbone.lm_head import LanguageHead
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.roles import Roles
@@ -130,13 +131,13 @@ class Instruct:
         prompts and answers: what the model with the residue was asked and said; only the text counts, not its ending.
         """
         asked = self._encoded(prompts)
-        head, pad_id = self.model.get_output_embeddings(), padding_id(self.tokenizer)
+        head, pad_id = LanguageHead.of(self.model), padding_id(self.tokenizer)
 
         def hidden(share: Ratio) -> Hidden:
             def states(tokens: Tensor) -> Tensor:
                 model = self.model.get_base_model() if self._layers else self.model
                 with self.ratio(share):
-                    return model.model(input_ids=tokens, use_cache=False).last_hidden_state
+                    return model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
 
             return states
 

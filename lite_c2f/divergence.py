@@ -56,6 +56,6 @@ def divergence(head: Any, left: Tensor, right: Tensor) -> float:
     """Sum of KL(left || right) over positions, from final hidden states (N, H), some logits at a time."""
     total = 0.0
     for first, second in zip(left.split(KL_TOKENS), right.split(KL_TOKENS), strict=True):
-        p, q = (head(hidden).float().log_softmax(-1) for hidden in (first, second))
+        p, q = (head(hidden).log_softmax(-1) for hidden in (first, second))
         total += float((p.exp() * (p - q)).sum())
     return total

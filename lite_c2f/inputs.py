@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.folder import check_architecture, check_weights
 from lite_c2f.backbone.load import listed_end_tokens, load_tokenizer, pick_device, pick_dtype
+from lite_c2f.backbone.model_kind import check_kind, here
 from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.config import CHAT, Config, Source
 from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt, turn_end
@@ -16,6 +17,7 @@ from lite_c2f.data.records import Pair, Prompt, Turn, load_pairs, load_prompts, 
 from lite_c2f.data.sources import local_files
 from lite_c2f.errors import ConfigError, DataError, ModelError
 from lite_c2f.sampling.stops import Stops
+from lite_c2f.sampling.trial import try_kind
 
 TOY = "toy"
 SMALL_FILES = ["*.json", "*.model", "*.jinja"]
@@ -47,29 +49,59 @@ def uses_toy_data(config: Config) -> bool:
     return any(source.path == TOY for source in config.prompt_sources)
 
 
-def resolve_models(config: Config, progress=None) -> ModelPair:
-    """The pair of models: the toy pair is trained on first use, any other is checked for all that can be seen now.
+def check_kinds(config: Config) -> None:
+    """Raise ModelError for a model here, in a folder or the hub's cache, of a kind that cannot be trained.
 
-    Of one lineage, of a kind that can be trained, with tokenizers that fit the run, and whole. Raises ModelError or
-    ConfigError naming what is missing or disagrees.
+    From config.json alone, and nothing is downloaded. What the keys say, `model_kind.check_named` says faster.
+    """
+    for folder in here(config.model.base, config.model.instruct):
+        check_trainable(folder, config)
+
+
+def check_trainable(folder: Path, config: Config) -> None:
+    """Raise ModelError unless Transformers' class of this model does what training here asks of it."""
+    check_kind(folder)
+    check_architecture(folder)
+    try_kind(folder, quantized=config.model.quantization == "nf4")
+
+
+def check_models(config: Config) -> None:
+    """Check the pair of models by its small files alone: before data are read, and before gigabytes are downloaded.
+
+    Of one lineage, of a kind that can be trained, with tokenizers that fit the run. Raises ModelError or ConfigError
+    naming what is missing or disagrees. The toy pair needs no check before it is made.
     """
     pick_dtype(config, pick_device(config))
+    if config.model.base == TOY:
+        return
+    small = ModelPair(*(_fetched(name, revision, SMALL_FILES) for name, revision in _names(config)))
+    for folder in small:
+        check_trainable(Path(folder), config)
+    check_pair(Path(small.base), Path(small.instruct))
+    check_context(config, small)
+    check_stops(config, small)
+
+
+def resolve_models(config: Config, progress=None) -> ModelPair:
+    """The pair of models, whole: the toy pair is trained on first use, one from the hub downloaded.
+
+    Raises ModelError or ConfigError naming what is missing.
+    """
     if config.model.base == TOY:
         from lite_c2f.toy.build import toy_pair
 
         toy = toy_pair(progress=progress)
         return ModelPair(str(toy.base), str(toy.instruct))
-    names = (config.model.base, config.model.base_revision), (config.model.instruct, config.model.instruct_revision)
-    small = ModelPair(*(_fetched(name, revision, SMALL_FILES) for name, revision in names))
-    check_pair(Path(small.base), Path(small.instruct))  # before gigabytes are downloaded
-    for folder in small:
-        check_architecture(Path(folder))
-    check_context(config, small)
-    check_stops(config, small)
-    models = ModelPair(*(_fetched(name, revision, [*SMALL_FILES, "*.safetensors"]) for name, revision in names))
+    patterns = [*SMALL_FILES, "*.safetensors"]
+    models = ModelPair(*(_fetched(name, revision, patterns) for name, revision in _names(config)))
     for folder in models:
         check_weights(Path(folder), config.lora.target_modules)
     return models
+
+
+def _names(config: Config) -> tuple[tuple[str, str | None], tuple[str, str | None]]:
+    model = config.model
+    return (model.base, model.base_revision), (model.instruct, model.instruct_revision)
 
 
 def absolute(config: Config) -> Config:

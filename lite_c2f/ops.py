@@ -1,5 +1,7 @@
 """Pure tensor maths, and the one door to TRL's kernels. Masks are boolean, True = keep."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
@@ -31,18 +33,18 @@ def explained_variance(predicted: Tensor, target: Tensor, mask: Tensor) -> float
 
 
 def token_logprobs(
-    hidden: Tensor, head: torch.nn.Module, targets: Tensor, temperature: float, *, entropy: bool = True
+    hidden: Tensor, head: Any, targets: Tensor, temperature: float, *, entropy: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target and the entropy of its distribution, in nats, without the (N, V) logits.
 
-    hidden: (N, H) final hidden states; head: the language-model head (V, H); targets: (N,) token ids.
+    hidden: (N, H) final hidden states; head: the language-model head, with weight (V, H), bias,
+    scale and softcap (`backbone.lm_head.LanguageHead`); targets: (N,) token ids.
     Returns two (N,) float32 tensors, None for an entropy that is not asked for; gradients flow to `hidden`.
     Logits of 32,000 words cost 125 KiB a token in float32; TRL's kernel works on tiles of them.
     """
-    weight: Tensor = head.weight  # type: ignore[assignment]
-    tile = min(4096, weight.shape[0])
+    tile = min(4096, head.weight.shape[0])
     wanted = ("entropy",) if entropy else ()
     logprobs, found, *_ = ChunkedLogProbFunction.apply(
-        hidden, weight, getattr(head, "bias", None), targets, temperature, tile, None, 1.0, wanted
+        hidden, head.weight, head.bias, targets, temperature, tile, head.softcap, head.scale, wanted
     )
     return logprobs, found

@@ -24,10 +24,13 @@ from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.stage import make_fine, try_ratios
 from lite_c2f.fingerprints import fingerprints, refuse_changes
 from lite_c2f.inputs import (
+    TOY,
     Corpus,
     ModelPair,
     absolute,
     check_context,
+    check_kinds,
+    check_models,
     check_sources,
     check_stops,
     load_corpus,
@@ -113,15 +116,18 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     check_tracker(config)
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
     todo = [stage for stage in stages if stage not in done]
+    check_kinds(config)
     check(plan_named(config), todo)  # from what is known of the name: before anything is read or downloaded
     check_checkpoints(config, run, done, todo, force=force)
+    check_models(config)
     corpus = load_corpus(config)
     began = time.perf_counter()
     view.stage("models", 0, "steps")
     toy_steps = ToySteps(view)
     models = resolve_models(config, toy_steps)
-    check_context(config, models)
-    check_stops(config, models)
+    if config.model.base == TOY:  # made only now
+        check_context(config, models)
+        check_stops(config, models)
     inputs = fingerprints(config, models)
     if begun(run) and (before := inputs_of(run)):
         accepted += refuse_changes(run, before, inputs, force=force)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lite_c2f.backbone.lm_head import LanguageHead
 from lite_c2f.ops import explained_variance, masked_mean, masked_var, masked_whiten, token_logprobs
 
 VALUES = torch.tensor([[1.0, 2.0, 100.0], [3.0, 100.0, 100.0]])
@@ -40,11 +41,18 @@ def test_explained_variance():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("vocabulary", [50, 5000])  # below and above one tile of the kernel
-def test_logprobs_and_entropy(temperature, vocabulary):
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (3.0, 2.0)])
+def test_logprobs_and_entropy(temperature, vocabulary, scale, softcap):
+    """logits = softcap * tanh(scale * W h / softcap), over the temperature."""
     torch.manual_seed(0)
     hidden, targets = torch.randn(7, 16), torch.randint(vocabulary, (7,))
-    head = torch.nn.Linear(16, vocabulary, bias=False)
-    logits = hidden.double().numpy() @ head.weight.detach().double().numpy().T / temperature
+    linear = torch.nn.Linear(16, vocabulary, bias=True)
+    head = LanguageHead(linear, scale, softcap)
+    weight, bias = (part.detach().double().numpy() for part in (linear.weight, linear.bias))
+    logits = scale * (hidden.double().numpy() @ weight.T + bias)
+    logits = logits if softcap is None else softcap * np.tanh(logits / softcap)
+    np.testing.assert_allclose(head(hidden).detach().numpy(), logits, atol=2e-5)
+    logits = logits / temperature
     logits -= logits.max(1, keepdims=True)
     table = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     logprobs, entropy = token_logprobs(hidden, head, targets, temperature)
@@ -56,7 +64,7 @@ def test_gradient_of_logprobs_is_onehot_minus_softmax():
     torch.manual_seed(1)
     hidden, targets = torch.randn(3, 8, requires_grad=True), torch.tensor([0, 4, 2])
     head = torch.nn.Linear(8, 5, bias=False).requires_grad_(False)
-    token_logprobs(hidden, head, targets, 0.5)[0].sum().backward()
+    token_logprobs(hidden, LanguageHead(head), targets, 0.5)[0].sum().backward()
     weight = head.weight.numpy().astype(np.float64)
     logits = hidden.detach().numpy() @ weight.T / 0.5
     softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lite_c2f.backbone.model_kind import attention_of
 from lite_c2f.backbone.padding import check_embedded, read_limits, resolve_padding
 from lite_c2f.config import Config
 from lite_c2f.errors import C2FError, ConfigError, ModelError
@@ -122,7 +123,8 @@ def load_model(
     device = pick_device(config)
     try:
         settings = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False, **extra)
-        if (window := getattr(settings, "sliding_window", None)) and config.longest_row <= window:
+        window, kinds = getattr(settings, "sliding_window", None), set(getattr(settings, "layer_types", None) or ())
+        if window and len(kinds) < 2 and config.longest_row <= window:
             settings.sliding_window = None  # no row is longer than it: keeps SDPA's fast causal path
         loaded = auto_class.from_pretrained(
             model,
@@ -133,7 +135,7 @@ def load_model(
             device_map={"": torch.cuda.current_device() if device.type == "cuda" else "cpu"},
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation="sdpa",
+            attn_implementation=attention_of(auto_class, settings),
         )
     except C2FError:
         raise

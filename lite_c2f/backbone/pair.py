@@ -18,6 +18,13 @@ SIZE_KEYS = (
     "head_dim",
     "vocab_size",
 )
+OTHER_NAMES = {  # in config.json of GPT-2 and its kin, OPT, Falcon and MPT
+    "hidden_size": ("n_embd", "d_model"),
+    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
+    "num_hidden_layers": ("n_layer", "n_layers"),
+    "num_attention_heads": ("n_head", "n_heads"),
+    "num_key_value_heads": ("num_kv_heads",),
+}
 # Fine-tuning changes none of these, so a difference means another lineage (Mistral-7B-Instruct-v0.2 has another
 # rope_theta and no sliding window, so it is not tuned from Mistral-7B-v0.1, although every tensor has the same shape).
 LINEAGE_KEYS = ("rope_theta", "rope_parameters", "sliding_window")
@@ -97,7 +104,7 @@ def lineage(config: dict[str, Any]) -> dict[str, Any]:
     `rope_scaling`) and 5 (`rope_parameters`) come out alike.
     """
     config = {**config, **(config.get("text_config") or {})}
-    values = {key: config.get(key) for key in SIZE_KEYS}
+    values = {key: _first(config, key, *OTHER_NAMES.get(key, ())) for key in SIZE_KEYS}
     heads = values["num_attention_heads"]
     if values["num_key_value_heads"] is None:
         values["num_key_value_heads"] = heads
@@ -112,6 +119,10 @@ def lineage(config: dict[str, Any]) -> dict[str, Any]:
     window = config.get("sliding_window", default_window)
     values["sliding_window"] = window if config.get("use_sliding_window", True) else None
     return values
+
+
+def _first(config: dict[str, Any], *names: str) -> Any:
+    return next((config[name] for name in names if config.get(name) is not None), None)
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lite_c2f.backbone.copies import sampling_copies
 from lite_c2f.backbone.heads import ScalarHead
+from lite_c2f.backbone.lm_head import LanguageHead
 from lite_c2f.config import Lora
 
 REFERENCE = "reference"
@@ -82,14 +83,18 @@ class Roles:
         return self.model.device
 
     @property
-    def decoder(self) -> Any:
-        """The transformer without its language-model head, LoRA layers in place."""
-        return self.model.get_base_model().model
+    def dtype(self) -> torch.dtype:
+        """Of the base's arithmetic."""
+        return self.model.get_base_model().get_input_embeddings().weight.dtype
 
     @property
-    def lm_head(self) -> nn.Module:
-        head: Any = self.model.get_base_model().lm_head
-        return head
+    def decoder(self) -> Any:
+        """The transformer without its language-model head, LoRA layers in place."""
+        return self.model.get_base_model().get_decoder()
+
+    @property
+    def lm_head(self) -> LanguageHead:
+        return LanguageHead.of(self.model)
 
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
         """The LoRA weights that a role has for itself: those of its adapter, none where it shares another's."""
@@ -187,7 +192,7 @@ class Roles:
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         """float32 adapters over a half-precision base on a GPU; nothing to do on a float32 CPU model."""
-        dtype = self.decoder.embed_tokens.weight.dtype
+        dtype = self.dtype
         if dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=dtype)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import AutoModel
 
 from lite_c2f.backbone.copies import dequantized, has_room
+from lite_c2f.backbone.lm_head import LanguageHead, scale_and_softcap
 
 
 class Residue(NamedTuple):
@@ -50,15 +51,30 @@ class Each(nn.Module):
         self.turn, self.residue = turn, residue
         self.layers = list(layers)  # a plain list: they belong to their models
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, states: Tensor, *more: Any, **named: Any) -> Tensor:
+        """Of rows (n, ...), or of one row that stands for all, as positions do; other arguments are split alike."""
         turn = self.turn
-        parts = zip(self.layers, states.split(turn.counts), strict=True)
-        said = [layer(part) for layer, part in parts if len(part)]
+        states = self._for_all(states)
+        others = [self._split(value) for value in (*more, *named.values())]
+        parts = zip(self.layers, states.split(turn.counts), *others, strict=True)
+        said = [
+            layer(part, *given[: len(more)], **dict(zip(named, given[len(more) :], strict=True)))
+            for layer, part, *given in parts
+            if len(part)
+        ]
         out = said[0] if len(said) == 1 else torch.cat(said)
         if self.residue is None or turn.shares is None:
             return out
         low = functional.linear(states, self.residue.a)
         return out + functional.linear((low * turn.shares).to(low.dtype), self.residue.b)
+
+    def _for_all(self, value: Tensor) -> Tensor:
+        return value if len(value) == sum(self.turn.counts) else value.expand(sum(self.turn.counts), *value.shape[1:])
+
+    def _split(self, value: Any) -> Sequence[Any]:
+        """A value for each model: its rows of a tensor, anything else as it is."""
+        counts = self.turn.counts
+        return self._for_all(value).split(counts) if isinstance(value, Tensor) and value.ndim else [value] * len(counts)
 
 
 class Together:
@@ -89,7 +105,7 @@ class Together:
                 _put(self.decoder, name, decoders[0].get_submodule(name))
         if left:
             raise ValueError(f"the residue names a layer that the models do not have: {next(iter(left))}")
-        self.head = Each(self.turn, heads, None)
+        self.head = LanguageHead(Each(self.turn, heads, None), *scale_and_softcap(self.config))
         self.decoder.eval()
 
     def _in_place(self, residue: Residue | None) -> Residue | None:
@@ -102,7 +118,7 @@ class Together:
         shares: Sequence[float],
         cache: Any,
         *,
-        mask: Tensor | None = None,
+        mask: Any = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states (n, T, H) of tokens (n, T); models: each row's, ascending; shares: each row's."""
@@ -113,7 +129,7 @@ class Together:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (n, V) float32 of hidden states (n, H), the rows those of the last `hidden`."""
-        return self.head(hidden).float()
+        return self.head(hidden)
 
 
 def residue_of(model: Any, name: str) -> dict[str, Residue]:

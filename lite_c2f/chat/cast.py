@@ -23,6 +23,7 @@ from lite_c2f.manifest import open_run
 from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.runs import read_json
 from lite_c2f.sampling import Sampling, Stops
+from lite_c2f.sampling.cache import key_value_shape
 
 LONGEST_CHAT = 4096  # tokens of a conversation and its answer
 SHARE_OF_MEMORY = 0.5  # of what is free once the models are loaded, for keys and values
@@ -116,8 +117,6 @@ def context_of(models: Sequence[Any], base: str) -> int:
     config = models[0].config
     if getattr(config, "sliding_window", None) is None:  # loaded without it: beyond it, another model than trained
         bounds.append(window_of(base))
-    if len(set(getattr(config, "layer_types", None) or ())) > 1:  # `SlotCache` has one window for all layers
-        bounds.append(config.sliding_window)
     return min(LONGEST_CHAT, *(bound for bound in bounds if bound))
 
 
@@ -135,8 +134,8 @@ def merged_ratio(file: Path) -> tuple[float, bool]:
 def _bytes_a_token(together: Together) -> int:
     """Keys and values of one token in all layers."""
     config = together.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * together.dtype.itemsize
+    heads, width = key_value_shape(config)
+    return 2 * config.num_hidden_layers * heads * width * together.dtype.itemsize
 
 
 def _free_bytes(device: torch.device) -> float:

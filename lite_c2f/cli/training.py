@@ -62,9 +62,11 @@ def plan(
 ) -> None:
     """Plan memory, batches and disk of each stage; no weights are loaded, nothing is downloaded."""
     from lite_c2f import memory
+    from lite_c2f.backbone.model_kind import check_named
     from lite_c2f.config import load_config
 
     settings = load_config(config, overrides or [])
+    check_named(settings.model.base, settings.model.instruct)
     found = _plan(settings) if vram is None else memory.make_plan(settings, vram)
     typer.echo(json.dumps(memory.as_json(found), indent=2) if as_json else memory.explain(found))
 
@@ -101,11 +103,13 @@ def schema() -> None:
 def _train(
     config: Path, overrides: list[str], run_dir: Path | None, stages: list[Stage], *, resume: bool, force: bool = False
 ) -> None:
+    from lite_c2f.backbone.model_kind import check_named
     from lite_c2f.config import load_config
 
     if (config / "config.yaml").is_file():  # a run directory: go on with it
         config, run_dir = config / "config.yaml", run_dir or config
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
+    check_named(settings.model.base, settings.model.instruct)
     run = Path(settings.run.dir)
     exits.quiet()
     from lite_c2f.pipeline import train as run_train
@@ -128,14 +132,17 @@ def _plan(settings: Any) -> Any:
 
 
 def _dry_run(config: Path, overrides: list[str], run_dir: Path | None, stages: list[Stage]) -> None:
+    from lite_c2f.backbone.model_kind import check_named
     from lite_c2f.config import load_config
     from lite_c2f.memory import explain
 
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
+    check_named(settings.model.base, settings.model.instruct)
     exits.quiet()
-    from lite_c2f.inputs import check_sources
+    from lite_c2f.inputs import check_kinds, check_sources
 
     check_sources(settings)
+    check_kinds(settings)
     typer.echo(settings.to_yaml())
     typer.echo(f"stages: {', '.join(stage.value for stage in stages)}, then the comparison")
     typer.echo(explain(_plan(settings)))

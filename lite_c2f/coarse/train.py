@@ -214,7 +214,7 @@ def begin(config: Config, corpus: Corpus, roles: Roles, tokenizer: Any, tell: Ca
         length=start(settings.length),
         kl_coef=settings.kl_coef,
         rates=rates,
-        scales={name: LossScale(roles.decoder.get_input_embeddings().weight.dtype) for name in rates},
+        scales={name: LossScale(roles.dtype) for name in rates},
     )
 
 

@@ -80,6 +80,7 @@ def make_plan(
         config.model.quantization == "nf4",
         compute.checkpointing,
         compute.on_gpu,
+        config.longest_row,
     )
     room = usable(vram) if vram is not None else None
     batches = choose(config, sizes, room)

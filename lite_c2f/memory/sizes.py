@@ -1,7 +1,7 @@
 """What each part of a run takes, in bytes, from the model's shape alone. No weights; no torch for models like Llama.
 
-Weights, adapters, optimiser and cache are counted exactly: of layers like Llama's by formula, of others (a mixture of
-experts, say) on Transformers' own class, built without memory. Only linear layers become 4-bit and take an adapter.
+Weights, adapters, optimiser and cache are counted exactly: of layers like Llama's by formula, of others on
+Transformers' own class, built without memory. Only linear layers become 4-bit and take an adapter.
 
 Activations are per token of a micro-batch and were measured with the allocator's own trace (benchmarks/memory.py checks
 them against a real update, and says how far they are off); attention is flash attention, which keeps nothing of the
@@ -15,7 +15,7 @@ arithmetic, 2 in bfloat16.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lite_c2f.errors import ModelError
 
@@ -27,14 +27,14 @@ WORKSPACE = 64 * 2**20  # of cuBLAS and the recorded graphs
 
 
 LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")  # seven linear modules a layer, and norms
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 class Counted(NamedTuple):
     """Weights of a model's decoder, counted module by module."""
 
     linear: dict[str, tuple[int, int]]  # by a module's last name: weights, and inner plus outer widths, of all layers
-    other: int  # norms, biases, routers, and experts that are no linear layers
+    other: int  # norms, biases, learned positions
+    scores: int = 0  # heads whose attention scores are kept whole, where SDPA cannot compute them
 
 
 class Shape(NamedTuple):
@@ -111,71 +111,96 @@ def model_shape(model: str) -> tuple[Shape, str]:
             raise ModelError.of_gguf(f"model '{model}'")
         if Path(model).is_dir() or model.startswith((".", "/", "~")):
             raise ModelError.because(f"model '{model}': no config.json", "a model folder", "check model.base")
-        cached = _cached(model)
+        cached = cached_folder(model)
         if cached is None:
             if model in KNOWN:
                 return KNOWN[model], model
             return MISTRAL_7B, ASSUMED
-        file = cached
+        file = cached / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        heads = config["num_attention_heads"]
-        width = config.get("head_dim") or config["hidden_size"] // heads
-        shape = Shape(
-            config["hidden_size"],
-            config["num_hidden_layers"],
-            config["intermediate_size"],
-            width * heads,
-            width * config.get("num_key_value_heads", heads),
-            config["vocab_size"],
-            config.get("max_position_embeddings", MISTRAL_7B.context),
-            bool(config.get("tie_word_embeddings", False)),
-        )
+        like = config.get("model_type", LIKE_LLAMA[0]) in LIKE_LLAMA
+        shape = shape_of(config) if like else count(file.parent)
         if not all(isinstance(size, int) and size > 0 for size in shape[:7]):
             raise ValueError
-        like = config.get("model_type", LIKE_LLAMA[0]) in LIKE_LLAMA and not any(config.get(key) for key in EXPERTS)
-        return shape if like else shape._replace(counted=count(file.parent)), str(file)
+        return shape, str(file)
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ModelError.because(
             f"'{file}' is not a decoder's configuration", "hidden_size, num_hidden_layers, ...", "use a Mistral model"
         ) from None
 
 
-def count(folder: Path) -> Counted | None:
-    """Weights of a folder's model, by Transformers' own class on the meta device: a fifth of a second, and no memory.
+def shape_of(config: Any) -> Shape:
+    """The shape that the keys of config.json say, of a model like Llama."""
+    heads = config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    return Shape(
+        config["hidden_size"],
+        config["num_hidden_layers"],
+        config["intermediate_size"],
+        width * heads,
+        width * (config.get("num_key_value_heads") or heads),
+        config["vocab_size"],
+        config.get("max_position_embeddings", MISTRAL_7B.context),
+        bool(config.get("tie_word_embeddings", False)),
+    )
 
-    None for a model that Transformers cannot build from its config.json alone.
+
+def count(folder: Path) -> Shape:
+    """The shape of a folder's model, by Transformers' own class on the meta device: half a second, and no memory.
+
+    Its names of sizes and its defaults are the class's own: Gemma ties its head without a key that says so, GPT-2 calls
+    its width n_embd. Raises ValueError for a model that Transformers cannot build from its config.json alone.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception:  # whatever a configuration of another version makes its class raise
-        return None
-    ends = {id(model.get_input_embeddings().weight), id(getattr(model.get_output_embeddings(), "weight", None))}
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        embedded, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    except Exception as error:  # whatever a configuration of another version makes its class raise
+        raise ValueError(str(error)) from None
     linear: dict[str, tuple[int, int]] = {}
+    widest = 0
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and id(module.weight) not in ends:
+        if isinstance(module, torch.nn.Linear | Conv1D) and module.weight is not head:
             last, weight = name.rpartition(".")[2], module.weight
             weights, widths = linear.get(last, (0, 0))
             linear[last] = weights + weight.numel(), widths + sum(weight.shape)
-    rest = sum(weight.numel() for weight in model.parameters() if id(weight) not in ends)
-    return Counted(linear, rest - sum(weights for weights, _ in linear.values()))
+            widest = max(widest, weight.shape[0 if isinstance(module, Conv1D) else 1])
+    rest = sum(weight.numel() for weight in model.parameters() if weight is not embedded and weight is not head)
+    counted = Counted(
+        linear,
+        rest - sum(weights for weights, _ in linear.values()),
+        0 if type(model)._supports_sdpa else heads,
+    )
+    return Shape(
+        config.hidden_size,
+        config.num_hidden_layers,
+        widest,  # what the MLP's last layer reads
+        width * heads,
+        width * (getattr(config, "num_key_value_heads", None) or heads),
+        config.vocab_size,
+        getattr(config, "max_position_embeddings", None) or MISTRAL_7B.context,
+        head is embedded,
+        counted,
+    )
 
 
-def _cached(model: str) -> Path | None:
-    """config.json of a hub model in the local cache; nothing is downloaded."""
+def cached_folder(model: str) -> Path | None:
+    """The folder with config.json of a hub model in the local cache; nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
         found = try_to_load_from_cache(model, "config.json")
     except ValueError:  # not a name the hub could have
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 class Bytes(NamedTuple):
@@ -188,6 +213,7 @@ class Bytes(NamedTuple):
     quantized: bool
     checkpointing: bool
     on_gpu: bool
+    longest_row: int = 0  # tokens; matters where attention scores are kept whole
 
     @property
     def base(self) -> float:
@@ -216,12 +242,13 @@ class Bytes(NamedTuple):
 
     def forward(self, tokens: int) -> float:
         """A forward pass without gradients."""
-        return 4 * self.dtype * (self.shape.intermediate + self.shape.hidden) * tokens + self._unpacked
+        widest = 4 * self.dtype * (self.shape.intermediate + self.shape.hidden) + self._scores(3)
+        return widest * tokens + self._unpacked
 
     def backward(self, tokens: int) -> float:
         """A forward and a backward pass."""
         s, b = self.shape, self.dtype
-        layer = b * (9 * s.hidden + 6 * s.intermediate + 2 * s.key_value + 6 * self.rank)
+        layer = b * (9 * s.hidden + 6 * s.intermediate + 2 * s.key_value + 6 * self.rank) + self._scores(6)
         kept = b * s.layers * s.hidden if self.checkpointing else (s.layers - 1) * layer
         return (kept + layer) * tokens + self.adapter_copy
 
@@ -238,6 +265,11 @@ class Bytes(NamedTuple):
     def drawing(self, rows: int) -> float:
         """One step of the sampler: the MLP of one token a row, the logits and what is made of them to draw."""
         return rows * (4 * self.dtype * self.shape.intermediate + self.shape.vocabulary * (self.dtype + 21))
+
+    def _scores(self, copies: int) -> float:
+        """Attention scores of one token in one layer, where they are kept whole: some copies, and a float32 softmax."""
+        heads = self.shape.counted.scores if self.shape.counted else 0
+        return heads * self.longest_row * (copies * self.dtype + 4)
 
     @property
     def _unpacked(self) -> float:

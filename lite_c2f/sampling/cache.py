@@ -4,11 +4,29 @@ A prompt starts at position 0 of its slot, so there is no padding to look past: 
 earlier row left behind lies at higher positions and is masked until it is overwritten.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # Transformers' names of a layer's kind
+
+
+def key_value_shape(config: Any) -> tuple[int, int]:
+    """Heads of keys and values in each layer, and the width of one."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return getattr(config, "num_key_value_heads", None) or heads, width
+
+
+def sliding_kinds(config: Any) -> tuple[bool, bool]:
+    """Has a model layers whose attention slides over a window, and has it others?"""
+    if getattr(config, "sliding_window", None) is None:
+        return False, True
+    kinds = set(getattr(config, "layer_types", None) or (SLIDING,))
+    return SLIDING in kinds, kinds != {SLIDING}
 
 
 class SlotLayer(CacheLayerMixin):
@@ -78,13 +96,13 @@ class SlotCache(Cache):
     """The key-value cache of `slots` rows of at most `length` tokens, for a transformers decoder."""
 
     def __init__(self, config: Any, slots: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (slots, config.num_key_value_heads, length, width)
+        heads, width = key_value_shape(config)
+        shape = (slots, heads, length, width)
         self.slot_layers = [SlotLayer(shape, dtype, device) for _ in range(config.num_hidden_layers)]
         super().__init__(layers=list(self.slot_layers))
         self.dtype = dtype
-        kinds = set(getattr(config, "layer_types", None) or ("sliding_attention",))
-        self.window = getattr(config, "sliding_window", None) if kinds == {"sliding_attention"} else None
+        sliding, self.full = sliding_kinds(config)
+        self.window = config.sliding_window if sliding else None
         self.columns = torch.arange(length, device=device)
 
     def read_prompts(self, slots: Tensor) -> None:
@@ -92,18 +110,22 @@ class SlotCache(Cache):
         for layer in self.slot_layers:
             layer.slots, layer.positions = slots, None
 
-    def say(self, positions: Tensor, width: int, span: slice = slice(None)) -> Tensor:
+    def say(self, positions: Tensor, width: int, span: slice = slice(None)) -> Tensor | Mapping[str, Tensor]:
         """The next forward says one token a slot of `span`, at these positions (slots,), all below `width`.
 
         Returns the additive mask (slots, 1, 1, width): 0 where a query may look, else -inf. Every layer would turn a
-        boolean one into this.
+        boolean one into this. Where layers are of two kinds it is one mask for each, by the kind's name.
         """
         for layer in self.slot_layers:
             layer.slots, layer.positions, layer.width, layer.span = None, positions, width, span
         columns = self.columns[None, :width]
-        hidden = columns > positions[:, None]
-        if self.window is not None:
-            hidden = hidden | (columns <= positions[:, None] - self.window)
+        future = columns > positions[:, None]
+        if self.window is None:
+            return self._additive(future)
+        beyond = self._additive(future | (columns <= positions[:, None] - self.window))
+        return {FULL: self._additive(future), SLIDING: beyond} if self.full else beyond
+
+    def _additive(self, hidden: Tensor) -> Tensor:
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device)
         return mask.masked_fill(hidden, -torch.inf)[:, None, None, :]
 

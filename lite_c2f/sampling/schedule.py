@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 
 from lite_c2f.backbone.context import context_length
+from lite_c2f.backbone.lm_head import LanguageHead
 from lite_c2f.batches import BatchSize, fitting
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError
+from lite_c2f.sampling.cache import FULL, SLIDING
 from lite_c2f.sampling.draw import Sampling
 from lite_c2f.sampling.slots import Job, Ledger, Row, Slots, Snapshot
 from lite_c2f.sampling.stops import Stops
@@ -156,10 +158,10 @@ def steps_a_look(device: torch.device) -> int:
     return 8 if device.type == "cuda" else 1
 
 
-def parts(model: Any) -> tuple[Any, Any]:
+def parts(model: Any) -> tuple[Any, LanguageHead]:
     """The transformer and the language-model head of a causal language model, with or without adapters."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner.get_decoder(), inner.get_output_embeddings()
+    return inner.get_decoder(), LanguageHead.of(inner)
 
 
 def _check(model: Any, job: Job, slots: int) -> None:
@@ -200,21 +202,16 @@ def _check(model: Any, job: Job, slots: int) -> None:
 
 
 def _check_model(model: Any) -> None:
-    """Raise ModelError for a model whose forward pass is more than its decoder and its head, or of mixed layers."""
+    """Raise ModelError for a model in training mode, or with layers or an attention that `SlotCache` does not serve."""
     if model.training:
         raise ModelError.because("a model in training mode", "one in eval mode", "call model.eval() first")
     kinds = set(getattr(model.config, "layer_types", None) or ())
-    if len(kinds) > 1 or kinds - {"full_attention", "sliding_attention"}:
+    if kinds - {FULL, SLIDING}:
         raise ModelError.because(
-            f"a model with layers of {', '.join(sorted(kinds))}", "one kind of attention", "use a Mistral-like model"
+            f"a model with layers of {', '.join(sorted(kinds))}",
+            f"{FULL} and {SLIDING}",
+            "use a model of a family in docs/models.md",
         )
     used = getattr(model.config, "_attn_implementation", "sdpa")
     if used not in ("sdpa", "eager"):
         raise ModelError.because(f"a model with attention '{used}'", "sdpa", 'load it with attn_implementation="sdpa"')
-    for name in ("logits_scaling", "logit_scale", "final_logit_softcapping"):
-        if getattr(model.config, name, None) not in (None, 1, 1.0):
-            raise ModelError.because(
-                f"a model with {name}={getattr(model.config, name)}",
-                "logits as the head gives them",
-                "use a Mistral-like model",
-            )

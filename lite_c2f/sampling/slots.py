@@ -105,7 +105,7 @@ class Slots:
         self.eos = torch.tensor(list(job.eos_ids), device=self.device)
         # (states, V) int32; the state of a slot says how much of a stop text its response ends with
         stops = job.stops if job.stops is not None and job.stops.texts else None
-        self.stops = None if stops is None else stops.on(self.device, head.out_features)
+        self.stops = None if stops is None else stops.on(self.device, head.weight.shape[0])
         # Buckets of key columns: a graph each on a GPU, where a replay costs more than the columns it looks at in vain.
         self.bucket = 256 if self.device.type == "cuda" else 32
         self.graphs = Graphs() if self.device.type == "cuda" else None
@@ -156,7 +156,7 @@ class Slots:
         if self.graphs is not None:
             self.graphs = Graphs()
 
-    def _forward(self, tokens: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
+    def _forward(self, tokens: Tensor, mask: Any, positions: Tensor | None) -> Tensor:
         return self.decoder(
             input_ids=tokens,
             attention_mask=mask,
@@ -173,7 +173,7 @@ class Slots:
     def _take(self, where: Any, hidden: Tensor) -> None:
         """Draw a token for these slots (indices, or all) from their last hidden states (n, H), and see who ends."""
         ledger = self.ledger
-        logits = self.head(hidden).float()
+        logits = self.head(hidden)
         row, going = self.row[where], self.going[where]
         step = self.step[where].clamp(max=ledger.said.shape[1] - 1)
         drawn, logprob = draw(logits, ledger.uniforms[row, step], self.job.sampling)

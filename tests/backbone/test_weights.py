@@ -12,7 +12,7 @@ from lite_c2f.backbone.weights import INDEX, SINGLE, weight_files
 from lite_c2f.config import load_config
 from lite_c2f.errors import ModelError
 from lite_c2f.fine.merge import merge
-from lite_c2f.inputs import resolve_models
+from lite_c2f.inputs import check_models, resolve_models
 from lite_c2f.memory.sizes import model_shape
 
 SHORT = [  # rows that fit the pico models, whose tokenizer cannot spell the default stop
@@ -115,7 +115,7 @@ def test_a_hub_model_of_ggufs_alone_says_what_it_is(pico, tmp_path, monkeypatch)
     monkeypatch.setattr("huggingface_hub.list_repo_files", lambda *_, **__: names)
     config = load_config({}, ["model.base=somebody/x-GGUF", f"model.instruct={pico['instruct']}"])
     with pytest.raises(ModelError, match=rf"model 'somebody/x-GGUF' has no config\.json on the hub: it is a {GGUF}"):
-        resolve_models(config)
+        check_models(config)
     names.remove("x-Q4_0.gguf")
     with pytest.raises(ModelError, match="no folder"):
-        resolve_models(config)
+        check_models(config)

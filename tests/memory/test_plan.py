@@ -117,9 +117,49 @@ def test_layers_that_are_not_like_llamas_are_counted(tmp_path):
 def test_formula_and_count_agree_where_both_apply(pico):
     shape, _ = model_shape(str(pico["base"]))
     counted = count(pico["base"])
-    assert shape.counted is None and shape.weights == shape._replace(counted=counted).weights
-    assert shape.adapter(4) == shape._replace(counted=counted).adapter(4)
-    assert shape.adapter(4, ["down_proj"]) == shape._replace(counted=counted).adapter(4, ["down_proj"])
+    assert shape.counted is None and shape == counted._replace(counted=None)
+    assert shape.weights == counted.weights
+    assert shape.adapter(4) == counted.adapter(4)
+    assert shape.adapter(4, ["down_proj"]) == counted.adapter(4, ["down_proj"])
+
+
+# config.json in each family's own words, and what it comes to by hand: hidden 64, 2 layers, MLP 256 or 128, 4 heads.
+WORDS = {
+    "gpt2": ({"n_embd": 64, "n_layer": 2, "n_head": 4}, 256, 64, True),
+    "opt": ({"hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "word_embed_proj_dim": 64}, 128, 64, True),
+    "gemma": ({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+               "num_key_value_heads": 1, "head_dim": 32}, 128, 32, True),
+    "phi3": ({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": None, "pad_token_id": 0}, 128, 64, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", WORDS)
+def test_each_familys_own_words_for_sizes_and_its_defaults_are_read(tmp_path, family):
+    words, intermediate, key_value, tied = WORDS[family]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, "vocab_size": 100, **words}))
+    shape, _ = model_shape(str(tmp_path))
+    assert (shape.hidden, shape.layers, shape.intermediate) == (64, 2, intermediate)
+    assert (shape.key_value, shape.tied, shape.vocabulary) == (key_value, tied, 100)
+    assert shape.embeddings == (1 if tied else 2) * 6400
+
+
+def test_key_value_heads_that_are_null_are_as_many_as_heads(tmp_path):
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config_json = {"model_type": "llama", "vocab_size": 100, "num_key_value_heads": None, **size}
+    (tmp_path / "config.json").write_text(json.dumps(config_json))
+    assert model_shape(str(tmp_path))[0].key_value == 64
+
+
+def test_attention_scores_that_are_kept_whole_are_planned(tmp_path):
+    """Gemma 2 caps its scores, which SDPA cannot: in bfloat16, of one token 4 heads x 48 columns x (3 x 2 + 4) bytes."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2", "vocab_size": 100, **WORDS["gemma"][0]}))
+    shape, _ = model_shape(str(tmp_path))
+    whole = SIZES._replace(shape=shape, longest_row=48)
+    flat = whole._replace(shape=shape._replace(counted=shape.counted._replace(scores=0)))
+    assert whole.dtype == 2 and whole.forward(10) - flat.forward(10) == 10 * 4 * 48 * 10
+    assert whole.backward(10) - flat.backward(10) == 10 * 4 * 48 * (6 * 2 + 4)
 
 
 def test_a_card_does_not_matter_on_a_cpu():

@@ -1,0 +1,142 @@
+"""Model kinds: can a model be trained here? Asked of its config.json alone, so that the answer comes at once.
+
+PPO and sampling want a causal decoder of plain attention with its head in one place; QLoRA wants linear layers; the
+reward stage wants a sequence classifier. `check_kind` says what can be said without any library; what it cannot say,
+the model itself shows: `small_copy` is a model of the same class with the same switches and tiny sizes, for
+`sampling.trial` to try.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lite_c2f.backbone.pair import read_config
+from lite_c2f.errors import ModelError
+from lite_c2f.memory.sizes import cached_folder
+
+FAMILIES = "docs/models.md"  # the table of families that were tried
+LAYER_KINDS = {"full_attention", "sliding_attention"}
+OTHER_MODEL = f"choose a model of a family that {FAMILIES} lists as trained"
+# Sizes of a small copy, by Transformers' names; only those that a configuration has, and has set.
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "word_embed_proj_dim": 32,
+    "embedding_size": 32,
+    "intermediate_size": 48,
+    "ffn_dim": 48,
+    "ffn_hidden_size": 48,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+    "rotary_dim": 4,
+    "max_position_embeddings": 64,
+    "sliding_window": 6,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads")
+
+
+def check_named(*names: str) -> None:
+    """`check_kind` for models by name, where they are here: in a folder, or in the hub's cache."""
+    for folder in here(*names):
+        check_kind(folder)
+
+
+def here(*names: str) -> list[Path]:
+    """The folders of those models that are on this machine and bring a configuration; the toy pair is none."""
+    folders = [Path(name) if Path(name).is_dir() else cached_folder(name) for name in names if name != "toy"]
+    return [folder for folder in folders if folder is not None and (folder / "config.json").is_file()]
+
+
+def check_kind(folder: Path) -> None:
+    """Raise ModelError naming the architecture and the reason, unless config.json may be that of a model to train.
+
+    No weights and no library: what it lets through is still to be tried, by `sampling.trial`.
+    """
+    config = read_config(folder)
+    reason = reason_against(config)
+    if reason:
+        raise refused(folder, reason)
+
+
+def reason_against(config: Mapping[str, Any]) -> str | None:
+    """Why a model with this config.json cannot be trained, where one key says so."""
+    if any(isinstance(config.get(part), dict) for part in ("vision_config", "audio_config")):
+        return "reads images or sound beside text, and its text model is inside of another one"
+    if config.get("is_encoder_decoder"):
+        return "has an encoder beside its decoder, and PPO here is for decoders alone"
+    if experts := sorted(key for key, value in config.items() if _counts_experts(key) and _above_one(value)):
+        return f"has experts ({experts[0]}={config[experts[0]]}), whose weights here can neither be 4-bit nor adapted"
+    if config.get("kv_lora_rank"):
+        return f"keeps latent keys and values (kv_lora_rank={config['kv_lora_rank']}), which the sampler does not"
+    kinds = config.get("layer_types") or config.get("layers_block_type") or ()
+    if other := sorted({str(kind) for kind in kinds} - LAYER_KINDS - {"attention"}):
+        return f"has layers of {other[0]}, and the sampler keeps keys and values of attention alone"
+    return None
+
+
+def _counts_experts(key: str) -> bool:
+    return "num" in key and "experts" in key and "per_tok" not in key
+
+
+def _above_one(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 1
+
+
+def refused(folder: Path, reason: str, do: str = OTHER_MODEL) -> ModelError:
+    """The error for a model that cannot be trained, with its architecture's name. reason: goes on after the name."""
+    config = read_config(folder)
+    named = config.get("architectures") or [config.get("model_type")]
+    return ModelError.because(f"'{folder}': {named[0]} {reason}", "a model that can be trained here", do)
+
+
+def small_copy(folder: Path, auto_class: Any) -> Any:
+    """A model of the folder's class and switches with random weights, tiny sizes and few layers, of every kind one.
+
+    On the CPU in float32, in eval mode, in a tenth of a second. Raises whatever its class raises where tiny sizes do
+    not fit together.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    _shrink(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = auto_class.from_config(
+            config, attn_implementation=attention_of(auto_class, config), dtype=torch.float32
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():  # larger than usual, so that what a layer does can be seen
+                if parameter.ndim > 1:
+                    parameter.mul_(4.0)
+    return model.eval()
+
+
+def _shrink(config: Any) -> None:
+    """Give a configuration tiny sizes that fit together."""
+    held = config.to_dict()
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    for name in KEY_VALUE_HEADS:
+        if isinstance(before := getattr(config, name, None), int):
+            setattr(config, name, 4 if before == heads else min(before, 2))
+    kinds = getattr(config, "layer_types", None) or [None]
+    few = max(2, 1 + max(kinds.index(kind) for kind in set(kinds)))
+    for name, value in held.items():
+        if isinstance(value, list) and len(value) == layers:  # one entry for each layer
+            setattr(config, name, value[:few])
+    config.num_hidden_layers = few
+    for name, size in SMALL.items():
+        if isinstance(getattr(config, name, None), int) and (name != "head_dim" or held.get(name)):
+            setattr(config, name, size)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if any(isinstance(value, list) for value in rope.values()):  # tables as wide as the model's own heads
+        kept = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+        config.rope_parameters = {"rope_type": "default", **kept}
+
+
+def attention_of(auto_class: Any, config: Any) -> str:
+    """SDPA, or plain attention for the families that it cannot compute: Gemma 2 caps its attention's scores."""
+    return "sdpa" if getattr(auto_class._model_mapping[type(config)], "_supports_sdpa", False) else "eager"

@@ -1,0 +1,101 @@
+"""A trial of a model's class: is what the sampler and PPO compute with it what the model itself computes?
+
+On a small copy with random weights (`backbone.model_kind.small_copy`), in a fraction of a second, before anything is
+downloaded or trained. So a family that nobody has tried is refused by what it does, not by its name.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lite_c2f.backbone.lm_head import LanguageHead
+from lite_c2f.backbone.model_kind import OTHER_MODEL, refused, small_copy
+from lite_c2f.sampling.draw import Sampling
+from lite_c2f.sampling.schedule import sample
+
+PROMPTS = ((1, 7, 9, 30, 31, 5, 8, 21, 13), (1, 40), (1, 12, 6, 5))  # one is longer than a small copy's window
+TOKENS = 12  # of each response
+TOLERANCE = 1e-3  # nats, of a log-probability in float32; a wrong mask or scale is tenths
+
+
+def try_kind(folder: Path, *, quantized: bool) -> None:
+    """Raise ModelError unless a model of this folder's class can be trained here, naming the class and the reason.
+
+    quantized: it is loaded in 4 bits. No weights are read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, __version__
+
+    settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if type(settings) not in AutoModelForSequenceClassification._model_mapping:
+        reason = f"has no sequence classifier in Transformers {__version__}, which the reward stage trains"
+        raise refused(folder, reason)
+    with quiet():
+        try:
+            model = small_copy(folder, AutoModelForCausalLM)
+            classifier = small_copy(folder, AutoModelForSequenceClassification)
+            reason = difference(model)
+        except Exception as error:  # a class may raise anything at sizes or inputs that are not its own
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            raise refused(folder, f"fails at what the sampler asks of a decoder ({line})") from None
+    if reason is None and not isinstance(getattr(classifier, "score", None), nn.Module):
+        reason = "has a sequence classifier whose head is not one linear layer"
+    if reason is not None:
+        raise refused(folder, reason)
+    odd = own_linear(model)
+    if quantized and odd:
+        raise refused(
+            folder,
+            f"has linear layers of a class of its own ({odd}), which Transformers {__version__} leaves unquantised",
+            f"set model.quantization=none if there is memory for it, or {OTHER_MODEL}",
+        )
+
+
+@torch.no_grad()
+def difference(model: Any) -> str | None:
+    """Where PPO and the sampler would compute something else than the model's own forward pass; None: nowhere."""
+    decoder, head = model.get_decoder(), LanguageHead.of(model)
+    row = torch.tensor([PROMPTS[0]])
+    own, hidden = model(row, use_cache=False).logits.float(), decoder(input_ids=row, use_cache=False).last_hidden_state
+    if not torch.allclose(head(hidden), own, atol=TOLERANCE):
+        return "does more between its last layer and its logits than a head, its scale and its softcap"
+    changed = row.clone()
+    changed[:, -1] = 50
+    after = decoder(input_ids=changed, use_cache=False).last_hidden_state
+    if not torch.allclose(after[:, :-1], hidden[:, :-1], atol=TOLERANCE):
+        return "lets a token see those behind it: it is no causal decoder"
+    responses = sample(model, PROMPTS, Sampling(TOKENS, seed=1), eos_ids=[], pad_id=0, batch=2)
+    for prompt, tokens, logprobs in zip(PROMPTS, responses.tokens, responses.logprobs, strict=True):
+        row = torch.tensor([[*prompt, *tokens]])
+        truth = model(row, use_cache=False).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        truth = truth[range(len(tokens)), tokens]
+        if not torch.allclose(torch.tensor(logprobs), truth, atol=TOLERANCE):
+            return "gives other log-probabilities token by token, from a cache, than in one pass"
+    return None
+
+
+def own_linear(model: Any) -> str | None:
+    """The class of a linear layer that is derived from nn.Linear, which Transformers does not make 4-bit."""
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear and module is not head:
+            return type(module).__name__
+    return None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the block nobody is warned of a copy's odd sizes."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
