@@ -12,6 +12,7 @@ import torch
 
 from lite_c2f import disk, ranks, run_log
 from lite_c2f.backbone.load import plan_here, plan_named
+from lite_c2f.backbone.model_kind import check_named
 from lite_c2f.batches import is_out_of_memory
 from lite_c2f.coarse.saves import check_before as check_coarse
 from lite_c2f.coarse.train import train_coarse as coarse_stage
@@ -29,7 +30,6 @@ from lite_c2f.inputs import (
     ModelPair,
     absolute,
     check_context,
-    check_kinds,
     check_models,
     check_sources,
     check_stops,
@@ -116,7 +116,7 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     check_tracker(config)
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
     todo = [stage for stage in stages if stage not in done]
-    check_kinds(config)
+    check_named(config.model.base, config.model.instruct)
     check(plan_named(config), todo)  # from what is known of the name: before anything is read or downloaded
     check_checkpoints(config, run, done, todo, force=force)
     check_models(config)

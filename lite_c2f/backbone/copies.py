@@ -17,6 +17,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 SHARE_OF_RAM = 0.25  # most of the available memory that dense copies may take
 
@@ -50,7 +51,8 @@ def dense_copies(layers: list[nn.Module]) -> Iterator[None]:
             weight = dequantized(base)
             if isinstance(layer, LoraLayer) and not layer.disable_adapters:
                 for name in layer.active_adapters:
-                    weight = weight.float() + layer.get_delta_weight(name).float()  # type: ignore[operator]
+                    delta: Any = layer.get_delta_weight(name)  # type: ignore[operator]
+                    weight = weight.float() + (delta.T if isinstance(base, Conv1D) else delta).float()
             layer.forward = functools.partial(_linear, weight, base.bias)  # type: ignore[union-attr, arg-type]
         yield
     finally:
@@ -66,8 +68,10 @@ def _linear(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
 
 
 def dequantized(layer: Any) -> Tensor:
-    """The weight of a linear layer as a matrix, unpacked where it is 4-bit."""
+    """The weight (out, in) of a linear layer as a matrix, unpacked where it is 4-bit; GPT-2 stores (in, out)."""
     weight = layer.weight
+    if isinstance(layer, Conv1D):
+        return weight.data.T
     if isinstance(weight, bnb.nn.Params4bit):
         return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
     return weight.data

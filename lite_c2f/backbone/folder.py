@@ -1,5 +1,6 @@
 """Can a model folder be trained on and merged into? Asked before weights are loaded: hours may lie between."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,10 +42,13 @@ def check_weights(folder: Path, targets: Sequence[str] | str) -> None:
     targets: `lora.target_modules`. No weight is read.
     """
     tensors: list[str] = []
+    matrices: set[str] = set()
     for shard in weight_files(folder):
         try:
             with safe_open(shard, framework="pt") as file:
-                tensors += file.keys()
+                names = file.keys()
+                tensors += names
+                matrices |= {name for name in names if len(file.get_slice(name).get_shape()) == 2}
         except FileNotFoundError:
             raise ModelError.because(f"no '{shard}'", "every shard of the index", "download the model again") from None
         except (SafetensorError, OSError) as error:
@@ -52,7 +56,7 @@ def check_weights(folder: Path, targets: Sequence[str] | str) -> None:
             raise ModelError.because(f"'{shard}': {reason}", "a whole file", "download the model again") from None
     for target in () if isinstance(targets, str) else targets:
         if not any(f".{tensor}".endswith(f".{target}.weight") for tensor in tensors):
-            modules = sorted({tensor.split(".")[-2] for tensor in tensors if "_proj." in tensor})
+            modules = sorted({name.split(".")[-2] for name in matrices if re.search(r"\.\d+\..*\.weight$", name)})
             raise ConfigError.because(
                 f"lora.target_modules names '{target}', which '{folder}' does not have",
                 f"names of linear layers, such as {', '.join(modules)}",

@@ -78,7 +78,7 @@ def reason_against(config: Mapping[str, Any]) -> str | None:
 
 
 def _counts_experts(key: str) -> bool:
-    return "num" in key and "experts" in key and "per_tok" not in key
+    return key.endswith("experts") and (key.startswith("n_") or "num" in key)
 
 
 def _above_one(value: Any) -> bool:

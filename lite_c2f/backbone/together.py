@@ -15,10 +15,11 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModel
+from transformers import AutoModelForCausalLM
 
 from lite_c2f.backbone.copies import dequantized, has_room
 from lite_c2f.backbone.lm_head import LanguageHead, scale_and_softcap
+from lite_c2f.backbone.model_kind import attention_of
 
 
 class Residue(NamedTuple):
@@ -52,11 +53,14 @@ class Each(nn.Module):
         self.layers = list(layers)  # a plain list: they belong to their models
 
     def forward(self, states: Tensor, *more: Any, **named: Any) -> Tensor:
-        """Of rows (n, ...), or of one row that stands for all, as positions do; other arguments are split alike."""
+        """Of rows (n, ...), of all their tokens (n * T, ...) as in OPT, or of one row for all, as positions may be.
+
+        Other arguments are split alike.
+        """
         turn = self.turn
         states = self._for_all(states)
         others = [self._split(value) for value in (*more, *named.values())]
-        parts = zip(self.layers, states.split(turn.counts), *others, strict=True)
+        parts = zip(self.layers, self._split(states), *others, strict=True)
         said = [
             layer(part, *given[: len(more)], **dict(zip(named, given[len(more) :], strict=True)))
             for layer, part, *given in parts
@@ -65,16 +69,24 @@ class Each(nn.Module):
         out = said[0] if len(said) == 1 else torch.cat(said)
         if self.residue is None or turn.shares is None:
             return out
+        shares = turn.shares
+        if states.ndim == 2:
+            shares = shares.flatten().repeat_interleave(len(states) // len(shares))[:, None]
         low = functional.linear(states, self.residue.a)
-        return out + functional.linear((low * turn.shares).to(low.dtype), self.residue.b)
+        return out + functional.linear((low * shares).to(low.dtype), self.residue.b)
 
     def _for_all(self, value: Tensor) -> Tensor:
-        return value if len(value) == sum(self.turn.counts) else value.expand(sum(self.turn.counts), *value.shape[1:])
+        rows = sum(self.turn.counts)
+        return value.expand(rows, *value.shape[1:]) if len(value) == 1 else value
 
     def _split(self, value: Any) -> Sequence[Any]:
         """A value for each model: its rows of a tensor, anything else as it is."""
         counts = self.turn.counts
-        return self._for_all(value).split(counts) if isinstance(value, Tensor) and value.ndim else [value] * len(counts)
+        if not isinstance(value, Tensor) or not value.ndim:
+            return [value] * len(counts)
+        value = self._for_all(value)
+        tokens = len(value) // sum(counts)  # of each row, where they are in its dimension
+        return value.split([count * tokens for count in counts])
 
 
 class Together:
@@ -149,7 +161,9 @@ def _skeleton(config: Any) -> Any:
     for name in ("quantization_config", "_pre_quantization_dtype"):
         plain.__dict__.pop(name, None)
     with torch.device("meta"):
-        return AutoModel.from_config(plain, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_config(
+            plain, attn_implementation=attention_of(AutoModelForCausalLM, plain)
+        ).get_decoder()
 
 
 def _forward_of(layer: Any, dense: bool) -> Callable[[Tensor], Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lite_c2f.actors import Instruct, Ratio
 from lite_c2f.answers import Answer
+from lite_c2f.backbone.lm_head import LanguageHead
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.batches import BatchSize, fitting, groups
 from lite_c2f.data.encode import encode_chat, pad_right
@@ -87,15 +88,20 @@ def lens(actor: Instruct, tokens: Tensor, last: Tensor, wanted: Tensor) -> Tenso
     tokens: (B, T) right-padded; last: (B,) positions of the last real token.
     """
     model: Any = actor.model.get_base_model() if hasattr(actor.model, "get_base_model") else actor.model
-    states = model.model(input_ids=tokens, use_cache=False, output_hidden_states=True)
+    decoder, head = model.get_decoder(), LanguageHead.of(model)
+    states = decoder(input_ids=tokens, use_cache=False, output_hidden_states=True)
     rows = torch.arange(len(tokens), device=tokens.device)
     found = []
     layers = states.hidden_states[:-1]
     for state in layers:
-        found.append(model.model.norm(state[rows, last]))
+        found.append(final_norm(decoder)(state[rows, last]))
     found.append(states.last_hidden_state[rows, last])  # normed already
-    head = model.get_output_embeddings()
-    return torch.stack([head(state).float().softmax(-1)[:, wanted].sum() for state in found]).cpu()
+    return torch.stack([head(state).softmax(-1)[:, wanted].sum() for state in found]).cpu()
+
+
+def final_norm(decoder: Any) -> Any:
+    """The normalisation behind the last layer, whatever its family calls it: the decoder's last child of one vector."""
+    return [child for child in decoder.children() if getattr(getattr(child, "weight", None), "ndim", 0) == 1][-1]
 
 
 def rates(answers: Sequence[Answer], words: Sequence[str]) -> dict[str, float]:

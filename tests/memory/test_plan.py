@@ -153,7 +153,7 @@ def test_key_value_heads_that_are_null_are_as_many_as_heads(tmp_path):
 
 
 def test_attention_scores_that_are_kept_whole_are_planned(tmp_path):
-    """Gemma 2 caps its scores, which SDPA cannot: in bfloat16, of one token 4 heads x 48 columns x (3 x 2 + 4) bytes."""
+    """Gemma 2 caps its scores, which SDPA cannot: per token 4 heads x 48 columns x (3 x 2 + 4) bytes in bfloat16."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2", "vocab_size": 100, **WORDS["gemma"][0]}))
     shape, _ = model_shape(str(tmp_path))
     whole = SIZES._replace(shape=shape, longest_row=48)
