@@ -30,6 +30,7 @@ from lite_c2f.inputs import (
     ModelPair,
     absolute,
     check_context,
+    check_kinds,
     check_models,
     check_sources,
     check_stops,
@@ -117,6 +118,7 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
     todo = [stage for stage in stages if stage not in done]
     check_named(config.model.base, config.model.instruct)
+    check_kinds(config)
     check(plan_named(config), todo)  # from what is known of the name: before anything is read or downloaded
     check_checkpoints(config, run, done, todo, force=force)
     check_models(config)

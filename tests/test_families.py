@@ -10,6 +10,7 @@ import torch
 from families import FAMILIES, REFUSED, data_file, table, write_config, write_pair
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from tokenizer_kinds import made
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lite_c2f.backbone.model_kind import check_kind
@@ -43,7 +44,8 @@ def _young_objects_alone():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the libraries' own, of tiny models
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_goes_through_all_stages(tmp_path, name):
+def test_a_family_goes_through_all_stages(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("lite_c2f.fine.stage.plot", lambda *_: None)  # a fifth of the time, and of no family's
     base, instruct = write_pair(tmp_path, FAMILIES[name])
     models = [f"model.base={base}", f"model.instruct={instruct}"]
     run = tmp_path / "run"
@@ -89,15 +91,19 @@ def test_a_family_that_cannot_be_trained_is_refused_by_its_config_alone(tmp_path
         check_kinds(load_config(config.model_dump(), ["model.quantization=none"]))
 
 
-@pytest.mark.parametrize("command", [("plan",), ("plan", "--vram", "80"), ("train",), ("train", "--dry-run")])
-def test_experts_are_refused_by_every_command_that_reads_a_configuration(tmp_path, call, command):
-    write_config(tmp_path / "m", REFUSED["Mixtral"])
-    (tmp_path / "c.yaml").write_text("{}\n")
-    settings = [f"model.base={tmp_path / 'm'}", f"model.instruct={tmp_path / 'm'}", f"run.dir={tmp_path / 'run'}"]
-    settings.append(f"data.preferences=[{data_file(tmp_path)}]")
+@pytest.mark.parametrize("command", [("plan",), ("plan", "--vram", "80"), ("train",), ("train", "--dry-run")], ids=str)
+@pytest.mark.parametrize("name", ["Mixtral", "Granite"])
+def test_every_command_that_reads_a_configuration_refuses(tmp_path, call, command, name):
+    """One by its keys, one by what Transformers has for it; nothing is written."""
+    for folder in ("base", "instruct"):
+        write_config(tmp_path / folder, REFUSED[name])
+        made("qwen").save_pretrained(tmp_path / folder)
+    (tmp_path / "c.yaml").write_text("run: {seed: 0}\n")
+    settings = [f"model.{folder}={tmp_path / folder}" for folder in ("base", "instruct")]
+    settings += [f"run.dir={tmp_path / 'run'}", f"data.preferences=[{data_file(tmp_path)}]"]
     code, out, err = call(command[0], tmp_path / "c.yaml", *settings, *command[1:])
     assert code == 2 and not out and err.count("\n") == 1
-    assert "MixtralForCausalLM has experts (num_local_experts=4)" in err
+    assert f"{name}ForCausalLM has " in err and REFUSED[name].refused in err
     assert not (tmp_path / "run").exists()
 
 
@@ -127,6 +133,14 @@ def test_keys_that_rule_a_model_out(tmp_path, case):
 def test_keys_that_rule_nothing_out(tmp_path, keys):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "x", **keys}))
     check_kind(tmp_path)
+
+
+def test_a_key_that_its_class_does_not_know_is_no_window(tmp_path):
+    """A Mistral that was made a Llama keeps sliding_window in its config.json; Llama's attention does not slide."""
+    write_config(tmp_path, FAMILIES["Llama"], sliding_window=6)
+    assert json.loads((tmp_path / "config.json").read_text())["sliding_window"] == 6
+    config = load_config({}, [f"model.base={tmp_path}", f"model.instruct={tmp_path}"])
+    check_kinds(config)
 
 
 def spoilt(change):

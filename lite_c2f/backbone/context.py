@@ -27,3 +27,12 @@ def context_length(config: Any) -> int | None:
             original = value("original_max_position_embeddings")  # wins over the one among the rotary settings
             bounds.append(original or settings.get("original_max_position_embeddings"))
     return min((bound for bound in bounds if bound), default=None)
+
+
+def sliding_window(config: Any) -> int | None:
+    """The window that a model's attention slides over, in some layers or all, in tokens; None where it has none.
+
+    config: a model's configuration. A class that does not know the key keeps it and does nothing with it: a Mistral
+    that was made a Llama has no window any more.
+    """
+    return getattr(config, "sliding_window", None) if hasattr(type(config), "sliding_window") else None

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lite_c2f.backbone.context import sliding_window
 from lite_c2f.backbone.model_kind import attention_of
 from lite_c2f.backbone.padding import check_embedded, read_limits, resolve_padding
 from lite_c2f.config import Config
@@ -123,7 +124,7 @@ def load_model(
     device = pick_device(config)
     try:
         settings = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False, **extra)
-        window, kinds = getattr(settings, "sliding_window", None), set(getattr(settings, "layer_types", None) or ())
+        window, kinds = sliding_window(settings), set(getattr(settings, "layer_types", None) or ())
         if window and len(kinds) < 2 and config.longest_row <= window:
             settings.sliding_window = None  # no row is longer than it: keeps SDPA's fast causal path
         loaded = auto_class.from_pretrained(
@@ -148,7 +149,7 @@ def load_model(
 
 def window_of(model: str) -> int | None:
     """The sliding window a model was trained with, also where it is loaded without."""
-    return getattr(AutoConfig.from_pretrained(model, trust_remote_code=False), "sliding_window", None)
+    return sliding_window(AutoConfig.from_pretrained(model, trust_remote_code=False))
 
 
 def keep_weights_trainable(model: torch.nn.Module) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lite_c2f.backbone.pair import read_config
 from lite_c2f.errors import ModelError
-from lite_c2f.memory.sizes import cached_folder
+from lite_c2f.memory.sizes import LIKE_LLAMA, cached_folder
 
 FAMILIES = "docs/models.md"  # the table of families that were tried
 LAYER_KINDS = {"full_attention", "sliding_attention"}
@@ -48,6 +48,11 @@ def here(*names: str) -> list[Path]:
     """The folders of those models that are on this machine and bring a configuration; the toy pair is none."""
     folders = [Path(name) if Path(name).is_dir() else cached_folder(name) for name in names if name != "toy"]
     return [folder for folder in folders if folder is not None and (folder / "config.json").is_file()]
+
+
+def is_like_llama(folder: Path) -> bool:
+    """Is it of a family whose classes are all alike, so that a plan needs no trial?"""
+    return read_config(folder).get("model_type") in LIKE_LLAMA
 
 
 def check_kind(folder: Path) -> None:

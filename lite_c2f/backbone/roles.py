@@ -85,12 +85,14 @@ class Roles:
     @property
     def dtype(self) -> torch.dtype:
         """Of the base's arithmetic."""
-        return self.model.get_base_model().get_input_embeddings().weight.dtype
+        base: Any = self.model.get_base_model()
+        return base.get_input_embeddings().weight.dtype
 
     @property
     def decoder(self) -> Any:
         """The transformer without its language-model head, LoRA layers in place."""
-        return self.model.get_base_model().get_decoder()
+        base: Any = self.model.get_base_model()
+        return base.get_decoder()
 
     @property
     def lm_head(self) -> LanguageHead:

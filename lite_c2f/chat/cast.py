@@ -8,7 +8,7 @@ import torch
 
 from lite_c2f.actors import load_coarse
 from lite_c2f.answers import Answer
-from lite_c2f.backbone.context import context_length
+from lite_c2f.backbone.context import context_length, sliding_window
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, window_of
 from lite_c2f.backbone.together import Together, residue_of
 from lite_c2f.batches import free
@@ -115,7 +115,7 @@ def context_of(models: Sequence[Any], base: str) -> int:
     """Tokens of a conversation and its answer that models of one lineage were made for. base: folder of the first."""
     bounds = [context_length(model.config) for model in models]
     config = models[0].config
-    if getattr(config, "sliding_window", None) is None:  # loaded without it: beyond it, another model than trained
+    if sliding_window(config) is None:  # loaded without it: beyond it, another model than trained
         bounds.append(window_of(base))
     return min(LONGEST_CHAT, *(bound for bound in bounds if bound))
 

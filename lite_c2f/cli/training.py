@@ -62,11 +62,17 @@ def plan(
 ) -> None:
     """Plan memory, batches and disk of each stage; no weights are loaded, nothing is downloaded."""
     from lite_c2f import memory
-    from lite_c2f.backbone.model_kind import check_named
+    from lite_c2f.backbone.model_kind import check_named, here, is_like_llama
     from lite_c2f.config import load_config
 
     settings = load_config(config, overrides or [])
-    check_named(settings.model.base, settings.model.instruct)
+    names = settings.model.base, settings.model.instruct
+    check_named(*names)
+    if not all(is_like_llama(folder) for folder in here(*names)):
+        exits.quiet()
+        from lite_c2f.inputs import check_kinds
+
+        check_kinds(settings)
     found = _plan(settings) if vram is None else memory.make_plan(settings, vram)
     typer.echo(json.dumps(memory.as_json(found), indent=2) if as_json else memory.explain(found))
 

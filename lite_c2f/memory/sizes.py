@@ -150,7 +150,7 @@ def count(folder: Path) -> Shape:
     """The shape of a folder's model, by Transformers' own class on the meta device: half a second, and no memory.
 
     Its names of sizes and its defaults are the class's own: Gemma ties its head without a key that says so, GPT-2 calls
-    its width n_embd. Raises ValueError for a model that Transformers cannot build from its config.json alone.
+    its width n_embd. Raises ModelError for a model that Transformers cannot build from its config.json alone.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -164,7 +164,12 @@ def count(folder: Path) -> Shape:
         heads = config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
     except Exception as error:  # whatever a configuration of another version makes its class raise
-        raise ValueError(str(error)) from None
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError.because(
+            f"'{folder / 'config.json'}': the sizes of its decoder cannot be told ({reason})",
+            "a causal decoder that Transformers knows",
+            "choose a model of a family that docs/models.md lists",
+        ) from None
     linear: dict[str, tuple[int, int]] = {}
     widest = 0
     for name, module in model.named_modules():

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from lite_c2f.backbone.context import sliding_window
+
 FULL, SLIDING = "full_attention", "sliding_attention"  # Transformers' names of a layer's kind
 
 
@@ -23,7 +25,7 @@ def key_value_shape(config: Any) -> tuple[int, int]:
 
 def sliding_kinds(config: Any) -> tuple[bool, bool]:
     """Has a model layers whose attention slides over a window, and has it others?"""
-    if getattr(config, "sliding_window", None) is None:
+    if sliding_window(config) is None:
         return False, True
     kinds = set(getattr(config, "layer_types", None) or (SLIDING,))
     return SLIDING in kinds, kinds != {SLIDING}

@@ -16,25 +16,31 @@ from torch import nn
 
 from lite_c2f.backbone.lm_head import LanguageHead
 from lite_c2f.backbone.model_kind import OTHER_MODEL, refused, small_copy
+from lite_c2f.errors import ModelError
 from lite_c2f.sampling.draw import Sampling
 from lite_c2f.sampling.schedule import sample
 
 PROMPTS = ((1, 7, 9, 30, 31, 5, 8, 21, 13), (1, 40), (1, 12, 6, 5))  # one is longer than a small copy's window
 TOKENS = 12  # of each response
+PASSED: set[tuple[str, bool]] = set()  # of this process: config.json, and whether it is quantised
 TOLERANCE = 1e-3  # nats, of a log-probability in float32; a wrong mask or scale is tenths
 
 
 def try_kind(folder: Path, *, quantized: bool) -> None:
     """Raise ModelError unless a model of this folder's class can be trained here, naming the class and the reason.
 
-    quantized: it is loaded in 4 bits. No weights are read.
+    quantized: it is loaded in 4 bits. No weights are read. A config.json that passed is not tried again.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, __version__
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, __version__
 
-    settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    asked = (folder / "config.json").read_text(encoding="utf-8"), quantized
+    if asked in PASSED:
+        return
+    settings = read_settings(folder)
     if type(settings) not in AutoModelForSequenceClassification._model_mapping:
-        reason = f"has no sequence classifier in Transformers {__version__}, which the reward stage trains"
-        raise refused(folder, reason)
+        raise refused(
+            folder, f"has no sequence classifier in Transformers {__version__}, which the reward stage trains"
+        )
     with quiet():
         try:
             model = small_copy(folder, AutoModelForCausalLM)
@@ -54,6 +60,22 @@ def try_kind(folder: Path, *, quantized: bool) -> None:
             f"has linear layers of a class of its own ({odd}), which Transformers {__version__} leaves unquantised",
             f"set model.quantization=none if there is memory for it, or {OTHER_MODEL}",
         )
+    PASSED.add(asked)
+
+
+def read_settings(folder: Path) -> Any:
+    """The configuration of a folder's model. Raises ModelError for one that its class does not take."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # each class has checks of its own
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError.because(
+            f"'{folder / 'config.json'}' is no configuration that Transformers takes ({reason})",
+            "the file that came with the model",
+            "download the model again",
+        ) from None
 
 
 @torch.no_grad()
