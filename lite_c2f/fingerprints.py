@@ -27,20 +27,20 @@ def fingerprints(config: Config, models: ModelPair) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for key in ("preferences", "prompts"):
-        for name, told in _data(getattr(config.data, key)):
-            place = name = f"data.{key}: {name}"
+        for name, value in _data(getattr(config.data, key)):
+            entry = f"data.{key}: {name}"
             number = 1
-            while place in found:  # files of one name, or folders of one hub dataset
+            while entry in found:  # files of one name, or folders of one hub dataset
                 number += 1
-                place = f"{name} ({number})"
-            found[place] = told
+                entry = f"data.{key}: {name} ({number})"
+            found[entry] = value
     return found | fingerprints_of_models(models)
 
 
 def fingerprints_of_models(models: ModelPair) -> dict[str, str]:
     """{"model.NAME: FILE": size and hash} of both models' files."""
     return {
-        key: told for name, folder in models._asdict().items() for key, told in fingerprints_of(name, folder).items()
+        key: value for name, folder in models._asdict().items() for key, value in fingerprints_of(name, folder).items()
     }
 
 

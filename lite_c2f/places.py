@@ -85,18 +85,19 @@ def record_base(run: Path, before: str, config: Config, models: ModelPair) -> No
 
 
 def _refuse_other(
-    run: Path, name: str, then: str, now: str, before: Mapping[str, str], found: Mapping[str, str]
+    run: Path, name: str, then: str, now: str, before: Mapping[str, str], files: Mapping[str, str]
 ) -> None:
     known = {key: value for key, value in before.items() if key.startswith(f"model.{name}: ")}
     if not known:
         got = f"'{run}' was made with model.{name}={then!r}, now {now!r}, and has no record of its files"
         raise RunError.because(got, "the same value", "set it back, or use another --run-dir")
-    for key in sorted(known.keys() | found.keys()):
+    for key in sorted(known.keys() | files.keys()):
         file = key.partition(": ")[2]
+        # A download for a run leaves these out, and nothing is read from them.
         inert = file.startswith("consolidated") or (file.endswith(".txt") and f"model.{name}: tokenizer.json" in known)
-        if known.get(key) != found.get(key) and not (inert and key not in known):  # a download leaves these out
+        if known.get(key) != files.get(key) and not (inert and not (key in known and key in files)):
             got = f"model.{name}: '{now}' is not the model of '{run}' (which was '{then}'): {file} was "
-            got += f"{known.get(key, 'not there')}, is {found.get(key, 'not there')}"
+            got += f"{known.get(key, 'not there')}, is {files.get(key, 'not there')}"
             raise RunError.because(got, "a folder with the same files", "name that folder, or use another --run-dir")
 
 

@@ -281,9 +281,9 @@ def differences(names: dict[str, Path]) -> Table:
 def settings_of(run: Path) -> dict[str, Any]:
     """{"a.b": value} of a run's configuration. Raises RunError naming a file that is damaged or empty."""
     file = run / "config.yaml"
-    found: dict[str, Any] = {}
-    part(file, lambda: found.update(flattened(yaml.safe_load(file.read_text("utf-8")))) or [])
-    return found
+    settings: dict[str, Any] = {}
+    part(file, lambda: settings.update(flattened(yaml.safe_load(file.read_text("utf-8")))) or [])
+    return settings
 
 
 def flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

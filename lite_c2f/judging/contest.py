@@ -75,8 +75,8 @@ def most_common(refusals: Iterable[str]) -> str:
 
 
 def _all_refused(judge: Judge, refusals: Sequence[Refusal]) -> ModelError:
-    said = most_common(refusal.sentence for refusal in refusals)
-    got = f"judge {judge.name}: all of the first {len(refusals)} questions were refused: {said}"
+    sentence = most_common(refusal.sentence for refusal in refusals)
+    got = f"judge {judge.name}: all of the first {len(refusals)} questions were refused: {sentence}"
     return ModelError.because(got, "judgments", f"check --url, --judge and {KEY}, or take another judge")
 
 

@@ -102,18 +102,18 @@ def adapted(form: Form, status: int, error: ServerError) -> dict[str, Any]:
 def read_error(content: bytes) -> ServerError:
     """The error in a server's reply: OpenAI's {"error": {...}}, vLLM's without the outer one, FastAPI's {"detail"}."""
     try:
-        found = json.loads(content)
+        reply = json.loads(content)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        reply = None
+    if not isinstance(reply, dict):
         return ServerError("", "", "")
-    error = found.get("error") or found.get("detail") or found
+    error = reply.get("error") or reply.get("detail") or reply
     if isinstance(error, list):  # FastAPI: an entry for each field
         error = error[0]
     if not isinstance(error, dict):
         return ServerError(one_line(error), "", "")
     inner = error.get("innererror")
-    message = error.get("message") or error.get("msg") or found.get("message") or ""
+    message = error.get("message") or error.get("msg") or reply.get("message") or ""
     place = error.get("param") or ".".join(str(part) for part in error.get("loc") or () if part != "body")
     codes = [error.get("code"), error.get("type"), inner.get("code") if isinstance(inner, dict) else None]
     return ServerError(one_line(message), one_line(place), one_line(" ".join(str(code) for code in codes if code)))
@@ -122,8 +122,8 @@ def read_error(content: bytes) -> ServerError:
 def status_within(content: bytes) -> int | None:
     """The status in the body of a reply that came as 200: gateways pass on errors that way."""
     try:
-        found = json.loads(content)
-        code = found["error"]["code"] if "choices" not in found else None
+        reply = json.loads(content)
+        code = reply["error"]["code"] if "choices" not in reply else None
         return code if isinstance(code, int) and 400 <= code < 600 else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -96,8 +96,8 @@ def notes_on(
     """What to say of how the judge was asked, of judgments that were refused, and of those that cannot be read."""
     notes = [f"the judge: {sentence}" for sentence in adapted]
     if refusals:
-        said = most_common(refusals.values())
-        notes.append(f"{len(refusals)} of {len(texts)} judgments were refused and count as unread: {said}")
+        sentence = most_common(refusals.values())
+        notes.append(f"{len(refusals)} of {len(texts)} judgments were refused and count as unread: {sentence}")
     unread = [text for name, text in texts.items() if name not in refusals and read(text) is None]
     if unread:
         example = " ".join(unread[0].split())[:80]

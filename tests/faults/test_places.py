@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from test_refusals import SHORT, TOY, Place, pairs
 
+from lite_c2f.checkpoints import FORMAT, refuse_other
 from lite_c2f.config import load_config
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation.compare import made_of
@@ -34,6 +35,8 @@ def build(root, pico):
     write_json(run / "run.json", manifest)
     for stage in ("reward", "coarse", "fine"):
         save_settings(run, stage, config)
+    saved = json.loads((run / "reward" / "settings.json").read_text())  # as earlier versions wrote it, with the places
+    write_json(run / "reward" / "settings.json", saved | {"model": config.model.model_dump(mode="json")})
     for file in ADAPTER_CONFIGS:
         settings = json.loads((run / file).read_text())
         write_json(run / file, settings | {"base_model_name_or_path": models.base})
@@ -148,6 +151,10 @@ def test_what_is_not_a_place_of_the_same_files(run):
     assert list(check_places(run, hub, made, inputs, models)) == ["base"]  # a snapshot, and a folder of the same
     assert list(check_places(run, made, hub, inputs, models)) == ["base"]
     assert check_places(run, hub, None, {}, models) == {}
+    more = {**inputs, "model.base: vocab.txt": "9 bytes", "model.base: consolidated.00.safetensors": "9 bytes"}
+    assert list(check_places(run, hub, made, more, models)) == ["base"]  # a folder, and a download without them
+    with pytest.raises(RunError, match=r"merges\.txt was 9 bytes"):
+        check_places(run, hub, made, {**inputs, "model.base: merges.txt": "9 bytes"}, models)
     with pytest.raises(RunError, match=r"model\.base=.*now 'owner/name'.*no record"):
         check_places(run, hub, made, {}, models)
     without = {key: value for key, value in inputs.items() if "tokenizer.json" not in key}
@@ -182,6 +189,9 @@ def test_an_identity_of_an_earlier_version_is_compared_without_places(tmp_path):
         "run": {"seed": 0},
     }
     assert without_places(earlier) == made.identity(sections) and without_places([1]) == [1]
+    refuse_other(tmp_path, FORMAT, earlier, other.identity(sections), "begin anew")  # a checkpoint's
+    with pytest.raises(RunError, match=r"lora\.r=4, now 8"):
+        refuse_other(tmp_path, FORMAT, earlier, load_config({}, ["lora.r=8"]).identity(sections), "begin anew")
     file = tmp_path / "kept.jsonl"
     file.write_text(json.dumps({"identity": earlier}) + '\n{"name": "x", "value": 3}\n')
     assert Kept(file, other.identity(sections)).get("x") == 3
