@@ -29,11 +29,11 @@ def refuse_gone(run: Path, config: Config, folders: Mapping[str, str], settings:
     if moved:
         remedy = f"name the new place: `{command}`"
     else:
-        remedy = f"{'make' if config.model.base == TOY else 'fetch'} it again: `{command}`"
+        verb, pronoun = "make" if config.model.base == TOY else "fetch", "it" if len(gone) == 1 else "them"
+        remedy = f"{verb} {pronoun} again: `{command}`"
     what = " and ".join(f"{name} model '{folder}'" for name, folder in gone.items())
-    expected = "the folder" if len(gone) == 1 else "the folders"
-    verb = "is" if len(gone) == 1 else "are"
-    raise RunError.because(f"{what} of '{run}' {verb} gone", f"{expected} it was made with", remedy)
+    got, expected = ("is gone", "the folder") if len(gone) == 1 else ("are gone", "the folders")
+    raise RunError.because(f"{what} of '{run}' {got}", f"{expected} it was made with", remedy)
 
 
 def check_places(
