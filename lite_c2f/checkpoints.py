@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lite_c2f.config import completed
 from lite_c2f.errors import RunError
-from lite_c2f.identity import first_difference
+from lite_c2f.identity import first_difference, without_places
 from lite_c2f.runs import hash_of, publish_folder, write_json
 
 SKIPS = 3  # steps in a row that were left out for numbers that are not finite, before going back to a checkpoint
@@ -184,7 +184,7 @@ def refuse_other(
         raise RunError.because(
             f"'{place}' has format {form!r}", f"format {FORMAT}", f"use the version that made it, or {anew}"
         )
-    before = completed(before, now)
+    before = completed(without_places(before), now)
     bent = {**now, **{key: before.get(key) for key in forcible}}
     difference = first_difference(before, bent if force else now)
     if difference is not None:

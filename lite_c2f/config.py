@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from lite_c2f.errors import ConfigError
+from lite_c2f.errors import ConfigError, EmptyConfigError
+from lite_c2f.identity import without_places
 from lite_c2f.yaml_files import apply_override, read_mapping
 
 PROMPT_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant:"
@@ -347,14 +348,15 @@ class Config(Section):
     def identity(self, sections: Sequence[str]) -> dict[str, Any]:
         """What a result depends on: these sections without the batch sizes, and the seed. JSON-ready.
 
-        Local data files by their names alone: what is in them is compared by itself (fingerprints.py).
+        Local data files by their names alone, and models without their places: what is in the files is compared by
+        itself (fingerprints.py).
         """
         values = self.model_dump(mode="json")
         for section, key in (("reward", "micro_batch"), ("coarse", "micro_batch"), ("coarse", "sampling_batch")):
             del values[section][key]
         for source in (*values["data"]["preferences"], *values["data"]["prompts"]):
             source["path"] = source["path"].rsplit("/", 1)[-1] if source["path"].startswith("/") else source["path"]
-        return {**{section: values[section] for section in sections}, "run": {"seed": self.run.seed}}
+        return without_places({**{section: values[section] for section in sections}, "run": {"seed": self.run.seed}})
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load_config` reads back to an equal one."""
@@ -365,20 +367,36 @@ def load_config(source: str | Path | dict[str, Any] | None = None, overrides: Se
     """Read a configuration and apply dotted overrides.
 
     source: a YAML file, a mapping, or None for the defaults. overrides: `key=value`, the value in YAML.
-    Raises ConfigError naming the file and the key.
+    Raises ConfigError naming the file and the key, EmptyConfigError for a file that sets nothing.
 
     >>> load_config("configs/toy.yaml", ["coarse.updates=10"]).coarse.updates
     10
     """
     origin = str(source) if isinstance(source, str | Path) else "config"
     values = read_mapping(Path(source)) if isinstance(source, str | Path) else copy.deepcopy(source or {})
+    empty = isinstance(source, str | Path) and _sets_nothing(values)
     for override in overrides:
         apply_override(values, override)
     _refuse_unknown(Config, values, origin, "")
+    if empty:
+        raise _empty(Path(str(source)))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{origin}: {_explain(error)}") from None
+
+
+def _sets_nothing(values: Any) -> bool:
+    return isinstance(values, dict) and all(map(_sets_nothing, values.values()))
+
+
+def _empty(file: Path) -> EmptyConfigError:
+    got, run = f"'{file}' sets nothing", file.parent
+    if file.name == "config.yaml" and (run / "run.json").is_file():
+        remedy = f"give the file that the run was made from: `lite-c2f train CONFIG --run-dir {run}`"
+        return EmptyConfigError.because(got, "the configuration of the run", remedy)
+    remedy = "see configs/toy.yaml, or leave the file out and write `lite-c2f train KEY=VALUE ...`"
+    return EmptyConfigError.because(got, "sections such as model and data", remedy)
 
 
 def completed(before: Any, now: Any) -> Any:

@@ -94,6 +94,7 @@ def examine_run(run: Path) -> dict[str, Any]:
     from lite_c2f.config import load_config
     from lite_c2f.locks import owner
     from lite_c2f.manifest import STAGES, check_run, is_published, read_manifest
+    from lite_c2f.places import refuse_gone
     from lite_c2f.run_log import last_line
 
     if not (run / "run.json").is_file():
@@ -106,7 +107,9 @@ def examine_run(run: Path) -> dict[str, Any]:
         told += damaged
     found["comparison"] = "made" if (run / "evaluation" / "actors.json").is_file() else "not made"
     try:
-        check_run(run, load_config(run / "config.yaml"))
+        config = load_config(run / "config.yaml")
+        check_run(run, config)
+        refuse_gone(run, config, manifest["models"])
     except C2FError as error:
         told.append(str(error))
     worker, line = owner(run), last_line(run)

@@ -21,6 +21,10 @@ class ConfigError(C2FError):
     """A key or a value in a configuration is wrong."""
 
 
+class EmptyConfigError(ConfigError):
+    """A configuration file sets nothing: it was cut off, or never written."""
+
+
 class DataError(C2FError):
     """A dataset, a file or a row cannot be used."""
 

@@ -1,5 +1,6 @@
 """What a run reads, in short: enough to notice on a later day that a file is gone or no longer the same."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from lite_c2f.runs import hash_of
 
 SMALL = 64 * 2**20  # bytes; of larger files only both ends are read
 END = 2**20
+SUFFIXES = (".json", ".safetensors", ".model", ".jinja", ".txt")
+NUMBERED = re.compile(r"^(data\..*) \((\d+)\)$")
 
 
 def fingerprints(config: Config, models: ModelPair) -> dict[str, str]:
@@ -24,15 +27,27 @@ def fingerprints(config: Config, models: ModelPair) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for key in ("preferences", "prompts"):
-        found.update(_data(f"data.{key}", getattr(config.data, key)))
-    for name, folder in models._asdict().items():
-        files = sorted(
-            path
-            for path in Path(folder).glob("*")
-            if path.suffix in (".json", ".safetensors", ".model", ".jinja", ".txt")
-        )
-        found |= {f"model.{name}: {file.name}": fingerprint(file) for file in files}
-    return found
+        for name, value in _data(getattr(config.data, key)):
+            entry = f"data.{key}: {name}"
+            number = 1
+            while entry in found:  # files of one name, or folders of one hub dataset
+                number += 1
+                entry = f"data.{key}: {name} ({number})"
+            found[entry] = value
+    return found | fingerprints_of_models(models)
+
+
+def fingerprints_of_models(models: ModelPair) -> dict[str, str]:
+    """{"model.NAME: FILE": size and hash} of both models' files."""
+    return {
+        key: value for name, folder in models._asdict().items() for key, value in fingerprints_of(name, folder).items()
+    }
+
+
+def fingerprints_of(name: str, folder: str) -> dict[str, str]:
+    """{"model.NAME: FILE": size and hash} of the files of one model."""
+    files = sorted(path for path in Path(folder).glob("*") if path.suffix in SUFFIXES and path.is_file())
+    return {f"model.{name}: {file.name}": fingerprint(file) for file in files}
 
 
 def fingerprint(file: Path) -> str:
@@ -59,7 +74,7 @@ def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 def refuse_changes(run: Path, before: dict[str, str], now: dict[str, str], *, force: bool) -> list[str]:
     """Raise RunError naming the first input that is not what the run began with; with `force` return them all."""
-    told = changes(before, now)
+    told = changes(before, as_before(before, now))
     if told and not force:
         more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
         raise RunError.because(
@@ -70,12 +85,24 @@ def refuse_changes(run: Path, before: dict[str, str], now: dict[str, str], *, fo
     return told
 
 
-def _data(key: str, sources: Iterable[Source]) -> Iterable[tuple[str, str]]:
+def as_before(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """Fingerprints in the form of an earlier version, where that wrote `before`.
+
+    It had one entry for all data files of one name, that of the last file.
+    """
+    merged = dict(now)
+    for name in now:
+        if (numbered := NUMBERED.match(name)) and f"{numbered[1]} (2)" not in before and numbered[1] in before:
+            merged[numbered[1]] = merged.pop(name)  # in the order of the files: the last one stays
+    return merged
+
+
+def _data(sources: Iterable[Source]) -> Iterable[tuple[str, str]]:
     for source in sources:
         if source.path == TOY:
             continue
         files: list[Any] = local_files(source.path)
         if not files:
-            yield f"{key}: {source.path}", f"hub, revision {source.revision}"
+            yield source.path, f"hub, revision {source.revision}"
         for file in files:
-            yield f"{key}: {Path(file).name}", fingerprint(file)
+            yield Path(file).name, fingerprint(file)

@@ -2,6 +2,21 @@
 
 from typing import Any
 
+PLACES = ("base", "instruct", "base_revision", "instruct_revision")  # keys of `model`: where its files come from
+
+
+def without_places(identity: Any) -> Any:
+    """An identity, of this version or an earlier one, without the places of its models.
+
+    The files themselves are compared (fingerprints.py): the same files in another folder are the same model.
+
+    >>> without_places({"model": {"base": "/a", "stop": []}, "seed": 0})
+    {'model': {'stop': []}, 'seed': 0}
+    """
+    if not (isinstance(identity, dict) and isinstance(identity.get("model"), dict)):
+        return identity
+    return {**identity, "model": {key: value for key, value in identity["model"].items() if key not in PLACES}}
+
 
 def differences(before: Any, after: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, value before, value now) of every difference.

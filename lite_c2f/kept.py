@@ -5,21 +5,22 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lite_c2f.identity import without_places
 from lite_c2f.runs import cut_lines, read_lines
 
 
 class Kept:
     """Results by name in a .jsonl file; what was made from other inputs or settings is forgotten.
 
-    identity: what all results depend on, JSON-ready.
+    identity: what all results depend on, JSON-ready; where a model's files are is not compared, fingerprints are.
     """
 
     def __init__(self, file: Path, identity: Any) -> None:
-        self._file, self._identity = file, json.loads(json.dumps(identity))
+        self._file, self._identity = file, without_places(json.loads(json.dumps(identity)))
         self._found: dict[str, Any] = {}
         cut_lines(file, lambda _: True)  # a line that a kill left half-written
         lines = read_lines(file)
-        if lines and lines[0].get("identity") == self._identity:
+        if lines and without_places(lines[0].get("identity")) == self._identity:
             self._found = {line["name"]: line["value"] for line in lines[1:] if "name" in line}
 
     def get(self, name: str) -> Any:

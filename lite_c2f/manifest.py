@@ -1,5 +1,6 @@
 """What a run directory says of itself: which stages are published, with which settings, versions and times."""
 
+import contextlib
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,9 +12,10 @@ import torch
 import lite_c2f
 from lite_c2f import locks, ranks
 from lite_c2f.config import Config, completed, load_config
-from lite_c2f.errors import ConfigError, RunError
-from lite_c2f.identity import differences
+from lite_c2f.errors import ConfigError, EmptyConfigError, RunError
+from lite_c2f.identity import PLACES, differences, without_places
 from lite_c2f.inputs import ModelPair
+from lite_c2f.places import refuse_gone
 from lite_c2f.runs import read_json, write_json, write_text
 
 STAGES = ("reward", "coarse", "fine")
@@ -76,7 +78,8 @@ def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
         if is_published(run, stage):
             _require(run / FINISHED[stage], names)
     if saved.is_file():
-        load_config(saved)
+        with contextlib.suppress(EmptyConfigError):  # it is written anew; stages have settings of their own
+            load_config(saved)
     return [told for stage in STAGES if is_published(run, stage) for told in check_settings(run, stage, config, force)]
 
 
@@ -88,7 +91,7 @@ def is_leftover(path: Path) -> bool:
 def check_settings(run: Path, stage: str, config: Config, force: bool) -> list[str]:
     """Raise RunError unless a published stage was made with these settings; with `force` return what differs."""
     now = settings_now(stage, config)
-    found = differences(completed(settings_of(run, stage), now), now)
+    found = differences(completed(without_places(settings_of(run, stage)), now), now)
     if not found:
         return []
     told = "; ".join(f"{key}={then!r}, now {now!r}" for key, then, now in found[:4])
@@ -136,6 +139,19 @@ def check_processes(config: Config) -> None:
 def begun(run: Path) -> bool:
     """Is there anything in this run that was made from its inputs?"""
     return any(is_published(run, stage) for stage in STAGES) or any(run.glob("*/checkpoints/step-*"))
+
+
+def recorded(run: Path) -> tuple[Config | None, dict[str, str]]:
+    """Configuration and fingerprints of the inputs that a run began with; (None, {}) where it has not begun.
+
+    Without a configuration where the run's file is empty.
+    """
+    if not begun(run):
+        return None, {}
+    try:
+        return load_config(run / "config.yaml"), inputs_of(run)
+    except EmptyConfigError:
+        return None, inputs_of(run)
 
 
 def inputs_of(run: Path) -> dict[str, str]:
@@ -235,10 +251,9 @@ def open_run(run: str | Path) -> tuple[Config, ModelPair]:
         if not is_published(run, stage):
             raise RunError.because(f"'{run}' has no {stage} stage", "a finished run", "finish it with lite-c2f train")
     models = ModelPair(**read_manifest(run)["models"])
-    for name, folder in models._asdict().items():
-        if not Path(folder).is_dir():
-            raise RunError.because(f"{name} model of '{run}' is gone: '{folder}'", "its folder", "train again")
-    return load_config(run / "config.yaml"), models
+    config = load_config(run / "config.yaml")
+    refuse_gone(run, config, models._asdict())
+    return config, models
 
 
 def check_own(config: Config, made: Config) -> None:
@@ -252,4 +267,7 @@ def check_own(config: Config, made: Config) -> None:
         for name in sorted(type(before).model_fields.keys() - LOADED):
             then, today = getattr(before, name), getattr(now, name)
             if then != today:
-                raise ConfigError.because(f"{section}.{name}={today!r}", f"the run's {then!r}", "leave it out")
+                remedy = "leave it out"
+                if name in PLACES:
+                    remedy += f", or record where the same files are now: `lite-c2f train RUN {section}.{name}=NEW`"
+                raise ConfigError.because(f"{section}.{name}={today!r}", f"the run's {then!r}", remedy)

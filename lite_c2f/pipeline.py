@@ -12,7 +12,6 @@ import torch
 
 from lite_c2f import disk, ranks, run_log
 from lite_c2f.backbone.load import plan_here, plan_named
-from lite_c2f.backbone.model_kind import check_named
 from lite_c2f.batches import is_out_of_memory
 from lite_c2f.coarse.saves import check_before as check_coarse
 from lite_c2f.coarse.train import train_coarse as coarse_stage
@@ -41,13 +40,14 @@ from lite_c2f.inputs import (
 from lite_c2f.locks import locked
 from lite_c2f.manifest import (
     STAGES,
-    begun,
+    check_own,
     check_processes,
     check_run,
     check_stages,
-    inputs_of,
     is_published,
     open_run,
+    read_manifest,
+    recorded,
     save_config,
     save_manifest,
     save_settings,
@@ -55,6 +55,7 @@ from lite_c2f.manifest import (
 )
 from lite_c2f.memory import Plan, check, settle
 from lite_c2f.memory import as_json as plan_as_json
+from lite_c2f.places import check_places, record_base, unmoved
 from lite_c2f.reward.saves import Standing as RewardStanding
 from lite_c2f.reward.train import train_reward as reward_stage
 from lite_c2f.runs import check_tracker, read_json, start_tracker, write_json
@@ -115,9 +116,10 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     accepted = check_run(run, config, force=force)
     check_processes(config)
     check_tracker(config)
+    made, before = recorded(run)
+    check_places(run, config, made, before)  # folders; what a hub name stands for is known later
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
     todo = [stage for stage in stages if stage not in done]
-    check_named(config.model.base, config.model.instruct)
     check_kinds(config)
     check(plan_named(config), todo)  # from what is known of the name: before anything is read or downloaded
     check_checkpoints(config, run, done, todo, force=force)
@@ -131,17 +133,20 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
         check_context(config, models)
         check_stops(config, models)
     inputs = fingerprints(config, models)
-    if begun(run) and (before := inputs_of(run)):
-        accepted += refuse_changes(run, before, inputs, force=force)
+    moved = check_places(run, config, made, before, models)
+    if before:
+        accepted += refuse_changes(run, unmoved(before, moved), unmoved(inputs, moved), force=force)
     plan = plan_here(config, models.base)
     check(plan, todo)
     check_room(run, plan, done)
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
-    notes = [f"accepted: {text}" for text in accepted]
+    notes = [*moved.values(), *(f"accepted: {text}" for text in accepted)]
     notes += filter(None, [turn_end_note(config, models)])
     work = Work(settle(config, plan), config, models, corpus, plan, done, seconds, notes)
     if ranks.is_first():
         sweep_leftovers(run)
+        if before:
+            record_base(run, read_manifest(run)["models"]["base"], config, models)
         save_config(run, config)
         write_json(run / "plan.json", plan_as_json(plan))
         save_manifest(run, work.config, models, seconds, inputs)
@@ -283,9 +288,10 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     >>> evaluate("runs/toy", ["evaluation.prompts=500"])["actors"]["fine"]["reward"]
     """
     run = Path(run)
-    config, models = open_run(run)
-    config = load_config(config.model_dump(), overrides)
+    made, models = open_run(run)
+    config = load_config(made.model_dump(), overrides)
     check_run(run, config)
+    check_own(config, made)
     check_context(config, models)
     corpus = load_corpus(config)
     plan = plan_here(config, models.base)

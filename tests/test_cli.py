@@ -55,6 +55,10 @@ def test_plan_and_dry_run_need_no_weights(call, tmp_path):
     code, out, _ = call("train", CONFIG, "coarse.updates=7", "--run-dir", tmp_path / "new", "--dry-run")
     assert code == 0 and "updates: 7" in out and "stages: reward, coarse, fine" in out and "disk" in out
     assert not (tmp_path / "new").exists()
+    code, out, _ = call("train", "coarse.updates=7", "run.seed=3", "--dry-run")  # the defaults but for these
+    assert code == 0 and "updates: 7" in out and "seed: 3" in out and "base: toy" in out
+    code, out, _ = call("plan", "data.prompts=[a//b.jsonl]", "--vram", "24", "--json")
+    assert code == 0 and json.loads(out)["fits"] is True
 
 
 def jsonl(path: Path, *rows) -> Path:

@@ -80,8 +80,9 @@ def test_a_run_is_described(tmp_path):
 
 
 def test_a_run_that_was_killed_is_told_how_to_go_on(tmp_path):
-    (tmp_path / "run.json").write_text('{"models": {"base": "b", "instruct": "i"}, "seconds": {}}')
-    (tmp_path / "config.yaml").write_text("{}")
+    models = {"base": str(tmp_path), "instruct": str(tmp_path)}
+    (tmp_path / "run.json").write_text(json.dumps({"models": models, "seconds": {}}))
+    (tmp_path / "config.yaml").write_text("run: {seed: 0}")
     for end, state in (("coarse 3/8", True), ("interrupted", False), ("ended", False)):
         (tmp_path / "log.txt").write_text(f"2026-11-21 18:00:00,000 INFO lite_c2f.run: {end}\n")
         found = doctor.examine_run(tmp_path)

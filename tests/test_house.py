@@ -13,7 +13,7 @@ ORDER = (
     "errors", "views", "interrupts", "locks", "disk", "ranks", "run_log", "identity", "yaml_files", "config", "runs",
     "kept", "checkpoints",
     "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
-    "answers", "divergence", "inputs", "fingerprints",
+    "answers", "divergence", "inputs", "fingerprints", "places",
     "reward", "actors", "coarse", "fine", "evaluation", "manifest", "judging", "harness", "probing", "doctor",
     "telling", "following", "launching", "pipeline", "tuples", "overlap", "transcripts", "votes",
     "chat", "chat_terminal", "ui", "terminal", "exits", "cli",

@@ -145,14 +145,15 @@ def test_overrides_say_what_a_mapping_says(values, chooser):
 
 @examples(30)
 @given(values=configs, batches=st.tuples(*[st.integers(1, 99) | st.just("auto")] * 3))
-def test_identity_is_all_but_the_batch_sizes(values, batches):
+def test_identity_is_all_but_the_batch_sizes_and_the_places_of_models(values, batches):
+    places = ("model.base", "model.instruct", "model.base_revision", "model.instruct_revision")
     sizes = ("coarse.micro_batch", "coarse.sampling_batch", "reward.micro_batch")
     config = load_config(values)
     other = load_config(values, [f"{key}={value}" for key, value in zip(sizes, batches, strict=True)])
     assert other.identity(SECTIONS) == config.identity(SECTIONS)
     found = {name: value for name, value in config.identity(SECTIONS).items() if name != "run"}
     whole = dict(leaves(config.model_dump(mode="json", exclude={"run"})))
-    assert dict(leaves(found)) == {key: value for key, value in whole.items() if key not in sizes}
+    assert dict(leaves(found)) == {key: value for key, value in whole.items() if key not in (*sizes, *places)}
     assert config.identity(["lora"]) == {"lora": found["lora"], "run": {"seed": config.run.seed}}
 
 

@@ -1,5 +1,6 @@
 """The command `lite-c2f` itself, and what its subcommands share."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,38 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+SETTING = re.compile(r"[a-z_]+(\.\w+)*=")
+CONFIG = "A YAML file, such as configs/toy.yaml; a first KEY=VALUE instead changes the defaults."
+
+
+def _without_zero(name: str) -> str:
+    if "\0" in name:  # no file has one
+        raise typer.BadParameter("embedded null byte")
+    return name
+
+
+def config_and_overrides(config: str, overrides: list[str] | None) -> tuple[Path | None, list[str]]:
+    """The configuration file, None where the first word is a setting already, and all settings.
+
+    >>> config_and_overrides("run.seed=1", ["lora.r=4"])
+    (None, ['run.seed=1', 'lora.r=4'])
+    """
+    settings = list(overrides or [])
+    if SETTING.match(config) and not is_file(config):
+        return None, [config, *settings]
+    return Path(config), settings
+
+
+def is_file(name: str) -> bool:
+    """Is there such a file? Not under a name that no disk takes."""
+    try:
+        return Path(name).is_file()
+    except OSError:
+        return False
+
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG, callback=_without_zero)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
 
 

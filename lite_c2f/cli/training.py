@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lite_c2f import exits
-from lite_c2f.cli.root import Overrides, app
+from lite_c2f.cli.root import Config, Overrides, app, config_and_overrides
 from lite_c2f.toy import CONFIG as TOY_CONFIG
 
 
@@ -31,9 +31,7 @@ def demo(
 
 @app.command(epilog="Example: lite-c2f train configs/mistral-7b-24gb.yaml coarse.updates=300 --run-dir runs/m7b")
 def train(
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/toy.yaml, or a run to go on with.")
-    ],
+    config: Config,
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run directory (default: run.dir of the config).")] = None,
     stage: Annotated[Stage | None, typer.Option(help="Run this stage alone.")] = None,
@@ -45,17 +43,21 @@ def train(
     ] = False,
     dry_run: Annotated[bool, typer.Option(help="Print configuration, stages, sizes and disk; train nothing.")] = False,
 ) -> None:
-    """Train all stages, or one; what is already published is skipped."""
+    """Train all stages, or one; what is already published is skipped. CONFIG may be a run, to go on with it.
+
+    Of a run whose models were moved, `lite-c2f train RUN model.base=NEW` records where the same files are now.
+    """
     stages = [stage] if stage else list(Stage)
+    file, settings = config_and_overrides(config, overrides)
     if dry_run:
-        _dry_run(config, overrides or [], run_dir, stages)
+        _dry_run(file, settings, run_dir, stages)
     else:
-        _train(config, overrides or [], run_dir, stages, resume=resume, force=force)
+        _train(file, settings, run_dir, stages, resume=resume, force=force)
 
 
 @app.command(epilog="Example: lite-c2f plan configs/mistral-7b-24gb.yaml --vram 24")
 def plan(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    config: Config,
     overrides: Overrides = None,
     vram: Annotated[float | None, typer.Option(help="GPU memory in GiB, also of a card you do not have.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -65,7 +67,7 @@ def plan(
     from lite_c2f.backbone.model_kind import check_named, here, is_like_llama
     from lite_c2f.config import load_config
 
-    settings = load_config(config, overrides or [])
+    settings = load_config(*config_and_overrides(config, overrides))
     names = settings.model.base, settings.model.instruct
     check_named(*names)
     if not all(is_like_llama(folder) for folder in here(*names)):
@@ -107,12 +109,18 @@ def schema() -> None:
 
 
 def _train(
-    config: Path, overrides: list[str], run_dir: Path | None, stages: list[Stage], *, resume: bool, force: bool = False
+    config: Path | None,
+    overrides: list[str],
+    run_dir: Path | None,
+    stages: list[Stage],
+    *,
+    resume: bool,
+    force: bool = False,
 ) -> None:
     from lite_c2f.backbone.model_kind import check_named
     from lite_c2f.config import load_config
 
-    if (config / "config.yaml").is_file():  # a run directory: go on with it
+    if config is not None and (config / "config.yaml").is_file():  # a run directory: go on with it
         config, run_dir = config / "config.yaml", run_dir or config
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
     check_named(settings.model.base, settings.model.instruct)
@@ -137,7 +145,7 @@ def _plan(settings: Any) -> Any:
     return plan_named(settings)
 
 
-def _dry_run(config: Path, overrides: list[str], run_dir: Path | None, stages: list[Stage]) -> None:
+def _dry_run(config: Path | None, overrides: list[str], run_dir: Path | None, stages: list[Stage]) -> None:
     from lite_c2f.backbone.model_kind import check_named
     from lite_c2f.config import load_config
     from lite_c2f.memory import explain

@@ -272,10 +272,18 @@ def named(runs: Sequence[Path]) -> dict[str, Path]:
 
 def differences(names: dict[str, Path]) -> Table:
     """Settings in which runs differ, a row a key."""
-    flat = {name: flattened(yaml.safe_load((run / "config.yaml").read_text("utf-8"))) for name, run in names.items()}
+    flat = {name: settings_of(run) for name, run in names.items()}
     keys = sorted({key for settings in flat.values() for key in settings})
     rows = {key: [str(settings.get(key, "")) for settings in flat.values()] for key in keys}
     return Table("setting", list(names), {key: row for key, row in rows.items() if len(set(row)) > 1})
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """{"a.b": value} of a run's configuration. Raises RunError naming a file that is damaged or empty."""
+    file = run / "config.yaml"
+    settings: dict[str, Any] = {}
+    part(file, lambda: settings.update(flattened(yaml.safe_load(file.read_text("utf-8")))) or [])
+    return settings
 
 
 def flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

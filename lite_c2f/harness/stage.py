@@ -12,7 +12,7 @@ from lite_c2f.batches import BatchSize, free
 from lite_c2f.config import Config, load_config, settled
 from lite_c2f.errors import ConfigError
 from lite_c2f.evaluation.compare import made_of
-from lite_c2f.fingerprints import fingerprints
+from lite_c2f.fingerprints import fingerprints_of_models
 from lite_c2f.harness.names import ACTORS, check_actors, source_of
 from lite_c2f.harness.scores import Measured, group_table, table_of
 from lite_c2f.harness.tasks import SEED, Asked, How, check_answers_fit, depends_on, load_tasks, need_harness
@@ -111,8 +111,8 @@ def context_of(models: ModelPair) -> int:
 
 def identity_of(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
     """What every figure depends on, whatever the task and however they are loaded: the actors."""
-    of_models = {name: told for name, told in fingerprints(config, models).items() if name.startswith("model.")}
-    return {"model": config.model.model_dump(mode="json", exclude=LOADED), "made_of": made_of(run)} | of_models
+    actors = {"model": config.model.model_dump(mode="json", exclude=LOADED), "made_of": made_of(run)}
+    return actors | fingerprints_of_models(models)
 
 
 def measure_all(

@@ -1,14 +1,17 @@
 """Questions, answers and a judge: who is better, by category."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from lite_c2f.answers import standard_error
+from lite_c2f.errors import ModelError
 from lite_c2f.judging.judges import Judge, in_parts
 from lite_c2f.judging.prompts import Message, pairwise, single
 from lite_c2f.judging.questions import Question
+from lite_c2f.judging.replies import KEY, Refusal
 from lite_c2f.judging.speak import Said
 from lite_c2f.judging.verdicts import read_grade, read_verdict
 from lite_c2f.kept import Kept
@@ -19,6 +22,9 @@ RULE = (
 )
 
 
+FIRST = 8  # tasks; two orders of four questions
+
+
 class Task(NamedTuple):
     """One thing to ask the judge."""
 
@@ -26,21 +32,52 @@ class Task(NamedTuple):
     messages: list[Message]
 
 
-def ask(judge: Judge, tasks: Sequence[Task], kept: Path, progress: Callable[[int], None]) -> dict[str, str]:
-    """The judge's text for every task, by name. kept: a file of those that are done, until the caller removes it."""
-    before = Kept(kept, {"judge": judge.name, "tasks": [[task.name, task.messages] for task in tasks]})
-    told = {task.name: text for task in tasks if (text := before.get(task.name)) is not None}
-    open_ones = [task for task in tasks if task.name not in told]
-    progress(len(told))
+class Judgments(NamedTuple):
+    """What a judge made of its tasks, by name."""
 
-    def done(first: int, texts: list[str]) -> None:
-        for task, text in zip(open_ones[first:], texts, strict=False):
-            before.put(task.name, text)
-            told[task.name] = text
-        progress(len(told))
+    texts: dict[str, str]  # of all tasks; "" where it was refused
+    refusals: dict[str, str]  # the server's sentence
+
+
+def ask(judge: Judge, tasks: Sequence[Task], kept: Path, progress: Callable[[int], None]) -> Judgments:
+    """The judge's text for every task. kept: a file of those that are done, until the caller removes it.
+
+    Raises ModelError where the first tasks are all refused: then it is not for what is asked in one of them.
+    """
+    before = Kept(kept, {"judge": judge.name, "tasks": [[task.name, task.messages] for task in tasks]})
+    values = {task.name: value for task in tasks if (value := before.get(task.name)) is not None}
+    open_ones = [task for task in tasks if task.name not in values]
+    held: dict[str, Refusal] = {}  # not kept before one task is judged
+    progress(len(values))
+
+    def done(first: int, replies: Sequence[str | Refusal]) -> None:
+        results = dict(held) | {task.name: reply for task, reply in zip(open_ones[first:], replies, strict=False)}
+        refusals = {name: reply for name, reply in results.items() if isinstance(reply, Refusal)}
+        if not values and len(refusals) == len(results):
+            held.update(refusals)
+            if len(held) >= min(FIRST, len(open_ones)):
+                raise _all_refused(judge, list(held.values()))
+            return
+        held.clear()
+        for name, reply in results.items():
+            values[name] = {"refused": reply.sentence} if isinstance(reply, Refusal) else reply
+            before.put(name, values[name])
+        progress(len(values))
 
     in_parts(judge, [task.messages for task in open_ones], done)
-    return told
+    refusals = {name: value["refused"] for name, value in values.items() if isinstance(value, dict)}
+    return Judgments(values | dict.fromkeys(refusals, ""), refusals)
+
+
+def most_common(refusals: Iterable[str]) -> str:
+    """The sentence that was given most often."""
+    return Counter(refusals).most_common(1)[0][0]
+
+
+def _all_refused(judge: Judge, refusals: Sequence[Refusal]) -> ModelError:
+    sentence = most_common(refusal.sentence for refusal in refusals)
+    got = f"judge {judge.name}: all of the first {len(refusals)} questions were refused: {sentence}"
+    return ModelError.because(got, "judgments", f"check --url, --judge and {KEY}, or take another judge")
 
 
 def pair_tasks(questions: Sequence[Question], said: Said, left: str, right: str) -> list[Task]:

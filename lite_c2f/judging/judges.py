@@ -1,7 +1,9 @@
 """Who judges: a local Hugging Face model, or any server that speaks OpenAI's chat protocol."""
 
+import http.client
 import json
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -13,8 +15,19 @@ from urllib.parse import urlsplit
 from lite_c2f.config import Config
 from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.judging.prompts import Message
+from lite_c2f.judging.replies import (
+    ADAPTED,
+    KEY,
+    ONE_QUESTION,
+    Form,
+    Refusal,
+    adapted,
+    read_error,
+    read_reply,
+    request_body,
+    status_within,
+)
 
-KEY = "LITE_C2F_JUDGE_KEY"  # environment variable; never written anywhere
 TRIES, PAUSE = 4, 2.0  # seconds before the second try, doubled for each further one
 AGAIN = {408, 409, 429, 500, 502, 503, 504}  # answers of a server that is busy
 
@@ -25,14 +38,20 @@ class Judge(Protocol):
     name: str
     at_once: int  # how many conversations it likes to get together
 
-    def __call__(self, conversations: Sequence[list[Message]]) -> list[str]: ...
+    @property
+    def adapted(self) -> list[str]:
+        """Sentences on how it is asked otherwise than usual."""
+        ...
+
+    def __call__(self, conversations: Sequence[list[Message]]) -> Sequence[str | Refusal]: ...
 
 
 class Endpoint:
     """A chat server at `URL/chat/completions`; greedy, several requests at a time, busy answers tried again.
 
-    url: such as http://127.0.0.1:8000/v1. The key, if one is needed, comes from LITE_C2F_JUDGE_KEY. Raises ConfigError
-    for an address that is none, ModelError when the server does not answer as it should.
+    url: such as http://127.0.0.1:8000/v1. The key, if one is needed, comes from LITE_C2F_JUDGE_KEY. A question that the
+    server does not answer gives a Refusal; a setting that it does not take is left out from then on (replies.Form).
+    Raises ConfigError for an address that is none, ModelError where no question would be answered.
     """
 
     def __init__(self, url: str, model: str, max_tokens: int = 512, at_once: int = 8, patience: float = 120.0) -> None:
@@ -42,33 +61,63 @@ class Endpoint:
         self.name, self.at_once = f"{model} at {parts.hostname}", at_once
         self._address, self._model = f"{url.rstrip('/')}/chat/completions", model
         self._max_tokens, self._patience = max_tokens, patience
+        self._form, self._lock = Form(), threading.Lock()
 
-    def __call__(self, conversations: Sequence[list[Message]]) -> list[str]:
+    @property
+    def adapted(self) -> list[str]:
+        """What this server is asked otherwise than OpenAI's would be."""
+        return [sentence for name, sentence in ADAPTED.items() if getattr(self._form, name) != getattr(Form(), name)]
+
+    def __call__(self, conversations: Sequence[list[Message]]) -> list[str | Refusal]:
         with ThreadPoolExecutor(self.at_once) as pool:
             return list(pool.map(self._ask, conversations))
 
-    def _ask(self, messages: list[Message]) -> str:
-        body = {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": self._max_tokens}
+    def _ask(self, messages: list[Message]) -> str | Refusal:
+        tries = 0
+        while True:
+            form = self._form
+            try:
+                status, content = self._post(request_body(form, self._model, messages, self._max_tokens))
+            except (OSError, http.client.HTTPException) as failure:  # time-outs too
+                reason, again = str(getattr(failure, "reason", failure)), True
+            else:
+                if status == 200:
+                    status = status_within(content) or 200
+                if status == 200:
+                    return self._read(content)
+                error = read_error(content)
+                if change := adapted(form, status, error):
+                    with self._lock:
+                        self._form = self._form._replace(**change)
+                    continue
+                reason, again = f"HTTP {status}" + (f": {error.message}" if error.message else ""), status in AGAIN
+                if status in ONE_QUESTION or (error.is_filter and not again):
+                    return Refusal(reason)
+            tries += 1
+            if not again or tries == TRIES:
+                raise self._error(reason)
+            time.sleep(PAUSE * 2 ** (tries - 1))
+
+    def _post(self, body: dict[str, Any]) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self._address, json.dumps(body).encode(), headers)
-        for attempt in range(TRIES):
-            try:
-                with _opener().open(request, timeout=self._patience) as answer:
-                    return _content(json.loads(answer.read()))
-            except urllib.error.HTTPError as error:
-                reason = f"HTTP {error.code}"
-                if error.code not in AGAIN:
-                    break
-            except (OSError, TimeoutError) as error:
-                reason = str(getattr(error, "reason", error))
-            except (ValueError, KeyError, TypeError, IndexError):
-                reason = "an answer in another form than OpenAI's"
-                break
-            if attempt + 1 < TRIES:
-                time.sleep(PAUSE * 2**attempt)
-        raise ModelError.because(
+        try:
+            with _opener().open(request, timeout=self._patience) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+
+    def _read(self, content: bytes) -> str | Refusal:
+        try:
+            return read_reply(content)
+        except ValueError:
+            raise self._error("an answer in another form than OpenAI's") from None
+
+    def _error(self, reason: str) -> ModelError:
+        return ModelError.because(
             f"judge {self.name}: {reason}", "a chat server with that model", f"check --url, --judge and {KEY}"
         )
 
@@ -92,6 +141,7 @@ class Local:
         self.name, self.at_once = model, at_once
         self._max_tokens = max_tokens
         self._model = Instruct(room, model)
+        self.adapted: list[str] = []
 
     def __call__(self, conversations: Sequence[list[Message]]) -> list[str]:
         from lite_c2f.data.encode import encode_chat
@@ -109,19 +159,12 @@ class Local:
         return [f"<think>{answer.text}" if thinks else answer.text for answer in said]
 
 
-def in_parts(judge: Judge, conversations: Sequence[list[Message]], done: Callable[[int, list[str]], None]) -> None:
-    """Ask a judge part by part; done(first, texts) is called after each, so that nothing is lost when it is stopped."""
+def in_parts(
+    judge: Judge, conversations: Sequence[list[Message]], done: Callable[[int, Sequence[str | Refusal]], None]
+) -> None:
+    """Ask a judge part by part; done(first, replies) is called after each, so that a stop loses none of them."""
     for first in range(0, len(conversations), judge.at_once):
         done(first, judge(conversations[first : first + judge.at_once]))
-
-
-def _content(answer: Any) -> str:
-    text = answer["choices"][0]["message"]["content"]
-    if text is None and answer["choices"][0].get("finish_reason") == "length":
-        return ""  # cut off within its reasoning, which such servers send apart: a judgment that cannot be read
-    if not isinstance(text, str):
-        raise TypeError("no text")
-    return text
 
 
 def _opener() -> urllib.request.OpenerDirector:

@@ -11,6 +11,7 @@ from lite_c2f.batches import BatchSize, free
 from lite_c2f.config import Config, settled
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
+from lite_c2f.fingerprints import fingerprints_of_models
 from lite_c2f.inputs import ModelPair
 from lite_c2f.judging.questions import Question
 from lite_c2f.kept import Kept
@@ -37,7 +38,8 @@ def answer_all(
     """
     room = with_room(config, models)
     files = [run / stage / "adapter" / "adapter_model.safetensors" for stage in ("reward", "coarse")]
-    identity = {"files": [hash_of(file) for file in (*files, run / "fine" / "merge.json")]}
+    hashes = [hash_of(file) for file in (*files, run / "fine" / "merge.json")]
+    identity = {"files": hashes, "models": fingerprints_of_models(models)}
     asked = [[question.number, *question.turns] for question in questions]
     before = Kept(kept, identity | room.identity(("model", "data", "evaluation")) | {"asked": asked})
     said: Said = {}

@@ -1,6 +1,6 @@
 """A finished run before a judge: who answers best, and in which category."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from lite_c2f.backbone.load import plan_here
 from lite_c2f.config import Config, load_config
 from lite_c2f.errors import ConfigError
 from lite_c2f.evaluation.metrics import said_before
-from lite_c2f.judging.contest import RULE, ask, grade_table, grade_tasks, pair_table, pair_tasks
+from lite_c2f.judging.contest import RULE, ask, grade_table, grade_tasks, most_common, pair_table, pair_tasks
 from lite_c2f.judging.judges import Judge
 from lite_c2f.judging.questions import load_questions
 from lite_c2f.judging.speak import answer_all, check_actors
@@ -69,8 +69,9 @@ def judge(
         tasks = tasks or grade_tasks(asked, said, names)
         judging = make_judge(config)
         view.stage("judgments", len(tasks), "judgments")
-        told = ask(judging, tasks, judged_file, lambda done: view.step(done, {}))
+        told, refusals = ask(judging, tasks, judged_file, lambda done: view.step(done, {}))
         found: dict[str, Any] = {"judge": judging.name, "questions": len(asked), "mode": mode}
+        found |= {"refused": len(refusals), "adapted": judging.adapted}
         found["repeated_across_turns"] = {name: repeated_across_turns(said[name]) for name in names}
         if pairs:
             tables = {f"{left} over {right}": pair_table(asked, told, left, right) for left, right in pairs}
@@ -81,11 +82,24 @@ def judge(
             {**question._asdict(), "answers": {name: said[name][place] for name in names}}
             for place, question in enumerate(asked)
         ]
-        unread = sum(read(text) is None for text in told.values())
-        if unread:
-            example = " ".join(next(text for text in told.values() if read(text) is None).split())[:80]
-            view.note(f"{unread} of {len(told)} judgments could not be read; one began: {example!r}")
-        write_json(folder / f"judge-{mode}.json", found | {"rows": rows, "judgments": told})
+        for note in notes_on(told, refusals, judging.adapted, read):
+            view.note(note)
+        write_json(folder / f"judge-{mode}.json", found | {"rows": rows, "judgments": told, "refusals": refusals})
         answers_file.unlink(missing_ok=True)
         judged_file.unlink(missing_ok=True)
     return found
+
+
+def notes_on(
+    texts: Mapping[str, str], refusals: Mapping[str, str], adapted: Sequence[str], read: Callable[[str], Any]
+) -> list[str]:
+    """What to say of how the judge was asked, of judgments that were refused, and of those that cannot be read."""
+    notes = [f"the judge: {sentence}" for sentence in adapted]
+    if refusals:
+        sentence = most_common(refusals.values())
+        notes.append(f"{len(refusals)} of {len(texts)} judgments were refused and count as unread: {sentence}")
+    unread = [text for name, text in texts.items() if name not in refusals and read(text) is None]
+    if unread:
+        example = " ".join(unread[0].split())[:80]
+        notes.append(f"{len(unread)} of {len(texts)} judgments could not be read; one began: {example!r}")
+    return notes

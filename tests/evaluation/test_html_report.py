@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lite_c2f.errors import RunError
 from lite_c2f.evaluation.page import Answers, Chart, Code, Heading, Table, Text, as_html, as_markdown, cells
-from lite_c2f.evaluation.report import flattened, of_sources
+from lite_c2f.evaluation.report import differences, flattened, of_sources
 from lite_c2f.evaluation.spans import marked, repeated_spans
 from lite_c2f.runs import write_json
 
@@ -86,6 +87,15 @@ def browser():
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+def test_settings_that_differ_and_a_configuration_that_is_empty(tmp_path):
+    for name, text in (("a", "lora: {r: 4, alpha: 8}"), ("b", "lora: {r: 8, alpha: 8}"), ("c", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+    assert differences({name: tmp_path / name for name in "ab"}).rows == {"lora.r": ["4", "8"]}
+    with pytest.raises(RunError, match=r"c/config\.yaml"):
+        differences({name: tmp_path / name for name in "abc"})
 
 
 @pytest.mark.slow

@@ -137,6 +137,11 @@ def place(tmp_path, pico):
 # A configuration file, given to all commands that read one.
 
 CONFIGS = {
+    "empty": (b"", "'c.yaml' sets nothing", "lite-c2f train KEY=VALUE"),
+    "comments alone": ("# model:\n#   base: b\n", "'c.yaml' sets nothing"),
+    "an empty mapping": ("{}", "'c.yaml' sets nothing"),
+    "an empty document": ("---\n", "'c.yaml' sets nothing"),
+    "empty sections": ("model: {}\ncoarse: {length: {}}\n", "'c.yaml' sets nothing"),
     "unknown section": ("trainer: {}", "unknown key 'trainer'", "one of model, data"),
     "unknown key": ("reward: {learning_rate: 1}", "'reward.learning_rate'"),
     "key misspelt": ("lora: {rank: 8, alhpa: 3}", "unknown key 'lora.rank'"),
@@ -226,7 +231,7 @@ def test_config_file(refused, place, case):
     place.file("c.yaml", content)
     refused(["plan", "c.yaml"], *words)
     refused(["train", "c.yaml", "--run-dir", "new"], *words)
-    refused(["train", "c.yaml", "--dry-run"], *words)
+    refused(["train", "c.yaml", "hardware.gradient_checkpointing=true", "--dry-run"], *words)
 
 
 # Command lines that need no input but the toy configuration.
@@ -605,6 +610,7 @@ RUNS = {
     "no fine stage": (READERS, lose("fine"), "no fine stage"),
     "config.yaml is gone": (READERS, lose("config.yaml"), "config.yaml"),
     "config.yaml is damaged": (READERS, put("config.yaml", "coarse: {"), "config.yaml", "not YAML"),
+    "config.yaml is empty": (READERS, put("config.yaml", ""), "run/config.yaml", "train CONFIG --run-dir run`"),
     "config.yaml of tomorrow": (READERS, put("config.yaml", "tomorrow: 1"), "config.yaml", "'tomorrow'"),
     "merge.json is gone": (("chat", "app"), lose("fine/merge.json"), "merge.json"),
     "merge.json is damaged": (("chat", "app"), put("fine/merge.json", "{oops"), "merge.json", "not JSON"),

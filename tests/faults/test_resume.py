@@ -189,6 +189,36 @@ def test_changed_inputs_are_refused_with_the_difference_and_can_be_forced(tmp_pa
     assert "already published" in finish(run, f"data.preferences=[toy,{moved}]", "--stage", "reward")
 
 
+@pytest.mark.parametrize("stage", ["reward", "coarse"])
+@pytest.mark.filterwarnings("ignore")  # of libraries that load an adapter
+def test_a_stage_goes_on_after_its_models_were_moved(rewarded, whole, toy_models, tmp_path, stage):
+    """From the toy pair's own place to a copy, which is renamed while the stage is stopped: the same result."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for name in ("base", "instruct"):
+        shutil.copytree(getattr(toy_models, name), first / name)
+
+    def at(place):
+        return [f"model.base={place / 'base'}", f"model.instruct={place / 'instruct'}", "--stage", stage]
+
+    if stage == "reward":
+        shutil.rmtree(rewarded / "reward")
+        (rewarded / "metrics.jsonl").unlink()
+    code, _ = stopped(rewarded, signal.SIGINT, stage, 3, *at(first))
+    assert code == 130
+    first.rename(second)
+    gone = train(rewarded, *at(first))
+    assert gone.wait() == 2
+    assert f"lite-c2f train {rewarded} model.base=NEW_BASE model.instruct=NEW_INSTRUCT`" in gone.said()
+    said = finish(rewarded, *at(second))
+    assert "going on after" in said and f"model.base: '{second / 'base'}' holds the same files" in said
+    same(rewarded, whole, stage)
+    if stage == "reward":
+        from peft import AutoPeftModelForSequenceClassification
+
+        model = AutoPeftModelForSequenceClassification.from_pretrained(rewarded / "reward" / "adapter", num_labels=1)
+        assert model.get_base_model().name_or_path == str(second / "base")
+
+
 def test_a_missing_input_is_named(tmp_path, whole):
     data = tmp_path / "mine.jsonl"
     data.write_text('{"prompt": "why ?", "chosen": "because of it .", "rejected": "no"}\n' * 3)

@@ -11,12 +11,13 @@ from lite_c2f.answers import Answer
 from lite_c2f.errors import ConfigError, DataError, ModelError
 from lite_c2f.evaluation.extras import across_turns
 from lite_c2f.judging.contest import Task, ask, grade_table, grade_tasks, outcome, pair_table, pair_tasks
-from lite_c2f.judging.judges import KEY, Endpoint
+from lite_c2f.judging.judges import Endpoint
 from lite_c2f.judging.prompts import SYSTEM, pairwise, single
 from lite_c2f.judging.questions import Question, load_questions, spread
+from lite_c2f.judging.replies import ADAPTED, KEY, Refusal
 from lite_c2f.judging.speak import check_actors, converse
-from lite_c2f.judging.stage import repeated_across_turns
-from lite_c2f.judging.verdicts import read_verdict
+from lite_c2f.judging.stage import notes_on, repeated_across_turns
+from lite_c2f.judging.verdicts import read_grade, read_verdict
 
 MT_BENCH = Path(__file__).parents[3] / "shared" / "data" / "mt-bench"
 ONE = Question("1", "math", ("What is 2 + 3?", "And doubled?"), ("5", "10"))
@@ -160,12 +161,13 @@ class Server:
 
     def __init__(self):
         outer, self.heard, self.answers = self, [], []
+        self.reply = lambda body: (200, self.say(body))
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.heard.append((self.path, self.headers.get("Authorization"), body))
-                code, content = outer.answers.pop(0) if outer.answers else (200, outer.say(body))
+                code, content = outer.answers.pop(0) if outer.answers else outer.reply(body)
                 self.send_response(code)
                 if code == 302:
                     self.send_header("Location", "http://127.0.0.1:9/stolen")
@@ -176,7 +178,7 @@ class Server:
                 pass
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1/"
 
     @staticmethod
@@ -225,9 +227,19 @@ def test_a_busy_server_is_asked_again(server):
         ((401, {}), "HTTP 401", 1),
         ((302, {}), "HTTP 302", 1),  # a key does not follow a redirect
         ((200, {"error": "no"}), "another form", 1),
-        ((200, {"choices": [{"message": {"content": None}}]}), "another form", 1),
+        ((200, {"error": {"code": 401, "message": "No auth"}}), "HTTP 401: No auth", 1),
+        ((200, {"choices": [{"message": {"content": 5}}]}), "another form", 1),
         ((200, b"<html>"), "another form", 1),
         ((500, {}), "HTTP 500", 4),
+        (
+            (404, {"object": "error", "message": "The model `m` does not exist.", "code": 404}),
+            "404: The model `m` doe",
+            1,
+        ),
+        ((404, {"error": "model 'm' not found"}), "HTTP 404: model 'm' not found", 1),
+        ((404, {"detail": "Not Found"}), "HTTP 404: Not Found", 1),
+        ((403, {"error": {"message": "You exceeded your quota"}}), "HTTP 403: You exceeded", 1),
+        ((403, b"no JSON"), "HTTP 403", 1),
     ],
 )
 def test_a_server_that_will_not_is_told_in_one_line(server, answer, words, requests):
@@ -240,6 +252,185 @@ def test_a_server_that_will_not_is_told_in_one_line(server, answer, words, reque
 def test_an_answer_cut_off_within_its_reasoning_is_unread_and_stops_nothing(server):
     server.answers = [(200, {"choices": [{"message": {"content": None}, "finish_reason": "length"}]})]
     assert Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])]) == [""]
+
+
+FILTER = "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."
+AZURE = {"message": FILTER, "type": None, "param": "prompt", "code": "content_filter", "status": 400}
+AZURE["innererror"] = {"code": "ResponsibleAIPolicyViolation"}
+LONG = "This model's maximum context length is 100 tokens, and max_tokens or max_completion_tokens is too large: 512."
+
+
+def choice(content=None, ended="stop", **message):
+    return 200, {"choices": [{"message": {"content": content, **message}, "finish_reason": ended}]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (choice(), "an answer without text, finish_reason: stop"),
+        (choice(refusal="I can't help\nwith that."), "I can't help with that."),
+        (choice("VERDICT: A", "content_filter"), "finish_reason: content_filter"),
+        (choice(ended="content_filter"), "finish_reason: content_filter"),
+        ((200, {"choices": []}), "no choice in its answer"),
+        ((200, {"error": {"code": 400, "message": "Provider returned error"}}), "HTTP 400: Provider returned error"),
+        ((400, {"error": AZURE}), f"HTTP 400: {FILTER}"),
+        ((400, {"object": "error", "message": LONG, "type": "BadRequestError", "param": None, "code": 400}), LONG),
+        (
+            (403, {"error": {"code": 403, "message": "Your input was flagged", "metadata": {}}}),
+            "Your input was flagged",
+        ),
+        ((413, b"<html>too large</html>"), "HTTP 413"),
+        ((422, {"detail": [{"loc": ["body", "messages"], "msg": "bad \x1b[31mtext", "input": "x"}]}), "bad [31mtext"),
+        ((400, {"error": {"message": "our systems found a system prompt that is flagged, not allowed"}}), "is flagged"),
+    ],
+)
+def test_one_question_that_is_refused_costs_that_question_alone(server, tmp_path, answer, sentence):
+    """The third of ten; the sentence is kept, and what goes on after a stop does not ask it again."""
+    server.reply = lambda body: answer if "about 2" in body["messages"][-1]["content"] else (200, server.say(body))
+    tasks = [Task(f"t{number}", single(TWO, [f"about {number}"], 0)) for number in range(10)]
+    for asked in (10, 0):
+        server.heard.clear()
+        found = ask(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
+        assert len(server.heard) == asked and list(found.refusals) == ["t2"] and sentence in found.refusals["t2"]
+        assert list(map(read_grade, found.texts.values())) == [None if n == 2 else 6.0 for n in range(10)]
+    assert server.heard == [] and all(read_verdict(found.texts[f"t{n}"]) for n in (0, 1, 3, 9))
+    notes = notes_on(found.texts, found.refusals, [], read_grade)
+    assert len(notes) == 1 and notes[0].startswith("1 of 10 judgments were refused") and sentence in notes[0]
+
+
+@pytest.mark.parametrize(("count", "requests"), [(3, 3), (40, 8)])
+def test_where_every_question_is_refused_the_first_ones_say_so(server, tmp_path, count, requests):
+    """At once, with the server's sentence that was heard most often; nothing is kept of them."""
+    server.reply = lambda body: (400, {"error": {"message": "API key not valid", "code": 400}})
+    server.answers = [choice()]
+    tasks = [Task(f"t{number}", pairwise(TWO, [f"{number}"], ["y"])) for number in range(count)]
+    words = rf"all of the first {requests} questions were refused: HTTP 400: API key not valid; .*check --url"
+    with pytest.raises(ModelError, match=words):
+        ask(Endpoint(server.url, "m", at_once=2), tasks, tmp_path / "kept.jsonl", lambda done: None)
+    assert len(server.heard) == requests and not (tmp_path / "kept.jsonl").exists()
+    server.reply = lambda body: (200, server.say(body))
+    found = ask(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
+    assert found.refusals == {} and len(found.texts) == count
+
+
+def test_what_is_left_after_a_stop_may_all_be_refused(server, tmp_path):
+    """Others were judged before: it is for what is asked in these."""
+    tasks = [Task(f"t{number}", pairwise(TWO, [f"{number}"], ["y"])) for number in range(9)]
+    server.reply = lambda body: (500, {}) if "\n8\n" in body["messages"][-1]["content"] else (200, server.say(body))
+    with pytest.raises(ModelError, match="HTTP 500"):
+        ask(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
+    server.heard.clear()
+    server.reply = lambda body: (400, {"message": "no"})
+    found = ask(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
+    assert len(server.heard) == 1 and found.refusals == {"t8": "HTTP 400: no"} and len(found.texts) == 9
+
+
+def test_the_key_is_not_in_a_servers_sentence(server, monkeypatch):
+    monkeypatch.setenv(KEY, "sk-secret")
+    server.answers = [(401, {"error": {"message": "Incorrect API key provided: sk-secret."}})]
+    with pytest.raises(ModelError, match=r"HTTP 401: Incorrect API key provided: \*\*\*\.") as caught:
+        Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])
+    assert "sk-secret" not in str(caught.value)
+
+
+def openai_error(message, param, code):
+    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+
+
+USE = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+ROLE = "Unsupported value: 'messages[0].role' does not support 'system' with this model."
+ONLY_1 = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported."
+
+
+def has_system(body):
+    return body["messages"][0]["role"] == "system"
+
+
+PICKY = {  # what a server does not take of a request, its error, and what is asked in its place
+    "OpenAI max_tokens": ("max_tokens", 400, openai_error(USE, "max_tokens", "unsupported_parameter"), "limit"),
+    "FastAPI max_tokens": (
+        "max_tokens",
+        422,
+        {
+            "detail": [
+                {"type": "extra_forbidden", "loc": ["body", "max_tokens"], "msg": "Extra inputs are not permitted"}
+            ]
+        },
+        "limit",
+    ),
+    "OpenAI temperature": ("temperature", 400, openai_error(ONLY_1, "temperature", "unsupported_value"), "greedy"),
+    "TGI temperature": (
+        "temperature",
+        422,
+        {"error": "Input validation error: `temperature` must be positive"},
+        "greedy",
+    ),
+    "OpenAI role": (has_system, 400, openai_error(ROLE, "messages[0].role", "unsupported_value"), "system"),
+    "vLLM, Gemma": (
+        has_system,
+        400,
+        {"object": "error", "message": "System role not supported", "type": "BadRequestError", "code": 400},
+        "system",
+    ),
+    "llama.cpp, Gemma": (
+        has_system,
+        500,
+        {"error": {"code": 500, "message": "Jinja Exception: System role not supported", "type": "server_error"}},
+        "system",
+    ),
+    "vLLM, Mistral": (
+        has_system,
+        400,
+        {"error": {"message": "Conversation roles must alternate user/assistant/user/assistant/...", "code": 400}},
+        "system",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PICKY)
+def test_a_setting_that_a_server_does_not_take_is_left_out_from_then_on(server, case):
+    key, code, error, name = PICKY[case]
+    refuses = key if callable(key) else lambda body: key in body
+    server.reply = lambda body: (code, error) if refuses(body) else (200, server.say(body))
+    judge, conversation = (
+        Endpoint(server.url, "m", max_tokens=99, at_once=1),
+        pairwise(TWO, ["short"], ["a longer one"]),
+    )
+    assert judge.adapted == [] and [read_verdict(text) for text in judge([conversation] * 3)] == ["A"] * 3
+    bodies = [body for _, _, body in server.heard]
+    assert list(map(refuses, bodies)) == [True, False, False, False]
+    first, last = bodies[0], bodies[-1]
+    if name == "system":
+        assert last == first | {"messages": [{"role": "user", "content": f"{SYSTEM}\n\n{conversation[1]['content']}"}]}
+    elif name == "limit":
+        assert last == {k: v for k, v in first.items() if k != "max_tokens"} | {"max_completion_tokens": 4096}
+    else:
+        assert last == {k: v for k, v in first.items() if k != "temperature"}
+    assert judge.adapted == [ADAPTED[name]] and notes_on({}, {}, judge.adapted, read_verdict) != []
+
+
+def test_a_server_that_takes_none_of_them_is_asked_without_all(server):
+    """Several questions at once, as a reasoning model of OpenAI's of 2024 answered."""
+    errors = [
+        (lambda body: "max_tokens" in body, openai_error(USE, "max_tokens", "unsupported_parameter")),
+        (has_system, openai_error(ROLE, "messages[0].role", "unsupported_value")),
+        (lambda body: "temperature" in body, openai_error(ONLY_1, "temperature", "unsupported_value")),
+    ]
+    server.reply = lambda body: next(((400, error) for test, error in errors if test(body)), (200, server.say(body)))
+    judge = Endpoint(server.url, "m", at_once=4)
+    assert [read_verdict(text) for text in judge([pairwise(TWO, ["x"], ["long"])] * 6)] == ["A"] * 6
+    assert len(judge.adapted) == 3 and 9 <= len(server.heard) <= 6 + 3 * 4
+    assert len(judge([pairwise(TWO, ["x"], ["long"])])) == 1 and set(server.heard[-1][2]) == {
+        "model",
+        "messages",
+        "max_completion_tokens",
+    }
+
+
+def test_a_server_that_refuses_both_forms_is_not_asked_for_ever(server):
+    server.reply = lambda body: (400, openai_error(ONLY_1, "temperature", "unsupported_value"))
+    found = Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])
+    assert found == [Refusal(f"HTTP 400: {ONLY_1}")] and len(server.heard) == 2
 
 
 @pytest.mark.parametrize("url", ["ftp://x/v1", "host/v1", "http://me:pw@host/v1", "http://"])
@@ -275,7 +466,7 @@ def test_a_stopped_judgment_goes_on(tmp_path):
         ask(first, tasks, tmp_path / "kept.jsonl", steps.append)
     told = ask(second, tasks, tmp_path / "kept.jsonl", steps.append)
     assert first.asked == ["0", "1"] and second.asked == ["2", "3", "4"]
-    assert told == {f"t{number}": f"about {number}" for number in range(5)} and steps == [0, 2, 2, 4, 5]
+    assert told.texts == {f"t{number}": f"about {number}" for number in range(5)} and steps == [0, 2, 2, 4, 5]
     other = Tired(9)
     other.name = "another judge"
     ask(other, tasks, tmp_path / "kept.jsonl", steps.append)
@@ -293,20 +484,24 @@ def test_mt_bench_from_the_command_line(in_process, toy_run, toy_models, tmp_pat
     run = shutil.copytree(toy_run, tmp_path / "run")
     common = ("judge", run, "--questions", MT_BENCH / "question.jsonl", "--mode", mode, "--limit", "8")
     common += ("--references", MT_BENCH / "reference_answer_gpt-4.jsonl", "--set", "evaluation.max_tokens=24", "--json")
+    server.answers = [(400, {"error": AZURE})]
     done = in_process(*common, "--judge", "m", "--url", server.url, "--actors", "fine,instruct,coarse")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert found["refused"] == 1 and found["adapted"] == [] and done.stderr.count(FILTER) == 1
     assert all(0 <= share <= 1 for share in found["repeated_across_turns"].values())
     assert list(found["repeated_across_turns"]) == ["fine", "instruct", "coarse"]
     assert found["questions"] == 8 and len(server.heard) == (32 if mode == "pairwise" else 48)
     if mode == "pairwise":
-        for pair in ("fine over instruct", "fine over coarse"):
+        for pair, refused in (("fine over instruct", 1), ("fine over coarse", 0)):
             table = found["pairs"][pair]["categories"]
-            assert len(table) == 9 and table["all"]["unread"] == 0
-            assert table["all"]["win"] + table["all"]["tie"] + table["all"]["loss"] == 8
+            assert len(table) == 9 and table["all"]["unread"] == refused
+            assert table["all"]["win"] + table["all"]["tie"] + table["all"]["loss"] == 8 - refused
     else:
+        assert sum(found["grades"][actor]["unread"] for actor in ("fine", "instruct", "coarse")) == 1
         assert found["grades"]["fine"]["all"] == 6.0 and found["grades"]["fine"]["turn 2"] == 6.0
     saved = json.loads((run / "evaluation" / f"judge-{mode}.json").read_text())
+    assert list(saved["refusals"].values()) == [f"HTTP 400: {FILTER}"] and len(saved["judgments"]) == len(server.heard)
     assert len(saved["rows"]) == 8 and all(len(row["answers"]["fine"]) == 2 for row in saved["rows"])
     assert not list((run / "evaluation").glob("judge-*.jsonl"))
     done = in_process(*common[:-1], "--judge", toy_models.instruct)

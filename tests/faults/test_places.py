@@ -1,0 +1,222 @@
+"""A run whose models were moved, renamed or copied: the same files are the same model, others are refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from test_refusals import SHORT, TOY, Place, pairs
+
+from lite_c2f.checkpoints import FORMAT, refuse_other
+from lite_c2f.config import load_config
+from lite_c2f.errors import RunError
+from lite_c2f.evaluation.compare import made_of
+from lite_c2f.fingerprints import changes, fingerprint, fingerprints, refuse_changes
+from lite_c2f.identity import without_places
+from lite_c2f.inputs import ModelPair
+from lite_c2f.kept import Kept
+from lite_c2f.manifest import save_settings
+from lite_c2f.places import check_places, record_base, refuse_gone
+from lite_c2f.runs import write_json, write_text
+
+ADAPTER_CONFIGS = {"reward/adapter/adapter_config.json", "coarse/adapter/adapter_config.json"}
+READERS = (["sweep"], ["eval"], ["chat"], ["app"])
+
+
+def build(root, pico):
+    """A finished run of models in `root/base` and `root/instruct`, as far as it is read before weights are loaded."""
+    place = Place(root, pico)
+    place.models()
+    run, models = place.finished(), ModelPair(str(root / "base"), str(root / "instruct"))
+    settings = [f"model.{name}={folder}" for name, folder in models._asdict().items()]
+    config = load_config(TOY, [*SHORT, *settings, f"data.preferences=[{root / 'good.jsonl'}]", f"run.dir={run}"])
+    write_text(run / "config.yaml", config.to_yaml())
+    manifest = {"schema": 1, "models": models._asdict(), "seconds": {}, "inputs": fingerprints(config, models)}
+    write_json(run / "run.json", manifest)
+    for stage in ("reward", "coarse", "fine"):
+        save_settings(run, stage, config)
+    saved = json.loads((run / "reward" / "settings.json").read_text())  # as earlier versions wrote it, with the places
+    write_json(run / "reward" / "settings.json", saved | {"model": config.model.model_dump(mode="json")})
+    for file in ADAPTER_CONFIGS:
+        settings = json.loads((run / file).read_text())
+        write_json(run / file, settings | {"base_model_name_or_path": models.base})
+    actors = {actor: {"reward": 0.1, "tokens": 5.0} for actor in ("base", "instruct", "coarse", "fine")}
+    write_json(run / "evaluation" / "actors.json", actors)
+    asked = {"settings": config.evaluation.model_dump(mode="json"), "made_of": made_of(run)}
+    write_json(run / "evaluation" / "settings.json", asked)
+    return run
+
+
+@pytest.fixture
+def run(tmp_path, pico, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return build(tmp_path, pico)
+
+
+def state(run):
+    """Content and time of every file of the stages."""
+    files = [file for stage in ("reward", "coarse", "fine") for file in (run / stage).rglob("*") if file.is_file()]
+    return {str(file.relative_to(run)): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+
+def test_a_moved_model_is_named_and_its_new_place_recorded(run, in_process):
+    """Both renamed at once, given relative to another folder; then one of them again. Nothing is trained."""
+    before = state(run)
+    Path("elsewhere").mkdir()
+    Path("base").rename("elsewhere/b")
+    Path("instruct").rename("elsewhere/i")
+    wanted = f"`lite-c2f train {run} model.base=NEW_BASE model.instruct=NEW_INSTRUCT`"
+    for command in READERS:
+        done = in_process(*command, run)
+        assert done.returncode == 2 and done.stderr.strip().count("\n") == 0, done.stderr
+        assert wanted in done.stderr and f"'{run.parent / 'base'}'" in done.stderr
+    done = in_process("train", run)  # without their places
+    assert done.returncode == 2 and wanted in done.stderr.splitlines()[-1]
+    (run / "config.yaml").chmod(0o444)
+    done = in_process("train", "run", "model.base=elsewhere/b", "model.instruct=./elsewhere/../elsewhere/i")
+    assert done.returncode == 0, done.stderr
+    after = state(run)
+    assert {file for file in before if before[file] != after[file]} == ADAPTER_CONFIGS and before.keys() == after.keys()
+    new = {"base": str(run.parent / "elsewhere/b"), "instruct": str(run.parent / "elsewhere/i")}
+    assert json.loads((run / "run.json").read_text())["models"] == new
+    config = load_config(run / "config.yaml")
+    assert {"base": config.model.base, "instruct": config.model.instruct} == new
+    for file in ADAPTER_CONFIGS:
+        then, now = json.loads(before[file][0]), json.loads(after[file][0])
+        assert now == then | {"base_model_name_or_path": new["base"]} != then
+    assert in_process("train", run).returncode == 0 and state(run) == after  # the same command as ever
+    Path("elsewhere/i").rename("third")
+    done = in_process("chat", run)
+    assert done.returncode == 2 and f"`lite-c2f train {run} model.instruct=NEW`" in done.stderr
+    assert "base model" not in done.stderr
+    Path("third/merges.txt").touch()  # beside tokenizer.json nothing is read from it
+    done = in_process("train", run, f"model.instruct={run.parent / 'third'}")
+    assert done.returncode == 0 and state(run) == after, done.stderr
+
+
+def test_a_configuration_that_was_cut_off_is_given_again(run, in_process):
+    """As the refusal says; the stages stay as they are, and another configuration is still another one."""
+    before, given = state(run), run.parent / "given.yaml"
+    shutil.copy(run / "config.yaml", given)
+    (run / "config.yaml").write_text("")
+    done = in_process("train", run)
+    assert done.returncode == 2 and f"`lite-c2f train CONFIG --run-dir {run}`" in done.stderr, done.stderr
+    done = in_process("train", given, "lora.r=4", "--run-dir", run)
+    assert done.returncode == 2 and "lora.r=" in done.stderr.splitlines()[-1]
+    Path("base").rename("moved")
+    done = in_process("train", given, "model.base=moved", "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    after = state(run)
+    assert {file for file in before if before[file] != after[file]} == ADAPTER_CONFIGS
+    assert load_config(run / "config.yaml").model.base == str(run.parent / "moved")
+
+
+OTHER = {
+    "weights": (lambda base: (base / "model.safetensors").write_bytes(b"x"), "model.safetensors was"),
+    "tokenizer": (lambda base: (base / "tokenizer.json").write_text("{}"), "tokenizer.json was"),
+    "a file less": (lambda base: (base / "generation_config.json").unlink(), "generation_config.json was", "not there"),
+    "a file more": (lambda base: (base / "added_tokens.json").write_text("{}"), "added_tokens.json was not there"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_a_folder_with_other_files_is_refused(run, in_process, case):
+    """The first file that differs is named, and --force does not help; nothing is written."""
+    damage, *words = OTHER[case]
+    base = Path(shutil.copytree("base", "other"))
+    damage(base)
+    before, files = state(run), {name: (run / name).read_bytes() for name in ("config.yaml", "run.json")}
+    for more in ((), ("--force",)):
+        done = in_process("train", run, "model.base=other", *more)
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 2 and last.startswith("error: model.base: "), done.stderr
+        assert [word for word in [f"'{base.resolve()}'", f"'{run}'", *words] if word not in last] == [], last
+        assert state(run) == before and {name: (run / name).read_bytes() for name in files} == files
+
+
+def test_actors_are_not_asked_of_another_folder(run, in_process):
+    shutil.copytree("base", "other")
+    done = in_process("eval", run, f"model.base={Path('other').resolve()}")
+    assert done.returncode == 2 and "`lite-c2f train RUN model.base=NEW`" in done.stderr, done.stderr
+
+
+def test_what_is_not_a_place_of_the_same_files(run):
+    """By hand: hub names, what a download leaves out, runs that have not begun and those without a record."""
+    root, made = run.parent, load_config(run / "config.yaml")
+    inputs = json.loads((run / "run.json").read_text())["inputs"]
+    hub = load_config(made.model_dump(), ["model.base=owner/name", "model.base_revision=abc"])
+    assert check_places(run, hub, made, inputs) == {}  # not resolved yet
+    (root / "base" / "merges.txt").write_text("a b")
+    (root / "base" / "consolidated.safetensors").write_text("x")
+    models = ModelPair(str(root / "base"), str(root / "instruct"))
+    assert list(check_places(run, hub, made, inputs, models)) == ["base"]  # a snapshot, and a folder of the same
+    assert list(check_places(run, made, hub, inputs, models)) == ["base"]
+    assert check_places(run, hub, None, {}, models) == {}
+    more = {**inputs, "model.base: vocab.txt": "9 bytes", "model.base: consolidated.00.safetensors": "9 bytes"}
+    assert list(check_places(run, hub, made, more, models)) == ["base"]  # a folder, and a download without them
+    with pytest.raises(RunError, match=r"merges\.txt was 9 bytes"):
+        check_places(run, hub, made, {**inputs, "model.base: merges.txt": "9 bytes"}, models)
+    with pytest.raises(RunError, match=r"model\.base=.*now 'owner/name'.*no record"):
+        check_places(run, hub, made, {}, models)
+    without = {key: value for key, value in inputs.items() if "tokenizer.json" not in key}
+    (root / "base" / "tokenizer.json").unlink()
+    with pytest.raises(RunError, match=r"merges\.txt was not there"):  # then it is the tokenizer
+        check_places(run, hub, made, without, models)
+
+
+@pytest.mark.parametrize(("place", "remedy"), [("owner/name", "fetch it again: "), ("toy", "make it again: ")])
+def test_what_can_be_had_again_needs_no_place(tmp_path, place, remedy):
+    config = load_config({}, [f"model.base={place}", f"model.instruct={place}"])
+    with pytest.raises(RunError, match=f"{remedy}`lite-c2f train '/a b'`"):
+        refuse_gone(Path("/a b"), config, {"base": str(tmp_path / "cache"), "instruct": str(tmp_path)})
+
+
+def test_an_adapter_that_names_a_hub_model_is_left_alone(run):
+    models = ModelPair(str(run.parent / "new"), str(run.parent / "instruct"))
+    file = run / "reward" / "adapter" / "adapter_config.json"
+    write_json(file, {"base_model_name_or_path": "owner/name", "revision": "abc"})
+    record_base(run, str(run.parent / "base"), load_config({}, ["model.base=/n", "model.instruct=/i"]), models)
+    assert json.loads(file.read_text())["base_model_name_or_path"] == "owner/name"
+
+
+def test_an_identity_of_an_earlier_version_is_compared_without_places(tmp_path):
+    made = load_config({}, ["model.base=/a", "model.instruct=/b", "lora.r=4"])
+    other = load_config({}, ["model.base=/c", "model.instruct=/d", "lora.r=4"])
+    sections = ("model", "lora")
+    assert made.identity(sections) == other.identity(sections)
+    earlier = {
+        "model": made.model.model_dump(mode="json"),
+        "lora": made.lora.model_dump(mode="json"),
+        "run": {"seed": 0},
+    }
+    assert without_places(earlier) == made.identity(sections) and without_places([1]) == [1]
+    refuse_other(tmp_path, FORMAT, earlier, other.identity(sections), "begin anew")  # a checkpoint's
+    with pytest.raises(RunError, match=r"lora\.r=4, now 8"):
+        refuse_other(tmp_path, FORMAT, earlier, load_config({}, ["lora.r=8"]).identity(sections), "begin anew")
+    file = tmp_path / "kept.jsonl"
+    file.write_text(json.dumps({"identity": earlier}) + '\n{"name": "x", "value": 3}\n')
+    assert Kept(file, other.identity(sections)).get("x") == 3
+    assert Kept(file, load_config({}, ["model.stop=[x]", "lora.r=4"]).identity(sections)).get("x") is None
+
+
+def test_data_files_of_one_name_are_told_apart(tmp_path):
+    """Both are watched; a run of an earlier version, which watched the last one alone, goes on."""
+    files = [tmp_path / folder / "train.jsonl" for folder in "abc"]
+    for number, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_text(json.dumps(pairs(2)[0]) * (number + 1))
+    config = load_config({}, [f"data.preferences={[str(file) for file in files]}", f"data.prompts=[{files[0]}]"])
+    models = ModelPair(str(tmp_path), str(tmp_path))
+    now = fingerprints(config, models)
+    first, second, third = map(fingerprint, files)
+    name = "data.preferences: train.jsonl"
+    assert now == {name: first, f"{name} (2)": second, f"{name} (3)": third, "data.prompts: train.jsonl": first}
+    files[0].write_text("changed")
+    assert len(changes(now, fingerprints(config, models))) == 2  # as preferences, and as prompts
+    earlier = {name: third, "data.prompts: train.jsonl": first}
+    assert refuse_changes(tmp_path, earlier, now, force=False) == []
+    with pytest.raises(RunError, match=r"data\.preferences: train\.jsonl was"):
+        refuse_changes(tmp_path, {**earlier, name: second}, now, force=False)
+    hub = load_config({}, ["data.preferences=[{path: o/n, data_dir: x, revision: r}, {path: o/n, revision: s}]"])
+    key = "data.preferences: o/n"
+    assert fingerprints(hub, models) == {key: "hub, revision r", f"{key} (2)": "hub, revision s"}
