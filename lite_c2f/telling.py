@@ -48,7 +48,11 @@ def tell_data(view: View, corpus: Corpus, config: Config) -> None:
             "chosen on some of those it is compared on"
         )
     if corpus.skipped:
-        view.note("rows skipped: " + ", ".join(f"{count} {reason}" for reason, count in corpus.skipped.items()))
+        places = {reason: f" (first at {place})" for reason, place in corpus.first.items()}
+        reasons = (f"{count} {reason}{places.get(reason, '')}" for reason, count in corpus.skipped.items())
+        view.note("rows skipped: " + ", ".join(reasons))
+    for note in corpus.notes:
+        view.note(note)
 
 
 def tell_split(view: View, run: Path) -> None:

@@ -1,0 +1,286 @@
+"""Columns of a row: which of them is the prompt, which the answers, by their usual names or by a source's `columns`.
+
+What a row holds is found in any capitalisation. `a.b` names the key b within column a, of every item where a is a list.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import yaml
+
+from lite_c2f.data.sources import Source
+from lite_c2f.data.turns import UnusableError, decoded, is_empty, look, structured
+
+PROMPTS = ("prompt", "question", "instruction", "messages", "conversations", "input")  # the first that holds something
+SYSTEMS = ("system", "system_prompt")
+ENDED = ("chosen_ended", "rejected_ended")
+ATTACHMENTS = ("images", "image", "videos", "video", "audios", "audio", "tools")  # part of what was asked
+RANKINGS = ("best", "rank", "score")
+LAYOUTS: tuple[dict[str, Any], ...] = (  # of data sets that many have, for the advice; docs/data.md lists them
+    {"prompt": "prompt", "answers": ["response_0", "response_1"], "best": "better_response_id"},  # PKU-SafeRLHF
+    {"prompt": "history", "answers": ["human_ref_B", "human_ref_A"], "best": "labels"},  # SHP: 1 means A
+    {"prompt": "prompt", "answers": "answers.answer", "rank": "answers.rank"},  # Nectar
+    {"prompt": "info.post", "answers": "summaries.text", "best": "choice"},  # OpenAI, summarize_from_feedback
+    {
+        "prompt": "context",
+        "answers": ["response1", "response2"],
+        "best": "overall_preference",
+        "values": [[-3, -2, -1], [1, 2, 3]],
+    },  # HelpSteer3
+    {"prompt": "instruction", "answers": "completions.response", "score": "completions.overall_score"},  # UltraFeedback
+    {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},  # Argilla
+    {"prompt": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"},  # OpenAI, DPO
+    {"answers": ["conversation_a", "conversation_b"], "best": "winner", "values": ["model_a", "model_b"]},  # Arena
+)
+_LOST = re.compile(r"reject|worse|worst|los(?:e|er|ing)|\bbad|negative|non_?pref|dispref", re.IGNORECASE)
+_WON = re.compile(r"chosen|better|best|win|good|positive|pref|accept", re.IGNORECASE)
+_ASKED = re.compile(r"prompt|quer|question|user|instruction|history|context|post|input|text", re.IGNORECASE)
+_MISSING = object()
+
+
+class Cells(NamedTuple):
+    """What a row holds, by what it is for, and the columns that are for nothing."""
+
+    prompt: Any  # None where there is none, or an empty one
+    input: Any  # Alpaca's: more of the prompt
+    history: Any  # Alpaca's: pairs of earlier prompts and answers
+    system: Any
+    chosen: Any
+    rejected: Any
+    ended: tuple[Any, Any]  # of chosen and rejected
+    has: frozenset[str]  # "prompt", "chosen", "rejected": which of them the row has a column for
+    rest: dict[str, Any]  # the other columns, with what is not null
+
+
+def named(row: dict[str, Any], columns: Any = None, *, pairs: bool = True) -> Cells:
+    """Sort a row's cells by what they are for. columns: the source's own names (`config.Columns`); pairs: False where
+    the prompt alone is wanted, so that which answer is the better one does not matter.
+
+    Raises UnusableError naming a column of `columns` that the row does not have, an answer that no other is worse than,
+    and images or tools, without which a text says another thing.
+    """
+    names = _spellings(tuple(row))
+    used: set[str] = set()
+
+    def usual(*options: str) -> Any:
+        """The first of these columns that holds something, else any of them; _MISSING where there is none."""
+        there = [names[name] for name in options if name in names]
+        column = next((name for name in there if not is_empty(row[name])), there[0] if there else None)
+        if column is None:
+            return _MISSING
+        used.add(column)
+        return row[column]
+
+    def of_columns(path: str) -> Any:
+        return _at(row, names, path, used)
+
+    own = {key: getattr(columns, key, None) for key in ("prompt", "system", "chosen", "rejected", "answers", *RANKINGS)}
+    values: dict[str, Any] = {"input": None, "history": None}
+    if own["prompt"]:
+        values["prompt"] = _put_together([of_columns(path) for path in _listed(own["prompt"])])
+    else:
+        options = PROMPTS if pairs else (*PROMPTS[:3], "turns", *PROMPTS[3:])
+        values["prompt"] = usual(*options)
+        if "input" in names and names["input"] not in used:
+            values["input"] = usual("input")
+        if "history" in names and values["prompt"] is not _MISSING:
+            values["history"] = usual("history")
+        if "turns" in names and names["turns"] in used:
+            values["prompt"] = _first_turn(values["prompt"])
+    values["system"] = of_columns(path) if (path := own["system"]) else usual(*SYSTEMS)
+    if own["answers"]:
+        values["chosen"], values["rejected"] = _answers(columns, of_columns, pairs)
+    else:
+        for side in ("chosen", "rejected"):
+            values[side] = of_columns(path) if (path := own[side]) else usual(side)
+    ended = tuple(usual(column) for column in ENDED)
+    for name in ATTACHMENTS:
+        if name in names and names[name] not in used and not is_empty(row[names[name]]) and row[names[name]] != "[]":
+            raise UnusableError(f"has '{names[name]}'")
+    has = frozenset(name for name in ("prompt", "chosen", "rejected") if values[name] is not _MISSING)
+    values = {name: None if value is _MISSING or is_empty(value) else value for name, value in values.items()}
+    values["prompt"] = decoded(values["prompt"])
+    sides = decoded(values["chosen"]), decoded(values["rejected"])
+    if all(not isinstance(side, str) for side in sides) or not pairs:  # one alone may be an answer about messages
+        values["chosen"], values["rejected"] = sides
+    rest = {str(column): cell for column, cell in row.items() if column not in used and cell is not None}
+    flags = tuple(None if flag is _MISSING else flag for flag in ended)
+    return Cells(**values, ended=(flags[0], flags[1]), has=has, rest=rest)
+
+
+@lru_cache(maxsize=64)
+def _spellings(columns: tuple[str, ...]) -> dict[str, str]:
+    """{name in small letters: the column}; where two differ in capitals alone, the one in small letters."""
+    names: dict[str, str] = {}
+    for column in columns:
+        name = str(column).strip().lower()
+        if name not in names or column == name:
+            names[name] = column
+    return names
+
+
+def _at(row: dict[str, Any], names: dict[str, str], path: str, used: set[str]) -> Any:
+    """What stands at a path: a column, or keys within it."""
+    if (column := names.get(path.strip().lower())) is not None:
+        used.add(column)
+        return row[column]
+    head, *keys = path.split(".")
+    if not keys or (column := names.get(head.strip().lower())) is None:
+        raise UnusableError(f"no '{path}'")
+    used.add(column)
+    value = row[column]
+    for key in keys:
+        value = structured(value) if isinstance(value, str) else value
+        inner = [_key(item, key, path) for item in value] if isinstance(value, list) else _key(value, key, path)
+        value = inner
+    return value
+
+
+def _key(value: Any, key: str, path: str) -> Any:
+    fields = {str(name).strip().lower(): field for name, field in value.items()} if isinstance(value, dict) else {}
+    if key.strip().lower() not in fields:
+        raise UnusableError(f"no '{path}'")
+    return fields[key.strip().lower()]
+
+
+def _listed(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _put_together(values: Sequence[Any]) -> Any:
+    """One prompt of several columns: their texts with a blank line between; a single one as it is."""
+    if len(values) == 1:
+        return values[0]
+    texts = [value for value in values if not is_empty(value)]
+    if odd := [value for value in texts if not isinstance(value, str)]:
+        raise UnusableError(f"the prompt has a part that is {look(odd[0])}")
+    return "\n\n".join(text.strip() for text in texts)
+
+
+def _first_turn(value: Any) -> Any:
+    """The first of MT-Bench's questions to one conversation."""
+    if not isinstance(value, list) or not all(isinstance(turn, str) for turn in value):
+        raise UnusableError(f"'turns' is {look(value)}")
+    return value[0] if value else None
+
+
+# Several answers, of which one is the best.
+
+
+def _answers(columns: Any, at: Any, pairs: bool) -> tuple[Any, Any]:
+    """(the best answer, a worse one): the worst by rank or score, the other one where the best of two is known."""
+    listed = _list(at(columns.answers)) if isinstance(columns.answers, str) else [at(p) for p in columns.answers]
+    if not pairs:
+        return (listed[0] if listed else None), None
+    if columns.best:
+        return _by_best(listed, columns, at(columns.best))
+    path = columns.rank or columns.score
+    cells = _list(at(path)) if isinstance(path, str) else [at(each) for each in path]
+    if len(cells) != len(listed):
+        raise UnusableError(f"{len(listed)} answers with {len(cells)} ranks or scores")
+    marks = [(float(mark), place) for place, mark in enumerate(map(_plain, cells)) if _is_number(mark)]
+    if not marks or min(marks)[0] == max(marks)[0]:
+        raise UnusableError("no answer is the better one")
+    low, high = (next(place for mark, place in marks if mark == end) for end in (min(marks)[0], max(marks)[0]))
+    return (listed[low], listed[high]) if columns.rank else (listed[high], listed[low])
+
+
+def _by_best(listed: list[Any], columns: Any, cell: Any) -> tuple[Any, Any]:
+    if len(listed) != 2:
+        raise UnusableError(f"{len(listed)} answers: 'best' needs two, more need 'rank' or 'score'")
+    options = columns.values or ("0", "1")
+    texts = [[_plain(value) for value in (each if isinstance(each, tuple) else (each,))] for each in options]
+    if not isinstance(columns.answers, str) and not columns.values:
+        texts = [[*text, _plain(column)] for text, column in zip(texts, columns.answers, strict=True)]
+    places = [place for place, text in enumerate(texts) if _plain(cell) in text]
+    if not places:
+        raise UnusableError("no answer is the better one")
+    return listed[places[0]], listed[1 - places[0]]
+
+
+def _list(value: Any) -> list[Any]:
+    value = structured(value) if isinstance(value, str) else value
+    if not isinstance(value, list):
+        raise UnusableError(f"the answers are {look(value)}, not a list")
+    return value
+
+
+def _plain(value: Any) -> str:
+    """A value as text: 1, 1.0, "1" and true are one, since tables spell them so."""
+    if isinstance(value, bool | int | float) and value == value and float(value).is_integer():
+        return str(int(value))
+    text = str(value).strip().lower()
+    return {"true": "1", "false": "0"}.get(text, text.removesuffix(".0"))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return abs(float(text)) < float("inf")
+    except ValueError:
+        return False
+
+
+# What to say of columns.
+
+
+def described(row: dict[str, Any], most: int = 12) -> str:
+    """The columns of a row and what they look like, for a message."""
+    texts = [f"{column} ({look(cell)})" for column, cell in list(row.items())[:most]]
+    return ", ".join([*texts, *([f"{len(row) - most} more"] if len(row) > most else [])]) or "none"
+
+
+def advice(row: dict[str, Any], source: Source, *, pairs: bool) -> str | None:
+    """The source with the `columns` that would read a row like this one; None where no names can be guessed."""
+    if (columns := _layout(row) or _guess(row, pairs)) is None:
+        return None
+    if not pairs:
+        columns = {"prompt": columns["prompt"]} if "prompt" in columns else columns
+    item = {key: getattr(source, key, None) for key in ("path", "weight", "split", "revision", "data_dir")}
+    item = {key: value for key, value in item.items() if value is not None and (key, value) != ("weight", 1.0)}
+    text = yaml.safe_dump(item | {"columns": columns}, default_flow_style=True, sort_keys=False, width=2**31)
+    return f"data.{'preferences' if pairs else 'prompts'}=[{text.strip()}]"
+
+
+def _layout(row: dict[str, Any]) -> dict[str, Any] | None:
+    names = _spellings(tuple(row))
+    paths = [
+        (layout, [path for key in layout if key != "values" for path in _listed(layout[key])]) for layout in LAYOUTS
+    ]
+    for layout, each in paths:
+        try:
+            for path in each:
+                _at(row, names, path, set())
+        except UnusableError:
+            continue
+        return layout
+    return None
+
+
+def _guess(row: dict[str, Any], pairs: bool) -> dict[str, Any] | None:
+    texts = [str(column) for column, cell in row.items() if isinstance(cell, str | list | dict) and not is_empty(cell)]
+    rejected = [column for column in texts if _LOST.search(column)]
+    chosen = [column for column in texts if _WON.search(column) and column not in rejected]
+    rest = [column for column in texts if column not in rejected + chosen]
+    usual = any(name in _spellings(tuple(row)) for name in PROMPTS)
+    asked = [column for column in rest if _ASKED.search(column)]
+    prompt = {"prompt": asked[0]} if asked and not (usual and pairs) else {}
+    if not pairs:
+        return prompt or None
+    if len(rejected) != 1 or len(chosen) != 1:
+        return None
+    sides = {"chosen": chosen[0], "rejected": rejected[0]}
+    return {**prompt, **{side: column for side, column in sides.items() if column.strip().lower() != side}} or None
+
+
+def unused_note(path: str, columns: Iterable[str], keys: Iterable[str]) -> str | None:
+    """What to say once of columns and of keys of messages that hold something and are not read."""
+    parts = [f"columns {_some(columns)}" if columns else "", f"keys of messages {_some(keys)}" if keys else ""]
+    text = "; ".join(part for part in parts if part)
+    return f"{path}: not used: {text}" if text else None
+
+
+def _some(names: Iterable[str], most: int = 12) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
