@@ -29,6 +29,7 @@ class Section(BaseModel):
 
 
 _Cell = bool | int | float | str
+_Cells = _Cell | tuple[_Cell, ...]
 
 
 class Columns(Section):
@@ -50,7 +51,7 @@ class Columns(Section):
         None,
         description="Of two answers: the column that says which is better, by its place (0 or 1) or its column's name.",
     )
-    values: tuple[_Cell | tuple[_Cell, ...], tuple[_Cell, ...] | _Cell] | None = Field(
+    values: tuple[_Cells, _Cells] | None = Field(
         None, description="What `best` holds, where not places: for the first answer and for the second."
     )
     rank: str | tuple[str, ...] | None = Field(

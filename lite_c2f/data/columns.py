@@ -29,6 +29,12 @@ LAYOUTS: tuple[dict[str, Any], ...] = (  # of data sets that many have, for the 
         "best": "overall_preference",
         "values": [[-3, -2, -1], [1, 2, 3]],
     },  # HelpSteer3
+    {
+        "prompt": "prompt",
+        "answers": ["response_1", "response_2"],
+        "best": "preference_strength",
+        "values": [[-3, -2, -1], [1, 2, 3]],
+    },  # HelpSteer2
     {"prompt": "instruction", "answers": "completions.response", "score": "completions.overall_score"},  # UltraFeedback
     {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},  # Argilla
     {"prompt": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"},  # OpenAI, DPO
@@ -54,60 +60,106 @@ class Cells(NamedTuple):
     rest: dict[str, Any]  # the other columns, with what is not null
 
 
+class _Usual(NamedTuple):
+    """The columns of a row that have usual names, by what they are for, in the order in which they are tried."""
+
+    spellings: dict[str, str]  # name in small letters -> column
+    prompt: tuple[str, ...]
+    input: tuple[str, ...]
+    history: tuple[str, ...]
+    system: tuple[str, ...]
+    chosen: tuple[str, ...]
+    rejected: tuple[str, ...]
+    chosen_ended: tuple[str, ...]
+    rejected_ended: tuple[str, ...]
+    attachments: tuple[str, ...]
+
+
 def named(row: dict[str, Any], columns: Any = None, *, pairs: bool = True) -> Cells:
     """Sort a row's cells by what they are for. columns: the source's own names (`config.Columns`); pairs: False where
     the prompt alone is wanted, so that which answer is the better one does not matter.
 
-    Raises UnusableError naming a column of `columns` that the row does not have, an answer that no other is worse than,
-    and images or tools, without which a text says another thing.
+    Raises UnusableError naming a column of `columns` that the row does not have, answers of which none is the better
+    one, and images or tools, without which a text says another thing.
     """
-    names = _spellings(tuple(row))
+    usual = _usual(tuple(row), pairs)
     used: set[str] = set()
 
-    def usual(*options: str) -> Any:
+    def first(options: Sequence[str]) -> Any:
         """The first of these columns that holds something, else any of them; _MISSING where there is none."""
-        there = [names[name] for name in options if name in names]
-        column = next((name for name in there if not is_empty(row[name])), there[0] if there else None)
-        if column is None:
+        if not options:
             return _MISSING
+        column = options[0]
+        if len(options) > 1:
+            column = next((name for name in options if not is_empty(row[name])), column)
         used.add(column)
         return row[column]
 
-    def of_columns(path: str) -> Any:
-        return _at(row, names, path, used)
+    def at(path: str) -> Any:
+        return _at(row, usual.spellings, path, used)
 
-    own = {key: getattr(columns, key, None) for key in ("prompt", "system", "chosen", "rejected", "answers", *RANKINGS)}
-    values: dict[str, Any] = {"input": None, "history": None}
-    if own["prompt"]:
-        values["prompt"] = _put_together([of_columns(path) for path in _listed(own["prompt"])])
+    more, history = None, None
+    if columns and columns.prompt:
+        prompt = _put_together([at(path) for path in _listed(columns.prompt)])
     else:
-        options = PROMPTS if pairs else (*PROMPTS[:3], "turns", *PROMPTS[3:])
-        values["prompt"] = usual(*options)
-        if "input" in names and names["input"] not in used:
-            values["input"] = usual("input")
-        if "history" in names and values["prompt"] is not _MISSING:
-            values["history"] = usual("history")
-        if "turns" in names and names["turns"] in used:
-            values["prompt"] = _first_turn(values["prompt"])
-    values["system"] = of_columns(path) if (path := own["system"]) else usual(*SYSTEMS)
-    if own["answers"]:
-        values["chosen"], values["rejected"] = _answers(columns, of_columns, pairs)
+        prompt = first(usual.prompt)
+        if usual.input and used.isdisjoint(usual.input):
+            more = first(usual.input)
+        if usual.history and prompt is not _MISSING:
+            history = first(usual.history)
+        if not pairs and any(column.strip().lower() == "turns" for column in used):
+            prompt = _first_turn(prompt)
+    system = at(columns.system) if columns and columns.system else first(usual.system)
+    if columns and columns.answers:
+        chosen, rejected = _answers(columns, at, pairs)
     else:
-        for side in ("chosen", "rejected"):
-            values[side] = of_columns(path) if (path := own[side]) else usual(side)
-    ended = tuple(usual(column) for column in ENDED)
-    for name in ATTACHMENTS:
-        if name in names and names[name] not in used and not is_empty(row[names[name]]) and row[names[name]] != "[]":
-            raise UnusableError(f"has '{names[name]}'")
-    has = frozenset(name for name in ("prompt", "chosen", "rejected") if values[name] is not _MISSING)
-    values = {name: None if value is _MISSING or is_empty(value) else value for name, value in values.items()}
-    values["prompt"] = decoded(values["prompt"])
-    sides = decoded(values["chosen"]), decoded(values["rejected"])
-    if all(not isinstance(side, str) for side in sides) or not pairs:  # one alone may be an answer about messages
-        values["chosen"], values["rejected"] = sides
-    rest = {str(column): cell for column, cell in row.items() if column not in used and cell is not None}
-    flags = tuple(None if flag is _MISSING else flag for flag in ended)
-    return Cells(**values, ended=(flags[0], flags[1]), has=has, rest=rest)
+        chosen = at(columns.chosen) if columns and columns.chosen else first(usual.chosen)
+        rejected = at(columns.rejected) if columns and columns.rejected else first(usual.rejected)
+    ended = first(usual.chosen_ended), first(usual.rejected_ended)
+    for column in usual.attachments:
+        if column not in used and not is_empty(row[column]) and row[column] != "[]":
+            raise UnusableError(f"has '{column}'")
+    sides = decoded(chosen), decoded(rejected)
+    if not pairs or not any(isinstance(side, str) for side in sides):  # one alone may be an answer about messages
+        chosen, rejected = sides
+    there = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    rest = {str(name): cell for name, cell in row.items() if name not in used and cell is not None}
+    return Cells(
+        _held(decoded(prompt)),
+        _held(more),
+        _held(history),
+        _held(system),
+        _held(chosen),
+        _held(rejected),
+        (_held(ended[0]), _held(ended[1])),
+        frozenset([name for name, value in there.items() if value is not _MISSING]),
+        rest,
+    )
+
+
+def _held(value: Any) -> Any:
+    return None if value is _MISSING or is_empty(value) else value
+
+
+@lru_cache(maxsize=64)
+def _usual(columns: tuple[str, ...], pairs: bool) -> _Usual:
+    names = _spellings(columns)
+
+    def there(*options: str) -> tuple[str, ...]:
+        return tuple(names[name] for name in options if name in names)
+
+    return _Usual(
+        spellings=names,
+        prompt=there(*PROMPTS) if pairs else there(*PROMPTS[:3], "turns", *PROMPTS[3:]),
+        input=there("input"),
+        history=there("history"),
+        system=there(*SYSTEMS),
+        chosen=there("chosen"),
+        rejected=there("rejected"),
+        chosen_ended=there(ENDED[0]),
+        rejected_ended=there(ENDED[1]),
+        attachments=there(*ATTACHMENTS),
+    )
 
 
 @lru_cache(maxsize=64)

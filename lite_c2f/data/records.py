@@ -132,7 +132,8 @@ def _read(
             cells = named(row, getattr(source, "columns", None), pairs=pairs)
             usable.append(read(cells)._replace(source=name_of(source)))
             columns.update(cells.rest)
-            keys.update(*map(other_keys, (cells.prompt, cells.chosen, cells.rejected)))
+            for value in (cells.prompt, cells.chosen, cells.rejected):
+                keys |= set() if isinstance(value, str) else other_keys(value)
         except UnusableError as error:
             odd = odd if isinstance(odd, dict) else row
             skipped[str(error)] = skipped.get(str(error), 0) + 1
@@ -243,8 +244,9 @@ def _side(value: Any, opening: list[Turn], cells: Cells, column: str) -> tuple[t
     """
     if isinstance(value, str):
         text = plain_text(value, column)
-        turns = list(parse_transcript(text.lstrip() if is_transcript(text) else text))
-        if opening and not (is_transcript(text) and within(opening, turns[:-1])):
+        whole = is_transcript(text)
+        turns = list(parse_transcript(text.lstrip() if whole else text)) if whole or not opening else []
+        if opening and not (whole and within(opening, turns[:-1])):
             return _whole(opening, cells), text.strip()
         if not turns and "prompt" not in cells.has:
             raise UnusableError("a text without turns, and no prompt")

@@ -13,18 +13,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 MARKER = re.compile(r"(?:\A|\r?\n\r?\n)(Human|Assistant):")
+_TRANSCRIPT_START = re.compile(r"\s*Human:")
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "human"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "ai"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
 # Keys of a message that belong to what it says, and that no turn of text can hold.
-CARRIERS = (
+CARRIERS = {
     "tool_calls", "tool_call", "function_call", "tool_call_id", "tools", "images", "image", "videos", "video", "audios",
     "audio", "thinking", "reasoning", "reasoning_content", "refusal",
-)  # fmt: skip
+}  # fmt: skip
+_READ = ("role", "content", "from", "value")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MESSAGE_KEY = re.compile(r"""['"](?:role|from)['"]\s*:""", re.IGNORECASE)
+_LIST_START = re.compile(r"\s*[\[{]")
 _MESSAGES_START = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""", re.IGNORECASE)
 _RENDERED = re.compile(
     r"\s*(?:<\|(?:im_start|start_header_id|begin_of_text|start|user|system|assistant)\|>|<bos>|<start_of_turn>"
@@ -61,7 +64,7 @@ def parse_transcript(text: str) -> tuple[Turn, ...]:
 
 def is_transcript(text: str) -> bool:
     """Does a text begin as an HH transcript does, with a human turn?"""
-    return text.lstrip().startswith("Human:")
+    return _TRANSCRIPT_START.match(text) is not None
 
 
 def prompt_turns(value: Any, column: str) -> list[Turn]:
@@ -87,8 +90,8 @@ def message_turns(value: Any, column: str) -> list[Turn]:
             raise UnusableError(f"'{column}' has a message without a role")
         if (name := ROLES.get(role.strip().lower())) is None:
             raise UnusableError(f"role '{role}'")
-        if carried := next((key for key in CARRIERS if not is_empty(fields.get(key))), None):
-            raise UnusableError(f"message with '{carried}'")
+        if carried := [key for key in fields.keys() & CARRIERS if not is_empty(fields[key])]:
+            raise UnusableError(f"message with '{min(carried)}'")
         turns.append(Turn(name, _content(fields.get("content", fields.get("value")), column)))
     return turns
 
@@ -128,10 +131,10 @@ def plain_text(text: Any, column: str) -> str:
 
 def other_keys(value: Any) -> set[str]:
     """Keys of messages that hold something and are not read."""
-    read = {"role", "from", "content", "value"}
     messages = [value] if isinstance(value, dict) else value if isinstance(value, list) else []
     fields = [field for message in messages if isinstance(message, dict) for field in message.items()]
-    return {str(key) for key, field in fields if str(key).strip().lower() not in read and not is_empty(field)}
+    others = [(str(key), field) for key, field in fields if key not in _READ]
+    return {key for key, field in others if key.strip().lower() not in _READ and not is_empty(field)}
 
 
 def joined(turns: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
@@ -168,7 +171,7 @@ def is_messages(value: Any) -> bool:
 
 def decoded(value: Any) -> Any:
     """Messages that a table holds as text; any other value as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and _MESSAGE_KEY.search(value):
+    if isinstance(value, str) and _LIST_START.match(value) and _MESSAGE_KEY.search(value):
         messages = structured(value)
         return messages if is_messages(messages) else value
     return value
@@ -195,7 +198,7 @@ def structured(text: str) -> Any:
 def is_empty(value: Any) -> bool:
     """Does a cell hold nothing: null, NaN, an empty text or list?"""
     if isinstance(value, str):
-        return not value.strip()
+        return not value or value.isspace()
     return value is None or (isinstance(value, float) and math.isnan(value)) or value in ([], {}, ())
 
 

@@ -140,6 +140,17 @@ BY_COLUMNS = (
         known=True,
     ),
     Form(
+        "HelpSteer2's preferences",
+        {"prompt": "Why?", "response_1": "No.", "response_2": "Because.", "preference_strength": 3},
+        columns={
+            "prompt": "prompt",
+            "answers": ["response_1", "response_2"],
+            "best": "preference_strength",
+            "values": [[-3, -2, -1], [1, 2, 3]],
+        },
+        known=True,
+    ),
+    Form(
         "UltraFeedback",
         {
             "instruction": "Why?",
@@ -248,9 +259,11 @@ def tables() -> dict[str, str]:
 def with_tables(page: str) -> str:
     """The page with its tables as they should be."""
     for name, table in tables().items():
-        begin, end = f"<!-- table: {name} -->\n", "\n<!-- end -->"
-        before, _, rest = page.partition(begin)
-        page = before + begin + table + end + rest.partition(end)[2]
+        begin, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+        before, there, rest = page.partition(begin)
+        if not there:
+            raise ValueError(f"{PAGE.name} has no line {begin!r}")
+        page = f"{before}{begin}{table}\n{end}{rest.partition(end)[2]}"
     return page
 
 

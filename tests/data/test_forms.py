@@ -5,7 +5,7 @@ import json
 
 import pytest
 import yaml
-from forms import BY_COLUMNS, FORMS, LEFT_OUT, LONG, PAGE, PAIR, WHY, Form, with_tables
+from forms import BY_COLUMNS, EARLIER, FORMS, LEFT_OUT, PAGE, PAIR, WHY, with_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -312,6 +312,36 @@ def test_one_pair_in_all_spellings(tmp_path_factory, before, last, chosen, rejec
     assert pairs_of(file) == ([Pair(tuple(turns), chosen, rejected)] * len(rows), {})
 
 
-def test_example_of_a_long_conversation_is_the_expected_one():
-    assert LONG.turns == (Turn("human", "Hi"), Turn("assistant", "Hello"), Turn("human", "Why?"))
-    assert isinstance(FORMS[0], Form)
+# Whatever stands in a row, it is read or counted.
+
+COLUMN = st.sampled_from(
+    ["prompt", "Question", "messages", "input", "history", "system", "chosen", "rejected", "turns", "images", "x", "y"]
+)
+KEY = st.sampled_from(["role", "content", "from", "value", "type", "text", "tool_calls"])
+CELL = st.one_of(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    st.sampled_from(["user", "assistant", "gpt", "text", "Human:", "\n\nHuman: a\n\nAssistant: b", "[{'role': 'user'"]),
+    st.sampled_from([EARLIER, [*EARLIER, *EARLIER], EARLIER[1], str(EARLIER), [["a", "b"]]]),
+)
+NESTED = st.recursive(
+    CELL, lambda cell: st.lists(cell, max_size=3) | st.dictionaries(KEY, cell, max_size=4), max_leaves=6
+)
+SETTINGS = ({"prompt": ["x", "y"]}, {"answers": ["x", "y"], "best": "turns"}, {"answers": "x.text", "score": "y.value"})
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.dictionaries(COLUMN, NESTED, max_size=8), min_size=1, max_size=8), st.sampled_from((None, *SETTINGS))
+)
+def test_any_row_is_read_or_counted(tmp_path_factory, rows, columns):
+    file = jsonl(tmp_path_factory.mktemp("any") / "a.jsonl", *rows)
+    for load in (load_pairs, load_prompts):
+        try:
+            loaded = load([Source(path=str(file), columns=columns)])
+        except DataError as error:
+            assert "\n" not in str(error)
+            continue
+        assert len(loaded.items) + sum(loaded.skipped.values()) == len(rows)
+        for item in loaded.items:
+            assert item.turns[-1].role == "human" and item.turns[-1].text
+            assert all(turn.role != other.role for turn, other in zip(item.turns, item.turns[1:], strict=False))
