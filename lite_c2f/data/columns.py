@@ -279,7 +279,7 @@ def _is_number(text: str) -> bool:
 
 def described(row: dict[str, Any], most: int = 12) -> str:
     """The columns of a row and what they look like, for a message."""
-    texts = [f"{column} ({look(cell)})" for column, cell in list(row.items())[:most]]
+    texts = [f"{' '.join(str(column).split())} ({look(cell)})" for column, cell in list(row.items())[:most]]
     return ", ".join([*texts, *([f"{len(row) - most} more"] if len(row) > most else [])]) or "none"
 
 

@@ -149,7 +149,8 @@ def _other_format(
 ) -> DataError:
     """Almost nothing could be used: say why, what the rows look like, and how to have them read."""
     reasons = sorted(skipped, key=lambda reason: -skipped[reason])
-    counts = "; ".join(f"{reason}: {skipped[reason]}, first at {first[reason]}" for reason in reasons)
+    counts = "; ".join(f"{reason}: {skipped[reason]}, first at {first[reason]}" for reason in reasons[:4])
+    counts += f"; {len(reasons) - 4} more reasons" if len(reasons) > 4 else ""
     got = f"'{source.path}': {share} rows can be used ({counts})"
     if not isinstance(row, dict):
         do = "rename the file to .json" if is_messages(row) or look(row) == "a list of objects" else "convert the file"
@@ -224,8 +225,9 @@ def _opening(cells: Cells) -> list[Turn]:
     """The prompt that a row has columns for, without its system text; no turns where there is none."""
     turns = [] if cells.prompt is None else prompt_turns(cells.prompt, "prompt")
     if cells.input is not None:
-        more = Turn("human", plain_text(cells.input, "input").strip())
-        turns += [] if within([more], turns) else [more]
+        more = plain_text(cells.input, "input").strip()
+        if not any(f"\n{more}\n" in f"\n{turn.text}\n" for turn in turns):  # as lines of its own: it may be a word
+            turns.append(Turn("human", more))
     if cells.history is None:
         return turns
     pairs = structured(cells.history) if isinstance(cells.history, str) else cells.history
@@ -278,7 +280,8 @@ def _whole(turns: list[Turn], cells: Cells) -> tuple[Turn, ...]:
         return joined(turn for turn in turns if turn.role == "assistant")
     if cells.system is not None:
         system = plain_text(cells.system, "system").strip()
-        turns = turns if turns[0].text.startswith(system) else [Turn("system", system), *turns]
+        if not f"{turns[0].text}\n".startswith(f"{system}\n"):
+            turns = [Turn("system", system), *turns]
     return joined(turns)
 
 

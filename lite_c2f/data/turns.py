@@ -19,6 +19,8 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "ai"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
+OTHER_ROLES = ("tool", "function", "function_call", "observation", "ipython")
+OTHER_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file", "tool_use", "tool_result")
 # Keys of a message that belong to what it says, and that no turn of text can hold.
 CARRIERS = {
     "tool_calls", "tool_call", "function_call", "tool_call_id", "tools", "images", "image", "videos", "video", "audios",
@@ -89,7 +91,7 @@ def message_turns(value: Any, column: str) -> list[Turn]:
         if not isinstance(role, str):
             raise UnusableError(f"'{column}' has a message without a role")
         if (name := ROLES.get(role.strip().lower())) is None:
-            raise UnusableError(f"role '{role}'")
+            raise UnusableError(f"role '{_known(role, OTHER_ROLES)}'")
         if carried := [key for key in fields.keys() & CARRIERS if not is_empty(fields[key])]:
             raise UnusableError(f"message with '{min(carried)}'")
         turns.append(Turn(name, _content(fields.get("content", fields.get("value")), column)))
@@ -107,11 +109,17 @@ def _content(content: Any, column: str) -> str:
         text = part.get("text") if isinstance(part, dict) else part
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         if kind not in _TEXT_PARTS:
-            raise UnusableError(f"message with a part of type '{kind}'")
+            raise UnusableError(f"message with a part of type '{_known(kind, OTHER_PARTS)}'")
         if not isinstance(text, str):
             raise UnusableError(f"'{column}' has a message whose text is {look(text)}")
         texts.append(plain_text(text, column))
     return "".join(texts).strip()
+
+
+def _known(name: Any, names: Sequence[str]) -> str:
+    """A name among `names`; "other" for all that people make up, or each would be a reason of its own."""
+    name = str(name).strip().lower()
+    return name if name in names else "other"
 
 
 def plain_text(text: Any, column: str) -> str:

@@ -223,6 +223,18 @@ def test_an_answer_that_speaks_for_the_human_stays_an_answer(tmp_path):
     ]
 
 
+def test_a_word_of_the_prompt_is_not_taken_for_its_input_or_system_text(tmp_path):
+    row = GOOD_ROW | {"prompt": "Sort 5 numbers.", "input": "5", "system": "Sort"}
+    rendered = GOOD_ROW | {"prompt": "Be kind.\nAdd:\n1\n2\nNow.", "input": "1\n2", "system": "Be kind."}
+    items, _ = pairs_of(jsonl(tmp_path / "a.jsonl", row, rendered))
+    assert [pair.turns[0].text for pair in items] == ["Sort\n\nSort 5 numbers.\n\n5", rendered["prompt"]]
+
+
+def test_names_that_people_make_up_are_one_reason(tmp_path):
+    rows = [GOOD_ROW | {"prompt": [{"role": name, "content": "Why?"}]} for name in ("Ann", "Bob")]
+    assert pairs_of(jsonl(tmp_path / "a.jsonl", GOOD_ROW, *rows)) == ([PAIR], {"role 'other'": 2})
+
+
 def test_array_of_objects_as_pandas_prints_it(tmp_path):
     """A Parquet column of lists is an array of objects in pandas, and to_csv prints it without commas."""
     printed = "[{{'content': 'Why?\\n}}\\n{{ it\\'s', 'role': 'user'}}\n {{'content': '{}', 'role': 'assistant'}}]"
@@ -300,7 +312,7 @@ def spellings(turns, chosen, rejected):
     }
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(before=st.lists(st.tuples(TEXT, TEXT), max_size=2), last=TEXT, chosen=TEXT, rejected=TEXT)
 def test_one_pair_in_all_spellings(tmp_path_factory, before, last, chosen, rejected):
     turns = [Turn(role, text) for pair in before for role, text in zip(("human", "assistant"), pair, strict=True)]
@@ -329,7 +341,7 @@ NESTED = st.recursive(
 SETTINGS = ({"prompt": ["x", "y"]}, {"answers": ["x", "y"], "best": "turns"}, {"answers": "x.text", "score": "y.value"})
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.lists(st.dictionaries(COLUMN, NESTED, max_size=8), min_size=1, max_size=8), st.sampled_from((None, *SETTINGS))
 )
