@@ -51,7 +51,7 @@ class Columns(Section):
         None,
         description="Of two answers: the column that says which is better, by its place (0 or 1) or its column's name.",
     )
-    values: tuple[_Cells, _Cells] | None = Field(
+    values: tuple[_Cells, ...] | None = Field(
         None, description="What `best` holds, where not places: for the first answer and for the second."
     )
     rank: str | tuple[str, ...] | None = Field(
@@ -68,6 +68,8 @@ class Columns(Section):
             raise ValueError("columns.answers needs one of best, rank and score, and no chosen or rejected; correct it")
         if self.values is not None and self.best is None:
             raise ValueError("columns.values needs columns.best; name the column that holds them")
+        if self.values is not None and len(self.values) != 2:
+            raise ValueError("columns.values needs two entries, for the first answer and for the second; correct it")
         if not isinstance(self.answers, str | None):
             marks = self.rank or self.score
             if len(self.answers) < 2 or (self.best and len(self.answers) != 2):
@@ -524,6 +526,9 @@ def _last(key: str) -> str:
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     key = _key(first["loc"])
+    if first["type"] == "extra_forbidden":  # in a list, where `_refuse_unknown` does not look
+        names = list((Columns if "columns" in first["loc"] else Source).model_fields)
+        return f"unknown key '{key}'; expected {_nearest(_last(key), names)}; correct or remove it"
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     alternatives = [other["msg"] for other in error.errors() if _key(other["loc"]) == key]

@@ -3,46 +3,17 @@
 What a row holds is found in any capitalisation. `a.b` names the key b within column a, of every item where a is a list.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import yaml
-
-from lite_c2f.data.sources import Source
+from lite_c2f.config import Columns
 from lite_c2f.data.turns import UnusableError, decoded, is_empty, look, structured
 
 PROMPTS = ("prompt", "question", "instruction", "messages", "conversations", "input")  # the first that holds something
 SYSTEMS = ("system", "system_prompt")
 ENDED = ("chosen_ended", "rejected_ended")
 ATTACHMENTS = ("images", "image", "videos", "video", "audios", "audio", "tools")  # part of what was asked
-RANKINGS = ("best", "rank", "score")
-LAYOUTS: tuple[dict[str, Any], ...] = (  # of data sets that many have, for the advice; docs/data.md lists them
-    {"prompt": "prompt", "answers": ["response_0", "response_1"], "best": "better_response_id"},  # PKU-SafeRLHF
-    {"prompt": "history", "answers": ["human_ref_B", "human_ref_A"], "best": "labels"},  # SHP: 1 means A
-    {"prompt": "prompt", "answers": "answers.answer", "rank": "answers.rank"},  # Nectar
-    {"prompt": "info.post", "answers": "summaries.text", "best": "choice"},  # OpenAI, summarize_from_feedback
-    {
-        "prompt": "context",
-        "answers": ["response1", "response2"],
-        "best": "overall_preference",
-        "values": [[-3, -2, -1], [1, 2, 3]],
-    },  # HelpSteer3
-    {
-        "prompt": "prompt",
-        "answers": ["response_1", "response_2"],
-        "best": "preference_strength",
-        "values": [[-3, -2, -1], [1, 2, 3]],
-    },  # HelpSteer2
-    {"prompt": "instruction", "answers": "completions.response", "score": "completions.overall_score"},  # UltraFeedback
-    {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},  # Argilla
-    {"prompt": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"},  # OpenAI, DPO
-    {"answers": ["conversation_a", "conversation_b"], "best": "winner", "values": ["model_a", "model_b"]},  # Arena
-)
-_LOST = re.compile(r"reject|worse|worst|los(?:e|er|ing)|\bbad|negative|non_?pref|dispref", re.IGNORECASE)
-_WON = re.compile(r"chosen|better|best|win|good|positive|pref|accept", re.IGNORECASE)
-_ASKED = re.compile(r"prompt|quer|question|user|instruction|history|context|post|input|text", re.IGNORECASE)
 _MISSING = object()
 
 
@@ -75,10 +46,11 @@ class _Usual(NamedTuple):
     attachments: tuple[str, ...]
 
 
-def named(row: dict[str, Any], columns: Any = None, *, pairs: bool = True) -> Cells:
-    """Sort a row's cells by what they are for. columns: the source's own names (`config.Columns`); pairs: False where
-    the prompt alone is wanted, so that which answer is the better one does not matter.
+def named(row: dict[str, Any], columns: Columns | None = None, *, pairs: bool = True) -> Cells:
+    """Sort a row's cells by what they are for.
 
+    columns: the source's own names; pairs: False where the prompt alone is wanted, so that which answer is the better
+    one does not matter.
     Raises UnusableError naming a column of `columns` that the row does not have, answers of which none is the better
     one, and images or tools, without which a text says another thing.
     """
@@ -96,11 +68,11 @@ def named(row: dict[str, Any], columns: Any = None, *, pairs: bool = True) -> Ce
         return row[column]
 
     def at(path: str) -> Any:
-        return _at(row, usual.spellings, path, used)
+        return value_at(row, usual.spellings, path, used)
 
     more, history = None, None
     if columns and columns.prompt:
-        prompt = _put_together([at(path) for path in _listed(columns.prompt)])
+        prompt = _put_together([at(path) for path in listed(columns.prompt)])
     else:
         prompt = first(usual.prompt)
         if usual.input and used.isdisjoint(usual.input):
@@ -143,7 +115,7 @@ def _held(value: Any) -> Any:
 
 @lru_cache(maxsize=64)
 def _usual(columns: tuple[str, ...], pairs: bool) -> _Usual:
-    names = _spellings(columns)
+    names = spellings(columns)
 
     def there(*options: str) -> tuple[str, ...]:
         return tuple(names[name] for name in options if name in names)
@@ -163,7 +135,7 @@ def _usual(columns: tuple[str, ...], pairs: bool) -> _Usual:
 
 
 @lru_cache(maxsize=64)
-def _spellings(columns: tuple[str, ...]) -> dict[str, str]:
+def spellings(columns: tuple[str, ...]) -> dict[str, str]:
     """{name in small letters: the column}; where two differ in capitals alone, the one in small letters."""
     names: dict[str, str] = {}
     for column in columns:
@@ -173,7 +145,7 @@ def _spellings(columns: tuple[str, ...]) -> dict[str, str]:
     return names
 
 
-def _at(row: dict[str, Any], names: dict[str, str], path: str, used: set[str]) -> Any:
+def value_at(row: dict[str, Any], names: dict[str, str], path: str, used: set[str]) -> Any:
     """What stands at a path: a column, or keys within it."""
     if (column := names.get(path.strip().lower())) is not None:
         used.add(column)
@@ -197,7 +169,7 @@ def _key(value: Any, key: str, path: str) -> Any:
     return fields[key.strip().lower()]
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
     return [value] if isinstance(value, str) else list(value)
 
 
@@ -221,38 +193,41 @@ def _first_turn(value: Any) -> Any:
 # Several answers, of which one is the best.
 
 
-def _answers(columns: Any, at: Any, pairs: bool) -> tuple[Any, Any]:
+def _answers(columns: Columns, at: Callable[[str], Any], pairs: bool) -> tuple[Any, Any]:
     """(the best answer, a worse one): the worst by rank or score, the other one where the best of two is known."""
-    listed = _list(at(columns.answers)) if isinstance(columns.answers, str) else [at(p) for p in columns.answers]
+    answers = _each(columns.answers, at)
     if not pairs:
-        return (listed[0] if listed else None), None
+        return (answers[0] if answers else None), None
     if columns.best:
-        return _by_best(listed, columns, at(columns.best))
-    path = columns.rank or columns.score
-    cells = _list(at(path)) if isinstance(path, str) else [at(each) for each in path]
-    if len(cells) != len(listed):
-        raise UnusableError(f"{len(listed)} answers with {len(cells)} ranks or scores")
+        return _by_best(answers, columns, at(columns.best))
+    cells = _each(columns.rank or columns.score, at)
+    if len(cells) != len(answers):
+        raise UnusableError(f"{len(answers)} answers with {len(cells)} ranks or scores")
     marks = [(float(mark), place) for place, mark in enumerate(map(_plain, cells)) if _is_number(mark)]
     if not marks or min(marks)[0] == max(marks)[0]:
         raise UnusableError("no answer is the better one")
     low, high = (next(place for mark, place in marks if mark == end) for end in (min(marks)[0], max(marks)[0]))
-    return (listed[low], listed[high]) if columns.rank else (listed[high], listed[low])
+    return (answers[low], answers[high]) if columns.rank else (answers[high], answers[low])
 
 
-def _by_best(listed: list[Any], columns: Any, cell: Any) -> tuple[Any, Any]:
-    if len(listed) != 2:
-        raise UnusableError(f"{len(listed)} answers: 'best' needs two, more need 'rank' or 'score'")
+def _by_best(answers: list[Any], columns: Columns, cell: Any) -> tuple[Any, Any]:
+    if len(answers) != 2:
+        raise UnusableError(f"{len(answers)} answers: 'best' needs two, more need 'rank' or 'score'")
     options = columns.values or ("0", "1")
     texts = [[_plain(value) for value in (each if isinstance(each, tuple) else (each,))] for each in options]
-    if not isinstance(columns.answers, str) and not columns.values:
+    if isinstance(columns.answers, tuple) and not columns.values:
         texts = [[*text, _plain(column)] for text, column in zip(texts, columns.answers, strict=True)]
     places = [place for place, text in enumerate(texts) if _plain(cell) in text]
     if not places:
         raise UnusableError("no answer is the better one")
-    return listed[places[0]], listed[1 - places[0]]
+    return answers[places[0]], answers[1 - places[0]]
 
 
-def _list(value: Any) -> list[Any]:
+def _each(path: str | tuple[str, ...] | None, at: Callable[[str], Any]) -> list[Any]:
+    """What several columns hold, or one that is a list."""
+    if not isinstance(path, str):
+        return [at(column) for column in path or ()]
+    value = at(path)
     value = structured(value) if isinstance(value, str) else value
     if not isinstance(value, list):
         raise UnusableError(f"the answers are {look(value)}, not a list")
@@ -261,7 +236,7 @@ def _list(value: Any) -> list[Any]:
 
 def _plain(value: Any) -> str:
     """A value as text: 1, 1.0, "1" and true are one, since tables spell them so."""
-    if isinstance(value, bool | int | float) and value == value and float(value).is_integer():
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
     text = str(value).strip().lower()
     return {"true": "1", "false": "0"}.get(text, text.removesuffix(".0"))
@@ -272,67 +247,3 @@ def _is_number(text: str) -> bool:
         return abs(float(text)) < float("inf")
     except ValueError:
         return False
-
-
-# What to say of columns.
-
-
-def described(row: dict[str, Any], most: int = 12) -> str:
-    """The columns of a row and what they look like, for a message."""
-    texts = [f"{' '.join(str(column).split())} ({look(cell)})" for column, cell in list(row.items())[:most]]
-    return ", ".join([*texts, *([f"{len(row) - most} more"] if len(row) > most else [])]) or "none"
-
-
-def advice(row: dict[str, Any], source: Source, *, pairs: bool) -> str | None:
-    """The source with the `columns` that would read a row like this one; None where no names can be guessed."""
-    if (columns := _layout(row) or _guess(row, pairs)) is None:
-        return None
-    if not pairs:
-        columns = {"prompt": columns["prompt"]} if "prompt" in columns else columns
-    item = {key: getattr(source, key, None) for key in ("path", "weight", "split", "revision", "data_dir")}
-    item = {key: value for key, value in item.items() if value is not None and (key, value) != ("weight", 1.0)}
-    text = yaml.safe_dump(item | {"columns": columns}, default_flow_style=True, sort_keys=False, width=2**31)
-    return f"data.{'preferences' if pairs else 'prompts'}=[{text.strip()}]"
-
-
-def _layout(row: dict[str, Any]) -> dict[str, Any] | None:
-    names = _spellings(tuple(row))
-    paths = [
-        (layout, [path for key in layout if key != "values" for path in _listed(layout[key])]) for layout in LAYOUTS
-    ]
-    for layout, each in paths:
-        try:
-            for path in each:
-                _at(row, names, path, set())
-        except UnusableError:
-            continue
-        return layout
-    return None
-
-
-def _guess(row: dict[str, Any], pairs: bool) -> dict[str, Any] | None:
-    texts = [str(column) for column, cell in row.items() if isinstance(cell, str | list | dict) and not is_empty(cell)]
-    rejected = [column for column in texts if _LOST.search(column)]
-    chosen = [column for column in texts if _WON.search(column) and column not in rejected]
-    rest = [column for column in texts if column not in rejected + chosen]
-    usual = any(name in _spellings(tuple(row)) for name in PROMPTS)
-    asked = [column for column in rest if _ASKED.search(column)]
-    prompt = {"prompt": asked[0]} if asked and not (usual and pairs) else {}
-    if not pairs:
-        return prompt or None
-    if len(rejected) != 1 or len(chosen) != 1:
-        return None
-    sides = {"chosen": chosen[0], "rejected": rejected[0]}
-    return {**prompt, **{side: column for side, column in sides.items() if column.strip().lower() != side}} or None
-
-
-def unused_note(path: str, columns: Iterable[str], keys: Iterable[str]) -> str | None:
-    """What to say once of columns and of keys of messages that hold something and are not read."""
-    parts = [f"columns {_some(columns)}" if columns else "", f"keys of messages {_some(keys)}" if keys else ""]
-    text = "; ".join(part for part in parts if part)
-    return f"{path}: not used: {text}" if text else None
-
-
-def _some(names: Iterable[str], most: int = 12) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")

@@ -8,12 +8,14 @@ is a DataError that says what its columns look like. docs/data.md lists the form
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from lite_c2f.data.columns import ENDED, PROMPTS, Cells, advice, described, named, unused_note
+from lite_c2f.data.advice import advice, described, unused_note
+from lite_c2f.data.columns import ENDED, PROMPTS, Cells, named
 from lite_c2f.data.order import content_hash, conversation_hash
 from lite_c2f.data.sources import Source, kind, name_of, read_rows
 from lite_c2f.data.turns import (
     Turn,
     UnusableError,
+    is_empty,
     is_messages,
     is_transcript,
     joined,
@@ -131,7 +133,7 @@ def _read(
                 raise UnusableError(f"a row is {look(row)}")
             cells = named(row, getattr(source, "columns", None), pairs=pairs)
             usable.append(read(cells)._replace(source=name_of(source)))
-            columns.update(cells.rest)
+            columns.update(name for name, cell in cells.rest.items() if not is_empty(cell))
             for value in (cells.prompt, cells.chosen, cells.rejected):
                 keys |= set() if isinstance(value, str) else other_keys(value)
         except UnusableError as error:

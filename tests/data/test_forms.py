@@ -119,13 +119,14 @@ def test_columns_that_are_not_there_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ("{promt: a}", "data.preferences.0.columns.promt"),
+        ("{promt: a}", "unknown key 'data.preferences.0.columns.promt'; expected 'prompt' (did you mean that?)"),
         ("{best: a}", "columns.best needs columns.answers"),
         ("{answers: [a, b]}", "one of best, rank and score"),
         ("{answers: [a, b], best: c, chosen: d}", "no chosen or rejected"),
         ("{answers: [a, b, c], best: d}", "best compares two columns"),
         ("{answers: [a, b], rank: c}", "a column for each"),
         ("{answers: a, score: [b, c]}", "name one column"),
+        ("{answers: a, best: b, values: [1]}", "two entries"),
         ("{answers: a, score: b, values: [1, 0]}", "columns.values needs columns.best"),
     ],
 )
