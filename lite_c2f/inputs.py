@@ -210,6 +210,9 @@ def load_corpus(config: Config) -> Corpus:
     if not data.prompts:
         prompts, toy_prompts = prompts._replace(items=prompts_of(pairs.items)), toy_pairs
     corpus = split(pairs.items, prompts.items, config, _toy(toy_pairs, toy_prompts, seed))
+    skipped = Counter(pairs.skipped) + Counter(prompts.skipped) + Counter(corpus.skipped)
+    notes = tuple(dict.fromkeys(pairs.notes + prompts.notes))
+    corpus = corpus._replace(skipped=dict(skipped), first=prompts.first | pairs.first, notes=notes)
     parts = {
         "pairs": corpus.train_pairs,
         "held-out pairs": corpus.held_out_pairs,
@@ -218,10 +221,15 @@ def load_corpus(config: Config) -> Corpus:
     }
     for what, items in parts.items():
         if not items:
-            raise DataError.because(f"data: no usable {what}", "at least one of each", "add data with other prompts")
-    skipped = Counter(pairs.skipped) + Counter(prompts.skipped) + Counter(corpus.skipped)
-    notes = tuple(dict.fromkeys(pairs.notes + prompts.notes))
-    return corpus._replace(skipped=dict(skipped), first=prompts.first | pairs.first, notes=notes)
+            got = f"data: no usable {what}" + (f" (rows skipped: {skipped_rows(corpus)})" if skipped else "")
+            raise DataError.because(got, "at least one of each", "add data with other prompts")
+    return corpus
+
+
+def skipped_rows(corpus: Corpus) -> str:
+    """How many rows were skipped for which reason, and the first of each."""
+    places = {reason: f" (first at {place})" for reason, place in corpus.first.items()}
+    return ", ".join(f"{count} {reason}{places.get(reason, '')}" for reason, count in corpus.skipped.items())
 
 
 def split(pairs: list[Pair], prompts: list[Prompt], config: Config, own: Corpus = Corpus([], [], [], [], {})) -> Corpus:
