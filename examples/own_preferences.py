@@ -1,7 +1,7 @@
 """Your own preference data: write JSONL, check it, train on it.
 
 A row is {"prompt", "chosen", "rejected"}: plain text, or lists of {"role", "content"} messages; HH-RLHF transcripts
-work as they are. CSV, JSON and Parquet are read too, each optionally .gz.
+work as they are. CSV, JSON and Parquet are read too, each optionally .gz. Other forms: docs/data.md.
 
 python examples/own_preferences.py [RUN]
 """

@@ -29,6 +29,59 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_Cell = bool | int | float | str
+_Cells = _Cell | tuple[_Cell, ...]
+
+
+class Columns(Section):
+    """Which columns of a source hold what, where they are not among the usual names (docs/data.md).
+
+    `a.b` names the key b within column a, of every item where a is a list.
+    """
+
+    prompt: str | tuple[str, ...] | None = Field(
+        None, description="Text or messages; several columns are put together, a blank line between."
+    )
+    system: str | None = Field(None, description="Text that comes before the prompt.")
+    chosen: str | None = Field(None, description="The preferred answer.")
+    rejected: str | None = Field(None, description="The other answer.")
+    answers: str | tuple[str, ...] | None = Field(
+        None, description="In place of chosen and rejected: the columns of the answers, or one that holds a list."
+    )
+    best: str | None = Field(
+        None,
+        description="Of two answers: the column that says which is better, by its place (0 or 1) or its column's name.",
+    )
+    values: tuple[_Cells, ...] | None = Field(
+        None, description="What `best` holds, where not places: for the first answer and for the second."
+    )
+    rank: str | tuple[str, ...] | None = Field(
+        None, description="Ranks of the answers, the lowest is the best: it and the worst become the pair."
+    )
+    score: str | tuple[str, ...] | None = Field(None, description="Scores likewise, the highest is the best.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Columns":
+        ways = [key for key in ("best", "rank", "score") if getattr(self, key) is not None]
+        if self.answers is None and (ways or self.values is not None):
+            raise ValueError(f"columns.{(*ways, 'values')[0]} needs columns.answers; name the columns of the answers")
+        if self.answers is not None and (self.chosen or self.rejected or len(ways) != 1):
+            raise ValueError("columns.answers needs one of best, rank and score, and no chosen or rejected; correct it")
+        if self.values is not None and self.best is None:
+            raise ValueError("columns.values needs columns.best; name the column that holds them")
+        if self.values is not None and len(self.values) != 2:
+            raise ValueError("columns.values needs two entries, for the first answer and for the second; correct it")
+        if not isinstance(self.answers, str | None):
+            marks = self.rank or self.score
+            if len(self.answers) < 2 or (self.best and len(self.answers) != 2):
+                raise ValueError(f"columns.answers={list(self.answers)}: best compares two columns, rank or score more")
+            if marks is not None and (isinstance(marks, str) or len(marks) != len(self.answers)):
+                raise ValueError("columns.rank and columns.score need a column for each of columns.answers; list them")
+        elif isinstance(self.rank or self.score, tuple):
+            raise ValueError("columns.answers is one column, a list of answers; name one column of ranks or scores")
+        return self
+
+
 class Source(Section):
     """One source of data."""
 
@@ -37,6 +90,7 @@ class Source(Section):
     split: str | None = Field(None, description="Split of a hub dataset (default: train).")
     revision: str | None = Field(None, description="Commit of a hub dataset, to pin it.")
     data_dir: str | None = Field(None, description="Folder within a hub dataset.")
+    columns: Columns | None = Field(None, description="What its columns hold, where they have other names.")
 
 
 def _as_sources(value: Any) -> Any:
@@ -356,6 +410,8 @@ class Config(Section):
             del values[section][key]
         for source in (*values["data"]["preferences"], *values["data"]["prompts"]):
             source["path"] = source["path"].rsplit("/", 1)[-1] if source["path"].startswith("/") else source["path"]
+            if source["columns"] is None:  # as runs have it that began before there was such a setting
+                del source["columns"]
         return without_places({**{section: values[section] for section in sections}, "run": {"seed": self.run.seed}})
 
     def to_yaml(self) -> str:
@@ -488,6 +544,9 @@ def _last(key: str) -> str:
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     key = _key(first["loc"])
+    if first["type"] == "extra_forbidden":  # in a list, where `_refuse_unknown` does not look
+        names = list((Columns if "columns" in first["loc"] else Source).model_fields)
+        return f"unknown key '{key}'; expected {_nearest(_last(key), names)}; correct or remove it"
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     alternatives = [other["msg"] for other in error.errors() if _key(other["loc"]) == key]

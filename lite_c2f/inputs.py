@@ -1,8 +1,10 @@
 """What a run reads: its pair of models and its data, the toy world included."""
 
 import contextlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lite_c2f.backbone.context import context_length
@@ -13,7 +15,7 @@ from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.config import CHAT, Config, Source
 from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt, turn_end
 from lite_c2f.data.order import at_most, conversation_hash, held_out, shuffled
-from lite_c2f.data.records import Pair, Prompt, Turn, load_pairs, load_prompts, prompts_of
+from lite_c2f.data.records import Loaded, Pair, Prompt, Turn, load_pairs, load_prompts, prompts_of
 from lite_c2f.data.sources import local_files
 from lite_c2f.errors import ConfigError, DataError, ModelError
 from lite_c2f.sampling.stops import Stops
@@ -42,6 +44,8 @@ class Corpus(NamedTuple):
     train_prompts: list[Prompt]
     held_out_prompts: list[Prompt]
     skipped: dict[str, int]  # reason -> rows that could not be used
+    first: Mapping[str, str] = MappingProxyType({})  # reason -> the first such row
+    notes: tuple[str, ...] = ()  # columns that are not read, a line a source
 
 
 def uses_toy_data(config: Config) -> bool:
@@ -233,13 +237,14 @@ def load_corpus(config: Config) -> Corpus:
     The toy world brings its own split. What it holds out, and what is held out here, is in nothing that is trained on.
     """
     data, seed = config.data, config.run.seed
-    skipped: dict[str, int] = {}
-    pairs, toy_pairs = _read(data.preferences, load_pairs, skipped)
-    prompts, toy_prompts = (
-        _read(data.prompts, load_prompts, skipped) if data.prompts else (prompts_of(pairs), toy_pairs)
-    )
-    toy = _toy(toy_pairs, toy_prompts, seed)
-    corpus = split(pairs, prompts, config, toy)
+    pairs, toy_pairs = _read(data.preferences, load_pairs)
+    prompts, toy_prompts = _read(data.prompts, load_prompts)
+    if not data.prompts:
+        prompts, toy_prompts = prompts._replace(items=prompts_of(pairs.items)), toy_pairs
+    corpus = split(pairs.items, prompts.items, config, _toy(toy_pairs, toy_prompts, seed))
+    skipped = Counter(pairs.skipped) + Counter(prompts.skipped) + Counter(corpus.skipped)
+    notes = tuple(dict.fromkeys(pairs.notes + prompts.notes))
+    corpus = corpus._replace(skipped=dict(skipped), first=prompts.first | pairs.first, notes=notes)
     parts = {
         "pairs": corpus.train_pairs,
         "held-out pairs": corpus.held_out_pairs,
@@ -248,8 +253,15 @@ def load_corpus(config: Config) -> Corpus:
     }
     for what, items in parts.items():
         if not items:
-            raise DataError.because(f"data: no usable {what}", "at least one of each", "add data with other prompts")
-    return corpus._replace(skipped=skipped | corpus.skipped)
+            got = f"data: no usable {what}" + (f" (rows skipped: {skipped_rows(corpus)})" if skipped else "")
+            raise DataError.because(got, "at least one of each", "add data with other prompts")
+    return corpus
+
+
+def skipped_rows(corpus: Corpus) -> str:
+    """How many rows were skipped for which reason, and the first of each."""
+    places = {reason: f" (first at {place})" for reason, place in corpus.first.items()}
+    return ", ".join(f"{count} {reason}{places.get(reason, '')}" for reason, count in corpus.skipped.items())
 
 
 def split(pairs: list[Pair], prompts: list[Prompt], config: Config, own: Corpus = Corpus([], [], [], [], {})) -> Corpus:
@@ -331,13 +343,8 @@ def _toy(pairs: float, prompts: float, seed: int) -> Corpus:
     return Corpus(train_pairs, held_pairs, train_prompts, held_prompts, {})
 
 
-def _read(sources: Sequence[Source], load, skipped: dict[str, int]) -> tuple[list, float]:
-    """Items of the real sources, and the weight of the toy world (0 when it is not named)."""
+def _read(sources: Sequence[Source], load: Any) -> tuple[Loaded, float]:
+    """What the real sources hold, and the weight of the toy world (0 when it is not named)."""
     toy = sum(source.weight for source in sources if source.path == TOY)
     real = [source for source in sources if source.path != TOY]
-    if not real:
-        return [], toy
-    loaded = load(real)
-    for reason, rows in loaded.skipped.items():
-        skipped[reason] = skipped.get(reason, 0) + rows
-    return list(loaded.items), toy
+    return load(real) if real else Loaded([], {}, {}), toy

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lite_c2f.config import Config
 from lite_c2f.data.order import count_by_source, short_names
-from lite_c2f.inputs import Corpus, training_pairs
+from lite_c2f.inputs import Corpus, skipped_rows, training_pairs
 from lite_c2f.memory import Plan
 from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.runs import read_json
@@ -48,7 +48,9 @@ def tell_data(view: View, corpus: Corpus, config: Config) -> None:
             "chosen on some of those it is compared on"
         )
     if corpus.skipped:
-        view.note("rows skipped: " + ", ".join(f"{count} {reason}" for reason, count in corpus.skipped.items()))
+        view.note(f"rows skipped: {skipped_rows(corpus)}")
+    for note in corpus.notes:
+        view.note(note)
 
 
 def tell_split(view: View, run: Path) -> None:

@@ -395,6 +395,17 @@ def test_a_run_says_what_it_has_of_each_source(tmp_path):
     assert alone.notes[0].startswith("data: 45 pairs") and "helpful" not in "".join(alone.notes)
 
 
+def test_a_run_names_rows_that_are_skipped_and_columns_that_are_not_read(tmp_path):
+    rows = pair_rows("a", 50)
+    file = write(tmp_path / "a.jsonl", [rows[0] | {"id": 7}, rows[1] | {"chosen": 5}, *rows[2:]])
+    view = Notes()
+    tell_data(view, *corpus_of([file]))
+    assert view.notes[-2:] == [
+        f"rows skipped: 1 'chosen' is a number (first at {file}:2)",
+        f"{file}: not used: columns id",
+    ]
+
+
 def test_a_run_of_an_earlier_split_is_told(tmp_path):
     view = Notes()
     tell_split(view, tmp_path)

@@ -50,6 +50,7 @@ def examples(count):
 SCHEMA = schema()
 SECTIONS = list(SCHEMA["properties"])
 TEXT = st.text() | st.sampled_from(["0", "1e5", "inf", "null", "yes", "[a", "\u2028", "a: b"])
+CELL = st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
 PLACES = {  # where the schema does not say all
     "base": TEXT.map("base {}".format),  # `toy` goes with `toy` alone
     "instruct": TEXT.map("instruct {}".format),
@@ -57,6 +58,9 @@ PLACES = {  # where the schema does not say all
     "stop": st.lists(st.text(min_size=1), max_size=2),
     "chat_template_kwargs": st.dictionaries(TEXT, st.none() | st.booleans() | TEXT | st.lists(TEXT), max_size=2),
     "target_modules": st.just("all-linear") | st.lists(st.sampled_from(["q_proj", "up_proj"]), min_size=1),
+    "columns": st.none()
+    | st.fixed_dictionaries({}, optional={"prompt": TEXT | st.lists(TEXT, max_size=2), "system": TEXT, "chosen": TEXT})
+    | st.fixed_dictionaries({"answers": TEXT, "best": TEXT, "values": st.lists(CELL, min_size=2, max_size=2)}),
     "ratio": st.just("auto") | st.floats(1e-9, 1e9),
     "ratios": st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=3),
 }
@@ -153,6 +157,8 @@ def test_identity_is_all_but_the_batch_sizes_and_the_places_of_models(values, ba
     assert other.identity(SECTIONS) == config.identity(SECTIONS)
     found = {name: value for name, value in config.identity(SECTIONS).items() if name != "run"}
     whole = dict(leaves(config.model_dump(mode="json", exclude={"run"})))
+    for key in ("data.preferences", "data.prompts"):  # runs of earlier versions have no `columns`
+        whole[key] = [{k: v for k, v in source.items() if (k, v) != ("columns", None)} for source in whole[key]]
     assert dict(leaves(found)) == {key: value for key, value in whole.items() if key not in (*sizes, *places)}
     assert config.identity(["lora"]) == {"lora": found["lora"], "run": {"seed": config.run.seed}}
 

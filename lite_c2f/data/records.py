@@ -1,28 +1,37 @@
 """Preference pairs and prompts from files (JSONL, JSON, CSV, Parquet, each optionally .gz) and from the hub.
 
-A broken file is a DataError that names the file and the row. A row that is well-formed but of no use (both sides equal,
-an empty answer) is skipped and counted by reason, never silently.
+A broken file is a DataError that names the file and the place. A row of no use (both sides equal, an empty answer, a
+number where a text belongs) is skipped and counted by reason, never silently; a source of which almost nothing is left
+is a DataError that says what its columns look like. docs/data.md lists the forms.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from lite_c2f.data.advice import advice, described, unused_note
+from lite_c2f.data.columns import ENDED, PROMPTS, Cells, named
 from lite_c2f.data.order import content_hash, conversation_hash
 from lite_c2f.data.sources import Source, kind, name_of, read_rows
-from lite_c2f.errors import C2FError, DataError
+from lite_c2f.data.turns import (
+    Turn,
+    UnusableError,
+    is_empty,
+    is_messages,
+    is_transcript,
+    joined,
+    look,
+    message_turns,
+    other_keys,
+    parse_transcript,
+    plain_text,
+    prompt_turns,
+    structured,
+    within,
+)
+from lite_c2f.errors import DataError
 
-_MARKER = re.compile(r"(?:\A|\r?\n\r?\n)(Human|Assistant):")
-_ROLES = {"user": "human", "human": "human", "assistant": "assistant", "system": "human", "developer": "human"}
-_PROMPT_COLUMNS = ("prompt", "question", "turns", "messages")
-_PAIR_COLUMNS = ("chosen", "rejected", "chosen_ended", "rejected_ended")
-
-
-class Turn(NamedTuple):
-    """One speaker's text in a conversation."""
-
-    role: str  # "human" | "assistant"
-    text: str
+LEAST = 20  # a source of which less than one row in so many can be used is taken for another format
+_OF_PAIRS = {*PROMPTS, *ENDED, "turns", "chosen", "rejected"}  # never among what else a prompt's row said
 
 
 class Pair(NamedTuple):
@@ -52,35 +61,27 @@ class Loaded(NamedTuple, Generic[_Item]):
 
     items: list[_Item]
     skipped: dict[str, int]
-
-
-class _MissingColumnError(DataError):
-    """A row without a column it needs: skipped and counted, unless no row of the source has it."""
-
-    reason = ""
-
-
-class _UnusableError(Exception):
-    """Carries the reason why a well-formed row cannot be used."""
+    first: dict[str, str]  # reason -> the first row that was left out for it
+    notes: tuple[str, ...] = ()  # what was not read of the rows that are used, a line a source
 
 
 def load_pairs(sources: Sequence[Source]) -> Loaded[Pair]:
-    """Read preference pairs: HH transcripts, plain prompt/chosen/rejected, or lists of messages.
+    """Read preference pairs in any of the forms of docs/data.md, others by a source's `columns`.
 
-    Raises DataError for a file or a row that is broken, and when no row at all is usable.
+    Raises DataError for a broken file, and for a source of which almost no row can be used.
 
     >>> load_pairs([Source(path="pairs/*.jsonl.gz")]).skipped
     {'sides equal': 3}
     """
-    return _load(sources, _pair)
+    return _load(sources, _pair, pairs=True)
 
 
 def load_prompts(sources: Sequence[Source]) -> Loaded[Prompt]:
-    """Read prompts: a `prompt`, `question`, `turns` (the first) or `messages` column, or preference rows.
+    """Read prompts: a `prompt` under any of its names, MT-Bench's `turns` (the first), or preference rows.
 
-    Duplicates are kept. Raises DataError for a file or a row that is broken, and when no row at all is usable.
+    Duplicates are kept. Raises DataError as `load_pairs` does.
     """
-    return _load(sources, _prompt)
+    return _load(sources, _prompt, pairs=False)
 
 
 def prompts_of(pairs: Iterable[Pair]) -> list[Prompt]:
@@ -99,48 +100,75 @@ def prompts_of(pairs: Iterable[Pair]) -> list[Prompt]:
     ]
 
 
-def parse_transcript(text: str) -> tuple[Turn, ...]:
-    """Split an HH transcript (`\\n\\nHuman: ...\\n\\nAssistant: ...`) into turns; empty when it has no marker.
-
-    Texts are stripped. Turns of one speaker in a row become one turn, with a blank line between; text before the first
-    marker is treated the same way, as the start of the first human turn.
-
-    >>> parse_transcript("\\n\\nHuman: Hi\\n\\nAssistant: Hello")
-    (Turn(role='human', text='Hi'), Turn(role='assistant', text='Hello'))
-    """
-    before, *parts = _MARKER.split(text)
-    if not parts:
-        return ()
-    said = [(role.lower(), said) for role, said in zip(parts[::2], parts[1::2], strict=True)]
-    return _joined([("human", before), *said] if before.strip() else said)
-
-
-def _load(sources: Sequence[Source], read: Callable[[dict[str, Any], str], _Item]) -> Loaded[_Item]:
-    items: list[_Item] = []
-    skipped: dict[str, int] = {}
-    first: dict[str, str] = {}  # reason -> the first row it was met in
+def _load(sources: Sequence[Source], read: Callable[[Cells], _Item], *, pairs: bool) -> Loaded[_Item]:
+    loaded: Loaded[_Item] = Loaded([], {}, {})
+    notes: list[str | None] = []
+    if not sources:
+        raise DataError.because("no sources of data", "at least one", "name a file or a hub dataset")
     for source in sources:
         if not 0 < source.weight < float("inf"):
             raise DataError.because(f"{source.path}: weight {source.weight}", "a number above 0", "correct the weight")
-        usable: list[_Item] = []
-        missing: _MissingColumnError | None = None
-        for where, row in read_rows(source):
-            try:
-                usable.append(read(row, where)._replace(source=name_of(source)))
-            except _MissingColumnError as error:
-                missing = missing or error
-                skipped[error.reason] = skipped.get(error.reason, 0) + 1
-                first.setdefault(error.reason, where)
-            except _UnusableError as reason:
-                skipped[str(reason)] = skipped.get(str(reason), 0) + 1
-                first.setdefault(str(reason), where)
-        if missing and not usable:  # not one row has the columns: the file is another kind of file
-            raise missing
-        items += _weighted(usable, source.weight)
-    if not items:
-        counts = ", ".join(f"{reason}: {count}, first at {first[reason]}" for reason, count in skipped.items())
-        raise DataError.because(f"no usable row ({counts or 'no sources'})", "at least one", "check the data")
-    return Loaded(items, skipped)
+        usable, skipped, first, note = _read(source, read, pairs)
+        notes.append(note)
+        loaded.items.extend(_weighted(usable, source.weight))
+        for reason, count in skipped.items():
+            loaded.skipped[reason] = loaded.skipped.get(reason, 0) + count
+            loaded.first.setdefault(reason, first[reason])
+    return loaded._replace(notes=tuple(note for note in notes if note))
+
+
+def _read(
+    source: Source, read: Callable[[Cells], _Item], pairs: bool
+) -> tuple[list[_Item], dict[str, int], dict[str, str], str | None]:
+    """(items, rows skipped by reason, the first of each, what was not read) of one source."""
+    usable: list[_Item] = []
+    skipped: dict[str, int] = {}
+    first: dict[str, str] = {}
+    columns: set[str] = set()  # not used
+    keys: set[str] = set()
+    odd: Any = None  # the first row that is skipped
+    for where, row in read_rows(source):
+        try:
+            if not isinstance(row, dict):
+                raise UnusableError(f"a row is {look(row)}")
+            cells = named(row, getattr(source, "columns", None), pairs=pairs)
+            usable.append(read(cells)._replace(source=name_of(source)))
+            columns.update(name for name, cell in cells.rest.items() if not is_empty(cell))
+            for value in (cells.prompt, cells.chosen, cells.rejected):
+                keys |= set() if isinstance(value, str) else other_keys(value)
+        except UnusableError as error:
+            odd = odd if isinstance(odd, dict) else row
+            skipped[str(error)] = skipped.get(str(error), 0) + 1
+            first.setdefault(str(error), where)
+    total = len(usable) + sum(skipped.values())
+    if len(usable) * LEAST < total:
+        raise _other_format(source, odd, f"{len(usable)} of {total}", skipped, first, pairs)
+    return usable, skipped, first, unused_note(name_of(source), columns, keys)
+
+
+def _other_format(
+    source: Source, row: Any, share: str, skipped: dict[str, int], first: dict[str, str], pairs: bool
+) -> DataError:
+    """Almost nothing could be used: say why, what the rows look like, and how to have them read."""
+    reasons = sorted(skipped, key=lambda reason: -skipped[reason])
+    counts = "; ".join(f"{reason}: {skipped[reason]}, first at {first[reason]}" for reason in reasons[:4])
+    counts += f"; {len(reasons) - 4} more reasons" if len(reasons) > 4 else ""
+    got = f"'{source.path}': {share} rows can be used ({counts})"
+    if not isinstance(row, dict):
+        do = "rename the file to .json" if is_messages(row) or look(row) == "a list of objects" else "convert the file"
+        return DataError.because(f"{got}, the first is {kind(row)}", "an object with columns in each row", do)
+    got += f", its columns are {described(row)}"
+    expected = "'chosen' and 'rejected', each a text, a message or messages, with or without 'prompt'"
+    if not pairs:
+        expected = f"one of {', '.join(repr(column) for column in (*PROMPTS, 'turns', 'chosen'))}"
+    if getattr(source, "columns", None):
+        return DataError.because(got, "the columns that the source names in `columns`", "correct `columns` or the rows")
+    if not any(reason == "no prompt" or reason.startswith("no '") for reason in reasons):
+        return DataError.because(got, expected, "correct the rows, or see docs/data.md for other forms")
+    if setting := advice(row, source, pairs=pairs):
+        return DataError.because(got, expected, f"name the columns: {setting}")
+    do = "take data with two answers to each prompt, or name the columns as docs/data.md says"
+    return DataError.because(got, expected, do if pairs else "name the column as docs/data.md says")
 
 
 def _weighted(items: list[_Item], weight: float) -> list[_Item]:
@@ -156,128 +184,111 @@ def _weighted(items: list[_Item], weight: float) -> list[_Item]:
 # From a row to an item.
 
 
-def _pair(row: dict[str, Any], where: str) -> Pair:
+def _pair(cells: Cells) -> Pair:
     for column in ("chosen", "rejected"):
-        if column not in row:
-            raise _missing(row, where, f"'{column}'", "'chosen' and 'rejected', with or without 'prompt'")
-    prompt = _turns(row["prompt"], where, "prompt") if "prompt" in row else None
-    if row.get("prompt") is None and isinstance(row["chosen"], str) and _MARKER.search(row["chosen"]):
-        prompt = None  # a table gives every row a prompt, an empty one to whole transcripts
-    chosen_prompt, chosen = _side(row["chosen"], prompt, where, "chosen")
-    rejected_prompt, rejected = _side(row["rejected"], prompt, where, "rejected")
+        if column not in cells.has:
+            raise UnusableError(f"no '{column}'")
+        if getattr(cells, column) is None:
+            raise UnusableError("empty answer")
+    opening = _opening(cells)
+    chosen_prompt, chosen = _side(cells.chosen, opening, cells, "chosen")
+    rejected_prompt, rejected = _side(cells.rejected, opening, cells, "rejected")
     if chosen_prompt != rejected_prompt:
-        raise _UnusableError("prompts differ")
+        raise UnusableError("prompts differ")
     if not chosen_prompt or not chosen_prompt[-1].text:
-        raise _UnusableError("empty prompt")
+        raise UnusableError("empty prompt")
     if chosen_prompt[-1].role != "human":
-        raise _UnusableError("prompt ends with an answer")
+        raise UnusableError("prompt ends with an answer")
     if not chosen or not rejected:
-        raise _UnusableError("empty answer")
-    ended = _flag(row, "chosen_ended", where), _flag(row, "rejected_ended", where)
+        raise UnusableError("empty answer")
+    ended = _flag(cells.ended[0], "chosen_ended"), _flag(cells.ended[1], "rejected_ended")
     # The same text, cut off on one side only, is still a preference.
     if chosen == rejected and ended[0] == ended[1]:
-        raise _UnusableError("sides equal")
+        raise UnusableError("sides equal")
     return Pair(chosen_prompt, chosen, rejected, *ended)
 
 
-def _side(value: Any, prompt: tuple[Turn, ...] | None, where: str, column: str) -> tuple[tuple[Turn, ...], str]:
-    """(prompt, answer) of one side: the answer alone, or a whole conversation, whose own prompt then counts."""
-    if isinstance(value, str) and prompt is not None:
-        return prompt, _text(value).strip()
-    if value is None:
-        raise _UnusableError("empty answer")
-    turns = parse_transcript(_text(value)) if isinstance(value, str) else _messages(value, where, column)
-    if not turns or turns[-1].role != "assistant":
-        raise _UnusableError("no assistant turn")
-    alone = prompt is not None and len(turns) == 1
-    return prompt if prompt is not None and alone else turns[:-1], turns[-1].text
-
-
-def _prompt(row: dict[str, Any], where: str) -> Prompt:
-    known = [column for column in (*_PROMPT_COLUMNS, "chosen") if column in row]
-    if not known:
-        raise _missing(row, where, "prompt", "one of 'prompt', 'question', 'turns', 'messages', 'chosen'")
-    column = next((column for column in known if row[column] is not None), known[0])
-    value = row[column]
-    if column == "turns":
-        if not isinstance(value, list) or not all(isinstance(turn, str) for turn in value):
-            raise _wrong_type(value, where, column, "a list of texts")
-        value = value[0] if value else ""
-    if column == "chosen" and isinstance(value, str):
-        turns = parse_transcript(_text(value))
+def _prompt(cells: Cells) -> Prompt:
+    if not cells.has & {"prompt", "chosen"}:
+        raise UnusableError("no prompt")
+    opening = _opening(cells)
+    if cells.chosen is not None and (not opening or not isinstance(cells.chosen, str)):
+        turns, _ = _side(cells.chosen, opening, cells, "chosen")
     else:
-        turns = _turns(value, where, column)
+        turns = _whole(opening, cells)
     while turns and turns[-1].role == "assistant":
         turns = turns[:-1]
     if not turns or not turns[-1].text:
-        raise _UnusableError("empty prompt")
-    used = (*_PROMPT_COLUMNS, *_PAIR_COLUMNS)
-    return Prompt(turns, {name: cell for name, cell in row.items() if name not in used and cell is not None})
+        raise UnusableError("empty prompt")
+    return Prompt(turns, {name: cell for name, cell in cells.rest.items() if name.strip().lower() not in _OF_PAIRS})
 
 
-def _turns(value: Any, where: str, column: str) -> tuple[Turn, ...]:
-    """A prompt: plain text, a transcript that starts with a human turn, or messages."""
-    if value is None:
-        return ()
-    if not isinstance(value, str):
-        return _messages(value, where, column)
-    if not _text(value).lstrip().startswith("Human:"):
-        return (Turn("human", value.strip()),)
-    turns = parse_transcript(value.lstrip())
-    return turns[:-1] if turns[-1] == Turn("assistant", "") else turns
+def _opening(cells: Cells) -> list[Turn]:
+    """The prompt that a row has columns for, without its system text; no turns where there is none."""
+    turns = [] if cells.prompt is None else prompt_turns(cells.prompt, "prompt")
+    if cells.input is not None:
+        more = plain_text(cells.input, "input").strip()
+        if not any(f"\n{more}\n" in f"\n{turn.text}\n" for turn in turns):  # as lines of its own: it may be a word
+            turns.append(Turn("human", more))
+    if cells.history is None:
+        return turns
+    pairs = structured(cells.history) if isinstance(cells.history, str) else cells.history
+    if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise UnusableError(f"'history' is {look(cells.history)}, not pairs of prompt and answer")
+    roles = ("human", "assistant")
+    before = [Turn(role, plain_text(text, "history")) for pair in pairs for role, text in zip(roles, pair, strict=True)]
+    return before + turns
 
 
-def _messages(value: Any, where: str, column: str) -> tuple[Turn, ...]:
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise _wrong_type(value, where, column, "a text or a list of messages")
-    said = []
-    for message in value:
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise _wrong_type(message, where, column, 'messages like {"role": "user", "content": "a text"}')
-        if role not in _ROLES:
-            raise _UnusableError(f"role '{role}'")
-        said.append((role, _text(content)))
-    if not any(role in ("user", "human") and text.strip() for role, text in said):
-        said = [(role, text) for role, text in said if _ROLES[role] == "assistant"]  # a system message asks nothing
-    return _joined([(_ROLES[role], text) for role, text in said])
+def _side(value: Any, opening: list[Turn], cells: Cells, column: str) -> tuple[tuple[Turn, ...], str]:
+    """(prompt, answer) of one side: the answer alone, or a whole conversation.
+
+    Of a conversation and a prompt column the one that holds the other is the prompt; where neither does, a conversation
+    that goes on from the prompt follows it.
+    """
+    if isinstance(value, str):
+        text = plain_text(value, column)
+        whole = is_transcript(text)
+        turns = list(parse_transcript(text.lstrip() if whole else text)) if whole or not opening else []
+        if opening and not (whole and within(opening, turns[:-1])):
+            return _whole(opening, cells), text.strip()
+        if not turns and "prompt" not in cells.has:
+            raise UnusableError("a text without turns, and no prompt")
+    else:
+        turns = message_turns(value, column)
+    if not turns and "prompt" in cells.has:
+        raise UnusableError("empty prompt")
+    if not turns or turns[-1].role != "assistant":
+        raise UnusableError("no assistant turn")
+    return _whole(_merged(opening, turns[:-1]), cells), turns[-1].text
 
 
-def _joined(said: Iterable[tuple[str, str]]) -> tuple[Turn, ...]:
-    """Chat templates want alternating speakers: what one says in a row becomes one turn."""
-    turns: list[Turn] = []
-    for role, text in said:
-        if turns and turns[-1].role == role:
-            turns[-1] = Turn(role, f"{turns[-1].text}\n\n{text.strip()}".strip())
-        else:
-            turns.append(Turn(role, text.strip()))
-    return tuple(turns)
+def _merged(opening: list[Turn], own: list[Turn]) -> list[Turn]:
+    """The prompt of a column and that of a conversation as one."""
+    if within(opening, own):
+        return own
+    if within(own, opening):
+        return opening
+    if all(turn.role == "system" for turn in own):
+        return own + opening
+    if all(turn.role == "system" for turn in opening) or opening[-1].role == "assistant":
+        return opening + own
+    raise UnusableError("the prompt is not in the conversation")
 
 
-def _text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: JSON can spell it, no tokenizer can read it
-        raise _UnusableError("broken Unicode") from None
-    return text
+def _whole(turns: list[Turn], cells: Cells) -> tuple[Turn, ...]:
+    """Joined turns with the row's system text before them; none where nothing was asked: a system text asks nothing."""
+    if not any(turn.role == "human" and turn.text for turn in turns):
+        return joined(turn for turn in turns if turn.role == "assistant")
+    if cells.system is not None:
+        system = plain_text(cells.system, "system").strip()
+        if not f"{turns[0].text}\n".startswith(f"{system}\n"):
+            turns = [Turn("system", system), *turns]
+    return joined(turns)
 
 
-def _flag(row: dict[str, Any], column: str, where: str) -> bool:
-    value = row.get(column)
+def _flag(value: Any, column: str) -> bool:
     value = {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
     if not isinstance(value, bool | None):
-        raise _wrong_type(value, where, column, "true or false")
+        raise UnusableError(f"'{column}' is {look(value)}, not true or false")
     return value is not False
-
-
-def _missing(row: dict[str, Any], where: str, what: str, expected: str) -> C2FError:
-    columns = ", ".join(map(str, row)) or "none"
-    error = _MissingColumnError.because(
-        f"{where}: no {what} among the columns ({columns})", expected, "rename or add the column"
-    )
-    error.reason = f"no {what}"
-    return error
-
-
-def _wrong_type(value: Any, where: str, column: str, expected: str) -> C2FError:
-    return DataError.because(f"{where}: '{column}' is {kind(value)}", expected, "correct that row")

@@ -41,8 +41,11 @@ def name_of(source: Source) -> str:
     return f"{name} ({split})" if split not in (None, "train") else name
 
 
-def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row of a source, with the place (file and row) to name in a message."""
+def read_rows(source: Source) -> Iterator[tuple[str, Any]]:
+    """Every row of a source, with the place (file and row) to name in a message.
+
+    Usually a row is {column: cell}, but JSON may hold anything where a row belongs. Cells of CSV are text.
+    """
     files = local_files(source.path)
     for key in ("split", "revision", "data_dir"):
         if files and getattr(source, key, None) is not None:
@@ -56,8 +59,6 @@ def read_rows(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
         empty = True
         for place, row in rows:
             empty = False
-            if not isinstance(row, dict):
-                raise DataError.because(f"{name}{place} is {kind(row)}", "an object with columns", "correct that row")
             yield f"{name}{place}", row
         if empty:
             raise DataError.because(f"{name}: no rows", "at least one", "check that the file is whole")

@@ -112,6 +112,7 @@ def train_reward(
             )
             metrics |= {"pairs_by_source": train.by_source, "held_out_pairs_by_source": held_out.by_source}
             metrics |= {"pairs": train.report, "held_out_pairs": held_out.report, "skipped_rows": corpus.skipped}
+            metrics |= {"skipped_first": dict(corpus.first), "not_read": list(corpus.notes)}
             metrics |= {"skipped_steps": standing.skipped, "rollbacks": standing.rollbacks}
             publish(model, tokenizer, config, models, run, metrics)
         interruption.asked = any(ranks.gather(interruption.asked))  # by now published: ends after this block

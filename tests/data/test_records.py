@@ -31,10 +31,15 @@ def write_jsonl(path, *rows):
     return Source(str(path))
 
 
+class Read(NamedTuple):
+    items: list[Pair]
+    skipped: dict[str, int]
+
+
 def load_pairs(sources):
-    """What is read, without the sources' names."""
-    found = records.load_pairs(sources)
-    return found._replace(items=[pair._replace(source="") for pair in found.items])
+    """What is read, without the sources' names and the places of rows."""
+    loaded = records.load_pairs(sources)
+    return Read([pair._replace(source="") for pair in loaded.items], loaded.skipped)
 
 
 def pairs_of(tmp_path, *rows):
@@ -128,7 +133,7 @@ HH = "\n\nHuman: Hi\n\nAssistant: "
         (PLAIN | {"prompt": [{"role": "system", "content": "Be kind."}]}, "empty prompt"),
         ({"chosen": HH + "a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"}, "prompts differ"),
         ({"chosen": HH + "a", "rejected": HH + "a\n\nHuman: b\n\nAssistant: c"}, "prompts differ"),
-        ({"chosen": "a", "rejected": HH + "b"}, "no assistant turn"),
+        ({"chosen": "a", "rejected": HH + "b"}, "a text without turns, and no prompt"),
         ({"chosen": HH + "a\n\nHuman: b", "rejected": HH + "b"}, "no assistant turn"),
         (PLAIN | {"prompt": HH + "a"}, "prompt ends with an answer"),
         (PLAIN | {"prompt": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
@@ -281,27 +286,26 @@ ROW = json.dumps(PLAIN)
         ("a.json", "[]", ["a.json", "no rows"]),
         ("a.csv", "prompt,chosen,rejected\n", ["a.csv", "no rows"]),
         ("a.jsonl", ROW + "\n\n{broken\n", ["a.jsonl:3", "not JSON", "column 2"]),
-        ("a.jsonl", ROW + "\n[1]\n", ["a.jsonl:2", "list [1]", "an object"]),
+        ("a.jsonl", "[1]\n", ["a.jsonl:1", "list [1]", "an object"]),
+        ("a.jsonl", f"[{ROW}]\n", ["a.jsonl:1", "rename the file to .json"]),
         ("a.jsonl", "1" * 5000, ["a.jsonl:1", "JSON"]),
         ("a.jsonl", "[" * 200_000, ["a.jsonl:1", "JSON"]),
         ("a.jsonl", ROW.encode() + b'\n{"prompt": "\xff"}', ["a.jsonl:2", "UTF-8"]),
         ("a.json", ROW + "\n" + ROW, ["a.json:2", "not JSON", ".jsonl"]),
         ("a.json", ROW, ["a.json", "dict", "list of rows"]),
-        ("a.json", f"[{ROW}, 5]", ["a.json: row 2", "int 5"]),
-        ("a.jsonl", '{"prompt": "a", "better": "b"}', ["a.jsonl:1", "'chosen'", "(prompt, better)", "'rejected'"]),
-        ("a.jsonl", '{"prompt": "a", "chosen": "b"}', ["a.jsonl:1", "no 'rejected'", "(prompt, chosen)"]),
-        ("a.jsonl", '{"prompt": "a", "chosen": "b", "rejected": 5}', ["a.jsonl:1", "'rejected' is int 5"]),
-        ("a.jsonl", '{"prompt": 1.5, "chosen": "b", "rejected": "c"}', ["a.jsonl:1", "'prompt' is float 1.5"]),
+        ("a.json", "[5]", ["a.json: row 1", "int 5"]),
         (
             "a.jsonl",
-            '{"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}',
-            ["a.jsonl:1", "'prompt'", "content"],
+            '{"prompt": "a", "better": "b", "id": 3}',
+            ["0 of 1 rows", "no 'chosen': 1, first at", "a.jsonl:1", "prompt (text), better (text), id (a number)"],
         ),
-        ("a.jsonl", ROW[:-1] + ', "chosen_ended": "maybe"}', ["a.jsonl:1", "'chosen_ended'", "true or false"]),
+        ("a.jsonl", '{"prompt": "a", "chosen": "b"}', ["a.jsonl:1", "no 'rejected'", "two answers to each prompt"]),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', ["no 'chosen'", "messages (messages)"]),
+        ("a.jsonl", '{"prompt": "a", "chosen": "b", "rejected": 5}', ["'rejected' is a number: 1, first at"]),
         ("a.csv", "prompt,chosen,rejected\na,b,c\na,b\n", ["a.csv: row 2", "too few"]),
         ("a.csv", "prompt,chosen,rejected\na,b,c,d\n", ["a.csv: row 1", "too many"]),
         ("a.csv", 'prompt,chosen,rejected\na,b,c\na,"b\n', ["a.csv: row 2", "not CSV"]),
-        ("a.csv", "prompt,chosen\na,b\n", ["a.csv: row 1", "'rejected'", "(prompt, chosen)"]),
+        ("a.csv", "prompt,chosen\na,b\n", ["a.csv: row 1", "no 'rejected'", "prompt (text), chosen (text)"]),
         ("a.parquet", "PAR0", ["a.parquet", "not Parquet"]),
         ("a.jsonl.gz", "not gzip", ["a.jsonl.gz", "cannot be read"]),
         ("a.jsonl.gz", gzip.compress(ROW.encode() * 99)[:-12], ["a.jsonl.gz", "cannot be read"]),
@@ -336,15 +340,13 @@ def test_missing_path(tmp_path, monkeypatch, path, words):
     assert words in str(caught.value)
 
 
-def test_prompt_row_without_a_known_column(tmp_path):
-    with pytest.raises(DataError, match=r"p\.jsonl:1: no prompt.*\(text\).*'question'"):
-        load_prompts([write_jsonl(tmp_path / "p.jsonl", {"text": "a"})])
-
-
 @pytest.mark.parametrize("turns", ["Why?", [1], [["a"]]])
-def test_turns_of_a_wrong_type(tmp_path, turns):
-    with pytest.raises(DataError, match=r"p\.jsonl:1: 'turns' is .*a list of texts"):
-        load_prompts([write_jsonl(tmp_path / "p.jsonl", {"turns": turns})])
+def test_turns_of_a_wrong_type_are_counted(tmp_path, turns):
+    loaded = load_prompts([write_jsonl(tmp_path / "p.jsonl", {"turns": turns}, {"turns": ["Why?"]})])
+    assert len(loaded.items) == 1
+    assert list(loaded.skipped) == [
+        f"'turns' is {'text' if turns == 'Why?' else 'a list of ' + ('numbers' if turns == [1] else 'lists')}"
+    ]
 
 
 def test_nothing_usable_lists_counts_and_first_rows(tmp_path):

@@ -1,0 +1,98 @@
+"""Advice on columns: what rows look like that are no pairs by their names, and the `columns` that would read them."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from lite_c2f.data.columns import PROMPTS, listed, spellings, value_at
+from lite_c2f.data.sources import Source
+from lite_c2f.data.turns import UnusableError, is_empty, look
+
+LAYOUTS: tuple[dict[str, Any], ...] = (  # of data sets that many have, for the advice; docs/data.md lists them
+    {"prompt": "prompt", "answers": ["response_0", "response_1"], "best": "better_response_id"},  # PKU-SafeRLHF
+    {"prompt": "history", "answers": ["human_ref_B", "human_ref_A"], "best": "labels"},  # SHP: 1 means A
+    {"prompt": "prompt", "answers": "answers.answer", "rank": "answers.rank"},  # Nectar
+    {"prompt": "info.post", "answers": "summaries.text", "best": "choice"},  # OpenAI, summarize_from_feedback
+    {
+        "prompt": "context",
+        "answers": ["response1", "response2"],
+        "best": "overall_preference",
+        "values": [[-3, -2, -1], [1, 2, 3]],
+    },  # HelpSteer3
+    {
+        "prompt": "prompt",
+        "answers": ["response_1", "response_2"],
+        "best": "preference_strength",
+        "values": [[-3, -2, -1], [1, 2, 3]],
+    },  # HelpSteer2
+    {"prompt": "instruction", "answers": "completions.response", "score": "completions.overall_score"},  # UltraFeedback
+    {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},  # Argilla
+    {"prompt": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"},  # OpenAI, DPO
+    {"answers": ["conversation_a", "conversation_b"], "best": "winner", "values": ["model_a", "model_b"]},  # Arena
+)
+_LOST = re.compile(r"reject|worse|worst|los(?:e|er|ing)|\bbad|negative|non_?pref|dispref", re.IGNORECASE)
+_WON = re.compile(r"chosen|better|best|win|good|positive|pref|accept", re.IGNORECASE)
+_ASKED = re.compile(r"prompt|quer|question|user|instruction|history|context|post|input|text", re.IGNORECASE)
+
+
+def described(row: dict[str, Any], most: int = 12) -> str:
+    """The columns of a row and what they look like, for a message."""
+    texts = [f"{' '.join(str(column).split())} ({look(cell)})" for column, cell in list(row.items())[:most]]
+    return ", ".join([*texts, *([f"{len(row) - most} more"] if len(row) > most else [])]) or "none"
+
+
+def advice(row: dict[str, Any], source: Source, *, pairs: bool) -> str | None:
+    """The source with the `columns` that would read a row like this one; None where no names can be guessed."""
+    if (columns := _layout(row) or _guess(row, pairs)) is None:
+        return None
+    if not pairs:
+        columns = {"prompt": columns["prompt"]} if "prompt" in columns else columns
+    item = {key: getattr(source, key, None) for key in ("path", "weight", "split", "revision", "data_dir")}
+    item = {key: value for key, value in item.items() if value is not None and (key, value) != ("weight", 1.0)}
+    text = yaml.safe_dump(item | {"columns": columns}, default_flow_style=True, sort_keys=False, width=2**31)
+    return f"data.{'preferences' if pairs else 'prompts'}=[{text.strip()}]"
+
+
+def _layout(row: dict[str, Any]) -> dict[str, Any] | None:
+    names = spellings(tuple(row))
+    paths = [
+        (layout, [path for key in layout if key != "values" for path in listed(layout[key])]) for layout in LAYOUTS
+    ]
+    for layout, each in paths:
+        try:
+            for path in each:
+                value_at(row, names, path, set())
+        except UnusableError:
+            continue
+        return layout
+    return None
+
+
+def _guess(row: dict[str, Any], pairs: bool) -> dict[str, Any] | None:
+    texts = [str(column) for column, cell in row.items() if isinstance(cell, str | list | dict) and not is_empty(cell)]
+    rejected = [column for column in texts if _LOST.search(column)]
+    chosen = [column for column in texts if _WON.search(column) and column not in rejected]
+    rest = [column for column in texts if column not in rejected + chosen]
+    usual = any(name in spellings(tuple(row)) for name in PROMPTS)
+    asked = [column for column in rest if _ASKED.search(column)]
+    prompt = {"prompt": asked[0]} if asked and not (usual and pairs) else {}
+    if not pairs:
+        return prompt or None
+    if len(rejected) != 1 or len(chosen) != 1:
+        return None
+    sides = {"chosen": chosen[0], "rejected": rejected[0]}
+    return {**prompt, **{side: column for side, column in sides.items() if column.strip().lower() != side}} or None
+
+
+def unused_note(path: str, columns: Iterable[str], keys: Iterable[str]) -> str | None:
+    """What to say once of columns and of keys of messages that hold something and are not read."""
+    parts = [f"columns {_some(columns)}" if columns else "", f"keys of messages {_some(keys)}" if keys else ""]
+    text = "; ".join(part for part in parts if part)
+    return f"{path}: not used: {text}" if text else None
+
+
+def _some(names: Iterable[str], most: int = 12) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
