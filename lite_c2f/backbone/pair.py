@@ -1,7 +1,7 @@
 """Do a base and an instruct model belong together? A residue only fits a model tuned from the same base."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,14 @@ def check_pair(base_dir: str | Path, instruct_dir: str | Path) -> None:
     check_vocabularies(base_dir, instruct_dir)
 
 
-def check_configs(base_dir: Path, instruct_dir: Path, *, tokens: bool = True) -> None:
+def check_configs(base_dir: Path, instruct_dir: Path, *, leave_out: Collection[str] = ()) -> None:
     """Raise ModelError naming the first key of `lineage` on which the two config.json differ, with both values.
 
-    tokens: are the sizes of the vocabularies compared too?
+    leave_out: keys that may differ.
     """
     base, instruct = _lineage_of(base_dir), _lineage_of(instruct_dir)
     for key, value in base.items():
-        if value != instruct[key] and (tokens or key != "vocab_size"):
+        if value != instruct[key] and key not in leave_out:
             raise ModelError.because(
                 f"'{key}' is {value!r} in '{base_dir}' but {instruct[key]!r} in '{instruct_dir}'",
                 "two models of one lineage",

@@ -13,7 +13,7 @@ from lite_c2f.fine import shards
 from lite_c2f.fine.adapter_config import OTHER_FORM, check_adapter_config, rank_and_scaling, read_adapter_config
 from lite_c2f.fine.adapter_files import CONFIG, GATHER, WEIGHTS, adapter_weights, as_safetensors
 from lite_c2f.fine.delta import DTYPES, Absolute, Bias, Delta, Factor, LowRank, TokenRows, read_tensor
-from lite_c2f.fine.tensor_names import is_embedding, is_expert, is_reward_head, plain_name
+from lite_c2f.fine.tensor_names import ORIGINAL, SAVED, is_embedding, is_expert, is_reward_head, plain_name
 
 EXPERTS = "parameters of a mixture of experts cannot be merged: train a LoRA of the attention's linear layers"
 EMBEDDING, HEAD = "embed_tokens", "lm_head"  # a bare list of trainable_token_indices is about the first
@@ -92,6 +92,12 @@ def _read_entries(files: list[Path], stack: contextlib.ExitStack | None) -> dict
         for entry in shards.read_header(read):
             name = _checked(entry, file)
             if name in entries:
+                names = f"{entries[name].name} {entry.name}"
+                if (
+                    f".{SAVED}." in names
+                    and shards.read_bytes(entries[name]).tobytes() == shards.read_bytes(entry).tobytes()
+                ):
+                    continue  # PEFT writes an embedding that is trained whole twice, where it saves embeddings
                 got = f"'{entries[name].name}' and '{entry.name}' of '{file}' are both '{name}'"
                 raise ModelError.because(
                     got, "one adapter with every tensor once", "save that adapter alone, with PEFT's save_pretrained"
@@ -182,6 +188,9 @@ def _other(
     if name.endswith(".lora_B.bias") and config.get("lora_bias"):
         module = name.removesuffix(".lora_B.bias")
         return {f"{module}.bias": Bias(entry, rank_and_scaling(config, module)[1])}
+    if f".{ORIGINAL}." in name:
+        copies[name.replace(f".{ORIGINAL}.", ".")] = entry
+        return {}
     weight = name.replace(".base_layer.", ".")
     whole = list(config.get("modules_to_save") or [])
     if config.get("ensure_weight_tying") and any(module.endswith(EMBEDDING) for module in whole):

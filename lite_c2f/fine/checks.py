@@ -61,7 +61,7 @@ def check_origin(residue: Adapter, base: Path, instruct: Path) -> str | None:
             raise ModelError.because(got, "it as the base", "swap the two (--base and --instruct)")
         try:
             if at_hand:
-                check_configs(Path(name), base, tokens=False)
+                check_configs(Path(name), base, leave_out=("vocab_size", "architectures"))
         except ModelError as error:
             raise ModelError.because(
                 f"'base_model_name_or_path' of the adapter is '{name}', which is not like '{base}' ({error})",
@@ -180,7 +180,12 @@ def _turned(
 
 
 def check_fit(
-    deltas: Mapping[str, Delta], config: Mapping[str, Any], instruct: Path, entries: Mapping[str, TensorEntry]
+    residue: Adapter,
+    deltas: Mapping[str, Delta],
+    config: Mapping[str, Any],
+    instruct: Path,
+    entries: Mapping[str, TensorEntry],
+    of_base: Mapping[str, TensorEntry],
 ) -> None:
     """Raise ModelError, naming the weight, unless every delta has its weight in the instruct model and can be added."""
     for name in ("quantization_config", "adapter_config.json"):
@@ -189,7 +194,7 @@ def check_fit(
             raise ModelError.because(got, "a plain full-precision model", "take the model before it was changed")
     for name, delta in deltas.items():
         if name not in entries:
-            raise _missing(name, instruct, entries)
+            raise _missing(name, instruct, entries, of_base, residue.base_model_name)
         entry = entries[name]
         if len(entry.shape) > 2:
             got = f"the adapter changes '{name}' of shape {entry.shape}"
@@ -203,7 +208,9 @@ def check_fit(
             raise ModelError.because(got, "BF16, F16 or F32", "take the model before it was quantised")
 
 
-def _missing(name: str, instruct: Path, entries: Mapping[str, TensorEntry]) -> ModelError:
+def _missing(
+    name: str, instruct: Path, entries: Mapping[str, TensorEntry], of_base: Mapping[str, TensorEntry], trained_on: Any
+) -> ModelError:
     """Why a weight that the adapter changes is not in the instruct model."""
     got = f"the adapter changes '{name}', which '{instruct}' does not have"
     remedy = SAME_BASE
@@ -217,6 +224,9 @@ def _missing(name: str, instruct: Path, entries: Mapping[str, TensorEntry]) -> M
     elif near := next((other for other in entries if other.partition(".")[2] == name), None):
         got += f" under this name: it holds '{near}'"
         remedy = "the adapter is of a model without its head (AutoModel): train it on AutoModelForCausalLM"
+    elif of_base and name not in of_base:
+        got = f"the adapter changes '{name}', which neither the base nor '{instruct}' has"
+        remedy = f"it was trained on another kind of model ({trained_on!r}): give that base, and its instruct model"
     return ModelError.because(got, "a weight for every delta", remedy)
 
 

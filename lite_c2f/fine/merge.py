@@ -203,7 +203,7 @@ def _plan(
 ) -> Job:
     notes = []
     if base is not None:
-        check_configs(base, instruct, tokens=False)
+        check_configs(base, instruct, leave_out=["vocab_size"])
         notes.append(checks.check_origin(residue, base, instruct))
         notes.append(check_tokens(base, instruct, list(residue.deltas)))
     config = read_config(instruct)
@@ -211,9 +211,9 @@ def _plan(
     entries = {entry.name: entry for found in files.values() for entry in found}
     check_rows(config, entries, instruct)
     deltas, aliases, tied = checks.settle(residue, config, entries, instruct)
-    checks.check_fit(deltas, config, instruct, entries)
     base_files = shards.read_model(base) if base is not None else {}
     of_base = {entry.name: entry for found in base_files.values() for entry in found}
+    checks.check_fit(residue, deltas, config, instruct, entries, of_base)
     checks.check_base(residue, deltas, entries, of_base, base, treatment)
     notes += check_copies(residue.copies, of_base, base) if base is not None else []
     treatment.check([stored_as(entries[name], dtype) for name in deltas])

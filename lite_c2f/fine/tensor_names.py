@@ -8,6 +8,7 @@ PREFIX = ("base_model", "model")  # PEFT's own wrapper
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 FACTORS = {"lora_A", "lora_B", "lora_magnitude_vector"}  # a module or a parameter for each adapter's name below them
 NAMED = {"lora_embedding_A", "lora_embedding_B", "trainable_tokens_delta"}  # a parameter for each
+SAVED, ORIGINAL = "modules_to_save", "original_module"  # the copy of a module that is trained whole, and the base's own
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
 HEADS = ("lm_head", "embed_out")
 
@@ -16,8 +17,7 @@ def plain_name(name: str) -> str | None:
     """A tensor's name as PEFT's `save_pretrained` writes it, less its `base_model.model.`; None without that prefix.
 
     Dropped: whole parts of the name that belong to a wrapper, `module` and repeated prefixes at its beginning, and the
-    adapter's own name ("default" or any other), which PEFT leaves out too. A module saved whole is named as itself, and
-    the original beside it as PEFT names the layer below a LoRA.
+    adapter's own name ("default" or any other), which PEFT leaves out too. A module trained whole is named as itself.
 
     >>> plain_name("module.base_model.model.model.layers.0._orig_mod.self_attn.q_proj.lora_A.default.weight")
     'model.layers.0.self_attn.q_proj.lora_A.weight'
@@ -40,10 +40,10 @@ def _unnamed(parts: list[str]) -> list[str]:
         return [*parts[:-2], parts[-1]]
     if len(parts) > 2 and parts[-2] in NAMED:
         return parts[:-1]
-    if "modules_to_save" in parts[:-2]:
-        at = parts.index("modules_to_save")
-        return parts[:at] + parts[at + 2 :]
-    return ["base_layer" if part == "original_module" else part for part in parts]
+    if SAVED in parts[:-1]:
+        at = parts.index(SAVED)
+        return parts[:at] + parts[at + (1 if at == len(parts) - 2 else 2) :]
+    return parts
 
 
 def is_named(name: str, modules: tuple[str, ...]) -> bool:

@@ -1,5 +1,6 @@
 """Vocabularies of base, instruct model and adapter: where they may differ, and embeddings saved beside an adapter."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def check_copies(copies: Mapping[str, TensorEntry], of_base: Mapping[str, Tensor
                 f"the adapter comes with a '{name}' that is not the one of '{base}': {differing} of {rows} rows differ",
                 "the base's own, unchanged",
                 another
-                if ".base_layer." in copy.name
+                if re.search(r"\.(base_layer|original_module)\.", copy.name)
                 else f"{another}; if it is given and '{trained}' was trained too, add '{trained}' to modules_to_save "
                 f"in {CONFIG}",
             )

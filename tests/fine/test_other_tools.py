@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -108,7 +108,8 @@ def test_wrappers_carry_no_meaning(tmp_path, pico, by_peft, rewritten, how):
         (f"{START}q.lora_B.default.bias", "q.lora_B.bias"),
         (f"{START}e.token_adapter.trainable_tokens_delta.default", "e.token_adapter.trainable_tokens_delta"),
         (f"{START}lm_head.modules_to_save.default.weight", "lm_head.weight"),
-        (f"{START}lm_head.original_module.weight", "lm_head.base_layer.weight"),
+        (f"{START}lm_head.modules_to_save.weight", "lm_head.weight"),
+        (f"{START}lm_head.original_module.weight", "lm_head.original_module.weight"),
         ("model.layers.0.self_attn.q_proj.lora_A.weight", None),
         ("base_model.layers.0.q_proj.lora_A.weight", None),
         ("base_model.models.layers.0.q_proj.lora_A.weight", None),
@@ -148,9 +149,16 @@ TOOLS = {
 def test_keys_of_other_tools_are_inert(tmp_path, pico, by_peft, rewritten, tool):
     adapter = rewritten(**TOOLS[tool])
     (adapter / "additional_config.json").write_text('{"lora_dtype": "bf16", "lorap_emb_lr": 1e-6}')  # ms-swift 4
-    report, merged = merged_with(adapter, pico["base"], tmp_path / "out", verify="w1 w2 w3")
+    report, merged = merged_with(adapter, pico["base"], tmp_path / "out")
     is_right(merged, by_peft)
-    assert report.verified["compared"] and report.verified["error"] < 1e-5 and report.notes == []
+    assert report.notes == []
+
+
+def test_what_another_tool_wrote_can_be_verified(tmp_path, pico, rewritten):
+    adapter = rewritten(RENAMED["compiled and named"], **TOOLS["ms-swift before 3"])
+    in_parts(adapter)
+    report = merge(adapter, pico["base"], pico["instruct"], tmp_path / "out", 0.5, verify="w1 w2 w3")
+    assert report.verified["compared"] and report.verified["error"] < 1e-3 * report.verified["effect"]
 
 
 def test_an_old_configuration_without_newer_keys(tmp_path, pico, by_peft, rewritten):
@@ -191,9 +199,9 @@ def test_files_as_tools_write_them(tmp_path, pico, by_peft, rewritten, change, m
     (tmp_path / "tmp").mkdir()
     adapter = rewritten()
     change(adapter)
-    report, merged = merged_with(adapter, pico["base"], tmp_path / "out", verify="w1 w2 w3")
+    report, merged = merged_with(adapter, pico["base"], tmp_path / "out")
     is_right(merged, by_peft)
-    assert report.verified["compared"] and len(report.adapter["sha256"]) == 64
+    assert len(report.adapter["sha256"]) == 64
     assert list((tmp_path / "tmp").iterdir()) == []  # the pickle's copy is gone
 
 
