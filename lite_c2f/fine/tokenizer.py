@@ -51,8 +51,8 @@ def check_tokenizer(tokenizer: Any, merged: Path, instruct: Path) -> None:
     for what, expected, got in _pairs(tokenizer, own):
         if got != expected:
             raise ModelError.because(
-                f"the merged folder's tokenizer makes {str(got)[:80]} of {what}, "
-                f"that of '{instruct}' {str(expected)[:80]}",
+                f"the merged folder's tokenizer differs from that of '{instruct}': {what} "
+                f"is {str(got)[:80]!r}, and was {str(expected)[:80]!r}",
                 "the same",
                 "check the tokenizer's files of the instruct model, and that nothing changes them meanwhile",
             )
@@ -63,10 +63,11 @@ def _pairs(left: Any, right: Any | None) -> Any:
     if right is None:
         yield "its files", "a tokenizer", None
         return
+    yield "its vocabulary", "the same", "the same" if left.get_vocab() == right.get_vocab() else "another one"
     for text in TEXTS:
         ids = [tokenizer(text)["input_ids"] for tokenizer in (left, right)]
         yield f"{text!r}", *ids
-        yield f"ids {ids[0]}", *(tokenizer.decode(ids[0]) for tokenizer in (left, right))
+        yield f"the text of {ids[0]}", *(tokenizer.decode(ids[0]) for tokenizer in (left, right))
     for chat in ([*CHAT, NEXT], [NEXT]):
         yield "a conversation", *(_rendered(tokenizer, chat) for tokenizer in (left, right))
 
