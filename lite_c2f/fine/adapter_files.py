@@ -38,7 +38,15 @@ def adapter_weights(folder: Path) -> list[Path]:
             if (name := f"{STEM}-{number:0{width}}-of-{count:0{width}}{suffix}") not in names:
                 raise ModelError.because(f"no '{folder / name}'", "every part of the adapter", "copy it there")
         return [folder / name for name in sorted(names)]
-    raise ModelError.because(f"no '{folder / WEIGHTS}'", "the weights beside it", "copy them there, or check the path")
+    remedy = "copy them there, or check the path"
+    if any(folder.glob("global_step*")):
+        remedy = f"this is a checkpoint of DeepSpeed's: {GATHER}"
+    elif fsdp := next(folder.glob("pytorch_model_fsdp_*"), None):
+        remedy = (
+            f"this is a checkpoint of FSDP's: `accelerate merge-weights {fsdp} OUT`, and OUT/model.safetensors beside "
+            f"{CONFIG} as {WEIGHTS}"
+        )
+    raise ModelError.because(f"no '{folder / WEIGHTS}'", f"the weights beside '{CONFIG}'", remedy)
 
 
 def as_safetensors(pickles: list[Path], stack: contextlib.ExitStack) -> list[Path]:
@@ -72,6 +80,11 @@ def as_safetensors(pickles: list[Path], stack: contextlib.ExitStack) -> list[Pat
 def no_adapter(folder: Path) -> ModelError:
     """What a folder without adapter_config.json is instead."""
     wanted = "an adapter folder saved by PEFT"
+    if folder.suffix.lower() == ".gguf" or any(folder.glob("*.gguf")):
+        return ModelError.because(f"'{folder}' is of llama.cpp", wanted, "give the folder that it was converted from")
+    if folder.is_file():
+        remedy = f"did you mean '{folder.parent}'?" if (folder.parent / CONFIG).is_file() else "give its folder"
+        return ModelError.because(f"'{folder}' is a file", wanted, remedy)
     if near := _below(folder):
         return ModelError.because(f"no '{folder / CONFIG}'", wanted, f"did you mean '{near}'?")
     if (folder / "config.json").is_file() and not list(folder.glob(f"{STEM}*")):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lite_c2f.backbone.pair import check_configs
+from lite_c2f.backbone.pair import check_configs, read_config
 from lite_c2f.backbone.weights import weight_files
 from lite_c2f.errors import ConfigError, ModelError, RunError
 from lite_c2f.fine.adapter import EXPERTS, Adapter
@@ -147,7 +147,7 @@ def settle(residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, Te
         raise ModelError.because(
             f"the adapter changes '{embedding or head}', tied to another weight in '{instruct}' (tie_word_embeddings)",
             "a delta for both (ensure_weight_tying), or single tokens",
-            "train without the embedding and the head, or untie the models first",
+            "train without the embedding and the head, or the embedding alone with ensure_weight_tying=True",
         )
     assert embedding is not None
     deltas.pop(head or "", None)
@@ -251,6 +251,9 @@ def check_base(
             got = f"the adapter holds values of '{(wants or list(residue.copies))[0]}', not a change of them"
             raise ModelError.because(got, "the base's weights to compare with", "give the folder of the base")
         return
+    if read_config(base).get("quantization_config"):
+        got = f"'{base}' has 'quantization_config'"
+        raise ModelError.because(got, "the base in full precision", "give the model that it was quantised from")
     for name in deltas:
         if name not in of_base or of_base[name].dtype not in DTYPES or of_base[name].shape != entries[name].shape:
             found = f"{of_base[name].dtype} {of_base[name].shape}" if name in of_base else "missing"

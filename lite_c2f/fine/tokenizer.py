@@ -21,10 +21,10 @@ NEXT = {"role": "user", "content": " And now?\n"}
 
 def load_own_tokenizer(folder: Path) -> Any | None:
     """The tokenizer that stock Transformers loads from a folder; None where there is none that it can load."""
-    from transformers import AutoTokenizer
-
     if not any((folder / name).is_file() for name in FILES):
         return None
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception:  # the tokenizers library raises nothing narrower for a file that it cannot read

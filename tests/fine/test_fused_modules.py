@@ -129,6 +129,19 @@ def test_experts_are_refused_by_their_name_and_the_advice_works(tmp_path, family
     assert merge(train(base, tmp_path / "b", target_modules=["q_proj"]), base, base, tmp_path / "out")
 
 
+def test_experts_of_two_dimensions_are_merged(tmp_path, family, hand_adapter):
+    """Transformers 4 had a linear layer for each expert, under the name that is still in the files."""
+    base, _ = family("mixtral")
+    before = load_file(base / "model.safetensors")
+    name = "model.layers.0.block_sparse_moe.experts.1.w2"
+    down, up = torch.arange(96.0).view(2, 48) / 100, torch.arange(64.0).view(32, 2) / 100
+    adapter = hand_adapter(tmp_path / "a", {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, lora_alpha=6)
+    report = merge(adapter, base, base, tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert list(report.tensors) == [f"{name}.weight"]
+    torch.testing.assert_close(merged[f"{name}.weight"], before[f"{name}.weight"] + 3 * up @ down, rtol=0, atol=1e-5)
+
+
 def test_a_model_saved_without_its_head_is_named_and_the_advice_works(tmp_path, pico, family):
     """As GPT-2 itself is on the hub: `h.0...` in place of `transformer.h.0...`."""
     base, _ = family("gpt2")

@@ -262,6 +262,47 @@ def test_folders_that_are_no_adapter(tmp_path, pico, files, cause):
         merge(tmp_path / "a", pico["base"], pico["base"], tmp_path / "out")
 
 
+def test_a_file_leads_to_its_folder(tmp_path, pico):
+    with pytest.raises(ModelError, match="did you mean") as error:
+        merge(pico["adapter"] / WEIGHTS, pico["base"], pico["base"], tmp_path / "out")
+    assert advised(error) == pico["adapter"]
+    (tmp_path / "lora.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"is of llama\.cpp.*converted from"):
+        merge(tmp_path / "lora.gguf", pico["base"], pico["base"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("beside", "remedy"),
+    [
+        ("global_step500", "zero_to_fp32"),
+        ("pytorch_model_fsdp_0", "accelerate merge-weights"),
+        ("x", "copy them there"),
+    ],
+)
+def test_checkpoints_of_many_gpus_without_an_adapters_weights(tmp_path, pico, rewritten, beside, remedy):
+    adapter = rewritten()
+    (adapter / WEIGHTS).unlink()
+    (adapter / beside).mkdir()
+    with pytest.raises(ModelError, match=remedy):
+        merge(adapter, pico["base"], pico["base"], tmp_path / "out")
+
+
+def test_ms_swifts_own_form_is_named(tmp_path, pico, rewritten):
+    adapter = rewritten(swift_type="LORA", peft_type=None)
+    with pytest.raises(ModelError, match=r"'swift_type' is 'LORA'.*train without use_swift_lora"):
+        merge(adapter, pico["base"], pico["base"], tmp_path / "out")
+
+
+def test_a_4_bit_base_is_named_as_that(tmp_path, pico, editable, edit_json):
+    base = editable("base")
+    edit_json(base / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    tensors = load_file(base / "model.safetensors")
+    name = f"{LAYER}self_attn.q_proj.weight"
+    save_file(tensors | {name: torch.zeros(512, 1, dtype=torch.uint8)}, base / "model.safetensors")
+    with pytest.raises(ModelError, match=r"'quantization_config'.*give the model that it was quantised from"):
+        merge(pico["adapter"], base, pico["instruct"], tmp_path / "out")
+
+
 # -- ZeRO-3
 
 

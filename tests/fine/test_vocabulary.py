@@ -160,6 +160,23 @@ def test_a_resized_vocabulary_that_was_trained_is_refused(tmp_path, pico, lora):
     assert not (tmp_path / "out").exists()
 
 
+def test_copies_of_tied_embeddings_are_left_out(tmp_path, pico):
+    """As SmolLM2 and small Qwens are: PEFT saves a head that no file of the model has."""
+    models = {}
+    for name in ("base", "instruct"):
+        models[name] = shutil.copytree(pico[name], tmp_path / name)
+        tensors = weights_of(models[name])
+        del tensors[HEAD]
+        save_file(tensors, models[name] / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((models[name] / "config.json").read_text())
+        (models[name] / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    adapters = [train(models["base"], tmp_path / "a", tokens=70), train(models["base"], tmp_path / "b", save=False)]
+    assert load_file(adapters[0] / WEIGHTS)[f"base_model.model.{HEAD}"].shape == (70, 32)
+    reports = [merge(adapter, *models.values(), tmp_path / f"out-{adapter.name}") for adapter in adapters]
+    equal(weights_of(tmp_path / "out-a"), weights_of(tmp_path / "out-b"))
+    assert [len(report.notes) for report in reports] == [2, 0]
+
+
 def test_modules_trained_whole_beside_their_originals(tmp_path, pico):
     """With save_embedding_layers PEFT writes both, and the trained one twice."""
     settings = {"modules_to_save": ["embed_tokens", "lm_head"]}
