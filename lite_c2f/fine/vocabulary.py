@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from lite_c2f.backbone.pair import different_token, read_added_tokens, read_config, read_vocabulary
@@ -21,9 +20,9 @@ def check_tokens(base: Path, instruct: Path, changed: list[str]) -> str | None:
     """A sentence on how the tokens of the two models differ; None where they do not. changed: weights of the adapter.
 
     Tokens of one side alone, and added tokens of another name (reserved ones put to use), are no other lineage: the
-    layers of both models read the same hidden states. Raises ModelError where a token that both know has two numbers,
-    where a token of the base's own vocabulary has another name, and where the tokens differ and the adapter changes an
-    embedding or a head: what its rows mean for the other side's tokens is not known.
+    layers of both models read the same hidden states. Raises ModelError where a token of the base's own vocabulary has
+    another number or another name, and where any differ and the adapter changes an embedding or a head: what its rows
+    mean for the other side's tokens is not known.
     """
     ours, theirs = read_vocabulary(base), read_vocabulary(instruct)
     sizes = [read_config(folder).get("vocab_size") for folder in (base, instruct)]
@@ -34,12 +33,14 @@ def check_tokens(base: Path, instruct: Path, changed: list[str]) -> str | None:
     wrong = [
         token
         for token, number in ours.items()
-        if theirs.get(token, number) != number or (named.get(number, token) != token and token not in added)
+        if token not in added and (theirs.get(token, number) != number or named.get(number, token) != token)
     ]
     if wrong:
         raise different_token(base, instruct, ours, theirs, wrong)
     only = {"base": ours.keys() - theirs.keys(), "instruct model": theirs.keys() - ours.keys()}
     counts = [f"{len(tokens)} only in the {side} (such as {min(tokens)!r})" for side, tokens in only.items() if tokens]
+    moved = [token for token, number in ours.items() if theirs.get(token, number) != number]
+    counts += [f"{len(moved)} of them under other numbers (such as {moved[0]!r})"] if moved else []
     rows = (
         [] if sizes[0] == sizes[1] else [f"vocab_size is {sizes[0]} in the base and {sizes[1]} in the instruct model"]
     )
@@ -62,8 +63,8 @@ def check_rows(config: Mapping[str, object], entries: Mapping[str, TensorEntry],
 def check_copies(copies: Mapping[str, TensorEntry], of_base: Mapping[str, TensorEntry], base: Path) -> list[str]:
     """Compare weights that were saved beside an adapter with the base's own; a sentence for each that may be left out.
 
-    Equal is what rounds to the same in the type of either. A vocabulary that was resized in training has more rows or
-    fewer: those that both have are compared. Raises ModelError naming the rows that differ.
+    Equal is what the base's values round to in the copy's type. A vocabulary that was resized in training has more rows
+    or fewer: those that both have are compared. Raises ModelError naming the rows that differ.
     """
     embedding = next((entry for name, entry in of_base.items() if is_named(name, EMBEDDINGS)), None)
     sentences = []
@@ -90,19 +91,17 @@ def check_copies(copies: Mapping[str, TensorEntry], of_base: Mapping[str, Tensor
     return sentences
 
 
-def _rows_that_differ(left: TensorEntry, right: TensorEntry, rows: int) -> int:
-    """How many of the first rows hold other numbers, in the coarser of the two types."""
-    step = max(1, 2**20 // max(1, left.shape[-1] if left.shape else 1))
+def _rows_that_differ(copy: TensorEntry, own: TensorEntry, rows: int) -> int:
+    """How many of the first rows hold other numbers."""
+    step = max(1, 2**20 // max(1, copy.shape[-1] if copy.shape else 1))
     count = 0
     for first in range(0, rows, step):
         size = min(step, rows - first)
-        a, b = (read_tensor(part_of(entry, first, size)).view(size, -1) for entry in (left, right))
+        a, b = (read_tensor(part_of(entry, first, size)).view(size, -1) for entry in (copy, own))
         count += int((~_equal(a, b)).any(1).sum())
     return count
 
 
-def _equal(left: Tensor, right: Tensor) -> Tensor:
-    """Element by element."""
-    if left.dtype == right.dtype:
-        return torch.eq(left, right)
-    return (left.float() == right.float()) | (left == right.to(left.dtype)) | (left.to(right.dtype) == right)
+def _equal(copy: Tensor, own: Tensor) -> Tensor:
+    """Element by element. A copy in a coarser type is the base's own values, rounded."""
+    return (copy.float() == own.float()) | (copy == own.to(copy.dtype))

@@ -44,7 +44,8 @@ def with_tokens(source, folder, added, rows=None):
     """A model folder with more tokens (`added`) and rows (a new one for each token, or `rows` in all)."""
     shutil.copytree(source, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(added, special_tokens=True)
+    for token in added:  # each call numbers its own
+        tokenizer.add_tokens([token], special_tokens=True)
     tokenizer.save_pretrained(folder)
     tensors, size = weights_of(source), rows or 64 + len(added)
     for name in (EMBEDDING, HEAD):
@@ -112,7 +113,7 @@ def test_copies_of_the_bases_embeddings_are_left_out(tmp_path, pico, plain, expe
 
 
 def test_copies_are_compared_in_the_coarser_type(tmp_path, pico, plain, expected):
-    """A base in float32 trained in bfloat16, and one in bfloat16 trained in float16."""
+    """A base in float32 trained in bfloat16, one in bfloat16 trained in float16; but not a copy in a finer type."""
 
     def to(dtype, of):
         def change(tensors):
@@ -129,6 +130,9 @@ def test_copies_are_compared_in_the_coarser_type(tmp_path, pico, plain, expected
     adapter = changed_file(plain["beside"], tmp_path / "b", to(torch.float16, half))
     assert len(merge(adapter, half, pico["instruct"], tmp_path / "out2").notes) == 3  # and another base, perhaps
     equal(weights_of(tmp_path / "out2"), expected)
+    adapter = changed_file(plain["beside"], tmp_path / "c", lambda tensors: None)  # of the base before it was rounded
+    with pytest.raises(ModelError, match="64 of 64 rows differ"):
+        merge(adapter, half, pico["instruct"], tmp_path / "out3")
 
 
 def test_a_changed_embedding_is_refused_and_the_advice_works(tmp_path, pico, plain, expected):
@@ -243,11 +247,19 @@ def test_a_reserved_token_may_get_a_name_and_a_word_may_not(tmp_path, pico, plai
         merge(plain["alone"], base, instruct, tmp_path / "out2")
     moved = json.loads((pico["instruct"] / "tokenizer.json").read_text())
     words = moved["model"]["vocab"]
-    words["w7"], words["w8"] = words["w8"], words["w7"]
+    words["w7"] = 64  # and its old number is nobody's
     shutil.copytree(pico["instruct"], tmp_path / "moved")
     (tmp_path / "moved" / "tokenizer.json").write_text(json.dumps(moved))
     with pytest.raises(ModelError, match="token 'w7' is number"):
         merge(plain["alone"], pico["base"], tmp_path / "moved", tmp_path / "out2")
+
+
+def test_an_added_token_may_have_another_number(tmp_path, pico, plain):
+    """A padding token added before ChatML's, or behind them."""
+    base = with_tokens(pico["base"], tmp_path / "b", ["<pad>"])
+    instruct = with_tokens(pico["instruct"], tmp_path / "i", ["<|im_start|>", "<|im_end|>", "<pad>"])
+    note = merge(plain["alone"], base, instruct, tmp_path / "out").notes[-1]
+    assert "2 only in the instruct model" in note and "1 of them under other numbers (such as '<pad>')" in note
 
 
 @pytest.mark.parametrize(
