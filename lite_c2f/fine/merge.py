@@ -86,6 +86,10 @@ def merge(
     patterns = read_layer_ratios(layer_ratios, allow_negative)
     if dtype is not None and dtype not in CODES:
         raise ConfigError.because(f"'dtype' is {dtype!r}", f"one of {', '.join(CODES)}", "choose one or leave it out")
+    if isinstance(end_token, str) and end_token != AUTO:
+        raise ConfigError.because(
+            f"'end_token' is {end_token!r}", f"the number of a token, {AUTO!r} or None", "correct it"
+        )
     treatment.check([] if dtype is None else [CODES[dtype]])
     checks.check_out(out, [folder for folder in (adapter, base, instruct) if folder is not None])
 

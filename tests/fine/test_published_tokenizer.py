@@ -8,7 +8,7 @@ from tokenizer_kinds import KINDS, made
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, GenerationConfig
 
-from lite_c2f.errors import ModelError
+from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.fine import merge as merging
 from lite_c2f.fine import shards
 from lite_c2f.fine.merge import merge
@@ -56,6 +56,11 @@ def test_the_stage_and_merge_publish_the_same_end(tmp_path, pico, chatty):
     assert [report.end_token for report in (*reports, auto)] == [44, None, 44]
     files = [(tmp_path / name / "generation_config.json").read_bytes() for name in ("44", "None", "auto")]
     assert files[0] == files[2] != files[1] == (instruct / "generation_config.json").read_bytes()
+
+
+def test_an_end_token_in_words_is_refused(tmp_path, pico):
+    with pytest.raises(ConfigError, match="'end_token' is '</s>'"):
+        merge(pico["adapter"], pico["base"], pico["instruct"], tmp_path / "out", end_token="</s>")
 
 
 @pytest.mark.parametrize("template", [None, "{{ raise_exception('no') }}"])
