@@ -1,7 +1,7 @@
 """What a run reads, in short: enough to notice on a later day that a file is gone or no longer the same."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ def fingerprints_of(name: str, folder: str) -> dict[str, str]:
     """{"model.NAME: FILE": size and hash} of the files of one model."""
     files = sorted(path for path in Path(folder).glob("*") if path.suffix in SUFFIXES and path.is_file())
     return {f"model.{name}: {file.name}": fingerprint(file) for file in files}
+
+
+def weights_of(inputs: Mapping[str, str], model: str) -> dict[str, str]:
+    """{weight file: size and hash} of the model ("base" or "instruct"), out of `fingerprints`."""
+    start = f"model.{model}: "
+    found = {name.removeprefix(start): text for name, text in inputs.items() if name.startswith(start)}
+    return {name: text for name, text in found.items() if name.endswith(".safetensors")}
 
 
 def fingerprint(file: Path) -> str:

@@ -8,12 +8,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lite_c2f.backbone.context import context_length
+from lite_c2f.backbone.end_tokens import unlisted_turn_end
 from lite_c2f.backbone.folder import check_architecture, check_weights
-from lite_c2f.backbone.load import listed_end_tokens, load_tokenizer, pick_device, pick_dtype
+from lite_c2f.backbone.load import load_tokenizer, pick_device, pick_dtype
 from lite_c2f.backbone.model_kind import check_kind, here
 from lite_c2f.backbone.pair import check_pair, read_config
-from lite_c2f.config import CHAT, Config, Source
-from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt, turn_end
+from lite_c2f.config import Config, Source
+from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt
 from lite_c2f.data.order import at_most, conversation_hash, held_out, shuffled
 from lite_c2f.data.records import Loaded, Pair, Prompt, Turn, load_pairs, load_prompts, prompts_of
 from lite_c2f.data.sources import local_files
@@ -168,19 +169,15 @@ def check_stops(config: Config, models: ModelPair) -> None:
         raise ModelError(f"instruct model '{models.instruct}': {error}") from None
 
 
-def unlisted_turn_end(config: Config, models: ModelPair) -> int | None:
-    """The token that ends the instruct model's turns, where neither its files nor its tokenizer list it as an end.
-
-    Stock libraries would never stop at it. None where it is listed, or the chat template has none.
-    """
+def unlisted_end(config: Config, models: ModelPair) -> int | None:
+    """`unlisted_turn_end` of the instruct model, with the run's variables of its chat template."""
     tokenizer = load_tokenizer(models.instruct)
-    end = turn_end(tokenizer, CHAT, config.model.chat_template_kwargs)
-    return None if end in (tokenizer.eos_token_id, *listed_end_tokens(Path(models.instruct))) else end
+    return unlisted_turn_end(tokenizer, Path(models.instruct), config.model.chat_template_kwargs)
 
 
 def turn_end_note(config: Config, models: ModelPair) -> str | None:
     """What to say of such a token."""
-    if (end := unlisted_turn_end(config, models)) is None:
+    if (end := unlisted_end(config, models)) is None:
         return None
     token = load_tokenizer(models.instruct).convert_ids_to_tokens(end)
     return (

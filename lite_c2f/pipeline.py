@@ -22,7 +22,7 @@ from lite_c2f.evaluation.compare import evaluate as compare_actors
 from lite_c2f.evaluation.compare import made_of
 from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.stage import make_fine, try_ratios
-from lite_c2f.fingerprints import fingerprints, refuse_changes
+from lite_c2f.fingerprints import fingerprints, refuse_changes, weights_of
 from lite_c2f.inputs import (
     TOY,
     Corpus,
@@ -55,6 +55,7 @@ from lite_c2f.manifest import (
 )
 from lite_c2f.memory import Plan, check, settle
 from lite_c2f.memory import as_json as plan_as_json
+from lite_c2f.memory.plan import SAME_MODEL, same_model
 from lite_c2f.places import check_places, record_base, unmoved
 from lite_c2f.reward.saves import Standing as RewardStanding
 from lite_c2f.reward.train import train_reward as reward_stage
@@ -142,6 +143,8 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
     notes = [*moved.values(), *(f"accepted: {text}" for text in accepted)]
     notes += filter(None, [turn_end_note(config, models)])
+    if weights_of(inputs, "base") == weights_of(inputs, "instruct") and not same_model(config):  # else the plan says it
+        notes.append(SAME_MODEL)
     work = Work(settle(config, plan), config, models, corpus, plan, done, seconds, notes)
     if ranks.is_first():
         sweep_leftovers(run)

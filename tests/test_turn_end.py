@@ -33,3 +33,17 @@ def test_an_end_that_is_not_listed_is_said(tmp_path, pico, editable, listed, sai
     work = prepare(config, tmp_path / "run", ("reward",), Silent(), force=False)
     assert [note for note in work.notes if "'w41' (44)" in note] == work.notes
     assert len(work.notes) == said
+
+
+def test_a_copy_of_the_base_as_instruct_model_is_said_before_anything_is_trained(tmp_path, pico, editable):
+    """In two folders, so that the plan, which reads no weights, cannot see it; of one folder the plan says it, once."""
+    rows = [{"prompt": f"w{n}", "chosen": f"w{n} w1", "rejected": "w2"} for n in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for number, (base, instruct) in enumerate(
+        [(pico["base"], editable("base")), (pico["base"],) * 2, (pico["base"], pico["instruct"])]
+    ):
+        source = {"model": {"base": str(base), "instruct": str(instruct)}}
+        config = load_config(source, [*SHORT, f"data.preferences=[{tmp_path / 'pairs.jsonl'}]"])
+        work = prepare(config, tmp_path / f"run-{number}", ("reward",), Silent(), force=False)
+        said = [text for text in [*work.notes, *work.plan.warnings] if "the same model" in text]
+        assert len(said) == (number < 2)

@@ -10,11 +10,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    GenerationConfig,
     PreTrainedTokenizerBase,
 )
 
 from lite_c2f.backbone.context import sliding_window
+from lite_c2f.backbone.end_tokens import listed
 from lite_c2f.backbone.model_kind import attention_of
 from lite_c2f.backbone.padding import check_embedded, read_limits, resolve_padding
 from lite_c2f.config import Config
@@ -177,19 +177,5 @@ def model_error(model: str, what: str, error: Exception) -> ModelError:
 
 def end_tokens(model: Any, tokenizer: Any, turn_end: int | None = None) -> list[int]:
     """The model's own list of end tokens (some have several), the tokenizer's, and the one that ends a chat's turn."""
-    ids = (*_listed(model.generation_config), tokenizer.eos_token_id, turn_end)
+    ids = (*listed(model.generation_config), tokenizer.eos_token_id, turn_end)
     return sorted({i for i in ids if i is not None})
-
-
-def listed_end_tokens(folder: Path) -> list[int]:
-    """The end tokens that stock libraries read from a model's files, without its tokenizer's."""
-    try:
-        return _listed(GenerationConfig.from_pretrained(folder))
-    except OSError:  # no generation_config.json: config.json has them
-        return _listed(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-
-
-def _listed(settings: Any) -> list[int]:
-    listed = getattr(settings, "eos_token_id", None)
-    ids = listed if isinstance(listed, list) else [listed]
-    return [i for i in ids if i is not None]

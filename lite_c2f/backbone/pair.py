@@ -1,6 +1,7 @@
 """Do a base and an instruct model belong together? A residue only fits a model tuned from the same base."""
 
 import json
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,14 @@ def check_pair(base_dir: str | Path, instruct_dir: str | Path) -> None:
     check_vocabularies(base_dir, instruct_dir)
 
 
-def check_configs(base_dir: Path, instruct_dir: Path) -> None:
-    """Raise ModelError naming the first key of `lineage` on which the two config.json differ, with both values."""
+def check_configs(base_dir: Path, instruct_dir: Path, *, leave_out: Collection[str] = ()) -> None:
+    """Raise ModelError naming the first key of `lineage` on which the two config.json differ, with both values.
+
+    leave_out: keys that may differ.
+    """
     base, instruct = _lineage_of(base_dir), _lineage_of(instruct_dir)
     for key, value in base.items():
-        if value != instruct[key]:
+        if value != instruct[key] and key not in leave_out:
             raise ModelError.because(
                 f"'{key}' is {value!r} in '{base_dir}' but {instruct[key]!r} in '{instruct_dir}'",
                 "two models of one lineage",
@@ -73,8 +77,15 @@ def check_vocabularies(base_dir: Path, instruct_dir: Path) -> None:
     base, instruct = read_vocabulary(base_dir), read_vocabulary(instruct_dir)
     if base == instruct:
         return
-    token = next(token for token in (*base, *instruct) if base.get(token) != instruct.get(token))
-    raise ModelError.because(
+    raise different_token(base_dir, instruct_dir, base, instruct, [*base, *instruct])
+
+
+def different_token(
+    base_dir: Path, instruct_dir: Path, base: dict[str, int], instruct: dict[str, int], tokens: Iterable[str]
+) -> ModelError:
+    """The error that names the first of these tokens that two vocabularies do not number alike."""
+    token = next(token for token in tokens if base.get(token) != instruct.get(token))
+    return ModelError.because(
         f"token {token!r} is {_numbered(base.get(token))} in the tokenizer of '{base_dir}' "
         f"but {_numbered(instruct.get(token))} in that of '{instruct_dir}'",
         "the same vocabulary in both",
@@ -149,6 +160,16 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
         "a fast tokenizer beside the weights",
         "download it, or save it with AutoTokenizer.from_pretrained(...).save_pretrained(folder)",
     )
+
+
+def read_added_tokens(folder: Path) -> set[str]:
+    """Tokens that a tokenizer was given beside its own vocabulary: control tokens, and places reserved for them."""
+    for name in ("tokenizer.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            content = _read_object(folder / name)
+            added = content.get("added_tokens") or [] if name == "tokenizer.json" else [*content]
+            return {token if isinstance(token, str) else token["content"] for token in added}
+    return set()
 
 
 def _read_object(file: Path) -> dict[str, Any]:

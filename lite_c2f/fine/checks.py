@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import reprlib
 import shutil
 from collections.abc import Iterable, Mapping
@@ -11,16 +12,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lite_c2f.backbone.pair import check_configs
+from lite_c2f.backbone.pair import check_configs, read_config
+from lite_c2f.backbone.weights import weight_files
 from lite_c2f.errors import ConfigError, ModelError, RunError
-from lite_c2f.fine.adapter import Adapter
+from lite_c2f.fine.adapter import EXPERTS, Adapter
 from lite_c2f.fine.delta import DTYPES, Absolute, Delta, LowRank, TokenRows, read_tensor
 from lite_c2f.fine.ratios import layer_of
+from lite_c2f.fine.report import hub_name
 from lite_c2f.fine.shards import TensorEntry, part_of
+from lite_c2f.fine.tensor_names import EMBEDDINGS, HEADS, is_embedding, is_expert, is_named, is_reward_head
 from lite_c2f.fine.treatment import Treatment
 
-EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
-HEADS = ("lm_head", "embed_out")
+SAME_BASE = "take the instruct model of the same base"
+RESIZED = (
+    "the adapter's vocabulary has another size (tokens were added in training, or it is of another base): train "
+    "without the embedding and the head"
+)
 TRANSPOSED_FAMILIES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # made of Conv1D
 
 
@@ -37,23 +44,54 @@ def check_out(out: Path, inputs: list[Path], hidden: bool = False) -> None:
         raise RunError.because(f"'{out}' exists", "a new or an empty folder", "choose another name or remove it")
 
 
-def check_origin(residue: Adapter, base: Path, instruct: Path) -> None:
-    """Raise ModelError when the base that the adapter recorded is at hand and is another model than `base`."""
+def check_origin(residue: Adapter, base: Path, instruct: Path) -> str | None:
+    """A sentence where the base that the adapter recorded may be another one than `base`; None where it is the same.
+
+    Raises ModelError where it is at hand and is another kind of model, or is the instruct model.
+    """
     name = residue.base_model_name
+    if not name:
+        return None
     with contextlib.suppress(OSError):  # a text that is no path at all
-        if not name or not (Path(name) / "config.json").is_file() or Path(name).resolve() == base:
-            return  # a hub name or a folder that is gone says nothing that could be checked
-        if Path(name).resolve() == instruct:
+        at_hand = (Path(name) / "config.json").is_file()
+        if at_hand and Path(name).resolve() == base:
+            return None
+        if at_hand and Path(name).resolve() == instruct:
             got = f"the adapter was trained on '{name}', which is given as the instruct model"
             raise ModelError.because(got, "it as the base", "swap the two (--base and --instruct)")
         try:
-            check_configs(Path(name), base)
+            if at_hand:
+                check_configs(Path(name), base, leave_out=("vocab_size", "architectures"))
         except ModelError as error:
             raise ModelError.because(
                 f"'base_model_name_or_path' of the adapter is '{name}', which is not like '{base}' ({error})",
                 "the base that the adapter was trained on",
                 "give that base, and the instruct model tuned from it",
             ) from None
+        with contextlib.suppress(ModelError):  # it may have no weights any more
+            if at_hand and _ends_of(Path(name)) == _ends_of(base):
+                return None
+    recorded, given = hub_name(name) or name, hub_name(str(base)) or str(base)
+    if _last_part(recorded) == _last_part(given):
+        return None
+    return f"the adapter was trained on '{recorded}', and the base given is '{given}': are they the same model?"
+
+
+def _ends_of(folder: Path) -> list[tuple[str, int, bytes]]:
+    """Name, size and the last MiB of every weight file: what copies of one model have in common, and tuned ones not."""
+    ends = []
+    for file in weight_files(folder):
+        with file.open("rb") as source:
+            size = source.seek(0, os.SEEK_END)
+            source.seek(max(0, size - 2**20))
+            ends.append((file.name, size, source.read()))
+    return ends
+
+
+def _last_part(name: str) -> str:
+    """A model's own name, without owner or folder, nor what names the 4-bit copy that an adapter is trained on."""
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
+    return re.sub(r"(-unsloth)?-bnb-4bit$", "", last)
 
 
 def resolved(folder: str | Path) -> Path:
@@ -93,14 +131,14 @@ def settle(residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, Te
     ModelError otherwise.
     """
     deltas = {name: _turned(name, delta, config, entries, residue) for name, delta in residue.deltas.items()}
-    stored_head = next((name for name in entries if _is(name, HEADS)), None)
+    stored_head = next((name for name in entries if is_named(name, HEADS)), None)
     tied = config.get("tie_word_embeddings") is True or (
         config.get("tie_word_embeddings") is None
         and stored_head is None
-        and any(_is(name, EMBEDDINGS) for name in entries)
+        and any(is_named(name, EMBEDDINGS) for name in entries)
     )
     rows = config.get("vocab_size")
-    head = next((name for name in deltas if _is(name, HEADS)), None)
+    head = next((name for name in deltas if is_named(name, HEADS)), None)
     embedding = next((name for name in deltas if name != head and _like_embedding(name, entries, rows)), None)
     if not tied or (embedding is None and head is None):
         return Settled(deltas, {}, None)
@@ -109,7 +147,7 @@ def settle(residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, Te
         raise ModelError.because(
             f"the adapter changes '{embedding or head}', tied to another weight in '{instruct}' (tie_word_embeddings)",
             "a delta for both (ensure_weight_tying), or single tokens",
-            "train without the embedding and the head, or untie the models first",
+            "train without the embedding and the head, or the embedding alone with ensure_weight_tying=True",
         )
     assert embedding is not None
     deltas.pop(head or "", None)
@@ -119,14 +157,10 @@ def settle(residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, Te
     return Settled(deltas, aliases, f"'{embedding}' is tied to the head: its change is a change of both")
 
 
-def _is(name: str, modules: tuple[str, ...]) -> bool:
-    return name.endswith(".weight") and name.removesuffix(".weight").split(".")[-1] in modules
-
-
 def _like_embedding(name: str, entries: Mapping[str, TensorEntry], rows: Any) -> bool:
     """An embedding by its name, or by having a row for every token."""
     shape = entries[name].shape if name in entries else ()
-    return _is(name, EMBEDDINGS) or (len(shape) == 2 and shape[0] == rows and layer_of(name) is None)
+    return is_named(name, EMBEDDINGS) or (len(shape) == 2 and shape[0] == rows and layer_of(name) is None)
 
 
 def _turned(
@@ -138,7 +172,7 @@ def _turned(
     if delta.shape[0] != delta.shape[1]:
         return delta.transposed()
     if config.get("model_type") in TRANSPOSED_FAMILIES:
-        return delta if _is(name, (*HEADS, *EMBEDDINGS)) else delta.transposed()
+        return delta if is_named(name, (*HEADS, *EMBEDDINGS)) else delta.transposed()
     if residue.fan_in_fan_out:
         got = f"'fan_in_fan_out' is true and '{name}' is square in a '{config.get('model_type')}' model"
         raise ModelError.because(got, "a model that is known to keep its weights so", "train on nn.Linear layers")
@@ -146,7 +180,12 @@ def _turned(
 
 
 def check_fit(
-    deltas: Mapping[str, Delta], config: Mapping[str, Any], instruct: Path, entries: Mapping[str, TensorEntry]
+    residue: Adapter,
+    deltas: Mapping[str, Delta],
+    config: Mapping[str, Any],
+    instruct: Path,
+    entries: Mapping[str, TensorEntry],
+    of_base: Mapping[str, TensorEntry],
 ) -> None:
     """Raise ModelError, naming the weight, unless every delta has its weight in the instruct model and can be added."""
     for name in ("quantization_config", "adapter_config.json"):
@@ -155,18 +194,40 @@ def check_fit(
             raise ModelError.because(got, "a plain full-precision model", "take the model before it was changed")
     for name, delta in deltas.items():
         if name not in entries:
-            got = f"the adapter changes '{name}', which '{instruct}' does not have"
-            raise ModelError.because(got, "a weight for every delta", "take the instruct model of the same base")
+            raise _missing(name, instruct, entries, of_base, residue.base_model_name)
         entry = entries[name]
         if len(entry.shape) > 2:
             got = f"the adapter changes '{name}' of shape {entry.shape}"
-            raise ModelError.because(got, "a matrix or a vector", "parameters of experts cannot be merged")
+            raise ModelError.because(got, "a matrix or a vector", EXPERTS)
         if not _fits(delta, entry.shape):
             got = f"the delta of '{name}' is {delta.shape}, its weight in '{instruct}' {entry.shape}"
-            raise ModelError.because(got, "the same shape", "take the instruct model of the same base")
+            rows = is_embedding(name) and delta.shape[1:] == entry.shape[1:]
+            raise ModelError.because(got, "the same shape", RESIZED if rows else SAME_BASE)
         if entry.dtype not in DTYPES:
             got = f"'{name}' of '{instruct}' is {entry.dtype}"
             raise ModelError.because(got, "BF16, F16 or F32", "take the model before it was quantised")
+
+
+def _missing(
+    name: str, instruct: Path, entries: Mapping[str, TensorEntry], of_base: Mapping[str, TensorEntry], trained_on: Any
+) -> ModelError:
+    """Why a weight that the adapter changes is not in the instruct model."""
+    got = f"the adapter changes '{name}', which '{instruct}' does not have"
+    remedy = SAME_BASE
+    if is_reward_head(name):
+        remedy = "this is a classifier's or a value head: merge the adapter of the policy, not that of a reward model"
+    elif is_expert(name):
+        remedy = EXPERTS
+    elif name.partition(".")[2] in entries:
+        got += f" under this name: it holds '{name.partition('.')[2]}', as a model without its head is saved"
+        remedy = "load it with AutoModelForCausalLM and save it again with save_pretrained"
+    elif near := next((other for other in entries if other.partition(".")[2] == name), None):
+        got += f" under this name: it holds '{near}'"
+        remedy = "the adapter is of a model without its head (AutoModel): train it on AutoModelForCausalLM"
+    elif of_base and name not in of_base:
+        got = f"the adapter changes '{name}', which neither the base nor '{instruct}' has"
+        remedy = f"it was trained on another kind of model ({trained_on!r}): give that base, and its instruct model"
+    return ModelError.because(got, "a weight for every delta", remedy)
 
 
 def check_base(
@@ -179,7 +240,7 @@ def check_base(
 ) -> None:
     """Raise unless the base's weights are there where they are needed, and of the shapes the adapter was trained on.
 
-    Whether they are the very weights shows only where PEFT saved some of them beside the adapter.
+    Whether they are the very weights shows only where PEFT saved some of them beside the adapter (`check_copies`).
     """
     if base is None:
         wants = [name for name, delta in deltas.items() if delta.needs_base]
@@ -190,6 +251,9 @@ def check_base(
             got = f"the adapter holds values of '{(wants or list(residue.copies))[0]}', not a change of them"
             raise ModelError.because(got, "the base's weights to compare with", "give the folder of the base")
         return
+    if read_config(base).get("quantization_config"):
+        got = f"'{base}' has 'quantization_config'"
+        raise ModelError.because(got, "the base in full precision", "give the model that it was quantised from")
     for name in deltas:
         if name not in of_base or of_base[name].dtype not in DTYPES or of_base[name].shape != entries[name].shape:
             found = f"{of_base[name].dtype} {of_base[name].shape}" if name in of_base else "missing"
@@ -197,15 +261,6 @@ def check_base(
                 f"the adapter changes '{name}', which is {found} in '{base}'",
                 f"{entries[name].shape} in full precision, as in the instruct model",
                 "give the base that the adapter was trained on",
-            )
-    embedding = next((entry for name, entry in of_base.items() if _is(name, EMBEDDINGS)), None)
-    for name, copy in residue.copies.items():
-        own = of_base.get(name, embedding if _is(name, HEADS) else None)  # a tied head is the embedding
-        if own is None or own.shape != copy.shape or not _equal(copy, own):
-            raise ModelError.because(
-                f"the adapter comes with a '{name}' that is not the one of '{base}'",
-                "the base's own, unchanged",
-                "give the base that the adapter was trained on; a resized vocabulary cannot be merged",
             )
 
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,7 @@ class MergeReport:
     tensors: dict[str, dict[str, Any]]
     totals: dict[str, Any]
     warnings: list[str]
+    notes: list[str] = field(default_factory=list)  # what was left out, or is to be looked at, and does no harm
     end_token: int | None = None  # that was added to the end tokens of generation_config.json
     verified: dict[str, Any] | None = None
 

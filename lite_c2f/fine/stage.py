@@ -12,7 +12,7 @@ from lite_c2f.config import Config
 from lite_c2f.fine import groups
 from lite_c2f.fine.merge import merge, on_view
 from lite_c2f.fine.sweep import Bench, plot, sweep
-from lite_c2f.inputs import Corpus, ModelPair, unlisted_turn_end
+from lite_c2f.inputs import Corpus, ModelPair, unlisted_end
 from lite_c2f.runs import write_json, write_text
 from lite_c2f.views import View
 
@@ -56,7 +56,7 @@ def make_fine(
         report=run / "fine" / "merge.json",
         progress=on_view(view),
         resume=True,
-        end_token=unlisted_turn_end(config, models),
+        end_token=unlisted_end(config, models),
         notice=lambda text: view.note(text) if text.startswith(("resumed", "warning")) else None,
     )
     trials.unlink(missing_ok=True)

@@ -50,6 +50,7 @@ class Job(NamedTuple):
     aliases: dict[str, str]  # a second copy of a tied weight -> the weight whose ratio and random bits it shares
     total: int  # bytes of the output's weights
     base_files: tuple[Path, ...]
+    notes: tuple[str, ...]
 
 
 def write_shards(

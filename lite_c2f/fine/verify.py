@@ -2,19 +2,21 @@
 
 import contextlib
 import gc
-import shutil
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lite_c2f.errors import ModelError
-from lite_c2f.fine.adapter import CONFIG, WEIGHTS
-from lite_c2f.fine.delta import Delta, LowRank
+from lite_c2f.fine.adapter_config import INERT_KEYS, READ_KEYS, read_adapter_config
+from lite_c2f.fine.adapter_files import CONFIG, WEIGHTS
+from lite_c2f.fine.delta import Delta, LowRank, read_tensor
+from lite_c2f.fine.shards import TensorEntry
 from lite_c2f.fine.treatment import Treatment
 
 MAX_TOKENS = 256
@@ -24,6 +26,7 @@ def compare_logits(
     merged: Path,
     instruct: Path,
     adapter: Path,
+    tensors: Mapping[str, TensorEntry],
     deltas: Mapping[str, Delta],
     ratios: Mapping[str, float],
     treatment: Treatment,
@@ -56,7 +59,7 @@ def compare_logits(
         return result | {"effect": _rms(found - plain)}
     # A tied head is no weight of its own: its LoRA has the embedding's ratio.
     tied = next((ratio for weight, ratio in ratios.items() if weight.endswith("embed_tokens.weight")), 1.0)
-    unmerged = _logits(instruct, ids, dtype, adapter, {"lm_head.weight": tied, **ratios})
+    unmerged = _logits(instruct, ids, dtype, adapter, tensors, {"lm_head.weight": tied, **ratios})
     error, effect = _rms(found - unmerged), _rms(unmerged - plain)
     expected, actual = (logits.double().log_softmax(-1) for logits in (unmerged, found))
     kl = (expected.exp() * (expected - actual)).sum(-1).mean()
@@ -82,6 +85,7 @@ def _logits(
     ids: Tensor,
     dtype: torch.dtype,
     adapter: Path | None = None,
+    tensors: Mapping[str, TensorEntry] | None = None,
     ratios: Mapping[str, float] | None = None,
 ) -> Tensor:
     """(tokens, vocabulary) float32 logits; the model is gone afterwards."""
@@ -92,8 +96,8 @@ def _logits(
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
-    if adapter is not None and ratios is not None:
-        with _without_copies(adapter) as folder:
+    if adapter is not None and tensors is not None and ratios is not None:
+        with _as_peft_saves_it(adapter, tensors) as folder:
             model = PeftModel.from_pretrained(model, str(folder))
         scale_layers(model, ratios)
     try:
@@ -105,16 +109,15 @@ def _logits(
 
 
 @contextlib.contextmanager
-def _without_copies(adapter: Path) -> Iterator[Path]:
-    """The adapter without the base's embeddings that PEFT may have saved in it: they would replace the instruct's."""
-    tensors = load_file(adapter / WEIGHTS)
-    kept = {name: tensor for name, tensor in tensors.items() if ".base_layer." not in name}
-    if len(kept) == len(tensors):
-        yield adapter
-        return
+def _as_peft_saves_it(adapter: Path, tensors: Mapping[str, TensorEntry]) -> Iterator[Path]:
+    """The adapter with plain names and keys, without the base's weights saved beside it: they would replace the
+    instruct model's."""
+    config = read_adapter_config(adapter)
+    known = {key: value for key, value in config.items() if key in READ_KEYS | INERT_KEYS and key != "lora_dtype"}
     with tempfile.TemporaryDirectory() as folder:
-        save_file(kept, Path(folder) / WEIGHTS)
-        shutil.copyfile(adapter / CONFIG, Path(folder) / CONFIG)
+        weights = {f"base_model.model.{name}": read_tensor(entry) for name, entry in tensors.items()}
+        save_file(weights, Path(folder) / WEIGHTS)
+        (Path(folder) / CONFIG).write_text(json.dumps(known), encoding="utf-8")
         yield Path(folder)
 
 

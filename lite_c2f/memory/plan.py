@@ -1,6 +1,7 @@
 """The planner: which batches fit the card, which limit fits, and what to change where a run does not fit."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from lite_c2f.config import Config
@@ -13,6 +14,10 @@ from lite_c2f.memory.stages import Need, comparison, last_limit, reward, samplin
 TOKENS_AT_ONCE = 16384  # more tokens in a micro-batch do not make an update faster, they only take memory
 CPU_TOKENS_AT_ONCE = 5376
 ROWS_AT_ONCE = 64  # answers of the comparison side by side
+SAME_MODEL = (
+    "model.base and model.instruct are the same model: the residue will be merged into the weights that it was trained "
+    "on, so that there is no instruction tuning for it to keep"
+)
 HUB_BYTES = 2  # a weight as it is downloaded
 
 
@@ -150,12 +155,22 @@ def warnings(config: Config, compute: Compute) -> list[str]:
             f"model is trained on (data.max_answer_tokens={read}), so that its scores there are guesses; set "
             f"data.max_answer_tokens={max(longer.values())}, or lower the limits"
         )
+    if same_model(config):
+        found.append(SAME_MODEL)
     if compute.on_gpu and compute.dtype == "float32" and config.model.compute_dtype == "auto":
         found.append(
             "this GPU has no bfloat16, so that auto computes in float32; model.compute_dtype=float16 is several times "
             "faster and takes less memory, where the model's activations stay within its range"
         )
     return found
+
+
+def same_model(config: Config) -> bool:
+    """Are base and instruct model named alike? `toy` names a pair of two."""
+    model = config.model
+    if model.base == "toy" or model.base_revision != model.instruct_revision:
+        return False
+    return model.base == model.instruct or Path(model.base).resolve() == Path(model.instruct).resolve()
 
 
 def choose(config: Config, sizes: Bytes, room: float | None) -> Batches:

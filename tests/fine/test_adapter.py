@@ -154,7 +154,7 @@ def test_inits_that_leave_the_base_alone_are_accepted(tmp_path, hand_adapter, in
         ({f"{Q}.lora_A.weight": torch.ones(2, 3, dtype=torch.int32)}, "I32"),
         ({"score.weight": torch.ones(1, 3)}, "score.weight' .* classifier"),
         ({f"{Q}.lora_magnitude_vector": torch.ones(4)}, "lora_magnitude_vector"),
-        ({f"{Q}.lora_A.default.weight": torch.ones(2, 3)}, "lora_A.default.weight"),
+        ({f"{Q}.lora_A.default.weight": torch.ones(2, 3)}, "lora_A.default.weight.* are both"),
     ],
 )
 def test_refused_tensors_are_named(tmp_path, hand_adapter, changes, named):
@@ -180,7 +180,7 @@ def test_refused_files_are_named(tmp_path, hand_adapter):
     with pytest.raises(ModelError, match="no tensors"):
         read_adapter(folder)
     weights.rename(folder / "adapter_model.bin")
-    with pytest.raises(ModelError, match=r"pickle 'adapter_model\.bin'"):
+    with pytest.raises(ModelError, match=r"pickle '.*adapter_model\.bin'"):
         read_adapter(folder)
     (folder / "adapter_config.json").write_text("[]")
     with pytest.raises(ModelError, match=r"adapter_config\.json"):

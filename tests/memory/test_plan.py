@@ -200,6 +200,22 @@ def test_answers_longer_than_any_the_reward_model_reads_are_told(settings, named
     assert make_plan(config(*settings, f"data.max_answer_tokens={longest}")).warnings == []
 
 
+@pytest.mark.parametrize(
+    ("pair", "same"),
+    [
+        (["model.base=org/a", "model.instruct=org/a"], True),
+        (["model.base=org/a", "model.instruct=org/a", "model.instruct_revision=abc"], False),
+        (["model.base=org/a", "model.instruct=org/b"], False),
+        (["model.base=models/a", "model.instruct=models/../models/a/"], True),
+        (["model.base=toy", "model.instruct=toy"], False),
+    ],
+)
+def test_one_model_as_base_and_instruct_is_said(pair, same):
+    plan = make_plan(load_config({}, [*pair, "model.quantization=nf4"]))
+    said = [warning for warning in plan.warnings if "the same model" in warning]
+    assert len(said) == same and all(f"note  {warning}" in explain(plan) for warning in said)
+
+
 def test_auto_takes_the_largest_batch_that_fits_and_settle_writes_it_down():
     wanted = config("coarse.length.max=2048", "fine.max_tokens=2048", "evaluation.max_tokens=2048")
     plan = make_plan(wanted)

@@ -1,0 +1,122 @@
+"""adapter_config.json of a LoRA adapter: which keys are understood, and the rank and scaling of each module."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lite_c2f.errors import C2FError, ModelError
+from lite_c2f.fine.adapter_files import CONFIG, no_adapter
+from lite_c2f.fine.treatment import is_number
+
+# Keys that are read below, and keys that say how the adapter was trained or runs but not what it holds. Every other
+# key has to be null, false or empty: a key we do not know may change what the tensors mean.
+READ_KEYS = {
+    *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "rank_pattern"),
+    *("alpha_pattern", "init_lora_weights", "bias", "lora_bias", "fan_in_fan_out", "modules_to_save"),
+    *("trainable_token_indices", "target_parameters", "ensure_weight_tying", "eva_config"),
+}
+INERT_KEYS = {
+    *("auto_mapping", "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout"),
+    *("megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules"),
+    "lora_dtype",  # ms-swift's: the type that it trained in
+}
+INERT_PREFIX = "lorap_"  # ms-swift's: learning rates of LoRA+
+OTHER_FORM = "train a plain LoRA or rsLoRA adapter"
+PLAIN_INITS = ("true", "false", "gaussian", "orthogonal", "eva")  # those that leave the base's weights alone
+POLICY = "merge the adapter of the policy, not that of a reward model or a critic"
+TASKS = dict.fromkeys(("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"), POLICY)
+REMEDIES = {
+    "init_lora_weights": "it changes the base's weights or starts from a delta that is not the residue: train with "
+    "init_lora_weights=True, or save with path_initial_model_for_weight_conversion",
+    "loftq_config": "LoftQ changes the base's weights: train with init_lora_weights=True",
+    "layer_replication": "its layers are not the base's layers: train without it",
+    "alora_invocation_tokens": "it acts on a part of each text only, which no merged weight can: train without it",
+}
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of an adapter folder. Raises ModelError naming the file."""
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise no_adapter(folder) from None
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path"), str | None):
+        got = f"'{file}' is not a JSON object, or its base_model_name_or_path no text"
+        raise ModelError.because(got, "the file PEFT wrote", "save the adapter again")
+    return config
+
+
+def check_adapter_config(config: Mapping[str, Any], file: Path) -> None:
+    """Refuse every adapter_config.json that is not a LoRA or rsLoRA of a causal language model on an unchanged base.
+
+    Raises ModelError naming the key, its value and the remedy.
+    """
+    if config.get("peft_type") is None and config.get("swift_type"):
+        remedy = "train without use_swift_lora: its PEFT backend writes what can be merged"
+        raise _refused(file, "swift_type", config["swift_type"], "an adapter of PEFT", remedy)
+    if config.get("peft_type") != "LORA":
+        raise _refused(file, "peft_type", config.get("peft_type"), "'LORA'", OTHER_FORM)
+    if config.get("task_type") not in ("CAUSAL_LM", None):
+        remedy = TASKS.get(str(config["task_type"]), "merge a causal language model's adapter")
+        raise _refused(file, "task_type", config.get("task_type"), "'CAUSAL_LM'", remedy)
+    init = config.get("init_lora_weights", True)
+    if str(init).lower() not in PLAIN_INITS:
+        raise _refused(
+            file, "init_lora_weights", init, "one of " + ", ".join(PLAIN_INITS), REMEDIES["init_lora_weights"]
+        )
+    if config.get("eva_config") and init != "eva":
+        raise _refused(file, "eva_config", config["eva_config"], "null unless init_lora_weights is 'eva'", OTHER_FORM)
+    if config.get("bias", "none") not in ("none", "lora_only", "all"):
+        raise _refused(file, "bias", config["bias"], "'none', 'lora_only' or 'all'", "save the adapter again")
+    for key in ("use_rslora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"):
+        if config.get(key, False) not in (True, False, None):
+            raise _refused(file, key, config[key], "true or false", "save the adapter again")
+    for key in ("modules_to_save", "target_parameters"):
+        value = config.get(key) or []
+        if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+            raise _refused(file, key, value, "a list of names", "save the adapter again")
+    if config.get("target_parameters") and (config.get("rank_pattern") or config.get("alpha_pattern")):
+        got = config["target_parameters"]
+        raise _refused(file, "target_parameters", got, "it without rank_pattern and alpha_pattern", OTHER_FORM)
+    for key, value in sorted(config.items()):
+        if (
+            key not in READ_KEYS | INERT_KEYS
+            and not key.startswith(INERT_PREFIX)
+            and value not in (None, False, [], {})
+        ):
+            raise _refused(file, key, value, "null, false or empty", REMEDIES.get(key, OTHER_FORM))
+
+
+def rank_and_scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
+    """The rank and the scaling of one module: alpha / r, or alpha / sqrt(r) with use_rslora.
+
+    A pattern is a regular expression for the end of the module's name, whole name parts only; the first that fits wins
+    (PEFT's rule). Raises ModelError naming the key when a value is not a positive rank or a finite alpha.
+    """
+    rank = _by_pattern(config, "rank_pattern", module, config.get("r"))
+    alpha = _by_pattern(config, "alpha_pattern", module, config.get("lora_alpha"))
+    if type(rank) is not int or rank < 1:
+        raise ModelError.because(f"'r' or 'rank_pattern' gives {rank!r}", "a rank of at least 1", f"correct {CONFIG}")
+    if not is_number(alpha):
+        raise ModelError.because(f"'lora_alpha' or 'alpha_pattern' gives {alpha!r}", "a number", f"correct {CONFIG}")
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _by_pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
+    try:
+        for pattern, value in (config.get(key) or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+    except (re.error, AttributeError) as error:
+        raise ModelError.because(f"'{key}' {error}", "regular expressions -> numbers", f"correct {CONFIG}") from None
+    return default
+
+
+def _refused(file: Path, key: str, value: Any, expected: str, remedy: str) -> C2FError:
+    return ModelError.because(f"'{key}' is {value!r} in '{file}'", expected, remedy)
