@@ -9,7 +9,7 @@ SEED ?= 0
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check floors newest bench clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,21 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy lite_c2f app.py
 	$(PYTEST) -m "not slow"
+
+# Outside CI: the fast tests on the lowest, and on the newest, releases that pyproject.toml allows, in an environment of
+# their own; what was installed is written to docs/libraries.md. torch is the constraint's in both: the plain wheels of
+# other releases bring gigabytes of CUDA.
+floors: RESOLUTION := lowest-direct
+newest: RESOLUTION := highest
+floors newest:
+	rm -rf .venv-$@
+	$(PYTHON) -m venv .venv-$@
+	grep '^torch==' constraints.txt > .venv-$@/torch.txt
+	.venv-$@/bin/python -m pip install -q -r .venv-$@/torch.txt uv
+	.venv-$@/bin/uv pip install -q --python .venv-$@/bin/python --resolution $(RESOLUTION) -c .venv-$@/torch.txt -e ".[dev]"
+	.venv-$@/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow" --ignore tests/test_libraries.py \
+		--junitxml .venv-$@/tests.xml
+	.venv-$@/bin/python benchmarks/libraries.py $@ .venv-$@/tests.xml
 
 bench: setup
 	$(BIN)/python benchmarks/rollout.py

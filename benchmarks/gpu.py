@@ -117,14 +117,15 @@ class Bench:
 
 def reward_step(bench: Bench) -> None:
     """A few optimiser steps of the reward stage, pairs as long as they may be, through the real stage."""
+    from lite_c2f.backbone.load import plan_here
     from lite_c2f.data.records import Pair, Turn
     from lite_c2f.inputs import Corpus, ModelPair
-    from lite_c2f.memory import make_plan, settle
+    from lite_c2f.memory import settle
     from lite_c2f.reward.train import train_reward
 
     answer = 24 if bench.tiny else 512
     config = bench.config(f"data.max_answer_tokens={answer}", "reward.batch=16", "data.truncated=0")
-    plan = make_plan(config)
+    plan = plan_here(config)
     config = settle(config, plan)
     numbers = torch.Generator().manual_seed(0)
 
@@ -161,10 +162,11 @@ def build_roles(bench: Bench) -> Any:
 
 def ppo_updates(bench: Bench, roles: Any) -> None:
     """A whole update at each limit: the batches the planner chooses for it, its prediction, the measured peak."""
+    from lite_c2f.backbone.load import plan_here
     from lite_c2f.coarse.advantage import gae, token_rewards
     from lite_c2f.coarse.rollout import Batches, Ends, collect
     from lite_c2f.coarse.update import update
-    from lite_c2f.memory import make_plan, settle
+    from lite_c2f.memory import settle
     from lite_c2f.reward.score import Normalizer
 
     optimizers = {
@@ -175,7 +177,7 @@ def ppo_updates(bench: Bench, roles: Any) -> None:
     found = {}
     for limit in [bench.limits[0], *bench.limits]:  # the first warms up: AdamW's moments are there afterwards
         config = bench.config(f"coarse.length.max={limit}", f"coarse.length.start={limit}")
-        plan = make_plan(config)
+        plan = plan_here(config)
         settings = settle(config, plan).coarse
         batches = Batches.of(settings)
         prompts = torch.randint(3, bench.vocabulary, (settings.rollouts, bench.prompt), generator=numbers).tolist()

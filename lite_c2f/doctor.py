@@ -1,20 +1,26 @@
-"""What somebody needs to know to help: versions, GPU, whether 4-bit works, disk; and how a run is doing."""
+"""What somebody needs to know to help: versions, GPU, whether 4-bit works, disk, tokenizers; and how a run is doing."""
 
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 from lite_c2f.errors import C2FError, RunError
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate", "datasets", "gradio")
 NEEDED_GIB = 5.0  # for adapters, checkpoints and libraries' caches; models need what `plan` says
 
 
-def examine() -> dict[str, Any]:
-    """A flat block of facts, and under `problems` what has to be mended and how; nothing in it is secret."""
+WIDTHS = (64, 576, 4096)  # input features that 4-bit layers are tried with: the toy pair's, SmolLM2's, a 7B model's
+
+
+def examine(models: Sequence[Path] = ()) -> dict[str, Any]:
+    """A flat block of facts, and under `problems` what has to be mended and how; nothing in it is secret.
+
+    models: folders whose tokenizers are tried too.
+    """
     import psutil
     import torch
 
@@ -26,11 +32,11 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
     }
-    for name in PACKAGES:
+    for requirement in required():
         try:
-            found[name] = version(name)
+            found[requirement.name] = version(requirement.name)
         except PackageNotFoundError:
-            found[name] = "missing"
+            found[requirement.name] = "missing"
     found["cpu threads"] = torch.get_num_threads()
     memory = psutil.virtual_memory()
     found["memory"] = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
@@ -43,22 +49,43 @@ def examine() -> dict[str, Any]:
         found["bfloat16"] = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         found["gpu"] = "none"
-    found["4-bit"] = four_bit_error()
+    found["4-bit"] = four_bit()
     free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
     found["disk free"] = f"{free_gib:.1f} GiB"
     found["toy models"] = str(cache_root())
     found["hub token"] = "set" if os.environ.get("HF_TOKEN") else "not in HF_TOKEN"
     found["problems"] = problems(found, free_gib)
+    for model in models:
+        problem = tokenizer_problem(model)
+        found[f"tokenizer of {model}"] = "gives texts back unchanged" if problem is None else "see problems"
+        found["problems"] += [] if problem is None else [problem]
     return found
+
+
+def required() -> list[Any]:
+    """What lite_c2f itself requires, without its extras: `packaging` requirements."""
+    from packaging.requirements import Requirement
+
+    return [wanted for wanted in map(Requirement, requires("lite_c2f") or ()) if wanted.marker is None]
+
+
+def tokenizer_problem(model: Path) -> str | None:
+    """What is wrong with the tokenizer in a model folder, and what to do; None where it gives texts back unchanged."""
+    from lite_c2f.backbone.load import load_tokenizer
+    from lite_c2f.backbone.round_trip import check_round_trip
+
+    try:
+        check_round_trip(load_tokenizer(str(model)), str(model))
+    except C2FError as error:
+        return str(error)
+    return None
 
 
 def problems(found: dict[str, Any], free_gib: float) -> list[str]:
     """What keeps a run from working here, each with what to do."""
     told = []
-    for wanted in requires("lite_c2f") or ():
-        if ";" in wanted:
-            continue  # an extra
-        if (problem := unmet(wanted)) is not None:
+    for requirement in required():
+        if (problem := unmet(str(requirement))) is not None:
             told.append(problem)
     if not str(found["4-bit"]).startswith("works"):
         told.append(f"4-bit weights: {found['4-bit']}; reinstall bitsandbytes for this system")
@@ -98,7 +125,8 @@ def examine_run(run: Path) -> dict[str, Any]:
     from lite_c2f.run_log import last_line
 
     if not (run / "run.json").is_file():
-        raise RunError.because(f"'{run}' is no run directory", "one made by lite-c2f", "make one with `lite-c2f demo`")
+        got = f"'{run}' is no run directory and no model folder"
+        raise RunError.because(got, "one with run.json or config.json in it", "make a run with `lite-c2f demo`")
     manifest = read_manifest(run)
     found: dict[str, Any] = {"run": str(run), "made with": manifest.get("lite_c2f", "?")}
     told: list[str] = []
@@ -154,16 +182,23 @@ def scores_of(run: Path, lines: list[dict[str, Any]]) -> dict[int, float]:
         return {}
 
 
-def four_bit_error() -> str:
-    """Quantise a matrix to NF4 and back: the largest relative error, or why it failed."""
+def four_bit() -> str:
+    """Whether 4-bit layers compute on this device what their unpacked weights compute, in each type they may use."""
     import torch
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    from lite_c2f.backbone.four_bit import describe, trials
 
     try:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(device)
-        packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-        gap = float((dequantize_4bit(packed, state) - weight).norm() / weight.norm())
+        on_gpu = torch.cuda.is_available()
+        device = torch.device("cuda" if on_gpu else "cpu")
+        dtypes = [torch.float32] + [torch.float16] * on_gpu
+        dtypes += [torch.bfloat16] * (not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False))
+        tried = trials(device, dtypes, WIDTHS)
     except Exception as error:
         return f"fails: {' '.join(str(error).split())[:120]}"
-    return f"{'works' if gap < 0.15 else 'wrong'} (relative error {gap:.3f})"
+    bad = [trial for trial in tried if not trial.good]
+    if bad:
+        return f"wrong: {describe(max(bad, key=lambda trial: trial.error / trial.tolerance), device)}"
+    largest = (max(trial.error for trial in tried if trial.dtype == dtype and trial.product) for dtype in dtypes)
+    errors = (f"{str(dtype).removeprefix('torch.')} {error:.1g}" for dtype, error in zip(dtypes, largest, strict=True))
+    return f"works (relative errors: {', '.join(errors)}; packing {tried[0].error:.3f})"

@@ -13,6 +13,7 @@ from lite_c2f.backbone.folder import check_architecture, check_weights
 from lite_c2f.backbone.load import load_tokenizer, pick_device, pick_dtype
 from lite_c2f.backbone.model_kind import check_kind, here
 from lite_c2f.backbone.pair import check_pair, read_config
+from lite_c2f.backbone.round_trip import check_round_trip
 from lite_c2f.config import Config, Source
 from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt
 from lite_c2f.data.order import at_most, conversation_hash, held_out, shuffled
@@ -154,15 +155,18 @@ def check_stops(config: Config, models: ModelPair) -> None:
 
     The texts: stop sequences, and the markers around a prompt, which need room within data.max_prompt_tokens. The
     instruct model's tokenizer needs a chat template that works; one that is trained with needs answers behind prompts.
+    Both give texts back unchanged.
     """
     template, variables = config.model.prompt_template, config.model.chat_template_kwargs
     question, most = [Turn("human", "Hi")], config.data.max_prompt_tokens
-    tokenizer = load_tokenizer(models.base)
+    tokenizer, instruct_tokenizer = load_tokenizer(models.base), load_tokenizer(models.instruct)
+    check_round_trip(tokenizer, models.base)
+    check_round_trip(instruct_tokenizer, models.instruct)
     Stops(tokenizer, config.model.stop).check()
     encode_prompt(tokenizer, question, most, template, variables)
     encode_answer(tokenizer, "Hello", ended=True, template=template, template_kwargs=variables)
     try:
-        encode_chat(load_tokenizer(models.instruct), question, most, variables)
+        encode_chat(instruct_tokenizer, question, most, variables)
     except ModelError as error:
         if models.instruct in str(error):
             raise

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from lite_c2f import disk, ranks, run_log
-from lite_c2f.backbone.load import plan_here, plan_named
+from lite_c2f.backbone.four_bit import check_four_bit
+from lite_c2f.backbone.load import pick_device, plan_here, plan_named
 from lite_c2f.batches import is_out_of_memory
 from lite_c2f.coarse.saves import check_before as check_coarse
 from lite_c2f.coarse.train import train_coarse as coarse_stage
@@ -140,9 +141,12 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     plan = plan_here(config, models.base)
     check(plan, todo)
     check_room(run, plan, done)
+    four_bit_note = None
+    if todo and config.model.quantization != "none":
+        four_bit_note = check_four_bit(pick_device(config), getattr(torch, plan.compute.dtype), plan.shape.inputs)
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
     notes = [*moved.values(), *(f"accepted: {text}" for text in accepted)]
-    notes += filter(None, [turn_end_note(config, models)])
+    notes += filter(None, [turn_end_note(config, models), four_bit_note])
     if weights_of(inputs, "base") == weights_of(inputs, "instruct") and not same_model(config):  # else the plan says it
         notes.append(SAME_MODEL)
     work = Work(settle(config, plan), config, models, corpus, plan, done, seconds, notes)

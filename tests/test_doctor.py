@@ -2,6 +2,7 @@
 
 import json
 
+import bitsandbytes as bnb
 import pytest
 import torch
 
@@ -13,12 +14,20 @@ from lite_c2f.locks import locked
 WELL = {"4-bit": "works (relative error 0.09)", "gpu": "none", "torch": "2.13.0", "torch built for": "CPU"}
 
 
+@pytest.fixture
+def narrow(monkeypatch):
+    """4-bit layers of one width alone, where they are not what a test is about."""
+    monkeypatch.setattr(doctor, "WIDTHS", (64,))
+
+
 def test_a_sound_machine_has_no_problems(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
     assert doctor.problems(WELL, 100.0) == []
     found = doctor.examine()
     assert found["4-bit"].startswith("works") and found["torch"] == torch.__version__
     assert json.loads(json.dumps(found)) == found
+    required = {"torch", "transformers", "tokenizers", "PyYAML", "markdown-it-py", "matplotlib"}
+    assert required <= set(found) and "pytest" not in found and "missing" not in found.values()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +55,25 @@ def test_packages_are_held_against_what_is_required():
     assert doctor.unmet("no-such-package>=1") == "no-such-package is missing; pip install 'no-such-package>=1'"
 
 
-def test_the_secret_itself_is_not_shown(monkeypatch):
+def test_4bit_layers_that_are_wrong_are_a_problem(monkeypatch, narrow):
+    right = bnb.nn.Linear4bit.forward
+    monkeypatch.setattr(bnb.nn.Linear4bit, "forward", lambda self, x: right(self, x) * (1 + (len(x) == 1)))
+    found = doctor.examine()
+    assert found["4-bit"].startswith("wrong: 1 row of 64, ") and found["4-bit"] in found["problems"][0]
+
+
+def test_tokenizers_of_model_folders_are_tried(pico, call, tmp_path, narrow):
+    """One line for each; a folder without one is a problem, and exit code 2 says so."""
+    (tmp_path / "config.json").write_text("{}")
+    code, out, _ = call("doctor", pico["base"], "--json")
+    found = json.loads(out)
+    assert code == 0 and found["problems"] == []
+    assert found[f"tokenizer of {pico['base']}"] == "gives texts back unchanged"
+    code, out, _ = call("doctor", pico["base"], tmp_path)
+    assert code == 2 and f"problem            model '{tmp_path}': cannot load its tokenizer" in out
+
+
+def test_the_secret_itself_is_not_shown(monkeypatch, narrow):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnop")
     assert "abcdefghijklmnop" not in json.dumps(doctor.examine())
 

@@ -12,6 +12,7 @@ from lite_c2f.views import Silent
 
 SHORT = ["data.max_prompt_tokens=16", "data.max_answer_tokens=32", "coarse.length.start=8", "coarse.length.max=32"]
 SHORT += ["model.stop=[]", "fine.max_tokens=32", "evaluation.max_tokens=32", "hardware.device=cpu"]
+SHORT += ["model.quantization=none"]
 
 
 @pytest.mark.parametrize(("listed", "said"), [(2, True), ([2, 44], False), (None, True)])

@@ -95,6 +95,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
             "save the tokenizer there",
         )
     restore_bos(tokenizer)
+    tokenizer.clean_up_tokenization_spaces = False  # Llama-3's files ask for it; it takes spaces from "x != y"
     limits = read_limits(model, revision)
     check_embedded(tokenizer, model, limits.size)
     resolve_padding(tokenizer, limits)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from lite_c2f.backbone.copies import dequantized, has_room
+from lite_c2f.backbone.forward import hidden_states
 from lite_c2f.backbone.lm_head import LanguageHead, scale_and_softcap
 from lite_c2f.backbone.model_kind import attention_of
 
@@ -135,9 +136,7 @@ class Together:
     ) -> Tensor:
         """Final hidden states (n, T, H) of tokens (n, T); models: each row's, ascending; shares: each row's."""
         self.turn.read(list(models), shares, len(self.models), self.device)
-        return self.decoder(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        return hidden_states(self.decoder, tokens, cache, mask=mask, positions=positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (n, V) float32 of hidden states (n, H), the rows those of the last `hidden`."""

@@ -81,14 +81,18 @@ def plan(
 
 @app.command(epilog="Example: lite-c2f doctor runs/toy")
 def doctor(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Look at this run instead.")] = None,
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN | MODEL...]", help="Look at this run instead, or try these tokenizers too."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Versions, GPU, whether 4-bit works, disk: a block to paste into a report. Or how a run is doing."""
     exits.quiet()
     from lite_c2f.doctor import examine, examine_run
 
-    found = examine() if run is None else examine_run(run)
+    is_run = places is not None and len(places) == 1 and not (places[0] / "config.json").is_file()
+    found = examine_run(places[0]) if places and is_run else examine(places or ())
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:

@@ -58,6 +58,11 @@ class Shape(NamedTuple):
         return attention | {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
 
     @property
+    def inputs(self) -> list[int]:
+        """Input widths of a layer's linear modules, ascending."""
+        return sorted({before for before, _ in self.modules.values()})
+
+    @property
     def linear(self) -> int:
         """Weights of all linear layers but the head."""
         if self.counted:

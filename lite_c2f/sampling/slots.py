@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lite_c2f.backbone.forward import hidden_states
 from lite_c2f.batches import groups, is_out_of_memory
 from lite_c2f.data.encode import pad_right
 from lite_c2f.memory.sizes import PROMPT_TOKENS
@@ -157,13 +158,7 @@ class Slots:
             self.graphs = Graphs()
 
     def _forward(self, tokens: Tensor, mask: Any, positions: Tensor | None) -> Tensor:
-        return self.decoder(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        return hidden_states(self.decoder, tokens, self.cache, mask=mask, positions=positions)
 
     def _say(self, width: int) -> None:
         mask = self.cache.say(self.position, width)

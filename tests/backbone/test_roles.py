@@ -169,7 +169,8 @@ def test_trap_7_checkpointing_is_on_for_training_alone(quantized):
         with roles.use("policy"):
             assert not roles.model.training
             output = roles.model(input_ids=TOKENS, use_cache=True)
-            assert output.past_key_values.get_seq_length() == 5  # checkpointing would have switched the cache off
+            assert output[1].get_seq_length() == 5  # the cache, by place: releases name it differently;
+            # checkpointing would have switched the cache off
         assert len(calls) == (runs + 1) * len(layers)
 
 

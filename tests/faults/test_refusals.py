@@ -9,9 +9,11 @@ import socket
 from collections import namedtuple
 from pathlib import Path
 
+import bitsandbytes as bnb
 import pytest
 import torch
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lite_c2f import cli
 from lite_c2f.config import load_config
@@ -305,7 +307,7 @@ COMMANDS = {
     "negative port": (["app", "gone", "--port", "-1"], "--port"),
     "port too high": (["app", "gone", "--port", "65536"], "--port"),
     "port in words": (["app", "gone", "--port", "http"], "--port", "integer"),
-    "doctor of no run": (["doctor", "x"], "'x' is no run directory"),
+    "doctor of no run": (["doctor", "x"], "'x' is no run directory", "no model folder"),
     "schema with a flag": (["schema", "--json"], "--json"),
 }
 
@@ -557,6 +559,26 @@ def test_models(refused, place, case):
     for name in which:
         damage(place.root / name)
     refused(place.train(), *words)
+
+
+def test_a_tokenizer_that_loses_spaces_is_noticed_before_anything_is_trained(refused, place):
+    """Two letters and a space are enough; its decoder is gone, and tokens are joined as if they were words."""
+    letters = Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, "\u2581": 2, "a": 3, "s": 4}, merges=[]))
+    letters.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, bos_token="<s>", eos_token="</s>")
+    place.models()
+    for name in BOTH:
+        (place.root / name / "tokenizer.json").unlink()
+        tokenizer.save_pretrained(place.root / name)
+    refused(place.train(), "base", "gives the text 'a s", "expected the same text", "download the tokenizer's files")
+
+
+def test_4bit_layers_that_are_wrong_here_are_noticed_before_anything_is_trained(refused, place, monkeypatch):
+    """As of a ready-made build for another card; the remedy that is named goes past it."""
+    right = bnb.nn.Linear4bit.forward
+    monkeypatch.setattr(bnb.nn.Linear4bit, "forward", lambda self, x: right(self, x.flip(-1)))
+    place.models()
+    refused(place.train("model.quantization=nf4"), "4-bit layers are wrong on this device", "model.quantization=none")
 
 
 SETTINGS = {

@@ -1,0 +1,138 @@
+"""Trial of bitsandbytes' 4-bit layers on this device: do they compute what their unpacked weights compute?
+
+A build that does not fit the card loads, quantises and unpacks rightly, and multiplies wrongly without an error: seen
+with ready-made wheels for AMD's RDNA3 (relative error 1.0), and on CPUs once weights are repacked (`load.py`).
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor
+
+from lite_c2f.backbone.copies import dequantized
+from lite_c2f.errors import ModelError
+
+ROWS = (1, 2, 8, 40, 600)  # bitsandbytes takes other kernels for one, few and many rows, at counts of each card's own
+OUT = 256
+BLOCK = 64  # weights of one scale
+REMEDY = "install bitsandbytes for this device (`lite-c2f doctor` tries it), or set model.quantization=none"
+PACKED_TOLERANCE = 0.15  # NF4 of normal weights: 0.09
+
+
+class Trial(NamedTuple):
+    """One product by a 4-bit layer."""
+
+    dtype: torch.dtype
+    width: int  # input features
+    what: str  # such as "8 rows of 512"
+    product: bool  # False: the weights packed and unpacked
+    error: float  # norm of the difference from the true product, relative to the norm of that
+    tolerance: float
+
+    @property
+    def good(self) -> bool:
+        return self.error <= self.tolerance  # False for NaN as well
+
+
+def tolerance(dtype: torch.dtype, width: int, *, on_gpu: bool = False) -> float:
+    """Largest relative error that rounding explains, of products over `width` numbers.
+
+    4 eps(dtype): of code, scale, product and result, each rounded once to at most eps / 2, with room for the device's
+    own order of doing so; and width * eps(float32), the bound of a sum in float32. on_gpu: tensor cores may take
+    float32 for TF32, whose eps is float16's.
+    """
+    eps = torch.finfo(dtype).eps
+    if on_gpu:
+        eps = max(eps, torch.finfo(torch.float16).eps)
+    return 4 * eps + width * torch.finfo(torch.float32).eps
+
+
+def trials(device: torch.device, dtypes: Iterable[torch.dtype], widths: Iterable[int]) -> list[Trial]:
+    """Products of a 4-bit layer against x @ W.T in float64, W its weights as unpacked; without and with gradient.
+
+    widths: input features. The unpacked weights are held against the original ones too. Some milliseconds per width.
+    """
+    result, on_gpu = [], device.type != "cpu"
+    numbers = torch.Generator().manual_seed(0)
+    for width in widths:
+        original = torch.randn(OUT, width, generator=numbers) / width**0.5
+        states = torch.randn(max(ROWS), width, generator=numbers)
+        outgoing = torch.randn(max(ROWS), OUT, generator=numbers)
+        for dtype in dtypes:
+            layer = _layer(original, dtype, device)
+            weight = dequantized(layer).double()
+            gap = _gap(weight, original.to(device).double())
+            result.append(Trial(dtype, width, f"weights of {width}, packed and unpacked", False, gap, PACKED_TOLERANCE))
+            most = tolerance(dtype, width, on_gpu=on_gpu)
+            for rows in ROWS:
+                x = states[:rows].to(device, dtype)
+                true = x.double() @ weight.T
+                with torch.no_grad():
+                    result.append(Trial(dtype, width, f"{_counted(rows)} of {width}", True, _gap(layer(x), true), most))
+            x.requires_grad_(True)
+            g = outgoing.to(device, dtype)
+            product = layer(x)
+            product.backward(g)
+            result.append(
+                Trial(dtype, width, f"{_counted(rows)} of {width} in training", True, _gap(product, true), most)
+            )
+            gap, most = _gap(x.grad, g.double() @ weight), tolerance(dtype, OUT, on_gpu=on_gpu)
+            result.append(Trial(dtype, width, f"gradient of {_counted(rows)} of {width}", True, gap, most))
+    return result
+
+
+def check_four_bit(device: torch.device, dtype: torch.dtype, widths: Iterable[int]) -> str | None:
+    """Raise ModelError when 4-bit layers of this type and these input features compute something else here.
+
+    Returns a warning where weights are unpacked wrongly because of their width alone, as CPUs do; else None.
+    """
+    try:
+        bad = [trial for trial in trials(device, [dtype], widths) if not trial.good]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[:160]
+        raise ModelError.because(f"4-bit layers fail on this device: {line}", "layers that compute", REMEDY) from None
+    odd = [trial for trial in bad if not trial.product and trial.width % BLOCK]
+    for trial in bad:
+        if trial not in odd:
+            raise ModelError.because(
+                f"4-bit layers are wrong on this device: {describe(trial, device)}",
+                f"at most {trial.tolerance:.2g}",
+                REMEDY,
+            )
+    if not odd:
+        return None
+    return (
+        f"warning: 4-bit {describe(odd[0], device)} where 0.09 is usual: rows that are no multiple of {BLOCK} weights "
+        "are unpacked wrongly here, so the base is not quite the model in its folder; set model.quantization=none"
+    )
+
+
+def describe(trial: Trial, device: torch.device) -> str:
+    """A failed trial in words."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    dtype = str(trial.dtype).removeprefix("torch.")
+    return f"{trial.what}, {dtype}, relative error {trial.error:.2g} (bitsandbytes {bnb.__version__} on {name})"
+
+
+def _layer(weight: Tensor, dtype: torch.dtype, device: torch.device) -> bnb.nn.Linear4bit:
+    """As the base's layers are loaded: NF4, double quantisation, not repacked on a CPU."""
+    rows, width = weight.shape
+    layer = bnb.nn.Linear4bit(width, rows, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta")
+    layer.weight = bnb.nn.Params4bit(weight.to(dtype), requires_grad=False, compress_statistics=True, quant_type="nf4")
+    layer = layer.to(device)
+    layer.support_avx512bf16_for_cpu = False
+    return layer.eval()
+
+
+def _counted(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows} rows"
+
+
+def _gap(found: Tensor | None, true: Tensor) -> float:
+    if found is None or found.shape != true.shape:
+        return float("inf")
+    return float((found.detach().double() - true).norm() / true.norm())
