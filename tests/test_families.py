@@ -1,6 +1,5 @@
 """Every usual family of models: through all stages, or refused by config.json alone; and the table that says which."""
 
-import gc
 import json
 import warnings
 from pathlib import Path
@@ -31,14 +30,6 @@ SETTINGS = [
     "fine.max_tokens=8", "evaluation.prompts=4", "evaluation.max_tokens=8",
 ]  # fmt: skip
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
-
-
-@pytest.fixture(autouse=True)
-def _young_objects_alone():
-    """The trainer collects garbage, which takes half a second where it looks through all imported modules too."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Reward models on every usual kind of tokenizer: training, scoring and stock classes read the same token."""
 
-import gc
 import json
 import re
 from pathlib import Path
@@ -55,14 +54,6 @@ class Trained(NamedTuple):
     expected: torch.Tensor
     tokenizer: Any  # the published one
     stock: Any  # the published model, loaded as README says
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _young_objects_alone():
-    """The trainer collects garbage, which takes half a second where it looks through all imported modules too."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", params=[*KINDS, BEYOND])
