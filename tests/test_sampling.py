@@ -102,8 +102,12 @@ def test_a_row_does_not_depend_on_its_neighbours(model):
     assert answer(model, Sampling(10, seed=5), batch=2).tokens == together.tokens
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def roles(quantized):
+    return adapted(quantized)
+
+
+def adapted(quantized):
     """NF4 with a LoRA that changes what is said."""
     torch.manual_seed(3)
     made = Roles(quantized(), Lora(r=4, alpha=8), ("policy",))
@@ -111,6 +115,17 @@ def roles(quantized):
         for parameter in made.adapter_parameters("policy"):
             parameter.normal_(std=0.2)
     return made
+
+
+@pytest.fixture(scope="module")
+def by_generate(quantized):
+    """17 prompts of 2 to 15 tokens, two tokens that many rows say early, and what `generate` says up to those."""
+    roles, prompts = adapted(quantized), mixed_prompts(17)
+    with roles.use("policy"):
+        free = [oracle(roles.model, prompt, 24, None) for prompt in prompts]
+        counted = Counter(token for said in free for token in set(said[2:])).most_common(2)
+        eos = [token for token, _ in counted]
+        return prompts, eos, [oracle(roles.model, prompt, 24, eos) for prompt in prompts]
 
 
 def mixed_prompts(count):
@@ -121,15 +136,10 @@ def mixed_prompts(count):
 
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("batch", [1, 3, 5, 64])
-def test_greedy_is_generate_on_nf4_and_lora_with_refill(roles, batch, steps, monkeypatch):
-    """17 prompts of 2 to 15 tokens, responses of 1 to 24, in fewer slots than prompts; EOS is what rows say early."""
+def test_greedy_is_generate_on_nf4_and_lora_with_refill(roles, by_generate, batch, steps, monkeypatch):
+    """Responses of 1 to 24 tokens, in fewer slots than prompts."""
     monkeypatch.setattr(schedule, "steps_a_look", lambda device: steps)
-    prompts = mixed_prompts(17)
-    with roles.use("policy"):
-        free = [oracle(roles.model, prompt, 24, None) for prompt in prompts]
-        eos = Counter(token for said in free for token in set(said[2:])).most_common(2)
-        eos = [token for token, _ in eos]
-        expected = [oracle(roles.model, prompt, 24, eos) for prompt in prompts]
+    prompts, eos, expected = by_generate
     ticks = []
     with roles.sampling("policy"):
         found = answer(roles.model, Sampling(24, temperature=0), prompts, eos_ids=eos, batch=batch, tick=ticks.append)

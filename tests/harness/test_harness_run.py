@@ -292,7 +292,6 @@ def test_without_lm_eval_one_line_says_what_to_install(pico_run, call, monkeypat
             "model.prompt_template='chat'; exp",
         ),
         (["--tasks", "{choices}/gone.yaml"], "no such file"),
-        (["--tasks", "mmlu_nonsense"], "no task 'mmlu_nonsense'"),
         (["--limit", "5"], "--limit without --tasks"),
         (["--chat-template"], "--chat-template without --tasks"),
     ],
