@@ -12,16 +12,16 @@ import torch
 from tokenizer_kinds import made
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-GATED = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+GATED = {  # widths of whole blocks of NF4: on a CPU bitsandbytes unpacks others wrongly
+    "hidden_size": 64,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
 ALL_HEADS = {**GATED, "num_key_value_heads": 4}
-MIXED = {"head_dim": 8, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
+MIXED = {"head_dim": 16, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
 
 
 EAGER = "caps its attention's scores, so that they are kept whole: more memory, which `plan` counts"
@@ -41,22 +41,22 @@ FAMILIES = {
     "Mistral": Family("mistral", GATED, examples="Mistral-7B"),
     "Llama": Family("llama", {**GATED, "tie_word_embeddings": True}, examples="Llama 2 and 3, SmolLM2, TinyLlama"),
     "Qwen2": Family("qwen2", GATED, examples="Qwen2, Qwen2.5"),
-    "Qwen3": Family("qwen3", {**GATED, "head_dim": 16}, examples="Qwen3, dense"),
-    "Gemma 1": Family("gemma", {**GATED, "num_key_value_heads": 1, "head_dim": 16}, examples="Gemma 2B, 7B"),
-    "Gemma 2": Family("gemma2", {**GATED, **MIXED, "query_pre_attn_scalar": 8}, examples="Gemma 2 2B, 9B", note=EAGER),
+    "Qwen3": Family("qwen3", {**GATED, "head_dim": 32}, examples="Qwen3, dense"),
+    "Gemma 1": Family("gemma", {**GATED, "num_key_value_heads": 1, "head_dim": 32}, examples="Gemma 2B, 7B"),
+    "Gemma 2": Family("gemma2", {**GATED, **MIXED, "query_pre_attn_scalar": 16}, examples="Gemma 2 2B, 9B", note=EAGER),
     "Gemma 3": Family("gemma3_text", {**GATED, **MIXED}, examples="Gemma 3 270M, 1B"),
     "Phi": Family("phi", {**ALL_HEADS, "partial_rotary_factor": 0.5}, examples="Phi-1.5, Phi-2"),
     "Phi-3": Family("phi3", {**GATED, "pad_token_id": 0}, examples="Phi-3, Phi-4-mini"),
     "OLMo 2": Family("olmo2", GATED, examples="OLMo 2 1B, 7B"),
     "StableLM": Family("stablelm", {**ALL_HEADS, "partial_rotary_factor": 0.25}, examples="StableLM 2 1.6B"),
     "GPT-NeoX": Family(
-        "gpt_neox", {**ALL_HEADS, "intermediate_size": 128, "rotary_pct": 0.25}, examples="Pythia, GPT-NeoX"
+        "gpt_neox", {**ALL_HEADS, "intermediate_size": 256, "rotary_pct": 0.25}, examples="Pythia, GPT-NeoX"
     ),
     "OPT": Family(
-        "opt", {**ALL_HEADS, "ffn_dim": 128, "word_embed_proj_dim": 32, "intermediate_size": None}, examples="OPT"
+        "opt", {**ALL_HEADS, "ffn_dim": 128, "word_embed_proj_dim": 64, "intermediate_size": None}, examples="OPT"
     ),
-    "GPT-2": Family("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}, examples="GPT-2"),
-    "Ministral 3": Family("ministral3", {**GATED, "head_dim": 8}, examples="Ministral 3"),
+    "GPT-2": Family("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}, examples="GPT-2"),
+    "Ministral 3": Family("ministral3", {**GATED, "head_dim": 16}, examples="Ministral 3"),
 }
 NO_CLASSIFIER = "Transformers has no sequence classifier for it, which the reward stage trains"
 REFUSED = {

@@ -193,7 +193,7 @@ def test_a_linear_layer_of_its_own_class_is_named():
 
     model = spoilt(lambda model: None)
     assert own_linear(model) is None
-    model.model.layers[1].mlp.up_proj = Own(32, 48)
+    model.model.layers[1].mlp.up_proj = Own(64, 128)
     assert own_linear(model) == "Own"
 
 
