@@ -24,6 +24,7 @@ ALL_HEADS = {**GATED, "num_key_value_heads": 4}
 MIXED = {"head_dim": 16, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
 
 
+TEXT = "its text model alone: the published ones read images too, and are refused"
 EAGER = "caps its attention's scores, so that they are kept whole: more memory, which `plan` counts"
 
 
@@ -45,7 +46,7 @@ FAMILIES = {
     "Gemma 1": Family("gemma", {**GATED, "num_key_value_heads": 1, "head_dim": 32}, examples="Gemma 2B, 7B"),
     "Gemma 2": Family("gemma2", {**GATED, **MIXED, "query_pre_attn_scalar": 16}, examples="Gemma 2 2B, 9B", note=EAGER),
     "Gemma 3": Family("gemma3_text", {**GATED, **MIXED}, examples="Gemma 3 270M, 1B"),
-    "Phi": Family("phi", {**ALL_HEADS, "partial_rotary_factor": 0.5}, examples="Phi-1.5, Phi-2"),
+    "Phi": Family("phi", {**ALL_HEADS, "partial_rotary_factor": 0.4, "hidden_size": 80}, examples="Phi-2"),
     "Phi-3": Family("phi3", {**GATED, "pad_token_id": 0}, examples="Phi-3, Phi-4-mini"),
     "OLMo 2": Family("olmo2", GATED, examples="OLMo 2 1B, 7B"),
     "StableLM": Family("stablelm", {**ALL_HEADS, "partial_rotary_factor": 0.25}, examples="StableLM 2 1.6B"),
@@ -56,7 +57,7 @@ FAMILIES = {
         "opt", {**ALL_HEADS, "ffn_dim": 128, "word_embed_proj_dim": 64, "intermediate_size": None}, examples="OPT"
     ),
     "GPT-2": Family("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}, examples="GPT-2"),
-    "Ministral 3": Family("ministral3", {**GATED, "head_dim": 16}, examples="Ministral 3"),
+    "Ministral 3": Family("ministral3", {**GATED, "head_dim": 16}, examples="Ministral 3", note=TEXT),
 }
 NO_CLASSIFIER = "Transformers has no sequence classifier for it, which the reward stage trains"
 REFUSED = {

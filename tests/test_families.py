@@ -1,5 +1,6 @@
 """Every usual family of models: through all stages, or refused by config.json alone; and the table that says which."""
 
+import contextlib
 import json
 import warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ from families import FAMILIES, REFUSED, data_file, table, write_config, write_pa
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tokenizer_kinds import made
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from lite_c2f.backbone.model_kind import check_kind
 from lite_c2f.backbone.roles import Roles
@@ -19,6 +20,7 @@ from lite_c2f.config import Lora, load_config
 from lite_c2f.errors import ModelError
 from lite_c2f.fine.merge import merge
 from lite_c2f.inputs import check_kinds
+from lite_c2f.memory import make_plan
 from lite_c2f.pipeline import train
 from lite_c2f.sampling.trial import difference, own_linear
 
@@ -96,6 +98,79 @@ def test_every_command_that_reads_a_configuration_refuses(tmp_path, call, comman
     assert code == 2 and not out and err.count("\n") == 1
     assert f"{name}ForCausalLM has " in err and REFUSED[name].refused in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_passes_the_trial(tmp_path, name):
+    """Sampler, decoder and head, and rows beside another model, in windows and out of them."""
+    write_config(tmp_path, FAMILIES[name])
+    check_kinds(load_config({}, [f"model.base={tmp_path}", f"model.instruct={tmp_path}"]))
+
+
+@pytest.mark.parametrize("name", ["Granite", "Cohere"])
+def test_a_scaled_head_is_computed_as_the_model_computes_it(name):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(REFUSED[name].model_type, vocab_size=96, **REFUSED[name].config)
+    assert difference(AutoModelForCausalLM.from_config(config).eval()) is None
+
+
+@pytest.mark.parametrize("name", ["OPT", "GPT-2"])
+@pytest.mark.filterwarnings("ignore")
+def test_rows_of_several_models_with_layouts_of_their_own(tmp_path, name):
+    """OPT flattens rows and tokens into one dimension, GPT-2 gives one row of positions for all."""
+    base, instruct = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        for folder in write_pair(tmp_path, FAMILIES[name])
+    )
+    coarse = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    with torch.no_grad():
+        for key, weight in coarse.named_parameters():
+            if "lora_B" in key:
+                weight.normal_(std=0.2)
+        ids = torch.tensor([[9, 30, 31, 7, 40], [9, 8, 5, 4, 3], [11, 12, 13, 14, 15]])
+        own = [coarse(ids[:1]).logits[0], coarse(ids[1:2]).logits[0], instruct(ids[2:]).logits[0]]
+        with coarse.disable_adapter():
+            bare = coarse(ids[:1]).logits[0]
+        together = Together([coarse, instruct], residue_of(coarse, "default"))
+        hidden = together.hidden(ids, [0, 0, 1], [0.0, 1.0, 0.0], None)
+        rows = torch.stack([together.logits(states) for states in hidden.unbind(1)], dim=1)
+    for row, expected in zip(rows, (bare, *own[1:]), strict=True):
+        torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(bare, own[0], atol=1e-2)
+
+
+PUBLISHED = {  # sizes as published, that a small copy has to keep together
+    "GPT-Neo": ("gpt_neo", {"window_size": 256, "attention_types": [[["global", "local"], 6]], "num_layers": 12,
+                            "num_heads": 12, "hidden_size": 768}, "token by token"),
+    "Phi-2": ("phi", {"hidden_size": 2560, "num_attention_heads": 32, "partial_rotary_factor": 0.4}, None),
+    "OPT-350M": ("opt", {"hidden_size": 1024, "word_embed_proj_dim": 512, "num_attention_heads": 16,
+                         "do_layer_norm_before": False}, None),
+    "BLOOM": ("bloom", {"hidden_size": 64, "n_head": 4, "n_layer": 2}, "ALiBi"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sizes_as_published(tmp_path, name):
+    kind, keys, reason = PUBLISHED[name]
+    AutoConfig.for_model(kind, **keys).save_pretrained(tmp_path)
+    config = load_config({}, [f"model.base={tmp_path}", f"model.instruct={tmp_path}"])
+    if reason is None:
+        return check_kinds(config)
+    with pytest.raises(ModelError, match=reason):
+        check_kinds(config)
+
+
+def test_a_plan_of_two_lineages_or_of_a_folder_that_is_not_there(tmp_path, call):
+    for name, family in (("base", "Qwen3"), ("instruct", "Llama")):
+        write_config(tmp_path / name, FAMILIES[family])
+    (tmp_path / "c.yaml").write_text("run: {seed: 0}\n")
+    models = [f"model.base={tmp_path / 'base'}", f"model.instruct={tmp_path / 'instruct'}"]
+    code, _, err = call("plan", tmp_path / "c.yaml", *models)
+    assert code == 2 and "two models of one lineage" in err
+    with contextlib.chdir(tmp_path):
+        (tmp_path / "models").mkdir()
+        config = load_config({}, [f"model.base={tmp_path / 'base'}", "model.instruct=models/nope"])
+        assert any("no folder 'models/nope' here" in warning for warning in make_plan(config).warnings)
 
 
 KEYS = {

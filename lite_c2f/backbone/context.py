@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len")  # also by GPT-2's and MPT's names
 LONG = ("longrope", "su")  # Phi-3's; "su" is the name of its first files
 
 
@@ -19,7 +20,7 @@ def context_length(config: Any) -> int | None:
     def value(key: str) -> Any:
         return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
 
-    bounds = [value("max_position_embeddings")]
+    bounds = [next((size for name in CONTEXT if (size := value(name))), None)]
     rope = value("rope_parameters") or value("rope_scaling") or {}
     by_layer_type = [part for part in rope.values() if isinstance(part, Mapping)]
     for settings in by_layer_type or [rope]:

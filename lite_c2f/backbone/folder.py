@@ -30,7 +30,7 @@ def check_architecture(folder: Path) -> None:
             f"'{file}': model_type {kind!r} is unknown{code}", "a Mistral or another decoder", "choose another model"
         )
     named = config.get("architectures")
-    if isinstance(named, list) and KNOWN[kind] not in named:
+    if isinstance(named, list) and KNOWN[kind].casefold() not in map(str.casefold, map(str, named)):  # MPT's are MPT...
         raise ModelError.because(
             f"'{file}': a {kind} with architectures {named}", KNOWN[kind], "use a causal language model"
         )

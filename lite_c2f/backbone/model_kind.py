@@ -10,38 +10,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lite_c2f.backbone.pair import read_config
+from lite_c2f.backbone.pair import check_configs, read_config
 from lite_c2f.errors import ModelError
 from lite_c2f.memory.sizes import LIKE_LLAMA, cached_folder
 
 FAMILIES = "docs/models.md"  # the table of families that were tried
 LAYER_KINDS = {"full_attention", "sliding_attention"}
 OTHER_MODEL = f"choose a model of a family that {FAMILIES} lists as trained"
-# Sizes of a small copy, by Transformers' names; only those that a configuration has, and has set.
+# Of a small copy, by Transformers' names; only what a configuration has, and has set.
 SMALL = {
     "vocab_size": 96,
-    "hidden_size": 32,
-    "word_embed_proj_dim": 32,
-    "embedding_size": 32,
     "intermediate_size": 48,
     "ffn_dim": 48,
     "ffn_hidden_size": 48,
-    "num_attention_heads": 4,
-    "head_dim": 8,
-    "rotary_dim": 4,
     "max_position_embeddings": 64,
-    "sliding_window": 6,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+HEADS, WINDOW = 2, 6
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads")
+EMBEDDED = ("word_embed_proj_dim", "embedding_size")  # width of embeddings, where a projection follows
 
 
 def check_named(*names: str) -> None:
     """`check_kind` for models by name, where they are here: in a folder, or in the hub's cache."""
     for folder in here(*names):
         check_kind(folder)
+
+
+def check_lineage(base: str, instruct: str) -> None:
+    """Raise ModelError where both are here and their config.json are not of one lineage."""
+    if len(folders := here(base, instruct)) == 2:
+        check_configs(*folders)
 
 
 def here(*names: str) -> list[Path]:
@@ -72,7 +73,13 @@ def reason_against(config: Mapping[str, Any]) -> str | None:
         return "reads images or sound beside text, and its text model is inside of another one"
     if config.get("is_encoder_decoder"):
         return "has an encoder beside its decoder, and PPO here is for decoders alone"
-    if experts := sorted(key for key, value in config.items() if _counts_experts(key) and _above_one(value)):
+    if config.get("alibi") or config.get("model_type") == "bloom":
+        return (
+            "tells positions by biases (ALiBi) that it makes of an attention mask, which the sampler does not give it"
+        )
+    if config.get("is_moe") is not False and (
+        experts := sorted(key for key, value in config.items() if _counts_experts(key) and _above_one(value))
+    ):
         return f"has experts ({experts[0]}={config[experts[0]]}), whose weights here can neither be 4-bit nor adapted"
     if config.get("kv_lora_rank"):
         return f"keeps latent keys and values (kv_lora_rank={config['kv_lora_rank']}), which the sampler does not"
@@ -121,25 +128,26 @@ def small_copy(folder: Path, auto_class: Any) -> Any:
 
 
 def _shrink(config: Any) -> None:
-    """Give a configuration tiny sizes that fit together."""
+    """Give a configuration tiny sizes that fit together: few heads and layers, of the width that heads have."""
     held = config.to_dict()
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    heads, layers, hidden = config.num_attention_heads, config.num_hidden_layers, config.hidden_size
     for name in KEY_VALUE_HEADS:
         if isinstance(before := getattr(config, name, None), int):
-            setattr(config, name, 4 if before == heads else min(before, 2))
+            setattr(config, name, HEADS if before == heads else 1)
     kinds = getattr(config, "layer_types", None) or [None]
     few = max(2, 1 + max(kinds.index(kind) for kind in set(kinds)))
     for name, value in held.items():
         if isinstance(value, list) and len(value) == layers:  # one entry for each layer
             setattr(config, name, value[:few])
-    config.num_hidden_layers = few
-    for name, size in SMALL.items():
-        if isinstance(getattr(config, name, None), int) and (name != "head_dim" or held.get(name)):
+        elif "window" in name and "layers" not in name and isinstance(value, int) and value > WINDOW:
+            setattr(config, name, WINDOW)  # so that rows of a trial are longer
+    width = HEADS * (held.get("head_dim") or hidden // heads)
+    for name in EMBEDDED:
+        if isinstance(before := getattr(config, name, None), int):
+            setattr(config, name, width if before == hidden else width // 2)
+    for name, size in {**SMALL, "num_hidden_layers": few, "num_attention_heads": HEADS, "hidden_size": width}.items():
+        if isinstance(getattr(config, name, None), int):
             setattr(config, name, size)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if any(isinstance(value, list) for value in rope.values()):  # tables as wide as the model's own heads
-        kept = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
-        config.rope_parameters = {"rope_type": "default", **kept}
 
 
 def attention_of(auto_class: Any, config: Any) -> str:

@@ -64,7 +64,7 @@ def plan(
 ) -> None:
     """Plan memory, batches and disk of each stage; no weights are loaded, nothing is downloaded."""
     from lite_c2f import memory
-    from lite_c2f.backbone.model_kind import check_named, here, is_like_llama
+    from lite_c2f.backbone.model_kind import check_lineage, check_named, here, is_like_llama
     from lite_c2f.config import load_config
 
     settings = load_config(*config_and_overrides(config, overrides))
@@ -76,6 +76,7 @@ def plan(
 
         check_kinds(settings)
     found = _plan(settings) if vram is None else memory.make_plan(settings, vram)
+    check_lineage(*names)
     typer.echo(json.dumps(memory.as_json(found), indent=2) if as_json else memory.explain(found))
 
 
@@ -150,7 +151,7 @@ def _plan(settings: Any) -> Any:
 
 
 def _dry_run(config: Path | None, overrides: list[str], run_dir: Path | None, stages: list[Stage]) -> None:
-    from lite_c2f.backbone.model_kind import check_named
+    from lite_c2f.backbone.model_kind import check_lineage, check_named
     from lite_c2f.config import load_config
     from lite_c2f.memory import explain
 
@@ -161,6 +162,7 @@ def _dry_run(config: Path | None, overrides: list[str], run_dir: Path | None, st
 
     check_sources(settings)
     check_kinds(settings)
+    check_lineage(settings.model.base, settings.model.instruct)
     typer.echo(settings.to_yaml())
     typer.echo(f"stages: {', '.join(stage.value for stage in stages)}, then the comparison")
     typer.echo(explain(_plan(settings)))

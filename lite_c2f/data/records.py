@@ -166,7 +166,7 @@ def _other_format(
     if not any(reason == "no prompt" or reason.startswith("no '") for reason in reasons):
         return DataError.because(got, expected, "correct the rows, or see docs/data.md for other forms")
     if setting := advice(row, source, pairs=pairs):
-        return DataError.because(got, expected, f"name the columns: {setting}")
+        return DataError.because(got, expected, f'name the columns: "{setting}"')
     do = "take data with two answers to each prompt, or name the columns as docs/data.md says"
     return DataError.because(got, expected, do if pairs else "name the column as docs/data.md says")
 

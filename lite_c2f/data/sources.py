@@ -69,7 +69,7 @@ def local_files(path: str) -> list[Path]:
     local = Path(path).expanduser()
     if local.is_file():
         if not _is_ours(local):
-            raise DataError.because(f"{path}: suffix '{local.suffix}'", _suffixes(), "convert or rename the file")
+            raise DataError.because(f"{path}: suffix '{local.suffix}'", _suffixes(), "convert the file")
         return [local]
     if local.is_dir():
         found = list(local.iterdir())
@@ -117,7 +117,9 @@ def _jsonl(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
 def _json(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
     rows = _parsed(data.removeprefix(b"\xef\xbb\xbf"), name, "a JSON list of rows (or the suffix .jsonl)", 1)
     if not isinstance(rows, list):
-        raise DataError.because(f"{name}: {kind(rows)}", "a JSON list of rows", "rename to .jsonl or wrap in []")
+        inside = [key for key, value in rows.items() if isinstance(value, list)] if isinstance(rows, dict) else []
+        do = f"write the list under '{inside[0]}' as the file" if len(inside) == 1 else "write the rows as one list"
+        raise DataError.because(f"{name}: {kind(rows)}", "a JSON list of rows", do)
     yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
 
 
@@ -146,6 +148,9 @@ def _csv(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
     rows = []
     try:
         reader = csv.DictReader(io.StringIO(_decoded(data, name), newline=""), strict=True)
+        if len(names := list(reader.fieldnames or ())) == 1 and (sign := re.search("[;\t]", names[0])):
+            got = f"{name}: one column, whose name holds {sign[0]!r}"
+            raise DataError.because(got, "commas between the cells", "save it with commas")
         for column in reader.fieldnames or ():
             if list(reader.fieldnames or ()).count(column) > 1:
                 raise DataError.because(f"{name}: column '{column}' twice", "every column once", "rename one")

@@ -139,7 +139,11 @@ def check(plan: Plan, stages: Sequence[str] = ("reward", "coarse", "fine")) -> N
 
 def warnings(config: Config, compute: Compute) -> list[str]:
     """What a configuration allows and hardly means, a line each."""
-    found = []
+    found = [
+        f"model.{key}: no folder '{name}' here, so it is taken as a name on the hub; if it is a folder, correct it"
+        for key, name in (("base", config.model.base), ("instruct", config.model.instruct))
+        if "/" in name and not Path(name).exists() and Path(name).parent.is_dir()
+    ]
     read = config.data.max_answer_tokens
     fixed = config.coarse.length.mode == "fixed"
     answers = {

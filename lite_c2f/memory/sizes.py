@@ -1,7 +1,8 @@
 """What each part of a run takes, in bytes, from the model's shape alone. No weights; no torch for models like Llama.
 
-Weights, adapters, optimiser and cache are counted exactly: of layers like Llama's by formula, of others on
-Transformers' own class, built without memory. Only linear layers become 4-bit and take an adapter.
+Weights, adapters, optimiser and cache are counted: of layers like Llama's by formula, without their biases (at most
+0.02%), of others exactly, on Transformers' own class, built without memory. Only linear layers become 4-bit and take an
+adapter.
 
 Activations are per token of a micro-batch and were measured with the allocator's own trace (benchmarks/memory.py checks
 them against a real update, and says how far they are off); attention is flash attention, which keeps nothing of the
@@ -34,6 +35,7 @@ class Counted(NamedTuple):
 
     linear: dict[str, tuple[int, int]]  # by a module's last name: weights, and inner plus outer widths, of all layers
     other: int  # norms, biases, learned positions
+    embeddings: int  # of embeddings and head; one matrix once
     scores: int = 0  # heads whose attention scores are kept whole, where SDPA cannot compute them
 
 
@@ -82,6 +84,8 @@ class Shape(NamedTuple):
     @property
     def embeddings(self) -> int:
         """Weights of embeddings and head."""
+        if self.counted:
+            return self.counted.embeddings
         return (1 if self.tied else 2) * self.vocabulary * self.hidden
 
     def adapter(self, rank: int, targets: Sequence[str] | None = None) -> int:
@@ -187,6 +191,7 @@ def count(folder: Path) -> Shape:
     counted = Counted(
         linear,
         rest - sum(weights for weights, _ in linear.values()),
+        embedded.numel() + (0 if head is embedded else head.numel()),
         0 if type(model)._supports_sdpa else heads,
     )
     return Shape(
@@ -196,7 +201,7 @@ def count(folder: Path) -> Shape:
         width * heads,
         width * (getattr(config, "num_key_value_heads", None) or heads),
         config.vocab_size,
-        getattr(config, "max_position_embeddings", None) or MISTRAL_7B.context,
+        getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or MISTRAL_7B.context,
         head is embedded,
         counted,
     )

@@ -122,3 +122,9 @@ def test_a_judged_conversation_has_the_room_that_the_shorter_context_leaves(tmp_
     config = load_config({}, ["evaluation.max_tokens=10"])
     for pair in (folders, folders[::-1]):
         assert with_room(config, ModelPair(*pair)).data.max_prompt_tokens == 24 - 10
+
+
+@pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "max_seq_len"])
+def test_the_context_by_each_familys_name(name):
+    """GPT-2 and MPT call it otherwise, and their positions end there."""
+    assert context_length({name: 512}) == 512

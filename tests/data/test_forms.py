@@ -84,7 +84,7 @@ def test_advice_of_a_refusal_reads_the_data(tmp_path, name):
         load_pairs([Source(path=str(file))])
     message = str(caught.value)
     assert "\n" not in message and all(column in message for column in form.row)
-    setting = message.partition("name the columns: ")[2]
+    setting = message.partition("name the columns: ")[2].strip('"')
     sources = load_config(None, [setting]).data.preferences
     assert [pair._replace(source="") for pair in load_pairs(sources).items] == [form.pair]
     assert sources == load_config(yaml.safe_load(load_config(None, [setting]).to_yaml())).data.preferences
@@ -96,7 +96,7 @@ def test_advice_for_prompts_reads_them(tmp_path):
         DataError, match=r"no prompt: 1, first at .*p\.jsonl:1\), its columns are id \(a number\)"
     ) as error:
         load_prompts([Source(path=str(file))])
-    config = load_config(None, [str(error.value).partition("name the columns: ")[2]])
+    config = load_config(None, [str(error.value).partition("name the columns: ")[2].strip('"')])
     assert [prompt.turns for prompt in load_prompts(config.data.prompts).items] == [WHY]
 
 
