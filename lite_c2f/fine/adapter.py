@@ -10,7 +10,13 @@ import torch
 
 from lite_c2f.errors import C2FError, ModelError
 from lite_c2f.fine import shards
-from lite_c2f.fine.adapter_config import OTHER_FORM, check_adapter_config, rank_and_scaling, read_adapter_config
+from lite_c2f.fine.adapter_config import (
+    OTHER_FORM,
+    check_adapter_config,
+    rank_and_scaling,
+    read_adapter_config,
+    unused_patterns,
+)
 from lite_c2f.fine.adapter_files import CONFIG, GATHER, WEIGHTS, adapter_weights, as_safetensors
 from lite_c2f.fine.delta import DTYPES, Absolute, Bias, Delta, Factor, LowRank, TokenRows, read_tensor
 from lite_c2f.fine.tensor_names import ORIGINAL, SAVED, is_embedding, is_expert, is_reward_head, plain_name
@@ -29,6 +35,7 @@ class Adapter(NamedTuple):
     ties: bool  # trained with tied embeddings kept tied (ensure_weight_tying)
     files: tuple[Path, ...]  # the weight files of its folder
     tensors: dict[str, shards.TensorEntry]  # every tensor that is no copy, by its plain name
+    notes: tuple[str, ...] = ()  # what its configuration says of no tensor
 
 
 def read_adapter(path: str | Path, stack: contextlib.ExitStack | None = None) -> Adapter:
@@ -68,6 +75,8 @@ def read_adapter(path: str | Path, stack: contextlib.ExitStack | None = None) ->
     _check_complete(config, deltas, files[0])
     if not deltas:
         raise ModelError.because(f"'{files[0]}' holds no delta", "a trained adapter", "save the adapter again")
+    modules = {name.rpartition(".lora_")[0]: entries[name].name.rpartition(".lora_")[0] for name in entries}
+    modules.pop("", None)
     return Adapter(
         deltas=deltas,
         base_model_name=config.get("base_model_name_or_path"),
@@ -76,6 +85,7 @@ def read_adapter(path: str | Path, stack: contextlib.ExitStack | None = None) ->
         ties=bool(config.get("ensure_weight_tying")),
         files=tuple(files),
         tensors={name: entry for name, entry in entries.items() if entry not in copies.values()},
+        notes=tuple(unused_patterns(config, modules, folder / CONFIG)),
     )
 
 

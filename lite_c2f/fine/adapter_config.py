@@ -3,12 +3,13 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lite_c2f.errors import C2FError, ModelError
 from lite_c2f.fine.adapter_files import CONFIG, no_adapter
+from lite_c2f.fine.tensor_names import PREFIX, plain_pattern
 from lite_c2f.fine.treatment import is_number
 
 # Keys that are read below, and keys that say how the adapter was trained or runs but not what it holds. Every other
@@ -23,6 +24,7 @@ INERT_KEYS = {
     *("megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules"),
     "lora_dtype",  # ms-swift's: the type that it trained in
 }
+NAMING_KEYS = ("rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters", "trainable_token_indices")
 INERT_PREFIX = "lorap_"  # ms-swift's: learning rates of LoRA+
 OTHER_FORM = "train a plain LoRA or rsLoRA adapter"
 PLAIN_INITS = ("true", "false", "gaussian", "orthogonal", "eva")  # those that leave the base's weights alone
@@ -38,7 +40,10 @@ REMEDIES = {
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json of an adapter folder. Raises ModelError naming the file."""
+    """adapter_config.json of an adapter folder, with modules named as `plain_name` names the adapter's tensors.
+
+    Raises ModelError naming the file.
+    """
     file = folder / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -49,7 +54,22 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path"), str | None):
         got = f"'{file}' is not a JSON object, or its base_model_name_or_path no text"
         raise ModelError.because(got, "the file PEFT wrote", "save the adapter again")
-    return config
+    return config | {key: _plain(key, config[key], file) for key in NAMING_KEYS if key in config}
+
+
+def _plain(key: str, value: Any, file: Path) -> Any:
+    """A key's names without the parts of wrappers; anything but names is left to the checks of that key."""
+    if isinstance(value, list):
+        return [plain_pattern(name) if isinstance(name, str) else name for name in value]
+    if not isinstance(value, dict):
+        return value
+    plain: dict[str, Any] = {}
+    for pattern, of_modules in value.items():
+        name = plain_pattern(pattern)
+        if plain.setdefault(name, of_modules) != of_modules:
+            got = f"{plain[name]!r} and {of_modules!r} for '{name}', once with a wrapper's name in it"
+            raise _refused(file, key, got, "one value for a module", "remove the one that was not trained with")
+    return plain
 
 
 def check_adapter_config(config: Mapping[str, Any], file: Path) -> None:
@@ -108,10 +128,45 @@ def rank_and_scaling(config: Mapping[str, Any], module: str) -> tuple[int, float
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
+def unused_patterns(config: Mapping[str, Any], modules: Mapping[str, str], file: Path) -> list[str]:
+    """A note for each pattern of rank_pattern and alpha_pattern that fits no module of the adapter.
+
+    PEFT ignores such a pattern, in training and in merging, and so does the merge. modules: {plain name: as its tensors
+    are named in the file}. Raises ModelError for one that fits a module by a wrapper's name for it: it may have counted
+    in training, where the module had that name.
+    """
+    notes = []
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern, value in (config.get(key) or {}).items():
+            if any(_fits(pattern, module) for module in modules):
+                continue
+            if module := next((plain for plain, raw in modules.items() if _fits_wrapped(pattern, plain, raw)), None):
+                raise _refused(
+                    file,
+                    key,
+                    {pattern: value},
+                    f"patterns for the names without wrappers, such as '{module}'",
+                    "write it so if it counted in training, remove it if it did not",
+                )
+            notes.append(f"'{key}' of '{file}' has '{pattern}', which fits no module of the adapter: not used")
+    return notes
+
+
+def _fits(pattern: str, module: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+
+
+def _fits_wrapped(pattern: str, plain: str, raw: str) -> bool:
+    """raw: may begin with the names of any number of wrappers, of which the model in training had some."""
+    parts = raw.split(".")
+    names: Iterable[str] = (".".join(parts[start:]) for start in range(len(parts)))
+    return any(_fits(pattern, name) for name in (*names, f"module.{plain}", ".".join([*PREFIX, plain])))
+
+
 def _by_pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
     try:
         for pattern, value in (config.get(key) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if _fits(pattern, module):
                 return value
     except (re.error, AttributeError) as error:
         raise ModelError.because(f"'{key}' {error}", "regular expressions -> numbers", f"correct {CONFIG}") from None

@@ -4,6 +4,7 @@ import contextlib
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from lite_c2f.errors import ModelError
 
@@ -53,7 +54,7 @@ def as_safetensors(pickles: list[Path], stack: contextlib.ExitStack) -> list[Pat
     """The tensors of pickles in safetensors files, which are gone when the stack is closed.
 
     They are unpickled with `weights_only`, which runs no code. Raises ModelError for pickles that hold anything but
-    tensors by name.
+    plain tensors by name.
     """
     import torch
     from safetensors.torch import save_file
@@ -70,9 +71,30 @@ def as_safetensors(pickles: list[Path], stack: contextlib.ExitStack) -> list[Pat
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()
         ):
             raise _no_tensors(source, "holds more than tensors by name")
+        for name, value in tensors.items():
+            if odd := _not_plain(value):
+                raise _no_tensors(source, f"has '{name}', which is {odd}")
         files.append(folder / f"{source.stem}.safetensors")
         save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, files[-1])
     return files
+
+
+def _not_plain(tensor: Any) -> str | None:
+    """What a tensor is that cannot be copied as it is; None for a dense floating-point one with values of its own."""
+    import torch
+
+    if tensor.is_nested or tensor.is_quantized:
+        return "a nested tensor" if tensor.is_nested else "quantised by PyTorch"
+    if tensor.layout != torch.strided:
+        return f"a sparse tensor ({tensor.layout})"
+    if tensor.device.type != "cpu":
+        return f"on the device '{tensor.device.type}', without values"
+    if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"{tensor.dtype}, and not bfloat16, float16 or float32"
+    # A view repeats what it is of any number of times: a file of 1 kB may ask for terabytes.
+    if tensor.numel() > (held := tensor.untyped_storage().nbytes() // tensor.element_size()):
+        return f"{tensor.numel()} values repeated from {held}"
+    return None
 
 
 def no_adapter(folder: Path) -> ModelError:

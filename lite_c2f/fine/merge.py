@@ -205,7 +205,7 @@ def _plan(
     ratio: float,
     patterns: list[tuple[str, Any]],
 ) -> Job:
-    notes = []
+    notes: list[str | None] = list(residue.notes)
     if base is not None:
         check_configs(base, instruct, leave_out=["vocab_size"])
         notes.append(checks.check_origin(residue, base, instruct))

@@ -11,6 +11,9 @@ NAMED = {"lora_embedding_A", "lora_embedding_B", "trainable_tokens_delta"}  # a 
 SAVED, ORIGINAL = "modules_to_save", "original_module"  # the copy of a module that is trained whole, and the base's own
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
 HEADS = ("lm_head", "embed_out")
+_DOT = r"(?:\\?\.|\[\.\])"  # in a regular expression
+_WRAPPER = rf"(?<!\w)(?:{'|'.join(sorted(WRAPPERS))})"
+_IN_PATTERN = re.compile(rf"{_WRAPPER}{_DOT}|{_DOT}{_WRAPPER}(?!\w)")
 
 
 def plain_name(name: str) -> str | None:
@@ -44,6 +47,15 @@ def _unnamed(parts: list[str]) -> list[str]:
         at = parts.index(SAVED)
         return parts[:at] + parts[at + (1 if at == len(parts) - 2 else 2) :]
     return parts
+
+
+def plain_pattern(pattern: str) -> str:
+    """A module's name, or a regular expression for names, without the parts that `plain_name` drops within a name.
+
+    >>> plain_pattern(r"layers\\.\\d+\\._checkpoint_wrapped_module\\.mlp.*")
+    'layers\\\\.\\\\d+\\\\.mlp.*'
+    """
+    return _IN_PATTERN.sub("", pattern)
 
 
 def is_named(name: str, modules: tuple[str, ...]) -> bool:

@@ -24,13 +24,17 @@ def weights_of(folder):
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
+def merged_by_peft(base, adapter):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+        return model.merge_and_unload().state_dict()
+
+
 @pytest.fixture(scope="module")
 def by_peft(pico):
     """The base with the plain adapter merged into it by PEFT."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(pico["base"]), pico["adapter"])
-        return model.merge_and_unload().state_dict()
+    return merged_by_peft(pico["base"], pico["adapter"])
 
 
 @pytest.fixture
@@ -130,6 +134,64 @@ def test_two_tensors_of_one_name_are_refused(tmp_path, pico, rewritten):
     assert not (tmp_path / "out").exists()
 
 
+# -- names in the configuration
+
+
+PATTERNS = {  # as a wrapper's names stand in a pattern, and the pattern for plain names
+    "a name": ("model.layers.0._checkpoint_wrapped_module.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
+    "escaped": (r"layers\.\d+\._checkpoint_wrapped_module\.mlp\..*", r"layers\.\d+\.mlp\..*"),
+    "at both ends": ("^_orig_mod.model.layers.1.mlp.up_proj._orig_mod", "^model.layers.1.mlp.up_proj"),
+    "optional": (r"(_orig_mod\.)?model[.]layers[.]1[.]_orig_mod[.]mlp.*", "model.layers.1.mlp.*"),
+    "a suffix": ("_forward_module.q_proj|v_proj._orig_mod", "q_proj|v_proj"),
+}
+
+
+@pytest.mark.parametrize("how", PATTERNS)
+def test_wrappers_in_patterns_carry_no_meaning(tmp_path, pico, by_peft, rewritten, how):
+    wrapped, plain = PATTERNS[how]
+    expected = merged_by_peft(pico["base"], rewritten(alpha_pattern={plain: 64}))
+    assert any(not torch.equal(expected[name], by_peft[name]) for name in expected)
+    for rename in (
+        inside("_checkpoint_wrapped_module"),
+        lambda name: name,
+    ):  # some tools clean the tensors' names alone
+        adapter = rewritten(rename, alpha_pattern={wrapped: 64})
+        is_right(merged_with(adapter, pico["base"], tmp_path / "out")[1], expected)
+
+
+def test_wrappers_in_names_of_modules_trained_whole_carry_no_meaning(tmp_path, pico, rewritten):
+    head = {f"{START}lm_head.weight": torch.ones(64, 32)}
+    adapter = rewritten(more=head, modules_to_save=["_fsdp_wrapped_module.lm_head"])
+    assert torch.equal(merged_with(adapter, pico["base"], tmp_path / "out")[1]["lm_head.weight"], torch.ones(64, 32))
+
+
+def test_a_pattern_for_no_module_is_noted_as_peft_ignores_it(tmp_path, pico, by_peft, rewritten):
+    adapter = rewritten(alpha_pattern={"k_projection": 64}, rank_pattern={"experts.*": 2})
+    is_right(merged_by_peft(pico["base"], adapter), by_peft)
+    report, merged = merged_with(adapter, pico["base"], tmp_path / "out")
+    is_right(merged, by_peft)
+    assert [note.split("'")[5] for note in report.notes if "fits no module" in note] == ["experts.*", "k_projection"]
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"layers\.0\.[^.]+\.self_attn\.q_proj", r"^module.model.*", "base_model.model.*q_proj"]
+)
+def test_a_pattern_that_may_have_counted_is_refused_and_the_advice_works(tmp_path, pico, rewritten, pattern):
+    """It fits a name that the module may have had in training: whether it did, no file says."""
+    rename = inside("_checkpoint_wrapped_module")
+    with pytest.raises(ModelError, match=r"'alpha_pattern' is .*such as 'model\.layers\.0\..*write it so.*remove") as e:
+        merge(rewritten(rename, alpha_pattern={pattern: 64}), pico["base"], pico["base"], tmp_path / "out")
+    named = str(e.value).split("such as '")[1].split("'")[0]
+    expected = merged_by_peft(pico["base"], rewritten(alpha_pattern={named: 64}))
+    is_right(merged_with(rewritten(rename, alpha_pattern={named: 64}), pico["base"], tmp_path / "out")[1], expected)
+
+
+def test_two_values_of_one_module_are_refused(tmp_path, pico, rewritten):
+    adapter = rewritten(alpha_pattern={"_orig_mod.q_proj": 64, "q_proj": 8})
+    with pytest.raises(ModelError, match=r"'alpha_pattern' is .*64 and 8 for 'q_proj'"):
+        merge(adapter, pico["base"], pico["base"], tmp_path / "out")
+
+
 TOOLS = {
     "ms-swift before 3": {"lora_dtype": "bf16", "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-6},
     "Unsloth": {
@@ -223,6 +285,32 @@ def test_pickles_with_more_than_tensors_are_refused(tmp_path, pico, rewritten, c
     with pytest.raises(ModelError, match=r"the pickle '.*adapter_model\.bin'.*save it again"):
         merge(adapter, pico["base"], pico["base"], tmp_path / "out")
     assert not mark.exists()
+
+
+ODD = {  # tensors that unpickle without running code
+    "on the device 'meta'": lambda: torch.zeros(2, 2, device="meta"),
+    "torch.sparse_coo": lambda: torch.eye(2).to_sparse(),
+    "torch.sparse_csr": lambda: torch.eye(2).to_sparse_csr(),
+    "quantised": lambda: torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "values repeated from 1": lambda: torch.zeros(1).expand(2, 10**13),
+    "torch.int64": lambda: torch.ones(2, 2, dtype=torch.int64),
+    "torch.complex64": lambda: torch.ones(2, 2, dtype=torch.complex64),
+    "torch.float8_e4m3fn": lambda: torch.ones(2, 2).to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(nested|[Ss]parse|quantize|TypedStorage).*:UserWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:.*quantiz.*:DeprecationWarning")
+@pytest.mark.parametrize("what", ODD)
+def test_pickled_tensors_that_are_not_plain_are_refused(tmp_path, pico, rewritten, what):
+    adapter = rewritten()
+    torch.save({"a.lora_A.weight": torch.ones(2), "b.lora_A.weight": ODD[what]()}, adapter / PICKLE)
+    (adapter / WEIGHTS).unlink()
+    with pytest.raises(ModelError, match=r"adapter_model\.bin' .*save it again") as error:
+        merge(adapter, pico["base"], pico["base"], tmp_path / "out")
+    problem = str(error.value).partition("has 'b.lora_A.weight', which is ")[2]
+    assert what in problem and "\n" not in problem
 
 
 def test_a_missing_part_is_named(tmp_path, pico, rewritten):

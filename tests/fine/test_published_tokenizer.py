@@ -121,6 +121,16 @@ def test_tokenizers_of_every_kind_agree_with_their_copies(tmp_path, kind):
         check_tokenizer(load_own_tokenizer(tmp_path / "a"), tmp_path / "b", tmp_path / "a")
 
 
+def test_the_same_ids_that_decode_to_another_text_are_refused(tmp_path):
+    made("sentencepiece").save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"decoder": None}))
+    text = TEXTS[0]
+    assert load_own_tokenizer(tmp_path)(text)["input_ids"] == made("sentencepiece")(text)["input_ids"]
+    with pytest.raises(ModelError, match=r"differs from that of .*: the text of \["):
+        check_tokenizer(made("sentencepiece"), tmp_path, tmp_path)
+
+
 def test_texts_have_what_tokenizers_differ_in():
     text = "".join(TEXTS)
     assert (
