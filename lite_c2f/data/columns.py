@@ -8,13 +8,29 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from lite_c2f.config import Columns
-from lite_c2f.data.turns import UnusableError, decoded, is_empty, look, structured
+from lite_c2f.data.turns import NoOptionError, UnusableError, decoded, is_empty, look, structured
 
 PROMPTS = ("prompt", "question", "instruction", "messages", "conversations", "input")  # the first that holds something
 SYSTEMS = ("system", "system_prompt")
 ENDED = ("chosen_ended", "rejected_ended")
 ATTACHMENTS = ("images", "image", "videos", "video", "audios", "audio", "tools")  # part of what was asked
 _MISSING = object()
+
+
+TIES = {
+    "",
+    "none",
+    "null",
+    "nan",
+    "0.5",
+    "tie",
+    "tied",
+    "draw",
+    "both",
+    "neither",
+    "equal",
+    "same",
+}  # and others by `values`
 
 
 class Cells(NamedTuple):
@@ -219,6 +235,8 @@ def _by_best(answers: list[Any], columns: Columns, cell: Any) -> tuple[Any, Any]
         texts = [[*text, _plain(column)] for text, column in zip(texts, columns.answers, strict=True)]
     places = [place for place, text in enumerate(texts) if _plain(cell) in text]
     if not places:
+        if columns.values is None and _plain(cell) not in TIES:
+            raise NoOptionError(str(cell))
         raise UnusableError("no answer is the better one")
     return answers[places[0]], answers[1 - places[0]]
 

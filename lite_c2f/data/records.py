@@ -13,6 +13,7 @@ from lite_c2f.data.columns import ENDED, PROMPTS, Cells, named
 from lite_c2f.data.order import content_hash, conversation_hash
 from lite_c2f.data.sources import Source, kind, name_of, read_rows
 from lite_c2f.data.turns import (
+    NoOptionError,
     Turn,
     UnusableError,
     is_empty,
@@ -137,6 +138,8 @@ def _read(
             for value in (cells.prompt, cells.chosen, cells.rejected):
                 keys |= set() if isinstance(value, str) else other_keys(value)
         except UnusableError as error:
+            if isinstance(error, NoOptionError):
+                raise _no_option(source, where, error.value) from None
             odd = odd if isinstance(odd, dict) else row
             skipped[str(error)] = skipped.get(str(error), 0) + 1
             first.setdefault(str(error), where)
@@ -144,6 +147,17 @@ def _read(
     if len(usable) * LEAST < total:
         raise _other_format(source, odd, f"{len(usable)} of {total}", skipped, first, pairs)
     return usable, skipped, first, unused_note(name_of(source), columns, keys)
+
+
+def _no_option(source: Source, where: str, value: str) -> DataError:
+    """`best` counts from 1, say: then 1 means the first answer, and would be read as the second."""
+    column = getattr(source, "columns", None) and source.columns.best  # type: ignore[attr-defined]
+    return DataError.because(
+        f"{where}: '{column}' is {value!r}, which is neither of the two answers nor a tie",
+        "0 or 1, or the answers' columns",
+        f"add to the source's columns `values: [FIRST, SECOND]`: what '{column}' holds where the first answer is the "
+        "better one, and where the second is",
+    )
 
 
 def _other_format(
@@ -223,12 +237,17 @@ def _prompt(cells: Cells) -> Prompt:
     return Prompt(turns, {name: cell for name, cell in cells.rest.items() if name.strip().lower() not in _OF_PAIRS})
 
 
+def _holds_input(prompt: str, text: str) -> bool:
+    """Does a prompt hold its input: as its last lines, or under Alpaca's heading? Elsewhere it may be one of many."""
+    return f"\n{prompt}".endswith(f"\n{text}") or f"Input:\n{text}\n" in prompt
+
+
 def _opening(cells: Cells) -> list[Turn]:
     """The prompt that a row has columns for, without its system text; no turns where there is none."""
     turns = [] if cells.prompt is None else prompt_turns(cells.prompt, "prompt")
     if cells.input is not None:
         more = plain_text(cells.input, "input").strip()
-        if not any(f"\n{more}\n" in f"\n{turn.text}\n" for turn in turns):  # as lines of its own: it may be a word
+        if not any(_holds_input(turn.text, more) for turn in turns):
             turns.append(Turn("human", more))
     if cells.history is None:
         return turns

@@ -48,6 +48,14 @@ class UnusableError(Exception):
     """Carries the reason why a row cannot be used."""
 
 
+class NoOptionError(UnusableError):
+    """A row's `best` is neither of the two answers nor a tie: what it means for other rows is in doubt too."""
+
+    def __init__(self, value: str) -> None:
+        super().__init__("'best' is neither of the answers")
+        self.value = value
+
+
 def parse_transcript(text: str) -> tuple[Turn, ...]:
     """Split an HH transcript (`\\n\\nHuman: ...\\n\\nAssistant: ...`) into turns; empty when it has no marker.
 

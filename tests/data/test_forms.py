@@ -155,7 +155,20 @@ def test_spellings_of_the_best_answer(tmp_path, cell):
     assert pairs_of(file, PKU.columns) == ([PAIR], {})
 
 
-@pytest.mark.parametrize("cell", [2, -1, None, "tie", "", float("nan")])
+@pytest.mark.parametrize("cell", [2, -1, "2", "response_2", "a"])
+def test_a_best_that_is_no_option_is_refused_whatever_the_others_are(tmp_path, cell):
+    """Counted from 1, 1 means the first answer: read as the second it would turn half of the pairs round."""
+    rows = [PKU.row | {"better_response_id": 1}] * 50
+    file = jsonl(tmp_path / "a.jsonl", *rows, PKU.row | {"better_response_id": cell})
+    with pytest.raises(DataError, match=r"a\.jsonl:51: 'better_response_id' is .*neither of .*; add .*`values: \["):
+        pairs_of(file, PKU.columns)
+    other = {1: "1", 2: "2"}.get(cell, str(cell))
+    items, skipped = pairs_of(file, PKU.columns | {"values": ["1", other]})  # the advice, followed
+    assert len(items) == 51 and not skipped
+    assert (items[0].chosen, items[50].chosen) == (PKU.row["response_0"], PKU.row["response_1"])
+
+
+@pytest.mark.parametrize("cell", [None, "tie", "", float("nan")])
 def test_no_best_answer_is_counted(tmp_path, cell):
     file = jsonl(tmp_path / "a.jsonl", PKU.row, PKU.row | {"better_response_id": cell})
     assert pairs_of(file, PKU.columns) == ([PAIR], {"no answer is the better one": 1})
@@ -226,9 +239,20 @@ def test_an_answer_that_speaks_for_the_human_stays_an_answer(tmp_path):
 
 def test_a_word_of_the_prompt_is_not_taken_for_its_input_or_system_text(tmp_path):
     row = GOOD_ROW | {"prompt": "Sort 5 numbers.", "input": "5", "system": "Sort"}
-    rendered = GOOD_ROW | {"prompt": "Be kind.\nAdd:\n1\n2\nNow.", "input": "1\n2", "system": "Be kind."}
+    rendered = GOOD_ROW | {
+        "prompt": "Be kind.\nAdd.\n### Input:\n1\n2\n\n### Response:",
+        "input": "1\n2",
+        "system": "Be kind.",
+    }
     items, _ = pairs_of(jsonl(tmp_path / "a.jsonl", row, rendered))
     assert [pair.turns[0].text for pair in items] == ["Sort\n\nSort 5 numbers.\n\n5", rendered["prompt"]]
+
+
+def test_an_input_that_is_one_of_the_prompts_options_is_asked_all_the_same(tmp_path):
+    row = GOOD_ROW | {"prompt": "Classify:\npositive\nnegative\nor none", "input": "positive"}
+    last = GOOD_ROW | {"prompt": "Classify:\npositive", "input": "positive"}
+    items, _ = pairs_of(jsonl(tmp_path / "a.jsonl", row, last))
+    assert [pair.turns[0].text for pair in items] == [f"{row['prompt']}\n\npositive", last["prompt"]]
 
 
 def test_names_that_people_make_up_are_one_reason(tmp_path):
