@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lite_c2f.identity import without_places
+from lite_c2f.identity import in_recorded_form, without_places
 from lite_c2f.runs import cut_lines, read_lines
 
 
@@ -20,7 +20,8 @@ class Kept:
         self._found: dict[str, Any] = {}
         cut_lines(file, lambda _: True)  # a line that a kill left half-written
         lines = read_lines(file)
-        if lines and without_places(lines[0].get("identity")) == self._identity:
+        recorded = without_places(lines[0].get("identity")) if lines else None
+        if lines and recorded == in_recorded_form(recorded, self._identity):
             self._found = {line["name"]: line["value"] for line in lines[1:] if "name" in line}
 
     def get(self, name: str) -> Any:

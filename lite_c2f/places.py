@@ -8,6 +8,7 @@ from pathlib import Path
 from lite_c2f.config import Config
 from lite_c2f.errors import RunError
 from lite_c2f.fingerprints import fingerprints_of
+from lite_c2f.identity import in_recorded_form
 from lite_c2f.inputs import TOY, ModelPair, adapter_base
 from lite_c2f.runs import read_json, write_text
 
@@ -41,19 +42,19 @@ def check_places(
 ) -> dict[str, str]:
     """A sentence for each model that is elsewhere than a run has written down, by name (`base`, `instruct`).
 
-    made, before: configuration and fingerprints of the run as they were recorded; made is None for a run that has not
-    begun, which may take any model. models: folders; None where hub names are not resolved yet, which are left out
-    then. Raises RunError naming the first file that differs, or the command to use where a recorded folder is gone.
+    made, before: configuration and fingerprints of the run as they were recorded. A run that has not begun has neither
+    and may take any model; where the configuration alone is lost, the models' files must be the same. models: folders;
+    None where hub names are not resolved yet, which are left out then. Raises RunError naming the first file that
+    differs, or the command to use where a recorded folder is gone.
     """
     if made is None:
-        return {}
+        return _check_files(run, config, before, models)
     places = {name: (_place(made, name), _place(config, name)) for name in ModelPair._fields}
     given = [f"model.{name}={shlex.quote(now[0])}" for name, (then, now) in places.items() if now != then]
     left = {name: now[0] for name, (then, now) in places.items() if now == then and Path(now[0]).is_absolute()}
     refuse_gone(run, config, left, given)
-    folders = models._asdict() if models else {name: now[0] for name, (_, now) in places.items() if _is_folder(now[0])}
     sentences = {}
-    for name, folder in folders.items():
+    for name, folder in _folders(config, models).items():
         then, now = places[name]
         if now != then:
             _refuse_other(run, name, then[0], now[0], before, fingerprints_of(name, folder))
@@ -84,26 +85,40 @@ def record_base(run: Path, before: str, config: Config, models: ModelPair) -> No
             write_text(file, json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
+def _check_files(run: Path, config: Config, before: Mapping[str, str], models: ModelPair | None) -> dict[str, str]:
+    """Raise RunError unless the models have the files that are recorded; the place they had is not known."""
+    for name, folder in _folders(config, models).items():
+        if any(key.startswith(f"model.{name}: ") for key in before):
+            _refuse_other(run, name, None, _place(config, name)[0], before, fingerprints_of(name, folder))
+    return {}
+
+
+def _folders(config: Config, models: ModelPair | None) -> dict[str, str]:
+    """The models' folders by name; where hub names are not resolved, those that are folders."""
+    if models:
+        return models._asdict()
+    places = {name: _place(config, name)[0] for name in ModelPair._fields}
+    return {name: place for name, place in places.items() if place != TOY and Path(place).is_dir()}
+
+
 def _refuse_other(
-    run: Path, name: str, then: str, now: str, before: Mapping[str, str], files: Mapping[str, str]
+    run: Path, name: str, then: str | None, now: str, before: Mapping[str, str], files: Mapping[str, str]
 ) -> None:
     known = {key: value for key, value in before.items() if key.startswith(f"model.{name}: ")}
     if not known:
         got = f"'{run}' was made with model.{name}={then!r}, now {now!r}, and has no record of its files"
         raise RunError.because(got, "the same value", "set it back, or use another --run-dir")
+    files = in_recorded_form(known, files)
     for key in sorted(known.keys() | files.keys()):
         file = key.partition(": ")[2]
         # A download for a run leaves these out, and nothing is read from them.
         inert = file.startswith("consolidated") or (file.endswith(".txt") and f"model.{name}: tokenizer.json" in known)
         if known.get(key) != files.get(key) and not (inert and not (key in known and key in files)):
-            got = f"model.{name}: '{now}' is not the model of '{run}' (which was '{then}'): {file} was "
+            place = "" if then is None else f" (which was '{then}')"
+            got = f"model.{name}: '{now}' is not the model of '{run}'{place}: {file} was "
             got += f"{known.get(key, 'not there')}, is {files.get(key, 'not there')}"
             raise RunError.because(got, "a folder with the same files", "name that folder, or use another --run-dir")
 
 
 def _place(config: Config, name: str) -> tuple[str, str | None]:
     return getattr(config.model, name), getattr(config.model, f"{name}_revision")
-
-
-def _is_folder(place: str) -> bool:
-    return place != TOY and Path(place).is_dir()

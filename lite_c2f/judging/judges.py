@@ -50,7 +50,8 @@ class Endpoint:
     """A chat server at `URL/chat/completions`; greedy, several requests at a time, busy answers tried again.
 
     url: such as http://127.0.0.1:8000/v1. The key, if one is needed, comes from LITE_C2F_JUDGE_KEY. A question that the
-    server does not answer gives a Refusal; a setting that it does not take is left out from then on (replies.Form).
+    server does not answer gives a Refusal. A setting that it does not take (replies.Form) is left out, and from then on
+    once the same question was answered without: an error may be about a question that names a setting.
     Raises ConfigError for an address that is none, ModelError where no question would be answered.
     """
 
@@ -73,9 +74,9 @@ class Endpoint:
             return list(pool.map(self._ask, conversations))
 
     def _ask(self, messages: list[Message]) -> str | Refusal:
-        tries = 0
+        tries, changes = 0, dict[str, Any]()
         while True:
-            form = self._form
+            form = self._form._replace(**changes)
             try:
                 status, content = self._post(request_body(form, self._model, messages, self._max_tokens))
             except (OSError, http.client.HTTPException) as failure:  # time-outs too
@@ -84,11 +85,14 @@ class Endpoint:
                 if status == 200:
                     status = status_within(content) or 200
                 if status == 200:
-                    return self._read(content)
+                    reply = self._read(content)
+                    if changes and not isinstance(reply, Refusal):
+                        with self._lock:
+                            self._form = self._form._replace(**changes)
+                    return reply
                 error = read_error(content)
                 if change := adapted(form, status, error):
-                    with self._lock:
-                        self._form = self._form._replace(**change)
+                    changes |= change
                     continue
                 reason, again = f"HTTP {status}" + (f": {error.message}" if error.message else ""), status in AGAIN
                 if status in ONE_QUESTION or (error.is_filter and not again):

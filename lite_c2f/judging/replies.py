@@ -16,6 +16,7 @@ ONE_QUESTION = (400, 413, 422)  # of a question: too long, filtered, a character
 OF_SETTINGS = (400, 422, 500)  # 500: servers that render the chat template within the request
 THINKING = 4096  # tokens; models that want max_completion_tokens count their reasoning among them
 LONGEST = 300  # characters of a server's sentence
+TEXT_PARTS = ("text", "output_text")
 
 FILTERED = re.compile(
     r"content[ _-]?(?:filter|polic|management)|moderat|flagged|safety|ResponsibleAI|prohibited|usage polic",
@@ -26,10 +27,23 @@ NOT_TAKEN = re.compile(
     r"not (?:permitted|allowed|accepted)|use .?max_completion_tokens",
     re.IGNORECASE,
 )
+# An error may repeat the question, or be about its length: a parameter's name is about the form only where the same
+# clause says that it is not taken.
+_REFUSED = (
+    r"(?:\bnot (?:be )?(?:currently )?(?:supported|permitted|allowed|accepted|enabled|available)|unsupported|"
+    r"deprecated|\bcannot be used|\bonly (?:supported|allowed|available))"
+)
+_REFUSES = r"(?:(?:\bnot|n't) (?:support|permit|allow|accept|take|have)|unsupported|unknown|unexpected|unrecogni[sz]ed)"
+NO_GREEDY = re.compile(
+    rf"\btemperature\b(?:[^.;]|\.\d){{0,40}}(?:{_REFUSED}|not support|extra input|(?:must|has to|should) be)|"
+    rf"(?:{_REFUSES}|\b(?:invalid value|out of range))[^.;]{{0,40}}\btemperature\b",
+    re.IGNORECASE,
+)
 NO_SYSTEM = re.compile(
-    r"system['\"`]? (?:role|message|prompt|instruction)s?\b.*(?:not|unsupported|only|cannot)|roles? must alternate|"
-    r"does not support ['\"`]?system|(?:unsupported|invalid|unknown|unexpected) role|developer instruction|"
-    r"only .*\broles? (?:is|are) (?:supported|allowed)",
+    rf"\bsystem['\"`]? (?:role|message|prompt|instruction)s?\b[^.;]{{0,20}}{_REFUSED}|"
+    rf"{_REFUSES}[^.;]{{0,20}}\bsystem\b|"
+    rf"\broles? must alternate|(?:unsupported|invalid|unknown|unexpected) role|"
+    rf"developer instructions?\b[^.;]{{0,20}}{_REFUSED}|\bonly\b[^.;]{{0,60}}\broles? (?:is|are) (?:supported|allowed)",
     re.IGNORECASE,
 )
 ROLE = re.compile(r"messages?[.\[]0\]?\.role")
@@ -89,10 +103,10 @@ def adapted(form: Form, status: int, error: ServerError) -> dict[str, Any]:
     if status not in OF_SETTINGS or error.is_filter:
         return {}
     text = f"{error.code} {error.message}"
-    about_limit = error.param == "max_tokens" or "max_tokens" in error.message
+    about_limit = error.param == "max_tokens" or re.search(r"\bmax_tokens\b", error.message)
     if form.limit == "max_tokens" and about_limit and NOT_TAKEN.search(text):
         return {"limit": "max_completion_tokens"}
-    if form.greedy and (error.param == "temperature" or re.search(r"\btemperature\b", error.message, re.IGNORECASE)):
+    if form.greedy and (error.param == "temperature" or NO_GREEDY.search(error.message)):
         return {"greedy": False}
     if form.system and (ROLE.search(error.param) or NO_SYSTEM.search(error.message)):
         return {"system": False}
@@ -114,9 +128,12 @@ def read_error(content: bytes) -> ServerError:
         return ServerError(one_line(error), "", "")
     inner = error.get("innererror")
     message = error.get("message") or error.get("msg") or reply.get("message") or ""
-    place = error.get("param") or ".".join(str(part) for part in error.get("loc") or () if part != "body")
+    place, loc = error.get("param"), error.get("loc")
+    if not place and loc:
+        place = ".".join(str(part) for part in (loc if isinstance(loc, list) else [loc]) if part != "body")
     codes = [error.get("code"), error.get("type"), inner.get("code") if isinstance(inner, dict) else None]
-    return ServerError(one_line(message), one_line(place), one_line(" ".join(str(code) for code in codes if code)))
+    code = " ".join(str(code) for code in codes if code)
+    return ServerError(one_line(message), one_line(place or ""), one_line(code))
 
 
 def status_within(content: bytes) -> int | None:
@@ -130,13 +147,18 @@ def status_within(content: bytes) -> int | None:
 
 
 def read_reply(content: bytes) -> str | Refusal:
-    """The text of a reply, "" for one that was cut off within its reasoning. Raises ValueError for another form."""
+    """The text of a reply, "" for one that was cut off within its reasoning. Raises ValueError for another form.
+
+    Of a text in parts those of type text are read: Mistral's reasoning models send the thought as a part before it.
+    """
     try:
         choices = json.loads(content)["choices"]
         if not choices:
             return Refusal("no choice in its answer")
         choice, message = choices[0], choices[0].get("message") or {}
         text, refusal, ended = message.get("content"), message.get("refusal"), choice.get("finish_reason")
+        if isinstance(text, list):
+            text = "".join(part["text"] for part in text if _is_text(part)) or None
     except (KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError("no choices") from None
     if refusal and not text:
@@ -148,6 +170,10 @@ def read_reply(content: bytes) -> str | Refusal:
     if not isinstance(text, str):
         raise ValueError("no text")
     return text
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in TEXT_PARTS and isinstance(part.get("text"), str)
 
 
 def one_line(text: Any) -> str:

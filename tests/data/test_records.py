@@ -12,6 +12,7 @@ from lite_c2f import config
 from lite_c2f.data import records
 from lite_c2f.data.records import Pair, Prompt, Turn, load_prompts, parse_transcript, prompts_of
 from lite_c2f.data.sources import name_of, read_rows
+from lite_c2f.data.turns import within
 from lite_c2f.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"
@@ -515,3 +516,21 @@ def test_hub_rows_with_json_columns_read_as_the_jsonl(tmp_path, monkeypatch, kin
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda path, **where: made)
     assert load_pairs([Source("a/b")]) == load_pairs([source])
+
+
+def test_the_same_texts_of_other_speakers_are_other_turns():
+    """`within` by hand: a part of a text of the same speaker, whatever the order."""
+    turns = [Turn("human", "Why is that?"), Turn("assistant", "Because.")]
+    swapped = [Turn("assistant", "Why is that?"), Turn("human", "Because.")]
+    assert within(turns, turns) and within(turns[::-1], turns) and within([], turns) and within([], [])
+    assert within([Turn("human", "is that"), Turn("assistant", "cause")], turns)
+    assert not within(swapped, turns) and not within(turns, swapped) and not within(swapped[:1], turns)
+    assert not within([Turn("assistant", "is that")], turns) and not within([Turn("human", "Why is that?!")], turns)
+    assert not within(turns, [])
+
+
+def test_a_conversation_of_thousands_of_turns_is_read(tmp_path):
+    """In the prompt and again in both sides: each is looked up, not compared with all others."""
+    turns = [{"role": ("user", "assistant")[n % 2], "content": f"Turn number {n} of many."} for n in range(2_999)]
+    sides = {side: [*turns, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    assert len(pairs_of(tmp_path, {"prompt": turns} | sides)[0][0].turns) == 2_999

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from lite_c2f.config import load_config
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation.compare import made_of
 from lite_c2f.fingerprints import changes, fingerprint, fingerprints, refuse_changes
-from lite_c2f.identity import without_places
+from lite_c2f.identity import in_recorded_form, without_places
 from lite_c2f.inputs import ModelPair
 from lite_c2f.kept import Kept
 from lite_c2f.manifest import save_settings
@@ -134,6 +135,100 @@ def test_a_folder_with_other_files_is_refused(run, in_process, case):
         assert state(run) == before and {name: (run / name).read_bytes() for name in files} == files
 
 
+def test_force_accepts_no_other_model_where_the_configuration_is_lost(run, in_process):
+    """Other weights, under a configuration that is given again; the same files in another place go through."""
+    given = shutil.copy(run / "config.yaml", "given.yaml")
+    (run / "config.yaml").write_text("")
+    (Path(shutil.copytree("base", "other")) / "model.safetensors").write_bytes(b"x")
+    before = state(run)
+    for more in ((), ("--force",)):
+        done = in_process("train", given, "model.base=other", "--run-dir", run, *more)
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 2 and "model.safetensors was" in last and "--force" not in last, done.stderr
+        assert state(run) == before and (run / "config.yaml").read_text() == ""
+
+
+def in_the_middle_of(tensor):
+    return tensor * 2**18 + 2**17 - 2**11
+
+
+MIDDLES = (in_the_middle_of(1), in_the_middle_of(2))
+
+
+def large(folder, changed=()):
+    """A safetensors file of four tensors of 256 KiB, with other bytes at `changed`, from where the data begin."""
+    size = 2**18
+    ranges = {f"layer.{n}": [n * size, (n + 1) * size] for n in range(4)}
+    tensors = {name: {"dtype": "U8", "shape": [size], "data_offsets": ends} for name, ends in ranges.items()}
+    header = json.dumps({"__metadata__": {"format": "pt"}, **tensors}).encode()
+    data = bytearray(4 * size)
+    for place in changed:
+        data[place : place + 2**12] = b"x" * len(data[place : place + 2**12])
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data)
+    return str(folder)
+
+
+@pytest.fixture
+def small_limits(monkeypatch):
+    """Large is what is above 64 KiB; few blocks are spread over it, so that the tensors' own count."""
+    for name, value in {"SMALL": 2**16, "END": 2**12, "BLOCK": 2**10, "BLOCKS": 2}.items():
+        monkeypatch.setattr(f"lite_c2f.fingerprints.{name}", value)
+
+
+@pytest.mark.parametrize("place", [*map(in_the_middle_of, range(4)), 0, 2**20 - 4096, 2**20 - 1])
+def test_a_large_model_with_other_layers_is_another_one(tmp_path, small_limits, place):
+    """As merging a LoRA into a copy changes it: size, header and both ends stay; then its very end alone."""
+    base, same, other = (large(tmp_path / name, (place,) if name == "c" else ()) for name in "abc")
+    made, now = (load_config({}, [f"model.base={folder}", f"model.instruct={base}"]) for folder in (base, same))
+    inputs = fingerprints(made, ModelPair(base, base))
+    assert list(check_places(tmp_path, now, made, inputs)) == ["base"]
+    now = load_config({}, [f"model.base={other}", f"model.instruct={base}"])
+    with pytest.raises(RunError, match=r"is not the model of .*: model\.safetensors was \d+ bytes"):
+        check_places(tmp_path, now, made, inputs)
+    with pytest.raises(RunError, match=r"model\.base: model\.safetensors was"):
+        refuse_changes(tmp_path, inputs, fingerprints(now, ModelPair(other, base)), force=False)
+
+
+def test_blocks_are_spread_over_a_large_file_of_any_kind(tmp_path, monkeypatch, small_limits):
+    monkeypatch.setattr("lite_c2f.fingerprints.BLOCKS", 5)
+    file, marks = tmp_path / "data.jsonl", []
+    headers = (b"[{]}", b"[]", b'{"a": {"b": 10}}')  # none of safetensors
+    for start in (b"", *(bytes([len(header)]) + bytes(7) + header for header in headers)):
+        for place in (None, 50_000, 100_000, 150_000):  # (200_000 - 1024) / 4 = 49_744 from block to block
+            data = bytearray(start.ljust(200_000, b"."))
+            if place:
+                data[place] = 1
+            file.write_bytes(data)
+            marks.append(fingerprint(file))
+    assert len(set(marks)) == 16 and all(mark.startswith("200000 bytes, ends ") for mark in marks)
+
+
+def test_a_run_of_an_earlier_version_is_compared_by_both_ends(tmp_path, small_limits):
+    """Its record has no blocks; what it can tell apart is still refused, and partial results are taken up."""
+    base, middle, end = (large(tmp_path / name, at) for name, at in (("a", ()), ("b", MIDDLES), ("c", (2**20 - 1,))))
+    made = load_config({}, [f"model.base={base}", f"model.instruct={base}"])
+    inputs = fingerprints(made, ModelPair(base, base))
+    earlier = {name: text.partition(", blocks ")[0] for name, text in inputs.items()}
+    assert all(text.count("ends") == 1 and text != inputs[name] for name, text in earlier.items())
+    assert refuse_changes(tmp_path, earlier, inputs, force=False) == []
+    for folder, refused in ((middle, False), (end, True)):
+        now, models = load_config({}, [f"model.base={folder}", f"model.instruct={base}"]), ModelPair(folder, base)
+        if refused:
+            with pytest.raises(RunError, match=r"model\.safetensors was"):
+                check_places(tmp_path, now, made, earlier, models)
+            with pytest.raises(RunError, match=r"model\.safetensors was"):
+                refuse_changes(tmp_path, earlier, fingerprints(now, models), force=False)
+        else:
+            assert list(check_places(tmp_path, now, made, earlier, models)) == ["base"]
+    Kept(tmp_path / "kept.jsonl", {"models": earlier}).put("x", 3)
+    assert Kept(tmp_path / "kept.jsonl", {"models": inputs}).get("x") == 3
+    assert Kept(tmp_path / "kept.jsonl", {"models": fingerprints(made, ModelPair(end, base))}).get("x") is None
+    Kept(tmp_path / "new.jsonl", {"models": inputs}).put("x", 3)
+    assert Kept(tmp_path / "new.jsonl", {"models": fingerprints(made, ModelPair(middle, base))}).get("x") is None
+    assert in_recorded_form({"a": "9 bytes, b"}, {"a": "9 bytes, b, blocks c"}) == {"a": "9 bytes, b, blocks c"}
+
+
 def test_actors_are_not_asked_of_another_folder(run, in_process):
     shutil.copytree("base", "other")
     done = in_process("eval", run, f"model.base={Path('other').resolve()}")
@@ -177,6 +272,18 @@ def test_an_adapter_that_names_a_hub_model_is_left_alone(run):
     write_json(file, {"base_model_name_or_path": "owner/name", "revision": "abc"})
     record_base(run, str(run.parent / "base"), load_config({}, ["model.base=/n", "model.instruct=/i"]), models)
     assert json.loads(file.read_text())["base_model_name_or_path"] == "owner/name"
+
+
+def test_an_adapter_names_the_new_place_and_its_revision(run):
+    """From a hub snapshot to a folder, which has none, and to a snapshot of another commit."""
+    file, instruct = run / "reward" / "adapter" / "adapter_config.json", str(run.parent / "instruct")
+    for place, revision in ((str(run.parent / "new"), None), ("owner/name", "abc")):
+        write_json(file, {"base_model_name_or_path": "/old", "revision": "gone", "r": 4})
+        given = [f"model.base={place}", f"model.instruct={instruct}"]
+        given += [f"model.base_revision={revision}"] * bool(revision)
+        record_base(run, "/old", load_config({}, given), ModelPair(place, instruct))
+        expected = {"base_model_name_or_path": place, "revision": revision, "r": 4}
+        assert json.loads(file.read_text()) == expected
 
 
 def test_an_identity_of_an_earlier_version_is_compared_without_places(tmp_path):

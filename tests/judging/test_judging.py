@@ -14,7 +14,7 @@ from lite_c2f.judging.contest import Task, ask, grade_table, grade_tasks, outcom
 from lite_c2f.judging.judges import Endpoint
 from lite_c2f.judging.prompts import SYSTEM, pairwise, single
 from lite_c2f.judging.questions import Question, load_questions, spread
-from lite_c2f.judging.replies import ADAPTED, KEY, Refusal
+from lite_c2f.judging.replies import ADAPTED, KEY, Form, Refusal, ServerError, adapted, read_error, read_reply
 from lite_c2f.judging.speak import check_actors, converse
 from lite_c2f.judging.stage import notes_on, repeated_across_turns
 from lite_c2f.judging.verdicts import read_grade, read_verdict
@@ -260,6 +260,31 @@ AZURE["innererror"] = {"code": "ResponsibleAIPolicyViolation"}
 LONG = "This model's maximum context length is 100 tokens, and max_tokens or max_completion_tokens is too large: 512."
 
 
+def parts(*texts):
+    return json.dumps({"choices": [{"message": {"content": list(texts)}}]}).encode()
+
+
+def test_a_text_in_parts_is_read():
+    """Of Mistral's reasoning models and of gateways; what is not text is left out, and where nothing is left unread."""
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "VERDICT: B"}]}
+    assert read_reply(parts({"type": "text", "text": "A"})) == "A"
+    verdict = [{"type": "text", "text": text} for text in ("VERD", "ICT: A")]
+    assert read_reply(parts(thought, *verdict)) == "VERDICT: A"
+    for content in ([], [thought], [{"type": "image_url", "text": 5}, {"type": "text"}, 5, None, {"type": []}]):
+        assert isinstance(read_reply(parts(*content)), Refusal)
+    with pytest.raises(ValueError, match="no text"):
+        read_reply(b'{"choices": [{"message": {"content": {"type": "text"}}}]}')
+
+
+@pytest.mark.parametrize(
+    ("loc", "param"),
+    [(5, "5"), ("temperature", "temperature"), (["body", "a", 0], "a.0"), ({"a": 1}, "{'a': 1}"), (None, "")],
+)
+def test_where_an_error_is_may_have_any_form(loc, param):
+    for error in ({"error": {"loc": loc}}, {"detail": [{"loc": loc}]}):
+        assert read_error(json.dumps(error).encode()) == ServerError("", param, "")
+
+
 def choice(content=None, ended="stop", **message):
     return 200, {"choices": [{"message": {"content": content, **message}, "finish_reason": ended}]}
 
@@ -425,6 +450,51 @@ def test_a_server_that_takes_none_of_them_is_asked_without_all(server):
         "messages",
         "max_completion_tokens",
     }
+
+
+ABOUT_A_QUESTION = [
+    (400, "Invalid prompt: 'What temperature does water boil at?' contains invalid characters"),
+    (400, "The system prompt and messages exceed the context window and cannot be processed (max 4096 tokens)."),
+    (400, "Your system message is not valid: string too long"),
+    (500, "system message bus not ready"),
+    (400, "Only 4096 tokens are supported; the temperature of the room was in the text"),
+    (422, "The system role was given a text that is not valid UTF-8."),
+]
+
+
+@pytest.mark.parametrize(("status", "message"), ABOUT_A_QUESTION)
+def test_an_error_that_repeats_the_question_is_not_about_the_form(status, message):
+    assert adapted(Form(), status, ServerError(message, "", "invalid_request_error")) == {}
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("`temperature` is deprecated for this model.", "greedy"),
+        ("This model does not support the temperature parameter", "greedy"),
+        ("`temperature` (=0.0) has to be a strictly positive float", "greedy"),
+        ("Unknown parameter: 'temperature'", "greedy"),
+        ("Developer instruction is not enabled for models/gemma-3-27b-it", "system"),
+        ("Only user and assistant roles are supported!", "system"),
+        ("This model doesn't support system messages", "system"),
+        ("System prompts are not supported by this model", "system"),
+        ("Unexpected role 'system'", "system"),
+    ],
+)
+def test_what_servers_say_of_a_form_that_they_do_not_take(message, change):
+    assert adapted(Form(), 400, ServerError(message, "", "")) == {change: False}
+
+
+def test_a_form_is_kept_once_the_same_question_is_answered_in_it(server):
+    """One question names a setting and all that is looked for; it is refused, and the others are asked as ever."""
+    message = "Invalid prompt: 'Why is temperature not supported, and unsupported: max_tokens?'"
+    server.reply = lambda body: (
+        (400, {"error": {"message": message}}) if "odd" in body["messages"][-1]["content"] else (200, server.say(body))
+    )
+    judge = Endpoint(server.url, "m", at_once=1)
+    texts = judge([pairwise(TWO, [text], ["a longer one"]) for text in ("odd", "x", "y")])
+    assert texts[0] == Refusal(f"HTTP 400: {message}") and [read_verdict(text) for text in texts[1:]] == ["A", "A"]
+    assert judge.adapted == [] and [body for _, _, body in server.heard][-1].keys() >= {"temperature", "max_tokens"}
 
 
 def test_a_server_that_refuses_both_forms_is_not_asked_for_ever(server):
