@@ -11,6 +11,7 @@ from lite_c2f.errors import C2FError
 from lite_c2f.harness.tasks import GENERAL_11, check_answers_fit, depends_on, index, load_tasks, manager_for
 
 
+@pytest.mark.slow  # reads lm-eval's 14,000 files
 def test_all_eleven_are_in_the_registry():
     registry = index(whole=True)
     assert len(set(GENERAL_11)) == 11
@@ -19,6 +20,7 @@ def test_all_eleven_are_in_the_registry():
     assert {kind for name, kind in kinds.items() if name not in ("mmlu", "bbh", "agieval_en")} == {"TASK"}
 
 
+@pytest.mark.slow
 def test_a_name_that_lm_eval_does_not_know_is_refused_with_near_ones():
     with pytest.raises(C2FError, match=r"no task 'mmlu_nonsense'; expected .*; did you mean .*mmlu"):
         load_tasks(["mmlu_nonsense"])
