@@ -200,6 +200,7 @@ def hh_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("hh")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_the_shipped_configurations_train_and_compare_on_both_sources(file, hh_folder):
     config = load_config(file)

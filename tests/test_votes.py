@@ -230,6 +230,7 @@ def any_votes(draw):
     return made._replace(turns=turns, ended=ended, answers={pane: draw(TEXT) for pane in shown}, system=draw(TEXT))
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -78,6 +78,7 @@ def test_right_choices_by_hand(pico_run, write_task):
     assert len(set(expected)) == 2
 
 
+@pytest.mark.slow
 def test_nothing_is_done_twice(pico_run, pico_tasks, write_task, count):
     first = lite_c2f.benchmark(pico_run, pico_tasks, actors=("fine", "instruct"), limit=4)
     assert len(count) == 4
@@ -118,6 +119,7 @@ def test_a_task_that_cannot_take_an_answer_is_named(pico_run, tmp_path, write_ta
     assert not (pico_run / "evaluation" / "general.json").exists()
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_middle_loses_no_finished_task(pico_run, pico_tasks, count):
     class Stopping(Silent):
         def step(self, done, values):
@@ -190,6 +192,7 @@ def test_descriptions_and_choices_reach_every_actor(pico_run, write_task, editab
     assert base == [[0, 10, 11, 3, 4, 0], [23]]  # Human: w7 w8 w0 w1 Assistant: w20
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch(pico_run, pico_tasks, monkeypatch):
     class Notes(Silent):
         def __init__(self):
@@ -234,6 +237,7 @@ def test_groups_have_a_figure_of_their_own(tmp_path, pico_run, write_task):
     assert gap["paired"] and gap["se"] is not None
 
 
+@pytest.mark.slow
 def test_the_table_and_the_report(pico_run, pico_tasks, call):
     code, out, err = call("eval", pico_run, "--tasks", ",".join(pico_tasks), "--actors", "fine,instruct", "--limit", 4)
     assert code == 0, err
