@@ -96,9 +96,10 @@ def visit(context, site):
     page.on("pageerror", lambda error: page.said.append(str(error)))
     page.on("console", lambda told: page.said.append(told.text) if told.type == "error" else None)
     page.goes_away = False
-    page.goto(site.url)
+    with page.expect_response(lambda response: "/run/" in response.url):  # the conversation of the session
+        page.goto(site.url)
     page.wait_for_selector("#prompt textarea:enabled")
-    page.wait_for_timeout(300)  # the conversation of the session is asked for now
+    page.wait_for_timeout(300)  # it is shown now
     return page
 
 
@@ -313,7 +314,6 @@ def on_disk(page):
     return [round_.prompt for round_ in session_of(page).rounds]
 
 
-@pytest.mark.skip(reason="its round was not saved within ten minutes, once: to be looked into")
 def test_in_the_midst_of_an_answer(site, tab):
     """What is pressed while answers are written neither loses a round nor brings one back."""
     ask(tab, "Alpha")
