@@ -22,13 +22,13 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.checkpoints import Checkpoints
-from lite_c2f.coarse.progress import Standing
+from lite_c2f.coarse.state import Standing
 from lite_c2f.coarse.train import begin
-from lite_c2f.config import Config, load_config
+from lite_c2f.config.settings import Config, load_config
 from lite_c2f.data.records import Prompt, Turn
-from lite_c2f.inputs import Corpus
-from lite_c2f.runs import sync
+from lite_c2f.runs.inputs import Corpus
+from lite_c2f.storage.checkpoints import Checkpoints
+from lite_c2f.storage.files import sync
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mistral-7b-24gb.yaml"
 PARAMETERS = 7.24e9

@@ -81,7 +81,7 @@ class Bench:
         self.fresh()
 
     def config(self, *more: str) -> Any:
-        from lite_c2f.config import load_config
+        from lite_c2f.config.settings import load_config
 
         settings = [
             f"model.base={self.folder}",
@@ -95,7 +95,7 @@ class Bench:
         return load_config({}, [*settings, *more])
 
     def fresh(self) -> None:
-        from lite_c2f.batches import free
+        from lite_c2f.runtime.batch_size import free
 
         free()
         if self.device.type == "cuda":
@@ -119,9 +119,9 @@ def reward_step(bench: Bench) -> None:
     """A few optimiser steps of the reward stage, pairs as long as they may be, through the real stage."""
     from lite_c2f.backbone.load import plan_here
     from lite_c2f.data.records import Pair, Turn
-    from lite_c2f.inputs import Corpus, ModelPair
     from lite_c2f.memory import settle
     from lite_c2f.reward.train import train_reward
+    from lite_c2f.runs.inputs import Corpus, ModelPair
 
     answer = 24 if bench.tiny else 512
     config = bench.config(f"data.max_answer_tokens={answer}", "reward.batch=16", "data.truncated=0")

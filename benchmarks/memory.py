@@ -47,7 +47,7 @@ def build(hidden: int, layers: int, vocabulary: int, rank: int):
     from lite_c2f.backbone.copies import _linear_layers, half_copies
     from lite_c2f.backbone.heads import ScalarHead
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.config import Lora, load_config
+    from lite_c2f.config.settings import Lora, load_config
 
     settings = ["model.compute_dtype=bfloat16"]
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +78,7 @@ def measure(roles, sizes, limit: int, rows: int) -> dict[str, dict[str, float]]:
     from lite_c2f.coarse.advantage import Advantages
     from lite_c2f.coarse.rollout import Batches, Rollout, evaluate
     from lite_c2f.coarse.update import Minibatch, gradients
-    from lite_c2f.config import load_config
+    from lite_c2f.config.settings import load_config
     from lite_c2f.memory.sizes import PROMPT_TOKENS
     from lite_c2f.sampling import Sampling, sample
 

@@ -13,7 +13,7 @@ PANES = {"coarse": (0, 1.0), "fine": (1, 0.75), "baseline": (1, 0.0)}  # model, 
 def chat_panes(bench: Any, roles: Any) -> None:
     """Tokens at equal lengths, in turn; the first round warms up. Two NF4 models are read in one pass."""
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.backbone.together import Together, residue_of
+    from lite_c2f.backbone.multi_model import Together, residue_of
     from lite_c2f.chat.rows import Row, Rows
     from lite_c2f.sampling import Sampling
 

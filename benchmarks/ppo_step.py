@@ -58,7 +58,7 @@ def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once:
     from lite_c2f.coarse.advantage import gae, token_rewards
     from lite_c2f.coarse.rollout import Batches, Ends, collect
     from lite_c2f.coarse.update import update
-    from lite_c2f.config import load_config
+    from lite_c2f.config.settings import load_config
     from lite_c2f.reward.score import Normalizer
 
     config = load_config({}, [*SETTINGS, f"model.quantization={quantization}", f"coarse.sampling_batch={at_once}"])
@@ -96,7 +96,7 @@ def theirs(folder: str, vocabulary: int, quantization: str, updates: int, at_onc
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.config import load_config
+    from lite_c2f.config.settings import load_config
 
     assert __version__ == TRL, f"TRL {__version__} was found, {TRL} is compared"
     config = load_config({}, [*SETTINGS, f"model.quantization={quantization}"])

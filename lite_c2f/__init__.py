@@ -9,18 +9,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load_config": "lite_c2f.config",
-    "Config": "lite_c2f.config",
+    "load_config": "lite_c2f.config.settings",
+    "Config": "lite_c2f.config.settings",
     "train": "lite_c2f.pipeline",
     "train_reward": "lite_c2f.pipeline",
     "train_coarse": "lite_c2f.pipeline",
     "merge": "lite_c2f.fine.merge",
-    "Treatment": "lite_c2f.fine.treatment",
+    "Treatment": "lite_c2f.fine.sparsify",
     "sweep": "lite_c2f.pipeline",
     "evaluate": "lite_c2f.pipeline",
-    "judge": "lite_c2f.judging.stage",
-    "benchmark": "lite_c2f.harness.stage",
-    "probe": "lite_c2f.probing",
+    "judge": "lite_c2f.evaluation.llm_judge.stage",
+    "benchmark": "lite_c2f.evaluation.lm_eval.stage",
+    "probe": "lite_c2f.evaluation.probe_stage",
     "Chat": "lite_c2f.chat",
     "C2FError": "lite_c2f.errors",
 }

@@ -10,21 +10,24 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lite_c2f import disk, ranks, run_log
 from lite_c2f.backbone.four_bit import check_four_bit
 from lite_c2f.backbone.load import pick_device, plan_here, plan_named
-from lite_c2f.batches import is_out_of_memory
-from lite_c2f.coarse.saves import check_before as check_coarse
+from lite_c2f.coarse.checkpoints import check_before as check_coarse
 from lite_c2f.coarse.train import train_coarse as coarse_stage
-from lite_c2f.config import Config, load_config
+from lite_c2f.config.settings import Config, load_config
 from lite_c2f.data.order import short_names
 from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.evaluation.compare import evaluate as compare_actors
 from lite_c2f.evaluation.compare import made_of
 from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.stage import make_fine, try_ratios
-from lite_c2f.fingerprints import fingerprints, refuse_changes, weights_of
-from lite_c2f.inputs import (
+from lite_c2f.memory import Plan, check, settle
+from lite_c2f.memory import as_json as plan_as_json
+from lite_c2f.memory.plan import SAME_MODEL, same_model
+from lite_c2f.reward.checkpoints import Standing as RewardStanding
+from lite_c2f.reward.train import train_reward as reward_stage
+from lite_c2f.runs.fingerprints import fingerprints, refuse_changes, weights_of
+from lite_c2f.runs.inputs import (
     TOY,
     Corpus,
     ModelPair,
@@ -38,8 +41,7 @@ from lite_c2f.inputs import (
     resolve_models,
     turn_end_note,
 )
-from lite_c2f.locks import locked
-from lite_c2f.manifest import (
+from lite_c2f.runs.manifest import (
     STAGES,
     check_own,
     check_processes,
@@ -54,15 +56,13 @@ from lite_c2f.manifest import (
     save_settings,
     write_summary,
 )
-from lite_c2f.memory import Plan, check, settle
-from lite_c2f.memory import as_json as plan_as_json
-from lite_c2f.memory.plan import SAME_MODEL, same_model
-from lite_c2f.places import check_places, record_base, unmoved
-from lite_c2f.reward.saves import Standing as RewardStanding
-from lite_c2f.reward.train import train_reward as reward_stage
-from lite_c2f.runs import check_tracker, read_json, start_tracker, write_json
-from lite_c2f.telling import Counter, ToySteps, stepper, tell_data, tell_plan, tell_split, tell_truncation
-from lite_c2f.views import Silent, View
+from lite_c2f.runs.messages import Counter, ToySteps, stepper, tell_data, tell_plan, tell_split, tell_truncation
+from lite_c2f.runs.places import check_places, record_base, unmoved
+from lite_c2f.runtime import disk_errors, distributed, log
+from lite_c2f.runtime.batch_size import is_out_of_memory
+from lite_c2f.runtime.progress import Silent, View
+from lite_c2f.storage.files import check_tracker, read_json, start_tracker, write_json
+from lite_c2f.storage.lock import locked
 
 
 def train(
@@ -87,15 +87,15 @@ def train(
     >>> summary["actors"]["fine"]["accuracy"]
     """
     config = absolute(load_config(config) if isinstance(config, str | Path) else config)
-    ranks.join()
-    run, view = Path(run or config.run.dir), view if view is not None and ranks.is_first() else Silent()
+    distributed.join()
+    run, view = Path(run or config.run.dir), view if view is not None and distributed.is_first() else Silent()
     if resume and not (run / "config.yaml").is_file():
         raise RunError.because(f"nothing to resume in '{run}'", "a run directory", "leave out --resume to start one")
-    with disk.told_plainly(run), locked(run) if ranks.is_first() else contextlib.nullcontext():
-        with ranks.first_goes_first():
+    with disk_errors.told_plainly(run), locked(run) if distributed.is_first() else contextlib.nullcontext():
+        with distributed.first_goes_first():
             work = prepare(config, run, stages, view, force=force)
-        with run_log.written(run) if ranks.is_first() else contextlib.nullcontext(), disk.told_plainly(run):
-            return work_off(work, run, stages, run_log.Logged(view), force=force)
+        with log.written(run) if distributed.is_first() else contextlib.nullcontext(), disk_errors.told_plainly(run):
+            return work_off(work, run, stages, log.Logged(view), force=force)
 
 
 class Work(NamedTuple):
@@ -150,7 +150,7 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     if weights_of(inputs, "base") == weights_of(inputs, "instruct") and not same_model(config):  # else the plan says it
         notes.append(SAME_MODEL)
     work = Work(settle(config, plan), config, models, corpus, plan, done, seconds, notes)
-    if ranks.is_first():
+    if distributed.is_first():
         sweep_leftovers(run)
         if before:
             record_base(run, read_manifest(run)["models"]["base"], config, models)
@@ -183,7 +183,7 @@ def sweep_leftovers(run: Path) -> None:
 def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force: bool) -> dict[str, Any]:
     """Train and publish what is not published yet, then compare the actors."""
     config, models, corpus = work.config, work.models, work.corpus
-    tracker = start_tracker(config, run) if ranks.is_first() else None
+    tracker = start_tracker(config, run) if distributed.is_first() else None
     for note in work.notes:
         view.note(note)
     tell_data(view, corpus, config)
@@ -192,8 +192,8 @@ def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force:
     tell_plan(view, work.plan)
     for stage in STAGES:
         if stage == "fine":  # one process is enough from here on
-            others = not ranks.is_first()
-            ranks.leave()
+            others = not distributed.is_first()
+            distributed.leave()
             if others:
                 return {}
         if stage not in stages:
@@ -202,11 +202,11 @@ def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force:
             view.note(f"{stage}: already published, skipped")
             continue
         began = time.perf_counter()
-        if ranks.is_first() and not any(run.glob(f"{stage}/checkpoints/step-*")):
+        if distributed.is_first() and not any(run.glob(f"{stage}/checkpoints/step-*")):
             save_manifest(run, config, models, {stage: 0.0})
         try:
             run_stage(stage, config, models, corpus, run, view, tracker, force=force)
-            if ranks.is_first():
+            if distributed.is_first():
                 save_settings(run, stage, config)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -217,7 +217,7 @@ def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force:
                 "lower hardware.vram_gib so that less is planned, or close what else uses the memory",
             ) from error
         finally:  # also of a stage that is stopped
-            if ranks.is_first():
+            if distributed.is_first():
                 with contextlib.suppress(OSError):
                     save_manifest(run, config, models, {stage: time.perf_counter() - began})
         free_memory()
@@ -283,8 +283,8 @@ def sweep(
     wanted = list(ratios or config.fine.ratios)
     corpus = load_corpus(config)
     config = settle(config, plan_here(config, models.base))
-    with disk.told_plainly(run), locked(run), run_log.written(run):
-        view = run_log.Logged(view)
+    with disk_errors.told_plainly(run), locked(run), log.written(run):
+        view = log.Logged(view)
         tell_split(view, run)
         return try_ratios(config, models, corpus, run, wanted, group_budget, view)
 
@@ -302,8 +302,8 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     check_context(config, models)
     corpus = load_corpus(config)
     plan = plan_here(config, models.base)
-    with disk.told_plainly(run), locked(run), run_log.written(run):
-        view = run_log.Logged(view or Silent())
+    with disk_errors.told_plainly(run), locked(run), log.written(run):
+        view = log.Logged(view or Silent())
         tell_split(view, run)
         compare(settle(config, plan), models, corpus, run, view, asked=config)
         if config.evaluation.prompts > len(corpus.held_out_prompts):

@@ -37,10 +37,10 @@ LONG = (
     "chat/test_engine.py",
     "faults/test_resume.py",
     "faults/test_processes.py",
-    "test_launching.py",
+    "ui/runs/test_launch.py",
     "test_evidence.py",
-    "test_cli.py",
-    "test_votes.py",
+    "cli/test_cli.py",
+    "ui/store/test_votes.py",
     "ui/test_browser.py",
     "ui/test_offline.py",
 )
@@ -221,7 +221,7 @@ def toy_run(lite_c2f, tmp_path_factory):
 def quantized(pico):
     """A pico base in real NF4, loaded through the real path."""
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.config import load_config
+    from lite_c2f.config.settings import load_config
 
     settings = [
         "data.max_prompt_tokens=16",
@@ -268,7 +268,7 @@ def random_roles(quantized):
 
     from lite_c2f.backbone.heads import ScalarHead
     from lite_c2f.backbone.roles import Roles
-    from lite_c2f.config import Lora
+    from lite_c2f.config.settings import Lora
 
     def make(*adapters, settings=(), **given):
         torch.manual_seed(0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from likeness import alike
 
-from lite_c2f.runs import read_json
+from lite_c2f.storage.files import read_json
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ def test_every_update_is_logged_in_full(lines):
 def test_limits_follow_the_formula(lines):
     """Replay the controller from the log alone."""
     from lite_c2f.coarse.length import advance, start
-    from lite_c2f.config import load_config
+    from lite_c2f.config.settings import load_config
     from lite_c2f.toy import CONFIG
 
     settings = load_config(CONFIG).coarse.length
@@ -133,10 +133,10 @@ def test_stock_reward_model_gives_our_scores(toy_run):
     from peft import AutoPeftModelForSequenceClassification
     from transformers import BitsAndBytesConfig
 
-    from lite_c2f.actors import load_coarse
+    from lite_c2f.actors.models import load_coarse
     from lite_c2f.backbone.load import keep_weights_trainable
-    from lite_c2f.manifest import open_run
     from lite_c2f.reward.score import score
+    from lite_c2f.runs.manifest import open_run
 
     config, models = open_run(toy_run)
     _, judge = load_coarse(config, models, toy_run)
@@ -162,9 +162,9 @@ def test_stock_reward_model_gives_our_scores(toy_run):
 
 def test_the_merged_model_says_what_the_unmerged_one_says(toy_run):
     """Merged and loaded in 4 bits, against the instruct model in 4 bits with the scaled adapter beside it."""
-    from lite_c2f.actors import Instruct
+    from lite_c2f.actors.models import Instruct
     from lite_c2f.data.records import Turn
-    from lite_c2f.manifest import open_run
+    from lite_c2f.runs.manifest import open_run
     from lite_c2f.sampling import Sampling
 
     config, models = open_run(toy_run)

@@ -17,12 +17,12 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.batches import BatchSize
 from lite_c2f.coarse.advantage import gae, token_rewards
 from lite_c2f.coarse.rollout import Batches, Ends, Rollout, collect, evaluate
 from lite_c2f.coarse.update import Minibatch, gradients, update
-from lite_c2f.config import Lora, load_config
+from lite_c2f.config.settings import Lora, load_config
 from lite_c2f.reward.score import Normalizer, score, score_at
+from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling, Stops
 from lite_c2f.sampling.slots import Job, Ledger, Slots
 

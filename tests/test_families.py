@@ -14,14 +14,14 @@ from tokenizer_kinds import made
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from lite_c2f.backbone.model_kind import check_kind
+from lite_c2f.backbone.multi_model import Together, residue_of
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.backbone.together import Together, residue_of
-from lite_c2f.config import Lora, load_config
+from lite_c2f.config.settings import Lora, load_config
 from lite_c2f.errors import ModelError
 from lite_c2f.fine.merge import merge
-from lite_c2f.inputs import check_kinds
 from lite_c2f.memory import make_plan
 from lite_c2f.pipeline import train
+from lite_c2f.runs.inputs import check_kinds
 from lite_c2f.sampling.trial import difference, own_linear
 
 SETTINGS = [

@@ -10,14 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lite_c2f"
 # A room may import from itself and from rooms before it.
 ORDER = (
-    "errors", "views", "interrupts", "locks", "disk", "ranks", "run_log", "identity", "yaml_files", "config", "runs",
-    "kept", "checkpoints",
-    "ops", "data", "toy", "memory", "batches", "backbone", "sampling",
-    "answers", "divergence", "inputs", "fingerprints", "places",
-    "reward", "actors", "coarse", "fine", "evaluation", "manifest", "judging", "harness", "probing", "doctor",
-    "telling", "following", "launching", "pipeline", "tuples", "overlap", "transcripts", "votes",
-    "chat", "chat_terminal", "ui", "terminal", "exits", "cli",
-    "__main__",
+    "errors", "config", "runtime", "storage", "ops", "data", "toy", "memory", "backbone", "sampling", "runs",
+    "reward", "actors", "coarse", "fine", "evaluation", "pipeline", "chat", "ui", "cli", "__main__",
 )  # fmt: skip
 APART = {("coarse", "fine"), ("fine", "coarse"), ("toy", "backbone"), ("evaluation", "coarse")}  # stages meet on disk
 
@@ -50,7 +44,8 @@ def test_arrows_run_one_way(file):
 
 def test_importing_the_package_loads_no_heavy_library():
     heavy = "('torch', 'transformers', 'gradio', 'datasets', 'lm_eval')"
-    light = "lite_c2f, lite_c2f.cli, lite_c2f.config, lite_c2f.overlap, lite_c2f.transcripts, lite_c2f.votes"
+    store = ", ".join(f"lite_c2f.ui.store.{name}" for name in ("overlap", "conversations", "votes"))
+    light = f"lite_c2f, lite_c2f.cli, lite_c2f.config.settings, {store}"
     code = f"import sys, {light}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -19,21 +19,21 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lite_c2f.batches import ENOUGH_TOKENS, BatchSize
-from lite_c2f.checkpoints import HASHES, STATE, TENSORS, Checkpoint, Checkpoints
 from lite_c2f.coarse import rollout
 from lite_c2f.coarse.advantage import gae, token_rewards
 from lite_c2f.coarse.length import LengthState, Running, advance, start
 from lite_c2f.coarse.rollout import Batches, Ends, collect, micro_batches
-from lite_c2f.config import Coarse, Config, Length, load_config, schema
+from lite_c2f.config.settings import Coarse, Config, Length, load_config, schema
 from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
 from lite_c2f.fine import shards, stream
 from lite_c2f.fine.merge import merge
 from lite_c2f.reward.score import Normalizer
-from lite_c2f.runs import append_line, cut_lines, read_lines, write_jsonl
+from lite_c2f.runtime.batch_size import ENOUGH_TOKENS, BatchSize
 from lite_c2f.sampling import Responses
+from lite_c2f.storage.checkpoints import HASHES, STATE, TENSORS, Checkpoint, Checkpoints
+from lite_c2f.storage.files import append_line, cut_lines, read_lines, write_jsonl
 from lite_c2f.toy.build import CHAT_TEMPLATE, make_tokenizer
 
 

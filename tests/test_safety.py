@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lite_c2f import disk
+from lite_c2f.config.settings_diff import first_difference
 from lite_c2f.errors import ModelError, RunError
-from lite_c2f.fingerprints import changes, fingerprint, refuse_changes
-from lite_c2f.identity import first_difference
-from lite_c2f.kept import Kept
-from lite_c2f.run_log import FILE, Logged, redact, written
-from lite_c2f.views import Silent
+from lite_c2f.runs.fingerprints import changes, fingerprint, refuse_changes
+from lite_c2f.runtime import disk_errors
+from lite_c2f.runtime.log import FILE, Logged, redact, written
+from lite_c2f.runtime.progress import Silent
+from lite_c2f.storage.results import Kept
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*sorted((ROOT / "lite_c2f").rglob("*.py")), ROOT / "app.py"]
@@ -23,7 +23,7 @@ FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "subp
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "os.system", "os.popen", "time.time", "yaml.unsafe_load", "torch.load"}
 ALLOWED = {
     "adapter_files.py": {"torch.load"},  # of other tools' adapters, with weights_only: seen below
-    "launching.py": {"subprocess", "time.time"},  # it starts training, without a shell, and says when
+    "launch.py": {"subprocess", "time.time"},  # it starts training, without a shell, and says when
     "stages.py": {"time.time"},  # compared with the times in a log
 }
 
@@ -60,7 +60,7 @@ def test_no_pickle_no_shell_no_foreign_code_no_clock_that_can_be_set(file):
 def test_code_in_a_model_folder_is_not_run(editable, edit_json, capsys):
     """Neither a model nor a tokenizer that brings its own code runs it, and nobody is asked whether it may."""
     from lite_c2f.backbone.load import load_model, load_tokenizer
-    from lite_c2f.config import load_config
+    from lite_c2f.config.settings import load_config
 
     folder, mark = editable("base"), "code of a stranger"
     (folder / "theirs.py").write_text(f"print({mark!r})\nclass Theirs: ...\n")
@@ -77,7 +77,7 @@ def test_code_in_a_model_folder_is_not_run(editable, edit_json, capsys):
 
 def test_a_pickle_in_place_of_weights_is_not_opened(editable):
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.config import load_config
+    from lite_c2f.config.settings import load_config
 
     class Harmful:
         def __reduce__(self):
@@ -198,11 +198,11 @@ def test_what_was_kept_is_found_again_for_the_same_inputs_only(tmp_path):
 def test_disk_errors_become_one_line(tmp_path):
     full = OSError(28, "No space left on device", str(tmp_path / "file"))
     line = r"file': the disk is full, \d+ MiB free; expected .*; make room; then the same"
-    with pytest.raises(RunError, match=line), disk.told_plainly(tmp_path):
+    with pytest.raises(RunError, match=line), disk_errors.told_plainly(tmp_path):
         raise full
-    with pytest.raises(RunError, match="disk is full"), disk.told_plainly(tmp_path):
+    with pytest.raises(RunError, match="disk is full"), disk_errors.told_plainly(tmp_path):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-    with pytest.raises(RuntimeError, match="a bug"), disk.told_plainly(tmp_path):
+    with pytest.raises(RuntimeError, match="a bug"), disk_errors.told_plainly(tmp_path):
         raise RuntimeError("a bug")
-    assert disk.refusal(OSError(13, "Permission denied", "x")) is not None
-    assert disk.refusal(FileNotFoundError(2, "No such file", "x")) is None
+    assert disk_errors.refusal(OSError(13, "Permission denied", "x")) is not None
+    assert disk_errors.refusal(FileNotFoundError(2, "No such file", "x")) is None

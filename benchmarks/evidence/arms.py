@@ -10,18 +10,18 @@ from typing import Any
 
 from worlds import COMPARED, WORLDS, config_of, corpus_of, models_of
 
-from lite_c2f.actors import Judge, answer_base, load_coarse
-from lite_c2f.answers import standard_error, summarize
+from lite_c2f.actors.answers import standard_error, summarize
+from lite_c2f.actors.models import Judge, answer_base, load_coarse
 from lite_c2f.backbone.adapters import load_into
 from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.train import train_coarse
-from lite_c2f.config import Config
-from lite_c2f.inputs import Corpus, ModelPair
+from lite_c2f.config.settings import Config
 from lite_c2f.reward.score import Normalizer
 from lite_c2f.reward.train import train_reward
-from lite_c2f.runs import read_json
+from lite_c2f.runs.inputs import Corpus, ModelPair
 from lite_c2f.sampling import Sampling
+from lite_c2f.storage.files import read_json
 from lite_c2f.toy.world import is_rambling
 
 # Each differs from the first in one thing.

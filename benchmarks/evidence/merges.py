@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from worlds import COMPARED, TRIED, config_of, corpus_of, models_of
 
-from lite_c2f.actors import Instruct, answer_base, load_coarse
-from lite_c2f.answers import standard_error, summarize
-from lite_c2f.config import Config
+from lite_c2f.actors.answers import standard_error, summarize
+from lite_c2f.actors.models import Instruct, answer_base, load_coarse
+from lite_c2f.config.settings import Config
 from lite_c2f.data.records import Prompt
 from lite_c2f.fine.merge import merge
+from lite_c2f.fine.sparsify import Treatment
 from lite_c2f.fine.sweep import Trial, choose
-from lite_c2f.fine.treatment import Treatment
 
 Weights = dict[str, Tensor]
 DENSITY = 0.5

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from lite_c2f.config import Config, load_config
-from lite_c2f.inputs import TOY_PAIRS, TOY_PROMPTS, Corpus, ModelPair
+from lite_c2f.config.settings import Config, load_config
+from lite_c2f.runs.inputs import TOY_PAIRS, TOY_PROMPTS, Corpus, ModelPair
 from lite_c2f.toy import world
 from lite_c2f.toy.build import Recipe, toy_pair
 

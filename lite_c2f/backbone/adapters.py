@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.errors import ModelError
-from lite_c2f.runs import publish_folder, write_text
+from lite_c2f.storage.files import publish_folder, write_text
 
 HEAD_KEY = "base_model.model.score.weight"
 

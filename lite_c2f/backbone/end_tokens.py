@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lite_c2f.config import CHAT
+from lite_c2f.config.settings import CHAT
 from lite_c2f.data.encode import turn_end
 
 

@@ -17,7 +17,7 @@ from lite_c2f.backbone.context import sliding_window
 from lite_c2f.backbone.end_tokens import listed
 from lite_c2f.backbone.model_kind import attention_of
 from lite_c2f.backbone.padding import check_embedded, read_limits, resolve_padding
-from lite_c2f.config import Config
+from lite_c2f.config.settings import Config
 from lite_c2f.errors import C2FError, ConfigError, ModelError
 from lite_c2f.memory import Plan, make_plan
 from lite_c2f.memory.compute import Compute, pick_compute

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lite_c2f.backbone.copies import sampling_copies
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.lm_head import LanguageHead
-from lite_c2f.config import Lora
+from lite_c2f.config.settings import Lora
 
 REFERENCE = "reference"
 

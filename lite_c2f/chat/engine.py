@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from lite_c2f.answers import repeated_ngrams
+from lite_c2f.actors.answers import repeated_ngrams
+from lite_c2f.backbone.multi_model import Together
 from lite_c2f.backbone.padding import padding_id
-from lite_c2f.backbone.together import Together
-from lite_c2f.batches import free, is_out_of_memory
-from lite_c2f.chat.asked import Asked, Question
-from lite_c2f.chat.cast import Cast
-from lite_c2f.chat.line import Line
+from lite_c2f.chat.fair_queue import Line
+from lite_c2f.chat.loaded import Cast
 from lite_c2f.chat.panes import ON_BASE, PANES, ChatSettings, Event, Pane, check_settings, pane_of
 from lite_c2f.chat.prompts import History, history_of, one_line, read_by, shown
 from lite_c2f.chat.rows import Row, Rows
+from lite_c2f.chat.stream import Asked, Question
 from lite_c2f.errors import ConfigError
+from lite_c2f.runtime.batch_size import free, is_out_of_memory
 
 MOST_ROWS = 48  # answers written at once; a step of 48 rows costs a few times that of one
 SMALL = 4_000_000  # weights of a model whose products are too small to share between threads

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lite_c2f.chat.panes import LONGEST_TEXT, ON_BASE, Event
-from lite_c2f.config import Config
+from lite_c2f.config.settings import Config
 from lite_c2f.data.encode import encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lite_c2f.backbone.together import Together
-from lite_c2f.batches import free, groups, is_out_of_memory
+from lite_c2f.backbone.multi_model import Together
 from lite_c2f.chat.prompts import one_line
 from lite_c2f.data.encode import pad_right
 from lite_c2f.errors import ModelError
 from lite_c2f.memory.sizes import PROMPT_TOKENS
+from lite_c2f.runtime.batch_size import free, groups, is_out_of_memory
 from lite_c2f.sampling.cache import SlotCache
 from lite_c2f.sampling.draw import Sampling, draw, penalize, uniforms
 from lite_c2f.sampling.stops import Stops

@@ -2,12 +2,12 @@
 
 import sys
 
-from lite_c2f import exits
+from lite_c2f.cli import exit_codes
 from lite_c2f.cli.root import app
 
 # in the order of --help
 # isort: off
-from lite_c2f.cli import training, merging, evaluating, talking, voting  # noqa: F401  they add their subcommands
+from lite_c2f.cli import train, merge, evaluate, chat, votes  # noqa: F401  they add their subcommands
 # isort: on
 
 __all__ = ["app", "main"]
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: 0 done, 2 the user can fix it, 1 a bug, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     commands = {found.name or str(getattr(found.callback, "__name__", "")) for found in app.registered_commands}
-    with exits.codes(given, commands):
-        code = app(args=exits.debug_first(given), standalone_mode=False)
+    with exit_codes.codes(given, commands):
+        code = app(args=exit_codes.debug_first(given), standalone_mode=False)
     if code:  # typer hands back 130 for Ctrl-C
         sys.exit(code)

@@ -15,7 +15,7 @@ not at all while responses end by themselves. It never shrinks.
 import math
 from typing import NamedTuple
 
-from lite_c2f.config import Length
+from lite_c2f.config.settings import Length
 
 
 class Running(NamedTuple):

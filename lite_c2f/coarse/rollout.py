@@ -6,14 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lite_c2f import ranks
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.batches import BatchSize, fitting, groups
-from lite_c2f.config import Coarse, settled
+from lite_c2f.config.settings import Coarse, settled
 from lite_c2f.data.encode import pad_right
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.ops import token_logprobs
 from lite_c2f.reward.score import Normalizer, score, scored_row
+from lite_c2f.runtime import distributed
+from lite_c2f.runtime.batch_size import BatchSize, fitting, groups
 from lite_c2f.sampling import Responses, Sampling, Stops, sample
 
 
@@ -103,7 +103,7 @@ def collect(
     each does a part of the rows, and all have the whole rollout. Raises NonFiniteError for numbers that are not finite.
     """
     batches = batches or Batches.of(settings)
-    mine = ranks.share(range(len(prompts)), [len(prompt) for prompt in prompts] if expected is None else expected)
+    mine = distributed.share(range(len(prompts)), [len(prompt) for prompt in prompts] if expected is None else expected)
     responses = say(
         roles, prompts, mine, Sampling(limit, settings.temperature, seed=seed), ends, batches, expected, tick
     )
@@ -113,7 +113,7 @@ def collect(
     for row, prompt in enumerate(prompts):
         mask[row, : len(prompt) - 1] = False
     lengths = [len(row) for row in rows]
-    mine = ranks.share(range(len(prompts)), lengths)
+    mine = distributed.share(range(len(prompts)), lengths)
     to_score = [
         scored_row(prompts[row], responses.text_tokens(row), responses.finish[row] != "limit", ends.eos_id)
         for row in mine
@@ -129,7 +129,7 @@ def collect(
 
     logprobs = under("policy") if needs_old_logprobs(settings) else None
     reference, values = under("reference"), under("critic")
-    ranks.add([scores, reference, values, *([] if logprobs is None else [logprobs])])
+    distributed.add([scores, reference, values, *([] if logprobs is None else [logprobs])])
     rollout = Rollout(tokens, mask, lengths, sampled, logprobs, reference, values, scores, responses)
     check_numbers(rollout)
     return rollout
@@ -163,7 +163,7 @@ def say(
             )
     except NonFiniteError as error:
         problem = str(error)
-    gathered = ranks.gather((list(mine), said, problem))
+    gathered = distributed.gather((list(mine), said, problem))
     for _, _, found in gathered:
         if found is not None:
             raise NonFiniteError(found)

@@ -9,32 +9,32 @@ from typing import Any
 
 import torch
 
-from lite_c2f import ranks
-from lite_c2f.answers import repeated_ngrams
+from lite_c2f.actors.answers import repeated_ngrams
 from lite_c2f.backbone.adapters import load_into, save_critic, save_policy
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, pick_device, uses_checkpointing
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.batches import BatchSize
 from lite_c2f.coarse.advantage import Advantages, gae, token_rewards
+from lite_c2f.coarse.checkpoints import Saves
+from lite_c2f.coarse.diagnostics import correlation, share_alike, warnings
 from lite_c2f.coarse.length import advance, start
 from lite_c2f.coarse.loss import adapt_kl
-from lite_c2f.coarse.progress import Prompts, Standing, encode
+from lite_c2f.coarse.loss_scale import LossScale
 from lite_c2f.coarse.rollout import Batches, Ends, Rollout, collect
-from lite_c2f.coarse.saves import Saves
-from lite_c2f.coarse.scale import LossScale
+from lite_c2f.coarse.state import Prompts, Standing, encode
 from lite_c2f.coarse.update import update
-from lite_c2f.coarse.watch import correlation, share_alike, warnings
-from lite_c2f.config import Coarse, Config
+from lite_c2f.config.settings import Coarse, Config
 from lite_c2f.data.encode import answer_end
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
-from lite_c2f.inputs import Corpus, ModelPair, adapter_base, sampled_prompts
-from lite_c2f.interrupts import graceful
 from lite_c2f.ops import explained_variance
 from lite_c2f.reward.score import Normalizer, score, scored_row
-from lite_c2f.runs import Metrics, append_line, read_json, write_json
+from lite_c2f.runs.inputs import Corpus, ModelPair, adapter_base, sampled_prompts
+from lite_c2f.runtime import distributed
+from lite_c2f.runtime.batch_size import BatchSize
+from lite_c2f.runtime.signals import graceful
 from lite_c2f.sampling import Sampling, Stops, sample
+from lite_c2f.storage.files import Metrics, append_line, read_json, write_json
 
 Progress = Callable[[int, int, dict[str, float]], None]
 MEBIBYTE = 2**20
@@ -127,7 +127,7 @@ def train_coarse(
                 standing.length, settings.length, line["reward"], line["value_loss"], line["hit_limit"]
             )
             standing.step = step
-            if ranks.is_first():
+            if distributed.is_first():
                 log.write("coarse", step, line)
                 if step == 1 or step % settings.sample_every == 0 or standing.finished(settings):
                     try:
@@ -143,7 +143,7 @@ def train_coarse(
             saved.after_update(agree(standing, interruption.asked))
 
         check_learned(standing, settings)
-        metrics = publish(roles, config, models, run, standing, saved) if ranks.is_first() else {}
+        metrics = publish(roles, config, models, run, standing, saved) if distributed.is_first() else {}
         saved.clear()
         interruption.asked = agree(standing, interruption.asked)  # by now published: ends after this block
     return metrics
@@ -185,9 +185,9 @@ def check_models(roles: Roles, rollout: Rollout) -> None:
 
 def agree(standing: Standing, asked: bool) -> bool:
     """Was any process asked to end? Raises ModelError when their weights have drifted apart."""
-    if ranks.world() == 1:
+    if distributed.world() == 1:
         return asked
-    found = ranks.gather((asked, standing.checksum()))
+    found = distributed.gather((asked, standing.checksum()))
     if len({checksum for _, checksum in found}) > 1:
         raise ModelError.because(
             f"update {standing.step}: the processes' adapters differ ({[checksum for _, checksum in found]})",

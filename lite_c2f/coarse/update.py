@@ -6,16 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lite_c2f import ranks
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.batches import fitting
 from lite_c2f.coarse.advantage import Advantages
 from lite_c2f.coarse.loss import policy_loss, value_loss
+from lite_c2f.coarse.loss_scale import LossScale
 from lite_c2f.coarse.rollout import Batches, Rollout, micro_batches
-from lite_c2f.coarse.scale import LossScale
-from lite_c2f.config import Coarse
+from lite_c2f.config.settings import Coarse
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.ops import token_logprobs
+from lite_c2f.runtime import distributed
+from lite_c2f.runtime.batch_size import fitting
 
 Sums = dict[str, Tensor]  # over response tokens, on the device: reading them waits for it, so they are read once
 
@@ -57,7 +57,7 @@ def update(
             tokens = int(rollout.mask[rows].sum())
             counted += tokens
             for name in passes:
-                mine = ranks.share(rows, rollout.lengths)
+                mine = distributed.share(rows, rollout.lengths)
                 work = Minibatch(rollout, advantages, old, learns_old, mine, tokens)
                 sums = gradients(roles, name, work, settings, batches, scales[name] if scales else None)
                 learners = {learner: roles.trainable(learner) for learner in roles.learners(name)}
@@ -65,7 +65,7 @@ def update(
                 for learner, parameters in learners.items():
                     norms[learner].append(_step(learner, optimizers[learner], parameters, sums, settings.max_grad_norm))
         if learns_old:
-            ranks.add([old])  # every process wrote down its own rows
+            distributed.add([old])  # every process wrote down its own rows
     figures = {name: float(total) / counted for name, total in totals.items()}
     if warm and not computed:
         figures["sampling_gap"] = float((old - rollout.sampled)[rollout.mask].abs().mean())
@@ -112,7 +112,7 @@ def gradients(
     while True:
         sums = fitting(batches.update, work)
         grads = [weight.grad for weight in weights if weight.grad is not None]
-        ranks.add([*grads, *sums.values()])
+        distributed.add([*grads, *sums.values()])
         if scale is None or scale.accept(grads, sums):
             return sums
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lite_c2f.config import CHAT
+from lite_c2f.config.settings import CHAT
 from lite_c2f.data.chat_template import behind, chat_template
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError, DataError, ModelError

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 import xxhash
 
-from lite_c2f.actors import Instruct, Judge, Turns, answer_base, kl_of_coarse, load_coarse
-from lite_c2f.answers import Answer, repeated_ngrams, standard_error, summarize
+from lite_c2f.actors.answers import Answer, repeated_ngrams, standard_error, summarize
+from lite_c2f.actors.models import Instruct, Judge, Turns, answer_base, kl_of_coarse, load_coarse
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.batches import BatchSize
-from lite_c2f.config import Config, settled
+from lite_c2f.config.settings import Config, settled
 from lite_c2f.data.order import count_by_source
 from lite_c2f.data.records import Prompt
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation.metrics import compression_ratio, distinct, verbosity
 from lite_c2f.evaluation.wins import compare
-from lite_c2f.fingerprints import fingerprints
-from lite_c2f.inputs import Corpus, ModelPair, compared_prompts
-from lite_c2f.kept import Kept
-from lite_c2f.runs import hash_of, read_json, write_json, write_jsonl
+from lite_c2f.runs.fingerprints import fingerprints
+from lite_c2f.runs.inputs import Corpus, ModelPair, compared_prompts
+from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling
+from lite_c2f.storage.files import hash_of, read_json, write_json, write_jsonl
+from lite_c2f.storage.results import Kept
 
 PAIRS = (("fine", "instruct"), ("coarse", "base"), ("fine", "coarse"))
 CIRCULAR = (

@@ -8,7 +8,7 @@ import yaml
 
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation.page import Block, Heading, Table, Text
-from lite_c2f.runs import read_json
+from lite_c2f.storage.files import read_json
 
 
 def general(run: Path) -> list[Block]:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lite_c2f.actors import Instruct, Ratio
-from lite_c2f.answers import Answer
+from lite_c2f.actors.answers import Answer
+from lite_c2f.actors.models import Instruct, Ratio
 from lite_c2f.backbone.lm_head import LanguageHead
 from lite_c2f.backbone.padding import padding_id
-from lite_c2f.batches import BatchSize, fitting, groups
 from lite_c2f.data.encode import encode_chat, pad_right
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError
+from lite_c2f.runtime.batch_size import BatchSize, fitting, groups
 
 REFUSALS = (
     r"\bI(?: a|')m sorry\b",

@@ -6,13 +6,13 @@ from typing import Any
 
 import yaml
 
-from lite_c2f.answers import unreached
+from lite_c2f.actors.answers import unreached
 from lite_c2f.data.order import short_names
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation import charts
 from lite_c2f.evaluation.extras import general, judged, part, probed
 from lite_c2f.evaluation.page import Answers, Block, Chart, Code, Heading, Table, Text, as_html, as_markdown, cells
-from lite_c2f.runs import read_json, read_lines, write_text
+from lite_c2f.storage.files import read_json, read_lines, write_text
 
 PROMPTS, MOMENTS = 6, 6  # answered by all actors; of the samples over time
 COLUMNS = (

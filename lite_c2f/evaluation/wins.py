@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lite_c2f.answers import standard_error
+from lite_c2f.actors.answers import standard_error
 
 RIDGE = 1e-3  # keeps the fit finite where one side always wins
 STEPS = 50

@@ -9,8 +9,8 @@ from typing import Any
 
 from lite_c2f.errors import C2FError, ModelError
 from lite_c2f.fine.adapter_files import CONFIG, no_adapter
+from lite_c2f.fine.sparsify import is_number
 from lite_c2f.fine.tensor_names import PREFIX, plain_pattern
-from lite_c2f.fine.treatment import is_number
 
 # Keys that are read below, and keys that say how the adapter was trained or runs but not what it holds. Every other
 # key has to be null, false or empty: a key we do not know may change what the tensors mean.

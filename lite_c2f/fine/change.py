@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from lite_c2f.errors import ModelError
-from lite_c2f.fine import treatment as treat
+from lite_c2f.fine import sparsify as treat
 from lite_c2f.fine.delta import DTYPES, Delta, LowRank, read_tensor
 from lite_c2f.fine.ratios import layer_of
 from lite_c2f.fine.report import Change
 from lite_c2f.fine.shards import Buffer, TensorEntry, part_of
-from lite_c2f.fine.treatment import Parts, Treatment
+from lite_c2f.fine.sparsify import Parts, Treatment
 
 
 class WeightChange:

@@ -20,8 +20,8 @@ from lite_c2f.fine.delta import DTYPES, Absolute, Delta, LowRank, TokenRows, rea
 from lite_c2f.fine.ratios import layer_of
 from lite_c2f.fine.report import hub_name
 from lite_c2f.fine.shards import TensorEntry, part_of
+from lite_c2f.fine.sparsify import Treatment
 from lite_c2f.fine.tensor_names import EMBEDDINGS, HEADS, is_embedding, is_expert, is_named, is_reward_head
-from lite_c2f.fine.treatment import Treatment
 
 SAME_BASE = "take the instruct model of the same base"
 RESIZED = (

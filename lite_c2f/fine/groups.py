@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lite_c2f.answers import paired_difference
+from lite_c2f.actors.answers import paired_difference
 from lite_c2f.errors import ConfigError
 from lite_c2f.fine.ratios import layer_of
 from lite_c2f.fine.sweep import Bench, Trial

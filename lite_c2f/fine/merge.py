@@ -20,12 +20,12 @@ from lite_c2f.fine.adapter_files import CONFIG
 from lite_c2f.fine.ratios import LayerRatios, check_ratio, choose_ratios, read_layer_ratios
 from lite_c2f.fine.report import CARD, REPORT, Change, MergeReport, model_card, warnings_of
 from lite_c2f.fine.shards import hash_of, sha256_of
+from lite_c2f.fine.sparsify import Treatment, is_number
+from lite_c2f.fine.staging import size_of, unfinished, unfinished_folder
 from lite_c2f.fine.stream import CODES, Job, Progress, stored_as, stored_size, write_shards
 from lite_c2f.fine.tokenizer import check_tokenizer, load_own_tokenizer, turn_end_to_add
-from lite_c2f.fine.treatment import Treatment, is_number
-from lite_c2f.fine.unfinished import size_of, unfinished, unfinished_folder
 from lite_c2f.fine.vocabulary import check_copies, check_rows, check_tokens
-from lite_c2f.runs import read_json, write_json, write_text
+from lite_c2f.storage.files import read_json, write_json, write_text
 
 AUTO = "auto"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
+from lite_c2f.config.yaml_files import YAML_ERRORS, KeyTwiceError, NoKeyTwice
 from lite_c2f.errors import ConfigError
-from lite_c2f.fine.treatment import is_number
-from lite_c2f.yaml_files import YAML_ERRORS, KeyTwiceError, NoKeyTwice
+from lite_c2f.fine.sparsify import is_number
 
 Gradient = list[float]  # ratios spread evenly over the layers, the first at the first layer, straight lines between
 LayerRatios = str | Path | Sequence[tuple[str, float | Gradient]]

@@ -19,7 +19,7 @@ import xxhash
 
 from lite_c2f.backbone.weights import INDEX, SINGLE, read_index, weight_files
 from lite_c2f.errors import C2FError, ModelError
-from lite_c2f.runs import hash_of
+from lite_c2f.storage.files import hash_of
 
 Buffer = npt.NDArray[np.uint8]  # not zeroed before it is filled, as a bytearray is
 Chunk = Any  # anything with a buffer: bytes, a memoryview, a NumPy array

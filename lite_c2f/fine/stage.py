@@ -6,15 +6,15 @@ from typing import Any
 
 import yaml
 
-from lite_c2f.answers import unreached
-from lite_c2f.batches import free
-from lite_c2f.config import Config
+from lite_c2f.actors.answers import unreached
+from lite_c2f.config.settings import Config
 from lite_c2f.fine import groups
 from lite_c2f.fine.merge import merge, on_view
 from lite_c2f.fine.sweep import Bench, plot, sweep
-from lite_c2f.inputs import Corpus, ModelPair, unlisted_end
-from lite_c2f.runs import write_json, write_text
-from lite_c2f.views import View
+from lite_c2f.runs.inputs import Corpus, ModelPair, unlisted_end
+from lite_c2f.runtime.batch_size import free
+from lite_c2f.runtime.progress import View
+from lite_c2f.storage.files import write_json, write_text
 
 
 def make_fine(

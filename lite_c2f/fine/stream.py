@@ -17,8 +17,8 @@ from lite_c2f.fine.change import WeightChange, apply, bytes_of, check_finite, te
 from lite_c2f.fine.delta import DTYPES, Delta
 from lite_c2f.fine.report import Change
 from lite_c2f.fine.shards import TensorEntry, part_of
-from lite_c2f.fine.treatment import Treatment
-from lite_c2f.fine.unfinished import Unfinished
+from lite_c2f.fine.sparsify import Treatment
+from lite_c2f.fine.staging import Unfinished
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all), weights only
 T = TypeVar("T")

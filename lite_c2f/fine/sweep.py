@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from lite_c2f.actors import Instruct, Judge, Ratio, load_coarse
-from lite_c2f.answers import paired_difference, standard_error, summarize
-from lite_c2f.batches import BatchSize
-from lite_c2f.config import Config, settled
+from lite_c2f.actors.answers import paired_difference, standard_error, summarize
+from lite_c2f.actors.models import Instruct, Judge, Ratio, load_coarse
+from lite_c2f.config.settings import Config, settled
 from lite_c2f.data.records import Prompt
 from lite_c2f.errors import ConfigError
-from lite_c2f.fingerprints import fingerprints
-from lite_c2f.inputs import Corpus, ModelPair, ratio_prompts
-from lite_c2f.kept import Kept
-from lite_c2f.runs import hash_of
+from lite_c2f.runs.fingerprints import fingerprints
+from lite_c2f.runs.inputs import Corpus, ModelPair, ratio_prompts
+from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling
+from lite_c2f.storage.files import hash_of
+from lite_c2f.storage.results import Kept
 
 RULE = (
     "of the ratios whose share of ended responses is at least min_eos, the smallest whose mean reward is behind the "

@@ -17,7 +17,7 @@ from lite_c2f.fine.adapter_config import INERT_KEYS, READ_KEYS, read_adapter_con
 from lite_c2f.fine.adapter_files import CONFIG, WEIGHTS
 from lite_c2f.fine.delta import Delta, LowRank, read_tensor
 from lite_c2f.fine.shards import TensorEntry
-from lite_c2f.fine.treatment import Treatment
+from lite_c2f.fine.sparsify import Treatment
 
 MAX_TOKENS = 256
 

@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from lite_c2f.config import Config
+from lite_c2f.config.settings import Config
 from lite_c2f.errors import ConfigError
 
 Arithmetic = Literal["bfloat16", "float16", "float32"]

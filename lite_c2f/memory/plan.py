@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lite_c2f.config import Config
+from lite_c2f.config.settings import Config
 from lite_c2f.errors import ConfigError
 from lite_c2f.memory.compute import Compute, pick_compute
 from lite_c2f.memory.remedies import Refusal, largest, refuse, refuse_context

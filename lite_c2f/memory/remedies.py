@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lite_c2f.config import Config
+from lite_c2f.config.settings import Config
 from lite_c2f.memory.sizes import GIBIBYTE, Bytes
 from lite_c2f.memory.stages import Need, comparison, last_limit, reward, sampling, scoring, update
 

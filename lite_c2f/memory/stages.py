@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from lite_c2f.config import Config
+from lite_c2f.config.settings import Config
 from lite_c2f.memory.sizes import PROMPT_TOKENS, WORKSPACE, Bytes
 
 JUDGED_ROWS = 8  # answers of the comparison that the reward model reads at once, no more than are sampled at once

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.batches import BatchSize, fitting, groups
 from lite_c2f.data.encode import pad_right
+from lite_c2f.runtime.batch_size import BatchSize, fitting, groups
 
 
 class Normalizer(NamedTuple):

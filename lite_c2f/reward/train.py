@@ -14,22 +14,22 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from lite_c2f import ranks
 from lite_c2f.backbone.adapters import write_adapter
 from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, pick_dtype, uses_checkpointing
 from lite_c2f.backbone.padding import padding_id, padding_note, with_padding_token
 from lite_c2f.backbone.roles import lora_config
-from lite_c2f.batches import BatchSize, fitting, groups
-from lite_c2f.checkpoints import ROLLBACKS, SLOWER, Checkpoints, Rhythm
-from lite_c2f.config import Config, settled
+from lite_c2f.config.settings import Config, settled
 from lite_c2f.data.encode import answer_end, encode_answer, encode_prompt, pad_right
 from lite_c2f.data.records import Pair
 from lite_c2f.errors import DataError, NonFiniteError
-from lite_c2f.inputs import Corpus, ModelPair, adapter_base, training_pairs
-from lite_c2f.interrupts import Interruption, graceful
-from lite_c2f.reward.saves import Saves, Standing
+from lite_c2f.reward.checkpoints import Saves, Standing
 from lite_c2f.reward.score import read_at_last_token
-from lite_c2f.runs import Metrics, publish_folder, read_json, write_json
+from lite_c2f.runs.inputs import Corpus, ModelPair, adapter_base, training_pairs
+from lite_c2f.runtime import distributed
+from lite_c2f.runtime.batch_size import BatchSize, fitting, groups
+from lite_c2f.runtime.signals import Interruption, graceful
+from lite_c2f.storage.checkpoints import ROLLBACKS, SLOWER, Checkpoints, Rhythm
+from lite_c2f.storage.files import Metrics, publish_folder, read_json, write_json
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -81,8 +81,8 @@ def train_reward(
     standing = Standing(config, run, force=force)
     for sentence in standing.damaged:
         say(sentence)
-    ranks.wait()  # until everybody has read
-    if standing.damaged and ranks.is_first():
+    distributed.wait()  # until everybody has read
+    if standing.damaged and distributed.is_first():
         standing.store.set_aside()
     if standing.folder is not None:
         say(f"reward model: going on after step {standing.step}, from {standing.folder}")
@@ -105,7 +105,7 @@ def train_reward(
                     raise
                 rate = config.reward.lr * SLOWER**standing.rollbacks
                 say(f"{error}: going back to step {standing.step} with a learning rate of {rate:.2g}")
-        if ranks.is_first():
+        if distributed.is_first():
             rows_at_once = BatchSize("reward.micro_batch (held-out pairs)", 4 * pairs_at_once.size, tell)
             metrics = measure(
                 model, held_out.rows, padding_id(tokenizer), config, device, rows_at_once, held_out.sources
@@ -115,7 +115,7 @@ def train_reward(
             metrics |= {"skipped_first": dict(corpus.first), "not_read": list(corpus.notes)}
             metrics |= {"skipped_steps": standing.skipped, "rollbacks": standing.rollbacks}
             publish(model, tokenizer, config, models, run, metrics)
-        interruption.asked = any(ranks.gather(interruption.asked))  # by now published: ends after this block
+        interruption.asked = any(distributed.gather(interruption.asked))  # by now published: ends after this block
     return read_json(run / "reward" / "metrics.json")
 
 
@@ -143,7 +143,7 @@ def fit(
     model = get_peft_model(base, lora_config(config.lora, "SEQ_CLS"))
     scratch = run / ".trainer"  # where RUN/reward does not exist yet
     rhythm = Rhythm(config.run.checkpoint_every, config.run.checkpoint_minutes)
-    if ranks.is_first():
+    if distributed.is_first():
         log.metrics.put_back("reward", standing.lines)
     try:
         trainer = RewardTrainer(
@@ -159,7 +159,7 @@ def fit(
         trainer.train(resume_from_checkpoint=None if standing.folder is None else str(standing.folder))
         steps = trainer.state.global_step
     finally:
-        if ranks.is_first():
+        if distributed.is_first():
             shutil.rmtree(scratch, ignore_errors=True)
     if standing.failures or 2 * standing.left_out > steps - standing.step:
         raise NonFiniteError.because(
@@ -225,16 +225,16 @@ def encode_pairs(
 
 def trainer_arguments(config: Config, device: torch.device, scratch: str, pairs: int, micro_batch: int) -> RewardConfig:
     """TRL's settings from ours. Raises DataError where there are fewer pairs than processes."""
-    if pairs < ranks.world():
+    if pairs < distributed.world():
         raise DataError.because(
-            f"{pairs} training pairs for {ranks.world()} processes",
+            f"{pairs} training pairs for {distributed.world()} processes",
             "at least one pair for each process",
             "add data, or start fewer processes",
         )
-    batch = min(config.reward.batch, pairs) // ranks.world()  # of one process
+    batch = min(config.reward.batch, pairs) // distributed.world()  # of one process
     micro_batch = next(size for size in range(min(micro_batch, batch), 0, -1) if batch % size == 0)
     accumulation = batch // micro_batch
-    steps = max(1, round(config.reward.epochs * pairs / (batch * ranks.world())))
+    steps = max(1, round(config.reward.epochs * pairs / (batch * distributed.world())))
     return RewardConfig(
         output_dir=scratch,
         max_steps=steps,
@@ -329,7 +329,7 @@ class _Report(TrainerCallback):
             line = {name: logs[name] for name in ("loss", "accuracy", "margin", "learning_rate") if name in logs}
             line = {name: float(value) for name, value in line.items() if math.isfinite(value)}
             self.standing.lines.append({"step": state.global_step, **line})
-            if ranks.is_first():
+            if distributed.is_first():
                 self.metrics.write("reward", state.global_step, line)
             if self.progress:
                 self.progress(state.global_step, state.max_steps, line)

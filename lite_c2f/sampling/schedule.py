@@ -9,8 +9,8 @@ import torch
 
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.lm_head import LanguageHead
-from lite_c2f.batches import BatchSize, fitting
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError
+from lite_c2f.runtime.batch_size import BatchSize, fitting
 from lite_c2f.sampling.cache import FULL, SLIDING
 from lite_c2f.sampling.draw import Sampling
 from lite_c2f.sampling.slots import Job, Ledger, Row, Slots, Snapshot

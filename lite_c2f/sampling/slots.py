@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lite_c2f.backbone.forward import hidden_states
-from lite_c2f.batches import groups, is_out_of_memory
 from lite_c2f.data.encode import pad_right
 from lite_c2f.memory.sizes import PROMPT_TOKENS
+from lite_c2f.runtime.batch_size import groups, is_out_of_memory
 from lite_c2f.sampling.cache import SlotCache
 from lite_c2f.sampling.draw import Sampling, draw, uniforms
 from lite_c2f.sampling.stops import Stops

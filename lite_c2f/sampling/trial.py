@@ -16,7 +16,7 @@ from torch import nn
 
 from lite_c2f.backbone.lm_head import LanguageHead
 from lite_c2f.backbone.model_kind import OTHER_MODEL, refused, small_copy
-from lite_c2f.backbone.together import Together
+from lite_c2f.backbone.multi_model import Together
 from lite_c2f.errors import ModelError
 from lite_c2f.sampling.draw import Sampling
 from lite_c2f.sampling.schedule import sample

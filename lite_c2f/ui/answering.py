@@ -12,11 +12,11 @@ import gradio as gr
 from lite_c2f.chat import Chat, ChatSettings, Event, Pane
 from lite_c2f.chat.prompts import History, clean
 from lite_c2f.errors import C2FError, ConfigError
-from lite_c2f.inputs import uses_toy_data
-from lite_c2f.transcripts import Reply
+from lite_c2f.runs.inputs import uses_toy_data
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.visits import Visit, Visits
-from lite_c2f.votes import votes_of
+from lite_c2f.ui.page_session import Visit, Visits
+from lite_c2f.ui.store.conversations import Reply
+from lite_c2f.ui.store.votes import votes_of
 
 PAUSE = 0.08  # seconds between two looks at the answers
 PATIENCE = 1.0  # seconds after which a page that waits is told how many are before it

@@ -6,18 +6,18 @@ import gradio as gr
 
 from lite_c2f.chat import Chat
 from lite_c2f.evaluation.compare import made_of
-from lite_c2f.inputs import TOY
-from lite_c2f.manifest import inputs_of
+from lite_c2f.runs.inputs import TOY
+from lite_c2f.runs.manifest import inputs_of
 from lite_c2f.toy import CONFIG as TOY_CONFIG
 from lite_c2f.ui.answering import Served
 from lite_c2f.ui.api import add_api
 from lite_c2f.ui.blind import blind_view
 from lite_c2f.ui.compare import compare_view
 from lite_c2f.ui.escaping import escape
+from lite_c2f.ui.page_session import Visits
+from lite_c2f.ui.ratio_grid import strip_view
 from lite_c2f.ui.run_view import RUN_CSS, run_view
 from lite_c2f.ui.serve import check_address, find_run, is_loopback, launch, parse_auth
-from lite_c2f.ui.strip import strip_view
-from lite_c2f.ui.visits import Visits
 
 HERE = Path(__file__).parent
 CONFIGS = Path("configs")  # of the folder the app is started in

@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import gradio as gr
 from gradio.context import Context
 
-from lite_c2f import votes
 from lite_c2f.chat import ALL_PANES, TITLES, ChatSettings, Pane
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
-from lite_c2f.transcripts import Reply
 from lite_c2f.ui.answering import (
     QUICK,
     SPEAKING,
@@ -31,9 +29,11 @@ from lite_c2f.ui.answering import (
     settings_fold,
 )
 from lite_c2f.ui.escaping import escape
+from lite_c2f.ui.page_session import Visit
 from lite_c2f.ui.render import chips, said, title
 from lite_c2f.ui.saving import visit_of
-from lite_c2f.ui.visits import Visit
+from lite_c2f.ui.store import votes
+from lite_c2f.ui.store.conversations import Reply
 
 VIEW = "vote"
 FOCUS = "() => document.querySelector('#vote-prompt textarea')?.focus()"  # the button that was pressed is gone

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lite_c2f.chat import ALL_PANES, PANES, TITLES
-from lite_c2f.ui.acts import Acts
 from lite_c2f.ui.answering import QUICK, SPEAKING, Served, ask_row, examples, ratio_slider, settings_fold
+from lite_c2f.ui.handlers import Acts
 from lite_c2f.ui.render import insight, talk, title
 from lite_c2f.ui.sessions import sessions_fold
 

@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-from lite_c2f.following import Point
+from lite_c2f.ui.runs import Point
 
 WIDTH, HEIGHT = 320, 150
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 22  # room around the plot, in the same units

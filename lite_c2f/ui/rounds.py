@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from lite_c2f.chat import ChatSettings
 from lite_c2f.data.records import Turn
-from lite_c2f.transcripts import Reply, Round, Transcript
 from lite_c2f.ui.answering import Served, Told, answers, question_of
+from lite_c2f.ui.page_session import Visit, history
 from lite_c2f.ui.render import BEFORE
 from lite_c2f.ui.saving import keep, new_transcript
-from lite_c2f.ui.visits import Visit, history
+from lite_c2f.ui.store.conversations import Reply, Round, Transcript
 
 VIEW = "compare"
 SAVE_EVERY = 0.5  # seconds, while answers are written

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from lite_c2f.following import RunState, Sample, StageState
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.plots import chart, number
+from lite_c2f.ui.runs import RunState, Sample, StageState
 
 TITLES = {"reward": "Reward model", "coarse": "Coarse Actor", "fine": "Fine Actor", "comparison": "Comparison"}
 STATES = {

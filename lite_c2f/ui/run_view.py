@@ -13,11 +13,10 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from lite_c2f import launching
 from lite_c2f.errors import C2FError, RunError
-from lite_c2f.following import follow, names
 from lite_c2f.ui import run_html
 from lite_c2f.ui.answering import QUICK
+from lite_c2f.ui.runs import follow, launch, names
 
 EVERY = 2.0  # seconds between two looks
 AT_WORK, TO_RESUME = ("starting", "running", "stopping"), ("interrupted", "unfinished", "failed", "killed")
@@ -151,7 +150,7 @@ def _now(runs: Path, name: str | None, sent: Mapping[str, Any]) -> dict[str, Any
         now |= {"compared": run_html.comparison(state)}
     resumable = state.state in TO_RESUME and (runs / name / "config.yaml").is_file()
     if resumable:
-        told = shlex.join(launching.resume_command(runs / name))
+        told = shlex.join(launch.resume_command(runs / name))
         now["header"] += f'<p class="run-state"><span>Go on with</span> <code>{html.escape(told)}</code></p>'
     return now | {"able": (state.state in ("starting", "running"), resumable)}
 
@@ -182,7 +181,7 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
 
     def begin(config: str, name: str, seed: int | None, updates: int | None, request: gr.Request) -> list[Any]:
         def act() -> str:
-            number = launching.start(runs, name, configs, config, seed, updates or None)
+            number = launch.start(runs, name, configs, config, seed, updates or None)
             return f"Started {name} as process {number}; it goes on when this page is closed."
 
         said, done = _told(act, request)
@@ -192,13 +191,13 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
 
     def end(name: str, request: gr.Request) -> str:
         def act() -> str:
-            number = launching.stop(launching.known_run(runs, name))
+            number = launch.stop(launch.known_run(runs, name))
             return f"Asked process {number} to stop: it finishes its step, saves and ends."
 
         return _told(act, request)[0]
 
     def go_on(name: str, request: gr.Request) -> str:
-        return _told(lambda: f"Process {launching.resume(runs, name)} goes on with {name}.", request)[0]
+        return _told(lambda: f"Process {launch.resume(runs, name)} goes on with {name}.", request)[0]
 
     config.change(lambda config: free_name(runs, config), config, name, **QUICK)
     if Context.root_block is not None:
@@ -231,7 +230,7 @@ def free_name(runs: Path, config: str | None) -> str:
 def _command(runs: Path, configs: Mapping[str, Path], config: Any, name: Any, seed: Any, updates: Any) -> str:
     """The command that Start runs, or what is wrong with the form."""
     try:
-        return shlex.join(launching.new_command(runs, name, configs, config, seed, updates or None))
+        return shlex.join(launch.new_command(runs, name, configs, config, seed, updates or None))
     except C2FError as error:
         return str(error)
 

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 import gradio as gr
 
-from lite_c2f import transcripts
 from lite_c2f.chat.prompts import clean
 from lite_c2f.errors import C2FError, RunError
-from lite_c2f.transcripts import Round, Transcript
 from lite_c2f.ui.answering import Served
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.visits import Visit
+from lite_c2f.ui.page_session import Visit
+from lite_c2f.ui.store import conversations
+from lite_c2f.ui.store.conversations import Round, Transcript
 
 
 def new_transcript(served: Served, visit: Visit) -> Transcript:
     """An empty session of this visitor."""
-    return transcripts.new(visit.owner, served.facts)
+    return conversations.new(visit.owner, served.facts)
 
 
 def keep(served: Served, visit: Visit, transcript: Transcript, *, quiet: bool = False) -> None:
@@ -28,15 +28,15 @@ def keep(served: Served, visit: Visit, transcript: Transcript, *, quiet: bool = 
     system = str(transcript.rounds[-1].settings.get("system", "")) if transcript.rounds else ""
     transcript = transcript._replace(system=system)
     with contextlib.suppress(C2FError, OSError):
-        if not is_same(visit.saved, transcripts.load(served.sessions, visit.owner, transcript.id).rounds):
+        if not is_same(visit.saved, conversations.load(served.sessions, visit.owner, transcript.id).rounds):
             transcript = transcript._replace(id=secrets.token_hex(16))
     visit.transcript = transcript
     try:
         if transcript.rounds:
-            transcripts.save(served.sessions, transcript)
+            conversations.save(served.sessions, transcript)
         else:
             with contextlib.suppress(RunError):
-                transcripts.delete(served.sessions, visit.owner, transcript.id)
+                conversations.delete(served.sessions, visit.owner, transcript.id)
         visit.saved = transcript.rounds
     except (C2FError, OSError, ValueError) as error:  # a full disk, a folder that is gone: the answers are there
         if not quiet:
@@ -65,7 +65,7 @@ def is_same(saved: Sequence[Round], found: Sequence[Round]) -> bool:
 
 def reopen(served: Served, visit: Visit, id: str) -> None:
     """Make a saved session the visitor's conversation. Raises RunError where there is no such session."""
-    found = transcripts.load(served.sessions, visit.owner, id)
+    found = conversations.load(served.sessions, visit.owner, id)
     with visit.changing:
         visit.forget("compare")
         visit.transcript, visit.saved = found, found.rounds
@@ -75,7 +75,7 @@ def arrive(served: Served, visit: Visit, owner: str, id: str) -> None:
     """A page was loaded in a browser that knows its owner, and in a tab that may know its session."""
     visit.arrived = True
     with contextlib.suppress(C2FError, OSError):
-        transcripts.check_ids(owner)
+        conversations.check_ids(owner)
         visit.owner = owner
         reopen(served, visit, id)
 
@@ -88,7 +88,7 @@ def choices(served: Served, visit: Visit) -> Sequence[tuple[str, str]]:
             f"{entry.rounds} round{'s'[: entry.rounds != 1]})",
             entry.id,
         )
-        for entry in transcripts.listing(served.sessions, visit.owner)
+        for entry in conversations.listing(served.sessions, visit.owner)
     ]
 
 

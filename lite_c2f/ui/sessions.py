@@ -9,13 +9,13 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from lite_c2f import transcripts
 from lite_c2f.chat import TITLES, ChatSettings
 from lite_c2f.errors import C2FError
-from lite_c2f.transcripts import Round, Transcript
 from lite_c2f.ui import saving
 from lite_c2f.ui.answering import QUICK, SPEAKING, Served, failure
-from lite_c2f.ui.visits import Visit
+from lite_c2f.ui.page_session import Visit
+from lite_c2f.ui.store import conversations
+from lite_c2f.ui.store.conversations import Round, Transcript
 
 IDENTITY = """(_, __, marks, ratio) => {
   const read = (store, key) => { try { return window[store].getItem(key) || "" } catch { return "" } };
@@ -96,7 +96,7 @@ def sessions_fold(
     def drop(id: str | None, marks: bool, ratio: float, who: str, now: str, request: gr.Request) -> list[Any]:
         visit = saving.visit_of(served, request.session_hash, who, now)
         try:
-            transcripts.delete(served.sessions, visit.owner, id or "")
+            conversations.delete(served.sessions, visit.owner, id or "")
         except (C2FError, OSError) as error:
             raise failure(error) from None
         with visit.changing:
@@ -125,8 +125,8 @@ def sessions_fold(
     chosen.input(switch, [chosen, *knob, *identity], [*drawn, *settings, *both], **SPEAKING)
     remove.click(drop, [chosen, *knob, *identity], [*drawn, *both], **SPEAKING)
     for button, write, ending in (
-        (as_json, transcripts.as_json, "json"),
-        (as_markdown, lambda transcript: transcripts.as_markdown(transcript, TITLES), "md"),
+        (as_json, conversations.as_json, "json"),
+        (as_markdown, lambda transcript: conversations.as_markdown(transcript, TITLES), "md"),
     ):
         button.click(export(write, ending), identity, [text, name], **SPEAKING).then(
             None, [text, name], None, js=DOWNLOAD

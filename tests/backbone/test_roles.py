@@ -9,7 +9,7 @@ import torch
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.load import keep_weights_trainable
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.config import Lora
+from lite_c2f.config.settings import Lora
 
 TOKENS = torch.tensor([[1, 5, 9, 12, 33], [1, 7, 20, 41, 8]])
 
@@ -122,7 +122,7 @@ def test_trap_3_the_guard_switches_the_repacking_off():
 
 def test_trap_4_embeddings_norms_and_head_keep_their_type(pico):
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.config import load_config
+    from lite_c2f.config.settings import load_config
 
     base = load_model(str(pico["base"]), load_config({}, ["model.compute_dtype=bfloat16", "evaluation.max_tokens=32"]))
     roles = Roles(base, Lora(r=4), ("policy",))
@@ -133,7 +133,7 @@ def test_trap_4_embeddings_norms_and_head_keep_their_type(pico):
 
 def test_trap_5_adapters_and_heads_are_float32(pico):
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.config import load_config
+    from lite_c2f.config.settings import load_config
 
     base = load_model(str(pico["base"]), load_config({}, ["model.compute_dtype=bfloat16", "evaluation.max_tokens=32"]))
     roles = Roles(base, Lora(r=4), ("policy", "critic"))

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from lite_c2f.backbone.load import load_tokenizer
 from lite_c2f.backbone.round_trip import Change, changed, check_round_trip
-from lite_c2f.doctor import tokenizer_problem
+from lite_c2f.cli.doctor import tokenizer_problem
 from lite_c2f.errors import ModelError
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyzHWAI", *"0123456789.:,?", "▁"]

@@ -10,14 +10,14 @@ import time
 import pytest
 from likeness import alike
 
-from lite_c2f import chat_terminal
-from lite_c2f.actors import Instruct, answer_base
-from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Event, Pane, cast, engine, line, with_answers
+from lite_c2f.actors.models import Instruct, answer_base
+from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Event, Pane, engine, fair_queue, loaded, with_answers
 from lite_c2f.chat.prompts import shown
-from lite_c2f.chat_terminal import printable, run_terminal
+from lite_c2f.cli import chat_terminal
+from lite_c2f.cli.chat_terminal import printable, run_terminal
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError, RunError
-from lite_c2f.manifest import open_run
+from lite_c2f.runs.manifest import open_run
 from lite_c2f.sampling import Sampling
 
 STOP = "\n\nHuman:"
@@ -237,14 +237,14 @@ def test_aborted_questions_leave_nothing(chat):
 @pytest.mark.slow
 def test_a_failing_pane_leaves_the_others_alone(chat, monkeypatch):
     expected = chat.answer(QUESTION, max_tokens=40, temperature=0.0)
-    read_by = cast.read_by
+    read_by = loaded.read_by
 
     def broken(actor, *given):
         if actor == "coarse":
             raise RuntimeError("no\ntemplate")
         return read_by(actor, *given)
 
-    monkeypatch.setattr(cast, "read_by", broken)
+    monkeypatch.setattr(loaded, "read_by", broken)
     got = chat.answer(QUESTION, max_tokens=40, temperature=0.0, score=True)
     assert (got["coarse"].finish, got["coarse"].message) == ("error", "RuntimeError: no template")
     assert got["fine"].text == expected["fine"].text and got["fine"].reward is not None
@@ -285,7 +285,7 @@ def test_visitors_at_once_get_what_each_gets_alone(chat):
 @pytest.mark.slow
 def test_the_line_is_fair_and_ends_somewhere(chat, held, monkeypatch):
     monkeypatch.setattr(engine, "MOST_ROWS", 3)  # one question at a time
-    monkeypatch.setattr(line, "MOST_WAITING", 4)
+    monkeypatch.setattr(fair_queue, "MOST_WAITING", 4)
     with held():
         first = chat.stream(QUESTION, settings=ChatSettings(max_tokens=96, temperature=1.0))
         next(first)

@@ -5,9 +5,9 @@ import torch
 from transformers import AutoTokenizer
 
 from lite_c2f.backbone.load import load_model
-from lite_c2f.backbone.together import Each, Together, residue_of
+from lite_c2f.backbone.multi_model import Each, Together, residue_of
 from lite_c2f.chat.rows import Row, Rows
-from lite_c2f.config import load_config
+from lite_c2f.config.settings import load_config
 from lite_c2f.sampling import Sampling, Stops, sample
 
 SETTINGS = ["data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32"]

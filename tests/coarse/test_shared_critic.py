@@ -9,14 +9,14 @@ from safetensors.torch import load_file, save_file
 
 from lite_c2f.backbone.adapters import save_critic
 from lite_c2f.coarse.advantage import Advantages
-from lite_c2f.coarse.progress import KnownLengths, Standing
 from lite_c2f.coarse.rollout import Batches, Ends, collect
+from lite_c2f.coarse.state import KnownLengths, Standing
 from lite_c2f.coarse.train import prepare_roles
 from lite_c2f.coarse.update import update
-from lite_c2f.config import load_config
-from lite_c2f.inputs import ModelPair
+from lite_c2f.config.settings import load_config
 from lite_c2f.memory.stages import trained_adapters
 from lite_c2f.reward.score import Normalizer
+from lite_c2f.runs.inputs import ModelPair
 
 PROMPTS = [[1, 5, 9, 12], [1, 7], [1, 20, 41], [1, 30, 31, 32, 33]]
 SETTINGS = load_config(

@@ -7,11 +7,11 @@ from tokenizer_kinds import word_tokenizer
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse import update as update_module
 from lite_c2f.coarse.advantage import Advantages
-from lite_c2f.coarse.progress import KnownLengths, Standing
 from lite_c2f.coarse.rollout import Batches, Ends, check_numbers, collect, micro_batches
+from lite_c2f.coarse.state import KnownLengths, Standing
 from lite_c2f.coarse.train import check_models
 from lite_c2f.coarse.update import update
-from lite_c2f.config import load_config
+from lite_c2f.config.settings import load_config
 from lite_c2f.errors import MemoryFullError, NonFiniteError
 from lite_c2f.reward.score import Normalizer
 from lite_c2f.sampling import Sampling, Stops, sample

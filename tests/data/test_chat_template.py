@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_kinds import CHATML, KINDS, made
 
-from lite_c2f.config import CHAT
+from lite_c2f.config.settings import CHAT
 from lite_c2f.data.chat_template import chat_template
 from lite_c2f.data.encode import answer_end, encode_answer, encode_chat, encode_prompt, turn_end
 from lite_c2f.data.records import Turn

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from lite_c2f import config
+from lite_c2f.config import settings
 from lite_c2f.data import records
 from lite_c2f.data.records import Pair, Prompt, Turn, load_prompts, parse_transcript, prompts_of
 from lite_c2f.data.sources import name_of, read_rows
@@ -417,10 +417,10 @@ def test_hub_keys_on_a_local_file_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("source", "name"),
     [
-        (config.Source(path="data/*.jsonl"), "data/*.jsonl"),
-        (config.Source(path="Anthropic/hh-rlhf", data_dir="helpful-base"), "Anthropic/hh-rlhf/helpful-base"),
-        (config.Source(path="own/er", split="train", revision="abc"), "own/er"),
-        (config.Source(path="own/er", data_dir="a", split="test"), "own/er/a (test)"),
+        (settings.Source(path="data/*.jsonl"), "data/*.jsonl"),
+        (settings.Source(path="Anthropic/hh-rlhf", data_dir="helpful-base"), "Anthropic/hh-rlhf/helpful-base"),
+        (settings.Source(path="own/er", split="train", revision="abc"), "own/er"),
+        (settings.Source(path="own/er", data_dir="a", split="test"), "own/er/a (test)"),
     ],
 )
 def test_the_name_of_a_source(source, name):

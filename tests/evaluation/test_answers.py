@@ -2,7 +2,7 @@
 
 import pytest
 
-from lite_c2f.answers import Answer, paired_difference, repeated_ngrams, standard_error, summarize
+from lite_c2f.actors.answers import Answer, paired_difference, repeated_ngrams, standard_error, summarize
 from lite_c2f.data.records import Prompt, Turn
 
 

@@ -10,7 +10,7 @@ from lite_c2f.errors import RunError
 from lite_c2f.evaluation.page import Answers, Chart, Code, Heading, Table, Text, as_html, as_markdown, cells
 from lite_c2f.evaluation.report import differences, flattened, of_sources
 from lite_c2f.evaluation.spans import marked, repeated_spans
-from lite_c2f.runs import write_json
+from lite_c2f.storage.files import write_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"

@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 
-from lite_c2f.actors import Instruct
-from lite_c2f.answers import Answer
-from lite_c2f.config import load_config
+from lite_c2f.actors.answers import Answer
+from lite_c2f.actors.models import Instruct
+from lite_c2f.cli.terminal import print_probe
+from lite_c2f.config.settings import load_config
 from lite_c2f.data.encode import encode_chat
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError, RunError
@@ -16,10 +17,9 @@ from lite_c2f.evaluation.compare import merged_ratios
 from lite_c2f.evaluation.extras import probed
 from lite_c2f.evaluation.page import as_markdown
 from lite_c2f.evaluation.probe import by_layer, first_tokens, rates, read_words
+from lite_c2f.evaluation.probe_stage import probe
 from lite_c2f.fine.merge import merge
-from lite_c2f.probing import probe
-from lite_c2f.runs import write_json, write_text
-from lite_c2f.terminal import print_probe
+from lite_c2f.storage.files import write_json, write_text
 
 PROMPTS = [(Turn("human", "w5 w9"),), (Turn("human", "w7 w8 w11 w3 w4"),), (Turn("human", "w1"),)]
 

@@ -10,7 +10,7 @@ from harness import leftovers, published, train
 from processes import hold
 
 from lite_c2f.errors import RunError
-from lite_c2f.locks import NAME, locked
+from lite_c2f.storage.lock import NAME, locked
 
 
 @contextlib.contextmanager

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from test_refusals import SHORT, TOY, Place, pairs
 
-from lite_c2f.checkpoints import FORMAT, refuse_other
-from lite_c2f.config import load_config
+from lite_c2f.config.settings import load_config
+from lite_c2f.config.settings_diff import in_recorded_form, without_places
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation.compare import made_of
-from lite_c2f.fingerprints import changes, fingerprint, fingerprints, refuse_changes
-from lite_c2f.identity import in_recorded_form, without_places
-from lite_c2f.inputs import ModelPair
-from lite_c2f.kept import Kept
-from lite_c2f.manifest import save_settings
-from lite_c2f.places import check_places, record_base, refuse_gone
-from lite_c2f.runs import write_json, write_text
+from lite_c2f.runs.fingerprints import changes, fingerprint, fingerprints, refuse_changes
+from lite_c2f.runs.inputs import ModelPair
+from lite_c2f.runs.manifest import save_settings
+from lite_c2f.runs.places import check_places, record_base, refuse_gone
+from lite_c2f.storage.checkpoints import FORMAT, refuse_other
+from lite_c2f.storage.files import write_json, write_text
+from lite_c2f.storage.results import Kept
 
 ADAPTER_CONFIGS = {"reward/adapter/adapter_config.json", "coarse/adapter/adapter_config.json"}
 READERS = (["sweep"], ["eval"], ["chat"], ["app"])
@@ -173,7 +173,7 @@ def large(folder, changed=()):
 def small_limits(monkeypatch):
     """Large is what is above 64 KiB; few blocks are spread over it, so that the tensors' own count."""
     for name, value in {"SMALL": 2**16, "END": 2**12, "BLOCK": 2**10, "BLOCKS": 2}.items():
-        monkeypatch.setattr(f"lite_c2f.fingerprints.{name}", value)
+        monkeypatch.setattr(f"lite_c2f.runs.fingerprints.{name}", value)
 
 
 @pytest.mark.parametrize("place", [*map(in_the_middle_of, range(4)), 0, 2**20 - 4096, 2**20 - 1])
@@ -191,7 +191,7 @@ def test_a_large_model_with_other_layers_is_another_one(tmp_path, small_limits, 
 
 
 def test_blocks_are_spread_over_a_large_file_of_any_kind(tmp_path, monkeypatch, small_limits):
-    monkeypatch.setattr("lite_c2f.fingerprints.BLOCKS", 5)
+    monkeypatch.setattr("lite_c2f.runs.fingerprints.BLOCKS", 5)
     file, marks = tmp_path / "data.jsonl", []
     headers = (b"[{]}", b"[]", b'{"a": {"b": 10}}')  # none of safetensors
     for start in (b"", *(bytes([len(header)]) + bytes(7) + header for header in headers)):

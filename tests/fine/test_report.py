@@ -16,7 +16,7 @@ from lite_c2f.errors import ModelError
 from lite_c2f.fine import shards, stream
 from lite_c2f.fine.merge import merge
 from lite_c2f.fine.report import card_metadata, hub_name, warnings_of
-from lite_c2f.fine.treatment import Treatment
+from lite_c2f.fine.sparsify import Treatment
 
 WEIGHT = "model.layers.0.self_attn.q_proj.weight"
 STEM = WEIGHT.removesuffix(".weight")

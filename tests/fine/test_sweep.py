@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from lite_c2f.answers import unreached
-from lite_c2f.config import load_config
+from lite_c2f.actors.answers import unreached
+from lite_c2f.cli.terminal import ratio_table
+from lite_c2f.config.settings import load_config
 from lite_c2f.evaluation.charts import ratio_errors
 from lite_c2f.evaluation.page import Text
 from lite_c2f.evaluation.report import chosen
 from lite_c2f.fine import stage
 from lite_c2f.fine.sweep import Trial, choose, parse_ratios, sweep
-from lite_c2f.inputs import ModelPair
-from lite_c2f.terminal import ratio_table
+from lite_c2f.runs.inputs import ModelPair
 
 
 def trial(rewards, eos=1.0):

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from lite_c2f.errors import ConfigError, ModelError, RunError
 from lite_c2f.fine import stream
 from lite_c2f.fine.merge import merge
-from lite_c2f.fine.treatment import Treatment
+from lite_c2f.fine.sparsify import Treatment
 
 
 def weights_of(folder):

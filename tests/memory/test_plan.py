@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lite_c2f.config import load_config
+from lite_c2f.config.settings import load_config
 from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.memory import as_json, check, explain, make_plan, settle
 from lite_c2f.memory.plan import usable

@@ -7,13 +7,13 @@ import torch
 from tokenizer_kinds import made
 from trl import RewardTrainer
 
-from lite_c2f import ranks
-from lite_c2f.batches import BatchSize
-from lite_c2f.config import load_config
+from lite_c2f.config.settings import load_config
 from lite_c2f.data.records import Pair, Turn
 from lite_c2f.errors import DataError, MemoryFullError
-from lite_c2f.inputs import Corpus, ModelPair
 from lite_c2f.reward.train import encode_pairs, measure, train_reward, trainer_arguments
+from lite_c2f.runs.inputs import Corpus, ModelPair
+from lite_c2f.runtime import distributed
+from lite_c2f.runtime.batch_size import BatchSize
 
 SETTINGS = ["data.max_prompt_tokens=16", "data.max_answer_tokens=16", "data.truncated=0", "lora.r=4",
             "coarse.length.start=8", "coarse.length.max=16", "evaluation.max_tokens=16", "fine.max_tokens=16",
@@ -128,12 +128,12 @@ def test_micro_batches_make_up_the_batch_exactly(asked, used, tmp_path):
 @pytest.mark.parametrize(("count", "processes", "each"), [(5, 2, 2), (3, 3, 1), (40, 2, 4), (1, 1, 1)])
 def test_few_pairs_are_shared_out_among_the_processes(count, processes, each, tmp_path, monkeypatch):
     """A batch of 8 pairs, or as many as there are, in equal parts."""
-    monkeypatch.setattr(ranks, "world", lambda: processes)
+    monkeypatch.setattr(distributed, "world", lambda: processes)
     found = trainer_arguments(load_config({}, ["reward.batch=8"]), torch.device("cpu"), str(tmp_path), count, 8)
     assert found.per_device_train_batch_size * found.gradient_accumulation_steps == each and found.max_steps >= 1
 
 
 def test_fewer_pairs_than_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(ranks, "world", lambda: 4)
+    monkeypatch.setattr(distributed, "world", lambda: 4)
     with pytest.raises(DataError, match="3 training pairs for 4 processes; expected at least one pair for each"):
         trainer_arguments(load_config({}, ["reward.batch=8"]), torch.device("cpu"), str(tmp_path), 3, 8)

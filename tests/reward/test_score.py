@@ -6,7 +6,7 @@ from transformers import MistralConfig, MistralForSequenceClassification
 
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.config import Lora
+from lite_c2f.config.settings import Lora
 from lite_c2f.data.encode import pad_right
 from lite_c2f.reward.score import Normalizer, read_at_last_token, score, scored_row
 

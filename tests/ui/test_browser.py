@@ -15,10 +15,10 @@ from typing import NamedTuple
 import pytest
 from playwright import sync_api as playwright
 
-from lite_c2f import overlap, transcripts, votes
 from lite_c2f.errors import C2FError
-from lite_c2f.transcripts import Reply, Round
 from lite_c2f.ui import render
+from lite_c2f.ui.store import conversations, overlap, votes
+from lite_c2f.ui.store.conversations import Reply, Round
 
 pytestmark = pytest.mark.slow
 
@@ -136,7 +136,7 @@ def session_of(page):
     """The tab's session as it is saved."""
     owner = page.evaluate("localStorage.getItem('lite_c2f.owner')")
     session = page.evaluate("sessionStorage.getItem('lite_c2f.session')")
-    return transcripts.load(page.run / "app" / "sessions", owner, session or "")
+    return conversations.load(page.run / "app" / "sessions", owner, session or "")
 
 
 def said(page, pane):
@@ -369,7 +369,7 @@ def test_a_reload_in_the_midst_of_the_first_answer_keeps_what_was_said(tab):
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     assert questions(tab) == [QUESTION, "Beta"] == on_disk(tab)
     owner = tab.evaluate("localStorage.getItem('lite_c2f.owner')")
-    assert len(transcripts.listing(tab.run / "app" / "sessions", owner)) == 1  # it went on, beside nothing
+    assert len(conversations.listing(tab.run / "app" / "sessions", owner)) == 1  # it went on, beside nothing
 
 
 def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
@@ -423,7 +423,7 @@ def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser)
     assert said(tab, "fine") == fine
     with tab.expect_download() as download:
         tab.click("#export-json")
-    taken = transcripts.from_json(Path(download.value.path()).read_text(encoding="utf-8"))
+    taken = conversations.from_json(Path(download.value.path()).read_text(encoding="utf-8"))
     assert taken.rounds[0].prompt == "my secret question" and taken.rounds == session_of(tab).rounds
     assert as_shown(tab, taken.rounds[0].replies["fine"].text) == fine
     with tab.expect_download() as download:
@@ -499,8 +499,8 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
     reply = Reply("fine", EVIL, 9, 80.0, 0.1, "eos", EVIL, 0, 1.0, 0.5, 0.0)
     bad = reply._replace(pane="coarse", finish="error", text="", ratio=None)
     round_ = Round(EVIL, {}, {"fine": reply, "coarse": bad})
-    crafted = transcripts.new(owner, {"name": EVIL})._replace(rounds=(round_,))
-    transcripts.save(site.run / "app" / "sessions", crafted)
+    crafted = conversations.new(owner, {"name": EVIL})._replace(rounds=(round_,))
+    conversations.save(site.run / "app" / "sessions", crafted)
     tab.evaluate("id => sessionStorage.setItem('lite_c2f.session', id)", crafted.id)
     assert tab.said == []
     tab.goes_away = True  # the stream of the answers may not be closed yet

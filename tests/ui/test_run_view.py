@@ -13,8 +13,8 @@ pytest.importorskip("gradio")
 import gradio as gr
 
 from lite_c2f.errors import RunError
-from lite_c2f.following import Sample, follow
 from lite_c2f.ui import plots, run_html, run_view
+from lite_c2f.ui.runs import Sample, follow
 
 # Gradio leaves event loops and their sockets to the garbage collector.
 pytestmark = [

@@ -4,11 +4,11 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from lite_c2f import transcripts
-from lite_c2f.transcripts import Reply, Round
 from lite_c2f.ui import saving
 from lite_c2f.ui.answering import Served
-from lite_c2f.ui.visits import Visit, Visits
+from lite_c2f.ui.page_session import Visit, Visits
+from lite_c2f.ui.store import conversations
+from lite_c2f.ui.store.conversations import Reply, Round
 
 OWNER = "ab" * 16
 REPLY = Reply("fine", "It is 5.", 4, 80.0, 0.1, "eos", "", 7, 1.0, 0.5, 0.0)
@@ -31,7 +31,7 @@ def visit():
 
 
 def on_disk(served):
-    return {entry.id: entry.rounds for entry in transcripts.listing(served.sessions, OWNER)}
+    return {entry.id: entry.rounds for entry in conversations.listing(served.sessions, OWNER)}
 
 
 @pytest.mark.parametrize(
@@ -82,17 +82,17 @@ def test_a_save_that_failed_is_made_good_by_the_next(served, monkeypatch):
     begun = saving.new_transcript(served, page)
     saving.keep(served, page, begun._replace(rounds=(round_("a"),)))
     with monkeypatch.context() as patched:
-        patched.setattr(transcripts, "save", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        patched.setattr(conversations, "save", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
         saving.keep(served, page, page.transcript._replace(rounds=(round_("a", fine=CUT),)), quiet=True)
     assert page.transcript.rounds[0].replies["fine"] == CUT
     saving.keep(served, page, page.transcript._replace(rounds=(round_("a", fine=REPLY),)))
     assert on_disk(served) == {begun.id: 1}
-    assert transcripts.load(served.sessions, OWNER, begun.id).rounds[0].replies["fine"] == REPLY
+    assert conversations.load(served.sessions, OWNER, begun.id).rounds[0].replies["fine"] == REPLY
 
 
 def test_a_folder_that_may_not_be_read_ends_no_answer(served, monkeypatch):
     page = visit()
-    monkeypatch.setattr(transcripts, "load", lambda *_: (_ for _ in ()).throw(PermissionError("not yours")))
+    monkeypatch.setattr(conversations, "load", lambda *_: (_ for _ in ()).throw(PermissionError("not yours")))
     saving.keep(served, page, saving.new_transcript(served, page)._replace(rounds=(round_("a"),)))
     assert page.transcript.rounds[0].prompt == "a"
     saving.arrive(served, visit(), OWNER, "cd" * 16)

@@ -230,7 +230,7 @@ def test_yes_makes_it(tmp_path):
     ],
 )
 def test_the_question_comes_after_the_address_was_found_good(call, monkeypatch, tmp_path, more, variable, words):
-    from lite_c2f.cli import talking
+    from lite_c2f.cli import chat
 
     class Terminal:
         def isatty(self):
@@ -240,9 +240,9 @@ def test_the_question_comes_after_the_address_was_found_good(call, monkeypatch, 
     monkeypatch.delenv("LITE_C2F_AUTH", raising=False)
     if variable is not None:
         monkeypatch.setenv("LITE_C2F_AUTH", variable)
-    monkeypatch.setattr(talking, "sys", SimpleNamespace(stdin=Terminal(), stderr=Terminal()))
+    monkeypatch.setattr(chat, "sys", SimpleNamespace(stdin=Terminal(), stderr=Terminal()))
     asked = []
-    monkeypatch.setattr(talking.typer, "confirm", lambda *given, **named: asked.append(given))
+    monkeypatch.setattr(chat.typer, "confirm", lambda *given, **named: asked.append(given))
     code, _, err = call("app", "--port", free_port(), *more)
     assert code == 2 and words in err and asked == []
     if not more and variable:  # with a good address the question is asked: the test can fail

@@ -1,0 +1,1 @@
+"""The four actors of a run: their models, their answers, and the KL between them."""

@@ -1,0 +1,61 @@
+"""How far one model has moved from another: KL over whole distributions, along what the first one said."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lite_c2f.actors.answers import Answer
+from lite_c2f.data.encode import pad_right
+from lite_c2f.runtime.batch_size import BatchSize, fitting, groups
+
+Hidden = Callable[[Tensor], Tensor]  # tokens (B, T) -> final hidden states (B, T, H)
+KL_TOKENS = 256  # positions whose logits are in memory at once: 64 MiB at vocabulary 32,000
+
+
+@torch.no_grad()
+def mean_kl(
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Answer],
+    moved: Hidden,
+    still: Hidden,
+    head: Any,
+    pad_id: int,
+    device: torch.device,
+    batch: int | BatchSize,
+) -> float:
+    """Mean KL(moved || still) in nats a token of the answers, from final hidden states; 0 where none has text.
+
+    prompts: token ids; moved, still: the two models; head: the language-model head of both.
+    """
+    size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
+    rows = [
+        (list(prompt), answer.text_tokens)
+        for prompt, answer in zip(prompts, answers, strict=True)
+        if answer.text_tokens
+    ]
+    lengths = [len(prompt) + len(said) for prompt, said in rows]
+    if not rows:
+        return 0.0
+
+    def work(at_once: int) -> float:
+        total = 0.0
+        for chosen in groups(sorted(range(len(rows)), key=lengths.__getitem__), lengths, at_once * max(lengths)):
+            tokens, real = pad_right([rows[row][0] + rows[row][1] for row in chosen], pad_id)
+            for place, row in enumerate(chosen):
+                real[place, : len(rows[row][0])] = False
+            tokens, said = tokens.to(device), real[:, 1:].to(device)
+            total += divergence(head, moved(tokens)[:, :-1][said], still(tokens)[:, :-1][said])
+        return total
+
+    return fitting(size, work) / sum(len(said) for _, said in rows)
+
+
+def divergence(head: Any, left: Tensor, right: Tensor) -> float:
+    """Sum of KL(left || right) over positions, from final hidden states (N, H), some logits at a time."""
+    total = 0.0
+    for first, second in zip(left.split(KL_TOKENS), right.split(KL_TOKENS), strict=True):
+        p, q = (head(hidden).log_softmax(-1) for hidden in (first, second))
+        total += float((p.exp() * (p - q)).sum())
+    return total

@@ -1,0 +1,248 @@
+"""Models that answer: the base with or without the Coarse adapter, the instruct model with any share of the residue."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from lite_c2f.actors.answers import Answer
+from lite_c2f.actors.kl import Hidden, mean_kl
+from lite_c2f.backbone.copies import sampling_copies
+from lite_c2f.backbone.lm_head import LanguageHead
+from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
+from lite_c2f.backbone.padding import padding_id
+from lite_c2f.backbone.roles import Roles
+from lite_c2f.config.settings import CHAT, Config
+from lite_c2f.data.encode import answer_end, encode_answer, encode_chat, encode_prompt, turn_end
+from lite_c2f.data.records import Turn
+from lite_c2f.errors import ModelError, RunError
+from lite_c2f.memory.stages import JUDGED_ROWS
+from lite_c2f.reward.score import Normalizer, score, scored_row
+from lite_c2f.runs.inputs import ModelPair
+from lite_c2f.runtime.batch_size import BatchSize
+from lite_c2f.sampling import Sampling, Stops, sample
+
+Turns = tuple[Turn, ...]
+Ratio = float | Mapping[str, float]  # of the residue: for all weights, or by the weight's name
+
+
+def answer_base(
+    roles: Roles,
+    role: str,
+    tokenizer: Any,
+    config: Config,
+    prompts: Sequence[Turns],
+    sampling: Sampling,
+    batch: int | BatchSize = 64,
+) -> list[Answer]:
+    """Answers of the base (`reference`) or the Coarse Actor (`policy`), in HH style, ended by the marker."""
+    ids = prompts_of_base(tokenizer, config, prompts)
+    turn = turn_end(tokenizer, config.model.prompt_template, config.model.chat_template_kwargs)
+    with roles.sampling(role):
+        ends = end_tokens(roles.model, tokenizer, turn)
+        return _answer(roles.model, tokenizer, ids, sampling, batch, Stops(tokenizer, config.model.stop), ends)
+
+
+def prompts_of_base(tokenizer: Any, config: Config, prompts: Sequence[Turns]) -> list[list[int]]:
+    """Ids of prompts in the form of the model that is trained, which the reward model reads too."""
+    model, most = config.model, config.data.max_prompt_tokens
+    form = model.prompt_template, model.chat_template_kwargs
+    return [encode_prompt(tokenizer, turns, most, *form)[0] for turns in prompts]
+
+
+def kl_of_coarse(
+    roles: Roles, tokenizer: Any, config: Config, prompts: Sequence[Turns], answers: Sequence[Answer], batch: BatchSize
+) -> float:
+    """Mean KL(Coarse Actor || base) in nats a token, over whole distributions along the Coarse Actor's answers."""
+    asked = prompts_of_base(tokenizer, config, prompts)
+
+    def hidden(role: str) -> Hidden:
+        def states(tokens: Tensor) -> Tensor:
+            with roles.use(role):
+                return roles.hidden(tokens)
+
+        return states
+
+    pad_id = padding_id(tokenizer)
+    return mean_kl(asked, answers, hidden("policy"), hidden("reference"), roles.lm_head, pad_id, roles.device, batch)
+
+
+class Instruct:
+    """An instruct model, and the residue at any ratio on top of it, unmerged.
+
+    W_instruct + ratio * scaling * B @ A is what the merger would write; a ratio is a number in the forward pass, so
+    trying one costs nothing. The Coarse adapter keeps its stock name `default`.
+    """
+
+    def __init__(self, config: Config, model: str, adapter: Path | None = None, revision: str | None = None) -> None:
+        self.config = config
+        self.tokenizer = load_tokenizer(model, revision)
+        if not self.tokenizer.chat_template:
+            raise ModelError.because(
+                f"instruct model '{model}': no chat template", "a tokenizer with one", "use an instruct model"
+            )
+        base = load_model(model, config, revision=revision)
+        turn = turn_end(self.tokenizer, CHAT, config.model.chat_template_kwargs)
+        self.eos_ids = end_tokens(base, self.tokenizer, turn)
+        self.model: Any = base
+        self._layers: dict[str, LoraLayer] = {}  # by the name of the weight
+        if adapter is not None:
+            self.model = PeftModel.from_pretrained(base, str(adapter)).eval()
+            self._layers = {
+                f"{name.removeprefix('base_model.model.')}.weight": module
+                for name, module in self.model.named_modules()
+                if isinstance(module, LoraLayer)
+            }
+        self._scaling = {name: dict(layer.scaling) for name, layer in self._layers.items()}
+
+    @property
+    def weights(self) -> list[str]:
+        """The names of the weights that the residue changes, as in the model's files."""
+        return list(self._layers)
+
+    @contextlib.contextmanager
+    def ratio(self, ratio: Ratio) -> Iterator[None]:
+        """Inside the block the residue counts `ratio` times; 0 is the instruct model itself.
+
+        ratio: one for all weights, or one a weight by its name.
+        """
+        if ratio and not self._layers:
+            raise ValueError("this instruct model was loaded without the residue")
+        try:
+            self._scale(ratio)
+            yield
+        finally:
+            self._scale(1.0)
+
+    def _scale(self, ratio: Ratio) -> None:
+        for weight, layer in self._layers.items():
+            share = ratio[weight] if isinstance(ratio, Mapping) else ratio
+            for name, scaling in self._scaling[weight].items():
+                layer.scaling[name] = share * scaling
+
+    def kl(self, prompts: Sequence[Turns], answers: Sequence[Answer], ratio: Ratio, batch: int | BatchSize) -> float:
+        """Mean KL(instruct with the residue || instruct) in nats a token, over whole distributions along the answers.
+
+        prompts and answers: what the model with the residue was asked and said; only the text counts, not its ending.
+        """
+        asked = self._encoded(prompts)
+        head, pad_id = LanguageHead.of(self.model), padding_id(self.tokenizer)
+
+        def hidden(share: Ratio) -> Hidden:
+            def states(tokens: Tensor) -> Tensor:
+                model = self.model.get_base_model() if self._layers else self.model
+                with self.ratio(share):
+                    return model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+
+            return states
+
+        return mean_kl(asked, answers, hidden(ratio), hidden(0.0), head, pad_id, self.model.device, batch)
+
+    def answer(
+        self,
+        prompts: Sequence[Turns],
+        sampling: Sampling,
+        batch: int | BatchSize = 64,
+        expected: Sequence[float] | None = None,
+    ) -> list[Answer]:
+        """Answers through the model's own chat template, ended by EOS or a turn's end. expected: as for `sample`."""
+        ids = self._encoded(prompts)
+        with sampling_copies(self.model):
+            answers = _answer(self.model, self.tokenizer, ids, sampling, batch, None, self.eos_ids, expected)
+        return [answer._replace(chat=True) for answer in answers]
+
+    def _encoded(self, prompts: Sequence[Turns]) -> list[list[int]]:
+        most, variables = self.config.data.max_prompt_tokens, self.config.model.chat_template_kwargs
+        return [encode_chat(self.tokenizer, turns, most, variables) for turns in prompts]
+
+
+def _answer(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    batch: int | BatchSize,
+    stops: Stops | None,
+    eos_ids: list[int],
+    expected: Sequence[float] | None = None,
+) -> list[Answer]:
+    with torch.no_grad():
+        said = sample(
+            model,
+            prompts,
+            sampling,
+            eos_ids=eos_ids,
+            stops=stops,
+            pad_id=padding_id(tokenizer),
+            batch=batch,
+            expected=expected,
+        )
+    texts = [said.text_tokens(row) for row in range(len(prompts))]
+    return [
+        Answer(tokenizer.decode(text, skip_special_tokens=True).strip(), len(tokens), finish, text)
+        for text, tokens, finish in zip(texts, said.tokens, said.finish, strict=True)
+    ]
+
+
+class Judge:
+    """The reward model's opinion of anybody's answers, in its own spreads from its own mean."""
+
+    def __init__(self, roles: Roles, tokenizer: Any, normalizer: Normalizer, config: Config) -> None:
+        self.roles, self.tokenizer, self.normalizer, self.config = roles, tokenizer, normalizer, config
+
+    def __call__(self, prompts: Sequence[Turns], answers: Sequence[Answer]) -> list[float]:
+        """One normalised reward an answer. Every actor is read in the base's prompt style, the one it learned."""
+        rows = self.rows(prompts, answers)
+        batch = self.config.evaluation.batch
+        at_once = JUDGED_ROWS if batch == "auto" else min(JUDGED_ROWS, batch)
+        raw = score(self.roles, rows, pad_id=padding_id(self.tokenizer), batch=at_once)
+        return [self.normalizer(float(value)) for value in raw]
+
+    def rows(self, prompts: Sequence[Turns], answers: Sequence[Answer]) -> list[list[int]]:
+        """What the reward model reads: prompt and answer in the form it learned, with its end where the answer ended.
+
+        An answer behind a chat template has no space before it where the base's has one: its text is encoded again, as
+        answers were in training. The base's own answers stay the tokens that were sampled.
+        """
+        model = self.config.model
+        end = answer_end(self.tokenizer, model.prompt_template, model.chat_template_kwargs)
+        rows = []
+        asked = prompts_of_base(self.tokenizer, self.config, prompts)
+        for prompt, answer in zip(asked, answers, strict=True):
+            tokens = answer.text_tokens
+            if answer.chat and model.prompt_template != CHAT:
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                tokens = encode_answer(self.tokenizer, text, ended=False)
+            rows.append(scored_row(prompt, tokens, answer.finish != "limit", end))
+        return rows
+
+
+def load_coarse(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Judge]:
+    """The base with the Coarse adapter as `policy` and the reward model as `reward`, and the judge made of it.
+
+    Raises RunError or ModelError naming the file that is missing or damaged, before the base is loaded.
+    """
+    from lite_c2f.backbone.adapters import check_adapter, load_into
+    from lite_c2f.storage.files import read_json
+
+    file = run / "reward" / "metrics.json"
+    saved = read_json(file)
+    try:
+        normalizer = Normalizer(float(saved["mean"]), float(saved["std"]))
+    except (KeyError, TypeError, ValueError):
+        raise RunError.because(f"'{file}' has no mean and std", "a reward model's", "train that stage again") from None
+    for stage in ("coarse", "reward"):
+        check_adapter(run / stage / "adapter")
+    tokenizer = load_tokenizer(models.base)
+    roles = Roles(load_model(models.base, config), config.lora, ("policy", "reward"))
+    load_into(roles, "policy", run / "coarse" / "adapter")
+    head = load_into(roles, "reward", run / "reward" / "adapter")
+    if head is None:
+        raise ModelError.because(f"'{run}/reward/adapter' has no score head", "a reward model", "train it again")
+    roles.add_head("reward", head)
+    return roles, Judge(roles, tokenizer, normalizer, config)

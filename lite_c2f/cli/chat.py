@@ -1,0 +1,61 @@
+"""Subcommands to talk to a run: chat, app."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lite_c2f.cli import exit_codes
+from lite_c2f.cli.root import Run, app
+from lite_c2f.cli.train import demo
+
+
+@app.command(epilog="Example: lite-c2f chat runs/toy")
+def chat(run: Run) -> None:
+    """Talk to Coarse, Fine and baseline in the terminal."""
+    exit_codes.quiet()
+    from lite_c2f.cli.chat_terminal import run_terminal
+
+    run_terminal(run)
+
+
+@app.command("app", epilog="Example: lite-c2f app runs/toy --port 7860")
+def web(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run directory (default: runs/toy).")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --auth.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
+    auth: Annotated[
+        str | None,
+        typer.Option(help="user:password; in the variable nobody else on the machine sees it.", envvar="LITE_C2F_AUTH"),
+    ] = None,
+    root_path: Annotated[
+        str | None, typer.Option(help="Behind a proxy: the page's address there, or its path alone.")
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option(help="Also load the published model: the Fine Actor at the merged ratio is then that one.")
+    ] = False,
+    training: Annotated[
+        bool | None,
+        typer.Option(help="May visitors start and stop training? By default where only this machine is served."),
+    ] = None,
+) -> None:
+    """Coarse, Fine and baseline side by side in the browser (the same as `python app.py RUN`)."""
+    exit_codes.quiet()
+    from lite_c2f.ui.serve import DEFAULT_RUN, check_address, has_toy_run, parse_auth
+
+    check_address(host, port, parse_auth(auth), root_path)  # before minutes are spent on a run
+    if run is None and not has_toy_run():
+        _offer_toy_run(DEFAULT_RUN)
+    from lite_c2f.ui.app import serve
+
+    serve(run, host, port, auth, root_path, merged=merged, training=training)
+
+
+def _offer_toy_run(run: Path) -> None:
+    """Ask a person at a terminal whether to make the toy run now; others are told how by `find_run`."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    question = f"No run given and none in {run}: make the toy run now (about 4 minutes)?"
+    if typer.confirm(question, default=False, err=True):
+        demo(run)

@@ -1,0 +1,204 @@
+"""What somebody needs to know to help: versions, GPU, whether 4-bit works, disk, tokenizers; and how a run is doing."""
+
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+from lite_c2f.errors import C2FError, RunError
+
+NEEDED_GIB = 5.0  # for adapters, checkpoints and libraries' caches; models need what `plan` says
+
+
+WIDTHS = (64, 576, 4096)  # input features that 4-bit layers are tried with: the toy pair's, SmolLM2's, a 7B model's
+
+
+def examine(models: Sequence[Path] = ()) -> dict[str, Any]:
+    """A flat block of facts, and under `problems` what has to be mended and how; nothing in it is secret.
+
+    models: folders whose tokenizers are tried too.
+    """
+    import psutil
+    import torch
+
+    from lite_c2f import __version__
+    from lite_c2f.toy.build import cache_root
+
+    found: dict[str, Any] = {
+        "lite_c2f": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+    for requirement in required():
+        try:
+            found[requirement.name] = version(requirement.name)
+        except PackageNotFoundError:
+            found[requirement.name] = "missing"
+    found["cpu threads"] = torch.get_num_threads()
+    memory = psutil.virtual_memory()
+    found["memory"] = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
+    found["torch built for"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        found["gpu"] = torch.cuda.get_device_name()
+        found["gpus"] = torch.cuda.device_count()
+        found["gpu memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        found["bfloat16"] = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found["gpu"] = "none"
+    found["4-bit"] = four_bit()
+    free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
+    found["disk free"] = f"{free_gib:.1f} GiB"
+    found["toy models"] = str(cache_root())
+    found["hub token"] = "set" if os.environ.get("HF_TOKEN") else "not in HF_TOKEN"
+    found["problems"] = problems(found, free_gib)
+    for model in models:
+        problem = tokenizer_problem(model)
+        found[f"tokenizer of {model}"] = "gives texts back unchanged" if problem is None else "see problems"
+        found["problems"] += [] if problem is None else [problem]
+    return found
+
+
+def required() -> list[Any]:
+    """What lite_c2f itself requires, without its extras: `packaging` requirements."""
+    from packaging.requirements import Requirement
+
+    return [wanted for wanted in map(Requirement, requires("lite_c2f") or ()) if wanted.marker is None]
+
+
+def tokenizer_problem(model: Path) -> str | None:
+    """What is wrong with the tokenizer in a model folder, and what to do; None where it gives texts back unchanged."""
+    from lite_c2f.backbone.load import load_tokenizer
+    from lite_c2f.backbone.round_trip import check_round_trip
+
+    try:
+        check_round_trip(load_tokenizer(str(model)), str(model))
+    except C2FError as error:
+        return str(error)
+    return None
+
+
+def problems(found: dict[str, Any], free_gib: float) -> list[str]:
+    """What keeps a run from working here, each with what to do."""
+    told = []
+    for requirement in required():
+        if (problem := unmet(str(requirement))) is not None:
+            told.append(problem)
+    if not str(found["4-bit"]).startswith("works"):
+        told.append(f"4-bit weights: {found['4-bit']}; reinstall bitsandbytes for this system")
+    if found["gpu"] == "none" and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()):
+        told.append(
+            f"there is an NVIDIA driver, but torch {found['torch']} (for {found['torch built for']}) sees no GPU; "
+            "install torch for your CUDA version, and check CUDA_VISIBLE_DEVICES"
+        )
+    if free_gib < NEEDED_GIB:
+        told.append(f"only {free_gib:.1f} GiB free on this disk; make room: a run keeps adapters and checkpoints")
+    return told
+
+
+def unmet(requirement: str) -> str | None:
+    """What is wrong with an installed package, None where it is as required."""
+    from packaging.requirements import Requirement
+
+    wanted = Requirement(requirement)
+    try:
+        installed = version(wanted.name)
+    except PackageNotFoundError:
+        return f"{wanted.name} is missing; pip install '{wanted}'"
+    if not wanted.specifier.contains(installed, prereleases=True):
+        return f"{wanted.name} is {installed}; pip install '{wanted}'"
+    return None
+
+
+def examine_run(run: Path) -> dict[str, Any]:
+    """How far a run is, which checkpoints are whole, who works in it, how its log ends, and what to do next.
+
+    Raises RunError where there is none.
+    """
+    from lite_c2f.config.settings import load_config
+    from lite_c2f.runs.manifest import STAGES, check_run, is_published, read_manifest
+    from lite_c2f.runs.places import refuse_gone
+    from lite_c2f.runtime.log import last_line
+    from lite_c2f.storage.lock import owner
+
+    if not (run / "run.json").is_file():
+        got = f"'{run}' is no run directory and no model folder"
+        raise RunError.because(got, "one with run.json or config.json in it", "make a run with `lite-c2f demo`")
+    manifest = read_manifest(run)
+    found: dict[str, Any] = {"run": str(run), "made with": manifest.get("lite_c2f", "?")}
+    told: list[str] = []
+    for stage in STAGES:
+        found[stage], damaged = stage_of(run, stage, is_published(run, stage))
+        told += damaged
+    found["comparison"] = "made" if (run / "evaluation" / "actors.json").is_file() else "not made"
+    try:
+        config = load_config(run / "config.yaml")
+        check_run(run, config)
+        refuse_gone(run, config, manifest["models"])
+    except C2FError as error:
+        told.append(str(error))
+    worker, line = owner(run), last_line(run)
+    found["in use"] = worker or "no"
+    found["log ends"] = line or "no log"
+    unfinished = found["comparison"] == "not made"
+    if worker is None and line and not line.endswith((": ended", ": interrupted")) and " ERROR " not in line:
+        found["state"] = "stopped without a word: killed, or the machine went down"
+    if worker is None and unfinished and not told:
+        found["go on with"] = f"lite-c2f train {run / 'config.yaml'}"
+    found["problems"] = told
+    return found
+
+
+def stage_of(run: Path, stage: str, published: bool) -> tuple[str, list[str]]:
+    """A stage in a line, and a sentence for each checkpoint that is damaged."""
+    from lite_c2f.storage.checkpoints import Checkpoints
+    from lite_c2f.storage.files import read_lines
+
+    store = Checkpoints(run / stage / "checkpoints")
+    whole, damaged = store.newest_folder()
+    if published:
+        return "published", damaged
+    lines = [line for line in read_lines(run / "metrics.jsonl") if line.get("stage") == stage]
+    parts = [f"{lines[-1]['step']} steps done" if lines else "not begun"]
+    if lines and "reward" in lines[-1]:
+        parts.append(f"reward {lines[-1]['reward']:+.2f}, limit {lines[-1]['limit']:.0f}")
+    if whole is not None:
+        best = store.best_folder(scores_of(run, lines)) if stage == "coarse" else None
+        parts.append(f"goes on from {whole.name}" + (f", best {best.name}" if best not in (None, whole) else ""))
+    return "; ".join(parts), damaged
+
+
+def scores_of(run: Path, lines: list[dict[str, Any]]) -> dict[int, float]:
+    """What the policies of a coarse stage's checkpoints earned; nothing where the settings cannot be read."""
+    from lite_c2f.coarse.checkpoints import earned
+    from lite_c2f.config.settings import load_config
+
+    try:
+        return earned([line["reward"] for line in lines], load_config(run / "config.yaml"))
+    except (C2FError, KeyError):
+        return {}
+
+
+def four_bit() -> str:
+    """Whether 4-bit layers compute on this device what their unpacked weights compute, in each type they may use."""
+    import torch
+
+    from lite_c2f.backbone.four_bit import describe, trials
+
+    try:
+        on_gpu = torch.cuda.is_available()
+        device = torch.device("cuda" if on_gpu else "cpu")
+        dtypes = [torch.float32] + [torch.float16] * on_gpu
+        dtypes += [torch.bfloat16] * (not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False))
+        tried = trials(device, dtypes, WIDTHS)
+    except Exception as error:
+        return f"fails: {' '.join(str(error).split())[:120]}"
+    bad = [trial for trial in tried if not trial.good]
+    if bad:
+        return f"wrong: {describe(max(bad, key=lambda trial: trial.error / trial.tolerance), device)}"
+    largest = (max(trial.error for trial in tried if trial.dtype == dtype and trial.product) for dtype in dtypes)
+    errors = (f"{str(dtype).removeprefix('torch.')} {error:.1g}" for dtype, error in zip(dtypes, largest, strict=True))
+    return f"works (relative errors: {', '.join(errors)}; packing {tried[0].error:.3f})"

@@ -1,0 +1,128 @@
+"""Subcommands around the Knowledge Residue Merger: merge, sweep."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lite_c2f.cli import exit_codes
+from lite_c2f.cli.root import Run, app
+
+
+class Sparsify(StrEnum):
+    """Ways to thin a residue out."""
+
+    none = "none"
+    magnitude = "magnitude"
+    dare = "dare"
+    ties = "ties"
+
+
+class Rounding(StrEnum):
+    """Ways to round merged weights."""
+
+    nearest = "nearest"
+    stochastic = "stochastic"
+
+
+class Dtype(StrEnum):
+    """Types of merged weights."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+@app.command(
+    epilog="Example: lite-c2f merge --adapter runs/a/coarse/adapter --base B --instruct I --out fine --ratio 0.75"
+)
+def merge(
+    adapter: Annotated[Path, typer.Option(help="LoRA adapter folder (the residue).")],
+    base: Annotated[Path, typer.Option(help="Folder of the model the adapter was trained on.")],
+    instruct: Annotated[Path, typer.Option(help="Folder of the full-precision model to merge into.")],
+    out: Annotated[Path, typer.Option(help="New folder for the merged model.")],
+    ratio: Annotated[float, typer.Option(help="Share of the residue to add.")] = 1.0,
+    layer_ratios: Annotated[
+        Path | None, typer.Option(help="YAML of name patterns and ratios; a list is a gradient over the layers.")
+    ] = None,
+    allow_negative: Annotated[bool, typer.Option(help="Allow negative ratios.")] = False,
+    sparsify: Annotated[Sparsify, typer.Option(help="Thin the residue out; needs --density.")] = Sparsify.none,
+    density: Annotated[float | None, typer.Option(help="Share of the residue's elements to keep, 0 to 1.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of dare and of stochastic rounding.")] = 0,
+    norm_cap: Annotated[float | None, typer.Option(help="Most |change| / |W| of a weight, e.g. 0.05.")] = None,
+    rounding: Annotated[Rounding, typer.Option(help="To nearest, or to bfloat16 by chance.")] = Rounding.nearest,
+    qerr_ratio: Annotated[float, typer.Option(help="Share of the base's 4-bit error to add.")] = 0.0,
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights (default: as they are).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep finished shards of an interrupted merge.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Load the result and compare its logits with the unmerged adapter's.")
+    ] = False,
+    prompt: Annotated[str, typer.Option(help="Text that --verify uses.")] = "Why is the sky blue?",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report's totals as JSON.")] = False,
+) -> None:
+    """The Knowledge Residue Merger alone: W_fine = W_instruct + ratio * dW."""
+    if verify:
+        exit_codes.quiet()
+    from lite_c2f.cli.terminal import Terminal, print_merge
+    from lite_c2f.fine.merge import merge as run_merge
+    from lite_c2f.fine.merge import on_view
+    from lite_c2f.fine.sparsify import Treatment
+
+    view = Terminal()
+    try:
+        report = run_merge(
+            adapter,
+            base,
+            instruct,
+            out,
+            ratio,
+            layer_ratios,
+            dtype.value if dtype else None,
+            allow_negative,
+            progress=on_view(view),
+            treatment=Treatment(sparsify.value, density, seed, norm_cap, rounding.value, qerr_ratio),
+            resume=resume,
+            verify=prompt if verify else None,
+            notice=view.note,
+        )
+    except KeyboardInterrupt:
+        view.close()
+        typer.echo("interrupted; finished shards are kept. Go on with the same command and --resume.", err=True)
+        raise
+    finally:
+        view.close()
+    if as_json:
+        found = {"out": str(out), "ratio": report.ratio, **report.totals, "verified": report.verified}
+        typer.echo(json.dumps(found))
+    else:
+        print_merge(report, out)
+
+
+@app.command(epilog="Example: lite-c2f sweep runs/toy --ratios 0.25,0.5,0.75,1.0,1.25")
+def sweep(
+    run: Run,
+    ratios: Annotated[str, typer.Option(help="Ratios, with commas between.")] = "0.25,0.5,0.75,1.0",
+    per_layer_groups: Annotated[
+        bool, typer.Option("--per-layer-groups", help="Then search a ratio for each group of layers.")
+    ] = False,
+    budget: Annotated[int, typer.Option(min=4, help="Trials of that search; 15 tries every group.")] = 15,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score ratios of the residue without merging; writes RUN/fine/sweep.json and its curve sweep.png."""
+    exit_codes.quiet()
+    from lite_c2f.fine.sweep import parse_ratios
+
+    wanted = parse_ratios(ratios)
+    from lite_c2f.cli.terminal import Terminal, ratio_table
+    from lite_c2f.pipeline import sweep as run_sweep
+    from lite_c2f.runs.manifest import open_run
+
+    view = Terminal()
+    with exit_codes.going_on(view.close, "the same command"):
+        found = run_sweep(run, wanted, view=view, group_budget=budget if per_layer_groups else 0)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        ratio_table(found, run, open_run(run)[1])

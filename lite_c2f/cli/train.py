@@ -1,0 +1,168 @@
+"""Subcommands that train, and what is asked before: demo, train, plan, schema, doctor."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lite_c2f.cli import exit_codes
+from lite_c2f.cli.root import Config, Overrides, app, config_and_overrides
+from lite_c2f.toy import CONFIG as TOY_CONFIG
+
+
+class Stage(StrEnum):
+    """Stages of a run, in order."""
+
+    reward = "reward"
+    coarse = "coarse"
+    fine = "fine"
+
+
+@app.command(epilog="Example: lite-c2f demo --out runs/toy --seed 1")
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/toy"),
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+) -> None:
+    """The whole pipeline on the toy world, on a CPU or a GPU, in a few minutes."""
+    _train(TOY_CONFIG, [f"run.seed={seed}"], out, list(Stage), resume=False)
+
+
+@app.command(epilog="Example: lite-c2f train configs/mistral-7b-24gb.yaml coarse.updates=300 --run-dir runs/m7b")
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Run directory (default: run.dir of the config).")] = None,
+    stage: Annotated[Stage | None, typer.Option(help="Run this stage alone.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Fail where there is no run yet; one that exists goes on anyway.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although data, models or settings are no longer the same.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print configuration, stages, sizes and disk; train nothing.")] = False,
+) -> None:
+    """Train all stages, or one; what is already published is skipped. CONFIG may be a run, to go on with it.
+
+    Of a run whose models were moved, `lite-c2f train RUN model.base=NEW` records where the same files are now.
+    """
+    stages = [stage] if stage else list(Stage)
+    file, settings = config_and_overrides(config, overrides)
+    if dry_run:
+        _dry_run(file, settings, run_dir, stages)
+    else:
+        _train(file, settings, run_dir, stages, resume=resume, force=force)
+
+
+@app.command(epilog="Example: lite-c2f plan configs/mistral-7b-24gb.yaml --vram 24")
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    vram: Annotated[float | None, typer.Option(help="GPU memory in GiB, also of a card you do not have.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Plan memory, batches and disk of each stage; no weights are loaded, nothing is downloaded."""
+    from lite_c2f import memory
+    from lite_c2f.backbone.model_kind import check_lineage, check_named, here, is_like_llama
+    from lite_c2f.config.settings import load_config
+
+    settings = load_config(*config_and_overrides(config, overrides))
+    names = settings.model.base, settings.model.instruct
+    check_named(*names)
+    if not all(is_like_llama(folder) for folder in here(*names)):
+        exit_codes.quiet()
+        from lite_c2f.runs.inputs import check_kinds
+
+        check_kinds(settings)
+    found = _plan(settings) if vram is None else memory.make_plan(settings, vram)
+    check_lineage(*names)
+    typer.echo(json.dumps(memory.as_json(found), indent=2) if as_json else memory.explain(found))
+
+
+@app.command(epilog="Example: lite-c2f doctor runs/toy")
+def doctor(
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN | MODEL...]", help="Look at this run instead, or try these tokenizers too."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Versions, GPU, whether 4-bit works, disk: a block to paste into a report. Or how a run is doing."""
+    exit_codes.quiet()
+    from lite_c2f.cli.doctor import examine, examine_run
+
+    is_run = places is not None and len(places) == 1 and not (places[0] / "config.json").is_file()
+    found = examine_run(places[0]) if places and is_run else examine(places or ())
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        told = found.pop("problems")
+        typer.echo("\n".join(f"{name:<18} {value}" for name, value in found.items()))
+        typer.echo("\n".join(f"{'problem':<18} {problem}" for problem in told) or f"{'problems':<18} none")
+        found["problems"] = told
+    if found["problems"]:
+        raise typer.Exit(2)
+
+
+@app.command(epilog="Example: lite-c2f schema > schema.json")
+def schema() -> None:
+    """Every configuration key with its meaning, as a JSON schema."""
+    from lite_c2f.config.settings import schema as config_schema
+
+    typer.echo(json.dumps(config_schema(), indent=2))
+
+
+def _train(
+    config: Path | None,
+    overrides: list[str],
+    run_dir: Path | None,
+    stages: list[Stage],
+    *,
+    resume: bool,
+    force: bool = False,
+) -> None:
+    from lite_c2f.backbone.model_kind import check_named
+    from lite_c2f.config.settings import load_config
+
+    if config is not None and (config / "config.yaml").is_file():  # a run directory: go on with it
+        config, run_dir = config / "config.yaml", run_dir or config
+    settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
+    check_named(settings.model.base, settings.model.instruct)
+    run = Path(settings.run.dir)
+    exit_codes.quiet()
+    from lite_c2f.cli.terminal import Terminal, print_summary
+    from lite_c2f.pipeline import train as run_train
+
+    view, names = Terminal(), [stage.value for stage in stages]
+    again = f"lite-c2f train {run / 'config.yaml'}" + (f" --stage {names[0]}" if len(names) == 1 else "")
+    with exit_codes.going_on(view.close, again, (run / "config.yaml").is_file):
+        summary = run_train(settings, run, names, resume=resume, force=force, view=view)
+    if summary:  # other processes than the first have none
+        print_summary(summary, run)
+
+
+def _plan(settings: Any) -> Any:
+    """The plan for this machine's card, or for the one that the configuration names."""
+    exit_codes.quiet()
+    from lite_c2f.backbone.load import plan_named
+
+    return plan_named(settings)
+
+
+def _dry_run(config: Path | None, overrides: list[str], run_dir: Path | None, stages: list[Stage]) -> None:
+    from lite_c2f.backbone.model_kind import check_lineage, check_named
+    from lite_c2f.config.settings import load_config
+    from lite_c2f.memory import explain
+
+    settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
+    check_named(settings.model.base, settings.model.instruct)
+    exit_codes.quiet()
+    from lite_c2f.runs.inputs import check_kinds, check_sources
+
+    check_sources(settings)
+    check_kinds(settings)
+    check_lineage(settings.model.base, settings.model.instruct)
+    typer.echo(settings.to_yaml())
+    typer.echo(f"stages: {', '.join(stage.value for stage in stages)}, then the comparison")
+    typer.echo(explain(_plan(settings)))

@@ -1,0 +1,69 @@
+"""Subcommand for what people preferred in the app: votes."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lite_c2f.cli.root import Run, app
+from lite_c2f.errors import RunError
+
+if TYPE_CHECKING:
+    from lite_c2f.ui.store.votes import Tally, Vote
+
+
+@app.command(epilog="Example: lite-c2f votes runs/toy --export preferences.jsonl")
+def votes(
+    run: Run,
+    export: Annotated[Path | None, typer.Option(help="A new .jsonl file of preference pairs to train on.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count the blind votes of the app; with --export, also write them as preference data."""
+    from lite_c2f.ui.store.votes import current, read, tally, votes_of
+    from lite_c2f.ui.store.votes import export as export_pairs
+
+    file = votes_of(run)
+    if not (run / "run.json").is_file():
+        raise RunError.because(f"'{run}' is no run directory", "one made by lite-c2f", "make one with `lite-c2f demo`")
+    given = read(file)
+    if not given:
+        raise RunError.because(f"no votes in '{file}'", "at least one", f"vote in `lite-c2f app {run}`")
+    written = export_pairs(given, export) if export else None
+    found = tally(given)
+    if as_json:
+        told = {"votes": len(current(given)), "pairs": [row._asdict() for row in found]}
+        typer.echo(json.dumps(told | ({"exported": written._asdict()} if written else {})))
+        return
+    _print(found, current(given))
+    if written:
+        left_out = ", ".join(f"{reason} {count}" for reason, count in written.skipped.items())
+        typer.echo(f"wrote {written.pairs} pairs to {export}" + (f"; left out: {left_out}" if left_out else ""))
+        typer.echo(f"\nNext:\n  lite-c2f train CONFIG 'data.preferences=[{export}]'")
+
+
+def _print(found: Sequence["Tally"], given: Sequence["Vote"]) -> None:
+    """The tally as a table, and what to think of it."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table(title="Blind votes", title_justify="left")
+    for name in ("pair", "wins", "ties", "bad", "losses", "rate", "95%", "p"):
+        table.add_column(name, justify="left" if name == "pair" else "right")
+    for row in found:
+        rate = "" if row.rate is None else f"{row.rate:.2f}"
+        counts = (str(count) for count in (row.wins, row.ties, row.both_bad, row.losses))
+        interval = f"{row.low:.2f}–{row.high:.2f}" if rate else ""
+        table.add_row(Text(f"{row.left} over {row.right}"), *counts, rate, interval, f"{row.p:.3f}" if rate else "")
+    console.print(table)
+    people = len({vote.voter for vote in given})
+    voters = "1 voter" if people == 1 else f"{people} voters"
+    console.print(f"{len(given)} votes, {voters}; bad: none of them was good; rate: wins among wins and losses")
+    console.print("95%: Wilson's interval of the rate; p: two-sided sign test of wins against losses")
+    ratios = sorted({vote.ratio for vote in given if vote.ratio is not None})
+    if len(ratios) > 1:
+        told = ", ".join(f"{ratio:g}" for ratio in ratios)
+        console.print(Text(f"note: the Fine Actor had several ratios, counted as one here: {told}"), soft_wrap=True)

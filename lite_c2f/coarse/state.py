@@ -1,0 +1,214 @@
+"""Where the PPO loop stands between two updates, and how that is put into a checkpoint and taken out again."""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor
+
+from lite_c2f.backbone.roles import Roles
+from lite_c2f.coarse.length import LengthState, Running
+from lite_c2f.coarse.loss_scale import LossScale
+from lite_c2f.coarse.rollout import Batches
+from lite_c2f.config.settings import Coarse, Config
+from lite_c2f.data.encode import encode_prompt
+from lite_c2f.data.records import Prompt
+from lite_c2f.runs.inputs import Corpus
+from lite_c2f.storage.checkpoints import (
+    SLOWER,
+    Checkpoint,
+    generators,
+    optimizer_tensors,
+    restore_generators,
+    restore_optimizer,
+)
+
+TRAINED = ("policy", "critic")
+
+
+class Prompts:
+    """Training prompts without end, in an order shuffled anew for each pass; remembers how many were taken.
+
+    A pass keeps the corpus's sequence of sources and shuffles within each of them: however far it comes, every source
+    has had its share, up to less than one prompt.
+    """
+
+    def __init__(self, config: Config, corpus: Corpus, tokenizer: Any) -> None:
+        self._config, self._prompts, self._tokenizer = config, list(corpus.train_prompts), tokenizer
+        self._places: dict[str, list[int]] = {}
+        for place, prompt in enumerate(self._prompts):
+            self._places.setdefault(prompt.source, []).append(place)
+        self.go_to(0)
+
+    def take(self, count: int) -> list[tuple[int, list[int]]]:
+        """The next prompts: (number in the corpus, token ids)."""
+        return [(index, encode(self._config, self._tokenizer, self._prompts[index])) for index in self._next(count)]
+
+    def go_to(self, taken: int) -> None:
+        """Be where so many prompts have been taken."""
+        self._rng, self._order = random.Random(self._config.run.seed), list(range(len(self._prompts)))
+        self._within = {source: list(places) for source, places in self._places.items()}
+        self.taken = 0
+        self._next(taken)
+
+    def _next(self, count: int) -> list[int]:
+        found = []
+        for _ in range(count):
+            place = self.taken % len(self._order)
+            if place == 0:
+                self._shuffle()
+            found.append(self._order[place])
+            self.taken += 1
+        return found
+
+    def _shuffle(self) -> None:
+        for source, places in self._places.items():
+            self._rng.shuffle(self._within[source])
+            for place, index in zip(places, self._within[source], strict=True):
+                self._order[place] = index
+
+
+def encode(config: Config, tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt in the base's style."""
+    model = config.model
+    ids, _ = encode_prompt(
+        tokenizer, prompt.turns, config.data.max_prompt_tokens, model.prompt_template, model.chat_template_kwargs
+    )
+    return ids
+
+
+class KnownLengths:
+    """How long the last response to each prompt was: long ones start first, so that none is left for the end."""
+
+    def __init__(self) -> None:
+        self.lengths: dict[int, int] = {}  # by the prompt's number in the corpus
+
+    def of(self, prompts: Sequence[int]) -> list[float]:
+        """Tokens to expect for each prompt; the mean of what is known for one that was never answered."""
+        mean = sum(self.lengths.values()) / max(len(self.lengths), 1)
+        return [self.lengths.get(prompt, mean) for prompt in prompts]
+
+    def seen(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> None:
+        """Remember these responses' lengths."""
+        for prompt, response in zip(prompts, responses, strict=True):
+            self.lengths[prompt] = len(response)
+
+
+@dataclass
+class Standing:
+    """Everything that an update changes, beside the models' own tensors."""
+
+    roles: Roles
+    optimizers: dict[str, torch.optim.Optimizer]
+    shuffler: torch.Generator
+    prompts: Prompts
+    batches: Batches
+    length: LengthState
+    kl_coef: float
+    known: KnownLengths = field(default_factory=KnownLengths)
+    rates: dict[str, float] = field(default_factory=dict)  # learning rates as configured
+    scales: dict[str, LossScale] = field(default_factory=dict)  # of the losses, in float16
+    step: int = 0  # updates done
+    skipped: int = 0  # updates that were given up because a number was not finite
+    rollbacks: int = 0  # how often that led back to a checkpoint, each time with half the learning rates
+    lines: list[dict[str, float]] = field(default_factory=list)  # of metrics.jsonl, one an update
+
+    def weights(self) -> dict[str, Tensor]:
+        """What an update changes in the models: adapters, the critic's head, both optimisers; not copied."""
+        tensors: dict[str, Tensor] = {}
+        for name in self._adapters():
+            adapter = get_peft_model_state_dict(self.roles.model, adapter_name=name, save_embedding_layers=False)
+            tensors |= {f"{name}.{key}": value for key, value in adapter.items()}
+        for name in TRAINED:
+            tensors |= optimizer_tensors(f"optimizer.{name}", self.optimizers[name])
+        return tensors | {f"head.critic.{key}": v for key, v in self.roles.heads["critic"].state_dict().items()}
+
+    def put_back(self, tensors: Mapping[str, Tensor]) -> None:
+        """The models as `weights` found them."""
+        for name in self._adapters():
+            set_peft_model_state_dict(self.roles.model, _under(name, tensors), adapter_name=name)
+        for name in TRAINED:
+            restore_optimizer(f"optimizer.{name}", self.optimizers[name], tensors)
+        self.roles.heads["critic"].load_state_dict(_under("head.critic", tensors))
+
+    def _adapters(self) -> list[str]:
+        return [name for name in TRAINED if name in self.roles.adapters]
+
+    def finished(self, settings: Coarse) -> bool:
+        """Are all updates done, or all tokens of the budget sampled?"""
+        spent = sum(line["tokens"] for line in self.lines) * settings.rollouts
+        return self.step >= settings.updates or (settings.token_budget is not None and spent >= settings.token_budget)
+
+    def expected(self, settings: Coarse) -> int:
+        """Updates there will be: as configured, or fewer where a token budget ends them, as long as the last one."""
+        if settings.token_budget is None or not self.lines:
+            return settings.updates
+        left = settings.token_budget / settings.rollouts - sum(line["tokens"] for line in self.lines)
+        return min(settings.updates, self.step + max(0, math.ceil(left / self.lines[-1]["tokens"])))
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the weights in main memory (960 MiB on Mistral-7B), to undo an update with."""
+        return {name: value.detach().to("cpu", copy=True) for name, value in self.weights().items()}
+
+    def checkpoint(self) -> Checkpoint:
+        """All of it, for `restore`."""
+        state, tensors = generators({"shuffler": self.shuffler})
+        known = torch.tensor(list(self.known.lengths.items()), dtype=torch.int64).view(-1, 2)
+        return Checkpoint(
+            self.step,
+            {
+                "generators": state,
+                "taken": self.prompts.taken,
+                "shrunk": {name: batch.size for name, batch in self.batches._asdict().items() if batch.halved},
+                "length": [self.length.limit, list(self.length.reward), list(self.length.value_loss), self.length.gate],
+                "kl_coef": self.kl_coef,
+                "loss_scales": {
+                    name: [scale.value, scale.steps] for name, scale in self.scales.items() if scale.active
+                },
+                "skipped": self.skipped,
+                "rollbacks": self.rollbacks,
+                "lines": self.lines,
+            },
+            {**tensors, **self.weights(), "known_lengths": known},
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where a checkpoint was made."""
+        state, tensors = checkpoint.state, checkpoint.tensors
+        self.put_back(tensors)
+        self.prompts.go_to(state["taken"])
+        for name, size in state["shrunk"].items():  # what did not fit then
+            batch = getattr(self.batches, name)
+            batch.size = min(batch.size, size)
+        limit, reward, value_loss, gate = state["length"]
+        self.length = LengthState(limit, Running(*reward), Running(*value_loss), gate)
+        self.kl_coef = state["kl_coef"]
+        for name, (value, steps) in state.get("loss_scales", {}).items():
+            self.scales[name].value, self.scales[name].steps = value, steps
+        self.known.lengths = dict(map(tuple, tensors["known_lengths"].tolist()))
+        self.skipped = state["skipped"]
+        self.step = checkpoint.step
+        self.slow_down(state["rollbacks"])
+        self.lines = [dict(line) for line in state["lines"]]
+        restore_generators(state["generators"], tensors, {"shuffler": self.shuffler})
+
+    def slow_down(self, rollbacks: int) -> None:
+        """Learning rates as they are after so many rollbacks."""
+        self.rollbacks = rollbacks
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.rates[name] * SLOWER**rollbacks
+
+    def checksum(self) -> float:
+        """A number that differs when two processes no longer hold the same weights."""
+        return sum(
+            float(weight.detach().double().abs().sum()) for name in TRAINED for weight in self.roles.trainable(name)
+        )
+
+
+def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}

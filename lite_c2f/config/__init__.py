@@ -1,0 +1,1 @@
+"""Settings of a run: what they are, and how they are read."""

@@ -1,0 +1,563 @@
+"""The configuration: frozen models, one place where every setting is documented and checked.
+
+YAML and dotted `key=value` overrides become one `Config`. Unknown keys are refused with the nearest right one.
+"""
+
+import copy
+import difflib
+import math
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from lite_c2f.config.settings_diff import without_places
+from lite_c2f.config.yaml_files import apply_override, read_mapping
+from lite_c2f.errors import ConfigError, EmptyConfigError
+
+PROMPT_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant:"
+CHAT = "chat"  # in its place: the tokenizer's own chat template
+_OWN_KWARGS = {"add_generation_prompt", "chat_template", "continue_final_message", "conversation", "tokenize"}
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses keys it does not know and numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+_Cell = bool | int | float | str
+_Cells = _Cell | tuple[_Cell, ...]
+
+
+class Columns(Section):
+    """Which columns of a source hold what, where they are not among the usual names (docs/data.md).
+
+    `a.b` names the key b within column a, of every item where a is a list.
+    """
+
+    prompt: str | tuple[str, ...] | None = Field(
+        None, description="Text or messages; several columns are put together, a blank line between."
+    )
+    system: str | None = Field(None, description="Text that comes before the prompt.")
+    chosen: str | None = Field(None, description="The preferred answer.")
+    rejected: str | None = Field(None, description="The other answer.")
+    answers: str | tuple[str, ...] | None = Field(
+        None, description="In place of chosen and rejected: the columns of the answers, or one that holds a list."
+    )
+    best: str | None = Field(
+        None,
+        description="Of two answers: the column that says which is better, by its place (0 or 1) or its column's name.",
+    )
+    values: tuple[_Cells, ...] | None = Field(
+        None, description="What `best` holds, where not places: for the first answer and for the second."
+    )
+    rank: str | tuple[str, ...] | None = Field(
+        None, description="Ranks of the answers, the lowest is the best: it and the worst become the pair."
+    )
+    score: str | tuple[str, ...] | None = Field(None, description="Scores likewise, the highest is the best.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Columns":
+        ways = [key for key in ("best", "rank", "score") if getattr(self, key) is not None]
+        if self.answers is None and (ways or self.values is not None):
+            raise ValueError(f"columns.{(*ways, 'values')[0]} needs columns.answers; name the columns of the answers")
+        if self.answers is not None and (self.chosen or self.rejected or len(ways) != 1):
+            raise ValueError("columns.answers needs one of best, rank and score, and no chosen or rejected; correct it")
+        if self.values is not None and self.best is None:
+            raise ValueError("columns.values needs columns.best; name the column that holds them")
+        if self.values is not None and len(self.values) != 2:
+            raise ValueError("columns.values needs two entries, for the first answer and for the second; correct it")
+        if not isinstance(self.answers, str | None):
+            marks = self.rank or self.score
+            if len(self.answers) < 2 or (self.best and len(self.answers) != 2):
+                raise ValueError(f"columns.answers={list(self.answers)}: best compares two columns, rank or score more")
+            if marks is not None and (isinstance(marks, str) or len(marks) != len(self.answers)):
+                raise ValueError("columns.rank and columns.score need a column for each of columns.answers; list them")
+        elif isinstance(self.rank or self.score, tuple):
+            raise ValueError("columns.answers is one column, a list of answers; name one column of ranks or scores")
+        return self
+
+
+class Source(Section):
+    """One source of data."""
+
+    path: str = Field(min_length=1, description="A file, a glob, a folder, a hub dataset name, or `toy`.")
+    weight: float = Field(1.0, gt=0, description="Share of its rows to use; above 1 repeats rows.")
+    split: str | None = Field(None, description="Split of a hub dataset (default: train).")
+    revision: str | None = Field(None, description="Commit of a hub dataset, to pin it.")
+    data_dir: str | None = Field(None, description="Folder within a hub dataset.")
+    columns: Columns | None = Field(None, description="What its columns hold, where they have other names.")
+
+
+def _as_sources(value: Any) -> Any:
+    if isinstance(value, str | dict):
+        value = [value]
+    if isinstance(value, list | tuple):
+        return [{"path": item} if isinstance(item, str) else item for item in value]
+    return value
+
+
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
+
+
+def _refuse_address(key: str, name: str, expected: str) -> None:
+    """Nothing reads from an address; and one may hold a password, which is not to be printed or written to a run."""
+    if "://" in name:
+        scheme = name.partition("://")[0][:20]
+        raise ValueError(f"{key} is an address ({scheme}://...); expected {expected}; download it and name the files")
+
+
+Batch = Annotated[int, Field(ge=1)] | Literal["auto"]
+
+
+class Model(Section):
+    """The pair of models and how they are loaded."""
+
+    base: str = Field("toy", description="Base model: a folder or a hub name; `toy` trains the toy world's own.")
+    instruct: str = Field("toy", description="Instruct model tuned from that same base, merged into by `fine`.")
+    base_revision: str | None = Field(None, description="Commit of the base model on the hub, to pin it.")
+    instruct_revision: str | None = Field(None, description="Commit of the instruct model on the hub, to pin it.")
+    quantization: Literal["nf4", "none"] = Field("nf4", description="4-bit NF4 with double quantisation, or none.")
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        description="Arithmetic of the base: auto is bfloat16 on a GPU that has it, float32 elsewhere. float16, with "
+        "loss scaling, is faster on GPUs before Ampere, and overflows in some models.",
+    )
+    prompt_template: str = Field(
+        PROMPT_TEMPLATE,
+        description="Prompt of the model that is trained, with {prompt} in it; chat: its tokenizer's own template, to "
+        "train an instruct model directly.",
+    )
+    chat_template_kwargs: dict[str, JsonValue] = Field(
+        {},
+        description="Variables for every chat template that is rendered, such as enable_thinking: false for a model "
+        "that would think before each answer.",
+    )
+    stop: tuple[str, ...] = Field(("\n\nHuman:",), description="Texts that end a base model's response, as EOS does.")
+
+    @model_validator(mode="after")
+    def _template_has_prompt(self) -> "Model":
+        if self.prompt_template != CHAT and self.prompt_template.count("{prompt}") != 1:
+            raise ValueError("model.prompt_template must contain {prompt} exactly once, or be chat")
+        if not all(self.stop):
+            raise ValueError("model.stop holds an empty text; remove it")
+        if own := sorted(_OWN_KWARGS.intersection(self.chat_template_kwargs)):
+            raise ValueError(f"model.chat_template_kwargs.{own[0]} is set by the program; remove it")
+        for key in ("base", "instruct"):
+            _refuse_address(f"model.{key}", getattr(self, key), "a folder or a hub name such as owner/model")
+        return self
+
+
+class Data(Section):
+    """Where preference pairs and prompts come from."""
+
+    preferences: Sources = Field(
+        (Source(path="toy"),), min_length=1, description="Preference pairs for the reward model."
+    )
+    prompts: Sources = Field((), description="Prompts for PPO and evaluation (default: the preferences' own).")
+    max_prompt_tokens: int = Field(256, ge=8, description="Longer prompts lose their oldest turns, in tokens.")
+    max_answer_tokens: int = Field(1024, ge=8, description="Longer preference answers are cut, in tokens.")
+    held_out: float = Field(
+        0.1, gt=0, lt=0.9, description="Share of the prompts of each source, with all their pairs, never trained on."
+    )
+    max_held_out: int = Field(
+        512, ge=8, description="Most different prompts (of pairs, and of prompts) kept for evaluation."
+    )
+    truncated: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Extra pairs, as a share: a chosen answer over itself cut off. Teaches the reward model that an "
+        "answer which runs into the limit is worse than one which ends. Our own.",
+    )
+
+    @model_validator(mode="after")
+    def _no_addresses(self) -> "Data":
+        for key in ("preferences", "prompts"):
+            for source in getattr(self, key):
+                _refuse_address(f"data.{key}", source.path, "a file, a glob, a folder or a hub name")
+        return self
+
+
+class Lora(Section):
+    """The LoRA adapters of all three roles."""
+
+    r: int = Field(16, ge=1, le=1024, description="Rank.")
+    alpha: float = Field(32, gt=0, description="Scale: the delta is alpha / r * B @ A.")
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of the linear layers that get an adapter; all-linear leaves out the head."
+    )
+
+    @model_validator(mode="after")
+    def _no_head(self) -> "Lora":
+        if not self.target_modules:
+            raise ValueError("lora.target_modules is empty; name linear layers, such as q_proj, or all-linear")
+        if "lm_head" in self.target_modules or "embed_tokens" in self.target_modules:
+            raise ValueError("lora.target_modules names lm_head or embed_tokens; adapt linear layers inside the model")
+        return self
+
+
+class Reward(Section):
+    """Reward modelling, on TRL's RewardTrainer."""
+
+    epochs: float = Field(1.0, gt=0, description="Passes over the pairs.")
+    batch: int = Field(32, ge=1, description="Pairs an optimiser step.")
+    micro_batch: Batch = Field("auto", description="Pairs a forward and backward pass; auto: what fits.")
+    lr: float = Field(1e-4, gt=0, description="Learning rate of AdamW, decayed linearly.")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
+    max_pairs: int | None = Field(
+        None, ge=8, description="Use at most this many training pairs, of each source its share."
+    )
+    center: float = Field(0.01, ge=0, description="Weight of the term that keeps mean rewards near zero.")
+
+
+class Length(Section):
+    """Continuous Maximization: how the response limit grows. Coefficients are our own; the paper gives none."""
+
+    mode: Literal["logistic", "linear", "fixed"] = Field("logistic", description="Rule; the others are ablations.")
+    start: int = Field(
+        128,
+        ge=1,
+        description="First limit, in tokens. Below what a usual good answer needs, a base that rambles may learn to "
+        "ramble first: docs/evidence.md.",
+    )
+    max: int = Field(1024, ge=1, description="Largest limit, in tokens.")
+    step: int = Field(64, ge=1, description="Most tokens one update adds, before rounding.")
+    multiple: int = Field(8, ge=1, description="Growth is rounded to a multiple of this, in tokens.")
+    tau: float = Field(0.2, ge=0, le=1, description="Grow only while at least this share of responses hit the limit.")
+    w_reward: float = Field(1.0, ge=0, description="Weight of the standardised batch reward in the gate.")
+    w_value: float = Field(0.5, ge=0, description="Weight of the standardised critic loss in the gate.")
+    bias: float = Field(0.0, description="Bias of the gate; 0 opens it half way when nothing has changed.")
+    decay: float = Field(0.8, ge=0, lt=1, description="Memory of the running means and spreads.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Length":
+        if self.mode != "fixed" and self.multiple > self.step:
+            raise ValueError(
+                f"coarse.length.multiple={self.multiple} is above coarse.length.step={self.step}: growth would "
+                "round to nothing; raise step"
+            )
+        if self.mode != "fixed" and self.max < self.start:
+            raise ValueError(f"coarse.length.max={self.max} is below coarse.length.start={self.start}; raise max")
+        return self
+
+
+class Coarse(Section):
+    """PPO with Continuous Maximization on the base model."""
+
+    updates: int = Field(200, ge=1, description="PPO updates.")
+    token_budget: int | None = Field(
+        None, ge=1, description="End after the update in which all responses together reach this many tokens."
+    )
+    rollouts: int = Field(64, ge=2, description="Responses an update.")
+    sampling_batch: Batch = Field("auto", description="Responses sampled side by side; auto: what fits.")
+    micro_batch: Batch = Field(
+        "auto",
+        description="Responses of full length a forward and backward pass; of shorter ones, as many as make up their "
+        "tokens. auto: what fits, up to 16,384 tokens.",
+    )
+    minibatches: int = Field(2, ge=1, description="Optimiser steps a pass over the rollouts.")
+    epochs: int = Field(2, ge=1, description="Passes over the rollouts an update.")
+    lr: float = Field(2e-5, gt=0, description="Learning rate of the policy (AdamW).")
+    critic_lr: float = Field(1e-4, gt=0, description="Learning rate of the critic (AdamW).")
+    critic: Literal["reward_model", "zero", "shared"] = Field(
+        "reward_model",
+        description="What the critic starts as: a copy of the reward model; zero, an adapter and a head that know "
+        "nothing; shared, a head on the policy's own adapter, which learns from both losses.",
+    )
+    value_coef: float = Field(0.1, gt=0, description="Weight of the value loss in the policy's, with critic=shared.")
+    critic_warmup: int = Field(3, ge=0, description="First updates that train the critic alone.")
+    temperature: float = Field(1.0, ge=1e-3, description="Sampling temperature of the rollouts.")
+    kl_coef: float = Field(0.05, ge=0, description="Weight of the per-token KL penalty (k1) in the reward.")
+    kl_target: float | None = Field(None, gt=0, description="Adapt kl_coef towards this KL, in nats a response.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount a token.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
+    clip: float = Field(0.2, gt=0, description="Clip range of the probability ratio.")
+    value_clip: float = Field(0.2, gt=0, description="Clip range of the value around its old estimate.")
+    reward_clip: float = Field(5.0, gt=0, description="Normalised rewards are clipped to plus or minus this.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    sample_every: int = Field(5, ge=1, description="Store samples of the same few prompts every so many updates.")
+    sample_prompts: int = Field(4, ge=1, description="How many prompts those are.")
+    sample_tokens: int | None = Field(
+        None, ge=1, description="Longest of these samples, in tokens (default: the limit of the moment)."
+    )
+    length: Length = Field(Length(), description="Continuous Maximization.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Coarse":
+        if self.updates <= self.critic_warmup:
+            raise ValueError(
+                f"coarse.updates={self.updates} is not above coarse.critic_warmup={self.critic_warmup}: the policy "
+                "would never train; raise updates"
+            )
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("coarse.kl_target needs a coarse.kl_coef above 0 to start from")
+        if self.rollouts % self.minibatches:
+            raise ValueError(
+                f"coarse.rollouts={self.rollouts} is no multiple of coarse.minibatches={self.minibatches}; change one"
+            )
+        return self
+
+
+class Fine(Section):
+    """The Knowledge Residue Merger."""
+
+    ratio: float | Literal["auto"] = Field("auto", description="Share of the residue to add; auto tries `ratios`.")
+    ratios: tuple[float, ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1, description="Ratios tried by auto.")
+    prompts: int = Field(64, ge=4, description="Held-out prompts a ratio is tried on.")
+    max_tokens: int = Field(1024, ge=1, description="Longest response while trying, in tokens.")
+    min_eos: float = Field(0.95, ge=0, le=1, description="A ratio is eligible when this share of responses ends.")
+    group_budget: int = Field(
+        0,
+        ge=0,
+        description="Trials of a search for ratios by group of layers (attention and MLP; early, middle, late), which "
+        "are merged if they beat the single ratio on unseen prompts. 15 tries every group; 0: no search.",
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Type of the merged weights; auto keeps the instruct model's."
+    )
+
+    @model_validator(mode="after")
+    def _positive(self) -> "Fine":
+        for ratio in (*self.ratios, 1.0 if self.ratio == "auto" else self.ratio):
+            if not (math.isfinite(ratio) and ratio > 0):
+                raise ValueError(f"fine.ratio and fine.ratios must be above 0 and finite, got {ratio}")
+        return self
+
+
+class Evaluation(Section):
+    """The comparison of base, instruct, coarse and fine."""
+
+    prompts: int = Field(128, ge=4, description="Held-out prompts to answer.")
+    max_tokens: int = Field(1024, ge=1, description="Longest response, in tokens.")
+    temperature: float = Field(0.7, ge=0, description="Sampling temperature; 0 is greedy.")
+    batch: Batch = Field("auto", description="Responses sampled side by side; auto: what fits.")
+
+
+class Run(Section):
+    """Where the run lives and how it is followed."""
+
+    dir: str = Field("runs/c2f", min_length=1, description="Run directory.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random.")
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field("none", description="Where metrics also go.")
+    checkpoint_every: int = Field(
+        10, ge=1, description="Steps (PPO updates, reward model's optimiser steps) between checkpoints."
+    )
+    checkpoint_minutes: float = Field(10.0, gt=0, description="Longest time between checkpoints, at the next update.")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="Checkpoints kept, beside the one whose policy earned the best reward."
+    )
+
+
+class Hardware(Section):
+    """The machine."""
+
+    vram_gib: float | None = Field(None, gt=0, description="GPU memory to plan for (default: what is found).")
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where to run.")
+    gradient_checkpointing: bool | Literal["auto"] = Field("auto", description="auto: on a GPU only.")
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    model: Model = Field(Model(), description="The pair of models.")
+    data: Data = Field(Data(), description="Preference pairs and prompts.")
+    lora: Lora = Field(Lora(), description="The adapters.")
+    reward: Reward = Field(Reward(), description="Stage 1, the reward model.")
+    coarse: Coarse = Field(Coarse(), description="Stage 2, the Coarse Actor.")
+    fine: Fine = Field(Fine(), description="Stage 3, the Fine Actor.")
+    evaluation: Evaluation = Field(Evaluation(), description="The comparison.")
+    run: Run = Field(Run(), description="The run directory.")
+    hardware: Hardware = Field(Hardware(), description="The machine it runs on.")
+
+    @model_validator(mode="after")
+    def _toy_pair(self) -> "Config":
+        if (self.model.base == "toy") != (self.model.instruct == "toy"):
+            raise ValueError("model.base and model.instruct must both be `toy` or both be real models")
+        return self
+
+    @property
+    def prompt_sources(self) -> tuple[Source, ...]:
+        """Sources of the prompts: `data.prompts`, or the preference pairs where none is given."""
+        return self.data.prompts or self.data.preferences
+
+    @property
+    def longest_row(self) -> int:
+        """Most tokens of a prompt with its answer in any stage."""
+        length = self.coarse.length
+        limit = length.start if length.mode == "fixed" else length.max
+        answers = (
+            max(limit, self.coarse.sample_tokens or 0),
+            self.data.max_answer_tokens,
+            self.fine.max_tokens,
+            self.evaluation.max_tokens,
+        )
+        return self.data.max_prompt_tokens + max(answers)
+
+    def identity(self, sections: Sequence[str]) -> dict[str, Any]:
+        """What a result depends on: these sections without the batch sizes, and the seed. JSON-ready.
+
+        Local data files by their names alone, and models without their places: what is in the files is compared by
+        itself (fingerprints.py).
+        """
+        values = self.model_dump(mode="json")
+        for section, key in (("reward", "micro_batch"), ("coarse", "micro_batch"), ("coarse", "sampling_batch")):
+            del values[section][key]
+        for source in (*values["data"]["preferences"], *values["data"]["prompts"]):
+            source["path"] = source["path"].rsplit("/", 1)[-1] if source["path"].startswith("/") else source["path"]
+            if source["columns"] is None:  # as runs have it that began before there was such a setting
+                del source["columns"]
+        return without_places({**{section: values[section] for section in sections}, "run": {"seed": self.run.seed}})
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML that `load_config` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration and apply dotted overrides.
+
+    source: a YAML file, a mapping, or None for the defaults. overrides: `key=value`, the value in YAML.
+    Raises ConfigError naming the file and the key, EmptyConfigError for a file that sets nothing.
+
+    >>> load_config("configs/toy.yaml", ["coarse.updates=10"]).coarse.updates
+    10
+    """
+    origin = str(source) if isinstance(source, str | Path) else "config"
+    values = read_mapping(Path(source)) if isinstance(source, str | Path) else copy.deepcopy(source or {})
+    empty = isinstance(source, str | Path) and _sets_nothing(values)
+    for override in overrides:
+        apply_override(values, override)
+    _refuse_unknown(Config, values, origin, "")
+    if empty:
+        raise _empty(Path(str(source)))
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_explain(error)}") from None
+
+
+def _sets_nothing(values: Any) -> bool:
+    return isinstance(values, dict) and all(map(_sets_nothing, values.values()))
+
+
+def _empty(file: Path) -> EmptyConfigError:
+    got, run = f"'{file}' sets nothing", file.parent
+    if file.name == "config.yaml" and (run / "run.json").is_file():
+        remedy = f"give the file that the run was made from: `lite-c2f train CONFIG --run-dir {run}`"
+        return EmptyConfigError.because(got, "the configuration of the run", remedy)
+    remedy = "see configs/toy.yaml, or leave the file out and write `lite-c2f train KEY=VALUE ...`"
+    return EmptyConfigError.because(got, "sections such as model and data", remedy)
+
+
+def completed(before: Any, now: Any) -> Any:
+    """Settings that were written down by an earlier version, with those that it did not have at their defaults.
+
+    before, now: mappings of sections, as `Config.identity` gives them; only what `now` has is added.
+    """
+
+    def filled(saved: Any, wanted: Any, defaults: Any) -> Any:
+        if not (isinstance(saved, dict) and isinstance(wanted, dict) and isinstance(defaults, dict)):
+            return saved
+        missing = {key: defaults[key] for key in wanted if key in defaults and key not in saved}
+        return {**missing, **{key: filled(value, wanted.get(key), defaults.get(key)) for key, value in saved.items()}}
+
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return before
+    defaults = Config().model_dump(mode="json")
+    return {key: filled(value, now.get(key), defaults.get(key)) for key, value in before.items()}
+
+
+def settled(batch: int | str) -> int:
+    """A batch size that the planner has settled; ValueError where `auto` was left (see `memory.settle`)."""
+    if isinstance(batch, str):
+        raise ValueError("a batch size is still `auto`: settle the configuration first (lite_c2f.memory.settle)")
+    return batch
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file."""
+    return Config.model_json_schema()
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((found for arg in get_args(annotation) if (found := _section_of(arg))), None)
+    return None
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or any(_takes_bool(inner) for inner in get_args(annotation))
+
+
+def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if inner := _section_of(field.annotation):
+            keys += _known_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _refuse_unknown(section: type[Section], values: Any, origin: str, prefix: str) -> None:
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        raise ConfigError.because(
+            f"{origin}: {prefix.rstrip('.')} is a {kind}", "a mapping", "indent its keys below it"
+        )
+    for key, value in values.items():
+        field = section.model_fields.get(str(key))
+        if field is None:
+            near = _nearest(f"{prefix}{key}", [prefix + name for name in section.model_fields])
+            raise ConfigError.because(f"{origin}: unknown key '{prefix}{key}'", near, "correct or remove it")
+        if isinstance(value, bool) and not _takes_bool(field.annotation):  # pydantic would read true as 1
+            raise ConfigError.because(f"{origin}: {prefix}{key}={value}", "a number or a text", "quote a word like off")
+        inner = _section_of(field.annotation)
+        if inner is not None and value is not None:
+            _refuse_unknown(inner, value, origin, f"{prefix}{key}.")
+
+
+def _nearest(key: str, siblings: list[str]) -> str:
+    """The key that was meant: a sibling spelt alike, or the same name in another section."""
+    everywhere = _known_keys(Config)
+    name = _last(key)
+    alike = difflib.get_close_matches(name, [_last(sibling) for sibling in siblings], 1, 0.6)
+    near = (
+        [sibling for sibling in siblings if _last(sibling) in alike]
+        or [known for known in everywhere if _last(known) == name]
+        or difflib.get_close_matches(key, everywhere, 1)
+    )
+    return f"'{near[0]}' (did you mean that?)" if near else "one of " + ", ".join(siblings)
+
+
+def _last(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = _key(first["loc"])
+    if first["type"] == "extra_forbidden":  # in a list, where `_refuse_unknown` does not look
+        names = list((Columns if "columns" in first["loc"] else Source).model_fields)
+        return f"unknown key '{key}'; expected {_nearest(_last(key), names)}; correct or remove it"
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    alternatives = [other["msg"] for other in error.errors() if _key(other["loc"]) == key]
+    message = " or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(alternatives))
+    more = len(error.errors()) - 1
+    return f"{key}={first['input']!r}: {message}; correct the value" + (
+        f" (and {more} more)" if more and len({e["loc"][:2] for e in error.errors()}) > 1 else ""
+    )
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """The dotted key, without what pydantic adds for alternatives and validators."""
+    inner = ("function-", "tuple[", "literal[", "constrained-")
+    return ".".join(str(part) for part in location if not str(part).startswith(inner))

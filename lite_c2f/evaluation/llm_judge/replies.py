@@ -1,0 +1,184 @@
+"""What a chat server with OpenAI's protocol replies: a text, a refusal of one question, or a setting it does not take.
+
+The forms are those of OpenAI and Azure (https://platform.openai.com/docs/api-reference/chat), vLLM, SGLang, llama.cpp's
+server and the gateways before them; they agree in little but the status.
+"""
+
+import json
+import os
+import re
+from typing import Any, NamedTuple
+
+from lite_c2f.evaluation.llm_judge.prompts import Message
+
+KEY = "LITE_C2F_JUDGE_KEY"  # environment variable; never written anywhere
+ONE_QUESTION = (400, 413, 422)  # of a question: too long, filtered, a character the server cannot take
+OF_SETTINGS = (400, 422, 500)  # 500: servers that render the chat template within the request
+THINKING = 4096  # tokens; models that want max_completion_tokens count their reasoning among them
+LONGEST = 300  # characters of a server's sentence
+TEXT_PARTS = ("text", "output_text")
+
+FILTERED = re.compile(
+    r"content[ _-]?(?:filter|polic|management)|moderat|flagged|safety|ResponsibleAI|prohibited|usage polic",
+    re.IGNORECASE,
+)
+NOT_TAKEN = re.compile(
+    r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|extra input|extra_forbidden|deprecated|"
+    r"not (?:permitted|allowed|accepted)|use .?max_completion_tokens",
+    re.IGNORECASE,
+)
+# An error may repeat the question, or be about its length: a parameter's name is about the form only where the same
+# clause says that it is not taken.
+_REFUSED = (
+    r"(?:\bnot (?:be )?(?:currently )?(?:supported|permitted|allowed|accepted|enabled|available)|unsupported|"
+    r"deprecated|\bcannot be used|\bonly (?:supported|allowed|available))"
+)
+_REFUSES = r"(?:(?:\bnot|n't) (?:support|permit|allow|accept|take|have)|unsupported|unknown|unexpected|unrecogni[sz]ed)"
+NO_GREEDY = re.compile(
+    rf"\btemperature\b(?:[^.;]|\.\d){{0,40}}(?:{_REFUSED}|not support|extra input|(?:must|has to|should) be)|"
+    rf"(?:{_REFUSES}|\b(?:invalid value|out of range))[^.;]{{0,40}}\btemperature\b",
+    re.IGNORECASE,
+)
+NO_SYSTEM = re.compile(
+    rf"\bsystem['\"`]? (?:role|message|prompt|instruction)s?\b[^.;]{{0,20}}{_REFUSED}|"
+    rf"{_REFUSES}[^.;]{{0,20}}\bsystem\b|"
+    rf"\broles? must alternate|(?:unsupported|invalid|unknown|unexpected) role|"
+    rf"developer instructions?\b[^.;]{{0,20}}{_REFUSED}|\bonly\b[^.;]{{0,60}}\broles? (?:is|are) (?:supported|allowed)",
+    re.IGNORECASE,
+)
+ROLE = re.compile(r"messages?[.\[]0\]?\.role")
+
+
+class Refusal(NamedTuple):
+    """A question that the server did not judge."""
+
+    sentence: str  # the server's own, in one line
+
+
+class Form(NamedTuple):
+    """How a question is put to a server, where servers differ."""
+
+    limit: str = "max_tokens"  # key of the longest answer
+    system: bool = True  # a system message; else its text stands at the head of the user's
+    greedy: bool = True  # temperature 0; else the server's own
+
+
+ADAPTED = {
+    "limit": "it takes max_completion_tokens in place of max_tokens",
+    "system": "it takes no system message, whose text was put at the head of the question",
+    "greedy": "it does not take temperature 0, so that its verdicts may differ from run to run",
+}
+
+
+class ServerError(NamedTuple):
+    """What a server says of a request that it did not answer."""
+
+    message: str  # its sentence, "" where there is none
+    param: str  # what it is about, as far as the server says so
+    code: str  # codes and types, with spaces between
+
+    @property
+    def is_filter(self) -> bool:
+        """Was the text of the question refused, whatever the status?"""
+        return bool(FILTERED.search(f"{self.code} {self.message}"))
+
+
+def request_body(form: Form, model: str, messages: list[Message], max_tokens: int) -> dict[str, Any]:
+    """The JSON of a request in this form."""
+    if not form.system:
+        text = "\n\n".join(message["content"] for message in messages)
+        messages = [{"role": "user", "content": text}]
+    limit = max_tokens if form.limit == "max_tokens" else max(max_tokens, THINKING)
+    greedy = {"temperature": 0} if form.greedy else {}
+    return {"model": model, "messages": messages, **greedy, form.limit: limit}
+
+
+def adapted(form: Form, status: int, error: ServerError) -> dict[str, Any]:
+    """What to change in a form that a server did not take; {} where the error is not about the form.
+
+    >>> error = ServerError("Unsupported value: 'temperature' does not support 0", "temperature", "unsupported_value")
+    >>> adapted(Form(), 400, error)
+    {'greedy': False}
+    """
+    if status not in OF_SETTINGS or error.is_filter:
+        return {}
+    text = f"{error.code} {error.message}"
+    about_limit = error.param == "max_tokens" or re.search(r"\bmax_tokens\b", error.message)
+    if form.limit == "max_tokens" and about_limit and NOT_TAKEN.search(text):
+        return {"limit": "max_completion_tokens"}
+    if form.greedy and (error.param == "temperature" or NO_GREEDY.search(error.message)):
+        return {"greedy": False}
+    if form.system and (ROLE.search(error.param) or NO_SYSTEM.search(error.message)):
+        return {"system": False}
+    return {}
+
+
+def read_error(content: bytes) -> ServerError:
+    """The error in a server's reply: OpenAI's {"error": {...}}, vLLM's without the outer one, FastAPI's {"detail"}."""
+    try:
+        reply = json.loads(content)
+    except (ValueError, RecursionError):
+        reply = None
+    if not isinstance(reply, dict):
+        return ServerError("", "", "")
+    error = reply.get("error") or reply.get("detail") or reply
+    if isinstance(error, list):  # FastAPI: an entry for each field
+        error = error[0]
+    if not isinstance(error, dict):
+        return ServerError(one_line(error), "", "")
+    inner = error.get("innererror")
+    message = error.get("message") or error.get("msg") or reply.get("message") or ""
+    place, loc = error.get("param"), error.get("loc")
+    if not place and loc:
+        place = ".".join(str(part) for part in (loc if isinstance(loc, list) else [loc]) if part != "body")
+    codes = [error.get("code"), error.get("type"), inner.get("code") if isinstance(inner, dict) else None]
+    code = " ".join(str(code) for code in codes if code)
+    return ServerError(one_line(message), one_line(place or ""), one_line(code))
+
+
+def status_within(content: bytes) -> int | None:
+    """The status in the body of a reply that came as 200: gateways pass on errors that way."""
+    try:
+        reply = json.loads(content)
+        code = reply["error"]["code"] if "choices" not in reply else None
+        return code if isinstance(code, int) and 400 <= code < 600 else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def read_reply(content: bytes) -> str | Refusal:
+    """The text of a reply, "" for one that was cut off within its reasoning. Raises ValueError for another form.
+
+    Of a text in parts those of type text are read: Mistral's reasoning models send the thought as a part before it.
+    """
+    try:
+        choices = json.loads(content)["choices"]
+        if not choices:
+            return Refusal("no choice in its answer")
+        choice, message = choices[0], choices[0].get("message") or {}
+        text, refusal, ended = message.get("content"), message.get("refusal"), choice.get("finish_reason")
+        if isinstance(text, list):
+            text = "".join(part["text"] for part in text if _is_text(part)) or None
+    except (KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError("no choices") from None
+    if refusal and not text:
+        return Refusal(one_line(refusal))
+    if ended == "content_filter":
+        return Refusal("finish_reason: content_filter")
+    if text is None:  # reasoning is sent apart by servers that know it
+        return "" if ended == "length" else Refusal(f"an answer without text, finish_reason: {one_line(ended)}")
+    if not isinstance(text, str):
+        raise ValueError("no text")
+    return text
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in TEXT_PARTS and isinstance(part.get("text"), str)
+
+
+def one_line(text: Any) -> str:
+    """A server's words for a terminal: in one line, of printable characters, not too long, without the key."""
+    text = " ".join("".join(sign if sign.isprintable() else " " for sign in str(text)).split())
+    if key := os.environ.get(KEY):
+        text = text.replace(key, "***")
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

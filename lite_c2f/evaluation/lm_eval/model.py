@@ -1,0 +1,242 @@
+"""The actors of a run as models of lm-evaluation-harness. Imported only where lm-eval is known to be there."""
+
+import contextlib
+import functools
+import io
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lm_eval.api import model as harness_model
+from lm_eval.api import task as harness_task
+from lm_eval.evaluator import evaluate
+from lm_eval.models import huggingface
+from transformers import GenerationConfig
+
+from lite_c2f.actors.models import Instruct, load_coarse
+from lite_c2f.backbone.context import context_length
+from lite_c2f.backbone.copies import sampling_copies
+from lite_c2f.backbone.load import end_tokens
+from lite_c2f.backbone.padding import padding_id
+from lite_c2f.config.settings import CHAT, Config
+from lite_c2f.data.chat_template import ChatTemplate, chat_template
+from lite_c2f.data.encode import beginning, pad_left, turn_end
+from lite_c2f.errors import C2FError, DataError
+from lite_c2f.evaluation.lm_eval.conversations import as_jinja, as_turns
+from lite_c2f.evaluation.lm_eval.names import share_of
+from lite_c2f.evaluation.lm_eval.tasks import SEED, How, reason
+from lite_c2f.runs.inputs import ModelPair
+from lite_c2f.runtime.batch_size import fitting, is_out_of_memory
+from lite_c2f.sampling.stops import before_stop
+
+LONGEST = 4096  # tokens of a prompt and its answer: Mistral's window, which is not used above it
+
+
+class Speaker(huggingface.HFLM):
+    """lm-eval's Hugging Face model over one that is in memory; log-probabilities in float32.
+
+    stops: texts that end an answer beside the task's own. form: how the actor is asked in conversations; None for plain
+    text. first: ids before a rendered conversation. `truncated` counts requests that lost their beginning.
+
+    In conversations lm-eval would leave a task's description out where a template refuses system turns, put choices
+    behind the prompt without the space that answers have, and let the tokenizer add a BOS of its own. Here every actor
+    reads the description before the first question, and answers as they follow prompts in the form it was trained in.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        eos_ids: Sequence[int],
+        stops: Sequence[str] = (),
+        form: ChatTemplate | None = None,
+        first: Sequence[int] = (),
+    ) -> None:
+        # Of the folder's own only the end tokens: a limit or a temperature in it would win over the task's.
+        model.generation_config = GenerationConfig(eos_token_id=list(eos_ids), pad_token_id=padding_id(tokenizer))
+        longest = min(context_length(model.config) or LONGEST, LONGEST)
+        super().__init__(model, "causal", tokenizer=tokenizer, max_length=longest, softmax_dtype="float32")
+        self.stops, self.truncated, self.form, self.first = list(stops), 0, form, list(first)
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **given: Any) -> list[tuple[float, bool]]:
+        longest = self.max_length + 1
+        self.truncated += sum(len(context) + len(following) > longest for _, context, following in requests)
+        return super()._loglikelihood_tokens(requests, *args, **given)
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **given: Any) -> Any:
+        room = given.get("left_truncate_len")
+        if room:
+            self.truncated += sum(len(self.tok_encode(text)) > room for text in strings)
+        if self.form is None:
+            return super().tok_batch_encode(strings, *args, **given)
+        rows = [self.tok_encode(text, left_truncate_len=room) for text in strings]
+        tokens, mask = pad_left(rows, padding_id(self.tokenizer))
+        return tokens, mask.long()
+
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **given: Any) -> Any:
+        return super()._model_generate(context, max_length, [*stop, *self.stops], **given)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        texts = super().generate_until(requests, disable_tqdm)
+        return [before_stop(text, self.stops) for text in texts]
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation up to its answer, or up to where that has begun with a task's own prefix."""
+        assert self.form is not None
+        turns = as_turns(chat_history)
+        if add_generation_prompt:
+            return self.form.render(turns)
+        return self._answering(self.form.render(turns[:-1])) + self.form.mark(turns[-1].text)
+
+    def _answering(self, context: str) -> str:
+        """A rendered conversation up to the answer's own text, its space included."""
+        assert self.form is not None
+        between = self.form.before_answers
+        return context if between is None else context.removesuffix(self.form.opening) + between
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if self.form is None:
+            return super()._encode_pair(context, continuation)
+        if context.endswith(self.form.opening):  # otherwise the answer has begun
+            answering = self._answering(context)
+            context, continuation = answering.rstrip(" "), self._spaced(continuation)
+        return self.tok_encode(context), self.form.follow(context, continuation)
+
+    def _spaced(self, answer: str) -> str:
+        """An answer with the space that the form has before answers, whatever the task has there."""
+        between = (self.form.before_answers if self.form else "") or ""
+        return between[len(between.rstrip(" ")) :] + (answer.lstrip(" ") or answer)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **given: Any
+    ) -> list[int]:
+        if self.form is None:
+            return super().tok_encode(string, add_special_tokens, left_truncate_len, **given)
+        if add_special_tokens is False:  # an answer without a question
+            return self.form.encode(self.form.mark(self._spaced(string)))
+        return [*self.first, *self.form.encode(string)][-(left_truncate_len or 0) :]
+
+
+class Loaded(NamedTuple):
+    """A model in memory that can be one or several actors."""
+
+    speaker: Speaker
+    be: Callable[[str], contextlib.AbstractContextManager[Any]]  # be this actor inside the block
+
+
+def load(source: str, config: Config, models: ModelPair, run: Path, actors: Sequence[str], chat: bool) -> Loaded:
+    """The model behind these actors: `base`, `instruct` (with the residue where a share of it is asked for), `fine`.
+
+    chat: prompts come as conversations; base and Coarse Actor get the form they were trained in, which has no chat
+    template of its own, and its stop sequences.
+    """
+    template, variables = config.model.prompt_template, config.model.chat_template_kwargs
+    if source == "base":
+        roles, judge = load_coarse(config, models, run)
+        tokenizer, model = judge.tokenizer, roles.model.get_base_model()
+        first = beginning(tokenizer) if template != CHAT else []
+        eos = end_tokens(model, tokenizer, turn_end(tokenizer, template, variables))
+        if chat and template != CHAT:
+            tokenizer.chat_template = as_jinja(template)
+        form = chat_template(tokenizer, variables) if chat else None
+        speaker = Speaker(model, tokenizer, eos, config.model.stop if chat else (), form, first)
+        return Loaded(speaker, lambda actor: roles.sampling("policy" if actor == "coarse" else "reference"))
+    merged = source == "fine"
+    adapter = run / "coarse" / "adapter" if any(share_of(actor) for actor in actors) else None
+    actor_model = Instruct(config, str(run / "fine" / "model") if merged else models.instruct, adapter)
+    model = actor_model.model if adapter is None else actor_model.model.get_base_model()
+    form = chat_template(actor_model.tokenizer, variables) if chat else None
+    speaker = Speaker(model, actor_model.tokenizer, actor_model.eos_ids, form=form)
+    return Loaded(speaker, functools.partial(shared, actor_model))
+
+
+@contextlib.contextmanager
+def shared(model: Instruct, actor: str) -> Iterator[None]:
+    """Inside the block the instruct model has this actor's share of the residue."""
+    with model.ratio(share_of(actor)), torch.no_grad(), sampling_copies(model.model):
+        yield
+
+
+def measure(loaded: Loaded, actor: str, name: str, task: Any, how: How) -> dict[str, Any]:
+    """One task by one actor: its figures, and those of every document.
+
+    {"figures": {"acc,none": value, "acc_stderr,none": ...}, "documents": {"acc,none": [a number a document]}, "n",
+    "truncated"}. Out of memory, the whole task is done again with half of the requests at once.
+    """
+
+    def work(rows: int) -> dict[str, Any]:
+        loaded.speaker.batch_size_per_gpu, loaded.speaker.truncated = rows, 0
+        try:
+            with loaded.be(actor):
+                return evaluated(loaded.speaker, name, task, how)
+        except (C2FError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a task's own functions make of an answer
+            if is_out_of_memory(error):
+                raise
+            got = f"task '{name}' failed on an answer of '{actor}' ({reason(error)})"
+            raise DataError.because(got, "a task that takes any answer", "correct it, or leave it out") from error
+
+    found = fitting(how.batch, work)
+    row = found["results"][name]
+    if not any("," in key and is_number(value) for key, value in row.items()):
+        raise DataError.because(f"task '{name}' gave no figure", "a metric of lm-eval", "correct its metric_list")
+    documents: dict[str, list[Any]] = {}
+    for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"]):
+        for metric in sample["metrics"]:
+            documents.setdefault(f"{metric},{sample['filter']}", []).append(sample[metric])
+    return {
+        "figures": {key: finite(value) for key, value in row.items() if "," in key},
+        "documents": {key: [*map(float, values)] for key, values in documents.items() if all(map(is_number, values))},
+        "n": row["sample_len"],
+        "truncated": loaded.speaker.truncated,
+    }
+
+
+def evaluated(speaker: Speaker, name: str, task: Any, how: How) -> Any:
+    """What lm-eval finds. Few-shot examples and random numbers begin anew: every actor sees the same prompts."""
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+    task.set_fewshot_seed(seed=SEED)
+    return evaluate(
+        speaker,
+        {"tasks": {name: task}},
+        limit=how.limit,
+        bootstrap_iters=1000,
+        apply_chat_template=how.chat,
+        fewshot_as_multiturn=how.chat,
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Is it one finite number? Some metrics keep pairs or lists for a document."""
+    return isinstance(value, bool | int | float | np.number) and math.isfinite(value)
+
+
+def finite(value: Any) -> float | None:
+    """The number, or None: where lm-eval has no standard error it says N/A."""
+    return float(value) if is_number(value) else None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the block lm-eval shows no bars of its own and prints nothing: there is one bar, and stdout is ours."""
+    rooms: tuple[Any, ...] = (harness_task, harness_model, huggingface)
+    bars = [room.tqdm for room in rooms]
+
+    def hidden(*args: Any, **given: Any) -> Any:
+        return bars[0](*args, **{**given, "disable": True})
+
+    try:
+        for room in rooms:
+            room.tqdm = hidden
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for room, bar in zip(rooms, bars, strict=True):
+            room.tqdm = bar

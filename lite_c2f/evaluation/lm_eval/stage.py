@@ -1,0 +1,158 @@
+"""A finished run on general benchmarks: every actor on every task, and how far each is from the baseline."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lite_c2f.backbone.context import context_length
+from lite_c2f.backbone.load import plan_here
+from lite_c2f.backbone.pair import read_config
+from lite_c2f.config.settings import Config, load_config, settled
+from lite_c2f.errors import ConfigError
+from lite_c2f.evaluation.compare import made_of
+from lite_c2f.evaluation.lm_eval.names import ACTORS, check_actors, source_of
+from lite_c2f.evaluation.lm_eval.scores import Measured, group_table, table_of
+from lite_c2f.evaluation.lm_eval.tasks import SEED, Asked, How, check_answers_fit, depends_on, load_tasks, need_harness
+from lite_c2f.memory import settle
+from lite_c2f.runs.fingerprints import fingerprints_of_models
+from lite_c2f.runs.inputs import ModelPair
+from lite_c2f.runs.manifest import LOADED, check_own, open_run
+from lite_c2f.runtime import disk_errors, log
+from lite_c2f.runtime.batch_size import BatchSize, free
+from lite_c2f.runtime.progress import Silent, View
+from lite_c2f.storage.files import write_json
+from lite_c2f.storage.lock import locked
+from lite_c2f.storage.results import Kept
+
+FILE = "general.json"
+ROWS = 8  # requests at once where evaluation.batch is `auto`: prompts of several examples are long, logits wide
+ERRORS = (
+    "differences that are `paired` have the standard error of the mean of differences document by document; the others "
+    "that of independent samples; `clear` ones are above two standard errors, from 30 documents on, not corrected for "
+    "how many are compared"
+)
+
+
+def benchmark(
+    run: str | Path,
+    tasks: Sequence[str],
+    *,
+    actors: Sequence[str] = ACTORS,
+    baseline: str = "instruct",
+    limit: int | None = None,
+    fewshot: int | None = None,
+    chat_template: bool = False,
+    overrides: Sequence[str] = (),
+    view: View | None = None,
+) -> dict[str, Any]:
+    """Run tasks of lm-evaluation-harness on the actors of a finished run, in memory as they are, 4-bit.
+
+    tasks: names of tasks, groups or tags, YAML files, or `general-11` (our own choice of usual tasks: the authors' list
+    is not public). actors: of `fine` (merged), `instruct`, `coarse`, `base`, and `fine@RATIO` (unmerged). limit:
+    documents a task. fewshot: instead of each task's own number. chat_template: ask in the form each actor was trained
+    in; off, as in lm-eval, prompts are plain text. Writes RUN/evaluation/general.json and returns it. Every task that
+    an actor has finished is kept in general.jsonl and not done again. Raises C2FError for what does not exist.
+
+    >>> benchmark("runs/toy", ["gsm8k"], limit=100)["tasks"]["gsm8k"]["metrics"]["exact_match strict-match"]
+    """
+    run, view = Path(run), log.Logged(view or Silent())
+    version = need_harness()
+    names = check_actors(actors, baseline)
+    for name, number, least in (("limit", limit, 1), ("fewshot", fewshot, 0)):
+        if number is not None and number < least:
+            raise ConfigError.because(f"--{name} {number}", f"a whole number from {least}", "correct it")
+    made, models = open_run(run)
+    config = load_config(made.model_dump(), overrides)
+    check_own(config, made)
+    rows = ROWS if config.evaluation.batch == "auto" else settled(config.evaluation.batch)
+    config = settle(config, plan_here(config, models.base))
+    from lite_c2f.evaluation.lm_eval.model import quiet
+
+    with disk_errors.told_plainly(run), locked(run), log.written(run), quiet():
+        view.stage("tasks", 0, "tasks")
+        asked = load_tasks(tasks, fewshot, lambda done, total: tell_loading(view, done, total))
+        check_answers_fit(asked.tasks, context_of(models))
+        loaded = {name: str(getattr(config.model, name)) for name in sorted(LOADED)}
+        made_by = f"{version} {loaded}"
+        hashes = {name: depends_on(task, limit, chat_template, made_by) for name, task in asked.tasks.items()}
+        how = How(hashes, limit, chat_template, BatchSize("evaluation.batch", rows, view.note))
+        kept = Kept(run / "evaluation" / "general.jsonl", identity_of(config, models, run))
+        measured = measure_all(config, models, run, names, asked, how, kept, view)
+        found = {
+            "schema": 1,
+            "lm_eval": version,
+            "loaded": loaded,
+            "actors": names,
+            "baseline": baseline,
+            "limit": limit,
+            "chat_template": chat_template,
+            "seed": SEED,
+            "note": ERRORS,
+            "shown": asked.shown,
+            "tasks": tables(asked, measured, baseline),
+        }
+        write_json(run / "evaluation" / FILE, found)
+    return found
+
+
+def tell_loading(view: View, done: int, total: int) -> None:
+    """How many names are loaded: their data may have to be downloaded."""
+    if not done:
+        view.stage("tasks", total, "tasks")
+    view.step(done, {})
+
+
+def context_of(models: ModelPair) -> int:
+    """Tokens that both models can read."""
+    from lite_c2f.evaluation.lm_eval.model import LONGEST
+
+    return min(LONGEST, *(context_length(read_config(Path(folder))) or LONGEST for folder in models))
+
+
+def identity_of(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
+    """What every figure depends on, whatever the task and however they are loaded: the actors."""
+    actors = {"model": config.model.model_dump(mode="json", exclude=LOADED), "made_of": made_of(run)}
+    return actors | fingerprints_of_models(models)
+
+
+def measure_all(
+    config: Config, models: ModelPair, run: Path, actors: Sequence[str], asked: Asked, how: How, kept: Kept, view: View
+) -> dict[str, Measured]:
+    """Figures by actor and task: those that are kept, and the others now. Each model is loaded once."""
+    from lite_c2f.evaluation.lm_eval import model as harness
+
+    found = {
+        actor: {task: before for task in asked.tasks if (before := kept.get(how.label(actor, task))) is not None}
+        for actor in actors
+    }
+    view.stage("benchmarks", len(actors) * len(asked.tasks), "tasks")
+    view.step(sum(map(len, found.values())), {})
+    for source in dict.fromkeys(map(source_of, actors)):
+        members = [actor for actor in actors if source_of(actor) == source and len(found[actor]) < len(asked.tasks)]
+        if not members:
+            continue
+        loaded = harness.load(source, config, models, run, members, how.chat)
+        for actor in members:
+            for task in [task for task in asked.tasks if task not in found[actor]]:
+                found[actor][task] = harness.measure(loaded, actor, task, asked.tasks[task], how)
+                kept.put(how.label(actor, task), found[actor][task])
+                if cut := found[actor][task]["truncated"]:
+                    view.note(f"{actor}: {cut} prompts of {task} were too long and lost their beginning")
+                view.step(sum(map(len, found.values())), {})
+        del loaded
+        free()
+    return {actor: {task: found[actor][task] for task in asked.tasks} for actor in actors}
+
+
+def tables(asked: Asked, measured: dict[str, Measured], baseline: str) -> dict[str, Any]:
+    """Tables of all tasks and of the groups that have a figure of their own, with versions and few-shot examples."""
+    higher = {name: task.higher_is_better() for name, task in asked.tasks.items()}
+    found = table_of(measured, baseline, higher)
+    for name, task in asked.tasks.items():
+        found[name] |= {"version": str(task.VERSION), "fewshot": task.get_config("num_fewshot")}
+    for name, group in asked.groups.items():
+        if group.has_aggregation:
+            shots = {task.get_config("num_fewshot") for task in group.get_all_tasks()}
+            told = {"version": str(group.version), "fewshot": shots.pop() if len(shots) == 1 else None}
+            found[name] = group_table(group, measured, baseline, higher) | told
+    return found

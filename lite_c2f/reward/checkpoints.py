@@ -1,0 +1,127 @@
+"""Checkpoints of the reward stage: the trainer's own, published whole, and its steps that are not finite left out."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from lite_c2f.config.settings import Config
+from lite_c2f.errors import NonFiniteError
+from lite_c2f.runtime import distributed
+from lite_c2f.runtime.signals import Interruption
+from lite_c2f.storage.checkpoints import FORMAT, SKIPS, SLOWER, Checkpoints, Rhythm, refuse_other
+from lite_c2f.storage.files import read_json, write_json
+
+SECTIONS = ("model", "data", "lora", "reward")
+OURS = "run.json"
+NEEDED = (OURS, "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+class Standing:
+    """Where the stage goes on: a checkpoint, its step and its lines, and what had to be left out so far."""
+
+    def __init__(self, config: Config, run: Path, *, force: bool = False) -> None:
+        self.store = Checkpoints(run / "reward" / "checkpoints", config.run.keep_checkpoints, NEEDED)
+        self.identity = config.identity(SECTIONS) | {"processes": distributed.world()}
+        self.step = self.rollbacks = self.skipped = 0
+        self.failures = self.left_out = 0  # steps left out in a row, and since the checkpoint
+        self.lines: list[dict[str, Any]] = []  # of metrics.jsonl
+        self.damaged = self.look()
+        if self.folder is None:
+            return
+        saved, anew = read_json(self.folder / OURS), f"remove '{self.store.folder}' to begin the reward stage anew"
+        before, form = saved.get("identity"), saved.get("format")
+        forcible = ("reward", "data", "processes")
+        refuse_other(self.folder, form, before, self.identity, anew, force=force, forcible=forcible)
+        self.rollbacks, self.skipped = saved["rollbacks"], saved["skipped"]
+
+    def look(self) -> list[str]:
+        """Find the newest checkpoint that is whole; returns a sentence for each newer one that is not."""
+        self.folder, damaged = self.store.newest_folder()
+        saved: dict[str, Any] = read_json(self.folder / OURS) if self.folder is not None else {"step": 0}
+        self.step, self.lines, self.left_out = saved["step"], saved.get("lines", []), 0
+        return damaged
+
+
+class Saves(TrainerCallback):
+    """Publishes what the trainer saves, when it is due, or when a signal asks for an end.
+
+    scratch: the trainer's output folder, on the same disk as the checkpoints, so that a rename publishes.
+    """
+
+    def __init__(
+        self,
+        standing: Standing,
+        scratch: Path,
+        rhythm: Rhythm,
+        interruption: Interruption,
+        lr: float,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._standing, self._scratch, self._rhythm, self._interruption = standing, scratch, rhythm, interruption
+        self._lr, self._asked, self._tell = lr, False, tell
+
+    def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **_):
+        """A checkpoint brings the learning rate it was made with; after a rollback, or forced, it is another one."""
+        rate = self._lr * SLOWER**self._standing.rollbacks
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        schedule.base_lrs = [rate] * len(schedule.base_lrs)
+        for group, shape in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+            group["initial_lr"] = rate
+            group["lr"] = rate * shape(schedule.last_epoch)
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        """Leave out a step whose gradient is not finite; raises NonFiniteError after SKIPS in a row.
+
+        float16 has a loss scaler, which does that by itself.
+        """
+        grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        norms = torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1)
+        standing = self._standing
+        if args.fp16 or bool(norms.isfinite().all()):
+            standing.failures = 0
+            return
+        standing.failures += 1
+        standing.skipped += 1
+        standing.left_out += 1
+        self._tell(f"reward model, step {state.global_step + 1} left out ({standing.failures} in a row): not finite")
+        for weight in model.parameters():
+            weight.grad = None  # AdamW leaves out weights without one
+        if standing.failures >= SKIPS:
+            raise NonFiniteError.because(
+                f"reward model, step {state.global_step + 1}: not finite {SKIPS} times in a row",
+                "finite gradients",
+                "lower reward.lr, and look at the data",
+            )
+
+    def on_step_end(self, args, state, control, **_):
+        last = state.global_step >= state.max_steps  # what follows is the stage's publication
+        everyone = distributed.gather((self._interruption.asked, self._rhythm.due(state.global_step)))
+        self._asked = any(asked for asked, _ in everyone)
+        fine = self._standing.failures == 0  # else it would lead back into what went wrong
+        control.should_save = (self._asked or (everyone[0][1] and fine)) and not last
+
+    def on_save(self, args, state, control, **_):
+        distributed.wait()  # every process wrote the state of its generators
+        saved = self._scratch / f"checkpoint-{state.global_step}"
+        if distributed.is_first():
+            shutil.rmtree(saved / "ref", ignore_errors=True)
+            (saved / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
+            standing = self._standing
+            ours = {"format": FORMAT, "step": state.global_step, "rollbacks": standing.rollbacks}
+            ours |= {"skipped": standing.skipped, "lines": standing.lines, "identity": standing.identity}
+            write_json(saved / OURS, ours)
+            standing.store.publish(state.global_step, lambda folder: _move(saved, folder))
+            shutil.rmtree(saved, ignore_errors=True)
+        distributed.wait()
+        self._rhythm.saved()
+        if self._asked:
+            raise KeyboardInterrupt
+
+
+def _move(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        shutil.move(path, target / path.name)

@@ -1,0 +1,1 @@
+"""What a run reads, and its record of that."""

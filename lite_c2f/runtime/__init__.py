@@ -1,0 +1,1 @@
+"""What every long command needs: processes, batch sizes, signals, logs, progress, disk errors."""

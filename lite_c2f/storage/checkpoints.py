@@ -1,0 +1,256 @@
+"""Checkpoints of a stage: whole or not at all, hashed, the newest good one found again. No pickle."""
+
+import json
+import logging
+import math
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lite_c2f.config.settings import completed
+from lite_c2f.config.settings_diff import first_difference, without_places
+from lite_c2f.errors import RunError
+from lite_c2f.storage.files import hash_of, publish_folder, write_json
+
+SKIPS = 3  # steps in a row that were left out for numbers that are not finite, before going back to a checkpoint
+ROLLBACKS = 3  # in a stage
+SLOWER = 0.5  # learning rates after each
+log = logging.getLogger(__name__)
+# Of what stages put into their checkpoints; another one is refused. 2: prompts have another order and another split.
+FORMAT = 2
+STATE, TENSORS, HASHES = "state.json", "tensors.safetensors", "hashes.json"
+Scores = Mapping[int, float]  # by step, as far as known: the higher, the better; those not finite never make the best
+
+
+class Checkpoint(NamedTuple):
+    """What a stage needs to go on as if it had never stopped."""
+
+    step: int
+    state: dict[str, Any]  # JSON: counters, controllers, positions
+    tensors: dict[str, Tensor]  # adapters, heads, optimisers, generators
+    folder: Path | None = None
+
+
+class Checkpoints:
+    """RUN/STAGE/checkpoints/step-NNNNNN: the last `keep` of them, and the one with the best score.
+
+    A folder holds whatever its stage put there; hashes.json says which files make it whole. It holds no score: how good
+    a checkpoint is becomes known after it was made, and the stage says so each time it saves.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, needed: Sequence[str] = ()) -> None:
+        """needed: files without which a folder is no checkpoint of this stage."""
+        self.folder, self.keep, self._needed = folder, max(1, keep), set(needed)
+
+    def publish(self, step: int, fill: Callable[[Path], None], scores: Scores | None = None) -> Path:
+        """Let `fill` write into a folder, publish it with its hashes, remove those neither new nor best."""
+        target = self.folder / f"step-{step:06d}"
+        with publish_folder(target, replace=True) as unfinished:
+            fill(unfinished)
+            files = sorted(path for path in unfinished.rglob("*") if path.is_file())
+            hashes = {path.relative_to(unfinished).as_posix(): hash_of(path) for path in files}
+            write_json(unfinished / HASHES, hashes)
+        log.info("saved %s", target)
+        self._prune(scores or {})
+        return target
+
+    def newest_folder(self) -> tuple[Path | None, list[str]]:
+        """The newest folder that is whole, and a sentence for each newer one that is not."""
+        damaged: list[str] = []
+        for folder in reversed(self.folders()):
+            reason = self._damage(folder)
+            if reason is None:
+                return folder, damaged
+            damaged.append(f"checkpoint '{folder}' is damaged ({reason}): looking for an older one")
+        if damaged:
+            damaged.append(f"no checkpoint in '{self.folder}' is whole: beginning anew")
+        return None, damaged
+
+    def discard(self, folder: Path) -> None:
+        """Set one aside that is whole and of no use."""
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+
+    def set_aside(self) -> None:
+        """Rename what is damaged: counted among the last, it would push out what is saved from now on."""
+        for folder in self.folders():
+            if self._damage(folder) is not None:
+                self.discard(folder)
+
+    def save(self, checkpoint: Checkpoint, scores: Scores | None = None) -> Path:
+        """Publish a checkpoint of JSON and tensors."""
+
+        def fill(folder: Path) -> None:
+            save_file({name: _stored(value) for name, value in checkpoint.tensors.items()}, folder / TENSORS)
+            write_json(folder / STATE, {"step": checkpoint.step, "state": checkpoint.state})
+
+        return self.publish(checkpoint.step, fill, scores)
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest of `save` that is whole, and a sentence for each newer one that is not."""
+        folder, damaged = self.newest_folder()
+        return None if folder is None else _loaded(folder), damaged
+
+    def best(self, scores: Scores) -> Checkpoint | None:
+        """The one of `save` with the highest score, if it is whole and any has one."""
+        folder = self.best_folder(scores)
+        return _loaded(folder) if folder is not None and self._damage(folder) is None else None
+
+    def folders(self) -> list[Path]:
+        """Those that are published, oldest first."""
+        found = self.folder.glob("step-*") if self.folder.is_dir() else ()
+        whole = (path for path in found if path.is_dir() and re.fullmatch(r"step-\d{6,}", path.name))
+        return sorted(whole, key=step_of)
+
+    def clear(self) -> None:
+        """Remove all of them: the stage is published, or starts anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def best_folder(self, scores: Scores) -> Path | None:
+        """The one with the highest score, the newest of equal ones; None where none has any."""
+        known = {folder: scores.get(step_of(folder), math.nan) for folder in self.folders()}
+        finite = [folder for folder, score in known.items() if math.isfinite(score)]
+        return max(finite, key=lambda folder: (known[folder], step_of(folder)), default=None)
+
+    def _damage(self, folder: Path) -> str | None:
+        try:
+            expected = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+            there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {HASHES}
+            if set(expected) != there:
+                odd = ", ".join(sorted(set(expected) ^ there)[:3])
+                return f"{HASHES} and the folder do not hold the same files: {odd}"
+            if missing := self._needed - there:
+                return f"no {', '.join(sorted(missing))}"
+            for name, known in expected.items():
+                if hash_of(folder / name) != known:
+                    return f"{name} has another hash"
+        except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def _prune(self, scores: Scores) -> None:
+        folders, best = self.folders(), self.best_folder(scores)
+        for folder in folders[: -self.keep]:
+            if folder != best:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def step_of(folder: Path) -> int:
+    """The step after which a checkpoint was made.
+
+    >>> step_of(Path("step-000010"))
+    10
+    """
+    return int(folder.name.removeprefix("step-"))
+
+
+class Rhythm:
+    """When a checkpoint is due: every so many steps, and at the first step after so many minutes.
+
+    Minutes are counted by a clock that nobody sets, so that a changed system time does nothing.
+    """
+
+    def __init__(self, every: int, minutes: float) -> None:
+        self._every, self._seconds = every, 60 * minutes
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Is it time to save, after this step?"""
+        return step % self._every == 0 or time.monotonic() - self._last >= self._seconds
+
+    def saved(self) -> None:
+        """The minutes count from now on."""
+        self._last = time.monotonic()
+
+
+def refuse_other(
+    place: Path, form: Any, before: Any, now: Any, anew: str, *, force: bool = False, forcible: Sequence[str] = ()
+) -> None:
+    """Raise RunError naming the first setting or input in which a checkpoint's identity is not that of this run.
+
+    form: the checkpoint's `FORMAT`; anew: what to do to begin anew; forcible: keys whose difference `force` accepts.
+    """
+    if form != FORMAT or not isinstance(before, dict):
+        raise RunError.because(
+            f"'{place}' has format {form!r}", f"format {FORMAT}", f"use the version that made it, or {anew}"
+        )
+    before = completed(without_places(before), now)
+    bent = {**now, **{key: before.get(key) for key in forcible}}
+    difference = first_difference(before, bent if force else now)
+    if difference is not None:
+        key, then, today = difference
+        remedy = "set it back" + (", accept it with --force" if first_difference(before, bent) is None else "")
+        told = f"'{place}' was made with {key}={then!r}, now {today!r}"
+        raise RunError.because(told, "the same value", f"{remedy}, or {anew}")
+
+
+def generators(own: Mapping[str, torch.Generator] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The states of all random generators, as JSON and tensors: python, NumPy, torch, each GPU, and our own by name."""
+    version, numbers, gauss = random.getstate()
+    numpy_state: Any = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, cached = numpy_state
+    state = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [str(kind), int(position), int(has_gauss), float(cached)],
+    }
+    tensors = {"rng.torch": torch.get_rng_state(), "rng.numpy": torch.from_numpy(keys.astype(np.int64))}
+    if torch.cuda.is_available():
+        tensors |= {f"rng.cuda.{index}": value for index, value in enumerate(torch.cuda.get_rng_state_all())}
+    tensors |= {f"rng.own.{name}": generator.get_state() for name, generator in (own or {}).items()}
+    return state, tensors
+
+
+def restore_generators(
+    state: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Mapping[str, torch.Generator] | None = None
+) -> None:
+    """Put the generators back to what `generators` found."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, tensors["rng.numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(tensors["rng.torch"])
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"rng.cuda.{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"rng.cuda.{index}"], index)
+    for name, generator in (own or {}).items():
+        generator.set_state(tensors[f"rng.own.{name}"])
+
+
+def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as named tensors: `prefix.INDEX.exp_avg` and so on, by the parameter's place."""
+    found = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            found[f"{prefix}.{index}.{name}"] = torch.as_tensor(value)
+    return found
+
+
+def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Load what `optimizer_tensors` found; settings such as the learning rate stay those of `optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith(f"{prefix}."):
+            index, key = name.removeprefix(f"{prefix}.").split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """On the CPU, in memory of its own: safetensors refuses tensors that share it. Copied only where need be."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _loaded(folder: Path) -> Checkpoint:
+    saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return Checkpoint(saved["step"], saved["state"], load_file(folder / TENSORS), folder)

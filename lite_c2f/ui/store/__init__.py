@@ -1,0 +1,1 @@
+"""Conversations and votes of the app, on disk."""

@@ -1,0 +1,253 @@
+"""Sessions of the app, saved on the server: a JSON file each, in a folder for each owner; and as Markdown, to keep.
+
+An owner is told nothing of the sessions of others, not even that they exist: what is not one's own is "no such
+session", and so is what is no id. Nothing but plain files is read: no symlink is followed.
+"""
+
+import contextlib
+import json
+import re
+import secrets
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lite_c2f.errors import RunError
+from lite_c2f.storage.files import write_text
+from lite_c2f.ui.store.tuples import as_row, decoded, encoded, from_row
+
+SCHEMA = 1
+MOST = 500  # sessions kept for an owner
+TITLE = 60  # characters
+_ID = re.compile(r"[0-9a-f]{32}")
+_CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
+_WRITING = threading.Lock()  # `write_text` names its unfinished file by the process alone
+
+
+class Reply(NamedTuple):
+    """What one pane said, and how it went."""
+
+    pane: str
+    text: str  # without its ending
+    tokens: int  # the ending included
+    tokens_per_s: float
+    first_token_s: float | None  # seconds until the first token
+    finish: str  # "eos" | "stop" | "limit" | "stopped" | "error"
+    message: str  # one line, with "error"
+    seed: int
+    ratio: float | None  # share of the residue, of the Fine Actor
+    reward: float | None  # in the reward model's spreads
+    repeated: float  # share, 0 to 1
+    dropped: int = 0  # oldest turns that were not read, for want of room
+    cut: bool = False  # the question's beginning was not read either
+
+
+class Round(NamedTuple):
+    """One question and its replies, by pane."""
+
+    prompt: str
+    settings: dict[str, Any]
+    replies: dict[str, Reply]
+
+
+class Transcript(NamedTuple):
+    """A session. JSON-ready: what `settings` and `run` hold is JSON too."""
+
+    id: str  # 32 hex digits, as is `owner`
+    owner: str
+    created: str  # UTC, ISO 8601, seconds
+    system: str  # the system prompt, or ""
+    rounds: tuple[Round, ...]
+    run: dict[str, Any]  # its name, and hashes of its models and its adapter
+
+
+class Entry(NamedTuple):
+    """A session in a list."""
+
+    id: str
+    title: str  # the beginning of the first prompt, on one line
+    created: str
+    rounds: int
+
+
+def new(owner: str, run: Mapping[str, Any]) -> Transcript:
+    """An empty session that begins now; it is not saved yet. Raises RunError for an owner that is none."""
+    check_ids(owner)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return Transcript(secrets.token_hex(16), owner, created, "", (), dict(run))
+
+
+def save(folder: Path, transcript: Transcript, most: int = MOST) -> None:
+    """Write FOLDER/OWNER/ID.json, whole or not at all; beyond `most` sessions the owner's oldest others go.
+
+    Raises RunError for ids that are none, ValueError for NaN or infinity, which are not JSON.
+    """
+    check_ids(transcript.owner, transcript.id)
+    own = folder / transcript.owner
+    if own.is_symlink():
+        raise _no_such_session()
+    text = as_json(transcript)
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _WRITING:
+        write_text(own / f"{transcript.id}.json", text)
+        if sum(1 for _ in own.glob("*.json")) > most:
+            others = [entry for entry in listing(folder, transcript.owner) if entry.id != transcript.id]
+            for entry in others[max(most - 1, 0) :]:
+                (own / f"{entry.id}.json").unlink(missing_ok=True)
+
+
+def load(folder: Path, owner: str, id: str) -> Transcript:
+    """A session of this owner. Raises RunError: no such session, or one that is damaged or too new."""
+    path = _find(folder, owner, id)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:  # deleted meanwhile
+        raise _no_such_session() from None
+    except ValueError:
+        raise _damaged(f"session {id}", "it is not UTF-8") from None
+    transcript = from_json(text, f"session {id}")
+    if (transcript.owner, transcript.id) != (owner, id):
+        raise _no_such_session()
+    return transcript
+
+
+def listing(folder: Path, owner: str) -> list[Entry]:
+    """An owner's sessions, the newest first; files that cannot be read are left out. Raises RunError for no owner."""
+    check_ids(owner)
+    found = []
+    for path in (folder / owner).glob("*.json"):
+        with contextlib.suppress(RunError, OSError):
+            state = path.stat()
+            entry = _entry(folder, owner, path.stem, state.st_mtime_ns, state.st_size)
+            found.append((entry.created, state.st_mtime_ns, entry))
+    return [entry for *_, entry in sorted(found, reverse=True)]
+
+
+@lru_cache(maxsize=4 * MOST)  # 500 sessions take half a second to read, and a page lists them after every answer
+def _entry(folder: Path, owner: str, id: str, *state: int) -> Entry:
+    """A session in the list; state: of its file, another one when it is written again."""
+    transcript = load(folder, owner, id)
+    return Entry(transcript.id, title_of(transcript), transcript.created, len(transcript.rounds))
+
+
+def delete(folder: Path, owner: str, id: str) -> None:
+    """Remove a session of this owner, also a damaged one. Raises RunError where there is no such session."""
+    try:
+        _find(folder, owner, id).unlink()
+    except FileNotFoundError:
+        raise _no_such_session() from None
+
+
+def title_of(transcript: Transcript) -> str:
+    """The beginning of the first prompt on one line, "" where there is none."""
+    line = " ".join(transcript.rounds[0].prompt.split()) if transcript.rounds else ""
+    return line if len(line) <= TITLE else line[: TITLE - 1].rstrip() + "…"
+
+
+def as_json(transcript: Transcript) -> str:
+    """The whole session as JSON, its schema first. Raises ValueError for NaN or infinity."""
+    return encoded({"schema": SCHEMA, **as_row(transcript)}, indent=2) + "\n"
+
+
+def from_json(text: str, name: str = "the session") -> Transcript:
+    """What `as_json` wrote; the fields' types are checked. Raises RunError for anything else, naming what is wrong.
+
+    name: of the session, in that message. Whoever takes a session from a visitor gives it an id and an owner anew.
+    """
+    try:
+        row = decoded(text)
+        schema = row.pop("schema", None) if isinstance(row, dict) else None
+        if type(schema) is int and schema > SCHEMA:
+            raise RunError.because(f"{name} has schema {schema}", f"schema {SCHEMA}", "use a newer lite_c2f")
+        if schema != SCHEMA or isinstance(schema, bool):
+            raise ValueError("it has no schema")
+        found = from_row(Transcript, row)
+        if not (_is_id(found.id) and _is_id(found.owner)):
+            raise ValueError("id and owner are not 32 hex digits")
+        if not _CREATED.fullmatch(found.created):
+            raise ValueError("created is not a time in UTC")
+        datetime.fromisoformat(found.created)
+    except ValueError as error:
+        raise _damaged(name, " ".join(str(error).split())[:200]) from None
+    return found
+
+
+def as_markdown(transcript: Transcript, titles: Mapping[str, str] | None = None) -> str:
+    """The session to read: each prompt, then each pane's title, its figures in a line, and what it said.
+
+    titles: of the panes, by name. All text of people and models stands in fences longer than any run of backticks in
+    it, or has its signs escaped: none of it can become markup of the document.
+    """
+    parts = ["# Session", f"Begun {transcript.created}, {len(transcript.rounds)} round(s)."]
+    if transcript.run:
+        parts += ["Run:", fenced(_pretty(transcript.run), "json")]
+    if transcript.system:
+        parts += ["System prompt:", fenced(transcript.system)]
+    for number, said in enumerate(transcript.rounds, 1):
+        parts += [f"## Round {number}", fenced(said.prompt)]
+        if said.settings:
+            parts += ["Settings:", fenced(_pretty(said.settings), "json")]
+        for pane, reply in said.replies.items():
+            title = (titles or {}).get(pane, pane)
+            parts += [f"### {escaped(title)}", _figures(reply), fenced(reply.text)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures(reply: Reply) -> str:
+    """One line of Markdown on how a reply went; what is not known is left out."""
+    said = [f"{reply.tokens} tokens", f"{reply.tokens_per_s:.0f} tokens/s"]
+    if reply.first_token_s is not None:
+        said.append(f"first after {reply.first_token_s:.2f} s")
+    said.append(escaped(f"{reply.finish}: {reply.message}" if reply.message else reply.finish))
+    said.append(f"seed {reply.seed}")
+    if reply.ratio is not None:
+        said.append(f"ratio {reply.ratio:g}")
+    if reply.reward is not None:
+        said.append(f"reward {reply.reward:+.2f}")
+    return ", ".join([*said, f"{reply.repeated:.0%} repeated"])
+
+
+def fenced(text: str, kind: str = "text") -> str:
+    """Text as a Markdown code block: the fence is longer than any run of backticks inside, so that none closes it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{kind}\n{text}\n{fence}"
+
+
+def escaped(text: str) -> str:
+    """Text on one line of Markdown, none of its signs taken for markup."""
+    return re.sub(r"([\\`*_{}\[\]<>#+|~!&:@$^=.-])", r"\\\1", " ".join(text.split()))
+
+
+def _pretty(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _is_id(name: Any) -> bool:
+    return isinstance(name, str) and _ID.fullmatch(name) is not None
+
+
+def check_ids(*names: Any) -> None:
+    """Raise RunError for what is no id of an owner or a session."""
+    if not all(map(_is_id, names)):
+        raise _no_such_session()
+
+
+def _find(folder: Path, owner: str, id: str) -> Path:
+    """The file of a session, if it is a plain one in the owner's own folder."""
+    check_ids(owner, id)
+    path = folder / owner / f"{id}.json"
+    if path.parent.is_symlink() or path.is_symlink() or not path.is_file():
+        raise _no_such_session()
+    return path
+
+
+def _no_such_session() -> RunError:
+    """The same for every reason: nothing is told of the sessions of others."""
+    return RunError.because("no such session", "one of your own", "choose another from the list")
+
+
+def _damaged(name: str, reason: str) -> RunError:
+    return RunError.because(f"{name} is damaged: {reason}", "what lite_c2f saved", "restore or delete it")

@@ -1,0 +1,117 @@
+"""The doctor finds what is wrong, and says what to do."""
+
+import json
+
+import bitsandbytes as bnb
+import pytest
+import torch
+
+from lite_c2f.cli import doctor
+from lite_c2f.errors import RunError
+from lite_c2f.storage.checkpoints import Checkpoint, Checkpoints
+from lite_c2f.storage.lock import locked
+
+WELL = {"4-bit": "works (relative error 0.09)", "gpu": "none", "torch": "2.13.0", "torch built for": "CPU"}
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """4-bit layers of one width alone, where they are not what a test is about."""
+    monkeypatch.setattr(doctor, "WIDTHS", (64,))
+
+
+def test_a_sound_machine_has_no_problems(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    assert doctor.problems(WELL, 100.0) == []
+    found = doctor.examine()
+    assert found["4-bit"].startswith("works") and found["torch"] == torch.__version__
+    assert json.loads(json.dumps(found)) == found
+    required = {"torch", "transformers", "tokenizers", "PyYAML", "markdown-it-py", "matplotlib"}
+    assert required <= set(found) and "pytest" not in found and "missing" not in found.values()
+
+
+@pytest.mark.parametrize(
+    ("facts", "free", "words"),
+    [
+        ({"4-bit": "fails: no kernel"}, 100.0, "4-bit weights: fails: no kernel; reinstall bitsandbytes"),
+        ({}, 1.5, "only 1.5 GiB free on this disk; make room"),
+    ],
+)
+def test_what_is_wrong_is_named(monkeypatch, facts, free, words):
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    told = doctor.problems(WELL | facts, free)
+    assert len(told) == 1 and words in told[0]
+
+
+def test_a_gpu_that_torch_does_not_see_is_noticed(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    (told,) = doctor.problems(WELL, 100.0)
+    assert "there is an NVIDIA driver, but torch 2.13.0 (for CPU) sees no GPU" in told
+
+
+def test_packages_are_held_against_what_is_required():
+    assert doctor.unmet("torch>=2.9") is None
+    assert doctor.unmet("torch>=99") == f"torch is {torch.__version__}; pip install 'torch>=99'"
+    assert doctor.unmet("no-such-package>=1") == "no-such-package is missing; pip install 'no-such-package>=1'"
+
+
+def test_4bit_layers_that_are_wrong_are_a_problem(monkeypatch, narrow):
+    right = bnb.nn.Linear4bit.forward
+    monkeypatch.setattr(bnb.nn.Linear4bit, "forward", lambda self, x: right(self, x) * (1 + (len(x) == 1)))
+    found = doctor.examine()
+    assert found["4-bit"].startswith("wrong: 1 row of 64, ") and found["4-bit"] in found["problems"][0]
+
+
+def test_tokenizers_of_model_folders_are_tried(pico, call, tmp_path, narrow):
+    """One line for each; a folder without one is a problem, and exit code 2 says so."""
+    (tmp_path / "config.json").write_text("{}")
+    code, out, _ = call("doctor", pico["base"], "--json")
+    found = json.loads(out)
+    assert code == 0 and found["problems"] == []
+    assert found[f"tokenizer of {pico['base']}"] == "gives texts back unchanged"
+    code, out, _ = call("doctor", pico["base"], tmp_path)
+    assert code == 2 and f"problem            model '{tmp_path}': cannot load its tokenizer" in out
+
+
+def test_the_secret_itself_is_not_shown(monkeypatch, narrow):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnop")
+    assert "abcdefghijklmnop" not in json.dumps(doctor.examine())
+
+
+def test_a_run_is_described(tmp_path):
+    with pytest.raises(RunError, match="no run directory"):
+        doctor.examine_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"models": {"base": "b", "instruct": "i"}, "seconds": {}, "lite_c2f": "0.1.0"}')
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "reward" / "metrics.json").write_text("{}")
+    line = "2026-11-21 18:00:00,000 ERROR lite_c2f.run: it failed"
+    (tmp_path / "log.txt").write_text(f"{line}\nTraceback\n  File\nError: bad\n")
+    rewards = {1: 0.2, 2: 0.9, 3: 0.7, 4: 0.5}  # the policy after update 2 earned 0.7, the one after update 1 0.9
+    lines = [{"stage": "coarse", "step": step, "reward": reward, "limit": 16} for step, reward in rewards.items()]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "config.yaml").write_text("run: {checkpoint_every: 2}\ncoarse: {critic_warmup: 1}\n")
+    store = Checkpoints(tmp_path / "coarse" / "checkpoints")
+    for step in (2, 4, 6):
+        store.save(Checkpoint(step, {}, {"w": torch.ones(2)}), {2: 0.7})
+    (tmp_path / "coarse" / "checkpoints" / "step-000006" / "state.json").write_text("{}")
+    with locked(tmp_path):
+        found = doctor.examine_run(tmp_path)
+        assert found["in use"].startswith("process ")
+    assert (found["reward"], found["fine"], found["comparison"]) == ("published", "not begun", "not made")
+    assert found["coarse"] == "4 steps done; reward +0.50, limit 16; goes on from step-000004, best step-000002"
+    assert found["log ends"] == "2026-11-21 18:00:00,000 ERROR lite_c2f.run: it failed"
+    assert len(found["problems"]) == 2 and "step-000006' is damaged" in found["problems"][0]
+    assert "reward/metrics.json" in found["problems"][1] and "state" not in found
+    found = doctor.examine_run(tmp_path)
+    assert found["in use"] == "no" and "go on with" not in found
+
+
+def test_a_run_that_was_killed_is_told_how_to_go_on(tmp_path):
+    models = {"base": str(tmp_path), "instruct": str(tmp_path)}
+    (tmp_path / "run.json").write_text(json.dumps({"models": models, "seconds": {}}))
+    (tmp_path / "config.yaml").write_text("run: {seed: 0}")
+    for end, state in (("coarse 3/8", True), ("interrupted", False), ("ended", False)):
+        (tmp_path / "log.txt").write_text(f"2026-11-21 18:00:00,000 INFO lite_c2f.run: {end}\n")
+        found = doctor.examine_run(tmp_path)
+        assert ("stopped without a word" in found.get("state", "")) == state
+        assert found["go on with"] == f"lite-c2f train {tmp_path}/config.yaml" and found["problems"] == []

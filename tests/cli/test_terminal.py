@@ -1,0 +1,100 @@
+"""The views of a run: plain lines without a terminal, one live line with one, and the table."""
+
+import io
+import re
+from types import SimpleNamespace
+
+from rich.console import Console
+
+from lite_c2f.cli.terminal import Terminal, comparison_table, figures, print_summary, source_table
+
+
+def view(terminal, width=100):
+    return Terminal(Console(file=io.StringIO(), force_terminal=terminal, width=width, highlight=False))
+
+
+def said(shown):
+    return shown.console.file.getvalue()
+
+
+def test_plain_lines_name_the_stage_and_keep_notes(monkeypatch):
+    shown = view(False)
+    monkeypatch.setattr("lite_c2f.cli.terminal.PLAIN_EVERY", 0.0)
+    shown.stage("coarse actor", 4, "updates")
+    shown.step(1, {"reward": -0.5, "limit": 16, "tokens_per_s": 12.3, "unknown": 1})
+    shown.note("rows skipped: 4 [empty answer]")
+    shown.close()
+    assert "coarse actor 1/4 updates  reward -0.50  limit 16  tokens/s 12" in said(shown)
+    assert "rows skipped: 4 [empty answer]" in said(shown)
+
+
+def test_a_live_line_ends_with_the_stage(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("lite_c2f.cli.terminal.time", SimpleNamespace(monotonic=lambda: clock.now))
+    shown = view(True)
+    shown.stage("reward model", 0, "steps")
+    shown.stage("reward model", 10, "steps")  # its length is known now: the same line goes on
+    shown.step(3, {"accuracy": 0.75})
+    shown.tick(64)
+    shown.stage("models", 0, "steps")  # over in no time: not worth a line
+    clock.now += 0.9
+    shown.stage("data", 0, "steps")
+    clock.now += 1.5
+    shown.stage("merge", 100, "%")
+    shown.step(100, {"loss": 0.1})
+    shown.close()
+    assert shown.live is None
+    assert said(shown).count("reward model: ") == 1 and "merge: " in said(shown) and "models: " not in said(shown)
+    assert "data: 1.5 s" in said(shown)
+
+
+def test_a_narrow_terminal_cuts_figures_before_progress():
+    shown = view(True, width=80)
+    shown.stage("coarse actor", 40, "updates")
+    many = {"reward": 0.12, "limit": 1024.0, "hit_limit": 1.0, "kl": 10.25, "tokens_per_s": 1234.0, "loss": 1.0}
+    shown.step(7, {})  # an earlier process did seven
+    shown.step(8, many)
+    shown.live.refresh()
+    lines = said(shown)
+    shown.close()
+    assert "coarse actor 8/40" in lines and "left reward 0.12  limit 1024" in lines
+    assert "loss 1.00" not in lines and "…" in lines
+
+
+def test_figures_and_table():
+    assert figures({"kl": 0.123, "limit": 16.0}) == "limit 16  kl 0.12"
+    row = {"reward": 1.0, "tokens": 5.25, "repeated_4gram": 0.0, "eos": 1.0}
+    table = comparison_table({"actors": {"base": row, "fine": {**row, "reward": -2.0}}})
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table)
+    text = console.file.getvalue()
+    assert "+1.00" in text and "-2.00" in text and "accuracy" not in text
+
+
+def by_source(name, base, fine, **more):
+    return {name: {"base": {"reward": base, "prompts": 3, **more}, "fine": {"reward": fine, "prompts": 3, **more}}}
+
+
+SOURCES = {
+    "reward_model": {"accuracy": 0.7, "accuracy_by_source": {"/data/helpful.jsonl": 0.75, "toy": 0.5}},
+    "by_source": by_source("/data/helpful.jsonl", -0.5, 1.25) | by_source("toy", 0.125, 0.5, accuracy=0.875),
+}
+
+
+def test_figures_of_each_source(capsys):
+    print_summary({**SOURCES, "seconds": {"reward": 1.0}}, "run")
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines if line[:1] in ("│", "┃")]
+    assert rows == [
+        ["actor", "helpful.jsonl", "toy"],
+        ["base", "-0.50", "+0.12 (0.875)"],
+        ["fine", "+1.25", "+0.50 (0.875)"],
+        ["prompts", "3", "3"],
+        ["pairs ranked right", "0.750", "0.500"],
+    ]
+
+
+def test_one_source_has_no_table():
+    assert source_table({"reward_model": {"accuracy": 0.7}}) is None
+    assert source_table({"reward_model": {"accuracy": 0.7, "accuracy_by_source": {"toy": 0.7}}}) is None
+    assert source_table(SOURCES) is not None
