@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from models import machine, report  # noqa: E402
 
 from lite_c2f.chat import PANES, Chat, ChatSettings  # noqa: E402
-from lite_c2f.runs.inputs import uses_toy_data  # noqa: E402
+from lite_c2f.runs.corpus import uses_toy_data  # noqa: E402
 
 LONG = "Explain in detail how a bicycle stays upright."
 TOY = "Lea has 3 apples, first gets 7, second buys 5, third drops 8. How many now?"

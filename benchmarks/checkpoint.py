@@ -1,8 +1,8 @@
 """What a checkpoint of the PPO loop costs at the shape of Mistral-7B, against an update.
 
 Saved and restored are the real ones: policy and critic of rank 16 on all linear layers of 32 layers of width 4096, the
-critic's head, and both AdamW states, through `Standing` and `Checkpoints` (hashed, flushed to the disk, renamed). The
-frozen base plays no part in a checkpoint: its layers share one layer's weights here, so that it fits anywhere.
+critic's head, and both AdamW states, through `TrainState` and `CheckpointStore` (hashed, flushed to the disk, renamed).
+The frozen base plays no part in a checkpoint: its layers share one layer's weights here, so that it fits anywhere.
 
 An update at this shape needs a GPU. Without one it is bounded from below: its floating-point operations over the peak
 of an RTX 4090 (165 TFLOP/s, bfloat16), sampling counted as one forward pass: real updates take several times as long.
@@ -22,12 +22,13 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.coarse.state import Standing
+from lite_c2f.coarse.state import TrainState
 from lite_c2f.coarse.train import begin
-from lite_c2f.config.settings import Config, load_config
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import Config
 from lite_c2f.data.records import Prompt, Turn
-from lite_c2f.runs.inputs import Corpus
-from lite_c2f.storage.checkpoints import Checkpoints
+from lite_c2f.runs.corpus import Corpus
+from lite_c2f.storage.checkpoints import CheckpointStore
 from lite_c2f.storage.files import sync
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mistral-7b-24gb.yaml"
@@ -60,7 +61,7 @@ def shared_mistral(layers: int, hidden: int) -> MistralForCausalLM:
     return model
 
 
-def standing(config: Config, layers: int, hidden: int) -> Standing:
+def standing(config: Config, layers: int, hidden: int) -> TrainState:
     """The loop after an update: adapters that have moved, optimisers with both moments."""
     roles = Roles(shared_mistral(layers, hidden), config.lora, ("policy", "critic", "reward"))
     roles.add_head("critic", ScalarHead.of(torch.zeros(1, hidden)))
@@ -100,7 +101,7 @@ def main() -> None:
     now = standing(config, given.layers, given.hidden)
     saving, restoring, copying = [], [], []
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        store = Checkpoints(Path(folder) / "checkpoints", config.run.keep_checkpoints)
+        store = CheckpointStore(Path(folder) / "checkpoints", config.run.keep_checkpoints)
         size = 0
         for _ in range(given.repeats):
             now.step += 1

@@ -81,7 +81,7 @@ class Bench:
         self.fresh()
 
     def config(self, *more: str) -> Any:
-        from lite_c2f.config.settings import load_config
+        from lite_c2f.config.loading import load_config
 
         settings = [
             f"model.base={self.folder}",
@@ -119,14 +119,15 @@ def reward_step(bench: Bench) -> None:
     """A few optimiser steps of the reward stage, pairs as long as they may be, through the real stage."""
     from lite_c2f.backbone.load import plan_here
     from lite_c2f.data.records import Pair, Turn
-    from lite_c2f.memory import settle
+    from lite_c2f.memory import resolve
     from lite_c2f.reward.train import train_reward
-    from lite_c2f.runs.inputs import Corpus, ModelPair
+    from lite_c2f.runs.corpus import Corpus
+    from lite_c2f.runs.models import ModelPair
 
     answer = 24 if bench.tiny else 512
     config = bench.config(f"data.max_answer_tokens={answer}", "reward.batch=16", "data.truncated=0")
     plan = plan_here(config)
-    config = settle(config, plan)
+    config = resolve(config, plan)
     numbers = torch.Generator().manual_seed(0)
 
     def words(count: int) -> str:
@@ -164,9 +165,9 @@ def ppo_updates(bench: Bench, roles: Any) -> None:
     """A whole update at each limit: the batches the planner chooses for it, its prediction, the measured peak."""
     from lite_c2f.backbone.load import plan_here
     from lite_c2f.coarse.advantage import gae, token_rewards
-    from lite_c2f.coarse.rollout import Batches, Ends, collect
+    from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, collect
     from lite_c2f.coarse.update import update
-    from lite_c2f.memory import settle
+    from lite_c2f.memory import resolve
     from lite_c2f.reward.score import Normalizer
 
     optimizers = {
@@ -178,13 +179,13 @@ def ppo_updates(bench: Bench, roles: Any) -> None:
     for limit in [bench.limits[0], *bench.limits]:  # the first warms up: AdamW's moments are there afterwards
         config = bench.config(f"coarse.length.max={limit}", f"coarse.length.start={limit}")
         plan = plan_here(config)
-        settings = settle(config, plan).coarse
-        batches = Batches.of(settings)
+        settings = resolve(config, plan).coarse
+        batches = RolloutBatches.of(settings)
         prompts = torch.randint(3, bench.vocabulary, (settings.rollouts, bench.prompt), generator=numbers).tolist()
         needs = {need.stage: need.total for need in plan.needs}
         bench.fresh()
         began = time.perf_counter()
-        ends = Ends(never, PAD)
+        ends = ResponseEnds(never, PAD)
         rollout = collect(roles, prompts, settings, limit, ends, Normalizer(0.0, 1.0), limit, batches)
         sampling = bench.against(max(needs["coarse_sampling"], needs["coarse_scoring"]))
         sampled = time.perf_counter()

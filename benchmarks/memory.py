@@ -47,7 +47,8 @@ def build(hidden: int, layers: int, vocabulary: int, rank: int):
     from lite_c2f.backbone.copies import _linear_layers, half_copies
     from lite_c2f.backbone.heads import ScalarHead
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.config.settings import Lora, load_config
+    from lite_c2f.config.loading import load_config
+    from lite_c2f.config.settings import Lora
 
     settings = ["model.compute_dtype=bfloat16"]
     with tempfile.TemporaryDirectory() as folder:
@@ -76,14 +77,14 @@ def build(hidden: int, layers: int, vocabulary: int, rank: int):
 def measure(roles, sizes, limit: int, rows: int) -> dict[str, dict[str, float]]:
     """Predicted and measured bytes of the three parts of an update at one limit, all rows as long as they can be."""
     from lite_c2f.coarse.advantage import Advantages
-    from lite_c2f.coarse.rollout import Batches, Rollout, evaluate
+    from lite_c2f.coarse.rollout import Rollout, RolloutBatches, evaluate
     from lite_c2f.coarse.update import Minibatch, gradients
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
     from lite_c2f.memory.sizes import PROMPT_TOKENS
     from lite_c2f.sampling import Sampling, sample
 
     settings = load_config({}, [f"coarse.micro_batch={rows}", f"coarse.sampling_batch={4 * rows}"]).coarse
-    batches = Batches.of(settings)
+    batches = RolloutBatches.of(settings)
     width, words = PROMPT + limit, roles.lm_head.weight.shape[0]
     draw = torch.Generator().manual_seed(0)
     prompts = torch.randint(3, words, (4 * rows, PROMPT), generator=draw).tolist()

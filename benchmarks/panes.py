@@ -13,21 +13,21 @@ PANES = {"coarse": (0, 1.0), "fine": (1, 0.75), "baseline": (1, 0.0)}  # model, 
 def chat_panes(bench: Any, roles: Any) -> None:
     """Tokens at equal lengths, in turn; the first round warms up. Two NF4 models are read in one pass."""
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.backbone.multi_model import Together, residue_of
-    from lite_c2f.chat.rows import Row, Rows
+    from lite_c2f.backbone.multi_model import MultiModel, residue_of
+    from lite_c2f.chat.rows import AnswerRow, AnswerRows
     from lite_c2f.sampling import Sampling
 
     tokens, rounds = (16, 3) if bench.tiny else (128, 4)
     prompt = torch.randint(3, bench.vocabulary, (bench.prompt,), generator=torch.Generator().manual_seed(4)).tolist()
     bench.fresh()
     instruct = load_model(str(bench.folder), bench.config())
-    together = Together([roles.model, instruct], residue_of(roles.model, "policy"))
+    together = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
 
     def seconds(names: list[str]) -> tuple[float, float]:
         """(to the first token of all, to the last)."""
-        rows = Rows(together, PAD)
+        rows = AnswerRows(together, PAD)
         began = time.perf_counter()
-        rows.start([Row(*PANES[name], prompt, Sampling(tokens), eos_ids=[]) for name in names])
+        rows.start([AnswerRow(*PANES[name], prompt, Sampling(tokens), eos_ids=[]) for name in names])
         first = time.perf_counter() - began
         while rows.rows:
             rows.step()

@@ -102,7 +102,8 @@ def main() -> None:
 
     from lite_c2f.backbone.load import load_model
     from lite_c2f.backbone.roles import Roles
-    from lite_c2f.config.settings import Lora, load_config
+    from lite_c2f.config.loading import load_config
+    from lite_c2f.config.settings import Lora
 
     settings = [f"model.quantization={given.quantization}", "data.max_prompt_tokens=32", "coarse.length.max=128"]
     with tempfile.TemporaryDirectory() as scratch:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from lite_c2f.sampling import Sampling, Stops, schedule
-from lite_c2f.sampling.slots import Job, Ledger, Slots
+from lite_c2f.sampling.slots import Ledger, SlotJob, Slots
 
 VOCABULARY, SLOTS, PROMPT, STEPS = 151_936, 8, 32, 8
 MARKER = "\n\nHuman:"
@@ -38,7 +38,7 @@ def slots_of(model: MistralForCausalLM, stops: Stops | None, turns: int) -> Slot
     """Slots in flight; the first token is drawn."""
     prompts = [torch.randint(0, 255, (PROMPT,)).tolist() for _ in range(SLOTS)]
     limit = STEPS * (turns + 4)
-    job = Job(prompts, [limit] * SLOTS, Sampling(limit), [VOCABULARY - 1], stops, 0, range(SLOTS))
+    job = SlotJob(prompts, [limit] * SLOTS, Sampling(limit), [VOCABULARY - 1], stops, 0, range(SLOTS))
     decoder, head = schedule.parts(model)
     slots = Slots(decoder, head, job, Ledger(job, range(SLOTS), model.device), SLOTS, PROMPT + limit)
     slots.start(range(SLOTS), range(SLOTS))

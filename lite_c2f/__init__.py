@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load_config": "lite_c2f.config.settings",
+    "load_config": "lite_c2f.config.loading",
     "Config": "lite_c2f.config.settings",
     "train": "lite_c2f.pipeline",
     "train_reward": "lite_c2f.pipeline",

@@ -14,33 +14,21 @@ from lite_c2f.backbone.four_bit import check_four_bit
 from lite_c2f.backbone.load import pick_device, plan_here, plan_named
 from lite_c2f.coarse.checkpoints import check_before as check_coarse
 from lite_c2f.coarse.train import train_coarse as coarse_stage
-from lite_c2f.config.settings import Config, load_config
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import Config
 from lite_c2f.data.order import short_names
 from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.evaluation.compare import evaluate as compare_actors
 from lite_c2f.evaluation.compare import made_of
 from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.stage import make_fine, try_ratios
-from lite_c2f.memory import Plan, check, settle
+from lite_c2f.memory import Plan, check, resolve
 from lite_c2f.memory import as_json as plan_as_json
 from lite_c2f.memory.plan import SAME_MODEL, same_model
-from lite_c2f.reward.checkpoints import Standing as RewardStanding
+from lite_c2f.reward.checkpoints import RewardState as RewardStanding
 from lite_c2f.reward.train import train_reward as reward_stage
+from lite_c2f.runs.corpus import Corpus, check_sources, load_corpus
 from lite_c2f.runs.fingerprints import fingerprints, refuse_changes, weights_of
-from lite_c2f.runs.inputs import (
-    TOY,
-    Corpus,
-    ModelPair,
-    absolute,
-    check_context,
-    check_kinds,
-    check_models,
-    check_sources,
-    check_stops,
-    load_corpus,
-    resolve_models,
-    turn_end_note,
-)
 from lite_c2f.runs.manifest import (
     STAGES,
     check_own,
@@ -56,13 +44,33 @@ from lite_c2f.runs.manifest import (
     save_settings,
     write_summary,
 )
-from lite_c2f.runs.messages import Counter, ToySteps, stepper, tell_data, tell_plan, tell_split, tell_truncation
+from lite_c2f.runs.messages import (
+    StageProgress,
+    ToyProgress,
+    report_data,
+    report_plan,
+    report_split,
+    report_truncation,
+    stepper,
+)
+from lite_c2f.runs.models import (
+    TOY,
+    ModelPair,
+    absolute,
+    check_context,
+    check_kinds,
+    check_models,
+    check_stops,
+    resolve_models,
+    turn_end_note,
+)
 from lite_c2f.runs.places import check_places, record_base, unmoved
 from lite_c2f.runtime import disk_errors, distributed, log
 from lite_c2f.runtime.batch_size import is_out_of_memory
-from lite_c2f.runtime.progress import Silent, View
-from lite_c2f.storage.files import check_tracker, read_json, start_tracker, write_json
+from lite_c2f.runtime.progress import ProgressSink, SilentSink
+from lite_c2f.storage.files import read_json, write_json
 from lite_c2f.storage.lock import locked
+from lite_c2f.storage.metrics import check_tracker, start_tracker
 
 
 def train(
@@ -72,7 +80,7 @@ def train(
     *,
     resume: bool = False,
     force: bool = False,
-    view: View | None = None,
+    sink: ProgressSink | None = None,
 ) -> dict[str, Any]:
     """Run the stages that are not published yet, compare the actors, and return RUN/summary.json.
 
@@ -88,17 +96,20 @@ def train(
     """
     config = absolute(load_config(config) if isinstance(config, str | Path) else config)
     distributed.join()
-    run, view = Path(run or config.run.dir), view if view is not None and distributed.is_first() else Silent()
+    run, sink = Path(run or config.run.dir), sink if sink is not None and distributed.is_first() else SilentSink()
     if resume and not (run / "config.yaml").is_file():
         raise RunError.because(f"nothing to resume in '{run}'", "a run directory", "leave out --resume to start one")
-    with disk_errors.told_plainly(run), locked(run) if distributed.is_first() else contextlib.nullcontext():
+    with disk_errors.as_user_errors(run), locked(run) if distributed.is_first() else contextlib.nullcontext():
         with distributed.first_goes_first():
-            work = prepare(config, run, stages, view, force=force)
-        with log.written(run) if distributed.is_first() else contextlib.nullcontext(), disk_errors.told_plainly(run):
-            return work_off(work, run, stages, log.Logged(view), force=force)
+            work = prepare(config, run, stages, sink, force=force)
+        with (
+            log.written_to_log(run) if distributed.is_first() else contextlib.nullcontext(),
+            disk_errors.as_user_errors(run),
+        ):
+            return work_off(work, run, stages, log.LoggedSink(sink), force=force)
 
 
-class Work(NamedTuple):
+class PreparedRun(NamedTuple):
     """What a run is about to do, and what with."""
 
     config: Config  # batch sizes settled
@@ -111,7 +122,7 @@ class Work(NamedTuple):
     notes: list[str]
 
 
-def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, force: bool) -> Work:
+def prepare(config: Config, run: Path, stages: Sequence[str], sink: ProgressSink, *, force: bool) -> PreparedRun:
     """Check everything that can be checked before training, read the data, and write down what the run is."""
     check_stages(run, stages)
     check_sources(config)
@@ -128,8 +139,8 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     check_models(config)
     corpus = load_corpus(config)
     began = time.perf_counter()
-    view.stage("models", 0, "steps")
-    toy_steps = ToySteps(view)
+    sink.on_stage("models", 0, "steps")
+    toy_steps = ToyProgress(sink)
     models = resolve_models(config, toy_steps)
     if config.model.base == TOY:  # made only now
         check_context(config, models)
@@ -149,7 +160,7 @@ def prepare(config: Config, run: Path, stages: Sequence[str], view: View, *, for
     notes += filter(None, [turn_end_note(config, models), four_bit_note])
     if weights_of(inputs, "base") == weights_of(inputs, "instruct") and not same_model(config):  # else the plan says it
         notes.append(SAME_MODEL)
-    work = Work(settle(config, plan), config, models, corpus, plan, done, seconds, notes)
+    work = PreparedRun(resolve(config, plan), config, models, corpus, plan, done, seconds, notes)
     if distributed.is_first():
         sweep_leftovers(run)
         if before:
@@ -180,16 +191,16 @@ def sweep_leftovers(run: Path) -> None:
         (run / "fine" / "trials.jsonl").unlink(missing_ok=True)
 
 
-def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force: bool) -> dict[str, Any]:
+def work_off(work: PreparedRun, run: Path, stages: Sequence[str], sink: ProgressSink, *, force: bool) -> dict[str, Any]:
     """Train and publish what is not published yet, then compare the actors."""
     config, models, corpus = work.config, work.models, work.corpus
     tracker = start_tracker(config, run) if distributed.is_first() else None
     for note in work.notes:
-        view.note(note)
-    tell_data(view, corpus, config)
+        sink.on_message(note)
+    report_data(sink, corpus, config)
     if "reward" in work.done:
-        tell_split(view, run)
-    tell_plan(view, work.plan)
+        report_split(sink, run)
+    report_plan(sink, work.plan)
     for stage in STAGES:
         if stage == "fine":  # one process is enough from here on
             others = not distributed.is_first()
@@ -199,13 +210,13 @@ def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force:
         if stage not in stages:
             continue
         if stage in work.done:
-            view.note(f"{stage}: already published, skipped")
+            sink.on_message(f"{stage}: already published, skipped")
             continue
         began = time.perf_counter()
         if distributed.is_first() and not any(run.glob(f"{stage}/checkpoints/step-*")):
             save_manifest(run, config, models, {stage: 0.0})
         try:
-            run_stage(stage, config, models, corpus, run, view, tracker, force=force)
+            run_stage(stage, config, models, corpus, run, sink, tracker, force=force)
             if distributed.is_first():
                 save_settings(run, stage, config)
         except (RuntimeError, MemoryError) as error:
@@ -223,19 +234,19 @@ def work_off(work: Work, run: Path, stages: Sequence[str], view: View, *, force:
         free_memory()
     if all(is_published(run, stage) for stage in STAGES):
         if work.done == set(STAGES) and compared_with(run) == comparison_of(work.asked, run):
-            view.note("comparison: already made, skipped")
+            sink.on_message("comparison: already made, skipped")
         else:
-            compare(config, models, corpus, run, view, work.asked)
+            compare(config, models, corpus, run, sink, work.asked)
     if tracker is not None:
         tracker.finish()
     return write_summary(run)
 
 
-def compare(config: Config, models: ModelPair, corpus: Corpus, run: Path, view: View, asked: Config) -> None:
+def compare(config: Config, models: ModelPair, corpus: Corpus, run: Path, sink: ProgressSink, asked: Config) -> None:
     """The comparison of the four actors, into RUN/evaluation. asked: the settings before `auto` was settled."""
     began = time.perf_counter()
-    view.stage("comparison", 4, "actors")
-    actors = compare_actors(config, models, corpus, run, progress=Counter(view))
+    sink.on_stage("comparison", 4, "actors")
+    actors = compare_actors(config, models, corpus, run, progress=StageProgress(sink))
     write_json(run / "evaluation" / "actors.json", actors)
     write_json(run / "evaluation" / "settings.json", comparison_of(asked, run))
     save_manifest(run, config, models, {"evaluation": 0.0})
@@ -243,23 +254,25 @@ def compare(config: Config, models: ModelPair, corpus: Corpus, run: Path, view: 
 
 
 def train_reward(
-    config: Config | str | Path, run: str | Path | None = None, *, view: View | None = None
+    config: Config | str | Path, run: str | Path | None = None, *, sink: ProgressSink | None = None
 ) -> dict[str, Any]:
     """Stage 1 alone; returns RUN/reward/metrics.json (`accuracy`, `mean`, `std`, what was skipped and cut)."""
-    return _one_stage("reward", config, run, view)
+    return _one_stage("reward", config, run, sink)
 
 
 def train_coarse(
-    config: Config | str | Path, run: str | Path | None = None, *, view: View | None = None
+    config: Config | str | Path, run: str | Path | None = None, *, sink: ProgressSink | None = None
 ) -> dict[str, Any]:
     """Stage 2 alone; needs stage 1 in the same run. Returns RUN/coarse/metrics.json (rewards, limits, tokens)."""
-    return _one_stage("coarse", config, run, view)
+    return _one_stage("coarse", config, run, sink)
 
 
-def _one_stage(stage: str, config: Config | str | Path, run: str | Path | None, view: View | None) -> dict[str, Any]:
+def _one_stage(
+    stage: str, config: Config | str | Path, run: str | Path | None, sink: ProgressSink | None
+) -> dict[str, Any]:
     config = load_config(config) if isinstance(config, str | Path) else config
     folder = Path(run or config.run.dir)
-    train(config, folder, (stage,), view=view)
+    train(config, folder, (stage,), sink=sink)
     return read_json(folder / stage / "metrics.json")
 
 
@@ -267,7 +280,7 @@ def sweep(
     run: str | Path,
     ratios: Sequence[float] | None = None,
     *,
-    view: View | None = None,
+    sink: ProgressSink | None = None,
     group_budget: int = 0,
 ) -> dict[str, Any]:
     """Score ratios of a finished run's residue without merging; returns what it writes to RUN/fine/sweep.json.
@@ -278,18 +291,18 @@ def sweep(
 
     >>> sweep("runs/toy", [0.5, 1.0])["chosen"]
     """
-    run, view = Path(run), view or Silent()
+    run, sink = Path(run), sink or SilentSink()
     config, models = open_run(run)
     wanted = list(ratios or config.fine.ratios)
     corpus = load_corpus(config)
-    config = settle(config, plan_here(config, models.base))
-    with disk_errors.told_plainly(run), locked(run), log.written(run):
-        view = log.Logged(view)
-        tell_split(view, run)
-        return try_ratios(config, models, corpus, run, wanted, group_budget, view)
+    config = resolve(config, plan_here(config, models.base))
+    with disk_errors.as_user_errors(run), locked(run), log.written_to_log(run):
+        sink = log.LoggedSink(sink)
+        report_split(sink, run)
+        return try_ratios(config, models, corpus, run, wanted, group_budget, sink)
 
 
-def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | None = None) -> dict[str, Any]:
+def evaluate(run: str | Path, overrides: Sequence[str] = (), *, sink: ProgressSink | None = None) -> dict[str, Any]:
     """Compare the actors of a finished run again, with other settings of `evaluation`; returns the new summary.
 
     >>> evaluate("runs/toy", ["evaluation.prompts=500"])["actors"]["fine"]["reward"]
@@ -302,18 +315,18 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, view: View | Non
     check_context(config, models)
     corpus = load_corpus(config)
     plan = plan_here(config, models.base)
-    with disk_errors.told_plainly(run), locked(run), log.written(run):
-        view = log.Logged(view or Silent())
-        tell_split(view, run)
-        compare(settle(config, plan), models, corpus, run, view, asked=config)
+    with disk_errors.as_user_errors(run), locked(run), log.written_to_log(run):
+        sink = log.LoggedSink(sink or SilentSink())
+        report_split(sink, run)
+        compare(resolve(config, plan), models, corpus, run, sink, asked=config)
         if config.evaluation.prompts > len(corpus.held_out_prompts):
-            view.note(
+            sink.on_message(
                 f"evaluation.prompts={config.evaluation.prompts}: {len(corpus.held_out_prompts)} prompts are held out, "
                 "all of them were used, those the ratio was chosen on among them"
             )
         elif (shared := config.evaluation.prompts + config.fine.prompts - len(corpus.held_out_prompts)) > 0:
             shared = min(shared, config.evaluation.prompts)
-            view.note(f"{shared} of these prompts are among those that ratios are tried on")
+            sink.on_message(f"{shared} of these prompts are among those that ratios are tried on")
         return write_summary(run)
 
 
@@ -323,52 +336,52 @@ def run_stage(
     models: ModelPair,
     corpus: Corpus,
     run: Path,
-    view: View,
+    sink: ProgressSink,
     tracker: Any = None,
     *,
     force: bool = False,
 ) -> None:
     """Train and publish one stage."""
     if stage == "reward":
-        view.stage("reward model", 0, "steps")
-        step = stepper(view, "reward model")
-        metrics = reward_stage(config, models, corpus, run, step, tracker, view.note, force=force)
-        tell_truncation(view, metrics["pairs"])
+        sink.on_stage("reward model", 0, "steps")
+        step = stepper(sink, "reward model")
+        metrics = reward_stage(config, models, corpus, run, step, tracker, sink.on_message, force=force)
+        report_truncation(sink, metrics["pairs"])
         for note in accuracy_notes(metrics):
-            view.note(note)
+            sink.on_message(note)
         if len(of_each := metrics["accuracy_by_source"]) > 1:
             names = short_names(of_each)
-            view.note("  " + ", ".join(f"{name} {of_each[source]:.3f}" for source, name in names.items()))
+            sink.on_message("  " + ", ".join(f"{name} {of_each[source]:.3f}" for source, name in names.items()))
     elif stage == "coarse":
         total = config.coarse.updates
-        view.stage("coarse actor", total, "updates")
+        sink.on_stage("coarse actor", total, "updates")
 
         def step(done: int, expected: int, line: dict[str, float]) -> None:
             nonlocal total
             if expected != total:  # a token budget will end it sooner
                 total = expected
-                view.stage("coarse actor", total, "updates")
-            view.step(done, line)
+                sink.on_stage("coarse actor", total, "updates")
+            sink.on_step(done, line)
 
-        metrics = coarse_stage(config, models, corpus, run, step, view.tick, tracker, view.note, force=force)
+        metrics = coarse_stage(config, models, corpus, run, step, sink.on_tokens, tracker, sink.on_message, force=force)
         if not metrics:  # only the first process has them
             return
         if metrics["updates"] < config.coarse.updates:
-            view.note(
+            sink.on_message(
                 f"coarse actor: ended after {metrics['updates']} of {config.coarse.updates} updates, with "
                 f"{metrics['tokens_sampled']} tokens of coarse.token_budget={config.coarse.token_budget}"
             )
         if metrics["skipped"]:
-            view.note(
+            sink.on_message(
                 f"coarse actor: {metrics['skipped']} updates skipped for numbers that are not finite, "
                 f"{metrics['rollbacks']} rollbacks"
             )
-        view.note(
+        sink.on_message(
             f"coarse actor: reward {metrics['reward_first']:+.2f} to {metrics['reward_last']:+.2f}, "
             f"limit {metrics['limit_first']} to {metrics['limit_last']}"
         )
     else:
-        make_fine(config, models, corpus, run, view)
+        make_fine(config, models, corpus, run, sink)
 
 
 def accuracy_notes(metrics: dict[str, Any]) -> list[str]:

@@ -221,7 +221,7 @@ def toy_run(lite_c2f, tmp_path_factory):
 def quantized(pico):
     """A pico base in real NF4, loaded through the real path."""
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
 
     settings = [
         "data.max_prompt_tokens=16",

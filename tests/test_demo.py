@@ -70,7 +70,7 @@ def test_every_update_is_logged_in_full(lines):
 def test_limits_follow_the_formula(lines):
     """Replay the controller from the log alone."""
     from lite_c2f.coarse.length import advance, start
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
     from lite_c2f.toy import CONFIG
 
     settings = load_config(CONFIG).coarse.length
@@ -162,7 +162,7 @@ def test_stock_reward_model_gives_our_scores(toy_run):
 
 def test_the_merged_model_says_what_the_unmerged_one_says(toy_run):
     """Merged and loaded in 4 bits, against the instruct model in 4 bits with the scaled adapter beside it."""
-    from lite_c2f.actors.models import Instruct
+    from lite_c2f.actors.models import InstructModel
     from lite_c2f.data.records import Turn
     from lite_c2f.runs.manifest import open_run
     from lite_c2f.sampling import Sampling
@@ -171,8 +171,8 @@ def test_the_merged_model_says_what_the_unmerged_one_says(toy_run):
     ratio = read_json(toy_run / "fine" / "merge.json")["ratio"]
     turns = [(Turn("human", f"Eva has {n} coins, first wins 5, second drops 2. How many now?"),) for n in range(1, 9)]
     greedy = Sampling(90, temperature=0)
-    merged = Instruct(config, str(toy_run / "fine" / "model")).answer(turns, greedy)
-    unmerged = Instruct(config, models.instruct, toy_run / "coarse" / "adapter")
+    merged = InstructModel(config, str(toy_run / "fine" / "model")).answer(turns, greedy)
+    unmerged = InstructModel(config, models.instruct, toy_run / "coarse" / "adapter")
     with unmerged.ratio(ratio):
         beside = unmerged.answer(turns, greedy)
     with unmerged.ratio(0.0):

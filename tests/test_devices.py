@@ -18,13 +18,14 @@ from transformers import MistralConfig, MistralForCausalLM
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import gae, token_rewards
-from lite_c2f.coarse.rollout import Batches, Ends, Rollout, collect, evaluate
+from lite_c2f.coarse.rollout import ResponseEnds, Rollout, RolloutBatches, collect, evaluate
 from lite_c2f.coarse.update import Minibatch, gradients, update
-from lite_c2f.config.settings import Lora, load_config
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import Lora
 from lite_c2f.reward.score import Normalizer, score, score_at
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling, Stops
-from lite_c2f.sampling.slots import Job, Ledger, Slots
+from lite_c2f.sampling.slots import Ledger, SlotJob, Slots
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 PROMPTS = [[1, 5, 9], [1, 7, 20, 41, 8], [1, 33]]
@@ -103,7 +104,7 @@ def no_host(monkeypatch):
 def job(temperature, top_p=1.0):
     limits = [6] * len(PROMPTS)
     sampling = Sampling(6, temperature, 5 if top_p < 1 else 0, top_p)
-    return Job(PROMPTS, limits, sampling, [2], Stops(word_tokenizer(), [" w4 w5"]), 0, range(len(PROMPTS)))
+    return SlotJob(PROMPTS, limits, sampling, [2], Stops(word_tokenizer(), [" w4 w5"]), 0, range(len(PROMPTS)))
 
 
 @pytest.mark.parametrize("sampling", [(0.0,), (1.0,), (0.7, 0.9)])
@@ -134,7 +135,7 @@ def test_scoring_asks_the_host_nothing(no_host):
 def test_an_update_asks_the_host_nothing(no_host, kind):
     """From the passes over a rollout to the gradients; the numbers of the log are read after them, all at once."""
     roles = no_host(**(SHARED if kind == "shared" else APART), checkpointing=kind == "checkpointing")
-    batches, lengths = Batches.of(SETTINGS), [9, 8, 6, 5]
+    batches, lengths = RolloutBatches.of(SETTINGS), [9, 8, 6, 5]
     tokens = torch.empty(4, 9, dtype=torch.long, device=META)
     mask = torch.empty(4, 8, dtype=torch.bool, device=META)
     roles_of = ("policy", "reference", "critic")
@@ -161,10 +162,10 @@ def rolled_out(roles, settings=SETTINGS):
         [*PROMPTS, [1, 2]],
         settings,
         6,
-        Ends(2, 0),
+        ResponseEnds(2, 0),
         Normalizer(0.0, 1.0),
         seed=1,
-        batches=Batches.of(settings),
+        batches=RolloutBatches.of(settings),
     )
     rewards = token_rewards(rollout.scores, rollout.old_logprobs, rollout.reference, rollout.mask, 0.05)
     return rollout, gae(rewards, rollout.values, rollout.mask, 1.0, 0.95)
@@ -211,7 +212,7 @@ def test_gradients_through_a_base_in_bfloat16_are_those_of_float32():
         if not found:
             rollout, advantages = rolled_out(roles)
         minibatch = Minibatch(rollout, advantages, rollout.logprobs, False, [0, 1, 2, 3], int(rollout.mask.sum()))
-        gradients(roles, "policy", minibatch, SETTINGS, Batches.of(SETTINGS))
+        gradients(roles, "policy", minibatch, SETTINGS, RolloutBatches.of(SETTINGS))
         found.append(torch.cat([weight.grad.flatten() for weight in roles.trainable("policy")]))
     assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.99
     assert float(found[1].norm() / found[0].norm()) == pytest.approx(1.0, abs=0.05)

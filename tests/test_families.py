@@ -14,14 +14,15 @@ from tokenizer_kinds import made
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from lite_c2f.backbone.model_kind import check_kind
-from lite_c2f.backbone.multi_model import Together, residue_of
+from lite_c2f.backbone.multi_model import MultiModel, residue_of
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.config.settings import Lora, load_config
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import Lora
 from lite_c2f.errors import ModelError
 from lite_c2f.fine.merge import merge
 from lite_c2f.memory import make_plan
 from lite_c2f.pipeline import train
-from lite_c2f.runs.inputs import check_kinds
+from lite_c2f.runs.models import check_kinds
 from lite_c2f.sampling.trial import difference, own_linear
 
 SETTINGS = [
@@ -62,7 +63,7 @@ def test_a_family_goes_through_all_stages(tmp_path, name, monkeypatch):
             AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), run / "coarse" / "adapter"
         ).eval()
         own["coarse"] = coarse(ids).logits[0]
-        together = Together([coarse, plain], residue_of(coarse, "default"))
+        together = MultiModel([coarse, plain], residue_of(coarse, "default"))
         hidden = together.hidden(ids.expand(3, -1), [0, 1, 1], [1.0, 0.0, 1.0], None)
         rows = torch.stack([together.logits(states) for states in hidden.unbind(1)], dim=1)
     for row, actor in zip(rows, ("coarse", "plain", "merged"), strict=True):
@@ -131,7 +132,7 @@ def test_rows_of_several_models_with_layouts_of_their_own(tmp_path, name):
         own = [coarse(ids[:1]).logits[0], coarse(ids[1:2]).logits[0], instruct(ids[2:]).logits[0]]
         with coarse.disable_adapter():
             bare = coarse(ids[:1]).logits[0]
-        together = Together([coarse, instruct], residue_of(coarse, "default"))
+        together = MultiModel([coarse, instruct], residue_of(coarse, "default"))
         hidden = together.hidden(ids, [0, 0, 1], [0.0, 1.0, 0.0], None)
         rows = torch.stack([together.logits(states) for states in hidden.unbind(1)], dim=1)
     for row, expected in zip(rows, (bare, *own[1:]), strict=True):

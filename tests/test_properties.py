@@ -22,8 +22,9 @@ from transformers import PreTrainedTokenizerFast
 from lite_c2f.coarse import rollout
 from lite_c2f.coarse.advantage import gae, token_rewards
 from lite_c2f.coarse.length import LengthState, Running, advance, start
-from lite_c2f.coarse.rollout import Batches, Ends, collect, micro_batches
-from lite_c2f.config.settings import Coarse, Config, Length, load_config, schema
+from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, collect, micro_batches
+from lite_c2f.config.loading import load_config, schema
+from lite_c2f.config.settings import Coarse, Config, Length
 from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
@@ -32,7 +33,7 @@ from lite_c2f.fine.merge import merge
 from lite_c2f.reward.score import Normalizer
 from lite_c2f.runtime.batch_size import ENOUGH_TOKENS, BatchSize
 from lite_c2f.sampling import Responses
-from lite_c2f.storage.checkpoints import HASHES, STATE, TENSORS, Checkpoint, Checkpoints
+from lite_c2f.storage.checkpoints import HASHES, STATE, TENSORS, Checkpoint, CheckpointStore
 from lite_c2f.storage.files import append_line, cut_lines, read_lines, write_jsonl
 from lite_c2f.toy.build import CHAT_TEMPLATE, make_tokenizer
 
@@ -279,9 +280,9 @@ def test_a_rollout_speaks_of_every_response_token_and_of_no_other(rows, at_once,
         "score": lambda roles, found, pad_id, batch: scored.extend(found) or torch.arange(len(found)),
         "token_logprobs": lambda hidden, head, targets, *args, entropy: (100 * hidden + targets, None),
     }
-    batches, scale = Batches(*(BatchSize("rows", at_once) for _ in range(3))), Normalizer(mean=1.0, std=2.0)
+    batches, scale = RolloutBatches(*(BatchSize("rows", at_once) for _ in range(3))), Normalizer(mean=1.0, std=2.0)
     with mock.patch.multiple(rollout, **fakes):
-        found = collect(ROLES, prompts, Coarse(minibatches=minibatches), 6, Ends(2, 0, []), scale, 0, batches)
+        found = collect(ROLES, prompts, Coarse(minibatches=minibatches), 6, ResponseEnds(2, 0, []), scale, 0, batches)
     wide = max(len(prompt + answer) for prompt, answer, _ in rows)
     assert found.tokens.shape == (len(rows), wide) and found.mask.shape == (len(rows), wide - 1)
     assert (found.logprobs is None) == (minibatches == 1)
@@ -552,7 +553,7 @@ others = st.sampled_from(["null", "3", '"a"', "[]", "{}"]) | some_json.map(json.
 @examples(25)
 @given(tensors=st.just({}) | models_of, state=states, step=st.integers(0, 10**8))
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path_factory, tensors, state, step):
-    store = Checkpoints(tmp_path_factory.mktemp("whole"))
+    store = CheckpointStore(tmp_path_factory.mktemp("whole"))
     turned = torch.arange(6.0).view(2, 3).T  # lies in memory in another order, and is shared
     tensors = tensors | {"turned": turned, "turned again": turned}
     folder = store.save(Checkpoint(step, state, tensors))
@@ -568,7 +569,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path_factory, tensors, state, s
     flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 7)), min_size=6, max_size=6),
 )
 def test_one_bit_that_flipped_is_always_noticed(tmp_path_factory, tensors, state, flips):
-    store = Checkpoints(tmp_path_factory.mktemp("flipped"))
+    store = CheckpointStore(tmp_path_factory.mktemp("flipped"))
     store.save(Checkpoint(1, {}, {}))
     folder = store.save(Checkpoint(2, state, tensors))
     for number, (place, bit) in enumerate(flips):
@@ -585,7 +586,7 @@ def test_one_bit_that_flipped_is_always_noticed(tmp_path_factory, tensors, state
 @examples(50)
 @given(content=others.map(str.encode) | st.binary(max_size=30), file=st.sampled_from([TENSORS, STATE, HASHES]))
 def test_a_file_of_something_else_is_noticed(tmp_path_factory, content, file):
-    store = Checkpoints(tmp_path_factory.mktemp("other"))
+    store = CheckpointStore(tmp_path_factory.mktemp("other"))
     store.save(Checkpoint(1, {}, {}))
     (store.save(Checkpoint(2, {}, {})) / file).write_bytes(content)
     found, damaged = store.newest()
@@ -599,7 +600,7 @@ some_scores = st.lists(st.none() | st.integers(0, 3), min_size=6, max_size=6)
 @examples(30)
 @given(steps=some_steps.map(sorted), scores=some_scores, keep=st.integers(1, 3))
 def test_the_newest_and_the_best_stay(tmp_path_factory, steps, scores, keep):
-    store, kept = Checkpoints(tmp_path_factory.mktemp("many"), keep), []
+    store, kept = CheckpointStore(tmp_path_factory.mktemp("many"), keep), []
     known = {step: score for step, score in zip(steps, scores, strict=False) if score is not None}
     for step, score in zip(steps, scores, strict=False):
         store.save(Checkpoint(step, {}, {}), known)

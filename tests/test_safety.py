@@ -13,9 +13,9 @@ from lite_c2f.config.settings_diff import first_difference
 from lite_c2f.errors import ModelError, RunError
 from lite_c2f.runs.fingerprints import changes, fingerprint, refuse_changes
 from lite_c2f.runtime import disk_errors
-from lite_c2f.runtime.log import FILE, Logged, redact, written
-from lite_c2f.runtime.progress import Silent
-from lite_c2f.storage.results import Kept
+from lite_c2f.runtime.log import FILE, LoggedSink, redact, written_to_log
+from lite_c2f.runtime.progress import SilentSink
+from lite_c2f.storage.results import ResultCache
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*sorted((ROOT / "lite_c2f").rglob("*.py")), ROOT / "app.py"]
@@ -60,7 +60,7 @@ def test_no_pickle_no_shell_no_foreign_code_no_clock_that_can_be_set(file):
 def test_code_in_a_model_folder_is_not_run(editable, edit_json, capsys):
     """Neither a model nor a tokenizer that brings its own code runs it, and nobody is asked whether it may."""
     from lite_c2f.backbone.load import load_model, load_tokenizer
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
 
     folder, mark = editable("base"), "code of a stranger"
     (folder / "theirs.py").write_text(f"print({mark!r})\nclass Theirs: ...\n")
@@ -77,7 +77,7 @@ def test_code_in_a_model_folder_is_not_run(editable, edit_json, capsys):
 
 def test_a_pickle_in_place_of_weights_is_not_opened(editable):
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
 
     class Harmful:
         def __reduce__(self):
@@ -129,10 +129,10 @@ def test_the_log_says_what_happened_and_keeps_secrets(tmp_path, monkeypatch, cap
     theirs = logging.getLogger("transformers")
     monkeypatch.setattr(theirs, "isEnabledFor", lambda level: True)  # the command line makes it quiet
     monkeypatch.setattr(sys, "argv", ["lite-c2f", "train", "model.base=https://me:pw@host"])
-    with pytest.raises(RunError), written(tmp_path):
-        view = Logged(Silent())
-        view.note("a note with hf_abcdefghijklmnop")
-        view.stage("merge", 3, "MiB")
+    with pytest.raises(RunError), written_to_log(tmp_path):
+        sink = LoggedSink(SilentSink())
+        sink.on_message("a note with hf_abcdefghijklmnop")
+        sink.on_stage("merge", 3, "MiB")
         theirs.warning("their warning")
         theirs.info("their chatter")
         raise RunError("a thing to fix")
@@ -140,7 +140,7 @@ def test_the_log_says_what_happened_and_keeps_secrets(tmp_path, monkeypatch, cap
     for part in ("started: lite-c2f train", "a note with hf_***", "merge: 3 MiB", "their warning", "Traceback"):
         assert part in text, part
     assert "me:pw" not in text and "chatter" not in text and "a thing to fix" in text
-    with written(tmp_path):
+    with written_to_log(tmp_path):
         pass
     assert (tmp_path / FILE).read_text().rstrip().endswith("ended")
     assert "a note" not in capsys.readouterr().err
@@ -177,17 +177,17 @@ def test_the_first_difference_is_named():
 
 def test_what_was_kept_is_found_again_for_the_same_inputs_only(tmp_path):
     file = tmp_path / "deep" / "kept.jsonl"
-    kept = Kept(file, {"lr": 0.1, "names": ("a",)})
+    kept = ResultCache(file, {"lr": 0.1, "names": ("a",)})
     assert kept.get("x") is None and not file.exists()  # nothing is written before there is something to keep
     kept.put("x", {"figures": [1, 2.5]})
     kept.put("y", 3)
     with file.open("a") as more:
         more.write('{"name": "z", "val')  # a kill in the middle of a line
-    again = Kept(file, {"lr": 0.1, "names": ["a"]})
+    again = ResultCache(file, {"lr": 0.1, "names": ["a"]})
     assert (again.get("x"), again.get("y"), again.get("z")) == ({"figures": [1, 2.5]}, 3, None)
     again.put("z", 4)
-    assert [Kept(file, {"lr": 0.1, "names": ["a"]}).get(name) for name in "xyz"] == [{"figures": [1, 2.5]}, 3, 4]
-    other = Kept(file, {"lr": 0.2, "names": ["a"]})
+    assert [ResultCache(file, {"lr": 0.1, "names": ["a"]}).get(name) for name in "xyz"] == [{"figures": [1, 2.5]}, 3, 4]
+    other = ResultCache(file, {"lr": 0.2, "names": ["a"]})
     assert other.get("x") is None
     other.put("w", 1)
     assert [json.loads(line).get("name") for line in file.read_text().splitlines()] == [None, "w"]
@@ -198,11 +198,11 @@ def test_what_was_kept_is_found_again_for_the_same_inputs_only(tmp_path):
 def test_disk_errors_become_one_line(tmp_path):
     full = OSError(28, "No space left on device", str(tmp_path / "file"))
     line = r"file': the disk is full, \d+ MiB free; expected .*; make room; then the same"
-    with pytest.raises(RunError, match=line), disk_errors.told_plainly(tmp_path):
+    with pytest.raises(RunError, match=line), disk_errors.as_user_errors(tmp_path):
         raise full
-    with pytest.raises(RunError, match="disk is full"), disk_errors.told_plainly(tmp_path):
+    with pytest.raises(RunError, match="disk is full"), disk_errors.as_user_errors(tmp_path):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-    with pytest.raises(RuntimeError, match="a bug"), disk_errors.told_plainly(tmp_path):
+    with pytest.raises(RuntimeError, match="a bug"), disk_errors.as_user_errors(tmp_path):
         raise RuntimeError("a bug")
     assert disk_errors.refusal(OSError(13, "Permission denied", "x")) is not None
     assert disk_errors.refusal(FileNotFoundError(2, "No such file", "x")) is None

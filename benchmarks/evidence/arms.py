@@ -11,7 +11,7 @@ from typing import Any
 from worlds import COMPARED, WORLDS, config_of, corpus_of, models_of
 
 from lite_c2f.actors.answers import standard_error, summarize
-from lite_c2f.actors.models import Judge, answer_base, load_coarse
+from lite_c2f.actors.models import RewardModel, answer_base, load_coarse
 from lite_c2f.backbone.adapters import load_into
 from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.backbone.roles import Roles
@@ -19,7 +19,8 @@ from lite_c2f.coarse.train import train_coarse
 from lite_c2f.config.settings import Config
 from lite_c2f.reward.score import Normalizer
 from lite_c2f.reward.train import train_reward
-from lite_c2f.runs.inputs import Corpus, ModelPair
+from lite_c2f.runs.corpus import Corpus
+from lite_c2f.runs.models import ModelPair
 from lite_c2f.sampling import Sampling
 from lite_c2f.storage.files import read_json
 from lite_c2f.toy.world import is_rambling
@@ -109,7 +110,7 @@ def samples(folder: Path) -> list[tuple[int, list[dict[str, Any]]]]:
     return [(step, list(group)) for step, group in groupby(rows, lambda row: row["step"])]
 
 
-def final_figures(config: Config, roles: Roles, tokenizer: Any, judge: Judge, corpus: Corpus) -> dict[str, float]:
+def final_figures(config: Config, roles: Roles, tokenizer: Any, judge: RewardModel, corpus: Corpus) -> dict[str, float]:
     """What the policy says to held-out prompts."""
     prompts = corpus.held_out_prompts[:COMPARED]
     turns = [prompt.turns for prompt in prompts]
@@ -118,11 +119,11 @@ def final_figures(config: Config, roles: Roles, tokenizer: Any, judge: Judge, co
     return summarize(prompts, answers, rewards) | {"reward_se": round(standard_error(rewards), 4)}
 
 
-def judge_of(config: Config, models: ModelPair, rewards: Path) -> Judge:
+def judge_of(config: Config, models: ModelPair, rewards: Path) -> RewardModel:
     """A world's reward model as judge."""
     saved = read_json(rewards / "reward" / "metrics.json")
     roles = Roles(load_model(models.base, config), config.lora, ("reward",))
     head = load_into(roles, "reward", rewards / "reward" / "adapter")
     assert head is not None
     roles.add_head("reward", head)
-    return Judge(roles, load_tokenizer(models.base), Normalizer(saved["mean"], saved["std"]), config)
+    return RewardModel(roles, load_tokenizer(models.base), Normalizer(saved["mean"], saved["std"]), config)

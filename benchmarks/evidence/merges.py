@@ -20,12 +20,12 @@ from transformers import AutoModelForCausalLM
 from worlds import COMPARED, TRIED, config_of, corpus_of, models_of
 
 from lite_c2f.actors.answers import standard_error, summarize
-from lite_c2f.actors.models import Instruct, answer_base, load_coarse
+from lite_c2f.actors.models import InstructModel, answer_base, load_coarse
 from lite_c2f.config.settings import Config
 from lite_c2f.data.records import Prompt
 from lite_c2f.fine.merge import merge
 from lite_c2f.fine.sparsify import Treatment
-from lite_c2f.fine.sweep import Trial, choose
+from lite_c2f.fine.sweep import RatioTrial, choose
 
 Weights = dict[str, Tensor]
 DENSITY = 0.5
@@ -118,7 +118,7 @@ def second_judge(world: str, seed: int, fine: Path, direct: Path, prompts: list[
     roles, judge = load_coarse(config, on, direct)
     turns = [prompt.turns for prompt in prompts]
     said = {
-        "fine": Instruct(config_of(world, seed), str(fine)).answer(turns, drawn(config), len(turns)),
+        "fine": InstructModel(config_of(world, seed), str(fine)).answer(turns, drawn(config), len(turns)),
         "direct": answer_base(roles, "policy", judge.tokenizer, config, turns, drawn(config), len(turns)),
     }
     return {name: round(fmean(judge(turns, answers)), 4) for name, answers in said.items()}
@@ -152,12 +152,12 @@ def write(instruct: Path, folder: Path, weights: Weights) -> None:
     model.save_pretrained(folder)
 
 
-def measure(config: Config, judge: Any, folder: Path, prompts: list[Prompt]) -> Trial:
+def measure(config: Config, judge: Any, folder: Path, prompts: list[Prompt]) -> RatioTrial:
     """A model's answers through its chat template, in 4 bits as the comparison loads it."""
     turns = [prompt.turns for prompt in prompts]
-    answers = Instruct(config, str(folder)).answer(turns, drawn(config), len(turns))
+    answers = InstructModel(config, str(folder)).answer(turns, drawn(config), len(turns))
     rewards = judge(turns, answers)
     figures = summarize(prompts, answers, rewards)
     figures["reward_se"] = round(standard_error(rewards), 4)
     figures["characters"] = round(fmean(len(answer.text) for answer in answers), 1)
-    return Trial(figures, rewards)
+    return RatioTrial(figures, rewards)

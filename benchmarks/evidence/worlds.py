@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from lite_c2f.config.settings import Config, load_config
-from lite_c2f.runs.inputs import TOY_PAIRS, TOY_PROMPTS, Corpus, ModelPair
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import Config
+from lite_c2f.runs.corpus import TOY_PAIRS, TOY_PROMPTS, Corpus
+from lite_c2f.runs.models import ModelPair
 from lite_c2f.toy import world
 from lite_c2f.toy.build import Recipe, toy_pair
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lite_c2f.actors.answers import Answer
 from lite_c2f.data.encode import pad_right
-from lite_c2f.runtime.batch_size import BatchSize, fitting, groups
+from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
 
 Hidden = Callable[[Tensor], Tensor]  # tokens (B, T) -> final hidden states (B, T, H)
 KL_TOKENS = 256  # positions whose logits are in memory at once: 64 MiB at vocabulary 32,000
@@ -49,7 +49,7 @@ def mean_kl(
             total += divergence(head, moved(tokens)[:, :-1][said], still(tokens)[:, :-1][said])
         return total
 
-    return fitting(size, work) / sum(len(said) for _, said in rows)
+    return retry_smaller(size, work) / sum(len(said) for _, said in rows)
 
 
 def divergence(head: Any, left: Tensor, right: Tensor) -> float:

@@ -23,7 +23,7 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import ModelError, RunError
 from lite_c2f.memory.stages import JUDGED_ROWS
 from lite_c2f.reward.score import Normalizer, score, scored_row
-from lite_c2f.runs.inputs import ModelPair
+from lite_c2f.runs.models import ModelPair
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling, Stops, sample
 
@@ -72,7 +72,7 @@ def kl_of_coarse(
     return mean_kl(asked, answers, hidden("policy"), hidden("reference"), roles.lm_head, pad_id, roles.device, batch)
 
 
-class Instruct:
+class InstructModel:
     """An instruct model, and the residue at any ratio on top of it, unmerged.
 
     W_instruct + ratio * scaling * B @ A is what the merger would write; a ratio is a number in the forward pass, so
@@ -189,7 +189,7 @@ def _answer(
     ]
 
 
-class Judge:
+class RewardModel:
     """The reward model's opinion of anybody's answers, in its own spreads from its own mean."""
 
     def __init__(self, roles: Roles, tokenizer: Any, normalizer: Normalizer, config: Config) -> None:
@@ -222,7 +222,7 @@ class Judge:
         return rows
 
 
-def load_coarse(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Judge]:
+def load_coarse(config: Config, models: ModelPair, run: Path) -> tuple[Roles, RewardModel]:
     """The base with the Coarse adapter as `policy` and the reward model as `reward`, and the judge made of it.
 
     Raises RunError or ModelError naming the file that is missing or damaged, before the base is loaded.
@@ -245,4 +245,4 @@ def load_coarse(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Ju
     if head is None:
         raise ModelError.because(f"'{run}/reward/adapter' has no score head", "a reward model", "train it again")
     roles.add_head("reward", head)
-    return roles, Judge(roles, tokenizer, normalizer, config)
+    return roles, RewardModel(roles, tokenizer, normalizer, config)

@@ -21,7 +21,7 @@ REMEDY = "install bitsandbytes for this device (`lite-c2f doctor` tries it), or 
 PACKED_TOLERANCE = 0.15  # NF4 of normal weights: 0.09
 
 
-class Trial(NamedTuple):
+class LayerTrial(NamedTuple):
     """One product by a 4-bit layer."""
 
     dtype: torch.dtype
@@ -49,7 +49,7 @@ def tolerance(dtype: torch.dtype, width: int, *, on_gpu: bool = False) -> float:
     return 4 * eps + width * torch.finfo(torch.float32).eps
 
 
-def trials(device: torch.device, dtypes: Iterable[torch.dtype], widths: Iterable[int]) -> list[Trial]:
+def trials(device: torch.device, dtypes: Iterable[torch.dtype], widths: Iterable[int]) -> list[LayerTrial]:
     """Products of a 4-bit layer against x @ W.T in float64, W its weights as unpacked; without and with gradient.
 
     widths: input features. The unpacked weights are held against the original ones too. Some milliseconds per width.
@@ -64,22 +64,26 @@ def trials(device: torch.device, dtypes: Iterable[torch.dtype], widths: Iterable
             layer = _layer(original, dtype, device)
             weight = dequantized(layer).double()
             gap = _gap(weight, original.to(device).double())
-            result.append(Trial(dtype, width, f"weights of {width}, packed and unpacked", False, gap, PACKED_TOLERANCE))
+            result.append(
+                LayerTrial(dtype, width, f"weights of {width}, packed and unpacked", False, gap, PACKED_TOLERANCE)
+            )
             most = tolerance(dtype, width, on_gpu=on_gpu)
             for rows in ROWS:
                 x = states[:rows].to(device, dtype)
                 true = x.double() @ weight.T
                 with torch.no_grad():
-                    result.append(Trial(dtype, width, f"{_counted(rows)} of {width}", True, _gap(layer(x), true), most))
+                    result.append(
+                        LayerTrial(dtype, width, f"{_counted(rows)} of {width}", True, _gap(layer(x), true), most)
+                    )
             x.requires_grad_(True)
             g = outgoing.to(device, dtype)
             product = layer(x)
             product.backward(g)
             result.append(
-                Trial(dtype, width, f"{_counted(rows)} of {width} in training", True, _gap(product, true), most)
+                LayerTrial(dtype, width, f"{_counted(rows)} of {width} in training", True, _gap(product, true), most)
             )
             gap, most = _gap(x.grad, g.double() @ weight), tolerance(dtype, OUT, on_gpu=on_gpu)
-            result.append(Trial(dtype, width, f"gradient of {_counted(rows)} of {width}", True, gap, most))
+            result.append(LayerTrial(dtype, width, f"gradient of {_counted(rows)} of {width}", True, gap, most))
     return result
 
 
@@ -111,7 +115,7 @@ def check_four_bit(device: torch.device, dtype: torch.dtype, widths: Iterable[in
     )
 
 
-def describe(trial: Trial, device: torch.device) -> str:
+def describe(trial: LayerTrial, device: torch.device) -> str:
     """A failed trial in words."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     dtype = str(trial.dtype).removeprefix("torch.")

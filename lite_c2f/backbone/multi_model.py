@@ -30,7 +30,7 @@ class Residue(NamedTuple):
     b: Tensor  # (out, r), the adapter's scaling in it
 
 
-class Turn:
+class RowAssignment:
     """Whose rows the next forward pass holds; they are sorted by model."""
 
     def __init__(self) -> None:
@@ -45,10 +45,12 @@ class Turn:
         self.shares = None if shared is None else shared[:, None, None]
 
 
-class Each(nn.Module):
+class PerModelLinear(nn.Module):
     """One layer of all models: each reads its own rows; the residue, where there is one, is added for all at once."""
 
-    def __init__(self, turn: Turn, layers: Sequence[Callable[[Tensor], Tensor]], residue: Residue | None) -> None:
+    def __init__(
+        self, turn: RowAssignment, layers: Sequence[Callable[[Tensor], Tensor]], residue: Residue | None
+    ) -> None:
         super().__init__()
         self.turn, self.residue = turn, residue
         self.layers = list(layers)  # a plain list: they belong to their models
@@ -90,7 +92,7 @@ class Each(nn.Module):
         return value.split([count * tokens for count in counts])
 
 
-class Together:
+class MultiModel:
     """models: causal language models of one lineage (`backbone.pair.check_pair`); LoRA layers in them are looked past.
 
     residue: by the decoder's layer name, as `residue_of` reads it. The models stay as they are, and share their weights
@@ -104,7 +106,7 @@ class Together:
         heads = [model.get_output_embeddings() for model in self.models]
         self.config, self.device = first.config, first.device
         self.dtype = heads[0].weight.dtype
-        self.turn = Turn()
+        self.turn = RowAssignment()
         self.decoder = _skeleton(self.config)
         modules: list[nn.Module] = [module for decoder in decoders for module in decoder.modules()]
         linear = [module for module in modules if isinstance(module, bnb.nn.Linear4bit)]
@@ -113,12 +115,12 @@ class Together:
         for name, module in list(self.decoder.named_modules()):
             if any(True for _ in module.parameters(recurse=False)):
                 layers = [_forward_of(decoder.get_submodule(name), dense) for decoder in decoders]
-                _put(self.decoder, name, Each(self.turn, layers, self._in_place(left.pop(name, None))))
+                _put(self.decoder, name, PerModelLinear(self.turn, layers, self._in_place(left.pop(name, None))))
             elif any(True for _ in module.buffers(recurse=False)):  # rotary angles: a lineage has the same ones
                 _put(self.decoder, name, decoders[0].get_submodule(name))
         if left:
             raise ValueError(f"the residue names a layer that the models do not have: {next(iter(left))}")
-        self.head = LanguageHead(Each(self.turn, heads, None), *scale_and_softcap(self.config))
+        self.head = LanguageHead(PerModelLinear(self.turn, heads, None), *scale_and_softcap(self.config))
         self.decoder.eval()
 
     def _in_place(self, residue: Residue | None) -> Residue | None:

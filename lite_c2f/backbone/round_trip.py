@@ -29,7 +29,7 @@ _WORDS = re.compile(r'"(WordLevel|WordPiece|Whitespace|BertPreTokenizer)"')  # t
 _SPLIT = '"WhitespaceSplit"'  # how many spaces are between two words is lost, by design
 
 
-class Change(NamedTuple):
+class TextChange(NamedTuple):
     """A text that a tokenizer does not give back."""
 
     expected: str
@@ -53,7 +53,7 @@ def check_round_trip(tokenizer: Any, model: str, revision: str | None = None) ->
     )
 
 
-def changed(tokenizer: Any) -> Change | None:
+def changed(tokenizer: Any) -> TextChange | None:
     """The first place where encoding and decoding changes a text, with the words around it; None: nothing changes.
 
     Spaces count always; any other character only where the tokenizer can spell it, which it is asked for alone. None
@@ -69,7 +69,7 @@ def changed(tokenizer: Any) -> Change | None:
 
 def _changed(
     encode: Callable[[str], list[int]], decode: Callable[[list[int]], str], unknown: int | None, backend: Any
-) -> Change | None:
+) -> TextChange | None:
     """backend: of the `tokenizers` library, whose parts say what is changed by design; None where there is none."""
     normalizer, split = getattr(backend, "normalizer", None), getattr(backend, "pre_tokenizer", None)
     parts = f'"{type(getattr(backend, "model", None)).__name__}" {split and split.__getstate__().decode()}'
@@ -100,12 +100,12 @@ def _changed(
     return None
 
 
-def _around(expected: str, got: str) -> Change:
+def _around(expected: str, got: str) -> TextChange:
     """The two texts about the first character that differs."""
     pairs = zip(expected, got, strict=False)
     place = next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(expected), len(got)))
     span = slice(max(0, place - 12), place + 12)
-    return Change(expected[span], got[span])
+    return TextChange(expected[span], got[span])
 
 
 def _remedy(model: str, revision: str | None) -> str:

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from lite_c2f.actors.answers import repeated_ngrams
-from lite_c2f.backbone.multi_model import Together
+from lite_c2f.backbone.multi_model import MultiModel
 from lite_c2f.backbone.padding import padding_id
-from lite_c2f.chat.fair_queue import Line
-from lite_c2f.chat.loaded import Cast
+from lite_c2f.chat.fair_queue import FairQueue
+from lite_c2f.chat.loaded import LoadedActors
 from lite_c2f.chat.panes import ON_BASE, PANES, ChatSettings, Event, Pane, check_settings, pane_of
 from lite_c2f.chat.prompts import History, history_of, one_line, read_by, shown
-from lite_c2f.chat.rows import Row, Rows
-from lite_c2f.chat.stream import Asked, Question
+from lite_c2f.chat.rows import AnswerRow, AnswerRows
+from lite_c2f.chat.stream import AnswerStream, PendingQuestion
 from lite_c2f.errors import ConfigError
 from lite_c2f.runtime.batch_size import free, is_out_of_memory
 
@@ -44,11 +44,11 @@ class Chat:
 
     def __init__(self, run_dir: str | Path, *, merged: bool = False) -> None:
         self.run = Path(run_dir)
-        self.cast = Cast(self.run, merged)
+        self.cast = LoadedActors(self.run, merged)
         self.config, self.ratio, self.context = self.cast.config, self.cast.ratio, self.cast.context
         self._lock, self._reading = threading.Lock(), threading.Lock()
-        self._line = Line()
-        self._under_way: list[Question] = []
+        self._line = FairQueue()
+        self._under_way: list[PendingQuestion] = []
         self._thread: threading.Thread | None = None
         self._numbers = itertools.count()
         self._threads = torch.get_num_threads()
@@ -62,7 +62,7 @@ class Chat:
         score: bool = False,
         pause: float = 0.0,
         asker: str | None = None,
-    ) -> Asked:
+    ) -> AnswerStream:
         """Answer in all panes at once: an iterator of events.
 
         turns: a question, a conversation, or one conversation a pane (by its key). score: the reward model reads each
@@ -80,14 +80,14 @@ class Chat:
         for pane in chosen:
             self.check(settings if pane.ratio is None else settings._replace(ratio=pane.ratio))
         histories = {pane.key: history_of(turns, pane.key) for pane in chosen}
-        question = Question(next(self._numbers), chosen, histories, settings, asker)
+        question = PendingQuestion(next(self._numbers), chosen, histories, settings, asker)
         question.scored = not score
         with self._lock:
             self._line.put(question, self._under_way)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="lite_c2f-chat", daemon=True)
                 self._thread.start()
-        return Asked(question, self._event_of, self._place_of, pause)
+        return AnswerStream(question, self._event_of, self._place_of, pause)
 
     def answer(
         self,
@@ -118,13 +118,13 @@ class Chat:
         with self._lock:
             return len(self._under_way), len(self._line)
 
-    def _place_of(self, question: Question) -> int:
+    def _place_of(self, question: PendingQuestion) -> int:
         """How many questions are before this one in the line and under way, while it waits; else 0."""
         with self._lock:
             place = self._line.place_of(question)
             return 0 if place is None else place + len(self._under_way)
 
-    def _event_of(self, question: Question, pane: Pane) -> Event | None:
+    def _event_of(self, question: PendingQuestion, pane: Pane) -> Event | None:
         """Where a pane stands; None before it has begun."""
         ratio = self.cast.ratio_of(pane, question.settings) if pane.actor == "fine" else None
         nothing = Event(pane.key, "", 0, 0.0, None, ratio=ratio, seed=question.settings.seed)
@@ -160,7 +160,7 @@ class Chat:
             self._answer_all(borrowed)
 
     def _answer_all(self, borrowed: contextlib.ExitStack) -> None:
-        rows = Rows(self.cast.together, padding_id(self.cast.tokenizer))
+        rows = AnswerRows(self.cast.together, padding_id(self.cast.tokenizer))
         while True:
             with self._lock:
                 question = self._next(rows)
@@ -179,13 +179,13 @@ class Chat:
             except Exception as error:  # a bug of ours, or a card that is gone: nobody may wait for ever
                 for each in self._under_way:
                     each.give_up("error", one_line(error))
-                rows = Rows(self.cast.together, padding_id(self.cast.tokenizer))
+                rows = AnswerRows(self.cast.together, padding_id(self.cast.tokenizer))
             with self._lock:
                 for each in self._under_way:
                     each.changed.set()
                 self._under_way = [each for each in self._under_way if not each.ended]
 
-    def _next(self, rows: Rows) -> Question | None:
+    def _next(self, rows: AnswerRows) -> PendingQuestion | None:
         """The first in line, once there is room for all its answers; nobody overtakes it."""
         first = self._line.first()
         if first is None:
@@ -194,7 +194,7 @@ class Chat:
         room = min(MOST_ROWS, self.cast.room)
         return self._line.begin() if not going or going + len(first.panes) <= room else None
 
-    def _start(self, question: Question, rows: Rows) -> None:
+    def _start(self, question: PendingQuestion, rows: AnswerRows) -> None:
         full = False
         try:
             rows.start(self._begin(question))
@@ -206,7 +206,7 @@ class Chat:
         if full:  # outside the handler, whose traceback holds the tensors of every frame
             free()
 
-    def _begin(self, question: Question) -> list[Row]:
+    def _begin(self, question: PendingQuestion) -> list[AnswerRow]:
         """The rows of a question. A pane whose prompt cannot be read fails alone."""
         begun = []
         for pane in question.panes:
@@ -245,7 +245,7 @@ class Chat:
 
 
 @contextlib.contextmanager
-def _threads_for(together: Together, before: int) -> Iterator[None]:
+def _threads_for(together: MultiModel, before: int) -> Iterator[None]:
     """One thread for small models on a CPU: on the toy pair two of them took twice as long for three rows as one.
 
     before: threads to go back to.

@@ -7,24 +7,24 @@ first. So nobody waits for more than one question of each of the others that was
 
 from collections.abc import Sequence
 
-from lite_c2f.chat.stream import Question
+from lite_c2f.chat.stream import PendingQuestion
 from lite_c2f.errors import C2FError
 
 MOST_WAITING = 64  # questions in line
 MOST_OF_ONE = 16  # of them, of one asker
 
 
-class Line:
+class FairQueue:
     """Questions that wait to be begun."""
 
     def __init__(self) -> None:
-        self._waiting: list[Question] = []  # by turn, then by who came first
+        self._waiting: list[PendingQuestion] = []  # by turn, then by who came first
         self._turn = 0  # of the question begun last
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, question: Question, under_way: Sequence[Question]) -> None:
+    def put(self, question: PendingQuestion, under_way: Sequence[PendingQuestion]) -> None:
         """Let a question wait. under_way: those begun and not answered. Raises C2FError where too many wait already."""
         own = [each for each in self._waiting if each.asker == question.asker]
         if len(self) >= MOST_WAITING:
@@ -36,11 +36,11 @@ class Line:
         place = sum(each.turn <= question.turn for each in self._waiting)
         self._waiting.insert(place, question)
 
-    def place_of(self, question: Question) -> int | None:
+    def place_of(self, question: PendingQuestion) -> int | None:
         """How many are before it; None where it does not wait."""
         return self._waiting.index(question) if question in self._waiting else None
 
-    def first(self) -> Question | None:
+    def first(self) -> PendingQuestion | None:
         """Who is next; those that nobody waits for any more have left the line."""
         for question in self._waiting:
             if question.unwanted:
@@ -48,7 +48,7 @@ class Line:
         self._waiting = [question for question in self._waiting if not question.unwanted]
         return self._waiting[0] if self._waiting else None
 
-    def begin(self) -> Question:
+    def begin(self) -> PendingQuestion:
         """Take out who is next."""
         question = self._waiting.pop(0)
         self._turn = question.turn

@@ -10,16 +10,16 @@ from lite_c2f.actors.answers import Answer
 from lite_c2f.actors.models import load_coarse
 from lite_c2f.backbone.context import context_length, sliding_window
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, window_of
-from lite_c2f.backbone.multi_model import Together, residue_of
+from lite_c2f.backbone.multi_model import MultiModel, residue_of
 from lite_c2f.chat.panes import ALL_PANES, ON_BASE, ChatSettings, Pane
-from lite_c2f.chat.prompts import History, Read, read_by, with_system
-from lite_c2f.chat.rows import Row
+from lite_c2f.chat.prompts import History, ReadPrompt, read_by, with_system
+from lite_c2f.chat.rows import AnswerRow
 from lite_c2f.config.settings import CHAT
 from lite_c2f.data.encode import turn_end
 from lite_c2f.errors import RunError
 from lite_c2f.memory.sizes import GIBIBYTE
-from lite_c2f.runs.inputs import TOY
 from lite_c2f.runs.manifest import open_run
+from lite_c2f.runs.models import TOY
 from lite_c2f.runtime.batch_size import free
 from lite_c2f.sampling import Sampling, Stops
 from lite_c2f.sampling.cache import key_value_shape
@@ -27,10 +27,10 @@ from lite_c2f.storage.files import read_json
 
 LONGEST_CHAT = 4096  # tokens of a conversation and its answer
 SHARE_OF_MEMORY = 0.5  # of what is free once the models are loaded, for keys and values
-BASE, INSTRUCT, MERGED = range(3)  # models of `Together`
+BASE, INSTRUCT, MERGED = range(3)  # models of `MultiModel`
 
 
-class Cast:
+class LoadedActors:
     """Everything that is loaded of a run. Of one thread at a time, but for `text` of another tokenizer.
 
     merged: also load RUN/fine/model, for the Fine Actor at the ratio that was merged. A merge with ratios by layer is
@@ -49,7 +49,7 @@ class Cast:
         }
         folders = [models.instruct, *([str(run / "fine" / "model")] if self.merged else [])]
         loaded = [self.roles.model, *(load_model(folder, self.config) for folder in folders)]
-        self.together = Together(loaded, residue_of(self.roles.model, "policy"))
+        self.together = MultiModel(loaded, residue_of(self.roles.model, "policy"))
         template, variables = self.config.model.prompt_template, self.config.model.chat_template_kwargs
         self._eos = [end_tokens(loaded[0], self.tokenizer, turn_end(self.tokenizer, template, variables))]
         turn = turn_end(self.instruct_tokenizer, CHAT, variables)
@@ -66,7 +66,7 @@ class Cast:
             return self.config.data.max_prompt_tokens
         return self.context - max_tokens
 
-    def row(self, pane: Pane, history: History, settings: ChatSettings) -> tuple[Row, Read]:
+    def row(self, pane: Pane, history: History, settings: ChatSettings) -> tuple[AnswerRow, ReadPrompt]:
         """An answer that is not begun, and what it reads."""
         ratio, on_base = self.ratio_of(pane, settings), pane.actor in ON_BASE
         read = read_by(
@@ -83,7 +83,7 @@ class Cast:
             model, share = MERGED, 0.0
         else:
             model, share = INSTRUCT, ratio if pane.actor == "fine" else 0.0
-        row = Row(
+        row = AnswerRow(
             model,
             share,
             read.ids,
@@ -100,7 +100,7 @@ class Cast:
         return next(ratio for ratio in given if ratio is not None)
 
     def rewards(
-        self, histories: Mapping[str, History], rows: Mapping[str, Row], settings: ChatSettings
+        self, histories: Mapping[str, History], rows: Mapping[str, AnswerRow], settings: ChatSettings
     ) -> dict[str, float]:
         """What the reward model thinks of finished answers, in its spreads."""
         turns = [tuple(with_system(histories[key], settings.system)) for key in rows]
@@ -131,7 +131,7 @@ def merged_ratio(file: Path) -> tuple[float, bool]:
         ) from None
 
 
-def _bytes_a_token(together: Together) -> int:
+def _bytes_a_token(together: MultiModel) -> int:
     """Keys and values of one token in all layers."""
     config = together.config
     heads, width = key_value_shape(config)

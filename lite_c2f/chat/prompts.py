@@ -13,7 +13,7 @@ from lite_c2f.sampling.stops import before_stop
 History = Sequence[Turn]  # ends with a human turn
 
 
-class Read(NamedTuple):
+class ReadPrompt(NamedTuple):
     """A prompt as an actor reads it."""
 
     ids: list[int]
@@ -21,7 +21,7 @@ class Read(NamedTuple):
     cut: bool = False  # the question itself did not fit: its beginning is left out
 
 
-def read_by(actor: str, tokenizer: Any, config: Config, turns: History, system: str, room: int) -> Read:
+def read_by(actor: str, tokenizer: Any, config: Config, turns: History, system: str, room: int) -> ReadPrompt:
     """The ids of a conversation in the actor's own style, in at most `room` tokens.
 
     The system prompt stands before the first question that is kept, for every actor alike: a base model has no other
@@ -32,9 +32,9 @@ def read_by(actor: str, tokenizer: Any, config: Config, turns: History, system: 
         ids = _encoded(actor, tokenizer, config, with_system(turns[start:], system), 1 << 30)
         if len(ids) > room:
             break
-        found = Read(ids, start)
+        found = ReadPrompt(ids, start)
     last = len(turns) - 1
-    return found or Read(_encoded(actor, tokenizer, config, with_system(turns[last:], system), room), last, True)
+    return found or ReadPrompt(_encoded(actor, tokenizer, config, with_system(turns[last:], system), room), last, True)
 
 
 def _encoded(actor: str, tokenizer: Any, config: Config, turns: History, room: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lite_c2f.backbone.multi_model import Together
+from lite_c2f.backbone.multi_model import MultiModel
 from lite_c2f.chat.prompts import one_line
 from lite_c2f.data.encode import pad_right
 from lite_c2f.errors import ModelError
@@ -25,7 +25,7 @@ BUCKET = 64  # columns of keys by which a pass grows
 GROW = 256  # tokens by which the slots grow
 
 
-class Row:
+class AnswerRow:
     """One answer: what it is drawn from, and what has been said."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Row:
         eos_ids: Sequence[int],
         stops: Stops | None = None,
     ) -> None:
-        """model, share: as for `Together`."""
+        """model, share: as for `MultiModel`."""
         self.model, self.share, self.prompt = model, share, list(prompt)
         self.sampling, self.penalty = sampling, penalty
         self.eos_ids, self.stops = eos_ids, stops
@@ -86,16 +86,16 @@ class Row:
             self.end(finish)
 
 
-class Rows:
+class AnswerRows:
     """The rows in flight."""
 
-    def __init__(self, together: Together, pad_id: int) -> None:
+    def __init__(self, together: MultiModel, pad_id: int) -> None:
         self.together, self.pad_id = together, pad_id
-        self.rows: list[Row] = []  # row i is in slot i
+        self.rows: list[AnswerRow] = []  # row i is in slot i
         self.cache: SlotCache | None = None
 
     @torch.inference_mode()
-    def start(self, new: Sequence[Row]) -> None:
+    def start(self, new: Sequence[AnswerRow]) -> None:
         """Read these prompts and say the first token of each.
 
         Raises what goes wrong in making room for them; where that damaged the rows under way, they have ended.
@@ -122,7 +122,7 @@ class Rows:
         if len(going) < len(self.rows):
             self._settle(going, {id(row): slot for slot, row in enumerate(self.rows)})
 
-    def _settle(self, rows: list[Row], before: dict[int, int]) -> None:
+    def _settle(self, rows: list[AnswerRow], before: dict[int, int]) -> None:
         """Be these rows, in this order. before: the slots of those that have one."""
         if not rows:
             self.rows, self.cache = [], None
@@ -158,7 +158,7 @@ class Rows:
         else:
             self.cache.grow(slots, length)
 
-    def _read(self, rows: Sequence[Row], slots: Sequence[int]) -> None:
+    def _read(self, rows: Sequence[AnswerRow], slots: Sequence[int]) -> None:
         assert self.cache is not None
         device = self.together.device
         draws = self._draws(rows)
@@ -168,7 +168,7 @@ class Rows:
         hidden = self._hidden(rows, tokens.to(device))
         self._take(rows, hidden[torch.arange(len(rows), device=device), last], draws)
 
-    def _say(self, rows: Sequence[Row]) -> None:
+    def _say(self, rows: Sequence[AnswerRow]) -> None:
         assert self.cache is not None
         device, draws = self.together.device, self._draws(rows)
         first = next(slot for slot, row in enumerate(self.rows) if row is rows[0])
@@ -179,11 +179,11 @@ class Rows:
         hidden = self._hidden(rows, said[:, :1], mask=mask, positions=said[:, 1:])
         self._take(rows, hidden[:, -1], draws)
 
-    def _hidden(self, rows: Sequence[Row], tokens: Tensor, **given: Any) -> Tensor:
+    def _hidden(self, rows: Sequence[AnswerRow], tokens: Tensor, **given: Any) -> Tensor:
         models, shares = [row.model for row in rows], [row.share for row in rows]
         return self.together.hidden(tokens, models, shares, self.cache, **given)
 
-    def _draws(self, rows: Sequence[Row]) -> "_Draws":
+    def _draws(self, rows: Sequence[AnswerRow]) -> "_Draws":
         """What these rows' next tokens are drawn from; made before the pass, since each copy waits for the device."""
         device = self.together.device
         numbers = torch.tensor([row.numbers[len(row.tokens)] for row in rows], dtype=torch.float32, device=device)
@@ -201,7 +201,7 @@ class Rows:
             },
         )
 
-    def _take(self, rows: Sequence[Row], hidden: Tensor, draws: "_Draws") -> None:
+    def _take(self, rows: Sequence[AnswerRow], hidden: Tensor, draws: "_Draws") -> None:
         """Draw a token for each row from its last hidden state, (n, H)."""
         logits = self.together.logits(hidden)
         fine = torch.isfinite(logits).all(1)
@@ -232,7 +232,7 @@ class _Draws(NamedTuple):
     seen: dict[int, Tensor]  # by row: the tokens that its penalty is on
 
 
-def _by_halves(rows: Sequence[Row], work: Callable[[Sequence[Row]], None]) -> None:
+def _by_halves(rows: Sequence[AnswerRow], work: Callable[[Sequence[AnswerRow]], None]) -> None:
     """Do the work for all rows at once; if that fails, for each half, down to the row it fails for."""
     try:
         work(rows)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lite_c2f.chat.panes import ChatSettings, Event, Pane
-from lite_c2f.chat.prompts import History, Read
-from lite_c2f.chat.rows import Row
+from lite_c2f.chat.prompts import History, ReadPrompt
+from lite_c2f.chat.rows import AnswerRow
 
 
-class Question:
+class PendingQuestion:
     """What was asked, and how far it is; between the one who asked and the thread that answers."""
 
     def __init__(
@@ -27,8 +27,8 @@ class Question:
         self.turn = 0  # those of a lower one are begun first
         self.asked = time.perf_counter()
         self.scored = True  # nothing is waited for once the last row has ended
-        self.rows: dict[str, Row] = {}  # by pane, from when they are begun
-        self.read: dict[str, Read] = {}  # likewise
+        self.rows: dict[str, AnswerRow] = {}  # by pane, from when they are begun
+        self.read: dict[str, ReadPrompt] = {}  # likewise
         self.unbegun: dict[str, tuple[str, str]] = {}  # panes that never began: their finish, and why
         self.rewards: dict[str, float] = {}
         self.stopped: set[str] = set()  # panes that shall end
@@ -58,7 +58,7 @@ class Question:
         self.changed.set()
 
 
-class Asked:
+class AnswerStream:
     """The answers to a question, as they grow: iterate over it for events; a pane's last one has its finish.
 
     Between two events of a pane it may have said several tokens. Dropped or closed, the answers end.
@@ -68,9 +68,9 @@ class Asked:
 
     def __init__(
         self,
-        question: Question,
-        event_of: Callable[[Question, Pane], Event | None],
-        place_of: Callable[[Question], int],
+        question: PendingQuestion,
+        event_of: Callable[[PendingQuestion, Pane], Event | None],
+        place_of: Callable[[PendingQuestion], int],
         pause: float,
     ) -> None:
         self._question, self._event_of, self._place_of, self._pause = question, event_of, place_of, pause

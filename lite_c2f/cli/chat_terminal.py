@@ -29,10 +29,10 @@ def run_terminal(run_dir: str | Path) -> None:
     console = Console()
     with console.status("Loading models ...") if console.is_terminal else contextlib.nullcontext():
         chat = Chat(run_dir)
-    Terminal(chat, console, live=sys.stdin.isatty() and console.is_terminal).loop()
+    ChatTerminal(chat, console, live=sys.stdin.isatty() and console.is_terminal).loop()
 
 
-class Terminal:
+class ChatTerminal:
     """A chat in the terminal: conversations and settings between prompts."""
 
     def __init__(self, chat: Chat, console: Console, *, live: bool) -> None:

@@ -118,7 +118,7 @@ def examine_run(run: Path) -> dict[str, Any]:
 
     Raises RunError where there is none.
     """
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
     from lite_c2f.runs.manifest import STAGES, check_run, is_published, read_manifest
     from lite_c2f.runs.places import refuse_gone
     from lite_c2f.runtime.log import last_line
@@ -154,10 +154,10 @@ def examine_run(run: Path) -> dict[str, Any]:
 
 def stage_of(run: Path, stage: str, published: bool) -> tuple[str, list[str]]:
     """A stage in a line, and a sentence for each checkpoint that is damaged."""
-    from lite_c2f.storage.checkpoints import Checkpoints
+    from lite_c2f.storage.checkpoints import CheckpointStore
     from lite_c2f.storage.files import read_lines
 
-    store = Checkpoints(run / stage / "checkpoints")
+    store = CheckpointStore(run / stage / "checkpoints")
     whole, damaged = store.newest_folder()
     if published:
         return "published", damaged
@@ -174,7 +174,7 @@ def stage_of(run: Path, stage: str, published: bool) -> tuple[str, list[str]]:
 def scores_of(run: Path, lines: list[dict[str, Any]]) -> dict[int, float]:
     """What the policies of a coarse stage's checkpoints earned; nothing where the settings cannot be read."""
     from lite_c2f.coarse.checkpoints import earned
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
 
     try:
         return earned([line["reward"] for line in lines], load_config(run / "config.yaml"))

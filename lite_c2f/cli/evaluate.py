@@ -47,12 +47,12 @@ def evaluate(
     if tasks is not None:
         _benchmark(run, tasks.split(","), overrides or [], given, as_json=as_json)
         return
-    from lite_c2f.cli.terminal import Terminal, print_summary
+    from lite_c2f.cli.terminal import TerminalSink, print_summary
     from lite_c2f.pipeline import evaluate as run_evaluate
 
-    view = Terminal()
-    with exit_codes.going_on(view.close, "the same command"):
-        summary = run_evaluate(run, overrides or [], view=view)
+    sink = TerminalSink()
+    with exit_codes.going_on(sink.close, "the same command"):
+        summary = run_evaluate(run, overrides or [], sink=sink)
     if as_json:
         typer.echo(json.dumps(summary["actors"]))
     else:
@@ -84,15 +84,15 @@ def judge(
 ) -> None:
     """Let a language model judge the actors, in the way of MT-Bench; writes RUN/evaluation/judge-MODE.json."""
     exit_codes.quiet()
-    from lite_c2f.cli.terminal import Terminal, print_judgment
+    from lite_c2f.cli.terminal import TerminalSink, print_judgment
     from lite_c2f.evaluation.llm_judge.judges import Endpoint, Local
     from lite_c2f.evaluation.llm_judge.stage import judge as run_judge
 
     server = Endpoint(url, judge) if url else None  # an address that is none is refused before anything is loaded
     if server is None and not Path(judge).is_dir():
         raise ConfigError.because(f"--judge '{judge}': no such folder", "a model folder, or --url", "check the path")
-    view = Terminal()
-    with exit_codes.going_on(view.close, "the same command"):
+    sink = TerminalSink()
+    with exit_codes.going_on(sink.close, "the same command"):
         found = run_judge(
             run,
             questions,
@@ -102,7 +102,7 @@ def judge(
             references=references,
             limit=limit,
             overrides=overrides or [],
-            view=view,
+            sink=sink,
         )
     typer.echo(json.dumps(found)) if as_json else print_judgment(found, run)
 
@@ -117,14 +117,14 @@ def probe(
 ) -> None:
     """Where unwanted words begin, layer by layer, with the residue and without; and how often they are said."""
     exit_codes.quiet()
-    from lite_c2f.cli.terminal import Terminal, print_probe
+    from lite_c2f.cli.terminal import TerminalSink, print_probe
     from lite_c2f.evaluation.probe_stage import probe as run_probe
 
-    view = Terminal()
+    sink = TerminalSink()
     try:
-        found = run_probe(run, words, prompts, limit, view=view)
+        found = run_probe(run, words, prompts, limit, sink=sink)
     finally:
-        view.close()
+        sink.close()
     typer.echo(json.dumps(found)) if as_json else print_probe(found, run)
 
 
@@ -143,11 +143,11 @@ def report(
 
 
 def _benchmark(run: Path, tasks: list[str], overrides: list[str], given: dict[str, Any], *, as_json: bool) -> None:
-    from lite_c2f.cli.terminal import Terminal
+    from lite_c2f.cli.terminal import TerminalSink
     from lite_c2f.evaluation.lm_eval.stage import benchmark
     from lite_c2f.evaluation.lm_eval.table import print_benchmarks
 
-    view = Terminal()
-    with exit_codes.going_on(view.close, "the same command"):
-        found = benchmark(run, tasks, overrides=overrides, view=view, **given)
+    sink = TerminalSink()
+    with exit_codes.going_on(sink.close, "the same command"):
+        found = benchmark(run, tasks, overrides=overrides, sink=sink, **given)
     typer.echo(json.dumps(found)) if as_json else print_benchmarks(found, run)

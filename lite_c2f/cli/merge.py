@@ -65,12 +65,12 @@ def merge(
     """The Knowledge Residue Merger alone: W_fine = W_instruct + ratio * dW."""
     if verify:
         exit_codes.quiet()
-    from lite_c2f.cli.terminal import Terminal, print_merge
+    from lite_c2f.cli.terminal import TerminalSink, print_merge
     from lite_c2f.fine.merge import merge as run_merge
-    from lite_c2f.fine.merge import on_view
+    from lite_c2f.fine.merge import to_sink
     from lite_c2f.fine.sparsify import Treatment
 
-    view = Terminal()
+    sink = TerminalSink()
     try:
         report = run_merge(
             adapter,
@@ -81,18 +81,18 @@ def merge(
             layer_ratios,
             dtype.value if dtype else None,
             allow_negative,
-            progress=on_view(view),
+            progress=to_sink(sink),
             treatment=Treatment(sparsify.value, density, seed, norm_cap, rounding.value, qerr_ratio),
             resume=resume,
             verify=prompt if verify else None,
-            notice=view.note,
+            notice=sink.on_message,
         )
     except KeyboardInterrupt:
-        view.close()
+        sink.close()
         typer.echo("interrupted; finished shards are kept. Go on with the same command and --resume.", err=True)
         raise
     finally:
-        view.close()
+        sink.close()
     if as_json:
         found = {"out": str(out), "ratio": report.ratio, **report.totals, "verified": report.verified}
         typer.echo(json.dumps(found))
@@ -115,13 +115,13 @@ def sweep(
     from lite_c2f.fine.sweep import parse_ratios
 
     wanted = parse_ratios(ratios)
-    from lite_c2f.cli.terminal import Terminal, ratio_table
+    from lite_c2f.cli.terminal import TerminalSink, ratio_table
     from lite_c2f.pipeline import sweep as run_sweep
     from lite_c2f.runs.manifest import open_run
 
-    view = Terminal()
-    with exit_codes.going_on(view.close, "the same command"):
-        found = run_sweep(run, wanted, view=view, group_budget=budget if per_layer_groups else 0)
+    sink = TerminalSink()
+    with exit_codes.going_on(sink.close, "the same command"):
+        found = run_sweep(run, wanted, sink=sink, group_budget=budget if per_layer_groups else 0)
     if as_json:
         typer.echo(json.dumps(found))
     else:

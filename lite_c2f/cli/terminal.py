@@ -18,8 +18,8 @@ SHOWN = ("reward", "limit", "hit_limit", "kl", "tokens_per_s", "accuracy", "loss
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
-class Terminal:
-    """A view of a run. On a terminal one live line; otherwise a plain line every ten seconds."""
+class TerminalSink:
+    """A sink of a run. On a terminal one live line; otherwise a plain line every ten seconds."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
@@ -30,7 +30,7 @@ class Terminal:
         self.figures, self.tokens = "", 0
         self.before: int | None = None  # steps that an earlier process did
 
-    def stage(self, name: str, total: int, unit: str) -> None:
+    def on_stage(self, name: str, total: int, unit: str) -> None:
         """Begin a stage, or tell its length once it is known; total 0 means that it is not known yet."""
         if self.live is not None and self.task is not None and name == self.name:
             self.total = total
@@ -63,7 +63,7 @@ class Terminal:
         else:
             self.console.print(f"{name} ...")
 
-    def step(self, done: int, values: dict[str, float]) -> None:
+    def on_step(self, done: int, values: dict[str, float]) -> None:
         """After a step of the stage: how many are done, and its figures."""
         self.figures, self.tokens = figures(values), 0
         if self.before is None:
@@ -77,14 +77,14 @@ class Terminal:
             left = (time.monotonic() - self.began) / max(done - self.before, 1) * max(self.total - done, 0)
             self.console.print(f"{self.name} {done}/{self.total or '?'} {self.unit}  {self.figures}  {left:.0f} s left")
 
-    def tick(self, tokens: int) -> None:
+    def on_tokens(self, tokens: int) -> None:
         """While a batch is being sampled: it may take minutes at 7B."""
         self.tokens += tokens
         if self.live is not None and self.task is not None and time.monotonic() - self.last_tick > 0.2:
             self.last_tick = time.monotonic()
             self.live.update(self.task, figures=f"{self.figures}  +{self.tokens} tokens")
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         """A line that stays."""
         (self.live.console if self.live else self.console).print(Text(text), soft_wrap=True)
 

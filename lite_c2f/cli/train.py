@@ -65,14 +65,14 @@ def plan(
     """Plan memory, batches and disk of each stage; no weights are loaded, nothing is downloaded."""
     from lite_c2f import memory
     from lite_c2f.backbone.model_kind import check_lineage, check_named, here, is_like_llama
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
 
     settings = load_config(*config_and_overrides(config, overrides))
     names = settings.model.base, settings.model.instruct
     check_named(*names)
     if not all(is_like_llama(folder) for folder in here(*names)):
         exit_codes.quiet()
-        from lite_c2f.runs.inputs import check_kinds
+        from lite_c2f.runs.models import check_kinds
 
         check_kinds(settings)
     found = _plan(settings) if vram is None else memory.make_plan(settings, vram)
@@ -108,7 +108,7 @@ def doctor(
 @app.command(epilog="Example: lite-c2f schema > schema.json")
 def schema() -> None:
     """Every configuration key with its meaning, as a JSON schema."""
-    from lite_c2f.config.settings import schema as config_schema
+    from lite_c2f.config.loading import schema as config_schema
 
     typer.echo(json.dumps(config_schema(), indent=2))
 
@@ -123,7 +123,7 @@ def _train(
     force: bool = False,
 ) -> None:
     from lite_c2f.backbone.model_kind import check_named
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
 
     if config is not None and (config / "config.yaml").is_file():  # a run directory: go on with it
         config, run_dir = config / "config.yaml", run_dir or config
@@ -131,13 +131,13 @@ def _train(
     check_named(settings.model.base, settings.model.instruct)
     run = Path(settings.run.dir)
     exit_codes.quiet()
-    from lite_c2f.cli.terminal import Terminal, print_summary
+    from lite_c2f.cli.terminal import TerminalSink, print_summary
     from lite_c2f.pipeline import train as run_train
 
-    view, names = Terminal(), [stage.value for stage in stages]
+    sink, names = TerminalSink(), [stage.value for stage in stages]
     again = f"lite-c2f train {run / 'config.yaml'}" + (f" --stage {names[0]}" if len(names) == 1 else "")
-    with exit_codes.going_on(view.close, again, (run / "config.yaml").is_file):
-        summary = run_train(settings, run, names, resume=resume, force=force, view=view)
+    with exit_codes.going_on(sink.close, again, (run / "config.yaml").is_file):
+        summary = run_train(settings, run, names, resume=resume, force=force, sink=sink)
     if summary:  # other processes than the first have none
         print_summary(summary, run)
 
@@ -152,13 +152,14 @@ def _plan(settings: Any) -> Any:
 
 def _dry_run(config: Path | None, overrides: list[str], run_dir: Path | None, stages: list[Stage]) -> None:
     from lite_c2f.backbone.model_kind import check_lineage, check_named
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
     from lite_c2f.memory import explain
 
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
     check_named(settings.model.base, settings.model.instruct)
     exit_codes.quiet()
-    from lite_c2f.runs.inputs import check_kinds, check_sources
+    from lite_c2f.runs.corpus import check_sources
+    from lite_c2f.runs.models import check_kinds
 
     check_sources(settings)
     check_kinds(settings)

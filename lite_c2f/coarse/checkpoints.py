@@ -10,8 +10,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from lite_c2f.coarse.length import bounded
-from lite_c2f.coarse.state import Standing
-from lite_c2f.config.settings import Coarse, Config, completed
+from lite_c2f.coarse.state import TrainState
+from lite_c2f.config.loading import completed
+from lite_c2f.config.settings import Coarse, Config
 from lite_c2f.errors import ModelError, NonFiniteError, RunError
 from lite_c2f.runtime import distributed
 from lite_c2f.storage.checkpoints import (
@@ -22,17 +23,18 @@ from lite_c2f.storage.checkpoints import (
     STATE,
     TENSORS,
     Checkpoint,
-    Checkpoints,
-    Rhythm,
+    CheckpointStore,
+    SaveSchedule,
     refuse_other,
 )
-from lite_c2f.storage.files import Metrics, cut_lines, hash_of, publish_folder, read_json, write_json
+from lite_c2f.storage.files import cut_lines, hash_of, publish_folder, read_json, write_json
+from lite_c2f.storage.metrics import Metrics
 
 SECTIONS = ("model", "data", "lora", "reward", "coarse")
 SURE = 2.0  # standard errors by which an earlier policy has to be better than the last one measured
 
 
-class Saves:
+class CheckpointManager:
     """Checkpoints of a coarse stage: every so many updates and minutes, and when a signal asks for an end.
 
     With several processes the first one writes, all of them read.
@@ -42,7 +44,7 @@ class Saves:
         self,
         config: Config,
         run: Path,
-        standing: Standing,
+        standing: TrainState,
         log: Metrics,
         tell: Callable[[str], None] | None = None,
         *,
@@ -51,7 +53,7 @@ class Saves:
         self._run, self._standing, self._log, self._force = run, standing, log, force
         self._say = tell or (lambda _: None)
         self._store = store_of(run, config)
-        self._rhythm = Rhythm(config.run.checkpoint_every, config.run.checkpoint_minutes)
+        self._rhythm = SaveSchedule(config.run.checkpoint_every, config.run.checkpoint_minutes)
         self._config, self._settings = config, config.coarse
         self._identity = identity_of(config, run)
         self._failures = 0  # in a row
@@ -205,7 +207,7 @@ def earned(rewards: Sequence[float], config: Config) -> dict[int, float]:
     checkpoint after update t is, and the last policy of all has none. Checkpoints between the regular ones do not
     count, so that a run which was stopped chooses as one that was not, nor do those before the policy trains.
 
-    >>> from lite_c2f.config.settings import load_config
+    >>> from lite_c2f.config.loading import load_config
     >>> earned([0.1, 0.5, -0.3], load_config({}, ["coarse.critic_warmup=0", "run.checkpoint_every=1"]))
     {1: 0.5, 2: -0.3}
     """
@@ -213,9 +215,9 @@ def earned(rewards: Sequence[float], config: Config) -> dict[int, float]:
     return {step: reward for step, reward in enumerate(rewards) if step > warmup and step % every == 0}
 
 
-def store_of(run: Path, config: Config) -> Checkpoints:
+def store_of(run: Path, config: Config) -> CheckpointStore:
     """Where this stage keeps its checkpoints."""
-    return Checkpoints(run / "coarse" / "checkpoints", config.run.keep_checkpoints, (STATE, TENSORS))
+    return CheckpointStore(run / "coarse" / "checkpoints", config.run.keep_checkpoints, (STATE, TENSORS))
 
 
 def identity_of(config: Config, run: Path) -> dict[str, Any]:

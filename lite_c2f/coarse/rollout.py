@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.config.settings import Coarse, settled
+from lite_c2f.config.settings import Coarse, resolved
 from lite_c2f.data.encode import pad_right
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.ops import token_logprobs
 from lite_c2f.reward.score import Normalizer, score, scored_row
 from lite_c2f.runtime import distributed
-from lite_c2f.runtime.batch_size import BatchSize, fitting, groups
+from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
 from lite_c2f.sampling import Responses, Sampling, Stops, sample
 
 
@@ -49,7 +49,7 @@ class Rollout(NamedTuple):
         return float(gap.sum(1).mean())
 
 
-class Ends(NamedTuple):
+class ResponseEnds(NamedTuple):
     """Token ids that end or pad a row."""
 
     eos_id: int  # `answer_end`: what the reward model reads behind a response that has ended
@@ -62,7 +62,7 @@ class Ends(NamedTuple):
         return [self.eos_id, *self.others]
 
 
-class Batches(NamedTuple):
+class RolloutBatches(NamedTuple):
     """How many rows each part of an update works on at once. They shrink where memory runs out, for the whole run."""
 
     sampling: BatchSize
@@ -70,9 +70,9 @@ class Batches(NamedTuple):
     update: BatchSize
 
     @classmethod
-    def of(cls, settings: Coarse, tell: Callable[[str], None] | None = None) -> "Batches":
+    def of(cls, settings: Coarse, tell: Callable[[str], None] | None = None) -> "RolloutBatches":
         """The configured sizes; scoring builds no graph, so twice the update's rows fit."""
-        sampling, update = settled(settings.sampling_batch), settled(settings.micro_batch)
+        sampling, update = resolved(settings.sampling_batch), resolved(settings.micro_batch)
         return cls(
             BatchSize("coarse.sampling_batch", sampling, tell),
             BatchSize("coarse.micro_batch (scoring)", 2 * update, tell),
@@ -90,22 +90,22 @@ def collect(
     prompts: Sequence[list[int]],
     settings: Coarse,
     limit: int,
-    ends: Ends,
+    ends: ResponseEnds,
     normalizer: Normalizer,
     seed: int,
-    batches: Batches | None = None,
+    batches: RolloutBatches | None = None,
     expected: Sequence[float] | None = None,
-    tick: Callable[[int], None] | None = None,
+    on_tokens: Callable[[int], None] | None = None,
 ) -> Rollout:
     """Sample a response to every prompt, score it, and evaluate it under policy, reference and critic, once each.
 
     expected: tokens that earlier responses to these prompts had, to sample the longest first. With several processes
     each does a part of the rows, and all have the whole rollout. Raises NonFiniteError for numbers that are not finite.
     """
-    batches = batches or Batches.of(settings)
+    batches = batches or RolloutBatches.of(settings)
     mine = distributed.share(range(len(prompts)), [len(prompt) for prompt in prompts] if expected is None else expected)
     responses = say(
-        roles, prompts, mine, Sampling(limit, settings.temperature, seed=seed), ends, batches, expected, tick
+        roles, prompts, mine, Sampling(limit, settings.temperature, seed=seed), ends, batches, expected, on_tokens
     )
     rows = [prompt + said for prompt, said in zip(prompts, responses.tokens, strict=True)]
     tokens, real = (part.to(roles.device) for part in pad_right(rows, ends.pad_id))
@@ -140,10 +140,10 @@ def say(
     prompts: Sequence[list[int]],
     mine: Sequence[int],
     sampling: Sampling,
-    ends: Ends,
-    batches: Batches,
+    ends: ResponseEnds,
+    batches: RolloutBatches,
     expected: Sequence[float] | None,
-    tick: Callable[[int], None] | None,
+    on_tokens: Callable[[int], None] | None,
 ) -> Responses:
     """Responses to all prompts, each said by the process whose row it is. Raises NonFiniteError on all of them."""
     said, problem = None, None
@@ -159,7 +159,7 @@ def say(
                 batch=batches.sampling,
                 expected=None if expected is None else [expected[row] for row in mine],
                 numbers=mine,
-                tick=tick,
+                on_tokens=on_tokens,
             )
     except NonFiniteError as error:
         problem = str(error)
@@ -230,7 +230,7 @@ def evaluate(
                 result[rows, : width - 1] = filled
         return result
 
-    return fitting(batch, work)
+    return retry_smaller(batch, work)
 
 
 def response_logprobs(

@@ -13,11 +13,11 @@ from torch import Tensor
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.length import LengthState, Running
 from lite_c2f.coarse.loss_scale import LossScale
-from lite_c2f.coarse.rollout import Batches
+from lite_c2f.coarse.rollout import RolloutBatches
 from lite_c2f.config.settings import Coarse, Config
 from lite_c2f.data.encode import encode_prompt
 from lite_c2f.data.records import Prompt
-from lite_c2f.runs.inputs import Corpus
+from lite_c2f.runs.corpus import Corpus
 from lite_c2f.storage.checkpoints import (
     SLOWER,
     Checkpoint,
@@ -30,7 +30,7 @@ from lite_c2f.storage.checkpoints import (
 TRAINED = ("policy", "critic")
 
 
-class Prompts:
+class PromptQueue:
     """Training prompts without end, in an order shuffled anew for each pass; remembers how many were taken.
 
     A pass keeps the corpus's sequence of sources and shuffles within each of them: however far it comes, every source
@@ -99,14 +99,14 @@ class KnownLengths:
 
 
 @dataclass
-class Standing:
+class TrainState:
     """Everything that an update changes, beside the models' own tensors."""
 
     roles: Roles
     optimizers: dict[str, torch.optim.Optimizer]
     shuffler: torch.Generator
-    prompts: Prompts
-    batches: Batches
+    prompts: PromptQueue
+    batches: RolloutBatches
     length: LengthState
     kl_coef: float
     known: KnownLengths = field(default_factory=KnownLengths)

@@ -16,25 +16,27 @@ from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, pick_
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages, gae, token_rewards
-from lite_c2f.coarse.checkpoints import Saves
+from lite_c2f.coarse.checkpoints import CheckpointManager
 from lite_c2f.coarse.diagnostics import correlation, share_alike, warnings
 from lite_c2f.coarse.length import advance, start
 from lite_c2f.coarse.loss import adapt_kl
 from lite_c2f.coarse.loss_scale import LossScale
-from lite_c2f.coarse.rollout import Batches, Ends, Rollout, collect
-from lite_c2f.coarse.state import Prompts, Standing, encode
+from lite_c2f.coarse.rollout import ResponseEnds, Rollout, RolloutBatches, collect
+from lite_c2f.coarse.state import PromptQueue, TrainState, encode
 from lite_c2f.coarse.update import update
 from lite_c2f.config.settings import Coarse, Config
 from lite_c2f.data.encode import answer_end
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
 from lite_c2f.ops import explained_variance
 from lite_c2f.reward.score import Normalizer, score, scored_row
-from lite_c2f.runs.inputs import Corpus, ModelPair, adapter_base, sampled_prompts
+from lite_c2f.runs.corpus import Corpus, sampled_prompts
+from lite_c2f.runs.models import ModelPair, adapter_base
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.runtime.signals import graceful
 from lite_c2f.sampling import Sampling, Stops, sample
-from lite_c2f.storage.files import Metrics, append_line, read_json, write_json
+from lite_c2f.storage.files import append_line, read_json, write_json
+from lite_c2f.storage.metrics import Metrics
 
 Progress = Callable[[int, int, dict[str, float]], None]
 MEBIBYTE = 2**20
@@ -47,7 +49,7 @@ def train_coarse(
     corpus: Corpus,
     run: Path,
     progress: Progress | None = None,
-    tick: Callable[[int], None] | None = None,
+    on_tokens: Callable[[int], None] | None = None,
     tracker: Any = None,
     tell: Callable[[str], None] | None = None,
     *,
@@ -56,11 +58,11 @@ def train_coarse(
     """PPO with Continuous Maximization on the base model; publishes RUN/coarse.
 
     Needs RUN/reward. Writes adapter/ (stock PEFT, CAUSAL_LM), critic/, samples.jsonl and metrics.json; appends a line
-    an update to RUN/metrics.jsonl. progress(step, updates, line) is called after every update, tick(new tokens) while
-    sampling, tell(text) when a batch had to shrink, an update was skipped or something looks wrong. force: go on from
-    checkpoints made with other settings of `coarse`. Returns the stage's metrics. Raises RunError without a reward
-    model, MemoryFullError when one row is too much for the card, ModelError when it diverges again and again,
-    ConfigError when the token budget ends it before the policy has trained.
+    an update to RUN/metrics.jsonl. progress(step, updates, line) is called after every update, on_tokens(new tokens)
+    while sampling, tell(text) when a batch had to shrink, an update was skipped or something looks wrong. force: go
+    on from checkpoints made with other settings of `coarse`. Returns the stage's metrics. Raises RunError without a
+    reward model, MemoryFullError when one row is too much for the card, ModelError when it diverges again and
+    again, ConfigError when the token budget ends it before the policy has trained.
     """
     settings = config.coarse
     tokenizer = load_tokenizer(models.base)
@@ -70,7 +72,7 @@ def train_coarse(
     standing = begin(config, corpus, roles, tokenizer, tell)
     optimizers, shuffler, batches, scales = standing.optimizers, standing.shuffler, standing.batches, standing.scales
     log, samples_file = Metrics(run, tracker), run / "coarse" / "samples.jsonl"
-    saved = Saves(config, run, standing, log, tell, force=force)
+    saved = CheckpointManager(config, run, standing, log, tell, force=force)
     saved.resume()
     if progress and standing.step:
         progress(standing.step, standing.expected(settings), {})
@@ -84,7 +86,7 @@ def train_coarse(
                 numbers, prompts = zip(*standing.prompts.take(settings.rollouts), strict=True)
                 seed = config.run.seed * 1_000_003 + step
                 limit, expected = standing.length.limit, standing.known.of(numbers)
-                rollout = collect(roles, prompts, settings, limit, ends, normalizer, seed, batches, expected, tick)
+                rollout = collect(roles, prompts, settings, limit, ends, normalizer, seed, batches, expected, on_tokens)
                 standing.known.seen(numbers, rollout.responses.tokens)
                 sampled = time.perf_counter()
                 # 2. rewards a token, advantages
@@ -149,14 +151,14 @@ def train_coarse(
     return metrics
 
 
-def ends_of(config: Config, tokenizer: Any, model: Any) -> Ends:
+def ends_of(config: Config, tokenizer: Any, model: Any) -> ResponseEnds:
     """What ends a response: the token that the reward model reads behind one, other end tokens, stop texts."""
     end = answer_end(tokenizer, config.model.prompt_template, config.model.chat_template_kwargs)
     others = tuple(token for token in end_tokens(model, tokenizer, end) if token != end)
-    return Ends(end, padding_id(tokenizer), Stops(tokenizer, config.model.stop), others)
+    return ResponseEnds(end, padding_id(tokenizer), Stops(tokenizer, config.model.stop), others)
 
 
-def check_learned(standing: Standing, settings: Coarse) -> None:
+def check_learned(standing: TrainState, settings: Coarse) -> None:
     """Raise ConfigError when the token budget was spent while the critic warmed up: the policy is still the base."""
     if standing.step <= settings.critic_warmup:
         raise ConfigError.because(
@@ -183,7 +185,7 @@ def check_models(roles: Roles, rollout: Rollout) -> None:
             )
 
 
-def agree(standing: Standing, asked: bool) -> bool:
+def agree(standing: TrainState, asked: bool) -> bool:
     """Was any process asked to end? Raises ModelError when their weights have drifted apart."""
     if distributed.world() == 1:
         return asked
@@ -197,20 +199,22 @@ def agree(standing: Standing, asked: bool) -> bool:
     return any(wanted for wanted, _ in found)
 
 
-def begin(config: Config, corpus: Corpus, roles: Roles, tokenizer: Any, tell: Callable[[str], None] | None) -> Standing:
+def begin(
+    config: Config, corpus: Corpus, roles: Roles, tokenizer: Any, tell: Callable[[str], None] | None
+) -> TrainState:
     """The loop before its first update."""
     settings = config.coarse
     fused = roles.device.type == "cuda"  # the default there makes a temporary as large as the adapter
     rates = {"policy": settings.lr, "critic": settings.critic_lr}
-    return Standing(
+    return TrainState(
         roles=roles,
         optimizers={
             name: torch.optim.AdamW(roles.trainable(name), lr=rate, weight_decay=0.0, fused=fused)
             for name, rate in rates.items()
         },
         shuffler=torch.Generator().manual_seed(config.run.seed),
-        prompts=Prompts(config, corpus, tokenizer),
-        batches=Batches.of(settings, tell),
+        prompts=PromptQueue(config, corpus, tokenizer),
+        batches=RolloutBatches.of(settings, tell),
         length=start(settings.length),
         kl_coef=settings.kl_coef,
         rates=rates,
@@ -252,7 +256,7 @@ def prepare_roles(config: Config, models: ModelPair, run: Path) -> tuple[Roles, 
 
 
 def describe(
-    rollout: Rollout, advantages: Advantages, figures: dict[str, float], standing: Standing
+    rollout: Rollout, advantages: Advantages, figures: dict[str, float], standing: TrainState
 ) -> dict[str, float]:
     """One line of metrics.jsonl. Raises NonFiniteError naming a figure that is not finite."""
     finish = rollout.responses.finish
@@ -284,11 +288,11 @@ def describe(
 
 @torch.no_grad()
 def store_samples(
-    standing: Standing,
+    standing: TrainState,
     prompts: list,
     tokenizer: Any,
     config: Config,
-    ends: Ends,
+    ends: ResponseEnds,
     normalizer: Normalizer,
     file: Path,
 ) -> None:
@@ -326,7 +330,9 @@ def store_samples(
         append_line(file, record)
 
 
-def publish(roles: Roles, config: Config, models: ModelPair, run: Path, standing: Standing, saved: Saves) -> dict:
+def publish(
+    roles: Roles, config: Config, models: ModelPair, run: Path, standing: TrainState, saved: CheckpointManager
+) -> dict:
     """Write adapter, critic, the best earlier policy and, last, metrics.json, which says that the stage is finished."""
     lines = standing.lines
     base_name, revision = adapter_base(config, models), config.model.base_revision

@@ -10,12 +10,12 @@ from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages
 from lite_c2f.coarse.loss import policy_loss, value_loss
 from lite_c2f.coarse.loss_scale import LossScale
-from lite_c2f.coarse.rollout import Batches, Rollout, micro_batches
+from lite_c2f.coarse.rollout import Rollout, RolloutBatches, micro_batches
 from lite_c2f.config.settings import Coarse
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.ops import token_logprobs
 from lite_c2f.runtime import distributed
-from lite_c2f.runtime.batch_size import fitting
+from lite_c2f.runtime.batch_size import retry_smaller
 
 Sums = dict[str, Tensor]  # over response tokens, on the device: reading them waits for it, so they are read once
 
@@ -29,7 +29,7 @@ def update(
     shuffler: torch.Generator,
     *,
     warm: bool,
-    batches: Batches | None = None,
+    batches: RolloutBatches | None = None,
     scales: Mapping[str, LossScale] | None,
 ) -> dict[str, float]:
     """`epochs` passes of `minibatches` optimiser steps for the critic and, once warm, the policy.
@@ -42,7 +42,7 @@ def update(
     epoch's forward takes its place, and the gap to the sampled log-probabilities is among the figures. scales: of the
     losses of each pass, in float16.
     """
-    batches = batches or Batches.of(settings)
+    batches = batches or RolloutBatches.of(settings)
     computed = rollout.logprobs is not None
     old = torch.zeros_like(rollout.sampled) if rollout.logprobs is None else rollout.logprobs
     passes = ("critic",) if not warm else ("policy",) if "critic" in roles.shares else ("critic", "policy")
@@ -88,7 +88,12 @@ class Minibatch(NamedTuple):
 
 
 def gradients(
-    roles: Roles, name: str, minibatch: Minibatch, settings: Coarse, batches: Batches, scale: LossScale | None = None
+    roles: Roles,
+    name: str,
+    minibatch: Minibatch,
+    settings: Coarse,
+    batches: RolloutBatches,
+    scale: LossScale | None = None,
 ) -> Sums:
     """Gradients of a minibatch's mean loss into the parameters that learn in a role's pass, and the sums for the log.
 
@@ -110,7 +115,7 @@ def gradients(
         return sums
 
     while True:
-        sums = fitting(batches.update, work)
+        sums = retry_smaller(batches.update, work)
         grads = [weight.grad for weight in weights if weight.grad is not None]
         distributed.add([*grads, *sums.values()])
         if scale is None or scale.accept(grads, sums):

@@ -1,22 +1,13 @@
-"""The configuration: frozen models, one place where every setting is documented and checked.
+"""Settings of a run: frozen models, one place where every setting is documented and checked."""
 
-YAML and dotted `key=value` overrides become one `Config`. Unknown keys are refused with the nearest right one.
-"""
-
-import copy
-import difflib
 import math
-import types
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from lite_c2f.config.settings_diff import without_places
-from lite_c2f.config.yaml_files import apply_override, read_mapping
-from lite_c2f.errors import ConfigError, EmptyConfigError
 
 PROMPT_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant:"
 CHAT = "chat"  # in its place: the tokenizer's own chat template
@@ -419,145 +410,8 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def load_config(source: str | Path | dict[str, Any] | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration and apply dotted overrides.
-
-    source: a YAML file, a mapping, or None for the defaults. overrides: `key=value`, the value in YAML.
-    Raises ConfigError naming the file and the key, EmptyConfigError for a file that sets nothing.
-
-    >>> load_config("configs/toy.yaml", ["coarse.updates=10"]).coarse.updates
-    10
-    """
-    origin = str(source) if isinstance(source, str | Path) else "config"
-    values = read_mapping(Path(source)) if isinstance(source, str | Path) else copy.deepcopy(source or {})
-    empty = isinstance(source, str | Path) and _sets_nothing(values)
-    for override in overrides:
-        apply_override(values, override)
-    _refuse_unknown(Config, values, origin, "")
-    if empty:
-        raise _empty(Path(str(source)))
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{origin}: {_explain(error)}") from None
-
-
-def _sets_nothing(values: Any) -> bool:
-    return isinstance(values, dict) and all(map(_sets_nothing, values.values()))
-
-
-def _empty(file: Path) -> EmptyConfigError:
-    got, run = f"'{file}' sets nothing", file.parent
-    if file.name == "config.yaml" and (run / "run.json").is_file():
-        remedy = f"give the file that the run was made from: `lite-c2f train CONFIG --run-dir {run}`"
-        return EmptyConfigError.because(got, "the configuration of the run", remedy)
-    remedy = "see configs/toy.yaml, or leave the file out and write `lite-c2f train KEY=VALUE ...`"
-    return EmptyConfigError.because(got, "sections such as model and data", remedy)
-
-
-def completed(before: Any, now: Any) -> Any:
-    """Settings that were written down by an earlier version, with those that it did not have at their defaults.
-
-    before, now: mappings of sections, as `Config.identity` gives them; only what `now` has is added.
-    """
-
-    def filled(saved: Any, wanted: Any, defaults: Any) -> Any:
-        if not (isinstance(saved, dict) and isinstance(wanted, dict) and isinstance(defaults, dict)):
-            return saved
-        missing = {key: defaults[key] for key in wanted if key in defaults and key not in saved}
-        return {**missing, **{key: filled(value, wanted.get(key), defaults.get(key)) for key, value in saved.items()}}
-
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return before
-    defaults = Config().model_dump(mode="json")
-    return {key: filled(value, now.get(key), defaults.get(key)) for key, value in before.items()}
-
-
-def settled(batch: int | str) -> int:
-    """A batch size that the planner has settled; ValueError where `auto` was left (see `memory.settle`)."""
+def resolved(batch: int | str) -> int:
+    """A batch size that the planner has resolved; ValueError where `auto` was left (see `memory.resolve`)."""
     if isinstance(batch, str):
-        raise ValueError("a batch size is still `auto`: settle the configuration first (lite_c2f.memory.settle)")
+        raise ValueError("a batch size is still `auto`: resolve the configuration first (lite_c2f.memory.resolve)")
     return batch
-
-
-def schema() -> dict[str, Any]:
-    """The JSON schema of a configuration file."""
-    return Config.model_json_schema()
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next((found for arg in get_args(annotation) if (found := _section_of(arg))), None)
-    return None
-
-
-def _takes_bool(annotation: Any) -> bool:
-    return annotation is bool or any(_takes_bool(inner) for inner in get_args(annotation))
-
-
-def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        if inner := _section_of(field.annotation):
-            keys += _known_keys(inner, f"{prefix}{name}.")
-    return keys
-
-
-def _refuse_unknown(section: type[Section], values: Any, origin: str, prefix: str) -> None:
-    if not isinstance(values, dict):
-        kind = type(values).__name__
-        raise ConfigError.because(
-            f"{origin}: {prefix.rstrip('.')} is a {kind}", "a mapping", "indent its keys below it"
-        )
-    for key, value in values.items():
-        field = section.model_fields.get(str(key))
-        if field is None:
-            near = _nearest(f"{prefix}{key}", [prefix + name for name in section.model_fields])
-            raise ConfigError.because(f"{origin}: unknown key '{prefix}{key}'", near, "correct or remove it")
-        if isinstance(value, bool) and not _takes_bool(field.annotation):  # pydantic would read true as 1
-            raise ConfigError.because(f"{origin}: {prefix}{key}={value}", "a number or a text", "quote a word like off")
-        inner = _section_of(field.annotation)
-        if inner is not None and value is not None:
-            _refuse_unknown(inner, value, origin, f"{prefix}{key}.")
-
-
-def _nearest(key: str, siblings: list[str]) -> str:
-    """The key that was meant: a sibling spelt alike, or the same name in another section."""
-    everywhere = _known_keys(Config)
-    name = _last(key)
-    alike = difflib.get_close_matches(name, [_last(sibling) for sibling in siblings], 1, 0.6)
-    near = (
-        [sibling for sibling in siblings if _last(sibling) in alike]
-        or [known for known in everywhere if _last(known) == name]
-        or difflib.get_close_matches(key, everywhere, 1)
-    )
-    return f"'{near[0]}' (did you mean that?)" if near else "one of " + ", ".join(siblings)
-
-
-def _last(key: str) -> str:
-    return key.rsplit(".", 1)[-1]
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = _key(first["loc"])
-    if first["type"] == "extra_forbidden":  # in a list, where `_refuse_unknown` does not look
-        names = list((Columns if "columns" in first["loc"] else Source).model_fields)
-        return f"unknown key '{key}'; expected {_nearest(_last(key), names)}; correct or remove it"
-    if first["type"] == "value_error":
-        return first["msg"].removeprefix("Value error, ")
-    alternatives = [other["msg"] for other in error.errors() if _key(other["loc"]) == key]
-    message = " or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(alternatives))
-    more = len(error.errors()) - 1
-    return f"{key}={first['input']!r}: {message}; correct the value" + (
-        f" (and {more} more)" if more and len({e["loc"][:2] for e in error.errors()}) > 1 else ""
-    )
-
-
-def _key(location: tuple[int | str, ...]) -> str:
-    """The dotted key, without what pydantic adds for alternatives and validators."""
-    inner = ("function-", "tuple[", "literal[", "constrained-")
-    return ".".join(str(part) for part in location if not str(part).startswith(inner))

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from lite_c2f.data.columns import PROMPTS, listed, spellings, value_at
-from lite_c2f.data.sources import Source
+from lite_c2f.data.sources import SourceSettings
 from lite_c2f.data.turns import UnusableError, is_empty, look
 
 LAYOUTS: tuple[dict[str, Any], ...] = (  # of data sets that many have, for the advice; docs/data.md lists them
@@ -43,7 +43,7 @@ def described(row: dict[str, Any], most: int = 12) -> str:
     return ", ".join([*texts, *([f"{len(row) - most} more"] if len(row) > most else [])]) or "none"
 
 
-def advice(row: dict[str, Any], source: Source, *, pairs: bool) -> str | None:
+def advice(row: dict[str, Any], source: SourceSettings, *, pairs: bool) -> str | None:
     """The source with the `columns` that would read a row like this one; None where no names can be guessed."""
     if (columns := _layout(row) or _guess(row, pairs)) is None:
         return None

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from lite_c2f.data.advice import advice, described, unused_note
 from lite_c2f.data.columns import ENDED, PROMPTS, Cells, named
 from lite_c2f.data.order import content_hash, conversation_hash
-from lite_c2f.data.sources import Source, kind, name_of, read_rows
+from lite_c2f.data.sources import SourceSettings, kind, name_of, read_rows
 from lite_c2f.data.turns import (
     NoOptionError,
     Turn,
@@ -57,7 +57,7 @@ class Prompt(NamedTuple):
 _Item = TypeVar("_Item", Pair, Prompt)
 
 
-class Loaded(NamedTuple, Generic[_Item]):
+class LoadedRows(NamedTuple, Generic[_Item]):
     """What was read, and how many rows were left out for which reason (before weights are applied)."""
 
     items: list[_Item]
@@ -66,7 +66,7 @@ class Loaded(NamedTuple, Generic[_Item]):
     notes: tuple[str, ...] = ()  # what was not read of the rows that are used, a line a source
 
 
-def load_pairs(sources: Sequence[Source]) -> Loaded[Pair]:
+def load_pairs(sources: Sequence[SourceSettings]) -> LoadedRows[Pair]:
     """Read preference pairs in any of the forms of docs/data.md, others by a source's `columns`.
 
     Raises DataError for a broken file, and for a source of which almost no row can be used.
@@ -77,7 +77,7 @@ def load_pairs(sources: Sequence[Source]) -> Loaded[Pair]:
     return _load(sources, _pair, pairs=True)
 
 
-def load_prompts(sources: Sequence[Source]) -> Loaded[Prompt]:
+def load_prompts(sources: Sequence[SourceSettings]) -> LoadedRows[Prompt]:
     """Read prompts: a `prompt` under any of its names, MT-Bench's `turns` (the first), or preference rows.
 
     Duplicates are kept. Raises DataError as `load_pairs` does.
@@ -101,8 +101,8 @@ def prompts_of(pairs: Iterable[Pair]) -> list[Prompt]:
     ]
 
 
-def _load(sources: Sequence[Source], read: Callable[[Cells], _Item], *, pairs: bool) -> Loaded[_Item]:
-    loaded: Loaded[_Item] = Loaded([], {}, {})
+def _load(sources: Sequence[SourceSettings], read: Callable[[Cells], _Item], *, pairs: bool) -> LoadedRows[_Item]:
+    loaded: LoadedRows[_Item] = LoadedRows([], {}, {})
     notes: list[str | None] = []
     if not sources:
         raise DataError.because("no sources of data", "at least one", "name a file or a hub dataset")
@@ -119,7 +119,7 @@ def _load(sources: Sequence[Source], read: Callable[[Cells], _Item], *, pairs: b
 
 
 def _read(
-    source: Source, read: Callable[[Cells], _Item], pairs: bool
+    source: SourceSettings, read: Callable[[Cells], _Item], pairs: bool
 ) -> tuple[list[_Item], dict[str, int], dict[str, str], str | None]:
     """(items, rows skipped by reason, the first of each, what was not read) of one source."""
     usable: list[_Item] = []
@@ -149,7 +149,7 @@ def _read(
     return usable, skipped, first, unused_note(name_of(source), columns, keys)
 
 
-def _no_option(source: Source, where: str, value: str) -> DataError:
+def _no_option(source: SourceSettings, where: str, value: str) -> DataError:
     """`best` counts from 1, say: then 1 means the first answer, and would be read as the second."""
     column = getattr(source, "columns", None) and source.columns.best  # type: ignore[attr-defined]
     return DataError.because(
@@ -161,7 +161,7 @@ def _no_option(source: Source, where: str, value: str) -> DataError:
 
 
 def _other_format(
-    source: Source, row: Any, share: str, skipped: dict[str, int], first: dict[str, str], pairs: bool
+    source: SourceSettings, row: Any, share: str, skipped: dict[str, int], first: dict[str, str], pairs: bool
 ) -> DataError:
     """Almost nothing could be used: say why, what the rows look like, and how to have them read."""
     reasons = sorted(skipped, key=lambda reason: -skipped[reason])

@@ -18,7 +18,7 @@ JSON_TYPE = "extension<arrow.json>"
 BATCH = 1000  # rows of a hub dataset at once
 
 
-class Source(Protocol):
+class SourceSettings(Protocol):
     """Where rows come from. A weight below 1 keeps that share of the usable rows, above 1 repeats them."""
 
     @property
@@ -31,7 +31,7 @@ class Source(Protocol):
     def revision(self) -> str | None: ...
 
 
-def name_of(source: Source) -> str:
+def name_of(source: SourceSettings) -> str:
     """What a source is called in figures: its path or hub name, the folder within it, and a split that is not train.
 
     Sources of one name (the same hub dataset at two revisions, the same file twice) are counted as one.
@@ -41,7 +41,7 @@ def name_of(source: Source) -> str:
     return f"{name} ({split})" if split not in (None, "train") else name
 
 
-def read_rows(source: Source) -> Iterator[tuple[str, Any]]:
+def read_rows(source: SourceSettings) -> Iterator[tuple[str, Any]]:
     """Every row of a source, with the place (file and row) to name in a message.
 
     Usually a row is {column: cell}, but JSON may hold anything where a row belongs. Cells of CSV are text.
@@ -212,7 +212,7 @@ def _json_decoded(value: Any, arrow: Any, where: str) -> Any:
     return value
 
 
-def _hub_rows(source: Source) -> Iterator[tuple[str, Any]]:
+def _hub_rows(source: SourceSettings) -> Iterator[tuple[str, Any]]:
     import datasets  # slow to import, and needed for the hub alone
 
     where = {"split": source.split or "train", "revision": source.revision}

@@ -10,20 +10,21 @@ import torch
 import xxhash
 
 from lite_c2f.actors.answers import Answer, repeated_ngrams, standard_error, summarize
-from lite_c2f.actors.models import Instruct, Judge, Turns, answer_base, kl_of_coarse, load_coarse
+from lite_c2f.actors.models import InstructModel, RewardModel, Turns, answer_base, kl_of_coarse, load_coarse
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.config.settings import Config, settled
+from lite_c2f.config.settings import Config, resolved
 from lite_c2f.data.order import count_by_source
 from lite_c2f.data.records import Prompt
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation.metrics import compression_ratio, distinct, verbosity
 from lite_c2f.evaluation.wins import compare
+from lite_c2f.runs.corpus import Corpus, compared_prompts
 from lite_c2f.runs.fingerprints import fingerprints
-from lite_c2f.runs.inputs import Corpus, ModelPair, compared_prompts
+from lite_c2f.runs.models import ModelPair
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling
 from lite_c2f.storage.files import hash_of, read_json, write_json, write_jsonl
-from lite_c2f.storage.results import Kept
+from lite_c2f.storage.results import ResultCache
 
 PAIRS = (("fine", "instruct"), ("coarse", "base"), ("fine", "coarse"))
 CIRCULAR = (
@@ -38,7 +39,7 @@ def evaluate(
     models: ModelPair,
     corpus: Corpus,
     run: Path,
-    coarse: tuple[Roles, Judge] | None = None,
+    coarse: tuple[Roles, RewardModel] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Answer held-out prompts with all four actors and score them with the run's reward model.
@@ -54,7 +55,7 @@ def evaluate(
     roles, judge = coarse or load_coarse(config, models, run)
     tell = progress or (lambda _: None)
     answers: dict[str, list[Answer]] = {}
-    batch = BatchSize("evaluation.batch", settled(settings.batch))
+    batch = BatchSize("evaluation.batch", resolved(settings.batch))
     kept = answered_before(config, models, run, turns)
     for actor in ACTORS:
         tell(actor)
@@ -66,7 +67,7 @@ def evaluate(
             answers[actor] = answer_base(roles, role, judge.tokenizer, config, turns, sampling, batch)
         else:
             model = models.instruct if actor == "instruct" else str(run / "fine" / "model")
-            loaded = Instruct(config, model)
+            loaded = InstructModel(config, model)
             answers[actor] = loaded.answer(turns, sampling, batch)
             del loaded
             if torch.cuda.is_available():
@@ -125,7 +126,7 @@ def kl_of_fine(
     The residue unmerged, at the ratios of RUN/fine/merge.json: the same but for the rounding of the merged weights, to
     their type and to 4 bits.
     """
-    loaded = Instruct(config, models.instruct, run / "coarse" / "adapter")
+    loaded = InstructModel(config, models.instruct, run / "coarse" / "adapter")
     return loaded.kl(turns, answers, merged_ratios(run, loaded.weights), batch)
 
 
@@ -182,8 +183,8 @@ def made_of(run: Path) -> dict[str, str]:
     return {name: hash_of(file) for name, file in files.items()}
 
 
-def answered_before(config: Config, models: ModelPair, run: Path, turns: Sequence[Any]) -> Kept:
+def answered_before(config: Config, models: ModelPair, run: Path, turns: Sequence[Any]) -> ResultCache:
     """Answers that a comparison which was stopped had already, of the same actors to the same prompts."""
     identity = config.identity(("model", "data", "evaluation")) | made_of(run) | fingerprints(config, models)
     identity["turns"] = xxhash.xxh3_128(repr(turns).encode()).hexdigest()
-    return Kept(run / "evaluation" / "answers.jsonl", identity)
+    return ResultCache(run / "evaluation" / "answers.jsonl", identity)

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from lite_c2f.actors.answers import Answer
-from lite_c2f.actors.models import Instruct, Ratio
+from lite_c2f.actors.models import InstructModel, Ratio
 from lite_c2f.backbone.lm_head import LanguageHead
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.data.encode import encode_chat, pad_right
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError
-from lite_c2f.runtime.batch_size import BatchSize, fitting, groups
+from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
 
 REFUSALS = (
     r"\bI(?: a|')m sorry\b",
@@ -57,7 +57,11 @@ def first_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
 
 @torch.no_grad()
 def by_layer(
-    actor: Instruct, prompts: Sequence[tuple[Turn, ...]], words: Sequence[str], ratio: Ratio, batch: int | BatchSize
+    actor: InstructModel,
+    prompts: Sequence[tuple[Turn, ...]],
+    words: Sequence[str],
+    ratio: Ratio,
+    batch: int | BatchSize,
 ) -> list[float]:
     """Mean probability, over prompts, that the answer's first token begins one of the words, read at every layer.
 
@@ -79,10 +83,10 @@ def by_layer(
             total = found if not len(total) else total + found
         return total
 
-    return (fitting(size, work) / len(rows)).tolist()
+    return (retry_smaller(size, work) / len(rows)).tolist()
 
 
-def lens(actor: Instruct, tokens: Tensor, last: Tensor, wanted: Tensor) -> Tensor:
+def lens(actor: InstructModel, tokens: Tensor, last: Tensor, wanted: Tensor) -> Tensor:
     """(layers + 1,) summed over rows: probability of the wanted tokens after each row, read from every layer.
 
     tokens: (B, T) right-padded; last: (B,) positions of the last real token.

@@ -3,19 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from lite_c2f.actors.models import Instruct, Ratio
+from lite_c2f.actors.models import InstructModel, Ratio
 from lite_c2f.backbone.load import plan_here
-from lite_c2f.config.settings import Source, settled
+from lite_c2f.config.settings import Source, resolved
 from lite_c2f.data.order import shuffled
 from lite_c2f.data.records import load_prompts
 from lite_c2f.evaluation.compare import merged_ratios
 from lite_c2f.evaluation.probe import by_layer, plot_probe, rates, read_words
-from lite_c2f.memory import settle
-from lite_c2f.runs.inputs import load_corpus
+from lite_c2f.memory import resolve
+from lite_c2f.runs.corpus import load_corpus
 from lite_c2f.runs.manifest import open_run
 from lite_c2f.runtime import disk_errors, log
 from lite_c2f.runtime.batch_size import BatchSize
-from lite_c2f.runtime.progress import Silent, View
+from lite_c2f.runtime.progress import ProgressSink, SilentSink
 from lite_c2f.sampling import Sampling
 from lite_c2f.storage.files import read_json, write_json
 from lite_c2f.storage.lock import locked
@@ -27,7 +27,7 @@ def probe(
     prompts: str | Path | None = None,
     limit: int = 64,
     *,
-    view: View | None = None,
+    sink: ProgressSink | None = None,
 ) -> dict[str, Any]:
     """Where in the model unwanted words begin, with the residue and without it; and how often they are said.
 
@@ -36,10 +36,10 @@ def probe(
     RUN/fine/merge.json. Returns what it writes to RUN/evaluation/probe.json ("layer_ratios": whether weights had
     ratios of their own; "ratio" is that of the others); the curve is in RUN/evaluation/probe.png.
     """
-    run, view = Path(run), log.Logged(view or Silent())
+    run, sink = Path(run), log.LoggedSink(sink or SilentSink())
     unwanted = read_words(Path(words))
     config, models = open_run(run)
-    config = settle(config, plan_here(config, models.base))
+    config = resolve(config, plan_here(config, models.base))
     if prompts is None:
         asked = load_corpus(config).held_out_prompts[:limit]
     else:  # files come sorted: the first rows would be of one kind
@@ -48,10 +48,10 @@ def probe(
     report = read_json(run / "fine" / "merge.json")
     settings = config.evaluation
     sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
-    batch = BatchSize("evaluation.batch", settled(settings.batch), view.note)
-    with disk_errors.told_plainly(run), locked(run), log.written(run):
-        view.stage("probe", 2, "actors")
-        actor = Instruct(config, models.instruct, run / "coarse" / "adapter")
+    batch = BatchSize("evaluation.batch", resolved(settings.batch), sink.on_message)
+    with disk_errors.as_user_errors(run), locked(run), log.written_to_log(run):
+        sink.on_stage("probe", 2, "actors")
+        actor = InstructModel(config, models.instruct, run / "coarse" / "adapter")
         found: dict[str, Any] = {
             "words": len(unwanted),
             "prompts": len(turns),
@@ -65,7 +65,7 @@ def probe(
             found["layers"][name] = by_layer(actor, turns, unwanted, share, batch)
             with actor.ratio(share):
                 found["said"][name] = rates(actor.answer(turns, sampling, batch), unwanted)
-            view.step(done, {})
+            sink.on_step(done, {})
         write_json(run / "evaluation" / "probe.json", found)
         plot_probe(found, run / "evaluation" / "probe.png")
     return found

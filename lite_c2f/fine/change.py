@@ -9,7 +9,7 @@ from lite_c2f.errors import ModelError
 from lite_c2f.fine import sparsify as treat
 from lite_c2f.fine.delta import DTYPES, Delta, LowRank, read_tensor
 from lite_c2f.fine.ratios import layer_of
-from lite_c2f.fine.report import Change
+from lite_c2f.fine.report import TensorChange
 from lite_c2f.fine.shards import Buffer, TensorEntry, part_of
 from lite_c2f.fine.sparsify import Parts, Treatment
 
@@ -102,7 +102,9 @@ class WeightChange:
         return min(1.0, norm_cap * weight / change) if change else 1.0
 
 
-def apply(work: WeightChange, rows: slice, weight: Tensor, dtype: torch.dtype, counts: bool) -> tuple[Tensor, Change]:
+def apply(
+    work: WeightChange, rows: slice, weight: Tensor, dtype: torch.dtype, counts: bool
+) -> tuple[Tensor, TensorChange]:
     """W_fine for these rows in the output's dtype, rounded once, and its sums; where it does not count, hardly any.
 
     weight (rows, ...) as stored; the sum is in float32, or in float64 where the delta is.
@@ -124,7 +126,7 @@ def apply(work: WeightChange, rows: slice, weight: Tensor, dtype: torch.dtype, c
 
 def measure(
     weight: Tensor, intended: Tensor, merged: Tensor, base: Tensor | None = None, sparse: bool = True
-) -> Change:
+) -> TensorChange:
     """Compare merged rows with the instruct model's own in the same dtype: the dtype's change is not the residue's.
 
     weight (rows, in) as stored; intended (rows, in) float32; merged (rows, in) in the output's dtype; base as stored.
@@ -136,7 +138,7 @@ def measure(
     realised = merged.float() - before if merged.dtype == torch.float32 else merged.float().sub_(before)
     different = int(torch.count_nonzero(_bits(merged) - _bits(same)))  # a third faster than as floats
     kept = int(torch.count_nonzero(intended)) if sparse else weight.numel()
-    change = Change(
+    change = TensorChange(
         elements=weight.numel(),
         touched=int(different > 0),
         counted=weight.numel(),
@@ -155,11 +157,11 @@ def measure(
     return change
 
 
-def _uncounted(work: WeightChange, weight: Tensor, rounded: Tensor) -> Change:
+def _uncounted(work: WeightChange, weight: Tensor, rounded: Tensor) -> TensorChange:
     """All that is asked of a chunk that does not count: did anything change, unless that is known already."""
     if not work.touched:  # stops at the first that differs
         work.touched = not torch.equal(_bits(rounded), _bits(weight.to(rounded.dtype)))
-    return Change(elements=weight.numel(), touched=int(work.touched))
+    return TensorChange(elements=weight.numel(), touched=int(work.touched))
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def check_report(report: Path, out: Path, written: Iterable[str], inputs: Iterab
         )
 
 
-class Settled(NamedTuple):
+class CheckedMerge(NamedTuple):
     """What is added to which weight of the instruct model, once its shape is known."""
 
     deltas: dict[str, Delta]
@@ -123,7 +123,9 @@ class Settled(NamedTuple):
     tied: str | None  # a sentence on what was done about tied embeddings
 
 
-def settle(residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], instruct: Path) -> Settled:
+def settle(
+    residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], instruct: Path
+) -> CheckedMerge:
     """The deltas as this model needs them: transposed weights turned, tied embeddings settled.
 
     One weight serves as embedding and as head: a delta for one of the two alone cannot be merged. It can where the
@@ -141,7 +143,7 @@ def settle(residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, Te
     head = next((name for name in deltas if is_named(name, HEADS)), None)
     embedding = next((name for name in deltas if name != head and _like_embedding(name, entries, rows)), None)
     if not tied or (embedding is None and head is None):
-        return Settled(deltas, {}, None)
+        return CheckedMerge(deltas, {}, None)
     both = residue.ties and embedding is not None and head is not None and _same(deltas[embedding], deltas[head])
     if not both and not (embedding is not None and head is None and isinstance(deltas[embedding], TokenRows)):
         raise ModelError.because(
@@ -154,7 +156,7 @@ def settle(residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, Te
     aliases = {}
     if stored_head is not None:  # written twice, though tied: both copies have to change, and alike
         deltas[stored_head], aliases[stored_head] = deltas[embedding], embedding
-    return Settled(deltas, aliases, f"'{embedding}' is tied to the head: its change is a change of both")
+    return CheckedMerge(deltas, aliases, f"'{embedding}' is tied to the head: its change is a change of both")
 
 
 def _like_embedding(name: str, entries: Mapping[str, TensorEntry], rows: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from lite_c2f.actors.answers import paired_difference
 from lite_c2f.errors import ConfigError
 from lite_c2f.fine.ratios import layer_of
-from lite_c2f.fine.sweep import Bench, Trial
+from lite_c2f.fine.sweep import RatioTrial, RatioTrials
 
 THIRDS = ("early", "middle", "late")
 STEPS = (0.5, 1.5)  # what a group's ratio is multiplied by when it is tried
@@ -34,7 +34,7 @@ def group_of(weight: str, layers: int) -> str | None:
 
 
 def search(
-    bench: Bench,
+    bench: RatioTrials,
     single: float,
     budget: int,
     min_eos: float,
@@ -65,7 +65,7 @@ def search(
     def by_weight(ratios: dict[str, float]) -> dict[str, float]:
         return {weight: ratios[group] if group is not None else single for weight, group in groups.items()}
 
-    def measure(ratios: dict[str, float], prompts: Sequence[Any]) -> Trial:
+    def measure(ratios: dict[str, float], prompts: Sequence[Any]) -> RatioTrial:
         nonlocal done
         trial = bench.measure(by_weight(ratios), prompts)
         done += 1

@@ -18,11 +18,11 @@ from lite_c2f.fine import checks, shards
 from lite_c2f.fine.adapter import Adapter, read_adapter
 from lite_c2f.fine.adapter_files import CONFIG
 from lite_c2f.fine.ratios import LayerRatios, check_ratio, choose_ratios, read_layer_ratios
-from lite_c2f.fine.report import CARD, REPORT, Change, MergeReport, model_card, warnings_of
+from lite_c2f.fine.report import CARD, REPORT, MergeReport, TensorChange, model_card, warnings_of
 from lite_c2f.fine.shards import hash_of, sha256_of
 from lite_c2f.fine.sparsify import Treatment, is_number
 from lite_c2f.fine.staging import size_of, unfinished, unfinished_folder
-from lite_c2f.fine.stream import CODES, Job, Progress, stored_as, stored_size, write_shards
+from lite_c2f.fine.stream import CODES, ChunkJob, Progress, stored_as, stored_size, write_shards
 from lite_c2f.fine.tokenizer import check_tokenizer, load_own_tokenizer, turn_end_to_add
 from lite_c2f.fine.vocabulary import check_copies, check_rows, check_tokens
 from lite_c2f.storage.files import read_json, write_json, write_text
@@ -143,7 +143,7 @@ def _write_others(
     folder: Path,
     report: MergeReport,
     residue: Adapter,
-    job: Job,
+    job: ChunkJob,
     instruct: Path,
     base: Path | None,
     others: list[Path],
@@ -175,15 +175,15 @@ def _write_others(
     return None
 
 
-def on_view(view: Any, name: str = "merge") -> Progress:
-    """A `progress` callback that drives a view (stage and step, see `pipeline.View`), in MiB."""
+def to_sink(sink: Any, name: str = "merge") -> Progress:
+    """A `progress` callback that drives a sink (stage and step, see `runtime.progress.ProgressSink`), in MiB."""
     started: list[bool] = []
 
     def show(done_bytes: int, total_bytes: int) -> None:
         if not started:
-            view.stage(name, total_bytes >> 20, "MiB")
+            sink.on_stage(name, total_bytes >> 20, "MiB")
             started.append(True)
-        view.step(done_bytes >> 20, {})
+        sink.on_step(done_bytes >> 20, {})
 
     return show
 
@@ -204,7 +204,7 @@ def _plan(
     treatment: Treatment,
     ratio: float,
     patterns: list[tuple[str, Any]],
-) -> Job:
+) -> ChunkJob:
     notes: list[str | None] = list(residue.notes)
     if base is not None:
         check_configs(base, instruct, leave_out=["vocab_size"])
@@ -222,7 +222,7 @@ def _plan(
     notes += check_copies(residue.copies, of_base, base) if base is not None else []
     treatment.check([stored_as(entries[name], dtype) for name in deltas])
     ratios = choose_ratios([name for name in deltas if name not in aliases], ratio, patterns)
-    return Job(
+    return ChunkJob(
         config=config,
         files=files,
         deltas=deltas,
@@ -238,7 +238,7 @@ def _plan(
     )
 
 
-def _identity(job: Job, residue: Adapter, adapter: Path, instruct: Path, base: Path | None) -> dict[str, Any]:
+def _identity(job: ChunkJob, residue: Adapter, adapter: Path, instruct: Path, base: Path | None) -> dict[str, Any]:
     """What two merges have to share for one to go on with the other's shards."""
 
     def stamps(files: Iterable[Path]) -> dict[str, list[int]]:
@@ -255,12 +255,12 @@ def _identity(job: Job, residue: Adapter, adapter: Path, instruct: Path, base: P
     }
 
 
-def _is_right(job: Job, instruct: Path, name: str, record: Any) -> bool:
+def _is_right(job: ChunkJob, instruct: Path, name: str, record: Any) -> bool:
     """Does a finished shard's record hold what this merge would write, made from the input as it is now?"""
     entries = next((found for file, found in job.files.items() if file.name == name), [])
     expected = {entry.name for entry in entries if entry.name in job.deltas and entry.size}
     changes, caps = record["changes"], record["caps"]
-    fields = vars(Change())
+    fields = vars(TensorChange())
     whole = all(sums.keys() == fields.keys() and all(map(is_number, sums.values())) for sums in changes.values())
     capped = expected if job.treatment.norm_cap is not None else set()
     return (
@@ -269,7 +269,7 @@ def _is_right(job: Job, instruct: Path, name: str, record: Any) -> bool:
 
 
 def _report(
-    job: Job,
+    job: ChunkJob,
     records: dict[str, dict[str, Any]],
     base_hashes: dict[str, str],
     residue: Adapter,
@@ -281,10 +281,10 @@ def _report(
 ) -> MergeReport:
     """The report of what was written. Raises ModelError when not one element changed."""
     codes = {entry.name: stored_as(entry, job.dtype) for entries in job.files.values() for entry in entries}
-    tensors, total = {}, Change()
+    tensors, total = {}, TensorChange()
     for record in records.values():
         for name, sums in record["changes"].items():
-            change = Change(**sums)
+            change = TensorChange(**sums)
             total.add(change)
             cap = {"cap": record["caps"][name]} if name in record["caps"] else {}
             tensors[name] = {"ratio": job.ratios[name], "dtype": codes[name], **cap, **change.figures()}
@@ -321,7 +321,7 @@ def _hash_of_all(files: Sequence[Path]) -> str:
 
 
 def _verified(
-    report: MergeReport, job: Job, merged: Path, instruct: Path, adapter: Path, residue: Adapter, prompt: str
+    report: MergeReport, job: ChunkJob, merged: Path, instruct: Path, adapter: Path, residue: Adapter, prompt: str
 ) -> MergeReport:
     from lite_c2f.fine.verify import compare_logits
 

@@ -19,7 +19,7 @@ LITTLE_CARRIED = 0.5  # of the change, after rounding
 
 
 @dataclass
-class Change:
+class TensorChange:
     """Sums over the elements of one or more tensors; what the report is made of. W: W_instruct, T: W - W_base."""
 
     elements: int = 0
@@ -37,7 +37,7 @@ class Change:
     task_square: float = 0.0  # <T, T>
     task_intended: float = 0.0  # <T, change>
 
-    def add(self, other: "Change") -> None:
+    def add(self, other: "TensorChange") -> None:
         """Take over the sums of another part."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)

@@ -9,11 +9,12 @@ import yaml
 from lite_c2f.actors.answers import unreached
 from lite_c2f.config.settings import Config
 from lite_c2f.fine import groups
-from lite_c2f.fine.merge import merge, on_view
-from lite_c2f.fine.sweep import Bench, plot, sweep
-from lite_c2f.runs.inputs import Corpus, ModelPair, unlisted_end
+from lite_c2f.fine.merge import merge, to_sink
+from lite_c2f.fine.sweep import RatioTrials, plot, sweep
+from lite_c2f.runs.corpus import Corpus
+from lite_c2f.runs.models import ModelPair, unlisted_end
 from lite_c2f.runtime.batch_size import free
-from lite_c2f.runtime.progress import View
+from lite_c2f.runtime.progress import ProgressSink
 from lite_c2f.storage.files import write_json, write_text
 
 
@@ -22,29 +23,29 @@ def make_fine(
     models: ModelPair,
     corpus: Corpus,
     run: Path,
-    view: View,
+    sink: ProgressSink,
 ) -> None:
     """Choose a ratio (unless it is given) and merge the residue into the instruct model."""
     settings, layer_ratios = config.fine, None
     ratio = settings.ratio
     trials = run / "fine" / "trials.jsonl"
-    bench = Bench(config, models, corpus, run, trials) if ratio == "auto" or settings.group_budget else None
+    bench = RatioTrials(config, models, corpus, run, trials) if ratio == "auto" or settings.group_budget else None
     if ratio == "auto" and bench is not None:
-        view.stage("ratios", len({0.0, *settings.ratios}), "ratios")
-        found = sweep(bench, settings.ratios, settings.min_eos, lambda step, _, row: view.step(step, row))
+        sink.on_stage("ratios", len({0.0, *settings.ratios}), "ratios")
+        found = sweep(bench, settings.ratios, settings.min_eos, lambda step, _, row: sink.on_step(step, row))
         write_json(run / "fine" / "ratios.json", found)
         plot(found, run / "fine" / "ratios.png")
         ratio = found["chosen"]
-        view.note(f"ratios tried: {len(found['tried'])}; chosen {ratio}")
+        sink.on_message(f"ratios tried: {len(found['tried'])}; chosen {ratio}")
         if shortfall := unreached(found):
-            view.note(f"warning: {shortfall}")
+            sink.on_message(f"warning: {shortfall}")
     if settings.group_budget and bench is not None:
-        grouped = search_groups(bench, float(ratio), settings.group_budget, config, run, view)
+        grouped = search_groups(bench, float(ratio), settings.group_budget, config, run, sink)
         layer_ratios = grouped["layer_ratios"] if grouped["better"] else None
-        view.note(grouped["verdict"])
+        sink.on_message(grouped["verdict"])
     del bench
     free()
-    view.stage("merge", 0, "MiB")
+    sink.on_stage("merge", 0, "MiB")
     merge(
         run / "coarse" / "adapter",
         models.base,
@@ -54,10 +55,10 @@ def make_fine(
         layer_ratios=layer_ratios,
         dtype=None if config.fine.dtype == "auto" else config.fine.dtype,
         report=run / "fine" / "merge.json",
-        progress=on_view(view),
+        progress=to_sink(sink),
         resume=True,
         end_token=unlisted_end(config, models),
-        notice=lambda text: view.note(text) if text.startswith(("resumed", "warning")) else None,
+        notice=lambda text: sink.on_message(text) if text.startswith(("resumed", "warning")) else None,
     )
     trials.unlink(missing_ok=True)
 
@@ -69,27 +70,29 @@ def try_ratios(
     run: Path,
     ratios: Sequence[float],
     group_budget: int,
-    view: View,
+    sink: ProgressSink,
 ) -> dict[str, Any]:
     """Score ratios without merging, and by group with a budget; writes RUN/fine/sweep.json, .png and groups.json."""
-    view.stage("ratios", len({0.0, *ratios}), "ratios")
+    sink.on_stage("ratios", len({0.0, *ratios}), "ratios")
     trials = run / "fine" / "sweep-trials.jsonl"
-    bench = Bench(config, models, corpus, run, trials)
+    bench = RatioTrials(config, models, corpus, run, trials)
     for name in ("groups.json", "layer-ratios.yaml"):  # of an earlier sweep
         (run / "fine" / name).unlink(missing_ok=True)
-    found = sweep(bench, ratios, config.fine.min_eos, lambda step, _, row: view.step(step, row))
+    found = sweep(bench, ratios, config.fine.min_eos, lambda step, _, row: sink.on_step(step, row))
     write_json(run / "fine" / "sweep.json", found)
     plot(found, run / "fine" / "sweep.png")
     if group_budget:
-        found = found | {"groups": search_groups(bench, found["chosen"], group_budget, config, run, view)}
+        found = found | {"groups": search_groups(bench, found["chosen"], group_budget, config, run, sink)}
     trials.unlink(missing_ok=True)
     return found
 
 
-def search_groups(bench: Bench, single: float, budget: int, config: Config, run: Path, view: View) -> dict[str, Any]:
+def search_groups(
+    bench: RatioTrials, single: float, budget: int, config: Config, run: Path, sink: ProgressSink
+) -> dict[str, Any]:
     """Search ratios by group of layers; writes RUN/fine/groups.json, and layer-ratios.yaml where they are better."""
-    view.stage("groups", budget, "trials")
-    found = groups.search(bench, single, budget, config.fine.min_eos, lambda step, _, row: view.step(step, row))
+    sink.on_stage("groups", budget, "trials")
+    found = groups.search(bench, single, budget, config.fine.min_eos, lambda step, _, row: sink.on_step(step, row))
     write_json(run / "fine" / "groups.json", found)
     file = run / "fine" / "layer-ratios.yaml"
     file.unlink(missing_ok=True)

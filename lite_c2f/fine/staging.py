@@ -16,7 +16,7 @@ from lite_c2f.storage.lock import take
 JOURNAL, LOCK, MODEL = "journal.json", "lock", "model"
 
 
-class Unfinished:
+class StagingFolder:
     """`.NAME.merging` beside the output: the folder `model` that will be renamed, a lock, a journal of whole shards.
 
     A shard is written into the journal only after it was flushed to the disk; config.json comes after the last shard.
@@ -73,7 +73,7 @@ def size_of(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def unfinished(out: Path, identity: dict[str, Any]) -> Iterator[Unfinished]:
+def unfinished(out: Path, identity: dict[str, Any]) -> Iterator[StagingFolder]:
     """The folder in which `out` grows, locked against other processes; renamed to `out` when the block ends well.
 
     An interruption or a full disk leaves the shards that were finished, for `take_over`; anything else wrong leaves
@@ -87,7 +87,7 @@ def unfinished(out: Path, identity: dict[str, Any]) -> Iterator[Unfinished]:
     folder.mkdir(exist_ok=True)
     with (folder / LOCK).open("w") as lock:
         _lock(lock, out)
-        work = Unfinished(folder, identity)
+        work = StagingFolder(folder, identity)
         work.folder.mkdir(exist_ok=True)
         try:
             yield work

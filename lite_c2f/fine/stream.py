@@ -15,10 +15,10 @@ import torch
 from lite_c2f.fine import shards
 from lite_c2f.fine.change import WeightChange, apply, bytes_of, check_finite, tensor_of
 from lite_c2f.fine.delta import DTYPES, Delta
-from lite_c2f.fine.report import Change
+from lite_c2f.fine.report import TensorChange
 from lite_c2f.fine.shards import TensorEntry, part_of
 from lite_c2f.fine.sparsify import Treatment
-from lite_c2f.fine.staging import Unfinished
+from lite_c2f.fine.staging import StagingFolder
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all), weights only
 T = TypeVar("T")
@@ -36,7 +36,7 @@ COUNT_ALL, COUNT_EVERY = 16, 8
 MAX_WORKERS = 4  # 20 MiB each at the peak
 
 
-class Job(NamedTuple):
+class ChunkJob(NamedTuple):
     """Everything that is settled before the first byte is written."""
 
     config: dict[str, Any]  # config.json of the instruct model
@@ -54,7 +54,7 @@ class Job(NamedTuple):
 
 
 def write_shards(
-    job: Job, work: Unfinished, progress: Progress | None
+    job: ChunkJob, work: StagingFolder, progress: Progress | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Write the shards that are not there yet; the records of all, and the hashes of the base's files, by file name."""
     done = 0
@@ -98,10 +98,10 @@ class _Shard:
     """One shard on its way: read in order by one thread, changed chunk by chunk by several, written in order."""
 
     def __init__(
-        self, job: Job, file: Path, entries: Sequence[TensorEntry], pool: ThreadPoolExecutor, ahead: int
+        self, job: ChunkJob, file: Path, entries: Sequence[TensorEntry], pool: ThreadPoolExecutor, ahead: int
     ) -> None:
         self.job, self.file, self.entries, self.pool, self.ahead = job, file, entries, pool, ahead
-        self.changes: dict[str, Change] = {}
+        self.changes: dict[str, TensorChange] = {}
         self.caps: dict[str, float] = {}
         self._reader: shards.Reader | None = None
 
@@ -123,7 +123,7 @@ class _Shard:
         written = 0
         for name, chunk, change in in_order(tasks, self.ahead):
             if change is not None:
-                self.changes.setdefault(name, Change()).add(change)
+                self.changes.setdefault(name, TensorChange()).add(change)
             written += len(chunk)
             yield chunk
             step(written)
@@ -156,7 +156,7 @@ class _Shard:
 
     def _task(
         self, entry: TensorEntry, work: WeightChange | None, rows: slice, chunk: shards.Buffer, counts: bool
-    ) -> tuple[str, shards.Chunk, Change | None]:
+    ) -> tuple[str, shards.Chunk, TensorChange | None]:
         code = stored_as(entry, self.job.dtype)
         if work is None and code == entry.dtype:
             return entry.name, chunk, None

@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 import xxhash
 
 from lite_c2f.actors.answers import paired_difference, standard_error, summarize
-from lite_c2f.actors.models import Instruct, Judge, Ratio, load_coarse
-from lite_c2f.config.settings import Config, settled
+from lite_c2f.actors.models import InstructModel, Ratio, RewardModel, load_coarse
+from lite_c2f.config.settings import Config, resolved
 from lite_c2f.data.records import Prompt
 from lite_c2f.errors import ConfigError
+from lite_c2f.runs.corpus import Corpus, ratio_prompts
 from lite_c2f.runs.fingerprints import fingerprints
-from lite_c2f.runs.inputs import Corpus, ModelPair, ratio_prompts
+from lite_c2f.runs.models import ModelPair
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling
 from lite_c2f.storage.files import hash_of
-from lite_c2f.storage.results import Kept
+from lite_c2f.storage.results import ResultCache
 
 RULE = (
     "of the ratios whose share of ended responses is at least min_eos, the smallest whose mean reward is behind the "
@@ -27,7 +28,7 @@ RULE = (
 )
 
 
-class Trial(NamedTuple):
+class RatioTrial(NamedTuple):
     """What one setting of ratios gave."""
 
     figures: dict[str, float]  # reward, reward_se, tokens, repeated_4gram, eos, kl, and the toy world's own
@@ -42,7 +43,7 @@ class Choice(NamedTuple):
     behind: dict[float, tuple[float, float]]  # by ratio: mean of (best - this) in reward, and its standard error
 
 
-class Bench:
+class RatioTrials:
     """The instruct model with the unmerged residue, the judge, and held-out prompts: tries ratios, one after another.
 
     The prompts are not those of the final comparison, as long as enough are held out. trials: a file that keeps what
@@ -56,18 +57,18 @@ class Bench:
         corpus: Corpus,
         run: Path,
         trials: Path | None = None,
-        judge: Judge | None = None,
+        judge: RewardModel | None = None,
     ) -> None:
         settings = config.fine
         self._judge = judge or load_coarse(config, models, run)[1]
-        self._kept = Kept(trials, _inputs(config, models, run)) if trials else None
-        self.instruct = Instruct(config, models.instruct, run / "coarse" / "adapter")
+        self._kept = ResultCache(trials, _inputs(config, models, run)) if trials else None
+        self.instruct = InstructModel(config, models.instruct, run / "coarse" / "adapter")
         self.prompts = ratio_prompts(corpus, config)
         self._sampling = Sampling(settings.max_tokens, config.evaluation.temperature, seed=config.run.seed + 1)
-        self._batch = BatchSize("evaluation.batch", settled(config.evaluation.batch))
+        self._batch = BatchSize("evaluation.batch", resolved(config.evaluation.batch))
         self._lengths: list[int] | None = None  # of the trial before: the longest answers start first
 
-    def measure(self, ratio: Ratio, prompts: Sequence[Prompt] | None = None) -> Trial:
+    def measure(self, ratio: Ratio, prompts: Sequence[Prompt] | None = None) -> RatioTrial:
         """Answer the prompts with the residue at a ratio, and score the answers.
 
         kl: mean KL(instruct with the residue || instruct) in nats a token along the answers. A trial that was kept when
@@ -79,7 +80,7 @@ class Bench:
         name = xxhash.xxh3_128(asked.encode()).hexdigest()
         if self._kept is not None and (before := self._kept.get(name)) is not None:
             self._lengths = before["lengths"]
-            return Trial(before["figures"], before["rewards"])
+            return RatioTrial(before["figures"], before["rewards"])
         expected = self._lengths if self._lengths and len(self._lengths) == len(chosen) else None
         with self.instruct.ratio(ratio):
             answers = self.instruct.answer(turns, self._sampling, self._batch, expected)
@@ -90,11 +91,11 @@ class Bench:
         figures["kl"] = round(self.instruct.kl(turns, answers, ratio, self._batch), 4) if ratio else 0.0
         if self._kept is not None:
             self._kept.put(name, {"figures": figures, "rewards": rewards, "lengths": self._lengths})
-        return Trial(figures, rewards)
+        return RatioTrial(figures, rewards)
 
 
 def sweep(
-    bench: Bench,
+    bench: RatioTrials,
     ratios: Sequence[float],
     min_eos: float,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
@@ -126,7 +127,7 @@ def _inputs(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
     return {**config.identity(("model", "data")), **adapters, **fingerprints(config, models), "sampling": sampling}
 
 
-def choose(trials: Mapping[float, Trial], min_eos: float) -> Choice:
+def choose(trials: Mapping[float, RatioTrial], min_eos: float) -> Choice:
     """The ratio by RULE. trials: by ratio, all on the same prompts; ratio 0 is compared but never chosen.
 
     A ratio that is not measurably better is not worth changing more of the instruct model. Measurably: by the standard

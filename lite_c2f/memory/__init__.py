@@ -2,7 +2,7 @@
 chooses batches and refuses what cannot fit, `text.py` says it, `compute.py` decides device and arithmetic. No weights
 are loaded, and torch is imported only for models that have to be counted."""
 
-from lite_c2f.memory.plan import Plan, check, make_plan, settle
+from lite_c2f.memory.plan import Plan, check, make_plan, resolve
 from lite_c2f.memory.text import as_json, explain
 
-__all__ = ["Plan", "as_json", "check", "explain", "make_plan", "settle"]
+__all__ = ["Plan", "as_json", "check", "explain", "make_plan", "resolve"]

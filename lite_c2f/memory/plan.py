@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lite_c2f.config.settings import Config
 from lite_c2f.errors import ConfigError
 from lite_c2f.memory.compute import Compute, pick_compute
-from lite_c2f.memory.remedies import Refusal, largest, refuse, refuse_context
+from lite_c2f.memory.remedies import PlanRefusal, largest, refuse, refuse_context
 from lite_c2f.memory.sizes import ASSUMED, GIBIBYTE, Bytes, Shape, model_shape
 from lite_c2f.memory.stages import Need, comparison, last_limit, reward, sampling, scoring, trained_adapters, update
 
@@ -21,7 +21,7 @@ SAME_MODEL = (
 HUB_BYTES = 2  # a weight as it is downloaded
 
 
-class Batches(NamedTuple):
+class BatchPlan(NamedTuple):
     """What `auto` stands for on this card."""
 
     reward_micro_batch: int
@@ -37,11 +37,11 @@ class Plan(NamedTuple):
     source: str  # where the shape came from
     vram_gib: float | None
     compute: Compute
-    batches: Batches
+    batches: BatchPlan
     needs: list[Need]  # at the largest limit
     growth: list[tuple[int, Need, Need]]  # limit, and what sampling and update take under it
     largest_limit: int | None  # the largest response limit that fits with these batches; None without a card
-    refusals: list[Refusal]  # what cannot be, and what to change
+    refusals: list[PlanRefusal]  # what cannot be, and what to change
     assumed: bool  # the shape is a guess: nothing is refused because of it
     disk: dict[str, float]  # bytes
     warnings: list[str]  # what is possible, and hardly meant
@@ -115,7 +115,7 @@ def make_plan(
     )
 
 
-def settle(config: Config, plan: Plan) -> Config:
+def resolve(config: Config, plan: Plan) -> Config:
     """The configuration with every `auto` batch replaced by the planned number."""
     b = plan.batches
     return config.model_copy(
@@ -177,7 +177,7 @@ def same_model(config: Config) -> bool:
     return model.base == model.instruct or Path(model.base).resolve() == Path(model.instruct).resolve()
 
 
-def choose(config: Config, sizes: Bytes, room: float | None) -> Batches:
+def choose(config: Config, sizes: Bytes, room: float | None) -> BatchPlan:
     """The batches given, and for `auto` the largest that fit and still make a difference."""
     prompt, limit = config.data.max_prompt_tokens, last_limit(config)
     at_once = TOKENS_AT_ONCE if room is not None else CPU_TOKENS_AT_ONCE
@@ -197,7 +197,7 @@ def choose(config: Config, sizes: Bytes, room: float | None) -> Batches:
     )
     if config.reward.micro_batch == "auto":  # whole micro-batches make up the batch
         micro = next(size for size in range(micro, 0, -1) if config.reward.batch % size == 0)
-    return Batches(
+    return BatchPlan(
         micro,
         most(
             config.coarse.sampling_batch,
@@ -220,7 +220,7 @@ def choose(config: Config, sizes: Bytes, room: float | None) -> Batches:
     )
 
 
-def stages(config: Config, sizes: Bytes, batches: Batches, limit: int) -> list[Need]:
+def stages(config: Config, sizes: Bytes, batches: BatchPlan, limit: int) -> list[Need]:
     """Every stage with these batches, the coarse stage at this limit."""
     return [
         reward(config, sizes, batches.reward_micro_batch),
@@ -240,7 +240,7 @@ def growth(config: Config) -> list[int]:
     return found
 
 
-def largest_limit(config: Config, sizes: Bytes, batches: Batches, room: float) -> int:
+def largest_limit(config: Config, sizes: Bytes, batches: BatchPlan, room: float) -> int:
     """The largest response limit at which sampling, scoring and update fit with these batches; 0 where none does."""
     context = max(sizes.shape.context - config.data.max_prompt_tokens, 1)
     parts = (

@@ -12,18 +12,18 @@ PROMPT = ("data.max_prompt_tokens",)
 FEWEST = 8  # tokens of the shortest prompt and answer a configuration may ask for
 
 
-class Refusal(NamedTuple):
+class PlanRefusal(NamedTuple):
     """One reason why a run cannot be."""
 
     stage: str  # "reward" | "coarse" | "fine", or "" where it concerns all of them
     line: str
 
 
-def refuse_context(config: Config, sizes: Bytes) -> Refusal | None:
+def refuse_context(config: Config, sizes: Bytes) -> PlanRefusal | None:
     """A row that is longer than the model's context."""
     if config.longest_row <= sizes.shape.context:
         return None
-    return Refusal(
+    return PlanRefusal(
         "",
         f"data.max_prompt_tokens and the longest answer make {config.longest_row} tokens; expected at most the model's "
         f"context of {sizes.shape.context}; lower coarse.length.max, fine.max_tokens, evaluation.max_tokens or "
@@ -31,7 +31,7 @@ def refuse_context(config: Config, sizes: Bytes) -> Refusal | None:
     )
 
 
-def refuse(config: Config, sizes: Bytes, need: Need, room: float) -> Refusal | None:
+def refuse(config: Config, sizes: Bytes, need: Need, room: float) -> PlanRefusal | None:
     """A stage that takes more than there is room for, in bytes."""
     if need.total <= room:
         return None
@@ -40,7 +40,7 @@ def refuse(config: Config, sizes: Bytes, need: Need, room: float) -> Refusal | N
         f"{need.stage.replace('_', ' ')} needs {need.total / GIBIBYTE:.2f} GiB with {need.setting}={need.batch}; "
         f"expected at most {max(room, 0) / GIBIBYTE:.2f} GiB; {_remedy(config, sizes, need, room, build, answers)}"
     )
-    return Refusal(stage, line)
+    return PlanRefusal(stage, line)
 
 
 def _about(config: Config, stage: str) -> tuple[Callable[..., Need], str, tuple[str, ...]]:

@@ -12,7 +12,7 @@ from lite_c2f.config.settings import Config
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.signals import Interruption
-from lite_c2f.storage.checkpoints import FORMAT, SKIPS, SLOWER, Checkpoints, Rhythm, refuse_other
+from lite_c2f.storage.checkpoints import FORMAT, SKIPS, SLOWER, CheckpointStore, SaveSchedule, refuse_other
 from lite_c2f.storage.files import read_json, write_json
 
 SECTIONS = ("model", "data", "lora", "reward")
@@ -20,11 +20,11 @@ OURS = "run.json"
 NEEDED = (OURS, "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
-class Standing:
+class RewardState:
     """Where the stage goes on: a checkpoint, its step and its lines, and what had to be left out so far."""
 
     def __init__(self, config: Config, run: Path, *, force: bool = False) -> None:
-        self.store = Checkpoints(run / "reward" / "checkpoints", config.run.keep_checkpoints, NEEDED)
+        self.store = CheckpointStore(run / "reward" / "checkpoints", config.run.keep_checkpoints, NEEDED)
         self.identity = config.identity(SECTIONS) | {"processes": distributed.world()}
         self.step = self.rollbacks = self.skipped = 0
         self.failures = self.left_out = 0  # steps left out in a row, and since the checkpoint
@@ -46,7 +46,7 @@ class Standing:
         return damaged
 
 
-class Saves(TrainerCallback):
+class TrainerCheckpoints(TrainerCallback):
     """Publishes what the trainer saves, when it is due, or when a signal asks for an end.
 
     scratch: the trainer's output folder, on the same disk as the checkpoints, so that a rename publishes.
@@ -54,9 +54,9 @@ class Saves(TrainerCallback):
 
     def __init__(
         self,
-        standing: Standing,
+        standing: RewardState,
         scratch: Path,
-        rhythm: Rhythm,
+        rhythm: SaveSchedule,
         interruption: Interruption,
         lr: float,
         tell: Callable[[str], None],

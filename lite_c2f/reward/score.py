@@ -10,7 +10,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.data.encode import pad_right
-from lite_c2f.runtime.batch_size import BatchSize, fitting, groups
+from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
 
 
 class Normalizer(NamedTuple):
@@ -61,7 +61,7 @@ def score(roles: Roles, rows: Sequence[Sequence[int]], *, pad_id: int, batch: in
     """
     size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
     lengths = [len(row) for row in rows]
-    return fitting(size, lambda at_once: _score(roles, rows, lengths, pad_id, at_once * max(lengths)))
+    return retry_smaller(size, lambda at_once: _score(roles, rows, lengths, pad_id, at_once * max(lengths)))
 
 
 @torch.no_grad()

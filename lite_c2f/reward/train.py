@@ -18,18 +18,20 @@ from lite_c2f.backbone.adapters import write_adapter
 from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, pick_dtype, uses_checkpointing
 from lite_c2f.backbone.padding import padding_id, padding_note, with_padding_token
 from lite_c2f.backbone.roles import lora_config
-from lite_c2f.config.settings import Config, settled
+from lite_c2f.config.settings import Config, resolved
 from lite_c2f.data.encode import answer_end, encode_answer, encode_prompt, pad_right
 from lite_c2f.data.records import Pair
 from lite_c2f.errors import DataError, NonFiniteError
-from lite_c2f.reward.checkpoints import Saves, Standing
+from lite_c2f.reward.checkpoints import RewardState, TrainerCheckpoints
 from lite_c2f.reward.score import read_at_last_token
-from lite_c2f.runs.inputs import Corpus, ModelPair, adapter_base, training_pairs
+from lite_c2f.runs.corpus import Corpus, training_pairs
+from lite_c2f.runs.models import ModelPair, adapter_base
 from lite_c2f.runtime import distributed
-from lite_c2f.runtime.batch_size import BatchSize, fitting, groups
+from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
 from lite_c2f.runtime.signals import Interruption, graceful
-from lite_c2f.storage.checkpoints import ROLLBACKS, SLOWER, Checkpoints, Rhythm
-from lite_c2f.storage.files import Metrics, publish_folder, read_json, write_json
+from lite_c2f.storage.checkpoints import ROLLBACKS, SLOWER, CheckpointStore, SaveSchedule
+from lite_c2f.storage.files import publish_folder, read_json, write_json
+from lite_c2f.storage.metrics import Metrics
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -77,8 +79,8 @@ def train_reward(
     say = tell or (lambda _: None)
     if note := padding_note(tokenizer):
         say(note)
-    pairs_at_once = BatchSize("reward.micro_batch", min(settled(config.reward.micro_batch), config.reward.batch), tell)
-    standing = Standing(config, run, force=force)
+    pairs_at_once = BatchSize("reward.micro_batch", min(resolved(config.reward.micro_batch), config.reward.batch), tell)
+    standing = RewardState(config, run, force=force)
     for sentence in standing.damaged:
         say(sentence)
     distributed.wait()  # until everybody has read
@@ -90,7 +92,7 @@ def train_reward(
     with graceful(tell) as interruption:
         while True:
             try:
-                model = fitting(
+                model = retry_smaller(
                     pairs_at_once,
                     lambda size: fit(
                         config, models, tokenizer, train.rows, size, run, standing, log, interruption, say
@@ -126,7 +128,7 @@ def fit(
     rows: list[dict[str, list[int]]],
     micro_batch: int,
     run: Path,
-    standing: Standing,
+    standing: RewardState,
     log: "_Report",
     interruption: Interruption,
     tell: Callable[[str], None],
@@ -142,7 +144,7 @@ def fit(
     read_at_last_token(base)
     model = get_peft_model(base, lora_config(config.lora, "SEQ_CLS"))
     scratch = run / ".trainer"  # where RUN/reward does not exist yet
-    rhythm = Rhythm(config.run.checkpoint_every, config.run.checkpoint_minutes)
+    rhythm = SaveSchedule(config.run.checkpoint_every, config.run.checkpoint_minutes)
     if distributed.is_first():
         log.metrics.put_back("reward", standing.lines)
     try:
@@ -152,7 +154,7 @@ def fit(
             train_dataset=Dataset.from_list(rows),
             data_collator=DataCollatorForPreference(padding_id(tokenizer)),
             processing_class=tokenizer,
-            callbacks=[log, Saves(standing, scratch, rhythm, interruption, config.reward.lr, tell)],
+            callbacks=[log, TrainerCheckpoints(standing, scratch, rhythm, interruption, config.reward.lr, tell)],
         )
         adapters_to_float32(model)
         trainer.remove_callback(_printer())
@@ -179,7 +181,7 @@ def publish(
         write_adapter(model, "default", folder, base, revision, task_type="SEQ_CLS")
         with_padding_token(tokenizer).save_pretrained(folder)
     write_json(run / "reward" / "metrics.json", metrics)
-    Checkpoints(run / "reward" / "checkpoints").clear()
+    CheckpointStore(run / "reward" / "checkpoints").clear()
 
 
 def encode_pairs(
@@ -299,7 +301,7 @@ def measure(
             scores[group] = logits.squeeze(-1).float().cpu()
         return scores
 
-    both = fitting(batch, score_all)
+    both = retry_smaller(batch, score_all)
     if not bool(both.isfinite().all()):  # float16 that overflows: its loss scaler then leaves out every step
         raise NonFiniteError.because(
             "reward model: scores of held-out pairs that are not finite",
@@ -321,7 +323,7 @@ def measure(
 class _Report(TrainerCallback):
     """Hands the trainer's log lines to metrics.jsonl and the terminal."""
 
-    def __init__(self, metrics: Metrics, progress: Progress | None, standing: Standing) -> None:
+    def __init__(self, metrics: Metrics, progress: Progress | None, standing: RewardState) -> None:
         self.metrics, self.progress, self.standing = metrics, progress, standing
 
     def on_log(self, args, state, control, logs=None, **_):

@@ -12,7 +12,7 @@ from lite_c2f.config.settings import Config, Source
 from lite_c2f.config.settings_diff import in_recorded_form
 from lite_c2f.data.sources import local_files
 from lite_c2f.errors import RunError
-from lite_c2f.runs.inputs import TOY, ModelPair
+from lite_c2f.runs.models import TOY, ModelPair
 from lite_c2f.storage.files import hash_of
 
 SMALL = 64 * 2**20  # bytes; of larger files both ends and a sample are read

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 import lite_c2f
-from lite_c2f.config.settings import Config, completed, load_config
+from lite_c2f.config.loading import completed, load_config
+from lite_c2f.config.settings import Config
 from lite_c2f.config.settings_diff import PLACES, differences, without_places
 from lite_c2f.errors import ConfigError, EmptyConfigError, RunError
-from lite_c2f.runs.inputs import ModelPair
+from lite_c2f.runs.models import ModelPair
 from lite_c2f.runs.places import refuse_gone
 from lite_c2f.runtime import distributed
 from lite_c2f.storage import lock

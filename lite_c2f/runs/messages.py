@@ -1,4 +1,4 @@
-"""What a run tells its view of the plan, of the data, and of steps that others take."""
+"""What a run tells its progress sink of the plan, of the data, and of steps that others take."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,30 +7,30 @@ from lite_c2f.config.settings import Config
 from lite_c2f.data.order import count_by_source, short_names
 from lite_c2f.memory import Plan
 from lite_c2f.memory.sizes import GIBIBYTE
-from lite_c2f.runs.inputs import Corpus, skipped_rows, training_pairs
-from lite_c2f.runtime.progress import View
+from lite_c2f.runs.corpus import Corpus, skipped_rows, training_pairs
+from lite_c2f.runtime.progress import ProgressSink
 from lite_c2f.storage.files import read_json
 
 
-def tell_plan(view: View, plan: Plan) -> None:
+def report_plan(sink: ProgressSink, plan: Plan) -> None:
     """Say which batches were chosen, how full the card will be, and what the configuration hardly means."""
     for warning in plan.warnings:
-        view.note(warning)
+        sink.on_message(warning)
     if plan.vram_gib is None:
         return
     peak = max(plan.needs, key=lambda need: need.total)
     b, stage = plan.batches, peak.stage.replace("_", " ")
-    view.note(
+    sink.on_message(
         f"planned for {plan.vram_gib:.1f} GiB: at most {peak.total / GIBIBYTE:.1f} GiB ({stage}); "
         f"reward.micro_batch {b.reward_micro_batch}, coarse.sampling_batch {b.sampling_batch}, "
         f"coarse.micro_batch {b.micro_batch}, evaluation.batch {b.evaluation_batch}"
     )
 
 
-def tell_data(view: View, corpus: Corpus, config: Config) -> None:
+def report_data(sink: ProgressSink, corpus: Corpus, config: Config) -> None:
     """Say what there is to learn from, and which rows could not be used."""
     pairs = training_pairs(corpus, config)
-    view.note(
+    sink.on_message(
         f"data: {len(pairs)} pairs and {len(corpus.train_prompts)} prompts to train on, "
         f"{len(corpus.held_out_pairs)} pairs and {len(corpus.held_out_prompts)} prompts held out"
     )
@@ -40,72 +40,74 @@ def tell_data(view: View, corpus: Corpus, config: Config) -> None:
     if len(names) > 1:
         for source, name in names.items():
             trained, prompts, held_pairs, held_prompts = (count.get(source, 0) for count in counts)
-            view.note(f"  {name}: {trained} pairs and {prompts} prompts, {held_pairs} and {held_prompts} held out")
+            sink.on_message(
+                f"  {name}: {trained} pairs and {prompts} prompts, {held_pairs} and {held_prompts} held out"
+            )
     wanted = config.evaluation.prompts + config.fine.prompts
     if len(corpus.held_out_prompts) < wanted:
-        view.note(
+        sink.on_message(
             f"evaluation.prompts and fine.prompts ask for {wanted} held-out prompts: there are fewer, so the ratio is "
             "chosen on some of those it is compared on"
         )
     if corpus.skipped:
-        view.note(f"rows skipped: {skipped_rows(corpus)}")
+        sink.on_message(f"rows skipped: {skipped_rows(corpus)}")
     for note in corpus.notes:
-        view.note(note)
+        sink.on_message(note)
 
 
-def tell_split(view: View, run: Path) -> None:
+def report_split(sink: ProgressSink, run: Path) -> None:
     """Say where a run was begun by a version that split its data in another way: what is held out now was not then."""
     file = run / "reward" / "metrics.json"
     saved = read_json(file) if file.is_file() else {}
     if "accuracy" in saved and "pairs_by_source" not in saved:
-        view.note(
+        sink.on_message(
             f"'{run}' was trained by a version that split the data in another way: prompts that are held out now may "
             "be among those it was trained on, so that figures on them are too good; train it again to be sure"
         )
 
 
-def tell_truncation(view: View, report: dict[str, int]) -> None:
+def report_truncation(sink: ProgressSink, report: dict[str, int]) -> None:
     """Say what was cut to fit data.max_prompt_tokens and data.max_answer_tokens."""
     if report["prompts_truncated"] or report["answers_cut"]:
-        view.note(
+        sink.on_message(
             f"of {report['pairs']} pairs: {report['prompts_truncated']} prompts too long "
             f"({report['turns_dropped']} oldest turns dropped), {report['answers_cut']} answers cut"
         )
 
 
-class ToySteps:
+class ToyProgress:
     """Shows the toy models' training, and remembers that there was some."""
 
-    def __init__(self, view: View) -> None:
-        self.view, self.what, self.trained = view, "", False
+    def __init__(self, sink: ProgressSink) -> None:
+        self.sink, self.what, self.trained = sink, "", False
 
     def __call__(self, what: str, step: int, steps: int, loss: float) -> None:
         self.trained = True
         if what != self.what:
-            self.view.stage(what, steps, "steps")
+            self.sink.on_stage(what, steps, "steps")
             self.what = what
-        self.view.step(step, {"loss": loss})
+        self.sink.on_step(step, {"loss": loss})
 
 
-class Counter:
+class StageProgress:
     """Shows the comparison, an actor a step."""
 
-    def __init__(self, view: View) -> None:
-        self.view, self.done = view, 0
+    def __init__(self, sink: ProgressSink) -> None:
+        self.sink, self.done = sink, 0
 
     def __call__(self, actor: str) -> None:
-        self.view.step(self.done, {})
+        self.sink.on_step(self.done, {})
         self.done += 1
 
 
-def stepper(view: View, name: str) -> Callable[[int, int, dict[str, float]], None]:
+def stepper(sink: ProgressSink, name: str) -> Callable[[int, int, dict[str, float]], None]:
     """Shows a stage whose number of steps is known at the first one only."""
     started: list[bool] = []
 
     def step(done: int, total: int, values: dict[str, float]) -> None:
         if not started:
-            view.stage(name, total, "steps")
+            sink.on_stage(name, total, "steps")
             started.append(True)
-        view.step(done, values)
+        sink.on_step(done, values)
 
     return step

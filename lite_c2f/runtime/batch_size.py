@@ -48,7 +48,7 @@ class BatchSize:
             self.tell(line)
 
 
-def fitting(batch: BatchSize, work: Callable[[int], Result]) -> Result:
+def retry_smaller(batch: BatchSize, work: Callable[[int], Result]) -> Result:
     """work(batch.size), tried again with half of it each time memory runs out. Our own.
 
     The work must be restartable: what it left behind when it failed must not count twice. Raises MemoryFullError when

@@ -28,7 +28,7 @@ WORDS = {  # libraries below Python only say it so
 
 
 @contextlib.contextmanager
-def told_plainly(run: Path) -> Iterator[None]:
+def as_user_errors(run: Path) -> Iterator[None]:
     """Inside the block errors of the disk under a run become RunErrors; all others pass through."""
     try:
         yield

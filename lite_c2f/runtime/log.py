@@ -12,7 +12,7 @@ from pathlib import Path
 from lite_c2f.errors import C2FError
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.disk_errors import refusal
-from lite_c2f.runtime.progress import View
+from lite_c2f.runtime.progress import ProgressSink
 
 FILE = "log.txt"
 EVERY = 30.0  # seconds between lines about progress
@@ -45,32 +45,32 @@ def redact(text: str) -> str:
     return text
 
 
-class Logged:
-    """A view whose notes and stages are also written to the log."""
+class LoggedSink:
+    """A sink whose notes and stages are also written to the log."""
 
-    def __init__(self, view: View) -> None:
-        self._view, self._name, self._total, self._last = view, "", 0, time.monotonic()
-        self.tick = view.tick
+    def __init__(self, sink: ProgressSink) -> None:
+        self._sink, self._name, self._total, self._last = sink, "", 0, time.monotonic()
+        self.on_tokens = sink.on_tokens
 
-    def step(self, done: int, values: dict[str, float]) -> None:
+    def on_step(self, done: int, values: dict[str, float]) -> None:
         if values and time.monotonic() - self._last >= EVERY:
             self._last = time.monotonic()
             log.info("%s %d/%s  %s", self._name, done, self._total or "?", _short(values))
-        self._view.step(done, values)
+        self._sink.on_step(done, values)
 
-    def stage(self, name: str, total: int, unit: str) -> None:
+    def on_stage(self, name: str, total: int, unit: str) -> None:
         if name != self._name or not self._total:  # a length that was only estimated may change at every step
             log.info("%s%s", name, f": {total} {unit}" if total else "")
         self._name, self._total = name, total
-        self._view.stage(name, total, unit)
+        self._sink.on_stage(name, total, unit)
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         log.info("%s", text)
-        self._view.note(text)
+        self._sink.on_message(text)
 
 
 @contextlib.contextmanager
-def written(run: Path) -> Iterator[None]:
+def written_to_log(run: Path) -> Iterator[None]:
     """Append what is logged inside the block to RUN/log.txt: our own lines, the libraries' warnings, how it ended."""
     handler = _File(run / FILE, encoding="utf-8", delay=True)
     handler.setFormatter(_Redacted("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -1,28 +1,28 @@
-"""What follows a run, and is told of its progress."""
+"""Progress of a long command: what it reports to a terminal, a log or a page."""
 
 from typing import Protocol
 
 
-class View(Protocol):
-    """What follows a run, such as the terminal. Every method may do nothing."""
+class ProgressSink(Protocol):
+    """Receives the progress of a run, as the terminal does. Every method may do nothing."""
 
-    def stage(self, name: str, total: int, unit: str) -> None: ...
-    def step(self, done: int, values: dict[str, float]) -> None: ...
-    def tick(self, tokens: int) -> None: ...
-    def note(self, text: str) -> None: ...
+    def on_stage(self, name: str, total: int, unit: str) -> None: ...
+    def on_step(self, done: int, values: dict[str, float]) -> None: ...
+    def on_tokens(self, tokens: int) -> None: ...
+    def on_message(self, text: str) -> None: ...
 
 
-class Silent:
-    """A view that shows nothing."""
+class SilentSink:
+    """A sink that shows nothing."""
 
-    def stage(self, name: str, total: int, unit: str) -> None:
+    def on_stage(self, name: str, total: int, unit: str) -> None:
         pass
 
-    def step(self, done: int, values: dict[str, float]) -> None:
+    def on_step(self, done: int, values: dict[str, float]) -> None:
         pass
 
-    def tick(self, tokens: int) -> None:
+    def on_tokens(self, tokens: int) -> None:
         pass
 
-    def note(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         pass

@@ -10,10 +10,10 @@ import torch
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.lm_head import LanguageHead
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError
-from lite_c2f.runtime.batch_size import BatchSize, fitting
+from lite_c2f.runtime.batch_size import BatchSize, retry_smaller
 from lite_c2f.sampling.cache import FULL, SLIDING
 from lite_c2f.sampling.draw import Sampling
-from lite_c2f.sampling.slots import Job, Ledger, Row, Slots, Snapshot
+from lite_c2f.sampling.slots import Ledger, SlotJob, SlotRow, Slots, SlotSnapshot
 from lite_c2f.sampling.stops import Stops
 
 REFILL_AT = 1 / 8  # share of the slots that must be free before prompts are read: reading few costs as much as many
@@ -46,7 +46,7 @@ def sample(
     limits: Sequence[int] | None = None,
     expected: Sequence[float] | None = None,
     numbers: Sequence[int] | None = None,
-    tick: Callable[[int], None] | None = None,
+    on_tokens: Callable[[int], None] | None = None,
 ) -> Responses:
     """Answer every prompt, at most `batch` of them at a time; a slot that has ended takes the next prompt at once.
 
@@ -56,8 +56,8 @@ def sample(
     may become, in tokens, if something is known: the longest start first, so that no long one is left for the end.
     numbers: each row's number (default: its place), which with the seed gives its random numbers: a row says the same
     in a part of the prompts as among all of them.
-    tick(n) is called now and then with the number of new tokens. What a row says depends on its own prompt and random
-    numbers: neither on `batch` nor on its neighbours, up to the rounding of differently shaped products.
+    on_tokens(n) is called now and then with the number of new tokens. What a row says depends on its own prompt and
+    random numbers: neither on `batch` nor on its neighbours, up to the rounding of differently shaped products.
     Out of GPU memory, unfinished rows are done again in half as many slots.
 
     Raises ConfigError for a limit below 1 or a prompt that leaves no room in the context;
@@ -71,7 +71,7 @@ def sample(
     size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
     size.size = min(size.size, len(prompts))  # halving must make a difference
     limits, numbers = limits or [sampling.limit] * len(prompts), numbers or range(len(prompts))
-    job = Job(prompts, limits, sampling, eos_ids, stops, pad_id, numbers)
+    job = SlotJob(prompts, limits, sampling, eos_ids, stops, pad_id, numbers)
     _check(model, job, size.size)
     if expected is not None and len(expected) != len(prompts):
         raise ConfigError.because(
@@ -80,8 +80,10 @@ def sample(
     order = list(range(len(prompts)))
     if expected is not None:
         order.sort(key=lambda row: -expected[row])
-    done: dict[int, Row] = {}
-    fitting(size, lambda slots: _serve(model, job, [row for row in order if row not in done], slots, done, tick))
+    done: dict[int, SlotRow] = {}
+    retry_smaller(
+        size, lambda slots: _serve(model, job, [row for row in order if row not in done], slots, done, on_tokens)
+    )
     rows = [done[row] for row in range(len(prompts))]
     return Responses(
         [row.tokens for row in rows],
@@ -94,7 +96,12 @@ def sample(
 
 @torch.no_grad()
 def _serve(
-    model: Any, job: Job, rows: Sequence[int], slots: int, done: dict[int, Row], tick: Callable[[int], None] | None
+    model: Any,
+    job: SlotJob,
+    rows: Sequence[int],
+    slots: int,
+    done: dict[int, SlotRow],
+    on_tokens: Callable[[int], None] | None,
 ) -> None:
     """Answer these rows of the job, and put what is finished into `done`, also when it ends in an error."""
     decoder, head = parts(model)
@@ -106,7 +113,7 @@ def _serve(
     queue = deque(range(len(rows)))
     steps = steps_a_look(device)
 
-    def look() -> Snapshot:
+    def look() -> SlotSnapshot:
         seen = talking.look()
         if seen.broken is not None:
             raise NonFiniteError.because(
@@ -114,8 +121,8 @@ def _serve(
                 "finite logits",
                 "lower coarse.lr, or check the model's weights",
             )
-        if tick and seen.drawn:
-            tick(seen.drawn)
+        if on_tokens and seen.drawn:
+            on_tokens(seen.drawn)
         return seen
 
     try:
@@ -164,7 +171,7 @@ def parts(model: Any) -> tuple[Any, LanguageHead]:
     return inner.get_decoder(), LanguageHead.of(inner)
 
 
-def _check(model: Any, job: Job, slots: int) -> None:
+def _check(model: Any, job: SlotJob, slots: int) -> None:
     sampling = job.sampling
     ranges = {
         "temperature": (

@@ -22,7 +22,7 @@ FINISH = ("limit", "eos", "stop")
 log = logging.getLogger(__name__)
 
 
-class Row(NamedTuple):
+class SlotRow(NamedTuple):
     """A finished response."""
 
     tokens: list[int]  # the ending included
@@ -32,7 +32,7 @@ class Row(NamedTuple):
     ending: int  # how many of the last tokens are the ending, or hold something of it
 
 
-class Job(NamedTuple):
+class SlotJob(NamedTuple):
     """What there is to answer, and how."""
 
     prompts: Sequence[Sequence[int]]
@@ -47,7 +47,7 @@ class Job(NamedTuple):
 class Ledger:
     """What the rows of a job have said, on the device. The row behind the last takes what idle slots say."""
 
-    def __init__(self, job: Job, rows: Sequence[int], device: torch.device) -> None:
+    def __init__(self, job: SlotJob, rows: Sequence[int], device: torch.device) -> None:
         self.rows, self.stops = list(rows), job.stops  # ledger row -> row of the job
         count, longest = len(rows), max(job.limits[row] for row in rows)
         self.idle = count
@@ -62,7 +62,7 @@ class Ledger:
             numbers[index, : job.limits[row]] = uniforms(job.sampling.seed, job.numbers[row], job.limits[row])
         self.uniforms = numbers.to(device)
 
-    def finished(self) -> dict[int, Row]:
+    def finished(self) -> dict[int, SlotRow]:
         """Responses that are complete, by row of the job."""
         columns = (self.said, self.logprobs, self.lengths, self.finish)
         return {
@@ -73,16 +73,16 @@ class Ledger:
             if how >= 0
         }
 
-    def _row(self, tokens: list[int], logprobs: list[float], finish: str) -> Row:
+    def _row(self, tokens: list[int], logprobs: list[float], finish: str) -> SlotRow:
         text, ending = tokens, 0
         if finish == "eos":
             text, ending = tokens[:-1], 1
         elif finish == "stop" and self.stops is not None:
             text, ending = self.stops.cut(tokens)
-        return Row(tokens, logprobs, finish, text, ending)
+        return SlotRow(tokens, logprobs, finish, text, ending)
 
 
-class Snapshot(NamedTuple):
+class SlotSnapshot(NamedTuple):
     """What the host knows after a look at the slots."""
 
     live: list[int]  # slots that are still talking
@@ -94,7 +94,7 @@ class Snapshot(NamedTuple):
 class Slots:
     """`size` rows in flight. decoder, head: the transformer and its language-model head; length: tokens of a slot."""
 
-    def __init__(self, decoder: Any, head: Any, job: Job, ledger: Ledger, size: int, length: int) -> None:
+    def __init__(self, decoder: Any, head: Any, job: SlotJob, ledger: Ledger, size: int, length: int) -> None:
         self.decoder, self.head, self.job, self.ledger = decoder, head, job, ledger
         self.size, self.length = size, length
         self.device = ledger.said.device
@@ -134,7 +134,7 @@ class Slots:
             else:
                 self._say(width)
 
-    def look(self) -> Snapshot:
+    def look(self) -> SlotSnapshot:
         """The one place that waits for the device."""
         columns = torch.stack([self.going.long(), self.position, self.ledger.broken[self.row], self.row]).tolist()
         drawn = int(self.drawn)
@@ -145,7 +145,7 @@ class Slots:
             for row, step in zip(columns[3], columns[2], strict=True)
             if step >= 0 and row != self.ledger.idle
         ]
-        return Snapshot(live, max((columns[1][slot] for slot in live), default=0), drawn, min(broken, default=None))
+        return SlotSnapshot(live, max((columns[1][slot] for slot in live), default=0), drawn, min(broken, default=None))
 
     def keep(self, slots: Sequence[int]) -> None:
         """Go on with these slots only; nobody waits for the others any more."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from lite_c2f.backbone.lm_head import LanguageHead
 from lite_c2f.backbone.model_kind import OTHER_MODEL, refused, small_copy
-from lite_c2f.backbone.multi_model import Together
+from lite_c2f.backbone.multi_model import MultiModel
 from lite_c2f.errors import ModelError
 from lite_c2f.sampling.draw import Sampling
 from lite_c2f.sampling.schedule import sample
@@ -99,7 +99,7 @@ def difference(model: Any) -> str | None:
         truth = truth[range(len(tokens)), tokens]
         if not torch.allclose(torch.tensor(logprobs), truth, atol=TOLERANCE):
             return "gives other log-probabilities token by token, from a cache, than in one pass"
-    beside = Together([model, model], {})
+    beside = MultiModel([model, model], {})
     row = torch.tensor(PROMPTS[:1]).expand(3, -1)
     hidden = beside.hidden(row, [0, 0, 1], [0.0] * 3, None)
     if not torch.allclose(beside.logits(hidden[:, -1]), own[0, -1].expand(3, -1), atol=TOLERANCE):

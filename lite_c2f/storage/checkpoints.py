@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lite_c2f.config.settings import completed
+from lite_c2f.config.loading import completed
 from lite_c2f.config.settings_diff import first_difference, without_places
 from lite_c2f.errors import RunError
 from lite_c2f.storage.files import hash_of, publish_folder, write_json
@@ -40,7 +40,7 @@ class Checkpoint(NamedTuple):
     folder: Path | None = None
 
 
-class Checkpoints:
+class CheckpointStore:
     """RUN/STAGE/checkpoints/step-NNNNNN: the last `keep` of them, and the one with the best score.
 
     A folder holds whatever its stage put there; hashes.json says which files make it whole. It holds no score: how good
@@ -154,7 +154,7 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-class Rhythm:
+class SaveSchedule:
     """When a checkpoint is due: every so many steps, and at the first step after so many minutes.
 
     Minutes are counted by a clock that nobody sets, so that a changed system time does nothing.

@@ -9,7 +9,7 @@ from lite_c2f.config.settings_diff import in_recorded_form, without_places
 from lite_c2f.storage.files import cut_lines, read_lines
 
 
-class Kept:
+class ResultCache:
     """Results by name in a .jsonl file; what was made from other inputs or settings is forgotten.
 
     identity: what all results depend on, JSON-ready; where a model's files are is not compared, fingerprints are.

@@ -12,9 +12,9 @@ import gradio as gr
 from lite_c2f.chat import Chat, ChatSettings, Event, Pane
 from lite_c2f.chat.prompts import History, clean
 from lite_c2f.errors import C2FError, ConfigError
-from lite_c2f.runs.inputs import uses_toy_data
+from lite_c2f.runs.corpus import uses_toy_data
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.page_session import Visit, Visits
+from lite_c2f.ui.page_session import PageSession, PageSessions
 from lite_c2f.ui.store.conversations import Reply
 from lite_c2f.ui.store.votes import votes_of
 
@@ -37,7 +37,7 @@ class Served(NamedTuple):
     """What the views of a page have in common."""
 
     chat: Chat
-    visits: Visits
+    visits: PageSessions
     folder: Path  # RUN/app: sessions and votes
     facts: dict[str, Any]  # of the run: its name, hashes of its models and adapter
 
@@ -50,7 +50,7 @@ class Served(NamedTuple):
         return votes_of(self.folder.parent)
 
 
-class Look(NamedTuple):
+class Snapshot(NamedTuple):
     """How far the answers of a question are."""
 
     replies: dict[str, Reply]  # by pane
@@ -59,12 +59,12 @@ class Look(NamedTuple):
 
 def answers(
     served: Served,
-    visit: Visit,
+    visit: PageSession,
     view: str,
     turns: Mapping[str, History],
     panes: Sequence[str | Pane],
     settings: ChatSettings,
-) -> Iterator[Look]:
+) -> Iterator[Snapshot]:
     """Looks at the answers as they grow; the last one is whole. Ends early where the page has gone on to other things.
 
     Raises gr.Error, in one line, for what a user can correct.
@@ -76,12 +76,12 @@ def answers(
     visit.begin(view, asked)
     replies: dict[str, Reply] = {}
     try:
-        yield Look({}, asked.waiting)
+        yield Snapshot({}, asked.waiting)
         for events in asked.batches(PATIENCE):
             if not visit.is_current(view, asked):
                 return
             replies |= {event.pane: reply_of(event) for event in events}
-            yield Look(dict(replies), asked.waiting)
+            yield Snapshot(dict(replies), asked.waiting)
     finally:
         visit.end(view, asked)
 
@@ -105,14 +105,14 @@ def reply_of(event: Event) -> Reply:
     )
 
 
-class Told(Exception):  # noqa: N818  it is no error
+class Notice(Exception):  # noqa: N818  it is no error
     """What a visitor is told instead of an answer."""
 
 
 def question_of(text: str | None) -> str:
     """What was typed into the box. Raises Told where that is nothing."""
     if not (text or "").strip():
-        raise Told("Type a question first")
+        raise Notice("Type a question first")
     return clean(text or "").strip()
 
 

@@ -6,15 +6,15 @@ import gradio as gr
 
 from lite_c2f.chat import Chat
 from lite_c2f.evaluation.compare import made_of
-from lite_c2f.runs.inputs import TOY
 from lite_c2f.runs.manifest import inputs_of
+from lite_c2f.runs.models import TOY
 from lite_c2f.toy import CONFIG as TOY_CONFIG
 from lite_c2f.ui.answering import Served
 from lite_c2f.ui.api import add_api
 from lite_c2f.ui.blind import blind_view
 from lite_c2f.ui.compare import compare_view
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.page_session import Visits
+from lite_c2f.ui.page_session import PageSessions
 from lite_c2f.ui.ratio_grid import strip_view
 from lite_c2f.ui.run_view import RUN_CSS, run_view
 from lite_c2f.ui.serve import check_address, find_run, is_loopback, launch, parse_auth
@@ -31,7 +31,7 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
     chat = run if isinstance(run, Chat) else Chat(run, merged=merged)
     folder = chat.run.resolve()
     facts = {"name": folder.name, "inputs": inputs_of(folder), "made_of": made_of(folder)}
-    served = Served(chat, Visits(), folder / "app", facts)
+    served = Served(chat, PageSessions(), folder / "app", facts)
     with gr.Blocks(title=f"lite_c2f: {folder.name}", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_about(chat, folder.name), elem_id="about", elem_classes="about")
         identity = [gr.Textbox(visible="hidden", label=name) for name in ("owner", "session")]

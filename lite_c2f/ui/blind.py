@@ -17,8 +17,8 @@ from lite_c2f.errors import C2FError
 from lite_c2f.ui.answering import (
     QUICK,
     SPEAKING,
+    Notice,
     Served,
-    Told,
     answers,
     ask_row,
     examples,
@@ -29,7 +29,7 @@ from lite_c2f.ui.answering import (
     settings_fold,
 )
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.page_session import Visit
+from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.render import chips, said, title
 from lite_c2f.ui.saving import visit_of
 from lite_c2f.ui.store import votes
@@ -107,7 +107,7 @@ def blind_view(served: Served, identity: list[Any]) -> None:
         actors = tuple(random.sample(actors, 2))
         try:
             ballot = Ballot(question_of(text), actors, settings, {})
-        except Told as told:
+        except Notice as told:
             gr.Info(str(told))
             yield [gr.skip()] * (1 + len(shown))
             return
@@ -159,7 +159,7 @@ def _voter(served: Served, choice: str, draw: Any) -> Any:
     return vote
 
 
-def vote_of(ballot: Ballot, visit: Visit, served: Served) -> votes.Vote:
+def vote_of(ballot: Ballot, visit: PageSession, served: Served) -> votes.Vote:
     """A ballot as it is written down."""
     by_actor = {actor: ballot.replies[letter] for letter, actor in zip(LETTERS, ballot.actors, strict=True)}
     settings = ballot.settings._asdict()

@@ -6,7 +6,7 @@ import gradio as gr
 
 from lite_c2f.chat import ALL_PANES, PANES, TITLES
 from lite_c2f.ui.answering import QUICK, SPEAKING, Served, ask_row, examples, ratio_slider, settings_fold
-from lite_c2f.ui.handlers import Acts
+from lite_c2f.ui.handlers import Handlers
 from lite_c2f.ui.render import insight, talk, title
 from lite_c2f.ui.sessions import sessions_fold
 
@@ -84,7 +84,7 @@ def _lay_out(served: Served) -> Parts:
 
 
 def _connect(on: Parts, served: Served, identity: list[Any]) -> None:
-    acts, drawn = Acts(served), [*on.views.values(), on.tale]
+    acts, drawn = Handlers(served), [*on.views.values(), on.tale]
     given = [on.prompt, on.show_base, on.marks, on.ratio, *on.settings, *identity]
     knobs = [on.marks, on.ratio, *identity]
     asking: dict[str, Any] = {

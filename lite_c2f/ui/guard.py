@@ -52,7 +52,7 @@ HEADERS = {
 }
 
 
-class Refusal(NamedTuple):
+class HttpRefusal(NamedTuple):
     """An answer instead of the app's."""
 
     status: int
@@ -96,7 +96,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Answer(send)
+        answer = _Response(send)
         client = client_of(scope["client"][0] if scope.get("client") else "")
         kind = kind_of(scope["method"], get_route_path(scope), self.pages)
         refusal = self._judge(scope, kind, client)
@@ -112,7 +112,7 @@ class Guard:
         except _Left:
             return
         except TimeoutError:
-            refusal = Refusal(408, "the request took too long")
+            refusal = HttpRefusal(408, "the request took too long")
         if refusal is None and kind is Kind.login:
             refusal = self._judge_login(client)
         if refusal is not None:
@@ -122,32 +122,32 @@ class Guard:
             await self.app(scope, receive, answer)
         except Exception:
             if not answer.status:
-                await refused(Refusal(500, "an error in the app"))(scope, receive, answer)
+                await refused(HttpRefusal(500, "an error in the app"))(scope, receive, answer)
             raise  # the server logs it
         if kind is Kind.login and 200 <= answer.status < 400:
             self.logins.succeeded(client)
 
-    def _judge(self, scope: Scope, kind: Kind | None, client: str) -> Refusal | None:
+    def _judge(self, scope: Scope, kind: Kind | None, client: str) -> HttpRefusal | None:
         """What can be said of a request before its body is read; None when nothing speaks against it."""
         headers = Headers(scope=scope)
         if kind is None or names_a_file(scope.get("query_string", b"")):
-            return Refusal(404, "not found")
+            return HttpRefusal(404, "not found")
         if self._is_foreign(headers, kind, scope.get("scheme", "http")):
-            return Refusal(403, "this request comes from another site")
+            return HttpRefusal(403, "this request comes from another site")
         if kind not in (Kind.action, Kind.login):
             return None
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
-            return Refusal(400, "content-length is no number")
+            return HttpRefusal(400, "content-length is no number")
         if len(length) > 15 or int(length) > self.body:
-            return Refusal(413, f"a request may have {self.body} bytes")
+            return HttpRefusal(413, f"a request may have {self.body} bytes")
         if wait := self.rate.wait(client):
-            return Refusal(429, "too many requests", wait)
+            return HttpRefusal(429, "too many requests", wait)
         return None
 
-    def _judge_login(self, client: str) -> Refusal | None:
+    def _judge_login(self, client: str) -> HttpRefusal | None:
         wait = self.logins.wait(client) or self.all_logins.wait("")
-        return Refusal(429, "too many logins; wait", wait) if wait else None
+        return HttpRefusal(429, "too many logins; wait", wait) if wait else None
 
     def _is_foreign(self, headers: Headers, kind: Kind, scheme: str) -> bool:
         """Did a page of another site send it? A link to the page itself is fine."""
@@ -162,7 +162,7 @@ class Guard:
         return not asked or asked not in self.origins | {netloc(f"{scheme}://{headers.get('host', '')}", origin)}
 
 
-class _Answer:
+class _Response:
     """`send` with our headers on it, and the status it sent."""
 
     def __init__(self, send: Send) -> None:
@@ -179,7 +179,7 @@ class _Answer:
         await self.send(message)
 
 
-def refused(refusal: Refusal) -> JSONResponse:
+def refused(refusal: HttpRefusal) -> JSONResponse:
     """The answer to a request that is not let through; it names the reason as Gradio's own errors do."""
     headers = {"connection": "close"} if refusal.status in (408, 413) else {}
     if refusal.wait:
@@ -229,17 +229,17 @@ def replayed(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def judge_body(body: bytes, most: int, kind: Kind) -> Refusal | None:
+def judge_body(body: bytes, most: int, kind: Kind) -> HttpRefusal | None:
     """Refuse a body that is too large, is no JSON, or names a file: Gradio would open a path, fetch an address."""
     if len(body) > most:
-        return Refusal(413, f"a request may have {most} bytes")
+        return HttpRefusal(413, f"a request may have {most} bytes")
     if kind is Kind.login:
         return None
     try:
         found = json.loads(body or b"null")
     except (ValueError, RecursionError):
-        return Refusal(400, "no JSON")
-    return Refusal(400, "files are not accepted") if has_file(found) else None
+        return HttpRefusal(400, "no JSON")
+    return HttpRefusal(400, "files are not accepted") if has_file(found) else None
 
 
 def has_file(value: Any) -> bool:

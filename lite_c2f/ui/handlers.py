@@ -9,11 +9,11 @@ from lite_c2f.chat import ALL_PANES, PANES, TITLES
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.ui import rounds
-from lite_c2f.ui.answering import Served, Told, failure, page_settings
+from lite_c2f.ui.answering import Notice, Served, failure, page_settings
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.page_session import Visit, history
+from lite_c2f.ui.page_session import PageSession, history
 from lite_c2f.ui.render import insight, talk
-from lite_c2f.ui.rounds import VIEW, Shown
+from lite_c2f.ui.rounds import VIEW, ShownRounds
 from lite_c2f.ui.saving import visit_of
 from lite_c2f.ui.store.conversations import Transcript
 
@@ -21,7 +21,7 @@ DRAWN = len(ALL_PANES) + 1  # the panes and the line below them
 STREAMED = 2 + DRAWN  # the prompt box and the session before them
 
 
-class Acts:
+class Handlers:
     """Two kinds of events. Those that ask are given the prompt, `base` (is it shown?), `marks`, `ratio`, the inputs of
     the settings fold, owner and session; they yield prompt, session, panes, tale. The others are given `marks`,
     `ratio`, owner and session, and return panes and tale.
@@ -30,7 +30,7 @@ class Acts:
     def __init__(self, served: Served) -> None:
         self.served = served
 
-    def page(self, visit: Visit, marks: bool, ratio: float) -> list[str]:
+    def page(self, visit: PageSession, marks: bool, ratio: float) -> list[str]:
         """Panes and tale of the conversation as it is."""
         return _draw(rounds.shown(visit), marks, ratio)
 
@@ -69,7 +69,7 @@ class Acts:
         visit = self._came(request, owner, session)
         try:
             text: Any = rounds.take_back(self.served, visit)
-        except Told as told:
+        except Notice as told:
             gr.Info(str(told))
             text = gr.skip()
         return [text, *self.page(visit, marks, ratio)]
@@ -118,7 +118,7 @@ class Acts:
 
         return stop
 
-    def _came(self, request: gr.Request, owner: str, session: str) -> Visit:
+    def _came(self, request: gr.Request, owner: str, session: str) -> PageSession:
         return visit_of(self.served, request.session_hash, owner, session)
 
 
@@ -126,14 +126,14 @@ def _panes(base: bool) -> tuple[str, ...]:
     return ALL_PANES if base else PANES
 
 
-def _draw(now: Shown, marks: bool, ratio: float) -> list[str]:
+def _draw(now: ShownRounds, marks: bool, ratio: float) -> list[str]:
     told = "" if now.waiting is None else f"{now.waiting} before you" if now.waiting else "reading the question"
     panes = [talk(now.rounds, pane, marks=marks, ratio=ratio, waiting=told) for pane in ALL_PANES]
     return [*panes, insight(now.rounds[-1] if now.rounds else None)]
 
 
 def _streamed(
-    visit: Visit, looks: Callable[[], Iterator[Shown]], marks: bool, ratio: float, text: Any = None
+    visit: PageSession, looks: Callable[[], Iterator[ShownRounds]], marks: bool, ratio: float, text: Any = None
 ) -> Iterator[list[Any]]:
     """Updates while answers are written. text: what the first puts into the box, where more may be typed then."""
     visit.knobs = (marks, ratio)  # which may be moved meanwhile
@@ -143,6 +143,6 @@ def _streamed(
             session = visit.transcript.id if visit.transcript else ""  # a reload asks for it
             yield [box, gr.skip() if session == told else session, *_draw(now, *visit.knobs)]
             box, told = gr.skip(), session
-    except Told as reason:
+    except Notice as reason:
         gr.Info(str(reason))
         yield [gr.skip()] * STREAMED

@@ -67,7 +67,7 @@ class Rate:
         return 0.0 if passes else (1 - left) / self.per_second
 
 
-class Tried(NamedTuple):
+class LoginTries(NamedTuple):
     """Passwords a client tried since the last right one."""
 
     times: int
@@ -91,20 +91,20 @@ class Logins:
         kept: int = KEPT,
     ) -> None:
         self.clock, self.free, self.first, self.longest, self.forget = clock, free, first, longest, forget
-        self.tried: Recent[Tried] = Recent(kept)
+        self.tried: Recent[LoginTries] = Recent(kept)
 
     def wait(self, client: str) -> float:
         """0.0 when a client may try now, and the try is counted; else seconds until it may."""
         now = self.clock()
         tried = self.tried.get(client)
         if tried is None or now - tried.last >= self.forget:
-            tried = Tried(0, now)
+            tried = LoginTries(0, now)
         if tried.times >= self.free:
             doubled = min(tried.times - self.free, 32)  # beyond that it is the longest wait anyway
             left = tried.last + min(self.longest, self.first * 2**doubled) - now
             if left > 0:
                 return left
-        self.tried.put(client, Tried(tried.times + 1, now))
+        self.tried.put(client, LoginTries(tried.times + 1, now))
         return 0.0
 
     def succeeded(self, client: str) -> None:

@@ -5,14 +5,14 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
-from lite_c2f.chat import Asked
+from lite_c2f.chat import AnswerStream
 from lite_c2f.data.records import Turn
 from lite_c2f.ui.store.conversations import Round, Transcript
 
 MOST_VISITS = 1000  # pages that are remembered; the one not used for longest is forgotten first
 
 
-class Visit:
+class PageSession:
     """One page in one browser."""
 
     def __init__(self) -> None:
@@ -21,22 +21,22 @@ class Visit:
         self.transcript: Transcript | None = None
         self.changing = threading.RLock()  # held by who looks at the transcript and then puts another in its place
         self.saved: tuple[Round, ...] = ()  # of the transcript, as this page saved them last
-        self.asked: dict[str, Asked] = {}  # what is being answered, by view
+        self.asked: dict[str, AnswerStream] = {}  # what is being answered, by view
         self.knobs = (False, 0.0)  # marks and ratio, as the page has them
         self.extra: dict[str, Any] = {}  # what a view keeps between two requests
 
-    def begin(self, view: str, asked: Asked) -> None:
+    def begin(self, view: str, asked: AnswerStream) -> None:
         """The one question a view has under way; an earlier one ends."""
         self.stop(view)
         self.asked[view] = asked
 
-    def end(self, view: str, asked: Asked) -> None:
+    def end(self, view: str, asked: AnswerStream) -> None:
         """These answers are over; nothing here waits, so that a server's event loop may call it."""
         asked.close()
         if self.asked.get(view) is asked:
             self.asked.pop(view, None)
 
-    def is_current(self, view: str, asked: Asked) -> bool:
+    def is_current(self, view: str, asked: AnswerStream) -> bool:
         """Does somebody still look at these answers?"""
         return self.asked.get(view) is asked
 
@@ -52,18 +52,18 @@ class Visit:
         self.asked.pop(view, None)
 
 
-class Visits:
+class PageSessions:
     """All visits of a server; bounded, and safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._lock, self._visits = threading.Lock(), OrderedDict[str, Visit]()
+        self._lock, self._visits = threading.Lock(), OrderedDict[str, PageSession]()
 
-    def of(self, session: str | None) -> Visit:
+    def of(self, session: str | None) -> PageSession:
         """The visit of a Gradio session; a call without one (a script's) has a visit for itself."""
         if session is None:
-            return Visit()
+            return PageSession()
         with self._lock:
-            visit = self._visits.setdefault(session, Visit())
+            visit = self._visits.setdefault(session, PageSession())
             self._visits.move_to_end(session)
             while len(self._visits) > MOST_VISITS:
                 self._visits.popitem(last=False)[1].stop()

@@ -14,8 +14,8 @@ from lite_c2f.evaluation import charts
 from lite_c2f.storage.files import read_json
 from lite_c2f.ui.answering import (
     QUICK,
+    Notice,
     Served,
-    Told,
     answers,
     ask_row,
     examples,
@@ -50,8 +50,8 @@ def strip_view(served: Served) -> None:
         try:
             text = question_of(text)
             if not 1 <= len(wanted) <= MOST:
-                raise Told(f"Choose 1 to {MOST} ratios")
-        except Told as told:
+                raise Notice(f"Choose 1 to {MOST} ratios")
+        except Notice as told:
             gr.Info(str(told))
             yield [gr.skip(), gr.skip()]
             return

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from lite_c2f.chat import ChatSettings
 from lite_c2f.data.records import Turn
-from lite_c2f.ui.answering import Served, Told, answers, question_of
-from lite_c2f.ui.page_session import Visit, history
+from lite_c2f.ui.answering import Notice, Served, answers, question_of
+from lite_c2f.ui.page_session import PageSession, history
 from lite_c2f.ui.render import BEFORE
 from lite_c2f.ui.saving import keep, new_transcript
 from lite_c2f.ui.store.conversations import Reply, Round, Transcript
@@ -17,7 +17,7 @@ VIEW = "compare"
 SAVE_EVERY = 0.5  # seconds, while answers are written
 
 
-class Shown(NamedTuple):
+class ShownRounds(NamedTuple):
     """What a page shows."""
 
     rounds: tuple[Round, ...]
@@ -26,12 +26,12 @@ class Shown(NamedTuple):
     )
 
 
-def shown(visit: Visit) -> Shown:
+def shown(visit: PageSession) -> ShownRounds:
     """The conversation as it is."""
-    return Shown(visit.transcript.rounds if visit.transcript else ())
+    return ShownRounds(visit.transcript.rounds if visit.transcript else ())
 
 
-class Begun(NamedTuple):
+class BegunRound(NamedTuple):
     """A round that is asked."""
 
     before: Transcript  # the rounds before it
@@ -40,43 +40,47 @@ class Begun(NamedTuple):
     settings: ChatSettings
 
 
-def ask(served: Served, visit: Visit, text: str, panes: Sequence[str], settings: ChatSettings) -> Iterator[Shown]:
+def ask(
+    served: Served, visit: PageSession, text: str, panes: Sequence[str], settings: ChatSettings
+) -> Iterator[ShownRounds]:
     """One round more."""
 
-    def begin() -> Begun:
+    def begin() -> BegunRound:
         round_ = Round(question_of(text), settings._asdict(), {})
-        return Begun(visit.transcript or new_transcript(served, visit), round_, round_, settings)
+        return BegunRound(visit.transcript or new_transcript(served, visit), round_, round_, settings)
 
     return _run(served, visit, begin, panes)
 
 
-def ask_again(served: Served, visit: Visit, panes: Sequence[str], settings: ChatSettings) -> Iterator[Shown]:
+def ask_again(
+    served: Served, visit: PageSession, panes: Sequence[str], settings: ChatSettings
+) -> Iterator[ShownRounds]:
     """The last question once more, with other settings or random numbers."""
 
-    def begin() -> Begun:
+    def begin() -> BegunRound:
         before, last = _last(visit)
-        return Begun(before, last, Round(last.prompt, settings._asdict(), {}), settings)
+        return BegunRound(before, last, Round(last.prompt, settings._asdict(), {}), settings)
 
     return _run(served, visit, begin, panes)
 
 
-def only(served: Served, visit: Visit, panes: Sequence[str], ratio: float | None = None) -> Iterator[Shown]:
+def only(served: Served, visit: PageSession, panes: Sequence[str], ratio: float | None = None) -> Iterator[ShownRounds]:
     """Some panes of the last round, as it was asked, the random numbers included; the others keep their answers.
 
     At another ratio, the Fine Actor's answer so far stays beside the new one.
     """
 
-    def begin() -> Begun:
+    def begin() -> BegunRound:
         before, last = _last(visit)
         settings = ChatSettings(**last.settings)
         if ratio is not None and "fine" in last.replies:
             last = last._replace(replies={**last.replies, BEFORE: last.replies["fine"]})
-        return Begun(before, last, last, settings if ratio is None else settings._replace(ratio=ratio))
+        return BegunRound(before, last, last, settings if ratio is None else settings._replace(ratio=ratio))
 
     return _run(served, visit, begin, panes)
 
 
-def take_back(served: Served, visit: Visit) -> str:
+def take_back(served: Served, visit: PageSession) -> str:
     """Forget the last round, whether it is answered or not; returns its question."""
     with visit.changing:
         visit.forget(VIEW)
@@ -85,26 +89,28 @@ def take_back(served: Served, visit: Visit) -> str:
     return last.prompt
 
 
-def start_over(visit: Visit) -> None:
+def start_over(visit: PageSession) -> None:
     """A new conversation; the one so far stays saved."""
     with visit.changing:
         visit.forget(VIEW)
         visit.transcript = None
 
 
-def _last(visit: Visit) -> tuple[Transcript, Round]:
+def _last(visit: PageSession) -> tuple[Transcript, Round]:
     """(the conversation before the last round, the last round)."""
     if visit.transcript is None or not visit.transcript.rounds:
-        raise Told("Ask something first")
+        raise Notice("Ask something first")
     *before, last = visit.transcript.rounds
     return visit.transcript._replace(rounds=tuple(before)), last
 
 
-def _run(served: Served, visit: Visit, begin: Callable[[], Begun], panes: Sequence[str]) -> Iterator[Shown]:
+def _run(
+    served: Served, visit: PageSession, begin: Callable[[], BegunRound], panes: Sequence[str]
+) -> Iterator[ShownRounds]:
     """Have a round answered. It is saved as it goes, so that a reload loses neither the question nor what was said."""
     with visit.changing:
         if VIEW in visit.asked:
-            raise Told("The last answers are still being written: stop them, or wait")
+            raise Notice("The last answers are still being written: stop them, or wait")
         transcript, saved, round_, settings = begin()
         turns = {pane: [*history(transcript, pane), Turn("human", round_.prompt)] for pane in panes}
         looks = answers(served, visit, VIEW, turns, panes, settings)
@@ -121,7 +127,7 @@ def _run(served: Served, visit: Visit, begin: Callable[[], Begun], panes: Sequen
 
     for look in chain([first], looks):
         round_ = round_._replace(replies={**round_.replies, **look.replies})
-        yield Shown((*transcript.rounds, round_), look.waiting)
+        yield ShownRounds((*transcript.rounds, round_), look.waiting)
         if look.replies and time.monotonic() - when > SAVE_EVERY:
             save(quiet=True)
     save(quiet=False)

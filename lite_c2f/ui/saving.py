@@ -10,17 +10,17 @@ from lite_c2f.chat.prompts import clean
 from lite_c2f.errors import C2FError, RunError
 from lite_c2f.ui.answering import Served
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.page_session import Visit
+from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import Round, Transcript
 
 
-def new_transcript(served: Served, visit: Visit) -> Transcript:
+def new_transcript(served: Served, visit: PageSession) -> Transcript:
     """An empty session of this visitor."""
     return conversations.new(visit.owner, served.facts)
 
 
-def keep(served: Served, visit: Visit, transcript: Transcript, *, quiet: bool = False) -> None:
+def keep(served: Served, visit: PageSession, transcript: Transcript, *, quiet: bool = False) -> None:
     """Make it the visitor's conversation, and save it. One that another page has gone on with is saved beside that.
 
     quiet: say nothing where it cannot be saved; it is tried again soon.
@@ -63,7 +63,7 @@ def is_same(saved: Sequence[Round], found: Sequence[Round]) -> bool:
     return True
 
 
-def reopen(served: Served, visit: Visit, id: str) -> None:
+def reopen(served: Served, visit: PageSession, id: str) -> None:
     """Make a saved session the visitor's conversation. Raises RunError where there is no such session."""
     found = conversations.load(served.sessions, visit.owner, id)
     with visit.changing:
@@ -71,7 +71,7 @@ def reopen(served: Served, visit: Visit, id: str) -> None:
         visit.transcript, visit.saved = found, found.rounds
 
 
-def arrive(served: Served, visit: Visit, owner: str, id: str) -> None:
+def arrive(served: Served, visit: PageSession, owner: str, id: str) -> None:
     """A page was loaded in a browser that knows its owner, and in a tab that may know its session."""
     visit.arrived = True
     with contextlib.suppress(C2FError, OSError):
@@ -80,7 +80,7 @@ def arrive(served: Served, visit: Visit, owner: str, id: str) -> None:
         reopen(served, visit, id)
 
 
-def choices(served: Served, visit: Visit) -> Sequence[tuple[str, str]]:
+def choices(served: Served, visit: PageSession) -> Sequence[tuple[str, str]]:
     """The visitor's sessions, newest first: (what it is called, its id)."""
     return [
         (
@@ -92,7 +92,7 @@ def choices(served: Served, visit: Visit) -> Sequence[tuple[str, str]]:
     ]
 
 
-def visit_of(served: Served, session_hash: str | None, owner: str, id: str) -> Visit:
+def visit_of(served: Served, session_hash: str | None, owner: str, id: str) -> PageSession:
     """The visit of a Gradio session; one that a restarted server does not know is taken up where it was saved."""
     visit = served.visits.of(session_hash)
     if not visit.arrived:

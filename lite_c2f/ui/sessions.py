@@ -13,7 +13,7 @@ from lite_c2f.chat import TITLES, ChatSettings
 from lite_c2f.errors import C2FError
 from lite_c2f.ui import saving
 from lite_c2f.ui.answering import QUICK, SPEAKING, Served, failure
-from lite_c2f.ui.page_session import Visit
+from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import Round, Transcript
 
@@ -37,7 +37,7 @@ DOWNLOAD = """(text, name) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }"""
-Page = Callable[[Visit, bool, float], list[str]]
+Page = Callable[[PageSession, bool, float], list[str]]
 
 
 def sessions_fold(
@@ -64,7 +64,7 @@ def sessions_fold(
         as_json = gr.Button("Export JSON", size="sm", elem_id="export-json")
         as_markdown = gr.Button("Export Markdown", size="sm", elem_id="export-markdown")
 
-    def state(visit: Visit) -> list[Any]:
+    def state(visit: PageSession) -> list[Any]:
         found = saving.choices(served, visit)
         now = visit.transcript.id if visit.transcript else None
         known = any(now == id for _, id in found)
@@ -73,7 +73,7 @@ def sessions_fold(
     def after(request: gr.Request) -> list[Any]:
         return state(served.visits.of(request.session_hash))
 
-    def everything(visit: Visit, marks: bool, ratio: float) -> list[Any]:
+    def everything(visit: PageSession, marks: bool, ratio: float) -> list[Any]:
         """The page with the settings of the last round: an answer made with them is then not stale."""
         rounds = visit.transcript.rounds if visit.transcript else ()
         found = settings_in(rounds[-1]) if rounds else [gr.skip()] * len(settings)

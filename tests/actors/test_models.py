@@ -7,9 +7,9 @@ from tokenizer_kinds import made
 from transformers import AddedToken, AutoTokenizer
 
 from lite_c2f.actors.answers import Answer
-from lite_c2f.actors.models import Instruct, Judge
+from lite_c2f.actors.models import InstructModel, RewardModel
 from lite_c2f.backbone.load import load_tokenizer
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.data.encode import encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
 from lite_c2f.fine.merge import merge
@@ -20,7 +20,7 @@ from lite_c2f.sampling import Sampling
 @pytest.fixture
 def instruct(pico):
     settings = ["model.quantization=none", "data.max_prompt_tokens=16", "evaluation.max_tokens=32"]
-    return Instruct(load_config({}, settings), str(pico["instruct"]), pico["adapter"])
+    return InstructModel(load_config({}, settings), str(pico["instruct"]), pico["adapter"])
 
 
 def logits(instruct, ids, ratio):
@@ -89,7 +89,7 @@ def test_ratios_by_weight_are_what_a_merge_writes(tmp_path, pico, instruct):
         if "lora_A" in name
     )
     merge(pico["adapter"], pico["base"], pico["instruct"], tmp_path / "out", layer_ratios=list(ratios.items()))
-    merged = Instruct(instruct.config, str(tmp_path / "out"))
+    merged = InstructModel(instruct.config, str(tmp_path / "out"))
     ids = [1, 10, 20, 30, 40]
     with torch.no_grad():
         expected = merged.model(torch.tensor([ids])).logits[0].double()
@@ -102,7 +102,7 @@ def test_the_end_of_a_turn_ends_answers(pico, editable):
     """The token that ends a turn in the chat template is no end token of the model's files."""
     settings = ["model.quantization=none", "data.max_prompt_tokens=16", "evaluation.max_tokens=32"]
     asked, greedy = [(Turn("human", "w1 w2"),)], Sampling(12, temperature=0.0)
-    (before,) = Instruct(load_config({}, settings), str(pico["instruct"])).answer(asked, greedy)
+    (before,) = InstructModel(load_config({}, settings), str(pico["instruct"])).answer(asked, greedy)
     words = before.text.split()
     end = next(word for place, word in enumerate(words[3:], 3) if word not in words[:place] and word.startswith("w"))
     folder = editable("instruct")
@@ -113,7 +113,7 @@ def test_the_end_of_a_turn_ends_answers(pico, editable):
         "{% else %} {{ m.content }} " + end + "{% endif %}{% endfor %}"
     )
     tokenizer.save_pretrained(folder)
-    actor = Instruct(load_config({}, settings), str(folder))
+    actor = InstructModel(load_config({}, settings), str(folder))
     number = tokenizer.convert_tokens_to_ids(end)
     assert actor.eos_ids == sorted([2, number])  # `</s>` is 2
     (answer,) = actor.answer(asked, greedy)
@@ -127,7 +127,7 @@ def test_variables_reach_the_chat_template_of_an_actor(pico, editable):
     tokenizer.chat_template = "{{ style }} {% for m in messages %}{{ m.content }}{% endfor %}"
     tokenizer.save_pretrained(folder)
     settings = ["data.max_prompt_tokens=16", "evaluation.max_tokens=32", "model.chat_template_kwargs.style=w7"]
-    actor = Instruct(load_config({}, settings), str(folder))
+    actor = InstructModel(load_config({}, settings), str(folder))
     seen = []
     actor.model.model.embed_tokens.register_forward_pre_hook(lambda module, args: seen.append(args[0].tolist()))
     actor.answer([(Turn("human", "w1"),)], Sampling(1, temperature=0.0))
@@ -144,7 +144,7 @@ def test_answers_of_all_actors_are_read_in_one_form(kind):
 
     prompt = "\n\nHuman: Why?\n\nAssistant:"
     spaced = ids(f"{prompt} It is 5.")[len(ids(prompt)) :]
-    judge = Judge(None, tokenizer, Normalizer(0.0, 1.0), load_config({}))
+    judge = RewardModel(None, tokenizer, Normalizer(0.0, 1.0), load_config({}))
     base = Answer("It is 5.", len(spaced) + 1, "stop", spaced)
     instruct = Answer("It is 5.", 5, "eos", ids("It is 5."), chat=True)
     cut = instruct._replace(finish="limit")
@@ -157,7 +157,7 @@ def test_answers_of_all_actors_are_read_in_one_form(kind):
 
 def test_in_its_own_template_the_reward_model_reads_the_end_of_a_turn():
     tokenizer = made("qwen")  # EOS is 0, <|im_end|> 2
-    judge = Judge(None, tokenizer, Normalizer(0.0, 1.0), load_config({}, ["model.prompt_template=chat"]))
+    judge = RewardModel(None, tokenizer, Normalizer(0.0, 1.0), load_config({}, ["model.prompt_template=chat"]))
     answer = Answer("5", 2, "eos", [23], chat=True)
     (row,) = judge.rows([(Turn("human", "Why?"),)], [answer])
     assert row == [*encode_chat(tokenizer, [Turn("human", "Why?")], 99), 23, 2]

@@ -7,7 +7,8 @@ from peft import PeftModel
 from lite_c2f.backbone.adapters import load_into, read_tensors, save_policy
 from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.config.settings import Lora, load_config
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import Lora
 from lite_c2f.errors import ModelError
 
 TOKENS = torch.tensor([[1, 5, 9, 12]])

@@ -6,10 +6,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.pair import read_config
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ConfigError
 from lite_c2f.evaluation.llm_judge.conversations import with_room
-from lite_c2f.runs.inputs import ModelPair, check_context
+from lite_c2f.runs.models import ModelPair, check_context
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

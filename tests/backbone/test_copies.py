@@ -10,7 +10,8 @@ from lite_c2f.backbone import copies
 from lite_c2f.backbone.copies import half_copies, has_room, sampling_copies
 from lite_c2f.backbone.load import load_model
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.config.settings import Lora, load_config
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import Lora
 
 TOKENS = torch.tensor([[1, 5, 9, 30, 31]])
 

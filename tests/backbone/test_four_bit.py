@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lite_c2f.backbone import four_bit
-from lite_c2f.backbone.four_bit import ROWS, Trial, check_four_bit, tolerance, trials
+from lite_c2f.backbone.four_bit import ROWS, LayerTrial, check_four_bit, tolerance, trials
 from lite_c2f.errors import ModelError
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def test_4bit_layers_are_right_here():
 
 
 def test_what_is_no_number_is_not_good():
-    assert not Trial(torch.float32, 2, "1 row of 2", True, float("nan"), 0.1).good
+    assert not LayerTrial(torch.float32, 2, "1 row of 2", True, float("nan"), 0.1).good
 
 
 FORWARD = bnb.nn.Linear4bit.forward

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lite_c2f.backbone.load import card_gib, pick_device, pick_dtype, plan_here, plan_named, uses_checkpointing
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ConfigError
 from lite_c2f.memory import make_plan
 

@@ -6,8 +6,8 @@ from peft import PeftModel
 
 from lite_c2f.backbone import multi_model as module
 from lite_c2f.backbone.load import load_model
-from lite_c2f.backbone.multi_model import Together, residue_of
-from lite_c2f.config.settings import load_config
+from lite_c2f.backbone.multi_model import MultiModel, residue_of
+from lite_c2f.config.loading import load_config
 
 SETTINGS = ["data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32"]
 TOKENS = torch.tensor([[5, 9, 3, 40], [7, 7, 21, 2], [33, 1, 60, 12], [4, 50, 6, 8]])
@@ -36,7 +36,7 @@ def test_every_row_is_its_own_model_with_its_own_share(roles, instruct, dense, m
         coarse = logits(roles.model, TOKENS[1:2])
     with roles.use("reference"):
         base = logits(roles.model, TOKENS[0:1])
-    together = Together([roles.model, instruct], residue_of(roles.model, "policy"))
+    together = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
     with torch.inference_mode():
         hidden = together.hidden(TOKENS, [0, 0, 1, 1], [0.0, 1.0, 0.0, 0.5], None)
         got = together.logits(hidden.flatten(0, 1)[[3, 7, 11, 15]])  # the last token of each, in the rows' order
@@ -56,7 +56,7 @@ def test_in_bfloat16_too(pico, random_roles, dense, monkeypatch):
     settings = ["model.compute_dtype=bfloat16"]
     roles = random_roles("policy", settings=settings)
     instruct = load_model(str(pico["instruct"]), load_config({}, [*SETTINGS, *settings]))
-    together = Together([roles.model, instruct], residue_of(roles.model, "policy"))
+    together = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
     with torch.inference_mode():
         hidden = together.hidden(TOKENS, [0, 0, 1, 1], [0.0, 1.0, 0.0, 1.05], None)
         got = together.logits(hidden.flatten(0, 1)[[3, 7, 11, 15]])[:3]
@@ -91,7 +91,7 @@ def load_half(instruct, roles):
 
 def test_nothing_changes_in_the_models(roles, instruct):
     before = logits(instruct, TOKENS)
-    together = Together([roles.model, instruct], residue_of(roles.model, "policy"))
+    together = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
     with torch.inference_mode():
         together.hidden(TOKENS, [0, 0, 1, 1], [0.0, 1.0, 0.0, 0.5], None)
     assert torch.equal(logits(instruct, TOKENS), before)
@@ -99,10 +99,10 @@ def test_nothing_changes_in_the_models(roles, instruct):
 
 
 def test_rows_of_one_model_alone_do_not_ask_the_other(roles, instruct):
-    together = Together([roles.model, instruct], residue_of(roles.model, "policy"))
+    together = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
     asked = []
     for layer in together.decoder.modules():
-        if isinstance(layer, module.Each):
+        if isinstance(layer, module.PerModelLinear):
             base, other = layer.layers
             layer.layers = [base, lambda states, other=other: asked.append(1) or other(states)]
     with torch.inference_mode():
@@ -113,4 +113,4 @@ def test_rows_of_one_model_alone_do_not_ask_the_other(roles, instruct):
 def test_a_residue_for_a_layer_that_is_not_there_is_refused(roles, instruct):
     residue = residue_of(roles.model, "policy")
     with pytest.raises(ValueError, match=r"layers\.9"):
-        Together([roles.model, instruct], residue | {"layers.9.mlp.up_proj": next(iter(residue.values()))})
+        MultiModel([roles.model, instruct], residue | {"layers.9.mlp.up_proj": next(iter(residue.values()))})

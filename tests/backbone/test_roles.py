@@ -122,7 +122,7 @@ def test_trap_3_the_guard_switches_the_repacking_off():
 
 def test_trap_4_embeddings_norms_and_head_keep_their_type(pico):
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
 
     base = load_model(str(pico["base"]), load_config({}, ["model.compute_dtype=bfloat16", "evaluation.max_tokens=32"]))
     roles = Roles(base, Lora(r=4), ("policy",))
@@ -133,7 +133,7 @@ def test_trap_4_embeddings_norms_and_head_keep_their_type(pico):
 
 def test_trap_5_adapters_and_heads_are_float32(pico):
     from lite_c2f.backbone.load import load_model
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
 
     base = load_model(str(pico["base"]), load_config({}, ["model.compute_dtype=bfloat16", "evaluation.max_tokens=32"]))
     roles = Roles(base, Lora(r=4), ("policy", "critic"))

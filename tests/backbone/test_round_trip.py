@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from lite_c2f.backbone.load import load_tokenizer
-from lite_c2f.backbone.round_trip import Change, changed, check_round_trip
+from lite_c2f.backbone.round_trip import TextChange, changed, check_round_trip
 from lite_c2f.cli.doctor import tokenizer_problem
 from lite_c2f.errors import ModelError
 
@@ -105,7 +105,7 @@ def test_bytes_that_are_left_in_letters():
     """SentencePiece without ByteFallback: spaces are right, line breaks are `<0x0A>`."""
     decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     change = changed(with_parts(sentencepiece(), decoder=decoder))
-    assert change == Change("to add them.\n\nHuman: Why", "to add them.<0x0A><0x0A>")
+    assert change == TextChange("to add them.\n\nHuman: Why", "to add them.<0x0A><0x0A>")
 
 
 def saved(tokenizer, folder, **settings):

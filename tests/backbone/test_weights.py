@@ -9,11 +9,11 @@ from transformers import MistralForCausalLM
 from lite_c2f.backbone.folder import check_weights
 from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.backbone.weights import INDEX, SINGLE, weight_files
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ModelError
 from lite_c2f.fine.merge import merge
 from lite_c2f.memory.sizes import model_shape
-from lite_c2f.runs.inputs import check_models, resolve_models
+from lite_c2f.runs.models import check_models, resolve_models
 
 SHORT = [  # rows that fit the pico models, whose tokenizer cannot spell the default stop
     "model.stop=[]",

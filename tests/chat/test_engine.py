@@ -10,7 +10,7 @@ import time
 import pytest
 from likeness import alike
 
-from lite_c2f.actors.models import Instruct, answer_base
+from lite_c2f.actors.models import InstructModel, answer_base
 from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Event, Pane, engine, fair_queue, loaded, with_answers
 from lite_c2f.chat.prompts import shown
 from lite_c2f.cli import chat_terminal
@@ -106,7 +106,7 @@ def test_stream_says_what_the_batched_sampler_says(chat, toy_run, temperature):
         "coarse": answer_base(chat.cast.roles, "policy", chat.cast.tokenizer, chat.config, [turns], sampling)[0],
         "base": answer_base(chat.cast.roles, "reference", chat.cast.tokenizer, chat.config, [turns], sampling)[0],
     }
-    instruct = Instruct(chat.config, open_run(toy_run)[1].instruct, toy_run / "coarse" / "adapter")
+    instruct = InstructModel(chat.config, open_run(toy_run)[1].instruct, toy_run / "coarse" / "adapter")
     for pane, ratio in (("fine", chat.ratio), ("baseline", 0.0)):
         with instruct.ratio(ratio):
             expected[pane] = instruct.answer([turns], sampling)[0]

@@ -3,14 +3,14 @@
 import pytest
 
 from lite_c2f.chat import ChatSettings, fair_queue
-from lite_c2f.chat.fair_queue import Line
+from lite_c2f.chat.fair_queue import FairQueue
 from lite_c2f.chat.panes import Pane
-from lite_c2f.chat.stream import Question
+from lite_c2f.chat.stream import PendingQuestion
 from lite_c2f.errors import C2FError
 
 
 def question(asker=None):
-    return Question(0, [Pane("fine", "fine")], {}, ChatSettings(), asker)
+    return PendingQuestion(0, [Pane("fine", "fine")], {}, ChatSettings(), asker)
 
 
 def put(queue, *askers, under_way=()):
@@ -27,7 +27,7 @@ def begun(queue):
 
 def test_questions_of_one_are_begun_as_they_came():
     for asker in (None, "ann"):
-        queue = Line()
+        queue = FairQueue()
         assert list(begun(queue)) == []
         asked = put(queue, *[asker] * 5)
         assert [queue.place_of(each) for each in asked] == [0, 1, 2, 3, 4]
@@ -37,14 +37,14 @@ def test_questions_of_one_are_begun_as_they_came():
 
 def test_askers_take_turns():
     """Turns by hand: ann 0 1 2, ben 0, eve 0 1."""
-    queue = Line()
+    queue = FairQueue()
     asked = put(queue, "ann", "ann", "ann", "ben", "eve", "eve")
     ann, ben, eve = asked[:3], asked[3], asked[4:]
     assert list(begun(queue)) == [ann[0], ben, eve[0], ann[1], eve[1], ann[2]]
 
 
 def test_who_comes_late_waits_for_one_question_of_each_and_loses_nothing_by_it():
-    queue = Line()
+    queue = FairQueue()
     many = put(queue, *["ann"] * 4)
     going = [queue.begin(), queue.begin()]  # turns 0 and 1
     late = put(queue, "ben", under_way=going)[0]  # turn 1, as the one begun last
@@ -53,7 +53,7 @@ def test_who_comes_late_waits_for_one_question_of_each_and_loses_nothing_by_it()
 
 
 def test_who_comes_late_has_saved_up_no_turns():
-    queue = Line()
+    queue = FairQueue()
     many = put(queue, *["ann"] * 4)
     going = [queue.begin(), queue.begin(), queue.begin()]  # turns 0, 1, 2
     late = put(queue, "ben", "ben", under_way=going)  # turns 2 and 3: the second one comes after ann's, turn 3 too
@@ -61,7 +61,7 @@ def test_who_comes_late_has_saved_up_no_turns():
 
 
 def test_an_asker_whose_questions_are_under_way_has_had_his_turn():
-    queue = Line()
+    queue = FairQueue()
     put(queue, "ann")
     going = [queue.begin()]  # turn 0
     again, other = *put(queue, "ann", under_way=going), *put(queue, "ben", under_way=going)
@@ -69,12 +69,12 @@ def test_an_asker_whose_questions_are_under_way_has_had_his_turn():
 
 
 def test_who_has_left_is_not_begun():
-    queue = Line()
+    queue = FairQueue()
     asked = put(queue, "ann", "ben", "eve")
     asked[0].stopped.add("fine")
     assert queue.first() is asked[1] and asked[0].unbegun == {"fine": ("stopped", "")}
     assert len(queue) == 2
-    two = Question(0, [Pane("fine", "fine"), Pane("coarse", "coarse")], {}, ChatSettings())
+    two = PendingQuestion(0, [Pane("fine", "fine"), Pane("coarse", "coarse")], {}, ChatSettings())
     two.stopped.add("fine")
     assert not two.unwanted  # the other one is
     two.stopped.add("coarse")
@@ -84,7 +84,7 @@ def test_who_has_left_is_not_begun():
 def test_the_line_ends_somewhere(monkeypatch):
     monkeypatch.setattr(fair_queue, "MOST_WAITING", 6)
     monkeypatch.setattr(fair_queue, "MOST_OF_ONE", 3)
-    queue = Line()
+    queue = FairQueue()
     put(queue, "ann", "ann", "ann")
     with pytest.raises(C2FError, match="3 questions of yours wait"):
         put(queue, "ann")

@@ -6,7 +6,7 @@ import pytest
 
 from lite_c2f.backbone.load import load_model
 from lite_c2f.chat.loaded import context_of, merged_ratio
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.errors import RunError
 
 

@@ -5,9 +5,9 @@ import torch
 from transformers import AutoTokenizer
 
 from lite_c2f.backbone.load import load_model
-from lite_c2f.backbone.multi_model import Each, Together, residue_of
-from lite_c2f.chat.rows import Row, Rows
-from lite_c2f.config.settings import load_config
+from lite_c2f.backbone.multi_model import MultiModel, PerModelLinear, residue_of
+from lite_c2f.chat.rows import AnswerRow, AnswerRows
+from lite_c2f.config.loading import load_config
 from lite_c2f.sampling import Sampling, Stops, sample
 
 SETTINGS = ["data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32"]
@@ -23,12 +23,12 @@ def roles(random_roles):
 @pytest.fixture
 def together(roles, pico):
     instruct = load_model(str(pico["instruct"]), load_config({}, SETTINGS))
-    return Together([roles.model, instruct], residue_of(roles.model, "policy"))
+    return MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
 
 
 def row(index, limit=20, seed=0, temperature=1.0, eos=(2,), **given):
     model, share = ACTORS[index % 4]
-    return Row(model, share, PROMPTS[index % 4], Sampling(limit, temperature, 0, 1.0, seed), eos_ids=eos, **given)
+    return AnswerRow(model, share, PROMPTS[index % 4], Sampling(limit, temperature, 0, 1.0, seed), eos_ids=eos, **given)
 
 
 def run(rows, *given):
@@ -39,7 +39,7 @@ def run(rows, *given):
 
 
 def alone(together, index, **given):
-    return run(Rows(together, 0), row(index, **given))[0]
+    return run(AnswerRows(together, 0), row(index, **given))[0]
 
 
 def test_a_row_says_what_the_batched_sampler_says(together, roles):
@@ -52,7 +52,7 @@ def test_a_row_says_what_the_batched_sampler_says(together, roles):
 
 def test_rows_do_not_depend_on_who_comes_and_goes_beside_them(together):
     expected = [alone(together, index, limit=8 + 5 * index, seed=index) for index in range(8)]
-    rows, made = Rows(together, 0), [row(index, limit=8 + 5 * index, seed=index) for index in range(8)]
+    rows, made = AnswerRows(together, 0), [row(index, limit=8 + 5 * index, seed=index) for index in range(8)]
     waiting = [made[:3], made[3:4], made[4:8]]  # the cache grows, rows change their slots
     while waiting or any(each.finish is None for each in made):
         if waiting:
@@ -65,7 +65,7 @@ def test_rows_do_not_depend_on_who_comes_and_goes_beside_them(together):
 
 
 def test_rows_are_sorted_by_model(together):
-    rows = Rows(together, 0)
+    rows = AnswerRows(together, 0)
     rows.start([row(1, eos=()), row(0, eos=())])
     rows.start([row(3, eos=()), row(2, eos=())])
     assert [each.model for each in rows.rows] == [0, 0, 1, 1]
@@ -74,14 +74,14 @@ def test_rows_are_sorted_by_model(together):
 def test_settings_of_neighbours_differ(together):
     kinds = [{"temperature": 0.0}, {"temperature": 1.7}, {"temperature": 0.3}, {"temperature": 0.0}]
     expected = [alone(together, index, **kind) for index, kind in enumerate(kinds)]
-    assert run(Rows(together, 0), *(row(index, **kind) for index, kind in enumerate(kinds))) == expected
+    assert run(AnswerRows(together, 0), *(row(index, **kind) for index, kind in enumerate(kinds))) == expected
 
 
 def test_how_a_row_ends(pico):
     stops = Stops(AutoTokenizer.from_pretrained(pico["base"]), [" w4 w5"])  # tokens 7 and 8
 
     def ended(*tokens, limit=5):
-        each = Row(0, 0.0, [1], Sampling(limit), eos_ids=[2], stops=stops)
+        each = AnswerRow(0, 0.0, [1], Sampling(limit), eos_ids=[2], stops=stops)
         for token in tokens:
             each.take(token, 1.0)
         return each.finish, each.text_tokens
@@ -112,10 +112,12 @@ def test_a_penalty_is_that_of_transformers(together):
 
 def test_a_model_that_fails_ends_its_own_rows_and_no_others(together):
     expected = [alone(together, index) for index in range(4)]
-    rows, made = Rows(together, 0), [row(index) for index in range(4)]
+    rows, made = AnswerRows(together, 0), [row(index) for index in range(4)]
     rows.start(made)
     rows.step()
-    layer = next(module for module in together.decoder.modules() if isinstance(module, Each) and module.residue)
+    layer = next(
+        module for module in together.decoder.modules() if isinstance(module, PerModelLinear) and module.residue
+    )
     whole = layer.layers[0]
 
     def broken(states):
@@ -132,7 +134,7 @@ def test_a_model_that_fails_ends_its_own_rows_and_no_others(together):
 
 
 def test_the_cache_has_no_slots_for_rows_that_have_ended(together):
-    rows = Rows(together, 0)
+    rows = AnswerRows(together, 0)
     run(rows, *(row(index, limit=3) for index in range(4)))  # all have ended, none was left out yet
     rows.start([row(1)])
     assert rows._size[0] == 1
@@ -142,7 +144,7 @@ def test_the_cache_has_no_slots_for_rows_that_have_ended(together):
 def test_no_memory_for_new_rows(together, where, monkeypatch):
     """Growing leaves those under way as they were; half arranged, none may go on with another's keys."""
     expected = [alone(together, index, limit=30) for index in (1, 3)]
-    rows, made = Rows(together, 0), [row(1, limit=30), row(3, limit=30)]
+    rows, made = AnswerRows(together, 0), [row(1, limit=30), row(3, limit=30)]
     rows.start(made)
     rows.step()
     layer = rows.cache.slot_layers[1]
@@ -172,7 +174,7 @@ def test_a_row_that_cannot_tell_its_end_fails_alone(together):
             raise ValueError("no text")
 
     expected = [alone(together, index, limit=6) for index in (0, 1, 3)]
-    rows = Rows(together, 0)
+    rows = AnswerRows(together, 0)
     got = run(rows, row(0, limit=6), row(1, limit=6), row(2, limit=6, stops=Broken()), row(3, limit=6))
     assert [got[0], got[1], got[3]] == expected
     assert got[2][1] == "error" and len(got[2][0]) == 1
@@ -183,7 +185,7 @@ def test_numbers_that_are_not_finite_end_their_row_alone(together):
     broken = row(3)
     broken.share = float("nan")
     whole = row(1)
-    rows = Rows(together, 0)
+    rows = AnswerRows(together, 0)
     rows.start([broken, whole])
     while whole.finish is None:
         rows.step()

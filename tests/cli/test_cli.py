@@ -218,7 +218,7 @@ def test_every_command_in_the_readme_parses(line, call):
     for flag in (word.split("=")[0] for word in words if word.startswith("--")):
         assert flag in out, f"{flag} of '{line}' is not in its help"
     for override in (word for word in words[1:] if "=" in word and not word.startswith("--")):
-        from lite_c2f.config.settings import load_config
+        from lite_c2f.config.loading import load_config
 
         load_config({}, [override] if not override.startswith("model.") else [])
     for name in (word for word in words if word.startswith("configs/")):

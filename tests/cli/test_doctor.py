@@ -8,7 +8,7 @@ import torch
 
 from lite_c2f.cli import doctor
 from lite_c2f.errors import RunError
-from lite_c2f.storage.checkpoints import Checkpoint, Checkpoints
+from lite_c2f.storage.checkpoints import Checkpoint, CheckpointStore
 from lite_c2f.storage.lock import locked
 
 WELL = {"4-bit": "works (relative error 0.09)", "gpu": "none", "torch": "2.13.0", "torch built for": "CPU"}
@@ -90,7 +90,7 @@ def test_a_run_is_described(tmp_path):
     lines = [{"stage": "coarse", "step": step, "reward": reward, "limit": 16} for step, reward in rewards.items()]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "config.yaml").write_text("run: {checkpoint_every: 2}\ncoarse: {critic_warmup: 1}\n")
-    store = Checkpoints(tmp_path / "coarse" / "checkpoints")
+    store = CheckpointStore(tmp_path / "coarse" / "checkpoints")
     for step in (2, 4, 6):
         store.save(Checkpoint(step, {}, {"w": torch.ones(2)}), {2: 0.7})
     (tmp_path / "coarse" / "checkpoints" / "step-000006" / "state.json").write_text("{}")

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from lite_c2f.cli.terminal import Terminal, comparison_table, figures, print_summary, source_table
+from lite_c2f.cli.terminal import TerminalSink, comparison_table, figures, print_summary, source_table
 
 
 def view(terminal, width=100):
-    return Terminal(Console(file=io.StringIO(), force_terminal=terminal, width=width, highlight=False))
+    return TerminalSink(Console(file=io.StringIO(), force_terminal=terminal, width=width, highlight=False))
 
 
 def said(shown):
@@ -20,9 +20,9 @@ def said(shown):
 def test_plain_lines_name_the_stage_and_keep_notes(monkeypatch):
     shown = view(False)
     monkeypatch.setattr("lite_c2f.cli.terminal.PLAIN_EVERY", 0.0)
-    shown.stage("coarse actor", 4, "updates")
-    shown.step(1, {"reward": -0.5, "limit": 16, "tokens_per_s": 12.3, "unknown": 1})
-    shown.note("rows skipped: 4 [empty answer]")
+    shown.on_stage("coarse actor", 4, "updates")
+    shown.on_step(1, {"reward": -0.5, "limit": 16, "tokens_per_s": 12.3, "unknown": 1})
+    shown.on_message("rows skipped: 4 [empty answer]")
     shown.close()
     assert "coarse actor 1/4 updates  reward -0.50  limit 16  tokens/s 12" in said(shown)
     assert "rows skipped: 4 [empty answer]" in said(shown)
@@ -32,16 +32,16 @@ def test_a_live_line_ends_with_the_stage(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("lite_c2f.cli.terminal.time", SimpleNamespace(monotonic=lambda: clock.now))
     shown = view(True)
-    shown.stage("reward model", 0, "steps")
-    shown.stage("reward model", 10, "steps")  # its length is known now: the same line goes on
-    shown.step(3, {"accuracy": 0.75})
-    shown.tick(64)
-    shown.stage("models", 0, "steps")  # over in no time: not worth a line
+    shown.on_stage("reward model", 0, "steps")
+    shown.on_stage("reward model", 10, "steps")  # its length is known now: the same line goes on
+    shown.on_step(3, {"accuracy": 0.75})
+    shown.on_tokens(64)
+    shown.on_stage("models", 0, "steps")  # over in no time: not worth a line
     clock.now += 0.9
-    shown.stage("data", 0, "steps")
+    shown.on_stage("data", 0, "steps")
     clock.now += 1.5
-    shown.stage("merge", 100, "%")
-    shown.step(100, {"loss": 0.1})
+    shown.on_stage("merge", 100, "%")
+    shown.on_step(100, {"loss": 0.1})
     shown.close()
     assert shown.live is None
     assert said(shown).count("reward model: ") == 1 and "merge: " in said(shown) and "models: " not in said(shown)
@@ -50,10 +50,10 @@ def test_a_live_line_ends_with_the_stage(monkeypatch):
 
 def test_a_narrow_terminal_cuts_figures_before_progress():
     shown = view(True, width=80)
-    shown.stage("coarse actor", 40, "updates")
+    shown.on_stage("coarse actor", 40, "updates")
     many = {"reward": 0.12, "limit": 1024.0, "hit_limit": 1.0, "kl": 10.25, "tokens_per_s": 1234.0, "loss": 1.0}
-    shown.step(7, {})  # an earlier process did seven
-    shown.step(8, many)
+    shown.on_step(7, {})  # an earlier process did seven
+    shown.on_step(8, many)
     shown.live.refresh()
     lines = said(shown)
     shown.close()

@@ -7,7 +7,7 @@ from tokenizer_kinds import made
 
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.coarse.train import ends_of
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 
 
 @pytest.mark.parametrize(("form", "end", "others"), [("chat", 2, (0, 7)), ("Q: {prompt} A:", 0, (7,))])

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lite_c2f.coarse.length import LengthState, Running, advance, round_to, sigmoid, start
-from lite_c2f.config.settings import Length, load_config
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import Length
 
 PLAIN = Length(start=16, max=64, step=8, multiple=4, tau=0.2, w_reward=1.0, w_value=0.5, decay=0.5)
 

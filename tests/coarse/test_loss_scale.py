@@ -10,13 +10,14 @@ from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages
 from lite_c2f.coarse.length import LengthState
 from lite_c2f.coarse.loss_scale import LARGEST, PATIENCE, START, LossScale
-from lite_c2f.coarse.rollout import Batches, Ends, collect
-from lite_c2f.coarse.state import Standing
+from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, collect
+from lite_c2f.coarse.state import TrainState
 from lite_c2f.coarse.train import begin
 from lite_c2f.coarse.update import Minibatch, gradients, update
-from lite_c2f.config.settings import Lora, load_config
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import Lora
 from lite_c2f.reward.score import Normalizer
-from lite_c2f.runs.inputs import Corpus
+from lite_c2f.runs.corpus import Corpus
 from lite_c2f.runtime.batch_size import BatchSize
 
 FINE = {"loss": torch.tensor(1.0)}
@@ -73,11 +74,11 @@ def standing(roles):
     """A loop between two updates, with nothing in it but its roles."""
     prompts = SimpleNamespace(taken=0, go_to=lambda taken: None)
     optimizers = {name: torch.optim.AdamW(roles.trainable(name)) for name in ("policy", "critic")}
-    batches = Batches.of(load_config({}, ["coarse.micro_batch=1", "coarse.sampling_batch=1"]).coarse)
+    batches = RolloutBatches.of(load_config({}, ["coarse.micro_batch=1", "coarse.sampling_batch=1"]).coarse)
     scales = {name: LossScale(torch.float16) for name in optimizers}
     rates = dict.fromkeys(optimizers, 0.1)
     shuffler = torch.Generator()
-    return Standing(roles, optimizers, shuffler, prompts, batches, LengthState(8), 0.1, rates=rates, scales=scales)
+    return TrainState(roles, optimizers, shuffler, prompts, batches, LengthState(8), 0.1, rates=rates, scales=scales)
 
 
 def test_a_checkpoint_brings_the_scales_back(in_float16):
@@ -130,14 +131,14 @@ def test_an_update_in_float16_has_the_gradients_of_float32(in_float16):
         {}, ["coarse.rollouts=2", "coarse.micro_batch=2", "coarse.sampling_batch=2", "coarse.minibatches=2"]
     ).coarse
     exact, roles = in_float16(torch.float32), in_float16(torch.float16)
-    ends = Ends(eos_id=2, pad_id=0)
+    ends = ResponseEnds(eos_id=2, pad_id=0)
     rollout = collect(exact, [[1, 5, 9, 12], [1, 7]], settings, 6, ends, Normalizer(0.5, 2.0), seed=1)
 
     def policy(roles, scale):
         small = torch.where(rollout.mask, 1e-6, 0.0)
         old = rollout.logprobs
         work = Minibatch(rollout, Advantages(small, small), old, False, [0, 1], int(rollout.mask.sum()))
-        gradients(roles, "policy", work, settings, Batches.of(settings), scale)
+        gradients(roles, "policy", work, settings, RolloutBatches.of(settings), scale)
         return torch.cat([weight.grad.flatten() for weight in roles.trainable("policy")])
 
     expected = policy(exact, None)
@@ -151,8 +152,8 @@ def test_an_update_makes_an_overflowing_step_again_with_a_smaller_scale(in_float
     """2**140 is beyond float32: a loss overflows until its scale fits; the step taken is that of an unscaled loss."""
     settings = load_config({}, ["coarse.rollouts=2", "coarse.minibatches=1", "coarse.epochs=2"]).coarse
     roles = in_float16(torch.float32)
-    sizes = Batches(*(BatchSize(name, 2) for name in Batches._fields))
-    rollout = collect(roles, [[1, 5, 9, 12], [1, 7]], settings, 6, Ends(2, 0), Normalizer(0.5, 2.0), 1, sizes)
+    sizes = RolloutBatches(*(BatchSize(name, 2) for name in RolloutBatches._fields))
+    rollout = collect(roles, [[1, 5, 9, 12], [1, 7]], settings, 6, ResponseEnds(2, 0), Normalizer(0.5, 2.0), 1, sizes)
     wanted = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
     before = {name: [weight.detach().clone() for weight in roles.trainable(name)] for name in ("policy", "critic")}
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lite_c2f.coarse.checkpoints import Saves
+from lite_c2f.coarse.checkpoints import CheckpointManager
 from lite_c2f.coarse.length import LengthState
 from lite_c2f.coarse.train import check_learned
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
 from lite_c2f.storage.checkpoints import Checkpoint
-from lite_c2f.storage.files import Metrics, hash_of
+from lite_c2f.storage.files import hash_of
+from lite_c2f.storage.metrics import Metrics
 
 
 def line(reward, spread=0.3):
@@ -56,7 +57,7 @@ def place(tmp_path):
     def saves(*more):
         settings = ["coarse.rollouts=16", "coarse.critic_warmup=0", "run.checkpoint_every=1", "run.keep_checkpoints=1"]
         config = load_config({}, [*settings, *more])
-        return Saves(config, tmp_path, loop, Metrics(tmp_path), told.append)
+        return CheckpointManager(config, tmp_path, loop, Metrics(tmp_path), told.append)
 
     loop = Loop()
     return SimpleNamespace(run=tmp_path, told=told, loop=loop, saves=saves)

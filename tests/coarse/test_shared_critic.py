@@ -9,14 +9,14 @@ from safetensors.torch import load_file, save_file
 
 from lite_c2f.backbone.adapters import save_critic
 from lite_c2f.coarse.advantage import Advantages
-from lite_c2f.coarse.rollout import Batches, Ends, collect
-from lite_c2f.coarse.state import KnownLengths, Standing
+from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, collect
+from lite_c2f.coarse.state import KnownLengths, TrainState
 from lite_c2f.coarse.train import prepare_roles
 from lite_c2f.coarse.update import update
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.memory.stages import trained_adapters
 from lite_c2f.reward.score import Normalizer
-from lite_c2f.runs.inputs import ModelPair
+from lite_c2f.runs.models import ModelPair
 
 PROMPTS = [[1, 5, 9, 12], [1, 7], [1, 20, 41], [1, 30, 31, 32, 33]]
 SETTINGS = load_config(
@@ -35,7 +35,7 @@ def roles(random_roles):
 
 @pytest.fixture
 def rollout(roles):
-    ends = Ends(eos_id=2, pad_id=0)
+    ends = ResponseEnds(eos_id=2, pad_id=0)
     return collect(roles, PROMPTS, SETTINGS, 6, ends, Normalizer(0.5, 2.0), seed=1)
 
 
@@ -97,12 +97,12 @@ def test_one_step_is_that_of_both_losses(roles, rollout):
 def test_a_checkpoint_brings_back_adapter_head_and_both_optimisers(roles, rollout):
     rates = {"policy": 0.1, "critic": 0.1}
     optimizers = {name: torch.optim.AdamW(roles.trainable(name), lr=0.1) for name in rates}
-    standing = Standing(
+    standing = TrainState(
         roles,
         optimizers,
         torch.Generator().manual_seed(0),
         None,
-        Batches.of(SETTINGS),
+        RolloutBatches.of(SETTINGS),
         None,
         0.0,
         KnownLengths(),
@@ -139,7 +139,7 @@ def test_it_is_planned_with_an_adapter_less():
 def test_an_end_by_updates_or_by_tokens(budget, tokens, done):
     settings = load_config({}, ["coarse.rollouts=4", "coarse.updates=3", "coarse.critic_warmup=0"]).coarse
     settings = settings.model_copy(update={"token_budget": budget})
-    standing = Standing(None, {}, None, None, None, None, 0.0, lines=[{"tokens": count} for count in tokens])
+    standing = TrainState(None, {}, None, None, None, None, 0.0, lines=[{"tokens": count} for count in tokens])
     standing.step = len(tokens)
     assert standing.finished(settings) is done
 

@@ -7,17 +7,17 @@ from tokenizer_kinds import word_tokenizer
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse import update as update_module
 from lite_c2f.coarse.advantage import Advantages
-from lite_c2f.coarse.rollout import Batches, Ends, check_numbers, collect, micro_batches
-from lite_c2f.coarse.state import KnownLengths, Standing
+from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, check_numbers, collect, micro_batches
+from lite_c2f.coarse.state import KnownLengths, TrainState
 from lite_c2f.coarse.train import check_models
 from lite_c2f.coarse.update import update
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.errors import MemoryFullError, NonFiniteError
 from lite_c2f.reward.score import Normalizer
 from lite_c2f.sampling import Sampling, Stops, sample
 
 PROMPTS = [[1, 5, 9, 12], [1, 7], [1, 20, 41], [1, 30, 31, 32, 33]]
-ENDS = Ends(eos_id=2, pad_id=0, stops=Stops(word_tokenizer(), [" w2"]))
+ENDS = ResponseEnds(eos_id=2, pad_id=0, stops=Stops(word_tokenizer(), [" w2"]))
 
 
 def config(*more):
@@ -182,7 +182,7 @@ def small_card(monkeypatch):
 
 def test_out_of_memory_in_an_update_gives_the_same_step_in_smaller_parts(roles, rollout, small_card):
     told = []
-    batches = Batches.of(config(), told.append)
+    batches = RolloutBatches.of(config(), told.append)
     expected, _ = run_update(roles, rollout, config("coarse.epochs=2"), lr=0.0)
     small_card(16)  # rows are 8 to 11 tokens: 3 at once are too many, and so are 2 of the longest
     figures, _ = run_update(roles, rollout, config("coarse.epochs=2"), lr=0.0, batches=batches)
@@ -212,7 +212,7 @@ def test_half_made_gradients_do_not_count(roles, rollout, monkeypatch, epochs):
         return original(self, rows)
 
     monkeypatch.setattr(Roles, "hidden", hidden)
-    batches = Batches.of(settings)
+    batches = RolloutBatches.of(settings)
     batches.update.size = 4
     monkeypatch.setattr(
         "lite_c2f.coarse.update.micro_batches", lambda lengths, rows, _: micro_batches(lengths, rows, 1)
@@ -227,16 +227,16 @@ def test_half_made_gradients_do_not_count(roles, rollout, monkeypatch, epochs):
 
 
 def test_scoring_takes_twice_the_rows_of_an_update():
-    batches = Batches.of(config("coarse.micro_batch=5", "coarse.sampling_batch=7"))
+    batches = RolloutBatches.of(config("coarse.micro_batch=5", "coarse.sampling_batch=7"))
     assert (batches.sampling.size, batches.scoring.size, batches.update.size) == (7, 10, 5)
     with pytest.raises(ValueError, match="auto"):
-        Batches.of(load_config({}).coarse)
+        RolloutBatches.of(load_config({}).coarse)
 
 
 def test_out_of_memory_while_scoring_gives_the_same_rollout(roles, rollout, small_card):
     small_card(24)
     settings = config("coarse.minibatches=2")
-    batches = Batches.of(settings)
+    batches = RolloutBatches.of(settings)
     again = collect(roles, PROMPTS, settings, 6, ENDS, Normalizer(0.5, 2.0), seed=1, batches=batches)
     assert batches.scoring.size < 6 and batches.update.size == 3
     for name in ("tokens", "logprobs", "reference", "values", "scores"):
@@ -315,12 +315,12 @@ def test_a_part_of_the_prompts_says_what_it_says_among_all_of_them(roles, rollou
 def test_a_skipped_update_leaves_nothing_behind(roles, rollout, monkeypatch):
     """The critic and half of the policy have moved when a loss is no number: all of it is taken back."""
     optimizers = {name: torch.optim.AdamW(roles.trainable(name), lr=0.1) for name in ("policy", "critic")}
-    standing = Standing(
+    standing = TrainState(
         roles=roles,
         optimizers=optimizers,
         shuffler=torch.Generator().manual_seed(0),
         prompts=None,
-        batches=Batches.of(config()),
+        batches=RolloutBatches.of(config()),
         length=None,
         kl_coef=0.1,
     )

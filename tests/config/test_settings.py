@@ -5,7 +5,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lite_c2f.config.settings import Config, load_config, schema
+from lite_c2f.config.loading import load_config, schema
+from lite_c2f.config.settings import Config
 from lite_c2f.errors import ConfigError
 
 

@@ -3,11 +3,11 @@
 import pytest
 
 from lite_c2f.actors.answers import Answer
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Prompt, Turn
 from lite_c2f.evaluation.compare import answered_before, by_source
 from lite_c2f.pipeline import compared_with, comparison_of
-from lite_c2f.runs.inputs import ModelPair
+from lite_c2f.runs.models import ModelPair
 from lite_c2f.storage.files import write_json
 
 FILES = ("coarse/adapter/adapter_model.safetensors", "reward/adapter/adapter_model.safetensors", "fine/merge.json")

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lite_c2f.actors.answers import Answer
-from lite_c2f.actors.models import Instruct
+from lite_c2f.actors.models import InstructModel
 from lite_c2f.cli.terminal import print_probe
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.data.encode import encode_chat
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError, RunError
@@ -32,7 +32,9 @@ def actor(pico):
         "coarse.length.start=8",
         "evaluation.max_tokens=32",
     ]
-    return Instruct(load_config({}, [*settings, "model.quantization=none"]), str(pico["instruct"]), pico["adapter"])
+    return InstructModel(
+        load_config({}, [*settings, "model.quantization=none"]), str(pico["instruct"]), pico["adapter"]
+    )
 
 
 def test_every_layer_is_read_as_if_it_were_the_last(actor):
@@ -85,9 +87,9 @@ def test_a_run_merged_at_ratios_by_layer_is_read_at_these(pico, tmp_path, capsys
     words.write_text("w12\nw20\n")
     prompts.write_text("".join(json.dumps({"prompt": turns[0].text}) + "\n" for turns in PROMPTS))
     result = probe(run, words, prompts)
-    merged = by_layer(Instruct(config, str(run / "fine" / "model")), PROMPTS, ["w12", "w20"], 0.0, 3)
+    merged = by_layer(InstructModel(config, str(run / "fine" / "model")), PROMPTS, ["w12", "w20"], 0.0, 3)
     assert result["layers"]["fine"] == pytest.approx(merged, rel=1e-4)
-    whole = by_layer(Instruct(config, folders["instruct"], pico["adapter"]), PROMPTS, ["w12", "w20"], 1.0, 3)
+    whole = by_layer(InstructModel(config, folders["instruct"], pico["adapter"]), PROMPTS, ["w12", "w20"], 1.0, 3)
     assert abs(whole[-1] - merged[-1]) > 0.01 * merged[-1]  # the ratios by layer make a difference that would be seen
     assert result["ratio"] == 1.0 and result["layer_ratios"]
     print_probe(result, run)

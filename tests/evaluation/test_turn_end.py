@@ -6,9 +6,9 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.pipeline import prepare
-from lite_c2f.runtime.progress import Silent
+from lite_c2f.runtime.progress import SilentSink
 
 SHORT = ["data.max_prompt_tokens=16", "data.max_answer_tokens=32", "coarse.length.start=8", "coarse.length.max=32"]
 SHORT += ["model.stop=[]", "fine.max_tokens=32", "evaluation.max_tokens=32", "hardware.device=cpu"]
@@ -31,7 +31,7 @@ def test_an_end_that_is_not_listed_is_said(tmp_path, pico, editable, listed, sai
         (instruct / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
     source = {"model": {"base": str(base), "instruct": str(instruct)}}
     config = load_config(source, [*SHORT, f"data.preferences=[{tmp_path / 'pairs.jsonl'}]"])
-    work = prepare(config, tmp_path / "run", ("reward",), Silent(), force=False)
+    work = prepare(config, tmp_path / "run", ("reward",), SilentSink(), force=False)
     assert [note for note in work.notes if "'w41' (44)" in note] == work.notes
     assert len(work.notes) == said
 
@@ -45,6 +45,6 @@ def test_a_copy_of_the_base_as_instruct_model_is_said_before_anything_is_trained
     ):
         source = {"model": {"base": str(base), "instruct": str(instruct)}}
         config = load_config(source, [*SHORT, f"data.preferences=[{tmp_path / 'pairs.jsonl'}]"])
-        work = prepare(config, tmp_path / f"run-{number}", ("reward",), Silent(), force=False)
+        work = prepare(config, tmp_path / f"run-{number}", ("reward",), SilentSink(), force=False)
         said = [text for text in [*work.notes, *work.plan.warnings] if "the same model" in text]
         assert len(said) == (number < 2)

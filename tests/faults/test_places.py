@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from test_refusals import SHORT, TOY, Place, pairs
 
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings_diff import in_recorded_form, without_places
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation.compare import made_of
 from lite_c2f.runs.fingerprints import changes, fingerprint, fingerprints, refuse_changes
-from lite_c2f.runs.inputs import ModelPair
 from lite_c2f.runs.manifest import save_settings
+from lite_c2f.runs.models import ModelPair
 from lite_c2f.runs.places import check_places, record_base, refuse_gone
 from lite_c2f.storage.checkpoints import FORMAT, refuse_other
 from lite_c2f.storage.files import write_json, write_text
-from lite_c2f.storage.results import Kept
+from lite_c2f.storage.results import ResultCache
 
 ADAPTER_CONFIGS = {"reward/adapter/adapter_config.json", "coarse/adapter/adapter_config.json"}
 READERS = (["sweep"], ["eval"], ["chat"], ["app"])
@@ -221,11 +221,11 @@ def test_a_run_of_an_earlier_version_is_compared_by_both_ends(tmp_path, small_li
                 refuse_changes(tmp_path, earlier, fingerprints(now, models), force=False)
         else:
             assert list(check_places(tmp_path, now, made, earlier, models)) == ["base"]
-    Kept(tmp_path / "kept.jsonl", {"models": earlier}).put("x", 3)
-    assert Kept(tmp_path / "kept.jsonl", {"models": inputs}).get("x") == 3
-    assert Kept(tmp_path / "kept.jsonl", {"models": fingerprints(made, ModelPair(end, base))}).get("x") is None
-    Kept(tmp_path / "new.jsonl", {"models": inputs}).put("x", 3)
-    assert Kept(tmp_path / "new.jsonl", {"models": fingerprints(made, ModelPair(middle, base))}).get("x") is None
+    ResultCache(tmp_path / "kept.jsonl", {"models": earlier}).put("x", 3)
+    assert ResultCache(tmp_path / "kept.jsonl", {"models": inputs}).get("x") == 3
+    assert ResultCache(tmp_path / "kept.jsonl", {"models": fingerprints(made, ModelPair(end, base))}).get("x") is None
+    ResultCache(tmp_path / "new.jsonl", {"models": inputs}).put("x", 3)
+    assert ResultCache(tmp_path / "new.jsonl", {"models": fingerprints(made, ModelPair(middle, base))}).get("x") is None
     assert in_recorded_form({"a": "9 bytes, b"}, {"a": "9 bytes, b, blocks c"}) == {"a": "9 bytes, b, blocks c"}
 
 
@@ -302,8 +302,8 @@ def test_an_identity_of_an_earlier_version_is_compared_without_places(tmp_path):
         refuse_other(tmp_path, FORMAT, earlier, load_config({}, ["lora.r=8"]).identity(sections), "begin anew")
     file = tmp_path / "kept.jsonl"
     file.write_text(json.dumps({"identity": earlier}) + '\n{"name": "x", "value": 3}\n')
-    assert Kept(file, other.identity(sections)).get("x") == 3
-    assert Kept(file, load_config({}, ["model.stop=[x]", "lora.r=4"]).identity(sections)).get("x") is None
+    assert ResultCache(file, other.identity(sections)).get("x") == 3
+    assert ResultCache(file, load_config({}, ["model.stop=[x]", "lora.r=4"]).identity(sections)).get("x") is None
 
 
 def test_data_files_of_one_name_are_told_apart(tmp_path):

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lite_c2f import cli
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.toy import CONFIG
 
 TOY = str(CONFIG)

@@ -7,7 +7,7 @@ import pytest
 from lite_c2f.errors import ConfigError
 from lite_c2f.fine.groups import group_of, search, verdict
 from lite_c2f.fine.ratios import choose_ratios, interpolate, layer_of, read_layer_ratios
-from lite_c2f.fine.sweep import Trial
+from lite_c2f.fine.sweep import RatioTrial
 
 WEIGHTS = [
     f"model.layers.{layer}.{part}.weight" for layer in range(6) for part in ("self_attn.q_proj", "mlp.up_proj")
@@ -27,7 +27,7 @@ class Actor:
         self.asked.append((dict(ratios), tuple(prompts)))
         chance = random.Random(1000 * self.seed + len(self.asked))
         rewards = [self.reward(ratios, prompt) + chance.gauss(0, self.noise) for prompt in prompts]
-        return Trial({"reward": sum(rewards) / len(rewards), "eos": self.eos(ratios)}, rewards)
+        return RatioTrial({"reward": sum(rewards) / len(rewards), "eos": self.eos(ratios)}, rewards)
 
 
 def middle_mlp(ratios):

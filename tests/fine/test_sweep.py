@@ -7,17 +7,19 @@ import pytest
 
 from lite_c2f.actors.answers import unreached
 from lite_c2f.cli.terminal import ratio_table
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.evaluation.charts import ratio_errors
 from lite_c2f.evaluation.page import Text
 from lite_c2f.evaluation.report import chosen
 from lite_c2f.fine import stage
-from lite_c2f.fine.sweep import Trial, choose, parse_ratios, sweep
-from lite_c2f.runs.inputs import ModelPair
+from lite_c2f.fine.sweep import RatioTrial, choose, parse_ratios, sweep
+from lite_c2f.runs.models import ModelPair
 
 
 def trial(rewards, eos=1.0):
-    return Trial({"reward": sum(rewards) / len(rewards), "reward_se": 0.0, "eos": eos}, [float(r) for r in rewards])
+    return RatioTrial(
+        {"reward": sum(rewards) / len(rewards), "reward_se": 0.0, "eos": eos}, [float(r) for r in rewards]
+    )
 
 
 class Bench:
@@ -93,13 +95,13 @@ def test_the_stage_notes_it_and_writes_it_down(pico, tmp_path, monkeypatch):
     notes = []
 
     class View:
-        def stage(self, *_): ...
-        def step(self, *_): ...
-        def note(self, text):
+        def on_stage(self, *_): ...
+        def on_step(self, *_): ...
+        def on_message(self, text):
             notes.append(text)
 
     merged = {}
-    monkeypatch.setattr(stage, "Bench", lambda *_: Bench(UNENDED))
+    monkeypatch.setattr(stage, "RatioTrials", lambda *_: Bench(UNENDED))
     monkeypatch.setattr(stage, "plot", lambda *_: None)
     monkeypatch.setattr(stage, "merge", lambda *_, **settings: merged.update(settings))
     config = load_config({}, ["fine.ratios=[0.5,1.0]"])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ConfigError, ModelError
-from lite_c2f.memory import as_json, check, explain, make_plan, settle
+from lite_c2f.memory import as_json, check, explain, make_plan, resolve
 from lite_c2f.memory.plan import usable
 from lite_c2f.memory.remedies import largest
 from lite_c2f.memory.sizes import MISTRAL_7B, Bytes, Shape, count, model_shape
@@ -219,9 +219,9 @@ def test_one_model_as_base_and_instruct_is_said(pair, same):
 def test_auto_takes_the_largest_batch_that_fits_and_settle_writes_it_down():
     wanted = config("coarse.length.max=2048", "fine.max_tokens=2048", "evaluation.max_tokens=2048")
     plan = make_plan(wanted)
-    settled = settle(wanted, plan)
+    settled = resolve(wanted, plan)
     assert settled.coarse.sampling_batch == plan.batches.sampling_batch >= 32
-    assert settle(settled, make_plan(settled)) == settled and make_plan(settled).fits
+    assert resolve(settled, make_plan(settled)) == settled and make_plan(settled).fits
     more = settled.model_copy(update={"coarse": settled.coarse.model_copy(update={"sampling_batch": 1000})})
     assert make_plan(more).batches.sampling_batch == 64  # never more than there are responses
     one_more = plan.batches.sampling_batch + 1

@@ -15,11 +15,13 @@ from lite_c2f.backbone.adapters import load_into
 from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.config.settings import Config, load_config
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import Config
 from lite_c2f.data.records import Pair, Turn
 from lite_c2f.reward.score import score
 from lite_c2f.reward.train import encode_pairs, train_reward
-from lite_c2f.runs.inputs import Corpus, ModelPair
+from lite_c2f.runs.corpus import Corpus
+from lite_c2f.runs.models import ModelPair
 
 README = Path(__file__).parents[2] / "README.md"
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, about pin_memory and the CPU

@@ -7,11 +7,12 @@ import torch
 from tokenizer_kinds import made
 from trl import RewardTrainer
 
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Pair, Turn
 from lite_c2f.errors import DataError, MemoryFullError
 from lite_c2f.reward.train import encode_pairs, measure, train_reward, trainer_arguments
-from lite_c2f.runs.inputs import Corpus, ModelPair
+from lite_c2f.runs.corpus import Corpus
+from lite_c2f.runs.models import ModelPair
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.batch_size import BatchSize
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lite_c2f.config.settings import completed, load_config
+from lite_c2f.config.loading import completed, load_config
 from lite_c2f.errors import ConfigError, RunError
 from lite_c2f.runs.manifest import check_own, check_run, save_settings, write_summary
 from lite_c2f.storage.files import write_json

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lite_c2f.errors import MemoryFullError
-from lite_c2f.runtime.batch_size import BatchSize, fitting, groups, is_out_of_memory
+from lite_c2f.runtime.batch_size import BatchSize, groups, is_out_of_memory, retry_smaller
 
 
 def full(limit, error=torch.OutOfMemoryError):
@@ -24,8 +24,8 @@ def test_halves_until_it_fits_and_remembers(caplog):
     told = []
     batch = BatchSize("coarse.sampling_batch", 20, told.append)
     with caplog.at_level(logging.WARNING):
-        assert fitting(batch, full(6)) == 5
-    assert fitting(batch, full(6)) == 5 and batch.halved == 2
+        assert retry_smaller(batch, full(6)) == 5
+    assert retry_smaller(batch, full(6)) == 5 and batch.halved == 2
     assert told == [
         "out of memory: coarse.sampling_batch 20 -> 10, doing that part again",
         "out of memory: coarse.sampling_batch 10 -> 5, doing that part again",
@@ -38,7 +38,7 @@ def test_gives_up_at_one_with_one_line():
     with pytest.raises(
         MemoryFullError, match=r"^out of memory at rows=1 .*; expected room for one row; shorten"
     ) as error:
-        fitting(batch, full(0))
+        retry_smaller(batch, full(0))
     assert "\n" not in str(error.value) and error.value.exit_code == 2
 
 
@@ -60,7 +60,7 @@ def test_what_failed_is_freed_before_it_is_tried_again():
             raise torch.OutOfMemoryError("full")
         return held
 
-    fitting(BatchSize("rows", 4), work)
+    retry_smaller(BatchSize("rows", 4), work)
 
 
 def test_only_a_lack_of_memory_counts():
@@ -73,7 +73,7 @@ def test_only_a_lack_of_memory_counts():
         assert is_out_of_memory(RuntimeError(words))
     assert not is_out_of_memory(RuntimeError("shape mismatch")) and not is_out_of_memory(ValueError("out of memory"))
     with pytest.raises(RuntimeError, match="shape"):
-        fitting(BatchSize("rows", 4), full(0, lambda _: RuntimeError("shape")))
+        retry_smaller(BatchSize("rows", 4), full(0, lambda _: RuntimeError("shape")))
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 200))

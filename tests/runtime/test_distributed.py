@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ConfigError
 from lite_c2f.runs.manifest import check_processes
 from lite_c2f.runtime import distributed

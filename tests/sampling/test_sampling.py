@@ -24,7 +24,7 @@ from lite_c2f.config.settings import Lora
 from lite_c2f.errors import ConfigError, MemoryFullError, ModelError
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling, Stops, draw, filter_logits, sample, schedule
-from lite_c2f.sampling.slots import Graphs, Job, Ledger, Slots
+from lite_c2f.sampling.slots import Graphs, Ledger, SlotJob, Slots
 
 PROMPTS = [[1, 5, 9], [1, 7], [1, 20, 21, 22, 23, 24], [1, 3]]
 
@@ -142,7 +142,9 @@ def test_greedy_is_generate_on_nf4_and_lora_with_refill(roles, by_generate, batc
     prompts, eos, expected = by_generate
     ticks = []
     with roles.sampling("policy"):
-        found = answer(roles.model, Sampling(24, temperature=0), prompts, eos_ids=eos, batch=batch, tick=ticks.append)
+        found = answer(
+            roles.model, Sampling(24, temperature=0), prompts, eos_ids=eos, batch=batch, on_tokens=ticks.append
+        )
     assert found.tokens == expected
     lengths = [len(tokens) for tokens in expected]
     assert len(set(lengths)) > 4 and min(lengths) < 6 and max(lengths) == 24
@@ -392,7 +394,7 @@ class HostQuestions(TorchDispatchMode):
 def test_a_step_asks_the_host_nothing(roles, sampling, tokenizer):
     """Steps may follow each other without waiting, and be recorded as a CUDA graph."""
     prompts = mixed_prompts(3)
-    job = Job(prompts, [8] * 3, sampling, [2], Stops(tokenizer, [" w57 w58", " w59 w60"]), 0, range(3))
+    job = SlotJob(prompts, [8] * 3, sampling, [2], Stops(tokenizer, [" w57 w58", " w59 w60"]), 0, range(3))
     decoder, head = schedule.parts(roles.model)
     with roles.sampling("policy"), torch.no_grad():
         slots = Slots(decoder, head, job, Ledger(job, range(3), torch.device("cpu")), 3, 32)

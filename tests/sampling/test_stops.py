@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lite_c2f.chat.rows import Row
+from lite_c2f.chat.rows import AnswerRow
 from lite_c2f.errors import ConfigError
 from lite_c2f.sampling import Sampling, Stops, sample
 from lite_c2f.sampling.stops import _BYTE_OF, before_stop, first, token_bytes
@@ -210,7 +210,7 @@ def test_one_rule_in_sampler_and_chat(kind):
     stops = Stops(tokenizer, markers)
     with_stops = sample(model, prompts, sampling, eos_ids=[], stops=stops, pad_id=0, batch=7)
     for row, tokens in enumerate(free.tokens):
-        chat = Row(0, 0.0, prompts[row], sampling, eos_ids=[], stops=stops)
+        chat = AnswerRow(0, 0.0, prompts[row], sampling, eos_ids=[], stops=stops)
         for token in tokens:
             if chat.finish is None:
                 chat.take(token, 0.0)

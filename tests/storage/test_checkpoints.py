@@ -14,7 +14,7 @@ from lite_c2f.storage.checkpoints import (
     STATE,
     TENSORS,
     Checkpoint,
-    Checkpoints,
+    CheckpointStore,
     generators,
     optimizer_tensors,
     refuse_other,
@@ -28,7 +28,7 @@ def a_checkpoint(step):
 
 
 def test_newest_comes_back_as_it_was(tmp_path):
-    store = Checkpoints(tmp_path / "c")
+    store = CheckpointStore(tmp_path / "c")
     assert store.newest() == (None, [])
     shared = torch.arange(6.0)
     store.save(Checkpoint(7, {"x": [1, 2.5, None]}, {"a": shared[:3], "b": shared, "t": shared.view(2, 3).T}))
@@ -42,7 +42,7 @@ def test_newest_comes_back_as_it_was(tmp_path):
 
 def test_the_last_and_the_best_are_kept(tmp_path):
     """How good a checkpoint is becomes known when the next one is saved."""
-    store, scores = Checkpoints(tmp_path, keep=2), {1: 0.1, 2: 0.9, 3: 0.3, 4: math.nan, 5: 0.2}
+    store, scores = CheckpointStore(tmp_path, keep=2), {1: 0.1, 2: 0.9, 3: 0.3, 4: math.nan, 5: 0.2}
     for step in range(1, 7):
         store.save(a_checkpoint(step), {known: score for known, score in scores.items() if known < step})
     assert [folder.name for folder in store.folders()] == ["step-000002", "step-000005", "step-000006"]
@@ -52,7 +52,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
 @pytest.mark.parametrize("file", [TENSORS, STATE, HASHES])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
 def test_a_damaged_one_is_passed_over(tmp_path, file, harm):
-    store = Checkpoints(tmp_path)
+    store = CheckpointStore(tmp_path)
     store.save(a_checkpoint(1))
     target = store.save(a_checkpoint(2)) / file
     content = bytearray(target.read_bytes())
@@ -71,7 +71,7 @@ def test_a_damaged_one_is_passed_over(tmp_path, file, harm):
 
 def test_damaged_ones_do_not_push_out_what_is_saved_from_now_on(tmp_path):
     """All are damaged, and the stage begins anew: its first checkpoints have lower numbers, and stay."""
-    store = Checkpoints(tmp_path, keep=1)
+    store = CheckpointStore(tmp_path, keep=1)
     for step in (23, 24):
         (store.save(a_checkpoint(step)) / TENSORS).write_bytes(b"cut")
     assert store.newest()[0] is None
@@ -86,7 +86,7 @@ def test_stray_folders_are_no_checkpoints(tmp_path):
     (tmp_path / "step-000009.tmp").mkdir()
     (tmp_path / "step-x").mkdir()
     (tmp_path / "step-000010").write_text("a file")
-    assert Checkpoints(tmp_path).newest() == (None, [])
+    assert CheckpointStore(tmp_path).newest() == (None, [])
 
 
 def test_generators_go_on_where_they_were():

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.errors import RunError
 from lite_c2f.runs.manifest import NUMBERS, check_run, check_stages, save_config
-from lite_c2f.storage.files import Metrics, publish_folder, read_json, write_json, write_text
+from lite_c2f.storage.files import publish_folder, read_json, write_json, write_text
+from lite_c2f.storage.metrics import Metrics
 
 
 def test_a_folder_appears_whole(tmp_path):

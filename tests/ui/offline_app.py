@@ -44,10 +44,10 @@ def block(log):
 if __name__ == "__main__":
     log, seconds, *arguments = sys.argv[1:]
     block(log)
-    from lite_c2f.chat.rows import Rows
+    from lite_c2f.chat.rows import AnswerRows
     from lite_c2f.cli import main
 
-    step, hold = Rows.step, Path(log).with_name("hold")
+    step, hold = AnswerRows.step, Path(log).with_name("hold")
 
     def slow(rows):
         time.sleep(float(seconds))
@@ -58,5 +58,5 @@ if __name__ == "__main__":
         if any(len(row.tokens) < most for row in rows.rows if row.finish is None):
             step(rows)
 
-    Rows.step = slow
+    AnswerRows.step = slow
     main(arguments)

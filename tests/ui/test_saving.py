@@ -6,7 +6,7 @@ pytest.importorskip("gradio")
 
 from lite_c2f.ui import saving
 from lite_c2f.ui.answering import Served
-from lite_c2f.ui.page_session import Visit, Visits
+from lite_c2f.ui.page_session import PageSession, PageSessions
 from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import Reply, Round
 
@@ -21,11 +21,11 @@ def round_(prompt, **replies):
 
 @pytest.fixture
 def served(tmp_path):
-    return Served(None, Visits(), tmp_path / "app", {"name": "toy"})
+    return Served(None, PageSessions(), tmp_path / "app", {"name": "toy"})
 
 
 def visit():
-    made = Visit()
+    made = PageSession()
     made.owner = OWNER
     return made
 

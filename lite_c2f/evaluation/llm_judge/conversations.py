@@ -4,19 +4,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lite_c2f.actors.answers import Answer
-from lite_c2f.actors.models import Instruct, answer_base, load_coarse
+from lite_c2f.actors.models import InstructModel, answer_base, load_coarse
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.pair import read_config
-from lite_c2f.config.settings import Config, settled
+from lite_c2f.config.settings import Config, resolved
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
 from lite_c2f.evaluation.llm_judge.questions import Question
 from lite_c2f.runs.fingerprints import fingerprints_of_models
-from lite_c2f.runs.inputs import ModelPair
+from lite_c2f.runs.models import ModelPair
 from lite_c2f.runtime.batch_size import BatchSize, free
 from lite_c2f.sampling import Sampling
 from lite_c2f.storage.files import hash_of
-from lite_c2f.storage.results import Kept
+from lite_c2f.storage.results import ResultCache
 
 ACTORS = ("fine", "coarse", "instruct", "base")
 Speaker = Callable[[Sequence[tuple[Turn, ...]]], list[Answer]]
@@ -41,7 +41,7 @@ def answer_all(
     hashes = [hash_of(file) for file in (*files, run / "fine" / "merge.json")]
     identity = {"files": hashes, "models": fingerprints_of_models(models)}
     asked = [[question.number, *question.turns] for question in questions]
-    before = Kept(kept, identity | room.identity(("model", "data", "evaluation")) | {"asked": asked})
+    before = ResultCache(kept, identity | room.identity(("model", "data", "evaluation")) | {"asked": asked})
     said: Said = {}
     for done, actor in enumerate(actors):
         tell(done)
@@ -77,12 +77,12 @@ def speaker(config: Config, models: ModelPair, run: Path, actor: str) -> Speaker
     """What answers as this actor."""
     settings = config.evaluation
     sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
-    batch = BatchSize("evaluation.batch", settled(settings.batch))
+    batch = BatchSize("evaluation.batch", resolved(settings.batch))
     if actor in ("coarse", "base"):
         roles, judge = load_coarse(config, models, run)
         role = "policy" if actor == "coarse" else "reference"
         return lambda turns: answer_base(roles, role, judge.tokenizer, config, turns, sampling, batch)
-    model = Instruct(config, models.instruct if actor == "instruct" else str(run / "fine" / "model"))
+    model = InstructModel(config, models.instruct if actor == "instruct" else str(run / "fine" / "model"))
     return lambda turns: model.answer(turns, sampling, batch)
 
 

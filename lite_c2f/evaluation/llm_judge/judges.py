@@ -20,7 +20,7 @@ from lite_c2f.evaluation.llm_judge.replies import (
     KEY,
     ONE_QUESTION,
     Form,
-    Refusal,
+    ServerRefusal,
     adapted,
     read_error,
     read_reply,
@@ -43,7 +43,7 @@ class Judge(Protocol):
         """Sentences on how it is asked otherwise than usual."""
         ...
 
-    def __call__(self, conversations: Sequence[list[Message]]) -> Sequence[str | Refusal]: ...
+    def __call__(self, conversations: Sequence[list[Message]]) -> Sequence[str | ServerRefusal]: ...
 
 
 class Endpoint:
@@ -69,11 +69,11 @@ class Endpoint:
         """What this server is asked otherwise than OpenAI's would be."""
         return [sentence for name, sentence in ADAPTED.items() if getattr(self._form, name) != getattr(Form(), name)]
 
-    def __call__(self, conversations: Sequence[list[Message]]) -> list[str | Refusal]:
+    def __call__(self, conversations: Sequence[list[Message]]) -> list[str | ServerRefusal]:
         with ThreadPoolExecutor(self.at_once) as pool:
             return list(pool.map(self._ask, conversations))
 
-    def _ask(self, messages: list[Message]) -> str | Refusal:
+    def _ask(self, messages: list[Message]) -> str | ServerRefusal:
         tries, changes = 0, dict[str, Any]()
         while True:
             form = self._form._replace(**changes)
@@ -86,7 +86,7 @@ class Endpoint:
                     status = status_within(content) or 200
                 if status == 200:
                     reply = self._read(content)
-                    if changes and not isinstance(reply, Refusal):
+                    if changes and not isinstance(reply, ServerRefusal):
                         with self._lock:
                             self._form = self._form._replace(**changes)
                     return reply
@@ -96,7 +96,7 @@ class Endpoint:
                     continue
                 reason, again = f"HTTP {status}" + (f": {error.message}" if error.message else ""), status in AGAIN
                 if status in ONE_QUESTION or (error.is_filter and not again):
-                    return Refusal(reason)
+                    return ServerRefusal(reason)
             tries += 1
             if not again or tries == TRIES:
                 raise self._error(reason)
@@ -114,7 +114,7 @@ class Endpoint:
             with error:
                 return error.code, error.read()
 
-    def _read(self, content: bytes) -> str | Refusal:
+    def _read(self, content: bytes) -> str | ServerRefusal:
         try:
             return read_reply(content)
         except ValueError:
@@ -132,7 +132,7 @@ class Local:
     def __init__(self, model: str, config: Config, max_tokens: int = 512, at_once: int = 16) -> None:
         from pathlib import Path
 
-        from lite_c2f.actors.models import Instruct
+        from lite_c2f.actors.models import InstructModel
         from lite_c2f.backbone.context import context_length
         from lite_c2f.backbone.pair import read_config
 
@@ -144,7 +144,7 @@ class Local:
         )
         self.name, self.at_once = model, at_once
         self._max_tokens = max_tokens
-        self._model = Instruct(room, model)
+        self._model = InstructModel(room, model)
         self.adapted: list[str] = []
 
     def __call__(self, conversations: Sequence[list[Message]]) -> list[str]:
@@ -164,7 +164,7 @@ class Local:
 
 
 def in_parts(
-    judge: Judge, conversations: Sequence[list[Message]], done: Callable[[int, Sequence[str | Refusal]], None]
+    judge: Judge, conversations: Sequence[list[Message]], done: Callable[[int, Sequence[str | ServerRefusal]], None]
 ) -> None:
     """Ask a judge part by part; done(first, replies) is called after each, so that a stop loses none of them."""
     for first in range(0, len(conversations), judge.at_once):

@@ -12,9 +12,9 @@ from lite_c2f.evaluation.llm_judge.conversations import Said
 from lite_c2f.evaluation.llm_judge.judges import Judge, in_parts
 from lite_c2f.evaluation.llm_judge.prompts import Message, pairwise, single
 from lite_c2f.evaluation.llm_judge.questions import Question
-from lite_c2f.evaluation.llm_judge.replies import KEY, Refusal
+from lite_c2f.evaluation.llm_judge.replies import KEY, ServerRefusal
 from lite_c2f.evaluation.llm_judge.verdicts import read_grade, read_verdict
-from lite_c2f.storage.results import Kept
+from lite_c2f.storage.results import ResultCache
 
 RULE = (
     "each pair of answers is judged in both orders; a win in both is a win, verdicts that disagree are a tie, and a "
@@ -44,15 +44,15 @@ def ask(judge: Judge, tasks: Sequence[Task], kept: Path, progress: Callable[[int
 
     Raises ModelError where the first tasks are all refused: then it is not for what is asked in one of them.
     """
-    before = Kept(kept, {"judge": judge.name, "tasks": [[task.name, task.messages] for task in tasks]})
+    before = ResultCache(kept, {"judge": judge.name, "tasks": [[task.name, task.messages] for task in tasks]})
     values = {task.name: value for task in tasks if (value := before.get(task.name)) is not None}
     open_ones = [task for task in tasks if task.name not in values]
-    held: dict[str, Refusal] = {}  # not kept before one task is judged
+    held: dict[str, ServerRefusal] = {}  # not kept before one task is judged
     progress(len(values))
 
-    def done(first: int, replies: Sequence[str | Refusal]) -> None:
+    def done(first: int, replies: Sequence[str | ServerRefusal]) -> None:
         results = dict(held) | {task.name: reply for task, reply in zip(open_ones[first:], replies, strict=False)}
-        refusals = {name: reply for name, reply in results.items() if isinstance(reply, Refusal)}
+        refusals = {name: reply for name, reply in results.items() if isinstance(reply, ServerRefusal)}
         if not values and len(refusals) == len(results):
             held.update(refusals)
             if len(held) >= min(FIRST, len(open_ones)):
@@ -60,7 +60,7 @@ def ask(judge: Judge, tasks: Sequence[Task], kept: Path, progress: Callable[[int
             return
         held.clear()
         for name, reply in results.items():
-            values[name] = {"refused": reply.sentence} if isinstance(reply, Refusal) else reply
+            values[name] = {"refused": reply.sentence} if isinstance(reply, ServerRefusal) else reply
             before.put(name, values[name])
         progress(len(values))
 
@@ -74,7 +74,7 @@ def most_common(refusals: Iterable[str]) -> str:
     return Counter(refusals).most_common(1)[0][0]
 
 
-def _all_refused(judge: Judge, refusals: Sequence[Refusal]) -> ModelError:
+def _all_refused(judge: Judge, refusals: Sequence[ServerRefusal]) -> ModelError:
     sentence = most_common(refusal.sentence for refusal in refusals)
     got = f"judge {judge.name}: all of the first {len(refusals)} questions were refused: {sentence}"
     return ModelError.because(got, "judgments", f"check --url, --judge and {KEY}, or take another judge")

@@ -49,7 +49,7 @@ NO_SYSTEM = re.compile(
 ROLE = re.compile(r"messages?[.\[]0\]?\.role")
 
 
-class Refusal(NamedTuple):
+class ServerRefusal(NamedTuple):
     """A question that the server did not judge."""
 
     sentence: str  # the server's own, in one line
@@ -146,7 +146,7 @@ def status_within(content: bytes) -> int | None:
         return None
 
 
-def read_reply(content: bytes) -> str | Refusal:
+def read_reply(content: bytes) -> str | ServerRefusal:
     """The text of a reply, "" for one that was cut off within its reasoning. Raises ValueError for another form.
 
     Of a text in parts those of type text are read: Mistral's reasoning models send the thought as a part before it.
@@ -154,7 +154,7 @@ def read_reply(content: bytes) -> str | Refusal:
     try:
         choices = json.loads(content)["choices"]
         if not choices:
-            return Refusal("no choice in its answer")
+            return ServerRefusal("no choice in its answer")
         choice, message = choices[0], choices[0].get("message") or {}
         text, refusal, ended = message.get("content"), message.get("refusal"), choice.get("finish_reason")
         if isinstance(text, list):
@@ -162,11 +162,11 @@ def read_reply(content: bytes) -> str | Refusal:
     except (KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError("no choices") from None
     if refusal and not text:
-        return Refusal(one_line(refusal))
+        return ServerRefusal(one_line(refusal))
     if ended == "content_filter":
-        return Refusal("finish_reason: content_filter")
+        return ServerRefusal("finish_reason: content_filter")
     if text is None:  # reasoning is sent apart by servers that know it
-        return "" if ended == "length" else Refusal(f"an answer without text, finish_reason: {one_line(ended)}")
+        return "" if ended == "length" else ServerRefusal(f"an answer without text, finish_reason: {one_line(ended)}")
     if not isinstance(text, str):
         raise ValueError("no text")
     return text

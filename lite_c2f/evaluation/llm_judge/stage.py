@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lite_c2f.backbone.load import plan_here
-from lite_c2f.config.settings import Config, load_config
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import Config
 from lite_c2f.errors import ConfigError
 from lite_c2f.evaluation.llm_judge.conversations import answer_all, check_actors
 from lite_c2f.evaluation.llm_judge.judges import Judge
@@ -21,10 +22,10 @@ from lite_c2f.evaluation.llm_judge.pairwise import (
 from lite_c2f.evaluation.llm_judge.questions import load_questions
 from lite_c2f.evaluation.llm_judge.verdicts import read_grade, read_verdict
 from lite_c2f.evaluation.metrics import said_before
-from lite_c2f.memory import settle
+from lite_c2f.memory import resolve
 from lite_c2f.runs.manifest import check_own, open_run
 from lite_c2f.runtime import disk_errors, log
-from lite_c2f.runtime.progress import Silent, View
+from lite_c2f.runtime.progress import ProgressSink, SilentSink
 from lite_c2f.storage.files import write_json
 from lite_c2f.storage.lock import locked
 
@@ -48,7 +49,7 @@ def judge(
     references: str | Path | None = None,
     limit: int | None = None,
     overrides: Sequence[str] = (),
-    view: View | None = None,
+    sink: ProgressSink | None = None,
 ) -> dict[str, Any]:
     """Let a language model judge the actors' answers to questions of one or more turns, in the way of MT-Bench.
 
@@ -57,7 +58,7 @@ def judge(
     Writes RUN/evaluation/judge-MODE.json with every question, answer and judgment, and returns its tables. What was
     done before a stop is kept. Raises ConfigError for actors or a mode that do not exist.
     """
-    run, view = Path(run), log.Logged(view or Silent())
+    run, sink = Path(run), log.LoggedSink(sink or SilentSink())
     names = check_actors(actors)
     if mode not in MODES or (mode == "pairwise" and len(names) < 2):
         raise ConfigError.because(f"mode {mode} of {len(names)} actor(s)", "single, or pairwise of two", "name two")
@@ -65,19 +66,19 @@ def judge(
     made, models = open_run(run)
     config = load_config(made.model_dump(), overrides)
     check_own(config, made)
-    config = settle(config, plan_here(config, models.base))
+    config = resolve(config, plan_here(config, models.base))
     folder = run / "evaluation"
     answers_file, judged_file = folder / "judge-answers.jsonl", folder / f"judge-{mode}.jsonl"
-    with disk_errors.told_plainly(run), locked(run), log.written(run):
-        view.stage("answers", len(names), "actors")
-        said = answer_all(config, models, run, names, asked, answers_file, lambda done: view.step(done, {}))
+    with disk_errors.as_user_errors(run), locked(run), log.written_to_log(run):
+        sink.on_stage("answers", len(names), "actors")
+        said = answer_all(config, models, run, names, asked, answers_file, lambda done: sink.on_step(done, {}))
         read: Callable[[str], Any] = read_verdict if mode == "pairwise" else read_grade
         pairs = [(names[0], other) for other in names[1:]] if mode == "pairwise" else []
         tasks = [task for pair in pairs for task in pair_tasks(asked, said, *pair)]
         tasks = tasks or grade_tasks(asked, said, names)
         judging = make_judge(config)
-        view.stage("judgments", len(tasks), "judgments")
-        told, refusals = ask(judging, tasks, judged_file, lambda done: view.step(done, {}))
+        sink.on_stage("judgments", len(tasks), "judgments")
+        told, refusals = ask(judging, tasks, judged_file, lambda done: sink.on_step(done, {}))
         found: dict[str, Any] = {"judge": judging.name, "questions": len(asked), "mode": mode}
         found |= {"refused": len(refusals), "adapted": judging.adapted}
         found["repeated_across_turns"] = {name: repeated_across_turns(said[name]) for name in names}
@@ -91,7 +92,7 @@ def judge(
             for place, question in enumerate(asked)
         ]
         for note in notes_on(told, refusals, judging.adapted, read):
-            view.note(note)
+            sink.on_message(note)
         write_json(folder / f"judge-{mode}.json", found | {"rows": rows, "judgments": told, "refusals": refusals})
         answers_file.unlink(missing_ok=True)
         judged_file.unlink(missing_ok=True)

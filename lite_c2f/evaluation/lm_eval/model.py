@@ -17,7 +17,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models import huggingface
 from transformers import GenerationConfig
 
-from lite_c2f.actors.models import Instruct, load_coarse
+from lite_c2f.actors.models import InstructModel, load_coarse
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.copies import sampling_copies
 from lite_c2f.backbone.load import end_tokens
@@ -28,15 +28,15 @@ from lite_c2f.data.encode import beginning, pad_left, turn_end
 from lite_c2f.errors import C2FError, DataError
 from lite_c2f.evaluation.lm_eval.conversations import as_jinja, as_turns
 from lite_c2f.evaluation.lm_eval.names import share_of
-from lite_c2f.evaluation.lm_eval.tasks import SEED, How, reason
-from lite_c2f.runs.inputs import ModelPair
-from lite_c2f.runtime.batch_size import fitting, is_out_of_memory
+from lite_c2f.evaluation.lm_eval.tasks import SEED, TaskOptions, reason
+from lite_c2f.runs.models import ModelPair
+from lite_c2f.runtime.batch_size import is_out_of_memory, retry_smaller
 from lite_c2f.sampling.stops import before_stop
 
 LONGEST = 4096  # tokens of a prompt and its answer: Mistral's window, which is not used above it
 
 
-class Speaker(huggingface.HFLM):
+class ActorLM(huggingface.HFLM):
     """lm-eval's Hugging Face model over one that is in memory; log-probabilities in float32.
 
     stops: texts that end an answer beside the task's own. form: how the actor is asked in conversations; None for plain
@@ -121,14 +121,14 @@ class Speaker(huggingface.HFLM):
         return [*self.first, *self.form.encode(string)][-(left_truncate_len or 0) :]
 
 
-class Loaded(NamedTuple):
+class LoadedActor(NamedTuple):
     """A model in memory that can be one or several actors."""
 
-    speaker: Speaker
+    speaker: ActorLM
     be: Callable[[str], contextlib.AbstractContextManager[Any]]  # be this actor inside the block
 
 
-def load(source: str, config: Config, models: ModelPair, run: Path, actors: Sequence[str], chat: bool) -> Loaded:
+def load(source: str, config: Config, models: ModelPair, run: Path, actors: Sequence[str], chat: bool) -> LoadedActor:
     """The model behind these actors: `base`, `instruct` (with the residue where a share of it is asked for), `fine`.
 
     chat: prompts come as conversations; base and Coarse Actor get the form they were trained in, which has no chat
@@ -143,25 +143,25 @@ def load(source: str, config: Config, models: ModelPair, run: Path, actors: Sequ
         if chat and template != CHAT:
             tokenizer.chat_template = as_jinja(template)
         form = chat_template(tokenizer, variables) if chat else None
-        speaker = Speaker(model, tokenizer, eos, config.model.stop if chat else (), form, first)
-        return Loaded(speaker, lambda actor: roles.sampling("policy" if actor == "coarse" else "reference"))
+        speaker = ActorLM(model, tokenizer, eos, config.model.stop if chat else (), form, first)
+        return LoadedActor(speaker, lambda actor: roles.sampling("policy" if actor == "coarse" else "reference"))
     merged = source == "fine"
     adapter = run / "coarse" / "adapter" if any(share_of(actor) for actor in actors) else None
-    actor_model = Instruct(config, str(run / "fine" / "model") if merged else models.instruct, adapter)
+    actor_model = InstructModel(config, str(run / "fine" / "model") if merged else models.instruct, adapter)
     model = actor_model.model if adapter is None else actor_model.model.get_base_model()
     form = chat_template(actor_model.tokenizer, variables) if chat else None
-    speaker = Speaker(model, actor_model.tokenizer, actor_model.eos_ids, form=form)
-    return Loaded(speaker, functools.partial(shared, actor_model))
+    speaker = ActorLM(model, actor_model.tokenizer, actor_model.eos_ids, form=form)
+    return LoadedActor(speaker, functools.partial(shared, actor_model))
 
 
 @contextlib.contextmanager
-def shared(model: Instruct, actor: str) -> Iterator[None]:
+def shared(model: InstructModel, actor: str) -> Iterator[None]:
     """Inside the block the instruct model has this actor's share of the residue."""
     with model.ratio(share_of(actor)), torch.no_grad(), sampling_copies(model.model):
         yield
 
 
-def measure(loaded: Loaded, actor: str, name: str, task: Any, how: How) -> dict[str, Any]:
+def measure(loaded: LoadedActor, actor: str, name: str, task: Any, how: TaskOptions) -> dict[str, Any]:
     """One task by one actor: its figures, and those of every document.
 
     {"figures": {"acc,none": value, "acc_stderr,none": ...}, "documents": {"acc,none": [a number a document]}, "n",
@@ -181,7 +181,7 @@ def measure(loaded: Loaded, actor: str, name: str, task: Any, how: How) -> dict[
             got = f"task '{name}' failed on an answer of '{actor}' ({reason(error)})"
             raise DataError.because(got, "a task that takes any answer", "correct it, or leave it out") from error
 
-    found = fitting(how.batch, work)
+    found = retry_smaller(how.batch, work)
     row = found["results"][name]
     if not any("," in key and is_number(value) for key, value in row.items()):
         raise DataError.because(f"task '{name}' gave no figure", "a metric of lm-eval", "correct its metric_list")
@@ -197,7 +197,7 @@ def measure(loaded: Loaded, actor: str, name: str, task: Any, how: How) -> dict[
     }
 
 
-def evaluated(speaker: Speaker, name: str, task: Any, how: How) -> Any:
+def evaluated(speaker: ActorLM, name: str, task: Any, how: TaskOptions) -> Any:
     """What lm-eval finds. Few-shot examples and random numbers begin anew: every actor sees the same prompts."""
     random.seed(SEED)
     np.random.seed(SEED)

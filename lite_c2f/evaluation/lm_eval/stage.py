@@ -7,22 +7,31 @@ from typing import Any
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.load import plan_here
 from lite_c2f.backbone.pair import read_config
-from lite_c2f.config.settings import Config, load_config, settled
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import Config, resolved
 from lite_c2f.errors import ConfigError
 from lite_c2f.evaluation.compare import made_of
 from lite_c2f.evaluation.lm_eval.names import ACTORS, check_actors, source_of
 from lite_c2f.evaluation.lm_eval.scores import Measured, group_table, table_of
-from lite_c2f.evaluation.lm_eval.tasks import SEED, Asked, How, check_answers_fit, depends_on, load_tasks, need_harness
-from lite_c2f.memory import settle
+from lite_c2f.evaluation.lm_eval.tasks import (
+    SEED,
+    TaskOptions,
+    TaskRequest,
+    check_answers_fit,
+    depends_on,
+    load_tasks,
+    need_harness,
+)
+from lite_c2f.memory import resolve
 from lite_c2f.runs.fingerprints import fingerprints_of_models
-from lite_c2f.runs.inputs import ModelPair
 from lite_c2f.runs.manifest import LOADED, check_own, open_run
+from lite_c2f.runs.models import ModelPair
 from lite_c2f.runtime import disk_errors, log
 from lite_c2f.runtime.batch_size import BatchSize, free
-from lite_c2f.runtime.progress import Silent, View
+from lite_c2f.runtime.progress import ProgressSink, SilentSink
 from lite_c2f.storage.files import write_json
 from lite_c2f.storage.lock import locked
-from lite_c2f.storage.results import Kept
+from lite_c2f.storage.results import ResultCache
 
 FILE = "general.json"
 ROWS = 8  # requests at once where evaluation.batch is `auto`: prompts of several examples are long, logits wide
@@ -43,7 +52,7 @@ def benchmark(
     fewshot: int | None = None,
     chat_template: bool = False,
     overrides: Sequence[str] = (),
-    view: View | None = None,
+    sink: ProgressSink | None = None,
 ) -> dict[str, Any]:
     """Run tasks of lm-evaluation-harness on the actors of a finished run, in memory as they are, 4-bit.
 
@@ -55,7 +64,7 @@ def benchmark(
 
     >>> benchmark("runs/toy", ["gsm8k"], limit=100)["tasks"]["gsm8k"]["metrics"]["exact_match strict-match"]
     """
-    run, view = Path(run), log.Logged(view or Silent())
+    run, sink = Path(run), log.LoggedSink(sink or SilentSink())
     version = need_harness()
     names = check_actors(actors, baseline)
     for name, number, least in (("limit", limit, 1), ("fewshot", fewshot, 0)):
@@ -64,20 +73,20 @@ def benchmark(
     made, models = open_run(run)
     config = load_config(made.model_dump(), overrides)
     check_own(config, made)
-    rows = ROWS if config.evaluation.batch == "auto" else settled(config.evaluation.batch)
-    config = settle(config, plan_here(config, models.base))
+    rows = ROWS if config.evaluation.batch == "auto" else resolved(config.evaluation.batch)
+    config = resolve(config, plan_here(config, models.base))
     from lite_c2f.evaluation.lm_eval.model import quiet
 
-    with disk_errors.told_plainly(run), locked(run), log.written(run), quiet():
-        view.stage("tasks", 0, "tasks")
-        asked = load_tasks(tasks, fewshot, lambda done, total: tell_loading(view, done, total))
+    with disk_errors.as_user_errors(run), locked(run), log.written_to_log(run), quiet():
+        sink.on_stage("tasks", 0, "tasks")
+        asked = load_tasks(tasks, fewshot, lambda done, total: tell_loading(sink, done, total))
         check_answers_fit(asked.tasks, context_of(models))
         loaded = {name: str(getattr(config.model, name)) for name in sorted(LOADED)}
         made_by = f"{version} {loaded}"
         hashes = {name: depends_on(task, limit, chat_template, made_by) for name, task in asked.tasks.items()}
-        how = How(hashes, limit, chat_template, BatchSize("evaluation.batch", rows, view.note))
-        kept = Kept(run / "evaluation" / "general.jsonl", identity_of(config, models, run))
-        measured = measure_all(config, models, run, names, asked, how, kept, view)
+        how = TaskOptions(hashes, limit, chat_template, BatchSize("evaluation.batch", rows, sink.on_message))
+        kept = ResultCache(run / "evaluation" / "general.jsonl", identity_of(config, models, run))
+        measured = measure_all(config, models, run, names, asked, how, kept, sink)
         found = {
             "schema": 1,
             "lm_eval": version,
@@ -95,11 +104,11 @@ def benchmark(
     return found
 
 
-def tell_loading(view: View, done: int, total: int) -> None:
+def tell_loading(sink: ProgressSink, done: int, total: int) -> None:
     """How many names are loaded: their data may have to be downloaded."""
     if not done:
-        view.stage("tasks", total, "tasks")
-    view.step(done, {})
+        sink.on_stage("tasks", total, "tasks")
+    sink.on_step(done, {})
 
 
 def context_of(models: ModelPair) -> int:
@@ -116,7 +125,14 @@ def identity_of(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
 
 
 def measure_all(
-    config: Config, models: ModelPair, run: Path, actors: Sequence[str], asked: Asked, how: How, kept: Kept, view: View
+    config: Config,
+    models: ModelPair,
+    run: Path,
+    actors: Sequence[str],
+    asked: TaskRequest,
+    how: TaskOptions,
+    kept: ResultCache,
+    sink: ProgressSink,
 ) -> dict[str, Measured]:
     """Figures by actor and task: those that are kept, and the others now. Each model is loaded once."""
     from lite_c2f.evaluation.lm_eval import model as harness
@@ -125,8 +141,8 @@ def measure_all(
         actor: {task: before for task in asked.tasks if (before := kept.get(how.label(actor, task))) is not None}
         for actor in actors
     }
-    view.stage("benchmarks", len(actors) * len(asked.tasks), "tasks")
-    view.step(sum(map(len, found.values())), {})
+    sink.on_stage("benchmarks", len(actors) * len(asked.tasks), "tasks")
+    sink.on_step(sum(map(len, found.values())), {})
     for source in dict.fromkeys(map(source_of, actors)):
         members = [actor for actor in actors if source_of(actor) == source and len(found[actor]) < len(asked.tasks)]
         if not members:
@@ -137,14 +153,14 @@ def measure_all(
                 found[actor][task] = harness.measure(loaded, actor, task, asked.tasks[task], how)
                 kept.put(how.label(actor, task), found[actor][task])
                 if cut := found[actor][task]["truncated"]:
-                    view.note(f"{actor}: {cut} prompts of {task} were too long and lost their beginning")
-                view.step(sum(map(len, found.values())), {})
+                    sink.on_message(f"{actor}: {cut} prompts of {task} were too long and lost their beginning")
+                sink.on_step(sum(map(len, found.values())), {})
         del loaded
         free()
     return {actor: {task: found[actor][task] for task in asked.tasks} for actor in actors}
 
 
-def tables(asked: Asked, measured: dict[str, Measured], baseline: str) -> dict[str, Any]:
+def tables(asked: TaskRequest, measured: dict[str, Measured], baseline: str) -> dict[str, Any]:
     """Tables of all tasks and of the groups that have a figure of their own, with versions and few-shot examples."""
     higher = {name: task.higher_is_better() for name, task in asked.tasks.items()}
     found = table_of(measured, baseline, higher)

@@ -32,7 +32,7 @@ PRESETS = {"general-11": GENERAL_11}
 SEED = 1234  # lm-eval's own: the same few-shot examples as in other people's figures
 
 
-class Asked(NamedTuple):
+class TaskRequest(NamedTuple):
     """What is asked of every actor."""
 
     tasks: dict[str, Any]  # single tasks by name
@@ -40,7 +40,7 @@ class Asked(NamedTuple):
     shown: list[str]  # tasks and groups that were asked for, in order; a tag or a folder is shown as its tasks
 
 
-class How(NamedTuple):
+class TaskOptions(NamedTuple):
     """How tasks are run."""
 
     hashes: dict[str, str]  # by task: of what its figures depend on, beside the actor
@@ -65,7 +65,7 @@ def need_harness() -> str:
 
 def load_tasks(
     names: Sequence[str], fewshot: int | None = None, tell: Callable[[int, int], None] | None = None
-) -> Asked:
+) -> TaskRequest:
     """Load presets, tasks, groups, tags, YAML files and folders of them, and build a first request of each task.
 
     fewshot: examples in a prompt instead of each task's own number; a task that says 0 keeps it, as in lm-eval. tell:
@@ -82,7 +82,7 @@ def load_tasks(
             near = difflib.get_close_matches(spec, [*PRESETS, *manager.task_index], 3)
             do = f"did you mean {', '.join(near)}?" if near else "correct --tasks"
             raise ConfigError.because(f"no task '{spec}'", "a task, group or tag of lm-eval, or a YAML file", do)
-    asked = Asked({}, {}, [])
+    asked = TaskRequest({}, {}, [])
     for done, spec in enumerate(specs):
         if tell:
             tell(done, len(specs))
@@ -151,7 +151,7 @@ def index(*, whole: bool) -> Any:
     return TaskManager(include_defaults=whole)
 
 
-def add(asked: Asked, spec: str, manager: Any, fewshot: int | None) -> None:
+def add(asked: TaskRequest, spec: str, manager: Any, fewshot: int | None) -> None:
     """Load one name into `asked`. Raises DataError or ConfigError naming it."""
     try:
         loaded = manager.load([spec])

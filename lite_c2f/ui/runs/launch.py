@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.errors import RunError
 from lite_c2f.storage import lock
 from lite_c2f.storage.files import write_json

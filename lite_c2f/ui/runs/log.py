@@ -21,7 +21,7 @@ ENTRY = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) (\w+) ([\w.]+): (.
 STARTED, ASKED = "started: ", "finishing this step and saving; once more stops at once"
 
 
-class Entry(NamedTuple):
+class LogEntry(NamedTuple):
     """A line of the log; the lines of a traceback have only their text."""
 
     text: str
@@ -39,20 +39,20 @@ class Part(NamedTuple):
     total: int | None  # of its steps, None where that was not known yet
 
 
-def entry(line: bytes) -> Entry:
+def entry(line: bytes) -> LogEntry:
     """A line of the log, whatever it holds."""
     text = line.decode("utf-8", errors="replace").rstrip("\r")
     found = ENTRY.fullmatch(text)
     try:
         if found is None:
-            return Entry(text)
+            return LogEntry(text)
         when = time.mktime(time.strptime(found[1], "%Y-%m-%d %H:%M:%S")) + int(found[2]) / 1000
     except (ValueError, OverflowError):
-        return Entry(text)
-    return Entry(text, when, found[3], found[5])
+        return LogEntry(text)
+    return LogEntry(text, when, found[3], found[5])
 
 
-def last_session(log: Sequence[Entry], since: float | None = None) -> Sequence[Entry]:
+def last_session(log: Sequence[LogEntry], since: float | None = None) -> Sequence[LogEntry]:
     """What was logged from the last start on. since: nothing, where that start was before this time."""
     for place in reversed(range(len(log))):
         if log[place].message.startswith(STARTED):
@@ -60,7 +60,7 @@ def last_session(log: Sequence[Entry], since: float | None = None) -> Sequence[E
     return []
 
 
-def parts(session: Sequence[Entry]) -> list[Part]:
+def parts(session: Sequence[LogEntry]) -> list[Part]:
     """The parts of stages in the order in which they began; one that is told twice is there twice."""
     found = []
     for line in session:
@@ -71,17 +71,17 @@ def parts(session: Sequence[Entry]) -> list[Part]:
     return found
 
 
-def first_step(session: Sequence[Entry]) -> int:
+def first_step(session: Sequence[LogEntry]) -> int:
     """The step of the reward model that this start did first."""
     steps = [int(found[1]) for line in session if (found := GOES_ON.fullmatch(line.message))]
     return steps[-1] + 1 if steps else 1
 
 
-def was_asked(session: Sequence[Entry]) -> bool:
+def was_asked(session: Sequence[LogEntry]) -> bool:
     """Has this start been asked to end?"""
     return any(line.message.endswith(ASKED) for line in session)
 
 
-def last_entry(log: Sequence[Entry]) -> Entry | None:
+def last_entry(log: Sequence[LogEntry]) -> LogEntry | None:
     """The last line with a time; a traceback follows the line of its error."""
     return next((line for line in reversed(log) if line.when), None)

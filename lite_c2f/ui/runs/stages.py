@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lite_c2f.ui.runs import log
-from lite_c2f.ui.runs.log import Entry
+from lite_c2f.ui.runs.log import LogEntry
 
 ORDER = ("reward", "coarse", "fine", "comparison")
 UNITS = {"reward": "steps", "coarse": "updates", "fine": "ratios", "comparison": "actors"}
@@ -32,7 +32,7 @@ class Seen(NamedTuple):
     run: Path
     lines: Sequence[Mapping[str, Any]]  # of metrics.jsonl
     changed: float | None  # when metrics.jsonl was written last, in seconds since the epoch
-    session: Sequence[Entry]
+    session: Sequence[LogEntry]
     working: bool
     trials: int  # ratios tried
 
@@ -91,7 +91,7 @@ def _pace(seen: Seen, parts: Sequence[log.Part]) -> float | None:
 
 
 def _updates(run: Path) -> int | None:
-    from lite_c2f.config.settings import load_config
+    from lite_c2f.config.loading import load_config
     from lite_c2f.errors import C2FError
 
     try:

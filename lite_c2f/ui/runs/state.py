@@ -88,7 +88,7 @@ def follow(run: Path) -> RunState:
         )
 
 
-def _end(stages: Sequence[StageState], last: log.Entry | None, early: Started | None) -> tuple[str, str]:
+def _end(stages: Sequence[StageState], last: log.LogEntry | None, early: Started | None) -> tuple[str, str]:
     """How a run was left that nobody works in, and what a failure said. early: a start later than the last log."""
     if early is not None and early.alive:
         return "starting", ""

@@ -64,7 +64,7 @@ class Transcript(NamedTuple):
     run: dict[str, Any]  # its name, and hashes of its models and its adapter
 
 
-class Entry(NamedTuple):
+class ConversationEntry(NamedTuple):
     """A session in a list."""
 
     id: str
@@ -114,7 +114,7 @@ def load(folder: Path, owner: str, id: str) -> Transcript:
     return transcript
 
 
-def listing(folder: Path, owner: str) -> list[Entry]:
+def listing(folder: Path, owner: str) -> list[ConversationEntry]:
     """An owner's sessions, the newest first; files that cannot be read are left out. Raises RunError for no owner."""
     check_ids(owner)
     found = []
@@ -127,10 +127,10 @@ def listing(folder: Path, owner: str) -> list[Entry]:
 
 
 @lru_cache(maxsize=4 * MOST)  # 500 sessions take half a second to read, and a page lists them after every answer
-def _entry(folder: Path, owner: str, id: str, *state: int) -> Entry:
+def _entry(folder: Path, owner: str, id: str, *state: int) -> ConversationEntry:
     """A session in the list; state: of its file, another one when it is written again."""
     transcript = load(folder, owner, id)
-    return Entry(transcript.id, title_of(transcript), transcript.created, len(transcript.rounds))
+    return ConversationEntry(transcript.id, title_of(transcript), transcript.created, len(transcript.rounds))
 
 
 def delete(folder: Path, owner: str, id: str) -> None:

@@ -19,8 +19,8 @@ from lite_c2f.evaluation.llm_judge.replies import (
     ADAPTED,
     KEY,
     Form,
-    Refusal,
     ServerError,
+    ServerRefusal,
     adapted,
     read_error,
     read_reply,
@@ -280,7 +280,7 @@ def test_a_text_in_parts_is_read():
     verdict = [{"type": "text", "text": text} for text in ("VERD", "ICT: A")]
     assert read_reply(parts(thought, *verdict)) == "VERDICT: A"
     for content in ([], [thought], [{"type": "image_url", "text": 5}, {"type": "text"}, 5, None, {"type": []}]):
-        assert isinstance(read_reply(parts(*content)), Refusal)
+        assert isinstance(read_reply(parts(*content)), ServerRefusal)
     with pytest.raises(ValueError, match="no text"):
         read_reply(b'{"choices": [{"message": {"content": {"type": "text"}}}]}')
 
@@ -502,14 +502,17 @@ def test_a_form_is_kept_once_the_same_question_is_answered_in_it(server):
     )
     judge = Endpoint(server.url, "m", at_once=1)
     texts = judge([pairwise(TWO, [text], ["a longer one"]) for text in ("odd", "x", "y")])
-    assert texts[0] == Refusal(f"HTTP 400: {message}") and [read_verdict(text) for text in texts[1:]] == ["A", "A"]
+    assert texts[0] == ServerRefusal(f"HTTP 400: {message}") and [read_verdict(text) for text in texts[1:]] == [
+        "A",
+        "A",
+    ]
     assert judge.adapted == [] and [body for _, _, body in server.heard][-1].keys() >= {"temperature", "max_tokens"}
 
 
 def test_a_server_that_refuses_both_forms_is_not_asked_for_ever(server):
     server.reply = lambda body: (400, openai_error(ONLY_1, "temperature", "unsupported_value"))
     found = Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])
-    assert found == [Refusal(f"HTTP 400: {ONLY_1}")] and len(server.heard) == 2
+    assert found == [ServerRefusal(f"HTTP 400: {ONLY_1}")] and len(server.heard) == 2
 
 
 @pytest.mark.parametrize("url", ["ftp://x/v1", "host/v1", "http://me:pw@host/v1", "http://"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lite_c2f.config.settings import load_config
+from lite_c2f.config.loading import load_config
 from lite_c2f.evaluation.llm_judge.judges import Local
 from lite_c2f.evaluation.llm_judge.verdicts import begins_thinking, read_grade, read_verdict
 

@@ -13,7 +13,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AddedToken
 
 from lite_c2f.backbone.load import load_model, load_tokenizer
-from lite_c2f.config.settings import PROMPT_TEMPLATE, load_config
+from lite_c2f.config.loading import load_config
+from lite_c2f.config.settings import PROMPT_TEMPLATE
 from lite_c2f.data.chat_template import chat_template
 from lite_c2f.data.encode import beginning, encode_chat
 from lite_c2f.data.records import Turn
@@ -160,7 +161,7 @@ def speaker(pico):
         first = [] if template else beginning(tokenizer)
         tokenizer.chat_template = template or as_jinja(PROMPT_TEMPLATE)
         model = load_model(str(pico["base"]), load_config({}, ["model.quantization=none", *SHORT]))
-        return harness.Speaker(model, tokenizer, [2], form=chat_template(tokenizer), first=first)
+        return harness.ActorLM(model, tokenizer, [2], form=chat_template(tokenizer), first=first)
 
     return make
 
@@ -231,7 +232,7 @@ def test_prompts_that_lose_their_beginning_are_counted(finished_pico):
 
 def test_the_end_of_a_turn_ends_answers_here_and_in_the_chat(finished_pico, tmp_path, editable, edit_json):
     """`w41`, the token 44, ends turns in the instruct template; all files list 2 alone."""
-    from lite_c2f.chat.loaded import Cast
+    from lite_c2f.chat.loaded import LoadedActors
     from lite_c2f.chat.panes import ChatSettings, Pane
 
     folder, run = editable("instruct"), shutil.copytree(finished_pico, tmp_path / "run")
@@ -241,7 +242,7 @@ def test_the_end_of_a_turn_ends_answers_here_and_in_the_chat(finished_pico, tmp_
     tokenizer.save_pretrained(folder)
     models = json.loads((run / "run.json").read_text())["models"]
     edit_json(run / "run.json", models=models | {"instruct": str(folder)})
-    cast, expected = Cast(run, merged=True), {"base": [2], "coarse": [2], "instruct": [2, 44], "fine": [2, 44]}
+    cast, expected = LoadedActors(run, merged=True), {"base": [2], "coarse": [2], "instruct": [2, 44], "fine": [2, 44]}
     for actor, ends in expected.items():
         row, _ = cast.row(Pane(actor, actor), [Turn("human", "w1")], ChatSettings(max_tokens=4))
         assert row.eos_ids == ends

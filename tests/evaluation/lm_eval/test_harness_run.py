@@ -15,7 +15,7 @@ from lite_c2f.errors import C2FError
 from lite_c2f.evaluation.extras import general, judged
 from lite_c2f.evaluation.lm_eval import model as harness
 from lite_c2f.evaluation.page import as_html, as_markdown
-from lite_c2f.runtime.progress import Silent
+from lite_c2f.runtime.progress import SilentSink
 
 ACTORS = ("fine", "instruct", "coarse", "base", "fine@2")
 PLAIN = ["model.quantization=none", "evaluation.batch=4"]
@@ -121,8 +121,8 @@ def test_a_task_that_cannot_take_an_answer_is_named(pico_run, tmp_path, write_ta
 
 @pytest.mark.slow
 def test_a_stop_in_the_middle_loses_no_finished_task(pico_run, pico_tasks, count):
-    class Stopping(Silent):
-        def step(self, done, values):
+    class Stopping(SilentSink):
+        def on_step(self, done, values):
             if done == 3:
                 raise KeyboardInterrupt
 
@@ -130,7 +130,7 @@ def test_a_stop_in_the_middle_loses_no_finished_task(pico_run, pico_tasks, count
     (pico_run / "evaluation" / "general.jsonl").unlink()
     count.clear()
     with pytest.raises(KeyboardInterrupt):
-        lite_c2f.benchmark(pico_run, pico_tasks, actors=("fine", "instruct", "base"), limit=4, view=Stopping())
+        lite_c2f.benchmark(pico_run, pico_tasks, actors=("fine", "instruct", "base"), limit=4, sink=Stopping())
     assert len(count) == 3
     with (pico_run / "evaluation" / "general.jsonl").open("a") as file:
         file.write('{"name": "half a li')  # as a kill leaves it
@@ -140,13 +140,13 @@ def test_a_stop_in_the_middle_loses_no_finished_task(pico_run, pico_tasks, count
 
 def test_every_actor_sees_the_same_prompts(pico_run, write_task, monkeypatch):
     """Two examples are drawn for every prompt: the same ones, whoever is asked, and in whatever order."""
-    seen, before = [], harness.Speaker.loglikelihood
+    seen, before = [], harness.ActorLM.loglikelihood
 
     def record(speaker, requests, *more):
         seen.append([request.args for request in requests])
         return before(speaker, requests, *more)
 
-    monkeypatch.setattr(harness.Speaker, "loglikelihood", record)
+    monkeypatch.setattr(harness.ActorLM, "loglikelihood", record)
     task = write_task(CHOICES, fewshot_split="test")
     lite_c2f.benchmark(pico_run, [task], actors=("fine", "instruct", "base"), fewshot=2, overrides=PLAIN)
     assert len(seen) == 3 and seen[0] == seen[1] == seen[2]
@@ -154,13 +154,13 @@ def test_every_actor_sees_the_same_prompts(pico_run, write_task, monkeypatch):
 
 
 def test_as_conversations(pico_run, write_task, monkeypatch):
-    seen, before = [], harness.Speaker.generate_until
+    seen, before = [], harness.ActorLM.generate_until
 
     def record(speaker, requests, *more):
         seen.append(requests[0].args[0])
         return before(speaker, requests, *more)
 
-    monkeypatch.setattr(harness.Speaker, "generate_until", record)
+    monkeypatch.setattr(harness.ActorLM, "generate_until", record)
     task = write_task(ANSWERS)
     found = lite_c2f.benchmark(pico_run, [task], actors=("instruct", "base"), limit=2, chat_template=True)
     assert found["chat_template"] is True
@@ -171,7 +171,7 @@ def test_as_conversations(pico_run, write_task, monkeypatch):
 
 def test_descriptions_and_choices_reach_every_actor(pico_run, write_task, editable, edit_json, monkeypatch):
     """The instruct model's template refuses system turns, as Mistral-7B-Instruct-v0.1's does."""
-    folder, seen, before = editable("instruct"), {}, harness.Speaker._loglikelihood_tokens
+    folder, seen, before = editable("instruct"), {}, harness.ActorLM._loglikelihood_tokens
     (folder / "chat_template.jinja").write_text(
         "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% elif m.role == 'assistant' %}"
         " {{ m.content }}{{ eos_token }}{% else %}{{ raise_exception('no such role') }}{% endif %}{% endfor %}"
@@ -183,7 +183,7 @@ def test_descriptions_and_choices_reach_every_actor(pico_run, write_task, editab
         seen[speaker.form.opening] = requests[0]
         return before(speaker, requests, *more, **given)
 
-    monkeypatch.setattr(harness.Speaker, "_loglikelihood_tokens", record)
+    monkeypatch.setattr(harness.ActorLM, "_loglikelihood_tokens", record)
     task = write_task(CHOICES | {"description": "w7 w8\n\n"})
     lite_c2f.benchmark(pico_run, [task], actors=("instruct", "base"), limit=1, chat_template=True)
     (_, *instruct), (_, *base) = seen[" [/INST]"], seen["\n\nAssistant:"]
@@ -194,16 +194,16 @@ def test_descriptions_and_choices_reach_every_actor(pico_run, write_task, editab
 
 @pytest.mark.slow
 def test_out_of_memory_halves_the_batch(pico_run, pico_tasks, monkeypatch):
-    class Notes(Silent):
+    class Notes(SilentSink):
         def __init__(self):
             self.said = []
 
-        def note(self, text):
+        def on_message(self, text):
             self.said.append(text)
 
     whole = lite_c2f.benchmark(pico_run, pico_tasks, actors=("instruct",), overrides=PLAIN)
     (pico_run / "evaluation" / "general.jsonl").unlink()
-    call_model, rows, notes = harness.Speaker._model_call, [], Notes()
+    call_model, rows, notes = harness.ActorLM._model_call, [], Notes()
 
     def short(speaker, tokens, *more):
         rows.append(len(tokens))
@@ -211,8 +211,8 @@ def test_out_of_memory_halves_the_batch(pico_run, pico_tasks, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return call_model(speaker, tokens, *more)
 
-    monkeypatch.setattr(harness.Speaker, "_model_call", short)
-    assert lite_c2f.benchmark(pico_run, pico_tasks, actors=("instruct",), overrides=PLAIN, view=notes) == whole
+    monkeypatch.setattr(harness.ActorLM, "_model_call", short)
+    assert lite_c2f.benchmark(pico_run, pico_tasks, actors=("instruct",), overrides=PLAIN, sink=notes) == whole
     assert rows[:3] == [4, 2, 1] and set(rows[3:]) == {1}
     assert [note.split(",")[0] for note in notes.said] == [
         "out of memory: evaluation.batch 4 -> 2", "out of memory: evaluation.batch 2 -> 1",

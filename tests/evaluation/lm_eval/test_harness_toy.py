@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lite_c2f.actors.models import Instruct
+from lite_c2f.actors.models import InstructModel
 from lite_c2f.data.records import Turn
 from lite_c2f.runs.manifest import open_run
 from lite_c2f.sampling import Sampling
@@ -95,7 +95,7 @@ def test_the_residue_shows_in_a_benchmark(in_process, run, toy_tasks, toy_docs, 
     config, models = open_run(run)
     asked = [(Turn("human", doc["question"]),) for doc in toy_docs]
     for actor, folder in (("fine", str(run / "fine" / "model")), ("instruct", models.instruct)):
-        said = Instruct(config, folder).answer(asked, Sampling(96, 0.0, seed=0), 20)
+        said = InstructModel(config, folder).answer(asked, Sampling(96, 0.0, seed=0), 20)
         right = [float(world.is_right(answer.text, doc["answer"])) for answer, doc in zip(said, toy_docs, strict=True)]
         theirs = kept(run)[f"{actor} toy_answers"]["documents"]["exact_match,last"]
         assert sum(a == b for a, b in zip(right, theirs, strict=True)) >= COUNT - 3  # ties may be broken otherwise

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from lite_c2f.errors import RunError
 from lite_c2f.ui.store import conversations
-from lite_c2f.ui.store.conversations import Entry, Reply, Round, Transcript, as_json, as_markdown, from_json
+from lite_c2f.ui.store.conversations import ConversationEntry, Reply, Round, Transcript, as_json, as_markdown, from_json
 
 ME, OTHER = "a" * 32, "b" * 32
 REPLY = Reply("fine", "It is 5.", 6, 85.25, 0.5, "eos", "", 3, 0.75, -0.125, 0.0)
@@ -31,7 +31,7 @@ def test_a_new_session_is_empty_and_has_an_id_of_its_own(tmp_path):
     assert re.fullmatch("[0-9a-f]{32}", made.id) and made.id != conversations.new(ME, {}).id
     conversations.save(tmp_path, made)
     assert conversations.load(tmp_path, ME, made.id) == made
-    assert conversations.listing(tmp_path, ME) == [Entry(made.id, "", made.created, 0)]
+    assert conversations.listing(tmp_path, ME) == [ConversationEntry(made.id, "", made.created, 0)]
 
 
 def test_what_is_saved_is_loaded_again(tmp_path):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lite_c2f.coarse.state import Prompts
-from lite_c2f.config.settings import load_config
+from lite_c2f.coarse.state import PromptQueue
+from lite_c2f.config.loading import load_config
 from lite_c2f.data.order import count_by_source, interleaved, short_names, shuffled
 from lite_c2f.data.records import Pair, Prompt, Turn
 from lite_c2f.errors import DataError
-from lite_c2f.runs.inputs import (
+from lite_c2f.runs.corpus import (
     Corpus,
     compared_prompts,
     load_corpus,
@@ -23,8 +23,8 @@ from lite_c2f.runs.inputs import (
     split,
     training_pairs,
 )
-from lite_c2f.runs.messages import tell_data, tell_split
-from lite_c2f.runtime.progress import Silent
+from lite_c2f.runs.messages import report_data, report_split
+from lite_c2f.runtime.progress import SilentSink
 from lite_c2f.storage.files import write_json
 
 ROOT = Path(__file__).parents[2]
@@ -358,7 +358,7 @@ def test_ppo_asks_every_source_in_its_share_in_every_pass(tmp_path):
     files = [write(tmp_path / f"{name}.jsonl", pair_rows(name, rows)) for name, rows in (("a", 40), ("b", 200))]
     corpus, config = corpus_of(files)
     assert counts(corpus.train_prompts) == {"a": 36, "b": 180}
-    places = Prompts(config, corpus, None)._next(3 * 216)
+    places = PromptQueue(config, corpus, None)._next(3 * 216)
     passes = [places[:216], places[216:432], places[432:]]
     for each in passes:
         assert sorted(each) == list(range(216))
@@ -368,54 +368,54 @@ def test_ppo_asks_every_source_in_its_share_in_every_pass(tmp_path):
 
 def test_ppo_goes_on_where_it_stopped(tmp_path):
     corpus, config = corpus_of([write(tmp_path / "a.jsonl", pair_rows("a", 40)), "toy"], "run.seed=3")
-    one, other = Prompts(config, corpus, None), Prompts(config, corpus, None)
+    one, other = PromptQueue(config, corpus, None), PromptQueue(config, corpus, None)
     one._next(5000)
     other.go_to(5000)
     assert one._next(50) == other._next(50) and one.taken == other.taken == 5050
 
 
-class Notes(Silent):
+class Notes(SilentSink):
     def __init__(self):
         self.notes = []
 
-    def note(self, text):
+    def on_message(self, text):
         self.notes.append(text)
 
 
 def test_a_run_says_what_it_has_of_each_source(tmp_path):
     files = [write(tmp_path / f"{name}.jsonl", pair_rows(name, 50)) for name in ("helpful", "harmless")]
-    view = Notes()
-    tell_data(view, *corpus_of(files, "reward.max_pairs=40"))
-    assert view.notes[:3] == [
+    sink = Notes()
+    report_data(sink, *corpus_of(files, "reward.max_pairs=40"))
+    assert sink.notes[:3] == [
         "data: 40 pairs and 90 prompts to train on, 10 pairs and 10 prompts held out",
         "  harmless.jsonl: 20 pairs and 45 prompts, 5 and 5 held out",
         "  helpful.jsonl: 20 pairs and 45 prompts, 5 and 5 held out",
     ]
     alone = Notes()
-    tell_data(alone, *corpus_of(files[:1]))
+    report_data(alone, *corpus_of(files[:1]))
     assert alone.notes[0].startswith("data: 45 pairs") and "helpful" not in "".join(alone.notes)
 
 
 def test_a_run_names_rows_that_are_skipped_and_columns_that_are_not_read(tmp_path):
     rows = pair_rows("a", 50)
     file = write(tmp_path / "a.jsonl", [rows[0] | {"id": 7}, rows[1] | {"chosen": 5}, *rows[2:]])
-    view = Notes()
-    tell_data(view, *corpus_of([file]))
-    assert view.notes[-2:] == [
+    sink = Notes()
+    report_data(sink, *corpus_of([file]))
+    assert sink.notes[-2:] == [
         f"rows skipped: 1 'chosen' is a number (first at {file}:2)",
         f"{file}: not used: columns id",
     ]
 
 
 def test_a_run_of_an_earlier_split_is_told(tmp_path):
-    view = Notes()
-    tell_split(view, tmp_path)
+    sink = Notes()
+    report_split(sink, tmp_path)
     write_json(tmp_path / "reward" / "metrics.json", {"accuracy": 0.9, "pairs_by_source": {"toy": 1}})
-    tell_split(view, tmp_path)
-    assert view.notes == []
+    report_split(sink, tmp_path)
+    assert sink.notes == []
     write_json(tmp_path / "reward" / "metrics.json", {"accuracy": 0.9})
-    tell_split(view, tmp_path)
-    assert len(view.notes) == 1 and "split the data in another way" in view.notes[0]
+    report_split(sink, tmp_path)
+    assert len(sink.notes) == 1 and "split the data in another way" in sink.notes[0]
 
 
 def test_an_empty_split_is_empty():

@@ -1,11 +1,9 @@
-"""What a run reads: its pair of models and its data, the toy world included."""
+"""The models of a run: its base and its instruct model, resolved, and checked before anything is trained."""
 
 import contextlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.end_tokens import unlisted_turn_end
@@ -16,16 +14,13 @@ from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.backbone.round_trip import check_round_trip
 from lite_c2f.config.settings import Config, Source
 from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt
-from lite_c2f.data.order import at_most, conversation_hash, held_out, shuffled
-from lite_c2f.data.records import Loaded, Pair, Prompt, Turn, load_pairs, load_prompts, prompts_of
-from lite_c2f.data.sources import local_files
-from lite_c2f.errors import ConfigError, DataError, ModelError
+from lite_c2f.data.records import Turn
+from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.sampling.stops import Stops
 from lite_c2f.sampling.trial import try_kind
 
 TOY = "toy"
 SMALL_FILES = ["*.json", "*.model", "*.jinja"]
-TOY_PAIRS, TOY_PROMPTS = 2720, 4096
 
 
 class ModelPair(NamedTuple):
@@ -33,26 +28,6 @@ class ModelPair(NamedTuple):
 
     base: str
     instruct: str
-
-
-class Corpus(NamedTuple):
-    """Pairs and prompts, split once: no prompt that is held out is trained on, in pairs or in prompts.
-
-    Every part is shuffled so that its first rows, and its last, hold each source in its share.
-    """
-
-    train_pairs: list[Pair]
-    held_out_pairs: list[Pair]
-    train_prompts: list[Prompt]
-    held_out_prompts: list[Prompt]
-    skipped: dict[str, int]  # reason -> rows that could not be used
-    first: Mapping[str, str] = MappingProxyType({})  # reason -> the first such row
-    notes: tuple[str, ...] = ()  # columns that are not read, a line a source
-
-
-def uses_toy_data(config: Config) -> bool:
-    """Are the prompts the toy world's, so that answers can be checked?"""
-    return any(source.path == TOY for source in config.prompt_sources)
 
 
 def check_kinds(config: Config) -> None:
@@ -126,13 +101,6 @@ def absolute(config: Config) -> Config:
         update={"base": resolved(config.model.base), "instruct": resolved(config.model.instruct)}
     )
     return config.model_copy(update={"data": data, "model": model})
-
-
-def check_sources(config: Config) -> None:
-    """Raise DataError for a data file that is not there, before it is taken for another setting."""
-    for source in (*config.data.preferences, *config.data.prompts):
-        if source.path != TOY:
-            local_files(source.path)
 
 
 def check_context(config: Config, models: ModelPair) -> None:
@@ -230,122 +198,3 @@ def _hub_files(model: str, revision: str | None) -> list[str]:
     with contextlib.suppress(Exception):  # asked only for a better message than that of the missing file
         return list_repo_files(model, revision=revision)
     return []
-
-
-def load_corpus(config: Config) -> Corpus:
-    """Read, count and split all data of a run, each part in an order whose beginnings are fair samples (data/order.py).
-
-    The toy world brings its own split. What it holds out, and what is held out here, is in nothing that is trained on.
-    """
-    data, seed = config.data, config.run.seed
-    pairs, toy_pairs = _read(data.preferences, load_pairs)
-    prompts, toy_prompts = _read(data.prompts, load_prompts)
-    if not data.prompts:
-        prompts, toy_prompts = prompts._replace(items=prompts_of(pairs.items)), toy_pairs
-    corpus = split(pairs.items, prompts.items, config, _toy(toy_pairs, toy_prompts, seed))
-    skipped = Counter(pairs.skipped) + Counter(prompts.skipped) + Counter(corpus.skipped)
-    notes = tuple(dict.fromkeys(pairs.notes + prompts.notes))
-    corpus = corpus._replace(skipped=dict(skipped), first=prompts.first | pairs.first, notes=notes)
-    parts = {
-        "pairs": corpus.train_pairs,
-        "held-out pairs": corpus.held_out_pairs,
-        "prompts": corpus.train_prompts,
-        "held-out prompts": corpus.held_out_prompts,
-    }
-    for what, items in parts.items():
-        if not items:
-            got = f"data: no usable {what}" + (f" (rows skipped: {skipped_rows(corpus)})" if skipped else "")
-            raise DataError.because(got, "at least one of each", "add data with other prompts")
-    return corpus
-
-
-def skipped_rows(corpus: Corpus) -> str:
-    """How many rows were skipped for which reason, and the first of each."""
-    places = {reason: f" (first at {place})" for reason, place in corpus.first.items()}
-    return ", ".join(f"{count} {reason}{places.get(reason, '')}" for reason, count in corpus.skipped.items())
-
-
-def split(pairs: list[Pair], prompts: list[Prompt], config: Config, own: Corpus = Corpus([], [], [], [], {})) -> Corpus:
-    """Hold out prompts, with all their pairs, of pairs and prompts together; each part in the order of `shuffled`.
-
-    own: rows with a split of their own; one that is trained on there and held out here counts as held out. A held-out
-    prompt is asked once, however often the data have it or a weight repeats it: errors count different prompts.
-    """
-    seed, most = config.run.seed, config.data.max_held_out
-    own_pairs, own_prompts = own.train_pairs + own.held_out_pairs, own.train_prompts + own.held_out_prompts
-    everything: list[Pair | Prompt] = [*pairs, *prompts, *own_pairs, *own_prompts]
-    turns = dict.fromkeys(item.turns for item in everything)
-    numbers = {conversation: conversation_hash(conversation, seed) for conversation in turns}
-    of_pairs, of_prompts = ([(item.source, numbers[item.turns]) for item in part] for part in (pairs, prompts))
-    own_held: list[Pair | Prompt] = [*own.held_out_pairs, *own.held_out_prompts]
-    already = {numbers[item.turns] for item in own_held}
-    held = held_out((of_pairs, of_prompts), config.data.held_out, most, already)
-    evaluated = at_most(of_pairs, held, most), at_most(of_prompts, held, most)
-
-    def trained(items: list) -> list:
-        return shuffled([item for item in items if numbers[item.turns] not in held], seed)
-
-    def tested(items: list, wanted: set[int], own_items: list) -> list:
-        own_rows = [item for item in own_items if numbers[item.turns] in held]
-        return shuffled([item for item in items if numbers[item.turns] in wanted] + own_rows, seed)
-
-    def once(items: list) -> list:
-        return list({numbers[item.turns]: item for item in reversed(items)}.values())[::-1]
-
-    corpus = Corpus(
-        trained(pairs + own.train_pairs),
-        tested(pairs, evaluated[0], own_pairs),
-        trained(prompts + own.train_prompts),
-        tested(once(prompts), evaluated[1], once(own_prompts)),
-        {},
-    )
-    used = corpus.train_pairs, corpus.held_out_pairs, corpus.train_prompts, corpus.held_out_prompts
-    copies = sum(numbers[item.turns] in held for item in [*prompts, *own_prompts]) - sum(
-        numbers[item.turns] in held for item in [*once(prompts), *once(own_prompts)]
-    )
-    unused = len(everything) - sum(len(part) for part in used) - copies
-    return corpus._replace(skipped={"held out beyond data.max_held_out": unused}) if unused else corpus
-
-
-def training_pairs(corpus: Corpus, config: Config) -> list[Pair]:
-    """The pairs that the reward model trains on."""
-    return corpus.train_pairs[: config.reward.max_pairs]
-
-
-def compared_prompts(corpus: Corpus, config: Config) -> list[Prompt]:
-    """The held-out prompts of the comparison: the first ones."""
-    return corpus.held_out_prompts[: config.evaluation.prompts]
-
-
-def ratio_prompts(corpus: Corpus, config: Config) -> list[Prompt]:
-    """The held-out prompts that ratios are tried on: the last ones, not the comparison's as long as there are enough.
-
-    The list's end holds each source in its share as its beginning does; a piece of its middle may be another row off.
-    """
-    return corpus.held_out_prompts[-config.fine.prompts :]
-
-
-def sampled_prompts(corpus: Corpus, config: Config) -> list[Prompt]:
-    """The held-out prompts that are answered again and again while PPO trains."""
-    return corpus.held_out_prompts[: config.coarse.sample_prompts]
-
-
-def _toy(pairs: float, prompts: float, seed: int) -> Corpus:
-    """The toy world's rows at these weights; none at weight 0."""
-    from lite_c2f.toy import world
-
-    parts: list[list[Any]] = [
-        world.pairs(int(TOY_PAIRS * pairs), seed) if pairs else [],
-        world.pairs(256, seed, held_out=True) if pairs else [],
-        world.prompts(int(TOY_PROMPTS * prompts), seed, held_out=False) if prompts else [],
-        world.prompts(512, seed, held_out=True) if prompts else [],
-    ]
-    train_pairs, held_pairs, train_prompts, held_prompts = ([i._replace(source=TOY) for i in part] for part in parts)
-    return Corpus(train_pairs, held_pairs, train_prompts, held_prompts, {})
-
-
-def _read(sources: Sequence[Source], load: Any) -> tuple[Loaded, float]:
-    """What the real sources hold, and the weight of the toy world (0 when it is not named)."""
-    toy = sum(source.weight for source in sources if source.path == TOY)
-    real = [source for source in sources if source.path != TOY]
-    return load(real) if real else Loaded([], {}, {}), toy

@@ -1,0 +1,58 @@
+"""Metrics of a run: RUN/metrics.jsonl, and the tracker that is told the same."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lite_c2f.errors import RunError
+from lite_c2f.storage.files import append_line, cut_lines
+
+
+class Metrics:
+    """metrics.jsonl of a run, one object a line; the same numbers go to an accelerate tracker where one is given."""
+
+    def __init__(self, run: Path, tracker: Any = None) -> None:
+        self.path, self.tracker = run / "metrics.jsonl", tracker
+
+    def put_back(self, stage: str, lines: Sequence[dict[str, Any]]) -> None:
+        """Make this stage's lines what a checkpoint holds, whatever has become of the file since."""
+        rows = [{"stage": stage, "step": step, **line} for step, line in enumerate(lines, 1)]
+        cut_lines(self.path, lambda line: line.get("stage") != stage, rows)
+
+    def restart(self, stage: str, after: int = 0) -> None:
+        """Forget this stage's lines after a step: it was interrupted, and goes on from there."""
+        cut_lines(self.path, lambda line: line.get("stage") != stage or line.get("step", 0) <= after)
+
+    def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
+        append_line(self.path, {"stage": stage, "step": step, **values})
+        if self.tracker is not None:
+            self.tracker.log({f"{stage}/{name}": value for name, value in values.items()}, step=step)
+
+
+def check_tracker(config: Any) -> None:
+    """Raise RunError when the experiment tracker of `run.tracker` is not installed."""
+    name = config.run.tracker
+    if name == "none":
+        return
+    from accelerate.tracking import get_available_trackers
+
+    if name not in [str(getattr(found, "value", found)) for found in get_available_trackers()]:
+        raise RunError.because(
+            f"run.tracker={name}: not installed", f"pip install 'lite_c2f[{name}]'", "or set run.tracker=none"
+        )
+
+
+def start_tracker(config: Any, run: Path) -> Any:
+    """The experiment tracker of `run.tracker` through accelerate, or None. Raises RunError when it is not installed."""
+    check_tracker(config)
+    name = config.run.tracker
+    if name == "none":
+        return None
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    if name == "tensorboard":
+        tracker = LOGGER_TYPE_TO_CLASS[name](run_name="tensorboard", logging_dir=str(run))
+    else:
+        tracker = LOGGER_TYPE_TO_CLASS[name](run_name="lite_c2f")
+    tracker.start()
+    return tracker
