@@ -26,7 +26,11 @@ class Metrics:
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
         append_line(self.path, {"stage": stage, "step": step, **values})
         if self.tracker is not None:
-            self.tracker.log({f"{stage}/{name}": value for name, value in values.items()}, step=step)
+            figures = {f"{stage}/{name}": value for name, value in values.items()}
+            if self.tracker.name == "wandb":  # drops a step below the last one, as the first of a later stage is
+                self.tracker.log({**figures, f"{stage}/step": step})
+            else:
+                self.tracker.log(figures, step=step)
 
 
 def check_tracker(config: Any) -> None:
@@ -48,11 +52,16 @@ def start_tracker(config: Any, run: Path) -> Any:
     name = config.run.tracker
     if name == "none":
         return None
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    PartialState()  # accelerate's log needs it, and wandb's and trackio's trackers write to that log as they start
     if name == "tensorboard":
         tracker = LOGGER_TYPE_TO_CLASS[name](run_name="tensorboard", logging_dir=str(run))
     else:
         tracker = LOGGER_TYPE_TO_CLASS[name](run_name="lite_c2f")
     tracker.start()
+    if name == "wandb":
+        for stage in ("reward", "coarse"):
+            tracker.tracker.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
     return tracker
