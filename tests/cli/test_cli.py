@@ -210,8 +210,11 @@ def commands_in(text: str):
                 yield line
 
 
-@pytest.mark.parametrize("line", sorted(set(commands_in((ROOT / "README.md").read_text()))))
-def test_every_command_in_the_readme_parses(line, call):
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("line", sorted({line for page in PAGES for line in commands_in(page.read_text("utf-8"))}))
+def test_every_command_in_the_documentation_parses(line, call):
     words = shlex.split(line)[1:]
     code, out, err = call(*words[:1], "--help")
     assert code == 0, err

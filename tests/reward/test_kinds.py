@@ -23,7 +23,7 @@ from lite_c2f.reward.train import encode_pairs, train_reward
 from lite_c2f.runs.corpus import Corpus
 from lite_c2f.runs.models import ModelPair
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "rewards.md"
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, about pin_memory and the CPU
 SETTINGS = ["data.truncated=0", "lora.r=4", "reward.batch=4", "reward.micro_batch=4", "reward.epochs=1",
             "reward.lr=1.0e-12", "reward.center=0", "model.quantization=none"]  # fmt: skip
@@ -55,7 +55,7 @@ class Trained(NamedTuple):
     rows: list[list[int]]
     expected: torch.Tensor
     tokenizer: Any  # the published one
-    stock: Any  # the published model, loaded as README says
+    stock: Any  # the published model, loaded as docs/rewards.md says
 
 
 @pytest.fixture(scope="module", params=[*KINDS, BEYOND])
@@ -114,7 +114,7 @@ def test_scoring_reads_the_last_token(trained):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_the_published_adapter_gives_the_same_scores_with_stock_classes(trained, side):
-    """In one batch, as README says, where config.json has EOS as padding, and where it has none."""
+    """In one batch, as docs/rewards.md says, where config.json has EOS as padding, and where it has none."""
     tokenizer = trained.tokenizer
     tokenizer.padding_side = side
     batch = tokenizer.pad({"input_ids": trained.rows}, return_tensors="pt")
@@ -124,9 +124,9 @@ def test_the_published_adapter_gives_the_same_scores_with_stock_classes(trained,
     torch.testing.assert_close(scores, trained.expected, atol=1e-5, rtol=0)
 
 
-def test_the_lines_in_readme_give_these_scores(trained):
+def test_the_lines_in_the_documentation_give_these_scores(trained):
     """They read text: the published tokenizer has to put before it what the run put there."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (lines,) = (block for block in blocks if "AutoPeftModelForSequenceClassification" in block)
     names = {}
     exec(lines.replace("runs/toy", str(trained.run)), names)
