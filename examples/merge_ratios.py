@@ -1,4 +1,4 @@
-"""The Knowledge Residue Merger alone: one adapter, one instruct model, several ratios, and two adapters one by one.
+"""The Knowledge Residue Merger alone: one instruct model, one or more adapters, each at several ratios.
 
 Works for any plain LoRA adapter of the model that the instruct model was tuned from.
 
