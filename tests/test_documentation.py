@@ -1,4 +1,4 @@
-"""README.md and docs/: links lead somewhere, files that they name are there, and Python in them uses names that exist."""
+"""README.md and docs/: links lead somewhere, files that they name are there, Python in them uses names that exist."""
 
 import ast
 import importlib
