@@ -285,7 +285,7 @@ def sweep(
 ) -> dict[str, Any]:
     """Score ratios of a finished run's residue without merging; returns what it writes to RUN/fine/sweep.json.
 
-    RUN/fine/ratios.json, from which the published ratio was chosen, stays as it is. The curve is in RUN/fine/sweep.png.
+    RUN/fine/ratios.json, from which the published ratio was chosen, stays as it is. The curve is in RUN/fine/sweep.svg.
     group_budget: trials of a search for ratios by group of layers afterwards, in RUN/fine/groups.json; where they beat
     the single ratio, RUN/fine/layer-ratios.yaml is made for `merge`.
 

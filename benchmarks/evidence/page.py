@@ -20,14 +20,15 @@ from figures import (
     resampled,
     surely,
 )
-from matplotlib import rcParams
-from matplotlib.figure import Figure
 from worlds import WORLDS
+
+from lite_c2f.runtime.svg import Panel, Series, document, figure
 
 MODES = ("logistic", "linear", "start-half", "fixed-short", "fixed-long")
 SIGNALS = ("logistic", "reward-only", "critic-only")
 CRITICS = ("logistic", "critic-from-zero", "critic-shared")
 MERGES = ("krm", "krm-dare", "krm-ties", "average", "slerp", "ties", "dare")
+WIDTH, HEIGHT = 480, 300  # of a panel
 TEMPLATE = Path(__file__).with_name("page.md")
 
 
@@ -63,9 +64,8 @@ def make_page(results: dict[str, Any], folder: Path) -> None:
             f"{world} rambling short": rambling_text(jobs, world, "fixed-short", lambda shares: shares[-1]),
             **{f"{world} speed {name}": speed_text(jobs, world, name) for name in ("start-half", "fixed-long")},
         }
-    rcParams["svg.hashsalt"] = "evidence"
-    for name, figure in (("cm", plot_curves(jobs, worlds)), ("krm", plot_ratios(jobs, worlds))):
-        figure.savefig(folder / f"evidence-{name}.svg", format="svg", metadata={"Date": None, "Creator": None})
+    for name, svg in (("cm", plot_curves(jobs, worlds)), ("krm", plot_ratios(jobs, worlds))):
+        (folder / f"evidence-{name}.svg").write_text(document(svg))
     (folder / "evidence.md").write_text(filled(TEMPLATE.read_text(), parts))
 
 
@@ -232,43 +232,37 @@ def final_row(name: str, finals: list[dict], against: dict[int, float], seeds: l
     return [name, over_seeds(rewards).text(), marked(difference(rewards, against)), *others]
 
 
-def plot_curves(jobs: Jobs, worlds: list[str]) -> Figure:
+def plot_curves(jobs: Jobs, worlds: list[str]) -> str:
     """Held-out reward at the largest limit against generated tokens: means and 95% intervals over seeds."""
-    figure = Figure(figsize=(5 * len(worlds), 3.6), layout="constrained")
-    for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds, strict=True):
+    panels = []
+    for world in worlds:
+        series = []
         for name in MODES:
             runs = [job for job in jobs if job["world"] == world and job["name"] == name]
             grid = [step * min(run["curve"][-1][0] for run in runs) / 60 for step in range(61)]
-            columns = list(zip(*(resampled(run, grid) for run in runs), strict=True))
-            points = [interval(column) for column in columns]
-            (line,) = axes.plot([tokens / 1000 for tokens in grid], [point.mean for point in points], label=name)
-            low, high = [p.mean - p.half for p in points], [p.mean + p.half for p in points]
-            axes.fill_between([tokens / 1000 for tokens in grid], low, high, color=line.get_color(), alpha=0.15)
-        axes.set_title(world)
-        axes.set_xlabel("generated tokens (1000)")
-        axes.set_ylabel("reward, held-out prompts")
-        axes.grid(alpha=0.3)
-    return with_legend(figure)
+            columns = [interval(column) for column in zip(*(resampled(run, grid) for run in runs), strict=True)]
+            points = [(tokens / 1000, column.mean) for tokens, column in zip(grid, columns, strict=True)]
+            series.append(Series(name, points, [column.half for column in columns], band=True))
+        panels.append(Panel(series, world, "generated tokens (1000)", "reward, held-out prompts"))
+    return figure(panels, len(panels), WIDTH, HEIGHT, "Held-out reward against generated tokens")
 
 
-def plot_ratios(jobs: Jobs, worlds: list[str]) -> Figure:
+def plot_ratios(jobs: Jobs, worlds: list[str]) -> str:
     """Reward and accuracy against the merger's ratio: means and 95% intervals over seeds."""
-    figure = Figure(figsize=(5 * len(worlds), 3.6), layout="constrained")
-    for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds, strict=True):
-        found = merges_of(jobs, world)
-        ratios = [row["ratio"] for row in found[0]["krm"]["tried"]]
+    panels = []
+    for world in worlds:
+        merges, series = merges_of(jobs, world), []
         for key in ("reward", "accuracy", "eos"):
-            columns = [[job["krm"]["tried"][place][key] for job in found] for place in range(len(ratios))]
-            points = [interval(column) for column in columns]
+            columns = [interval(values) for values in zip(*(tried(job, key) for job in merges), strict=True)]
+            points = [
+                (row["ratio"], column.mean) for row, column in zip(merges[0]["krm"]["tried"], columns, strict=True)
+            ]
             label = "share that ended" if key == "eos" else key
-            axes.errorbar(ratios, [p.mean for p in points], [p.half for p in points], marker="o", label=label)
-        axes.set_title(world)
-        axes.set_xlabel("ratio")
-        axes.grid(alpha=0.3)
-    return with_legend(figure)
+            series.append(Series(label, points, [column.half for column in columns], dots=True))
+        panels.append(Panel(series, world, "ratio"))
+    return figure(panels, len(panels), WIDTH, HEIGHT, "Reward, accuracy and share that ended against the ratio")
 
 
-def with_legend(figure: Figure) -> Figure:
-    """One legend for all worlds, below them: within, it would cover lines."""
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    return figure
+def tried(job: dict[str, Any], key: str) -> list[float]:
+    """One figure of the merger at each ratio."""
+    return [row[key] for row in job["krm"]["tried"]]

@@ -6,7 +6,7 @@ plainly, how often those words and refusals stand in what is said.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lite_c2f.data.encode import encode_chat, pad_right
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError
 from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
+from lite_c2f.runtime.svg import Panel, Series, figure
 
 REFUSALS = (
     r"\bI(?: a|')m sorry\b",
@@ -119,19 +120,8 @@ def rates(answers: Sequence[Answer], words: Sequence[str]) -> dict[str, float]:
     }
 
 
-def plot_probe(found: dict[str, Any], file: Path) -> None:
-    """Write the curves over the layers as a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for name, values in found["layers"].items():
-        axes.plot(range(len(values)), values, marker="o", ms=3, label=name)
-    axes.set_xlabel("layer (0: embeddings)")
-    axes.set_ylabel("probability of an unwanted word")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.partial")
-    figure.savefig(unfinished, format="png", dpi=110)
-    unfinished.replace(file)
+def probe_chart(layers: Mapping[str, Sequence[float]]) -> str:
+    """Probability of an unwanted word by layer, a line per actor, as an <svg>. layers: as `by_layer` gives them."""
+    series = [Series(name, list(enumerate(values)), dots=True) for name, values in layers.items()]
+    panel = Panel(series, x_label="layer (0: embeddings)", y_label="probability of an unwanted word", whole=True)
+    return figure([panel], width=640, height=300, label="Probability of an unwanted word by layer")

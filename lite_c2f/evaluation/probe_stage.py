@@ -9,15 +9,16 @@ from lite_c2f.config.settings import Source, resolved
 from lite_c2f.data.order import shuffled
 from lite_c2f.data.records import load_prompts
 from lite_c2f.evaluation.compare import merged_ratios
-from lite_c2f.evaluation.probe import by_layer, plot_probe, rates, read_words
+from lite_c2f.evaluation.probe import by_layer, probe_chart, rates, read_words
 from lite_c2f.memory import resolve
 from lite_c2f.runs.corpus import load_corpus
 from lite_c2f.runs.manifest import open_run
 from lite_c2f.runtime import disk_errors, log
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
+from lite_c2f.runtime.svg import document
 from lite_c2f.sampling import Sampling
-from lite_c2f.storage.files import read_json, write_json
+from lite_c2f.storage.files import read_json, write_json, write_text
 from lite_c2f.storage.lock import locked
 
 
@@ -34,7 +35,7 @@ def probe(
     words: a file with a word a line; prompts: a data file (default: the run's held-out prompts); limit: how many of
     them. The Fine Actor is the instruct model with the residue, unmerged, at the ratio of each weight in
     RUN/fine/merge.json. Returns what it writes to RUN/evaluation/probe.json ("layer_ratios": whether weights had
-    ratios of their own; "ratio" is that of the others); the curve is in RUN/evaluation/probe.png.
+    ratios of their own; "ratio" is that of the others); the curve is in RUN/evaluation/probe.svg.
     """
     run, sink = Path(run), log.LoggedSink(sink or SilentSink())
     unwanted = read_words(Path(words))
@@ -67,5 +68,5 @@ def probe(
                 found["said"][name] = rates(actor.answer(turns, sampling, batch), unwanted)
             sink.on_step(done, {})
         write_json(run / "evaluation" / "probe.json", found)
-        plot_probe(found, run / "evaluation" / "probe.png")
+        write_text(run / "evaluation" / "probe.svg", document(probe_chart(found["layers"])))
     return found

@@ -12,6 +12,7 @@ from lite_c2f.errors import RunError
 from lite_c2f.evaluation import charts
 from lite_c2f.evaluation.extras import general, judged, part, probed
 from lite_c2f.evaluation.page import Answers, Block, Chart, Code, Heading, Table, Text, as_html, as_markdown, cells
+from lite_c2f.fine.chart import ratio_chart
 from lite_c2f.storage.files import read_json, read_lines, write_text
 
 PROMPTS, MOMENTS = 6, 6  # answered by all actors; of the samples over time
@@ -172,7 +173,7 @@ def chosen(run: Path) -> list[Block]:
             Text(f"Chosen: {found['chosen']:g}; {found['rule']}."),
             *([Text(f"Warning: {shortfall}.")] if (shortfall := unreached(found)) else []),
             Chart(
-                charts.ratios(found),
+                ratio_chart(found),
                 "What each ratio gave; the dashed line is the chosen one, bars are one standard error",
             ),
             cells(rows, "ratio", bold=f"{found['chosen']:g}"),
