@@ -13,6 +13,7 @@ Point = tuple[float, float]
 PALETTE = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#14b8a6")  # readable on white and on near-black
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 22  # margins around the plot of a bare panel, in units of the viewBox
 LABEL = 15  # more margin for a title, and for the label of an axis
+TICK = 45  # between ticks, about
 LETTER = 6.2  # width of a letter of 11 px, on average
 SCHEMES = (
     "svg{color:#1f2328;background:#fff;font-family:system-ui,sans-serif}"
@@ -170,7 +171,7 @@ def _panel(panel: Panel, width: int, height: int) -> str:
         return "".join([*parts, _text(middle, (top + bottom) / 2, "no values", "middle")])
     across += [panel.marked] if panel.marked is not None else []
     up = [end for series in lines for ends in _ends(series) for end in ends]
-    rows = ticks(min(up), max(up), 3)
+    rows = ticks(min(up), max(up), max(3, round((bottom - top) / TICK)))
     x_range = _widened(min(across), max(across))
     axes = _Axes(x_range, (min(rows[0], *up), max(rows[-1], *up)), left, right, top, bottom)
     for value in rows:
@@ -180,7 +181,7 @@ def _panel(panel: Panel, width: int, height: int) -> str:
             'stroke-opacity=".25"/>'
         )
         parts.append(_text(left - 5, y + 3.5, number(value), "end"))
-    for value in ticks(min(across), max(across), 6, whole=panel.whole, inside=True):
+    for value in ticks(min(across), max(across), round((right - left) / TICK), whole=panel.whole, inside=True):
         parts.append(_text(axes.x(value), bottom + 15, number(value), "middle"))
     if panel.marked is not None:
         x = axes.x(panel.marked)

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from markupsafe import Markup
-
 from lite_c2f.runtime.html import render
 from lite_c2f.runtime.svg import Panel, Point, Series, figure, finite, number
 
@@ -30,5 +28,5 @@ def chart(title: str, unit: str, curves: Mapping[str, Sequence[Point]], x_name: 
         title=title,
         unit=unit,
         values=list(zip(COLORS, values, strict=False)),
-        svg=Markup(svg),  # made of escaped text
+        svg=svg,
     )
