@@ -18,8 +18,7 @@ from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
 from lite_c2f.data.order import short_names
 from lite_c2f.errors import MemoryFullError, RunError
-from lite_c2f.evaluation.compare import evaluate as compare_actors
-from lite_c2f.evaluation.compare import made_of
+from lite_c2f.evaluation.compare import compare_actors, made_of
 from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.stage import make_fine, try_ratios
 from lite_c2f.memory import Plan, check, resolve

@@ -10,12 +10,13 @@ import pytest
 
 from lite_c2f.actors.answers import Answer
 from lite_c2f.errors import ConfigError, DataError, ModelError
+from lite_c2f.evaluation.actor_names import check_actors
 from lite_c2f.evaluation.extras import across_turns
-from lite_c2f.evaluation.llm_judge.conversations import check_actors, converse
+from lite_c2f.evaluation.llm_judge.conversations import converse
 from lite_c2f.evaluation.llm_judge.judges import Endpoint, pause_before
 from lite_c2f.evaluation.llm_judge.pairwise import Task, ask, grade_table, grade_tasks, outcome, pair_table, pair_tasks
 from lite_c2f.evaluation.llm_judge.prompts import SYSTEM, pairwise, single
-from lite_c2f.evaluation.llm_judge.questions import Question, load_questions, spread
+from lite_c2f.evaluation.llm_judge.questions import Question, evenly, load_questions
 from lite_c2f.evaluation.llm_judge.replies import (
     ADAPTED,
     KEY,
@@ -48,7 +49,7 @@ def test_questions_and_references(tmp_path):
     references = write(tmp_path / "r.jsonl", {"question_id": 81, "choices": [{"turns": ["A", "B"]}]})
     found = load_questions(file, references)
     assert found == [Question("81", "writing", ("a", "b"), ("A", "B")), Question("x", "other", ("c",), ())]
-    assert [len(spread(range(10), count)) for count in (None, 3, 20)] == [10, 3, 10] and spread(range(8), 4) == [
+    assert [len(evenly(range(10), count)) for count in (None, 3, 20)] == [10, 3, 10] and evenly(range(8), 4) == [
         0,
         2,
         4,
@@ -84,7 +85,7 @@ def test_all_of_mt_bench_can_be_read():
     found = load_questions(MT_BENCH / "question.jsonl", MT_BENCH / "reference_answer_gpt-4.jsonl")
     assert len(found) == 80 and all(len(question.turns) == 2 for question in found)
     assert {question.category for question in found if question.reference} >= {"math", "reasoning", "coding"}
-    assert len({question.category for question in spread(found, 8)}) == 8  # ten of each, in order
+    assert len({question.category for question in evenly(found, 8)}) == 8  # ten of each, in order
 
 
 def test_a_pair_is_shown_whole_and_in_order():
@@ -160,7 +161,7 @@ def test_what_an_actor_repeats_of_its_earlier_turns():
     assert across_turns({}) == across_turns({"repeated_across_turns": {"fine": None}}) == []
 
 
-@pytest.mark.parametrize("names", [["fine", "fine"], [""], ["best"], []])
+@pytest.mark.parametrize("names", [["fine", "fine"], [""], ["best"], ["fine@0.5"], []])
 def test_actors_are_checked(names):
     with pytest.raises(ConfigError):
         check_actors(names)
