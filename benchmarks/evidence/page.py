@@ -1,4 +1,4 @@
-"""docs/evidence.md and its plots, from benchmarks/results/evidence.json alone. The prose is in page.md."""
+"""docs/evidence.md and its plots, made from benchmarks/results/evidence.json alone. The text is in page.md."""
 
 import re
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def make_page(results: dict[str, Any], folder: Path) -> None:
 
 def filled(template: str, parts: dict[str, str]) -> str:
     """The template with each {{name}} replaced; KeyError for a name that no result gives."""
-    return re.sub(r"\{\{(.+?)\}\}", lambda found: parts[found[1]], template)
+    return re.sub(r"\{\{(.+?)\}\}", lambda match: parts[match[1]], template)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -80,10 +80,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def marked(found: Interval, digits: int = 2) -> str:
+def marked(value: Interval, digits: int = 2) -> str:
     """A difference, in bold where its interval leaves out 0."""
-    text = found.text(digits, sign=True)
-    return f"**{text}**" if surely(found) else text
+    text = value.text(digits, sign=True)
+    return f"**{text}**" if surely(value) else text
 
 
 def final(key: str):
@@ -109,7 +109,7 @@ def arms_table(jobs: Jobs, world: str, names: tuple[str, ...]) -> str:
                 over_seeds(by_seed(jobs, world, name, lambda job: job["limit_last"])).text(0),
             ]
         )
-    head = ["run", "final reward", f"against {names[0]}", "accuracy", "tokens a response"]
+    head = ["run", "final reward", f"against {names[0]}", "accuracy", "tokens per response"]
     return table([*head, "generated (1000 tokens)", "learned after (1000)", "updates", "last limit"], rows)
 
 
@@ -120,11 +120,11 @@ def pairs_with_long(jobs: Jobs, world: str, name: str) -> list[tuple[dict, dict]
 
 def learned_text(jobs: Jobs, world: str, name: str) -> str:
     """When a run had learned, where all seeds did; else how many did."""
-    found = [learned_at(job, long) for job, long in pairs_with_long(jobs, world, name)]
-    reached = [tokens / 1000 for tokens in found if tokens != float("inf")]
-    if len(reached) == len(found):
+    tokens_of = [learned_at(job, long) for job, long in pairs_with_long(jobs, world, name)]
+    reached = [tokens / 1000 for tokens in tokens_of if tokens != float("inf")]
+    if len(reached) == len(tokens_of):
         return interval(reached).text(1)
-    return f"{len(reached)} of {len(found)} seeds"
+    return f"{len(reached)} of {len(tokens_of)} seeds"
 
 
 def share_text(jobs: Jobs, world: str) -> str:
@@ -135,31 +135,31 @@ def share_text(jobs: Jobs, world: str) -> str:
     reached = [share for share in shares if share != float("inf")]
     if len(reached) < len(shares):
         return f"{len(reached)} of {len(shares)} seeds, those after {100 * fmean(reached):.0f}%" if reached else "never"
-    found = interval(reached)
-    return f"{100 * found.mean:.0f}% ± {100 * found.half:.0f}%"
+    share = interval(reached)
+    return f"{100 * share.mean:.0f}% ± {100 * share.half:.0f}%"
 
 
 def saved_text(jobs: Jobs, world: str) -> str:
     """Tokens until logistic has learned, as a share of those until fixed-long has."""
     pairs = pairs_with_long(jobs, world, "logistic")
-    found = [learned_at(job, long) / learned_at(long, long) for job, long in pairs]
-    if float("inf") in found:
-        return f"more (in {found.count(float('inf'))} of {len(found)} seeds it never had)"
-    share = interval(found)
+    ratios = [learned_at(job, long) / learned_at(long, long) for job, long in pairs]
+    if float("inf") in ratios:
+        return f"more (in {ratios.count(float('inf'))} of {len(ratios)} seeds it never had)"
+    share = interval(ratios)
     return f"{100 * share.mean:.0f}% ± {100 * share.half:.0f}%"
 
 
 def rambling_text(jobs: Jobs, world: str, name: str, read: Callable[[list[float]], float]) -> str:
-    """What `read` finds in the shares of rambling answers along a curve, as a percentage."""
-    found = over_seeds(by_seed(jobs, world, name, lambda job: 100 * read(job["rambling"])))
-    return f"{found.text(0)}%"
+    """What `read` returns for the shares of rambling answers along a curve, as a percentage."""
+    percentage = over_seeds(by_seed(jobs, world, name, lambda job: 100 * read(job["rambling"])))
+    return f"{percentage.text(0)}%"
 
 
 def same_limits(jobs: Jobs, world: str) -> str:
-    """In how many seeds linear had the very limits of logistic, update by update."""
+    """In how many seeds linear had the same limits as logistic in every update."""
     pairs = zip(*(by_seed(jobs, world, name, lambda job: job).values() for name in ("logistic", "linear")), strict=True)
-    found = [[row[1] for row in one["training"]] == [row[1] for row in other["training"]] for one, other in pairs]
-    return f"{sum(found)} of {len(found)}"
+    same = [[row[1] for row in one["training"]] == [row[1] for row in other["training"]] for one, other in pairs]
+    return f"{sum(same)} of {len(same)}"
 
 
 def merges_of(jobs: Jobs, world: str) -> Jobs:
@@ -168,25 +168,25 @@ def merges_of(jobs: Jobs, world: str) -> Jobs:
 
 def ratio_table(jobs: Jobs, world: str) -> str:
     """The merger's ratios, on the prompts that ratios are chosen on."""
-    found = merges_of(jobs, world)
+    merges = merges_of(jobs, world)
     rows = []
-    for place, row in enumerate(found[0]["krm"]["tried"]):
-        at = [job["krm"]["tried"][place] for job in found]
+    for place, row in enumerate(merges[0]["krm"]["tried"]):
+        at = [job["krm"]["tried"][place] for job in merges]
         columns = [interval([row[key] for row in at]) for key in ("reward", "accuracy", "eos", "tokens")]
-        chosen = sum(job["krm"]["chosen"] == row["ratio"] for job in found)
+        chosen = sum(job["krm"]["chosen"] == row["ratio"] for job in merges)
         texts = [column.text(digits) for column, digits in zip(columns, (2, 2, 2, 0), strict=True)]
-        rows.append([f"{row['ratio']:g}", *texts, f"{chosen} of {len(found)}"])
+        rows.append([f"{row['ratio']:g}", *texts, f"{chosen} of {len(merges)}"])
     return table(["ratio", "reward", "accuracy", "share that ended", "tokens", "chosen"], rows)
 
 
 def merge_table(jobs: Jobs, world: str) -> str:
     """Ways to merge, each at the share that was chosen on other prompts."""
-    found = merges_of(jobs, world)
-    krm = {job["seed"]: job["krm"]["final"]["reward"] for job in found}
-    rows = [final_row("instruct, untouched", [job["instruct"] for job in found], krm, [job["seed"] for job in found])]
+    merges = merges_of(jobs, world)
+    krm = {job["seed"]: job["krm"]["final"]["reward"] for job in merges}
+    rows = [final_row("instruct, untouched", [job["instruct"] for job in merges], krm, [job["seed"] for job in merges])]
     for method in MERGES:
-        finals, seeds = [job[method]["final"] for job in found], [job["seed"] for job in found]
-        shares = ", ".join(f"{share:g}" for share in sorted({job[method]["chosen"] for job in found}))
+        finals, seeds = [job[method]["final"] for job in merges], [job["seed"] for job in merges]
+        shares = ", ".join(f"{share:g}" for share in sorted({job[method]["chosen"] for job in merges}))
         row = final_row(f"{method} (at {shares})", finals, krm, seeds)
         rows.append([row[0], row[1], "" if method == "krm" else row[2], *row[3:]])
     return table(["model", "reward", "against krm", "accuracy", "share that ended", "tokens"], rows)
@@ -194,15 +194,15 @@ def merge_table(jobs: Jobs, world: str) -> str:
 
 def direct_table(jobs: Jobs, world: str) -> str:
     """The Fine Actor against the instruct model that was trained by PPO itself, with as many generated tokens."""
-    found = merges_of(jobs, world)
-    krm = {job["seed"]: job["krm"]["final"]["reward"] for job in found}
-    seeds = [job["seed"] for job in found]
+    merges = merges_of(jobs, world)
+    krm = {job["seed"]: job["krm"]["final"]["reward"] for job in merges}
+    seeds = [job["seed"] for job in merges]
     direct = by_seed(jobs, world, "instruct-ppo", lambda job: job["final"])
-    fine = final_row("fine (krm)", [job["krm"]["final"] for job in found], krm, seeds)
+    fine = final_row("fine (krm)", [job["krm"]["final"] for job in merges], krm, seeds)
     fine[2] = ""
     rows = [fine, final_row("instruct after PPO", [direct[seed] for seed in seeds], krm, seeds)]
     for row, side in zip(rows, ("fine", "direct"), strict=True):
-        row.append(interval([job["second_judge"][side] for job in found]).text())
+        row.append(interval([job["second_judge"][side] for job in merges]).text())
     head = ["model", "reward", "against fine", "accuracy", "share that ended", "tokens"]
     return table([*head, "reward by the other's judge"], rows)
 
@@ -216,11 +216,11 @@ def accuracy_text(jobs: Jobs, world: str) -> str:
 def speed_text(jobs: Jobs, world: str, name: str) -> str:
     """Tokens until a run has learned, less those of logistic, in thousands; where both have in every seed."""
     long = by_seed(jobs, world, "fixed-long", lambda job: job)
-    mine = by_seed(jobs, world, name, lambda job: learned_at(job, long[job["seed"]]) / 1000)
+    tokens_of = by_seed(jobs, world, name, lambda job: learned_at(job, long[job["seed"]]) / 1000)
     first = by_seed(jobs, world, "logistic", lambda job: learned_at(job, long[job["seed"]]) / 1000)
-    if float("inf") in [*mine.values(), *first.values()]:
+    if float("inf") in [*tokens_of.values(), *first.values()]:
         return "not in every seed"
-    return marked(difference(mine, first), 1)
+    return marked(difference(tokens_of, first), 1)
 
 
 def final_row(name: str, finals: list[dict], against: dict[int, float], seeds: list[int]) -> list[str]:
