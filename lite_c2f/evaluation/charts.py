@@ -1,4 +1,4 @@
-"""Charts of the report: what is drawn of metrics.jsonl and of the responses, and what it is called."""
+"""Charts of the report: learning curves from metrics.jsonl, and distributions of the responses."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -6,7 +6,7 @@ Everything is a pure function of texts or token ids; definitions without a sourc
 import re
 import zlib
 from collections.abc import Callable, Hashable, Sequence
-from statistics import fmean
+from statistics import fmean, median_high
 
 Checker = Callable[[str], bool]  # does a response name the right answer?
 VERBOSE = 0.5  # share of the words that could go
@@ -106,7 +106,7 @@ def verbosity(texts: Sequence[str], checkers: Sequence[Checker]) -> dict[str, fl
     ]
     if not needed:
         return {"verbose": 0.0}
-    enough = sorted(needed)[len(needed) // 2] / (1 - VERBOSE)
+    enough = median_high(needed) / (1 - VERBOSE)
     verbose = [len(text.split()) > enough for text in texts]
     figures = {
         "removable": fmean(share for share in shares if share is not None),

@@ -27,7 +27,7 @@ class Wins(NamedTuple):
 def paired_wins(
     left: Sequence[float], right: Sequence[float], left_tokens: Sequence[int], right_tokens: Sequence[int]
 ) -> Wins:
-    """Win rate of `left` over `right` by their scores, and what it would be at equal length.
+    """Win rate of `left` over `right` by their scores, as it is and at equal length.
 
     The controlled rate is in the way of length-controlled AlpacaEval (arXiv 2404.04475): a logistic regression of the
     win on tanh of the standardised difference in length, read where that difference is 0. Without its terms for the

@@ -1,4 +1,4 @@
-"""SVG charts: lines with points, error bars or bands, in panels beside each other, in the ink of the page around them.
+"""SVG charts: lines with points, error bars or bands, in panels beside each other, in the text color of the page.
 
 One maker for the report, the app, the files of a sweep and the benchmarks. Text and axes are `currentColor`, so that a
 chart in a page is readable in light and dark; `document` makes a file of its own, which follows the reader's scheme.
@@ -77,7 +77,7 @@ def document(svg: str) -> str:
 
 
 def histogram(values: Sequence[float], low: float, high: float, bins: int = 30) -> list[Point]:
-    """The outline of a histogram with equal bins from low to high, from 0 to 0.
+    """The outline of a histogram: points of a line that begins and ends at 0, over equal bins from low to high.
 
     >>> histogram([0.0, 1.0, 1.9, 2.0], 0.0, 2.0, bins=2)
     [(0.0, 0), (0.0, 1), (1.0, 1), (1.0, 3), (2.0, 3), (2.0, 0)]
@@ -87,7 +87,7 @@ def histogram(values: Sequence[float], low: float, high: float, bins: int = 30) 
     for value in values:
         counts[min(int((value - low) / size), bins - 1)] += 1
     edges = [low + size * edge for edge in range(bins + 1)]
-    outline = [(edges[bin_ + side], count) for bin_, count in enumerate(counts) for side in (0, 1)]
+    outline = [(edges[start + side], count) for start, count in enumerate(counts) for side in (0, 1)]
     return [(edges[0], 0), *outline, (edges[-1], 0)]
 
 

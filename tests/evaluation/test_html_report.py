@@ -8,10 +8,10 @@ import pytest
 
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation.page import Chart, Code, Heading, Responses, Table, Text, as_html, as_markdown, figures_table
-from lite_c2f.evaluation.report import flattened, settings_table
+from lite_c2f.evaluation.report import flattened, settings_table, write_comparison
 from lite_c2f.evaluation.sections import by_source
 from lite_c2f.evaluation.spans import pieces, repeated_spans
-from lite_c2f.storage.files import write_json
+from lite_c2f.storage.files import write_json, write_jsonl
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -89,6 +89,21 @@ def browser():
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+def test_runs_that_are_not_compared_yet_and_a_damaged_one(tmp_path):
+    line = {"stage": "coarse", "step": 1, "reward": 0.5, "limit": 16}
+    for name in ("a", "b"):
+        write_json(tmp_path / name / "summary.json", {"schema": 1})
+        write_jsonl(tmp_path / name / "metrics.jsonl", [line])
+        (tmp_path / name / "config.yaml").write_text(f"run: {{seed: {ord(name)}}}")
+    runs = [tmp_path / "a", tmp_path / "b"]
+    write_comparison(runs, tmp_path / "both.html")
+    text = (tmp_path / "both.md").read_text()
+    assert text.count("have not been compared yet") == 2 and "| run.seed | 97 | 98 |" in text
+    write_jsonl(tmp_path / "b" / "metrics.jsonl", [{"stage": "coarse"}])
+    with pytest.raises(RunError, match=r"b/metrics\.jsonl' has another form"):
+        write_comparison(runs, tmp_path / "both.html")
 
 
 def test_settings_that_differ_and_a_configuration_that_is_empty(tmp_path):

@@ -74,7 +74,7 @@ class Endpoint:
         return [sentence for name, sentence in ADAPTED.items() if getattr(self._form, name) != getattr(Form(), name)]
 
     def __call__(self, conversations: Sequence[list[Message]]) -> list[str | ServerRefusal]:
-        # No redirects: a key is for the server it was given for. No transport of our own: it would not see proxies.
+        # No redirects: a key is for one server. No transport of our own: httpx would then ignore proxy settings.
         with (
             httpx.Client(headers=_headers(), timeout=self._patience, follow_redirects=False) as client,
             ThreadPoolExecutor(self.at_once) as pool,
@@ -113,7 +113,7 @@ class Endpoint:
             else:
                 status, content = response.status_code, response.content
                 status = status_within(content) or status if status == 200 else status
-                # a server that cannot render a setting may say 500: the same request would fail again
+                # a server that cannot render a setting may reply 500: the same request would fail again
                 if attempt == TRIES or status not in BUSY or adapted(Form(), status, read_error(content)):
                     break
                 retry_after = response.headers.get("Retry-After")

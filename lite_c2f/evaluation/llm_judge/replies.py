@@ -59,7 +59,7 @@ class Form(NamedTuple):
     """The form of a request, where servers differ."""
 
     limit: str = "max_tokens"  # key of the longest answer
-    system: bool = True  # a system message; else its text stands at the head of the user's
+    system: bool = True  # a system message; else its text is put before the user's
     greedy: bool = True  # temperature 0; else the server's own
 
 
@@ -73,8 +73,8 @@ ADAPTED = {
 class ServerError(NamedTuple):
     """The error of a server that did not answer a request."""
 
-    message: str  # its sentence, "" where there is none
-    param: str  # what it is about, as far as the server says so
+    message: str  # "" where there is none
+    param: str  # what it is about, as far as the server names it
     code: str  # codes and types, with spaces between
 
     @property

@@ -45,7 +45,7 @@ class ActorLM(huggingface.HFLM):
 
     In conversations lm-eval would leave a task's description out where a template refuses system turns, put choices
     behind the prompt without the space that answers have, and let the tokenizer add a BOS of its own. Here every actor
-    reads the description before the first question, and answers as they follow prompts in the form it was trained in.
+    reads the description before the first question, and answers follow prompts in the form it was trained in.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ActorLM(huggingface.HFLM):
         return [before_stop(text, self.stops) for text in texts]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation up to its answer, or up to where that has begun with a task's own prefix."""
+        """A conversation up to its answer, or up to the end of a task's own prefix of the answer."""
         assert self.form is not None
         turns = as_turns(chat_history)
         if add_generation_prompt:
@@ -226,7 +226,7 @@ def finite(value: Any) -> float | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside the block lm-eval shows no bars of its own and prints nothing: there is one bar, and stdout is ours."""
+    """Inside the block lm-eval shows no progress bars and prints nothing: there is one bar, and stdout is ours."""
     modules: tuple[Any, ...] = (harness_task, harness_model, huggingface)
     bars = [module.tqdm for module in modules]
 

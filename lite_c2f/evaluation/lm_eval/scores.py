@@ -13,7 +13,7 @@ FEW = 30  # documents below which two standard errors say little
 
 
 class Difference(NamedTuple):
-    """Of an actor to the baseline."""
+    """Difference of an actor to the baseline."""
 
     value: float
     se: float | None
@@ -21,7 +21,7 @@ class Difference(NamedTuple):
 
 
 def difference(key: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Difference | None:
-    """Of one metric of one task; None where either side has none.
+    """Difference in one metric of one task; None where either side has no figure.
 
     Both actors answer the same documents, so the standard error is that of the mean of differences, document by
     document, wherever the metric is such a mean: sd(a_i - b_i) / sqrt(n). Where it is not, sqrt(se_a^2 + se_b^2).
@@ -38,7 +38,7 @@ def difference(key: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> 
 def group_difference(
     key: str, value: float, members: Sequence[Difference | None], sizes: Sequence[int], by_size: bool
 ) -> Difference:
-    """Of a group: its tasks are independent strata, each with its weight w: se^2 = sum of (w * se)^2."""
+    """Difference in a metric of a group, whose tasks are independent strata of weight w: se^2 = sum of (w * se)^2."""
     weights = [size / sum(sizes) if by_size else 1 / len(sizes) for size in sizes]
     known = [(weight, member) for weight, member in zip(weights, members, strict=True) if member is not None]
     errors = [weight * member.se for weight, member in known if member.se is not None]

@@ -108,7 +108,7 @@ def benchmark(
 
 
 def show_loading(sink: ProgressSink, done: int, total: int) -> None:
-    """How many names are loaded: their data may have to be downloaded."""
+    """Report how many names are loaded: their data may have to be downloaded."""
     if not done:
         sink.on_stage("tasks", total, "tasks")
     sink.on_step(done, {})
@@ -122,7 +122,7 @@ def context_of(models: ModelPair) -> int:
 
 
 def identity_of(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
-    """What every figure depends on, whatever the task and however they are loaded: the actors."""
+    """The actors: what every figure depends on, whatever the task and however models are loaded."""
     actors = {"model": config.model.model_dump(mode="json", exclude=LOADED), "made_of": made_of(run)}
     return actors | fingerprints_of_models(models)
 

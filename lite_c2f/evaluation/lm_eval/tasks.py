@@ -33,7 +33,7 @@ SEED = 1234  # lm-eval's own: the same few-shot examples as in other people's fi
 
 
 class TaskRequest(NamedTuple):
-    """The tasks that every actor is to do."""
+    """The tasks of a benchmark, loaded."""
 
     tasks: dict[str, Any]  # single tasks by name
     groups: dict[str, Any]  # groups of them
