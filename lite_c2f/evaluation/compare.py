@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 
 from lite_c2f.actors.answers import Answer, repeated_ngrams, standard_error, summarize
-from lite_c2f.actors.models import InstructModel, RewardModel, Turns, answer_base, kl_of_coarse, load_coarse
+from lite_c2f.actors.models import InstructModel, RewardModel, Turns, kl_of_coarse, load_coarse
 from lite_c2f.actors.names import ACTORS, BASE, COARSE, FINE, INSTRUCT
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.config.settings import Config, resolved
@@ -17,12 +17,12 @@ from lite_c2f.data.order import count_by_source
 from lite_c2f.data.records import Prompt
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation.metrics import compression_ratio, distinct, verbosity
+from lite_c2f.evaluation.responder import responder
 from lite_c2f.evaluation.wins import paired_wins
 from lite_c2f.runs.corpus import Corpus, compared_prompts
 from lite_c2f.runs.fingerprints import fingerprints
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.runtime.batch_size import BatchSize, free
-from lite_c2f.sampling import Sampling
 from lite_c2f.storage.files import hash_of, read_json, write_json, write_jsonl
 from lite_c2f.storage.results import ResultCache
 
@@ -52,7 +52,17 @@ def compare_actors(
     roles, judge = coarse or load_coarse(config, models, run)
     batch = BatchSize("evaluation.batch", resolved(config.evaluation.batch))
     cache = answer_cache(config, models, run, turns)
-    answers = answer_all(config, models, run, turns, (roles, judge), batch, cache, progress or (lambda _: None))
+    answers: dict[str, list[Answer]] = {}
+    for actor in ACTORS:
+        if progress is not None:
+            progress(actor)
+        cached = cache.get(actor)
+        if cached is None:
+            answers[actor] = responder(config, models, run, actor, batch, (roles, judge))(turns)
+            cache.put(actor, answers[actor])
+            free()
+        else:
+            answers[actor] = [Answer(*values) for values in cached]
     rewards = {actor: judge(turns, responses) for actor, responses in answers.items()}
     several = len({prompt.source for prompt in prompts}) > 1
     rows = [
@@ -80,37 +90,6 @@ def compare_actors(
     write_json(run / "evaluation" / "metrics.json", figures)
     cache.clear()
     return {actor: summarize(prompts, answers[actor], rewards[actor]) for actor in ACTORS}
-
-
-def answer_all(
-    config: Config,
-    models: ModelPair,
-    run: Path,
-    turns: Sequence[Turns],
-    coarse: tuple[Roles, RewardModel],
-    batch: BatchSize,
-    cache: ResultCache,
-    progress: Callable[[str], None],
-) -> dict[str, list[Answer]]:
-    """Every actor's answers to every prompt, from the cache where it has them. progress: gets each actor's name."""
-    settings, (roles, judge) = config.evaluation, coarse
-    sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
-    answers: dict[str, list[Answer]] = {}
-    for actor in ACTORS:
-        progress(actor)
-        if (cached := cache.get(actor)) is not None:
-            answers[actor] = [Answer(*values) for values in cached]
-            continue
-        if actor in (BASE, COARSE):
-            role = "policy" if actor == COARSE else "reference"
-            answers[actor] = answer_base(roles, role, judge.tokenizer, config, turns, sampling, batch)
-        else:
-            model = InstructModel(config, models.instruct if actor == INSTRUCT else str(run / "fine" / "model"))
-            answers[actor] = model.answer(turns, sampling, batch)
-            del model
-            free()
-        cache.put(actor, answers[actor])
-    return answers
 
 
 def by_source(

@@ -3,22 +3,18 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lite_c2f.actors.answers import Answer
-from lite_c2f.actors.models import InstructModel, answer_base, load_coarse
-from lite_c2f.actors.names import BASE, COARSE, INSTRUCT
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.pair import read_config
 from lite_c2f.config.settings import Config, resolved
 from lite_c2f.data.records import Turn
 from lite_c2f.evaluation.llm_judge.questions import Question
+from lite_c2f.evaluation.responder import Responder, responder
 from lite_c2f.runs.fingerprints import fingerprints_of_models
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.runtime.batch_size import BatchSize, free
-from lite_c2f.sampling import Sampling
 from lite_c2f.storage.files import hash_of
 from lite_c2f.storage.results import ResultCache
 
-Responder = Callable[[Sequence[tuple[Turn, ...]]], list[Answer]]
 Answers = dict[str, list[list[str]]]  # by actor: for each question, an answer to each turn
 
 
@@ -47,7 +43,8 @@ def answer_all(
         progress(done)
         cached = cache.get(actor)
         if cached is None:
-            cached = converse(responder(room, models, run, actor), questions)
+            batch = BatchSize("evaluation.batch", resolved(room.evaluation.batch))
+            cached = converse(responder(room, models, run, actor, batch), questions)
             cache.put(actor, cached)
             free()
         answers[actor] = cached
@@ -71,19 +68,6 @@ def so_far(question: Question, answers: Sequence[str]) -> tuple[Turn, ...]:
     for text, answer in zip(question.turns, answers, strict=False):
         turns += [Turn("human", text), Turn("assistant", answer)]
     return (*turns, Turn("human", question.turns[len(answers)]))
-
-
-def responder(config: Config, models: ModelPair, run: Path, actor: str) -> Responder:
-    """Load an actor; the function answers conversations as this actor."""
-    settings = config.evaluation
-    sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
-    batch = BatchSize("evaluation.batch", resolved(settings.batch))
-    if actor in (COARSE, BASE):
-        roles, judge = load_coarse(config, models, run)
-        role = "policy" if actor == COARSE else "reference"
-        return lambda turns: answer_base(roles, role, judge.tokenizer, config, turns, sampling, batch)
-    model = InstructModel(config, models.instruct if actor == INSTRUCT else str(run / "fine" / "model"))
-    return lambda turns: model.answer(turns, sampling, batch)
 
 
 def with_room(config: Config, models: ModelPair) -> Config:
