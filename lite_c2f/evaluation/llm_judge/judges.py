@@ -5,7 +5,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -104,7 +104,7 @@ class Endpoint:
     def _post(self, client: httpx.Client, body: dict[str, Any]) -> tuple[int, bytes]:
         """Status and content of the answer; the last one of a server that stays busy. Raises ModelError for none."""
         for attempt in range(1, TRIES + 1):
-            retry_after = None
+            headers: Mapping[str, str] = {}
             try:
                 response = client.post(self._address, json=body)
             except httpx.RequestError as failure:  # time-outs too
@@ -112,12 +112,13 @@ class Endpoint:
                     raise self._error(one_line(failure) or type(failure).__name__) from None
             else:
                 status, content = response.status_code, response.content
-                status = status_within(content) or status if status == 200 else status
+                if status == 200:
+                    status = status_within(content) or 200
                 # a server that cannot render a setting may reply 500: the same request would fail again
                 if attempt == TRIES or status not in BUSY or adapted(Form(), status, read_error(content)):
                     break
-                retry_after = response.headers.get("Retry-After")
-            time.sleep(min(pause_before(attempt, retry_after), self._patience))
+                headers = response.headers
+            time.sleep(min(pause_before(attempt, headers), self._patience))
         return status, content
 
     def _read(self, content: bytes) -> str | ServerRefusal:
@@ -176,20 +177,22 @@ def _headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def pause_before(attempt: int, retry_after: str | None) -> float:
+def pause_before(attempt: int, headers: Mapping[str, str]) -> float:
     """Seconds to wait after an attempt (1, 2, ...): what the server's Retry-After says, else twice as long each time.
 
-    >>> pause_before(2, None), pause_before(1, "7")
+    Of a Retry-After that is a date, its distance to the response's own Date: this machine's clock may be wrong.
+
+    >>> pause_before(2, {}), pause_before(1, {"Retry-After": "7"})
     (4.0, 7.0)
     """
-    if retry_after is not None:
-        if retry_after.strip().isdecimal():
-            return float(retry_after)
-        try:
-            return max(email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
-        except (ValueError, OverflowError):
-            pass
-    return PAUSE * 2.0 ** (attempt - 1)
+    retry_after = headers.get("Retry-After", "").strip()
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        until, now = (email.utils.parsedate_to_datetime(text) for text in (retry_after, headers.get("Date", "")))
+        return max((until - now).total_seconds(), 0.0)
+    except (ValueError, TypeError, OverflowError):  # no date, or one of two without a time zone
+        return PAUSE * 2.0 ** (attempt - 1)
 
 
 def in_parts(

@@ -254,10 +254,12 @@ def test_a_busy_server_is_waited_for_as_long_as_it_asks(server, monkeypatch):
     server.answers = [(429, {})]
     Endpoint(server.url, "m", patience=50.0)([pairwise(TWO, ["x"], ["y"])])
     assert waits[3:] == [50.0]
-    monkeypatch.setattr("lite_c2f.evaluation.llm_judge.judges.time.time", lambda: 784111777.0 - 9)
-    assert pause_before(1, "Sun, 06 Nov 1994 08:49:37 GMT") == 9.0  # the date of RFC 9110, 784111777 s after 1970
-    assert pause_before(1, "Sun, 06 Nov 1994 08:49:00 GMT") == 0.0
-    assert [pause_before(1, text) for text in ("7", " 7 ", "soon", "-1", "")] == [7.0, 7.0, 0.01, 0.01, 0.01]
+    date = {"Date": "Sun, 06 Nov 1994 08:49:28 GMT"}
+    assert pause_before(1, date | {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 9.0  # by the server's clock
+    assert pause_before(1, date | {"Retry-After": "Sun, 06 Nov 1994 08:49:00 GMT"}) == 0.0
+    assert pause_before(1, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 0.01
+    waits = [pause_before(1, date | {"Retry-After": text}) for text in ("7", " 7 ", "soon", "-1", "")]
+    assert waits == [7.0, 7.0, 0.01, 0.01, 0.01]
 
 
 def test_a_server_that_does_not_answer_is_given_up(server):
