@@ -50,32 +50,32 @@ def panes(chat: Chat, question: str, tokens: int, rounds: int) -> dict[str, floa
     for _ in range(rounds):
         for name, chosen in kinds.items():
             times[name].append(seconds(lambda chosen=chosen: chat.answer(question, chosen, **settings)))
-    return {name: median(found[1:]) for name, found in times.items()}
+    return {name: median(values[1:]) for name, values in times.items()}
 
 
 def first_token(chat: Chat, question: str, ratio: float) -> float:
-    asked = chat.stream(question, ["fine"], ChatSettings(max_tokens=4, temperature=0.0, ratio=ratio))
-    return next(asked).first_token_s or 0.0
+    replies = chat.stream(question, ["fine"], ChatSettings(max_tokens=4, temperature=0.0, ratio=ratio))
+    return next(replies).first_token_s or 0.0
 
 
 def visitors(chat: Chat, question: str, count: int, tokens: int) -> dict[str, float]:
     waits: list[float] = []
 
-    def visit(seed: int) -> None:
-        got = chat.answer(question, max_tokens=tokens, temperature=1.0, seed=seed)
-        waits.append(max(event.first_token_s or 0.0 for event in got.values()))
-        said.append(sum(event.tokens for event in got.values()))
+    def ask(seed: int) -> None:
+        replies = chat.answer(question, max_tokens=tokens, temperature=1.0, seed=seed)
+        waits.append(max(reply.first_token_s or 0.0 for reply in replies.values()))
+        tokens_of.append(sum(reply.tokens for reply in replies.values()))
 
-    said: list[int] = []
-    alone = seconds(lambda: [visit(seed) for seed in range(count)])
-    alone_rate = sum(said) / alone
-    waits.clear(), said.clear()
-    threads = [threading.Thread(target=visit, args=(seed,)) for seed in range(count)]
+    tokens_of: list[int] = []
+    alone = seconds(lambda: [ask(seed) for seed in range(count)])
+    alone_rate = sum(tokens_of) / alone
+    waits.clear(), tokens_of.clear()
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(count)]
     together = seconds(lambda: ([thread.start() for thread in threads], [thread.join() for thread in threads]))
     return {
         "visitors": count,
         "tokens_per_s_one_after_the_other": round(alone_rate),
-        "tokens_per_s_together": round(sum(said) / together),
+        "tokens_per_s_together": round(sum(tokens_of) / together),
         "longest_wait_for_a_first_token_s": round(max(waits), 3),
     }
 
@@ -87,18 +87,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--visitors", type=int, default=16)
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    chat = Chat(given.run)
+    options = parser.parse_args()
+    chat = Chat(options.run)
     question = TOY if uses_toy_data(chat.config) else LONG
-    own = panes(chat, question, given.tokens, given.rounds)
-    changes = [first_token(chat, question, 0.5 + 0.01 * step) for step in range(given.rounds)]
-    same = [first_token(chat, question, 0.5) for _ in range(given.rounds)]
-    crowd = visitors(chat, question, given.visitors, given.tokens)
+    own = panes(chat, question, options.tokens, options.rounds)
+    changes = [first_token(chat, question, 0.5 + 0.01 * step) for step in range(options.rounds)]
+    same = [first_token(chat, question, 0.5) for _ in range(options.rounds)]
+    crowd = visitors(chat, question, options.visitors, options.tokens)
     endless(chat)
-    equal = panes(chat, question, given.tokens, given.rounds)
+    equal = panes(chat, question, options.tokens, options.rounds)
     result = {
         "benchmark": "chat",
-        "command": f"python benchmarks/chat.py RUN --rounds {given.rounds}",
+        "command": f"python benchmarks/chat.py RUN --rounds {options.rounds}",
         "unit": "seconds; ratios of them",
         "three_panes_ratio_equal_lengths": round(equal["three"] / max(equal[pane] for pane in PANES), 3),
         "three_panes_ratio_own_lengths": round(own["three"] / max(own[pane] for pane in PANES), 3),
@@ -110,7 +110,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         **machine(),
     }
-    report(result, given.out)
+    report(result, options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a checkpoint of the PPO loop costs at the shape of Mistral-7B, against an update.
+"""Checkpoint benchmark: what one of the PPO loop costs at the shape of Mistral-7B, against an update.
 
 Saved and restored are the real ones: policy and critic of rank 16 on all linear layers of 32 layers of width 4096, the
 critic's head, and both AdamW states, through `TrainState` and `CheckpointStore` (hashed, flushed to the disk, renamed).
@@ -33,7 +33,7 @@ from lite_c2f.storage.files import sync
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mistral-7b-24gb.yaml"
 PARAMETERS = 7.24e9
-PEAK = 165e12  # floating-point operations a second
+PEAK = 165e12  # floating-point operations per second
 PROMPT = 128  # tokens, on average
 
 
@@ -61,27 +61,27 @@ def shared_mistral(layers: int, hidden: int) -> MistralForCausalLM:
     return model
 
 
-def standing(config: Config, layers: int, hidden: int) -> TrainState:
+def train_state(config: Config, layers: int, hidden: int) -> TrainState:
     """The loop after an update: adapters that have moved, optimisers with both moments."""
     roles = Roles(shared_mistral(layers, hidden), config.lora, ("policy", "critic", "reward"))
     roles.add_head("critic", ScalarHead.of(torch.zeros(1, hidden)))
     prompts = [Prompt((Turn("human", "why"),), {})]
-    found = begin(config, Corpus([], [], prompts, prompts, {}), roles, None, None)
-    for name, optimizer in found.optimizers.items():
+    state = begin(config, Corpus([], [], prompts, prompts, {}), roles, None, None)
+    for name, optimizer in state.optimizers.items():
         for weight in roles.trainable(name):
             weight.requires_grad_(True).grad = torch.full_like(weight, 1e-3)
         optimizer.step()
         optimizer.zero_grad()
         for weight in roles.trainable(name):
             weight.requires_grad_(False)
-    found.step = 1
-    return found
+    state.step = 1
+    return state
 
 
 def operations(config: Config, limit: int) -> float:
     """Floating-point operations of an update whose responses have half the limit, on average.
 
-    2 a parameter and token for a forward pass: sampling, reward, reference, critic, and the policy where its old
+    2 per parameter and token for a forward pass: sampling, reward, reference, critic, and the policy where its old
     log-probabilities are needed; 6 for forward and backward without the base's weight gradients and with recomputing.
     """
     coarse = config.coarse
@@ -96,14 +96,14 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     config = load_config(CONFIG, ["coarse.sampling_batch=8", "coarse.micro_batch=1"])
-    now = standing(config, given.layers, given.hidden)
+    now = train_state(config, options.layers, options.hidden)
     saving, restoring, copying = [], [], []
     with tempfile.TemporaryDirectory(dir=".") as folder:
         store = CheckpointStore(Path(folder) / "checkpoints", config.run.keep_checkpoints)
         size = 0
-        for _ in range(given.repeats):
+        for _ in range(options.repeats):
             now.step += 1
             began = time.perf_counter()
             checkpoint = now.checkpoint()
@@ -111,9 +111,9 @@ def main() -> None:
             saving.append(time.perf_counter() - began)
             size = sum(file.stat().st_size for file in store.folders()[-1].iterdir())
             began = time.perf_counter()
-            found, _ = store.newest()
-            assert found is not None
-            now.restore(found)
+            newest, _ = store.newest()
+            assert newest is not None
+            now.restore(newest)
             restoring.append(time.perf_counter() - began)
             began = time.perf_counter()
             (Path(folder) / "plain").write_bytes(bytes(size))
@@ -138,7 +138,7 @@ def main() -> None:
         },
         "machine": machine(),
     }
-    report(result, given.out)
+    report(result, options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the planner predicts against what the allocator really gave: sampling, scoring, an update, at several limits.
+"""Memory benchmark: the planner's predictions against allocated bytes; sampling, scoring, an update, several limits.
 
 Runs the real code on a Mistral of small width on a CPU, in NF4 with bfloat16 arithmetic and checkpointing as on a GPU,
 and reads every allocation from the profiler's trace: exact, but for what only a GPU has (kernel workspaces, rounding of
@@ -43,7 +43,7 @@ def peak_bytes(work: Callable[[], None]) -> int:
 
 def build(hidden: int, layers: int, vocabulary: int, rank: int):
     """Roles on a Mistral with the 7B's proportions: intermediate 3.5 h, a quarter of the heads for keys and values."""
-    from lite_c2f.backbone import roles as rooms
+    from lite_c2f.backbone import roles as roles_module
     from lite_c2f.backbone.copies import _linear_layers, half_copies
     from lite_c2f.backbone.heads import ScalarHead
     from lite_c2f.backbone.load import load_model
@@ -66,11 +66,11 @@ def build(hidden: int, layers: int, vocabulary: int, rank: int):
         MistralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
         save_tokenizer(Path(folder), vocabulary)
         base = load_model(folder, load_config({}, settings))
-    roles = rooms.Roles(base, Lora(r=rank, alpha=32), ("policy", "critic", "reward"), checkpointing=True)
+    roles = roles_module.Roles(base, Lora(r=rank, alpha=32), ("policy", "critic", "reward"), checkpointing=True)
     for name in ("critic", "reward"):
         roles.add_head(name, ScalarHead.of(torch.randn(1, hidden) * 0.01))
     torch.is_autocast_enabled = lambda *_: True
-    rooms.sampling_copies = lambda model: half_copies(_linear_layers(model))
+    roles_module.sampling_copies = lambda model: half_copies(_linear_layers(model))
     return roles
 
 
@@ -85,9 +85,9 @@ def measure(roles, sizes, limit: int, rows: int) -> dict[str, dict[str, float]]:
 
     settings = load_config({}, [f"coarse.micro_batch={rows}", f"coarse.sampling_batch={4 * rows}"]).coarse
     batches = RolloutBatches.of(settings)
-    width, words = PROMPT + limit, roles.lm_head.weight.shape[0]
+    width, vocabulary = PROMPT + limit, roles.lm_head.weight.shape[0]
     draw = torch.Generator().manual_seed(0)
-    prompts = torch.randint(3, words, (4 * rows, PROMPT), generator=draw).tolist()
+    prompts = torch.randint(3, vocabulary, (4 * rows, PROMPT), generator=draw).tolist()
 
     with roles.sampling("policy"):
         eos = [sample(roles.model, prompts[:1], Sampling(4, temperature=0), eos_ids=[], pad_id=PAD).tokens[0][-1]]
@@ -99,7 +99,7 @@ def measure(roles, sizes, limit: int, rows: int) -> dict[str, dict[str, float]]:
             greedy = Sampling(limit, temperature=0)
             sample(roles.model, prompts, greedy, eos_ids=eos, pad_id=PAD, batch=4 * rows, limits=limits)
 
-    tokens = torch.randint(3, words, (rows, width), generator=draw)
+    tokens = torch.randint(3, vocabulary, (rows, width), generator=draw)
     mask = torch.zeros(rows, width - 1, dtype=torch.bool)
     mask[:, PROMPT - 1 :] = True
     flat = torch.zeros(mask.shape)
@@ -116,27 +116,28 @@ def measure(roles, sizes, limit: int, rows: int) -> dict[str, dict[str, float]]:
                 parameter.grad = None  # as the optimiser's step does
 
     update()
-    said = rows * limit
+    response_tokens = rows * limit
     reading = min(4 * rows * PROMPT, PROMPT_TOKENS)
     cache = sizes.cache(4 * rows * width)
     predicted = {
         "sampling": cache + sizes.adapter_copy + max(sizes.forward(reading), sizes.drawing(4 * rows)),
-        "scoring": max(sizes.forward(rows * width), sizes.head(said, gradients=False)),
+        "scoring": max(sizes.forward(rows * width), sizes.head(response_tokens, gradients=False)),
         "update": sizes.adapter
         + max(
             sizes.backward(rows * width),
-            sizes.dtype * sizes.shape.layers * sizes.shape.hidden * rows * width + sizes.head(said, gradients=True),
+            sizes.dtype * sizes.shape.layers * sizes.shape.hidden * rows * width
+            + sizes.head(response_tokens, gradients=True),
         ),
     }
-    found = {}
+    figures = {}
     for name, work in (("sampling", sampling), ("scoring", scoring), ("update", update)):
         measured = peak_bytes(work)
-        found[name] = {
+        figures[name] = {
             "predicted_mib": round(predicted[name] / 2**20, 1),
             "measured_mib": round(measured / 2**20, 1),
             "ratio": round(predicted[name] / measured, 3),
         }
-    return found
+    return figures
 
 
 def main() -> None:
@@ -148,15 +149,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--limits", default="128,512,1024")
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
 
     from lite_c2f.memory.sizes import Bytes, Shape
 
-    roles = build(given.hidden, given.layers, given.vocabulary, given.rank)
-    h = given.hidden
-    shape = Shape(h, given.layers, h * 7 // 2, h, h // 4, given.vocabulary, 8192)
-    sizes = Bytes(shape, given.rank, targets=None, dtype=2, quantized=True, checkpointing=True, on_gpu=False)
-    limits = {limit: measure(roles, sizes, int(limit), given.rows) for limit in given.limits.split(",")}
+    roles = build(options.hidden, options.layers, options.vocabulary, options.rank)
+    h = options.hidden
+    shape = Shape(h, options.layers, h * 7 // 2, h, h // 4, options.vocabulary, 8192)
+    sizes = Bytes(shape, options.rank, targets=None, dtype=2, quantized=True, checkpointing=True, on_gpu=False)
+    limits = {limit: measure(roles, sizes, int(limit), options.rows) for limit in options.limits.split(",")}
     errors = [abs(part["ratio"] - 1) for parts in limits.values() for part in parts.values()]
     result = {
         "benchmark": "memory",
@@ -164,10 +165,10 @@ def main() -> None:
         "largest_error": round(max(errors), 3),
         "limits": limits,
         "shape": shape._asdict(),
-        "rows": given.rows,
+        "rows": options.rows,
         **machine(),
     }
-    report(result, given.out)
+    report(result, options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The merger against `cp`, PEFT's merge_and_unload and mergekit 0.1.5: time, peak memory, and how exact the result is.
+"""The merger against `cp`, PEFT's merge_and_unload and mergekit 0.1.5: time, peak memory, and exactness.
 
 Equal on all sides: a Mistral-7B-shaped pair and a LoRA adapter of every linear layer (alpha = 2 r, float32), made here
 from random weights; bfloat16 in and out, about as many shards; inputs read once before each round, so that they lie in
@@ -23,7 +23,6 @@ last.
 
 import argparse
 import json
-import math
 import os
 import shlex
 import shutil
@@ -32,17 +31,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from merge_check import check
+from merge_models import make
+
 # No torch up here: a child's peak resident set starts from that of the process it is started by.
 
 MERGEKIT = "0.1.5"
-SPREAD, TUNED = 0.02, 0.01  # standard deviation of weights; of what tuning added, relative to it
-BLOCK = 2**21  # elements made at once
 SIDES = ("ours", "cp", "peft", "mergekit")
 # In this order, and each output removed when it is no longer needed, there is one copy on the disk beside the models.
 PATHS = {
@@ -53,80 +52,6 @@ PATHS = {
     "mergekit_lora": "mergekit",
     "mergekit_task_arithmetic": "mergekit",
 }
-
-
-# Models
-
-
-def make(folder: str, gib: float, shards: int, rank: int, vocabulary: int) -> dict[str, Any]:
-    """`base`, `instruct` and `adapter` below the folder, written block by block."""
-    import torch
-    from models import EOS, save_tokenizer
-    from safetensors.torch import save_file
-    from transformers import MistralConfig, MistralForCausalLM
-
-    def empty(layers: int) -> MistralForCausalLM:
-        """Of the default sizes, which are those of the 7B."""
-        given = {"architectures": ["MistralForCausalLM"], "dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": EOS}
-        with torch.device("meta"):
-            return MistralForCausalLM(MistralConfig(vocab_size=vocabulary, num_hidden_layers=layers, **given))
-
-    least = empty(1)
-    layer = sum(weight.numel() for weight in least.model.layers[0].parameters())
-    layers = 1 + round((gib * 2**29 - least.num_parameters()) / layer)
-    model = empty(min(max(layers, 1), 32))
-    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    draw, root = torch.Generator().manual_seed(0), Path(folder)
-    pair = [root / "base", root / "instruct"]
-    for each in pair:
-        model.config.save_pretrained(each)
-        save_tokenizer(each, vocabulary)
-
-    # 1. base and instruct, the second a little away from the first
-    parts, done = defaultdict(list), 0
-    for name, shape in shapes.items():  # by where the middle of each weight falls
-        parts[(done + math.prod(shape) // 2) * shards // model.num_parameters()].append((name, shape))
-        done += math.prod(shape)
-    listed = {}
-    for number, part in enumerate(parts.values(), 1):
-        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        header, end = {"__metadata__": {"format": "pt"}}, 0
-        for name, shape in part:
-            listed[name], start, end = file, end, end + 2 * math.prod(shape)
-            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        with (pair[0] / file).open("wb") as base, (pair[1] / file).open("wb") as instruct:
-            for target in (base, instruct):
-                target.write(len(text).to_bytes(8, "little") + text)
-            for _, shape in part:
-                for first in range(0, math.prod(shape), BLOCK):
-                    count = min(BLOCK, math.prod(shape) - first)
-                    block = torch.randn(count, generator=draw).mul_(SPREAD).add_(float(len(shape) == 1))  # norms: 1
-                    base.write(block.bfloat16().view(torch.uint8).numpy())
-                    block.add_(torch.randn(count, generator=draw), alpha=SPREAD * TUNED)
-                    instruct.write(block.bfloat16().view(torch.uint8).numpy())
-    for each in pair:
-        index = {"metadata": {"total_size": 2 * done}, "weight_map": listed}
-        (each / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-
-    # 2. the adapter, as PEFT saves it
-    factors, modules = {}, set()
-    for name, shape in shapes.items():
-        module = name.removesuffix(".weight")
-        if module.endswith("_proj"):
-            factors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, shape[1], generator=draw) * 0.01
-            factors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(shape[0], rank, generator=draw) * 0.005
-            modules.add(module.rpartition(".")[2])
-    (root / "adapter").mkdir(exist_ok=True)
-    save_file(factors, root / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "bias": "none"}
-    settings |= {"base_model_name_or_path": str(pair[0]), "target_modules": sorted(modules), "inference_mode": True}
-    (root / "adapter" / "adapter_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    return {"bytes": 2 * done, "shards": len(parts), "layers": model.config.num_hidden_layers}
-
-
-# The paths
 
 
 def flush(folder: Path) -> None:
@@ -176,84 +101,15 @@ def mergekit(way: str, base: str, instruct: str, adapter: str, out: str, shard_b
         recipe["models"] = [{"model": f"{base}+{adapter}", **whole}, {"model": instruct, **whole}]
     else:
         recipe = {"merge_method": "passthrough", "models": [{"model": f"{instruct}+{adapter}"}]}
-    found = MergeConfiguration.model_validate(recipe | {"dtype": "bfloat16"})
-    options = MergeOptions(lora_merge_cache=cache, out_shard_size=shard_bytes, lazy_unpickle=True, quiet=True)
-    return timed(lambda: run_merge(found, out, options), out) | {
+    configuration = MergeConfiguration.model_validate(recipe | {"dtype": "bfloat16"})
+    merge_options = MergeOptions(lora_merge_cache=cache, out_shard_size=shard_bytes, lazy_unpickle=True, quiet=True)
+    return timed(lambda: run_merge(configuration, out, merge_options), out) | {
         "versions": {name: version(name) for name in ("mergekit", "torch", "transformers", "peft")}
     }
 
 
-# Is it right?
-
-
-def weights_in(folder: str) -> dict[str, Any]:
-    """Every weight of a safetensors folder, to be read row by row."""
-    from safetensors import safe_open
-
-    files = [safe_open(path, framework="pt") for path in sorted(Path(folder).glob("*.safetensors"))]
-    return {name: file.get_slice(name) for file in files for name in file.keys()}  # noqa: SIM118, no mapping
-
-
-def check(instruct: str, adapter: str, outs: dict[str, str]) -> dict[str, Any]:
-    """How far each output is from the exact sum, and how many of our elements have other bits than PEFT's."""
-    import torch
-
-    config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
-    scaling = config["lora_alpha"] / config["r"]
-    before, factors = weights_in(instruct), weights_in(adapter)
-    merged = {name: weights_in(folder) for name, folder in outs.items()}
-    for name, weights in merged.items():
-        if weights.keys() != before.keys():
-            raise SystemExit(f"the weights of {name} are not those of instruct: {weights.keys() ^ before.keys()}")
-    worst = {name: [0.0, 0.0] for name in merged}  # in spacings at the exact value; at the weight where wider
-    misrounded, different, elements = dict.fromkeys(merged, 0), 0, 0
-    for name, weight in before.items():
-        shape, module = weight.get_shape(), f"base_model.model.{name.removesuffix('.weight')}"
-        down = factors.get(f"{module}.lora_A.weight")
-        down = None if down is None else down[:].double()
-        step = max(1, BLOCK * len(shape) // (2 * shape[-1]))
-        for first in range(0, shape[0], step):
-            rows = slice(first, first + step)
-            stored = weight[rows].double()
-            found = {side: weights[name][rows] for side, weights in merged.items()}
-            exact = stored
-            if down is not None:
-                exact = stored + scaling * (factors[f"{module}.lora_B.weight"][rows].double() @ down)
-            elements += exact.numel()
-            at_sum, at_weight = spacing(exact), spacing(stored)
-            for side, values in found.items():
-                if values.dtype != torch.bfloat16 or not values.isfinite().all():
-                    raise SystemExit(f"'{name}' of {side} is {values.dtype}: finite bfloat16 was asked for")
-                error = (values.double() - exact).abs_()
-                misrounded[side] += int((error > at_sum / 2).sum())
-                largest = (error / at_sum).max(), (error / torch.maximum(at_sum, at_weight)).max()
-                worst[side] = [max(old, float(new)) for old, new in zip(worst[side], largest, strict=True)]
-            if "peft" in found:
-                different += int((found["ours"].view(torch.int16) != found["peft"].view(torch.int16)).sum())
-    rounding = {
-        side: {
-            "max_error": float(f"{at_sum:.4g}"),
-            "max_error_of_weight": float(f"{at_weight:.4g}"),
-            "misrounded": float(f"{misrounded[side] / elements:.3g}"),
-        }
-        for side, (at_sum, at_weight) in worst.items()
-    }
-    return {"rounding": rounding, "different_from_peft": different if "peft" in merged else None}
-
-
-def spacing(values: Any) -> Any:
-    """The distance of bfloat16 numbers (8 bits) around each value, float64; 2^-133 around 0."""
-    import torch
-
-    exponent = values.abs().clamp_(min=2.0**-126).frexp().exponent  # of a fraction in [1/2, 1)
-    return torch.ldexp(torch.ones_like(values), exponent - 8)
-
-
-# In turn
-
-
 def run(command: list[str]) -> tuple[str, dict[str, float]]:
-    """A process of its own: what it printed last, its seconds and its peak resident set."""
+    """Run a process: the last line it printed, its seconds and its peak resident set."""
     settings = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "GOMP_SPINCOUNT": "10000"}
     paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     settings["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -272,19 +128,19 @@ def run(command: list[str]) -> tuple[str, dict[str, float]]:
     return lines[-1], {"seconds": seconds, "rss_mib": usage.ru_maxrss / scale}
 
 
-def child(task: str, python: Path | str = sys.executable, **given: Any) -> dict[str, Any]:
+def child(task: str, python: Path | str = sys.executable, **arguments: Any) -> dict[str, Any]:
     """One of the functions above in a process of its own."""
-    said, measured = run([str(python), __file__, "--child", json.dumps([task, given])])
-    return measured | json.loads(said)
+    line, measured = run([str(python), __file__, "--child", json.dumps([task, arguments])])
+    return measured | json.loads(line)
 
 
 def run_child(text: str) -> None:
-    task, given = json.loads(text)
+    task, arguments = json.loads(text)
     if task.startswith("mergekit_"):
-        found = mergekit(task.removeprefix("mergekit_"), **given)
+        result = mergekit(task.removeprefix("mergekit_"), **arguments)
     else:
-        found = {"make": make, "ours": ours, "peft": peft, "check": check}[task](**given)
-    print("\n" + json.dumps(found))
+        result = {"make": make, "ours": ours, "peft": peft, "check": check}[task](**arguments)
+    print("\n" + json.dumps(result))
 
 
 def install(folder: Path) -> Path:
@@ -311,7 +167,7 @@ def warm(folders: list[Path]) -> None:
 
 
 def once(path: str, models: Path, out: Path, shard_bytes: int, python: Path | str) -> dict[str, Any]:
-    """One path, once; whatever the disk has left to do from before is waited for first."""
+    """One path, once; after waiting for writes from before."""
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
     folders = {name: str(models / name) for name in ("base", "instruct", "adapter")}
@@ -321,31 +177,33 @@ def once(path: str, models: Path, out: Path, shard_bytes: int, python: Path | st
         flush(out)
         return measured | {"seconds": time.perf_counter() - began}
     if path == "command":
-        options = [word for name, folder in folders.items() for word in (f"--{name}", folder)]
-        return run([sys.executable, "-m", "lite_c2f", "merge", *options, "--out", str(out), "--ratio", "1"])[1]
+        flags = [word for name, folder in folders.items() for word in (f"--{name}", folder)]
+        return run([sys.executable, "-m", "lite_c2f", "merge", *flags, "--out", str(out), "--ratio", "1"])[1]
     if not path.startswith("mergekit"):
         return child(path, **folders, out=str(out), shard_bytes=shard_bytes)
     with tempfile.TemporaryDirectory(dir=out.parent) as cache:
         return child(path, python, **folders, out=str(out), shard_bytes=shard_bytes, cache=cache)
 
 
-def measure(given: argparse.Namespace, models: Path, scratch: Path, made: dict[str, Any], python: Path | None) -> dict:
-    """Every path `repeats` times after a round that is not counted, then the check of what was written last."""
-    shard_bytes = made["bytes"] * 21 // (20 * given.shards)
-    runs: dict[str, list[dict]] = {path: [] for path, side in PATHS.items() if side in given.only}
+def measure_all(
+    options: argparse.Namespace, models: Path, scratch: Path, made: dict[str, Any], python: Path | None
+) -> dict:
+    """Every path `repeats` times after a round that is not counted, then the check of the last outputs."""
+    shard_bytes = made["bytes"] * 21 // (20 * options.shards)
+    runs: dict[str, list[dict]] = {path: [] for path, side in PATHS.items() if side in options.only}
     failed: dict[str, str] = {}
-    for repeat in range(given.repeats + 1):
+    for repeat in range(options.repeats + 1):
         warm([models / name for name in ("base", "adapter", "instruct")])
         for path in list(runs):
             try:
-                found = once(path, models, scratch / path, shard_bytes, python or sys.executable)
-                runs[path] += [found] if repeat else []
+                figures = once(path, models, scratch / path, shard_bytes, python or sys.executable)
+                runs[path] += [figures] if repeat else []
             except RuntimeError as error:
                 if PATHS[path] in ("ours", "cp"):
                     raise
                 failed[path] = str(error).splitlines()[-1]
                 del runs[path]
-            if repeat < given.repeats or path in ("command", "cp") or path in failed:
+            if repeat < options.repeats or path in ("command", "cp") or path in failed:
                 shutil.rmtree(scratch / path, ignore_errors=True)
     checked = {}
     if "ours" in runs:
@@ -354,9 +212,9 @@ def measure(given: argparse.Namespace, models: Path, scratch: Path, made: dict[s
     return {"runs": runs, "failed": failed, "checked": checked}
 
 
-def summary(found: dict[str, Any]) -> dict[str, Any]:
+def summary(measured: dict[str, Any]) -> dict[str, Any]:
     """The ratios, and each path's medians and ranges."""
-    runs, paths, ratios = found["runs"], {}, {}
+    runs, paths, ratios = measured["runs"], {}, {}
     for path, of_path in runs.items():
         seconds = [each["seconds"] for each in of_path]
         paths[path] = {
@@ -365,14 +223,14 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
             "rss_mib": round(max(each["rss_mib"] for each in of_path)),
         }
     for side in SIDES[1:] if "ours" in runs else ():
-        measured = [path for path in runs if PATHS[path] == side]
-        if measured:
-            fastest = min(measured, key=lambda path: paths[path]["seconds"])
+        of_side = [path for path in runs if PATHS[path] == side]
+        if of_side:
+            fastest = min(of_side, key=lambda path: paths[path]["seconds"])
             pairs = zip(runs["ours"], runs[fastest], strict=True)
-            each = [mine["seconds"] / theirs["seconds"] for mine, theirs in pairs]
+            each = [ours["seconds"] / peer["seconds"] for ours, peer in pairs]
             ratios[f"{side}_ratio"] = round(paths["ours"]["seconds"] / paths[fastest]["seconds"], 3)
             ratios[f"{side}_ratio_range"] = [round(min(each), 3), round(max(each), 3)]
-    return {**ratios, "paths": paths, "failed": found["failed"]}
+    return {**ratios, "paths": paths, "failed": measured["failed"]}
 
 
 def main() -> None:
@@ -387,49 +245,53 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for the models, used again if they are there")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        return run_child(given.child)
-    if unknown := set(given.only) - set(SIDES):
-        parser.error(f"--only {','.join(sorted(unknown))}: it knows {','.join(SIDES)}")
+    options = parser.parse_args()
+    if options.child:
+        return run_child(options.child)
+    if unknown := set(options.only) - set(SIDES):
+        parser.error(f"--only {','.join(sorted(unknown))}: expected some of {','.join(SIDES)}")
 
-    wanted = {name: getattr(given, name) for name in ("gib", "shards", "rank", "vocabulary")}
+    wanted = {name: getattr(options, name) for name in ("gib", "shards", "rank", "vocabulary")}
     with tempfile.TemporaryDirectory() as temporary:
-        models = (given.keep or Path(temporary) / "models").resolve()
+        models = (options.keep or Path(temporary) / "models").resolve()
         note = models / "made.json"
         made = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
         if made.get("wanted") != wanted:
             if models.is_dir() and any(models.iterdir()):
-                parser.error(f"--keep {models} holds something else than these models ({wanted})")
+                parser.error(f"--keep {models} holds other files than these models ({wanted})")
             made = child("make", folder=str(models), **wanted) | {"wanted": wanted}
             note.write_text(json.dumps(made), encoding="utf-8")
         python = (
-            install((given.mergekit or Path(temporary) / "mergekit").resolve()) if "mergekit" in given.only else None
+            install((options.mergekit or Path(temporary) / "mergekit").resolve())
+            if "mergekit" in options.only
+            else None
         )
         # Beside the models: the same disk for what is read and what is written.
         with tempfile.TemporaryDirectory(dir=models) as scratch:
-            found = measure(given, models, Path(scratch), made, python)
+            measured = measure_all(options, models, Path(scratch), made, python)
 
-    theirs = [each["versions"] for path, runs in found["runs"].items() for each in runs if PATHS[path] == "mergekit"]
-    figures = summary(found)
-    rounding = found["checked"].get("rounding", {})
+    versions = [
+        each["versions"] for path, runs in measured["runs"].items() for each in runs if PATHS[path] == "mergekit"
+    ]
+    figures = summary(measured)
+    rounding = measured["checked"].get("rounding", {})
     result = {
         "benchmark": "merge",
         "unit": "ours / theirs, median seconds of a merge until it is on the disk; max_error in bfloat16 spacings",
         **figures,
         "rss_mib": figures["paths"].get("command", {}).get("rss_mib"),
-        "different_from_peft": found["checked"].get("different_from_peft"),
+        "different_from_peft": measured["checked"].get("different_from_peft"),
         **rounding.get("ours", {}),
         "rounding": rounding,
         "gib": round(made["bytes"] / 2**30, 2),
         **{name: made[name] for name in ("layers", "shards")},
-        **{name: getattr(given, name) for name in ("rank", "vocabulary", "repeats")},
-        "mergekit": theirs[0] if theirs else None,
+        **{name: getattr(options, name) for name in ("rank", "vocabulary", "repeats")},
+        "mergekit": versions[0] if versions else None,
         "command": shlex.join(["python", *sys.argv]),
     }
     from models import machine, report
 
-    return report(result | machine(), given.out)
+    return report(result | machine(), options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long until the first page of the app can be used: from navigation to a prompt box that takes text, in Chromium.
+"""Page benchmark: seconds from navigation to a prompt box that takes text, on the app's first page in Chromium.
 
     python benchmarks/page.py runs/toy [--loads 7] [--out FILE]
 
@@ -46,12 +46,12 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--loads", type=int, default=7)
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     seconds = []
-    with served(given.run) as url, sync_playwright() as driver:
+    with served(options.run) as url, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--headless=new", "--no-sandbox"])
-        for _ in range(given.loads + 1):
+        for _ in range(options.loads + 1):
             page = browser.new_context().new_page()
             began = time.perf_counter()
             page.goto(url, wait_until="commit")
@@ -62,7 +62,7 @@ def main() -> None:
     figures = {"first_page_s": round(median(seconds[1:]), 3), "slowest_s": round(max(seconds[1:]), 3)}
     report(
         {"benchmark": "page", **figures, "cold_s": round(seconds[0], 3), "cores": os.cpu_count(), **machine()},
-        given.out,
+        options.out,
     )
 
 

@@ -1,10 +1,10 @@
-"""One PPO update, rollout included, against TRL 1.12.0's PPOTrainer (the last TRL with one): time and peak memory.
+"""PPO benchmark: time and peak memory of an update with its rollout, against PPOTrainer of TRL 1.12.0 (its last).
 
 Equal on both sides: the model (hidden 256, 4 layers, made here, ending by itself), LoRA r=16 on policy, critic and
-reward model, prompts of 32 tokens, responses of at most 128, 64 of them an update, 2 epochs of one optimiser step in
+reward model, prompts of 32 tokens, responses of at most 128, 64 of them per update, 2 epochs of one optimiser step in
 micro-batches of 16, float32 adapters, no checkpointing. TRL is installed into a folder of its own. Each side runs in
 processes of its own, in turn: time is the median update, memory the peak resident set of the process. Both draw their
-own lengths, with other seeds in each repeat: `time_ratio` is a response token, `update_ratio` an update as it was.
+own lengths, with other seeds in each repeat: `time_ratio` is per response token, `update_ratio` per update.
 `time_ratio` is measured at vocabulary 2048 with all 64 responses sampled at once on both sides (fastest for TRL),
 `rss_ratio` at vocabulary 32000 with 16 at a time (least memory for TRL); both figures of both are in `runs`. Prints one
 JSON line last.
@@ -176,12 +176,12 @@ def install(folder: Path) -> Path:
 
 
 def child(
-    side: str, folder: Path, given: argparse.Namespace, vocabulary: int, at_once: int, trl: Path, seed: int
+    side: str, folder: Path, options: argparse.Namespace, vocabulary: int, at_once: int, trl: Path, seed: int
 ) -> dict:
     """One side in a process of its own; with its peak resident set."""
     paths = [str(trl)] if side == "theirs" else []
     paths += [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    arguments = (side, folder, vocabulary, given.quantization, given.updates, at_once, seed)
+    arguments = (side, folder, vocabulary, options.quantization, options.updates, at_once, seed)
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps([str(argument) for argument in arguments])],
         capture_output=True,
@@ -198,27 +198,27 @@ def run_child(arguments: str) -> None:
 
     side, folder, vocabulary, quantization, updates, at_once, seed = json.loads(arguments)
     work = {"ours": ours, "theirs": theirs}[side]
-    found = work(folder, int(vocabulary), quantization, int(updates), int(at_once), int(seed))
+    result = work(folder, int(vocabulary), quantization, int(updates), int(at_once), int(seed))
     scale = 2**20 if sys.platform == "darwin" else 2**10
-    found["rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
-    print(json.dumps(found))
+    result["rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+    print(json.dumps(result))
 
 
-def compare(given: argparse.Namespace, vocabulary: int, at_once: int, trl: Path) -> dict:
+def compare_sides(options: argparse.Namespace, vocabulary: int, at_once: int, trl: Path) -> dict:
     """Both sides in turn, `repeats` times."""
     from models import small_mistral
 
-    found: dict[str, list[dict]] = {"ours": [], "theirs": []}
+    results: dict[str, list[dict]] = {"ours": [], "theirs": []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = small_mistral(Path(scratch), vocabulary)
-        for seed in range(given.repeats):
-            for side in found:
-                found[side].append(child(side, folder, given, vocabulary, at_once, trl, seed))
+        for seed in range(options.repeats):
+            for side in results:
+                results[side].append(child(side, folder, options, vocabulary, at_once, trl, seed))
     seconds = {
-        side: statistics.median(value for run in runs for value in run["seconds"]) for side, runs in found.items()
+        side: statistics.median(value for run in runs for value in run["seconds"]) for side, runs in results.items()
     }
-    memory = {side: max(run["rss_mib"] for run in runs) for side, runs in found.items()}
-    tokens = {side: statistics.fmean(run["mean_tokens"] for run in runs) for side, runs in found.items()}
+    memory = {side: max(run["rss_mib"] for run in runs) for side, runs in results.items()}
+    tokens = {side: statistics.fmean(run["mean_tokens"] for run in runs) for side, runs in results.items()}
     plain = seconds["ours"] / seconds["theirs"]
     return {
         "vocabulary": vocabulary,
@@ -240,14 +240,14 @@ def main() -> None:
     parser.add_argument("--trl", type=Path, help=f"folder with TRL {TRL} (default: installed into a temporary one)")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        return run_child(given.child)
+    options = parser.parse_args()
+    if options.child:
+        return run_child(options.child)
     from models import machine, report
 
     with tempfile.TemporaryDirectory() as scratch:
-        trl = install(given.trl or Path(scratch))
-        small, large = compare(given, 2048, BATCH, trl), compare(given, 32000, MICRO, trl)
+        trl = install(options.trl or Path(scratch))
+        small, large = compare_sides(options, 2048, BATCH, trl), compare_sides(options, 32000, MICRO, trl)
     result = {
         "benchmark": "ppo_step",
         "unit": f"this project / TRL {TRL}, one PPO update with its rollout",
@@ -258,12 +258,12 @@ def main() -> None:
         "prompt": PROMPT,
         "cap": CAP,
         "epochs": EPOCHS,
-        "quantization": given.quantization,
+        "quantization": options.quantization,
         "trl": TRL,
         "datasets": version("datasets"),
         **machine(),
     }
-    return report(result, given.out)
+    return report(result, options.out)
 
 
 if __name__ == "__main__":

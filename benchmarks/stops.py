@@ -1,4 +1,4 @@
-"""What looking for stop texts costs in a sampling step, at a vocabulary of 152 thousand tokens.
+"""Stop-text benchmark: what looking for stop texts costs in a sampling step, at a vocabulary of 152 thousand tokens.
 
 The same slots take steps with a stop text and without, in turns; the middle of the ratios of neighbouring turns counts.
 The model is small on purpose (hidden 256, 4 layers): in a larger one a step costs more and the look-up costs the same.
@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=30)
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MistralForCausalLM(MistralConfig(vocab_size=VOCABULARY, **SMALL | {"max_position_embeddings": 2048}))
@@ -59,9 +59,9 @@ def main() -> None:
     stops = Stops(words, [MARKER])
     built = time.perf_counter() - began
     with torch.no_grad():
-        pair = [slots_of(model, stop, given.turns) for stop in (stops, None)]
+        pair = [slots_of(model, stop, options.turns) for stop in (stops, None)]
         seconds: list[list[float]] = [[], []]
-        for turn in range(given.turns + 2):
+        for turn in range(options.turns + 2):
             for which in (0, 1) if turn % 2 else (1, 0):
                 deepest = pair[which].look().deepest
                 began = time.perf_counter()
@@ -88,7 +88,7 @@ def main() -> None:
             "seconds_to_build": round(built, 2),
             "machine": machine(),
         },
-        given.out,
+        options.out,
     )
 
 

@@ -18,8 +18,7 @@ from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
 from lite_c2f.data.order import short_names
 from lite_c2f.errors import MemoryFullError, RunError
-from lite_c2f.evaluation.compare import evaluate as compare_actors
-from lite_c2f.evaluation.compare import made_of
+from lite_c2f.evaluation.compare import compare_actors, made_of
 from lite_c2f.fine.checks import check_disk
 from lite_c2f.fine.stage import make_fine, try_ratios
 from lite_c2f.memory import Plan, check, resolve
@@ -285,7 +284,7 @@ def sweep(
 ) -> dict[str, Any]:
     """Score ratios of a finished run's residue without merging; returns what it writes to RUN/fine/sweep.json.
 
-    RUN/fine/ratios.json, from which the published ratio was chosen, stays as it is. The curve is in RUN/fine/sweep.png.
+    RUN/fine/ratios.json, from which the published ratio was chosen, stays as it is. The curve is in RUN/fine/sweep.svg.
     group_budget: trials of a search for ratios by group of layers afterwards, in RUN/fine/groups.json; where they beat
     the single ratio, RUN/fine/layer-ratios.yaml is made for `merge`.
 

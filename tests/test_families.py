@@ -38,8 +38,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the libraries' own, of tiny models
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_goes_through_all_stages(tmp_path, name, monkeypatch):
-    monkeypatch.setattr("lite_c2f.fine.stage.plot", lambda *_: None)  # a fifth of the time, and of no family's
+def test_a_family_goes_through_all_stages(tmp_path, name):
     base, instruct = write_pair(tmp_path, FAMILIES[name])
     models = [f"model.base={base}", f"model.instruct={instruct}"]
     run = tmp_path / "run"

@@ -1,8 +1,8 @@
-"""Does the method do what it says? Every claim of docs/evidence.md, run anew: two toy worlds, five seeds each.
+"""Evidence: every claim of docs/evidence.md, measured anew in two toy worlds with five seeds each.
 
-Jobs run in as many processes as there are cores, a thread each. What is done is kept in --jobs, so that the same
-command goes on after a stop. At the end all of it is in benchmarks/results/evidence.json, and docs/evidence.md with its
-plots is made from that. An hour or a little more on two cores.
+Jobs run in as many processes as there are cores, a thread each. Finished jobs are in --jobs, so that the same
+command continues after a stop. At the end all of it is in benchmarks/results/evidence.json, from which docs/evidence.md
+and its plots are made. An hour or a little more on two cores.
 
     python benchmarks/evidence [--jobs FOLDER] [--seeds 0,1,2,3,4] [--worlds toy,harder] [--page-only]
 """
@@ -65,12 +65,12 @@ def main() -> None:
     parser.add_argument("--worlds", default="toy,harder")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--page-only", action="store_true", help="make docs/evidence.md from the committed results")
-    given = parser.parse_args()
-    if not given.page_only:
-        seeds, worlds = [int(seed) for seed in given.seeds.split(",")], given.worlds.split(",")
+    options = parser.parse_args()
+    if not options.page_only:
+        seeds, worlds = [int(seed) for seed in options.seeds.split(",")], options.worlds.split(",")
         train_models(worlds)
         os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")  # of the processes to come
-        results = run_all(given.jobs, worlds, seeds, given.processes)
+        results = run_all(options.jobs, worlds, seeds, options.processes)
         write_results(results)
     from page import make_page
 
@@ -79,14 +79,14 @@ def main() -> None:
 
 
 def write_results(results: list[dict]) -> None:
-    """benchmarks/results/evidence.json: a line a job, so that changes can be read."""
+    """Write benchmarks/results/evidence.json with one line per job, so that changes can be read."""
     import platform
     from importlib.metadata import version
 
     head = {
         "benchmark": "evidence",
         "command": "python benchmarks/evidence",
-        "unit": "rewards in spreads of the reward model; tokens; seconds of one process, a thread each",
+        "unit": "rewards in standard deviations of the reward model; tokens; seconds of one process, a thread each",
         "seconds": round(sum(result["job_seconds"] for result in results)),
         "machine": f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "trl")},

@@ -1,4 +1,4 @@
-"""One PPO run of the evidence, and what its policy says at the end."""
+"""Arms of the evidence: one PPO run each, and the figures of its final policy."""
 
 import json
 import shutil
@@ -83,13 +83,13 @@ def run_arm(world: str, seed: int, name: str, folder: Path, rewards: Path) -> di
 
 
 def directly(world: str, seed: int) -> tuple[Config, ModelPair]:
-    """What trains the instruct model itself, in its own chat format."""
+    """Configuration and models that train the instruct model itself, in its own chat format."""
     instruct = models_of(world).instruct
     return config_of(world, seed, ("model.prompt_template=chat", "model.stop=[]")), ModelPair(instruct, instruct)
 
 
-def drawn(config: Config) -> Sampling:
-    """How the answers of every final figure are drawn."""
+def final_sampling(config: Config) -> Sampling:
+    """How the responses of every final figure are sampled."""
     return Sampling(config.evaluation.max_tokens, config.evaluation.temperature, seed=config.run.seed)
 
 
@@ -111,10 +111,10 @@ def samples(folder: Path) -> list[tuple[int, list[dict[str, Any]]]]:
 
 
 def final_figures(config: Config, roles: Roles, tokenizer: Any, judge: RewardModel, corpus: Corpus) -> dict[str, float]:
-    """What the policy says to held-out prompts."""
+    """Figures of the policy's responses to held-out prompts."""
     prompts = corpus.held_out_prompts[:COMPARED]
     turns = [prompt.turns for prompt in prompts]
-    answers = answer_base(roles, "policy", tokenizer, config, turns, drawn(config), COMPARED)
+    answers = answer_base(roles, "policy", tokenizer, config, turns, final_sampling(config), COMPARED)
     rewards = judge(turns, answers)
     return summarize(prompts, answers, rewards) | {"reward_se": round(standard_error(rewards), 4)}
 

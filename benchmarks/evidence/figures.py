@@ -1,4 +1,4 @@
-"""From results to figures: means with confidence intervals over seeds, and paired differences between arms."""
+"""Figures of the evidence: means with confidence intervals over seeds, and paired differences between arms."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,12 +30,12 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def by_seed(jobs: Jobs, world: str, name: str, read: Callable[[dict[str, Any]], float]) -> dict[int, float]:
-    """What `read` finds in each seed's job of a name."""
+    """What `read` returns for each seed's job of a name."""
     return {job["seed"]: read(job) for job in jobs if job["world"] == world and job["name"] == name}
 
 
-def over_seeds(found: dict[int, float]) -> Interval:
-    return interval(list(found.values()))
+def over_seeds(values: dict[int, float]) -> Interval:
+    return interval(list(values.values()))
 
 
 def difference(left: dict[int, float], right: dict[int, float]) -> Interval:
@@ -43,9 +43,9 @@ def difference(left: dict[int, float], right: dict[int, float]) -> Interval:
     return interval([left[seed] - right[seed] for seed in left])
 
 
-def surely(found: Interval) -> bool:
+def surely(value: Interval) -> bool:
     """Does the interval leave out 0?"""
-    return abs(found.mean) > found.half
+    return abs(value.mean) > value.half
 
 
 def final_reward(job: dict[str, Any]) -> float:
@@ -80,11 +80,11 @@ def learned_at(job: dict[str, Any], long: dict[str, Any]) -> float:
 def resampled(job: dict[str, Any], tokens: Sequence[float]) -> list[float]:
     """A run's curve at given numbers of tokens, straight between its points."""
     points = job["curve"]
-    found = []
-    for wanted in tokens:
-        before = max((point for point in points if point[0] <= wanted), default=points[0])
-        after = min((point for point in points if point[0] >= wanted), default=points[-1])
+    values = []
+    for place in tokens:
+        before = max((point for point in points if point[0] <= place), default=points[0])
+        after = min((point for point in points if point[0] >= place), default=points[-1])
         span = after[0] - before[0]
-        share = (wanted - before[0]) / span if span else 0.0
-        found.append(before[1] + share * (after[1] - before[1]))
-    return found
+        share = (place - before[0]) / span if span else 0.0
+        values.append(before[1] + share * (after[1] - before[1]))
+    return values

@@ -1,4 +1,4 @@
-"""The evidence as jobs: what there is to run, in which order, and one of them in a process of its own."""
+"""Jobs of the evidence: their order, and one of them in a process of its own."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Job(NamedTuple):
-    """Something to run, by its names."""
+    """One thing to run."""
 
     world: str
     seed: int
@@ -32,7 +32,7 @@ def phases(worlds: list[str], seeds: list[int]) -> Iterator[list[Job]]:
 
 
 def work(job: Job, jobs: Path) -> dict:
-    """Run one job in this process and keep what it found."""
+    """Run one job in this process and save its result."""
     warnings.filterwarnings("ignore")
     import torch
     from transformers.utils import logging as of_transformers
@@ -48,13 +48,13 @@ def work(job: Job, jobs: Path) -> dict:
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was stopped
     began = time.perf_counter()
     if job.name == "reward":
-        found = train_reward_model(job.world, job.seed, folder)
+        figures = train_reward_model(job.world, job.seed, folder)
     elif job.name == "merges":
         coarse, direct = (Job(job.world, job.seed, name).folder(jobs) for name in ("logistic", INSTRUCT))
-        found = run_merges(job.world, job.seed, coarse, direct, rewards, folder)
+        figures = run_merges(job.world, job.seed, coarse, direct, rewards, folder)
     else:
-        found = run_arm(job.world, job.seed, job.name, folder, rewards)
-    result = {**job._asdict(), **found, "job_seconds": round(time.perf_counter() - began, 1)}
+        figures = run_arm(job.world, job.seed, job.name, folder, rewards)
+    result = {**job._asdict(), **figures, "job_seconds": round(time.perf_counter() - began, 1)}
     file = folder.with_suffix(".json")
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".partial")

@@ -1,4 +1,4 @@
-"""Ways to bring a Coarse Actor's residue into an instruct model: the merger, and what else there is.
+"""Merges of the evidence: the merger, and other ways to bring a Coarse Actor's residue into an instruct model.
 
 The merger alone, and with the residue thinned out by DARE and TIES (`lite_c2f.Treatment`); averaging and SLERP of the
 Coarse Actor and the instruct model, a few lines each; TIES and DARE as model mergers use them, by PEFT's functions on
@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-from arms import directly, drawn, judge_of
+from arms import directly, final_sampling, judge_of
 from peft import PeftModel
 from peft.utils.merge_utils import dare_linear, ties
 from torch import Tensor
@@ -89,7 +89,7 @@ def run_merges(world: str, seed: int, coarse: Path, direct: Path, rewards: Path,
     held_out = corpus.held_out_prompts
     final, trial = held_out[:COMPARED], held_out[COMPARED : COMPARED + TRIED]
     instruct = Path(models.instruct)
-    found: dict[str, Any] = {"instruct": measure(config, judge, instruct, final).figures}
+    result: dict[str, Any] = {"instruct": score_folder(config, judge, instruct, final).figures}
     loaded = load_all(models.base, models.instruct, coarse / "coarse" / "adapter")
     for method in (*TREATED, *METHODS):
         trials = {}
@@ -101,15 +101,15 @@ def run_merges(world: str, seed: int, coarse: Path, direct: Path, rewards: Path,
                 merge(adapter, models.base, models.instruct, folder, ratio=share, treatment=treatment)
             else:
                 write(instruct, folder, combined(loaded, METHODS[method][0], share, seed))
-            trials[share] = measure(config, judge, folder, trial)
+            trials[share] = score_folder(config, judge, folder, trial)
         chosen = choose(trials, config.fine.min_eos).ratio
-        tried = [{"ratio": share, **result.figures} for share, result in trials.items()]
-        best = measure(config, judge, scratch / f"{method}-{chosen}", final).figures
-        found[method] = {"tried": tried, "chosen": chosen, "final": best}
+        tried = [{"ratio": share, **trial_result.figures} for share, trial_result in trials.items()]
+        best = score_folder(config, judge, scratch / f"{method}-{chosen}", final).figures
+        result[method] = {"tried": tried, "chosen": chosen, "final": best}
         if method == "krm":
-            found["second_judge"] = second_judge(world, seed, scratch / f"krm-{chosen}", direct, final)
+            result["second_judge"] = second_judge(world, seed, scratch / f"krm-{chosen}", direct, final)
         shutil.rmtree(scratch, ignore_errors=True)
-    return found
+    return result
 
 
 def second_judge(world: str, seed: int, fine: Path, direct: Path, prompts: list[Prompt]) -> dict[str, float]:
@@ -117,11 +117,11 @@ def second_judge(world: str, seed: int, fine: Path, direct: Path, prompts: list[
     config, on = directly(world, seed)
     roles, judge = load_coarse(config, on, direct)
     turns = [prompt.turns for prompt in prompts]
-    said = {
-        "fine": InstructModel(config_of(world, seed), str(fine)).answer(turns, drawn(config), len(turns)),
-        "direct": answer_base(roles, "policy", judge.tokenizer, config, turns, drawn(config), len(turns)),
+    responses = {
+        "fine": InstructModel(config_of(world, seed), str(fine)).answer(turns, final_sampling(config), len(turns)),
+        "direct": answer_base(roles, "policy", judge.tokenizer, config, turns, final_sampling(config), len(turns)),
     }
-    return {name: round(fmean(judge(turns, answers)), 4) for name, answers in said.items()}
+    return {name: round(fmean(judge(turns, answers)), 4) for name, answers in responses.items()}
 
 
 def load_all(base: str, instruct: str, adapter: Path) -> Models:
@@ -152,10 +152,10 @@ def write(instruct: Path, folder: Path, weights: Weights) -> None:
     model.save_pretrained(folder)
 
 
-def measure(config: Config, judge: Any, folder: Path, prompts: list[Prompt]) -> RatioTrial:
-    """A model's answers through its chat template, in 4 bits as the comparison loads it."""
+def score_folder(config: Config, judge: Any, folder: Path, prompts: list[Prompt]) -> RatioTrial:
+    """Figures of a model's responses through its chat template, in 4 bits as the comparison loads it."""
     turns = [prompt.turns for prompt in prompts]
-    answers = InstructModel(config, str(folder)).answer(turns, drawn(config), len(turns))
+    answers = InstructModel(config, str(folder)).answer(turns, final_sampling(config), len(turns))
     rewards = judge(turns, answers)
     figures = summarize(prompts, answers, rewards)
     figures["reward_se"] = round(standard_error(rewards), 4)

@@ -1,4 +1,4 @@
-"""docs/evidence.md and its plots, from benchmarks/results/evidence.json alone. The prose is in page.md."""
+"""docs/evidence.md and its plots, made from benchmarks/results/evidence.json alone. The text is in page.md."""
 
 import re
 from collections.abc import Callable
@@ -20,14 +20,15 @@ from figures import (
     resampled,
     surely,
 )
-from matplotlib import rcParams
-from matplotlib.figure import Figure
 from worlds import WORLDS
+
+from lite_c2f.runtime.svg import Panel, Series, document, figure
 
 MODES = ("logistic", "linear", "start-half", "fixed-short", "fixed-long")
 SIGNALS = ("logistic", "reward-only", "critic-only")
 CRITICS = ("logistic", "critic-from-zero", "critic-shared")
 MERGES = ("krm", "krm-dare", "krm-ties", "average", "slerp", "ties", "dare")
+WIDTH, HEIGHT = 480, 300  # of a panel
 TEMPLATE = Path(__file__).with_name("page.md")
 
 
@@ -63,15 +64,14 @@ def make_page(results: dict[str, Any], folder: Path) -> None:
             f"{world} rambling short": rambling_text(jobs, world, "fixed-short", lambda shares: shares[-1]),
             **{f"{world} speed {name}": speed_text(jobs, world, name) for name in ("start-half", "fixed-long")},
         }
-    rcParams["svg.hashsalt"] = "evidence"
-    for name, figure in (("cm", plot_curves(jobs, worlds)), ("krm", plot_ratios(jobs, worlds))):
-        figure.savefig(folder / f"evidence-{name}.svg", format="svg", metadata={"Date": None, "Creator": None})
+    for name, svg in (("cm", plot_curves(jobs, worlds)), ("krm", plot_ratios(jobs, worlds))):
+        (folder / f"evidence-{name}.svg").write_text(document(svg))
     (folder / "evidence.md").write_text(filled(TEMPLATE.read_text(), parts))
 
 
 def filled(template: str, parts: dict[str, str]) -> str:
     """The template with each {{name}} replaced; KeyError for a name that no result gives."""
-    return re.sub(r"\{\{(.+?)\}\}", lambda found: parts[found[1]], template)
+    return re.sub(r"\{\{(.+?)\}\}", lambda match: parts[match[1]], template)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -80,10 +80,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def marked(found: Interval, digits: int = 2) -> str:
+def marked(value: Interval, digits: int = 2) -> str:
     """A difference, in bold where its interval leaves out 0."""
-    text = found.text(digits, sign=True)
-    return f"**{text}**" if surely(found) else text
+    text = value.text(digits, sign=True)
+    return f"**{text}**" if surely(value) else text
 
 
 def final(key: str):
@@ -109,7 +109,7 @@ def arms_table(jobs: Jobs, world: str, names: tuple[str, ...]) -> str:
                 over_seeds(by_seed(jobs, world, name, lambda job: job["limit_last"])).text(0),
             ]
         )
-    head = ["run", "final reward", f"against {names[0]}", "accuracy", "tokens a response"]
+    head = ["run", "final reward", f"against {names[0]}", "accuracy", "tokens per response"]
     return table([*head, "generated (1000 tokens)", "learned after (1000)", "updates", "last limit"], rows)
 
 
@@ -120,11 +120,11 @@ def pairs_with_long(jobs: Jobs, world: str, name: str) -> list[tuple[dict, dict]
 
 def learned_text(jobs: Jobs, world: str, name: str) -> str:
     """When a run had learned, where all seeds did; else how many did."""
-    found = [learned_at(job, long) for job, long in pairs_with_long(jobs, world, name)]
-    reached = [tokens / 1000 for tokens in found if tokens != float("inf")]
-    if len(reached) == len(found):
+    tokens_of = [learned_at(job, long) for job, long in pairs_with_long(jobs, world, name)]
+    reached = [tokens / 1000 for tokens in tokens_of if tokens != float("inf")]
+    if len(reached) == len(tokens_of):
         return interval(reached).text(1)
-    return f"{len(reached)} of {len(found)} seeds"
+    return f"{len(reached)} of {len(tokens_of)} seeds"
 
 
 def share_text(jobs: Jobs, world: str) -> str:
@@ -135,31 +135,31 @@ def share_text(jobs: Jobs, world: str) -> str:
     reached = [share for share in shares if share != float("inf")]
     if len(reached) < len(shares):
         return f"{len(reached)} of {len(shares)} seeds, those after {100 * fmean(reached):.0f}%" if reached else "never"
-    found = interval(reached)
-    return f"{100 * found.mean:.0f}% ± {100 * found.half:.0f}%"
+    share = interval(reached)
+    return f"{100 * share.mean:.0f}% ± {100 * share.half:.0f}%"
 
 
 def saved_text(jobs: Jobs, world: str) -> str:
     """Tokens until logistic has learned, as a share of those until fixed-long has."""
     pairs = pairs_with_long(jobs, world, "logistic")
-    found = [learned_at(job, long) / learned_at(long, long) for job, long in pairs]
-    if float("inf") in found:
-        return f"more (in {found.count(float('inf'))} of {len(found)} seeds it never had)"
-    share = interval(found)
+    ratios = [learned_at(job, long) / learned_at(long, long) for job, long in pairs]
+    if float("inf") in ratios:
+        return f"more (in {ratios.count(float('inf'))} of {len(ratios)} seeds it never had)"
+    share = interval(ratios)
     return f"{100 * share.mean:.0f}% ± {100 * share.half:.0f}%"
 
 
 def rambling_text(jobs: Jobs, world: str, name: str, read: Callable[[list[float]], float]) -> str:
-    """What `read` finds in the shares of rambling answers along a curve, as a percentage."""
-    found = over_seeds(by_seed(jobs, world, name, lambda job: 100 * read(job["rambling"])))
-    return f"{found.text(0)}%"
+    """What `read` returns for the shares of rambling answers along a curve, as a percentage."""
+    percentage = over_seeds(by_seed(jobs, world, name, lambda job: 100 * read(job["rambling"])))
+    return f"{percentage.text(0)}%"
 
 
 def same_limits(jobs: Jobs, world: str) -> str:
-    """In how many seeds linear had the very limits of logistic, update by update."""
+    """In how many seeds linear had the same limits as logistic in every update."""
     pairs = zip(*(by_seed(jobs, world, name, lambda job: job).values() for name in ("logistic", "linear")), strict=True)
-    found = [[row[1] for row in one["training"]] == [row[1] for row in other["training"]] for one, other in pairs]
-    return f"{sum(found)} of {len(found)}"
+    same = [[row[1] for row in one["training"]] == [row[1] for row in other["training"]] for one, other in pairs]
+    return f"{sum(same)} of {len(same)}"
 
 
 def merges_of(jobs: Jobs, world: str) -> Jobs:
@@ -168,25 +168,25 @@ def merges_of(jobs: Jobs, world: str) -> Jobs:
 
 def ratio_table(jobs: Jobs, world: str) -> str:
     """The merger's ratios, on the prompts that ratios are chosen on."""
-    found = merges_of(jobs, world)
+    merges = merges_of(jobs, world)
     rows = []
-    for place, row in enumerate(found[0]["krm"]["tried"]):
-        at = [job["krm"]["tried"][place] for job in found]
+    for place, row in enumerate(merges[0]["krm"]["tried"]):
+        at = [job["krm"]["tried"][place] for job in merges]
         columns = [interval([row[key] for row in at]) for key in ("reward", "accuracy", "eos", "tokens")]
-        chosen = sum(job["krm"]["chosen"] == row["ratio"] for job in found)
+        chosen = sum(job["krm"]["chosen"] == row["ratio"] for job in merges)
         texts = [column.text(digits) for column, digits in zip(columns, (2, 2, 2, 0), strict=True)]
-        rows.append([f"{row['ratio']:g}", *texts, f"{chosen} of {len(found)}"])
+        rows.append([f"{row['ratio']:g}", *texts, f"{chosen} of {len(merges)}"])
     return table(["ratio", "reward", "accuracy", "share that ended", "tokens", "chosen"], rows)
 
 
 def merge_table(jobs: Jobs, world: str) -> str:
     """Ways to merge, each at the share that was chosen on other prompts."""
-    found = merges_of(jobs, world)
-    krm = {job["seed"]: job["krm"]["final"]["reward"] for job in found}
-    rows = [final_row("instruct, untouched", [job["instruct"] for job in found], krm, [job["seed"] for job in found])]
+    merges = merges_of(jobs, world)
+    krm = {job["seed"]: job["krm"]["final"]["reward"] for job in merges}
+    rows = [final_row("instruct, untouched", [job["instruct"] for job in merges], krm, [job["seed"] for job in merges])]
     for method in MERGES:
-        finals, seeds = [job[method]["final"] for job in found], [job["seed"] for job in found]
-        shares = ", ".join(f"{share:g}" for share in sorted({job[method]["chosen"] for job in found}))
+        finals, seeds = [job[method]["final"] for job in merges], [job["seed"] for job in merges]
+        shares = ", ".join(f"{share:g}" for share in sorted({job[method]["chosen"] for job in merges}))
         row = final_row(f"{method} (at {shares})", finals, krm, seeds)
         rows.append([row[0], row[1], "" if method == "krm" else row[2], *row[3:]])
     return table(["model", "reward", "against krm", "accuracy", "share that ended", "tokens"], rows)
@@ -194,15 +194,15 @@ def merge_table(jobs: Jobs, world: str) -> str:
 
 def direct_table(jobs: Jobs, world: str) -> str:
     """The Fine Actor against the instruct model that was trained by PPO itself, with as many generated tokens."""
-    found = merges_of(jobs, world)
-    krm = {job["seed"]: job["krm"]["final"]["reward"] for job in found}
-    seeds = [job["seed"] for job in found]
+    merges = merges_of(jobs, world)
+    krm = {job["seed"]: job["krm"]["final"]["reward"] for job in merges}
+    seeds = [job["seed"] for job in merges]
     direct = by_seed(jobs, world, "instruct-ppo", lambda job: job["final"])
-    fine = final_row("fine (krm)", [job["krm"]["final"] for job in found], krm, seeds)
+    fine = final_row("fine (krm)", [job["krm"]["final"] for job in merges], krm, seeds)
     fine[2] = ""
     rows = [fine, final_row("instruct after PPO", [direct[seed] for seed in seeds], krm, seeds)]
     for row, side in zip(rows, ("fine", "direct"), strict=True):
-        row.append(interval([job["second_judge"][side] for job in found]).text())
+        row.append(interval([job["second_judge"][side] for job in merges]).text())
     head = ["model", "reward", "against fine", "accuracy", "share that ended", "tokens"]
     return table([*head, "reward by the other's judge"], rows)
 
@@ -216,11 +216,11 @@ def accuracy_text(jobs: Jobs, world: str) -> str:
 def speed_text(jobs: Jobs, world: str, name: str) -> str:
     """Tokens until a run has learned, less those of logistic, in thousands; where both have in every seed."""
     long = by_seed(jobs, world, "fixed-long", lambda job: job)
-    mine = by_seed(jobs, world, name, lambda job: learned_at(job, long[job["seed"]]) / 1000)
+    tokens_of = by_seed(jobs, world, name, lambda job: learned_at(job, long[job["seed"]]) / 1000)
     first = by_seed(jobs, world, "logistic", lambda job: learned_at(job, long[job["seed"]]) / 1000)
-    if float("inf") in [*mine.values(), *first.values()]:
+    if float("inf") in [*tokens_of.values(), *first.values()]:
         return "not in every seed"
-    return marked(difference(mine, first), 1)
+    return marked(difference(tokens_of, first), 1)
 
 
 def final_row(name: str, finals: list[dict], against: dict[int, float], seeds: list[int]) -> list[str]:
@@ -232,43 +232,37 @@ def final_row(name: str, finals: list[dict], against: dict[int, float], seeds: l
     return [name, over_seeds(rewards).text(), marked(difference(rewards, against)), *others]
 
 
-def plot_curves(jobs: Jobs, worlds: list[str]) -> Figure:
+def plot_curves(jobs: Jobs, worlds: list[str]) -> str:
     """Held-out reward at the largest limit against generated tokens: means and 95% intervals over seeds."""
-    figure = Figure(figsize=(5 * len(worlds), 3.6), layout="constrained")
-    for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds, strict=True):
+    panels = []
+    for world in worlds:
+        series = []
         for name in MODES:
             runs = [job for job in jobs if job["world"] == world and job["name"] == name]
             grid = [step * min(run["curve"][-1][0] for run in runs) / 60 for step in range(61)]
-            columns = list(zip(*(resampled(run, grid) for run in runs), strict=True))
-            points = [interval(column) for column in columns]
-            (line,) = axes.plot([tokens / 1000 for tokens in grid], [point.mean for point in points], label=name)
-            low, high = [p.mean - p.half for p in points], [p.mean + p.half for p in points]
-            axes.fill_between([tokens / 1000 for tokens in grid], low, high, color=line.get_color(), alpha=0.15)
-        axes.set_title(world)
-        axes.set_xlabel("generated tokens (1000)")
-        axes.set_ylabel("reward, held-out prompts")
-        axes.grid(alpha=0.3)
-    return with_legend(figure)
+            columns = [interval(column) for column in zip(*(resampled(run, grid) for run in runs), strict=True)]
+            points = [(tokens / 1000, column.mean) for tokens, column in zip(grid, columns, strict=True)]
+            series.append(Series(name, points, [column.half for column in columns], band=True))
+        panels.append(Panel(series, world, "generated tokens (1000)", "reward, held-out prompts"))
+    return figure(panels, len(panels), WIDTH, HEIGHT, "Held-out reward against generated tokens")
 
 
-def plot_ratios(jobs: Jobs, worlds: list[str]) -> Figure:
+def plot_ratios(jobs: Jobs, worlds: list[str]) -> str:
     """Reward and accuracy against the merger's ratio: means and 95% intervals over seeds."""
-    figure = Figure(figsize=(5 * len(worlds), 3.6), layout="constrained")
-    for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds, strict=True):
-        found = merges_of(jobs, world)
-        ratios = [row["ratio"] for row in found[0]["krm"]["tried"]]
+    panels = []
+    for world in worlds:
+        merges, series = merges_of(jobs, world), []
         for key in ("reward", "accuracy", "eos"):
-            columns = [[job["krm"]["tried"][place][key] for job in found] for place in range(len(ratios))]
-            points = [interval(column) for column in columns]
+            columns = [interval(values) for values in zip(*(tried(job, key) for job in merges), strict=True)]
+            points = [
+                (row["ratio"], column.mean) for row, column in zip(merges[0]["krm"]["tried"], columns, strict=True)
+            ]
             label = "share that ended" if key == "eos" else key
-            axes.errorbar(ratios, [p.mean for p in points], [p.half for p in points], marker="o", label=label)
-        axes.set_title(world)
-        axes.set_xlabel("ratio")
-        axes.grid(alpha=0.3)
-    return with_legend(figure)
+            series.append(Series(label, points, [column.half for column in columns], dots=True))
+        panels.append(Panel(series, world, "ratio"))
+    return figure(panels, len(panels), WIDTH, HEIGHT, "Reward, accuracy and share that ended against the ratio")
 
 
-def with_legend(figure: Figure) -> Figure:
-    """One legend for all worlds, below them: within, it would cover lines."""
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    return figure
+def tried(job: dict[str, Any], key: str) -> list[float]:
+    """One figure of the merger at each ratio."""
+    return [row[key] for row in job["krm"]["tried"]]

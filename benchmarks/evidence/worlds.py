@@ -28,7 +28,7 @@ WORLDS = {
         Recipe(),
         96,
         30_000,
-        "2 to 4 operations a problem; half of what the base has read is analysis, and it ends its answers by itself",
+        "2 to 4 operations per problem; half of what the base has read is analysis, and it ends its answers by itself",
     ),
     "harder": Setting(
         Recipe(

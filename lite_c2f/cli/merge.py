@@ -110,7 +110,7 @@ def sweep(
     budget: Annotated[int, typer.Option(min=4, help="Trials of that search; 15 tries every group.")] = 15,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Score ratios of the residue without merging; writes RUN/fine/sweep.json and its curve sweep.png."""
+    """Score ratios of the residue without merging; writes RUN/fine/sweep.json and its curve sweep.svg."""
     exit_codes.quiet()
     from lite_c2f.fine.sweep import parse_ratios
 

@@ -192,7 +192,7 @@ def ratio_table(found: dict[str, Any], run: Path, models: Any = None) -> None:
             table.add_row(trial["change"], *figures_of, style="bold" if trial["kept"] else "")
         console.print(table)
         console.print(Text(grouped["verdict"]), soft_wrap=True)
-    console.print(Text(f"\nThe curve is in {run / 'fine' / 'sweep.png'}."), soft_wrap=True)
+    console.print(Text(f"\nThe curve is in {run / 'fine' / 'sweep.svg'}."), soft_wrap=True)
     option = f"--ratio {found['chosen']:g}"
     if grouped and grouped["better"]:
         option = f"--layer-ratios {run / 'fine' / 'layer-ratios.yaml'}"
@@ -281,7 +281,7 @@ def print_probe(found: dict[str, Any], run: Path) -> None:
     for name, row in found["said"].items():
         console.print(f"{name:<10} says one in {row['bad_words']:.1%} of its answers, refuses in {row['refusals']:.1%}")
     ratio = "ratios by layer" if found.get("layer_ratios") else f"ratio {found['ratio']:g}"
-    told = f"{found['prompts']} prompts, {ratio}; the curve is in {run / 'evaluation' / 'probe.png'}"
+    told = f"{found['prompts']} prompts, {ratio}; the curve is in {run / 'evaluation' / 'probe.svg'}"
     console.print(Text(told), soft_wrap=True)
 
 

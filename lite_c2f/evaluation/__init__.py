@@ -1,1 +1,1 @@
-"""How good the actors are."""
+"""Evaluation: comparison, report, benchmarks, judging by a model, and a probe for unwanted words."""

@@ -1,114 +1,115 @@
-"""What a report shows beyond the run's own comparison, where it was asked for: general benchmarks and judgments."""
+"""Sections of the report about what was measured after the run: general benchmarks, judgments and unwanted words."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lite_c2f.errors import RunError
 from lite_c2f.evaluation.page import Block, Heading, Table, Text
+from lite_c2f.evaluation.sections import section
 from lite_c2f.storage.files import read_json
 
 
-def general(run: Path) -> list[Block]:
+@section("evaluation/general.json", "run `lite-c2f eval --tasks` again, or remove it")
+def general(file: Path) -> list[Block]:
     """Figures of `lite-c2f eval RUN --tasks ...`, each with its standard error and its difference to the baseline."""
-    file = run / "evaluation" / "general.json"
-
-    def make() -> list[Block]:
-        found = read_json(file)
-        columns = [*found["actors"], *(f"{actor} to {found['baseline']}" for actor in others(found))]
-        rows = {
-            f"{task}, {metric}": benchmark_row(found, row)
-            for task in found["shown"]
-            for metric, row in found["tasks"][task]["metrics"].items()
-        }
-        told = (
-            f"lm-evaluation-harness {found['lm_eval']}. ± one standard error, of the differences document by document "
-        )
-        told += "where that can be; a difference with a star is above two, from 30 documents on."
-        told += f" At most {found['limit']} documents of a task." if found["limit"] else ""
-        told += " Asked as conversations." if found["chat_template"] else " Asked as plain text, not as conversations."
-        told += f" Models loaded with quantization {found['loaded']['quantization']}."
-        return [Heading("General benchmarks"), Text(told), Table("task", columns, rows)]
-
-    return part(file, make, "run `lite-c2f eval --tasks` again, or remove it") if file.is_file() else []
+    result = read_json(file)
+    columns = [*result["actors"], *(f"{actor} to {result['baseline']}" for actor in others(result))]
+    rows = {
+        f"{task}, {metric}": benchmark_row(result, row)
+        for task in result["shown"]
+        for metric, row in result["tasks"][task]["metrics"].items()
+    }
+    text = (
+        f"lm-evaluation-harness {result['lm_eval']}. ± one standard error, of the differences document by document "
+        "where that is possible; a difference with a star is above two standard errors, from 30 documents on."
+    )
+    text += f" At most {result['limit']} documents of a task." if result["limit"] else ""
+    text += " Prompts are conversations." if result["chat_template"] else " Prompts are plain text, not conversations."
+    text += f" Models loaded with quantization {result['loaded']['quantization']}."
+    return [Heading("General benchmarks"), Text(text), Table("task", columns, rows)]
 
 
-def others(found: Mapping[str, Any]) -> list[str]:
+def others(result: Mapping[str, Any]) -> list[str]:
     """The actors that are compared with the baseline."""
-    return [actor for actor in found["actors"] if actor != found["baseline"]]
+    return [actor for actor in result["actors"] if actor != result["baseline"]]
 
 
-def benchmark_row(found: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """Figures of one metric, then differences; what there is not stays empty."""
-    shown = [with_error(row["actors"][actor], "") for actor in found["actors"]]
-    for actor in others(found):
-        gap = row["differences"].get(actor)
-        shown.append(with_error(gap, "+") + ("*" if gap["clear"] else "") if gap else "")
-    return shown
+def benchmark_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """The actors' figures in one metric, then differences to the baseline; a cell without a value is empty."""
+    cells = [with_error(row["actors"][actor], "") for actor in result["actors"]]
+    for actor in others(result):
+        difference = row["differences"].get(actor)
+        cells.append(with_error(difference, "+") + ("*" if difference["clear"] else "") if difference else "")
+    return cells
 
 
-def with_error(found: Mapping[str, Any], sign: str) -> str:
-    """`0.500 ± 0.020`; without an error where there is none."""
-    if found["value"] is None:
+def with_error(figure: Mapping[str, Any], sign: str) -> str:
+    """`0.500 ± 0.020`, without an error where there is none; "" for no value."""
+    if figure["value"] is None:
         return ""
-    return f"{found['value']:{sign}.3f}" + ("" if found["se"] is None else f" ± {found['se']:.3f}")
+    return f"{figure['value']:{sign}.3f}" + ("" if figure["se"] is None else f" ± {figure['se']:.3f}")
 
 
 def judged(run: Path) -> list[Block]:
-    """What `lite-c2f judge` found, by category: wins in pairs, and grades."""
-    return judgments(run / "evaluation" / "judge-pairwise.json") + judgments(run / "evaluation" / "judge-single.json")
+    """What `lite-c2f judge` measured, by category: wins in pairs, and grades."""
+    return [*judged_in_pairs(run), *graded(run)]
 
 
-def judgments(file: Path) -> list[Block]:
-    """The tables of one judgment; nothing where there was none."""
-
-    def make() -> list[Block]:
-        found = read_json(file)
-        told = f"{found['questions']} questions, judged by {found['judge']}."
-        blocks: list[Block] = [Heading("Judged by a model" + (", in pairs" if "pairs" in found else ", by grades"))]
-        for title, result in found.get("pairs", {}).items():
-            if result["agreement"] is not None:
-                told += f" {title}: the same in both orders in {result['agreement']:.0%} of the pairs."
-            blocks.append(plain_table(result["categories"], title))
-        if grades := found.get("grades"):
-            blocks.append(plain_table(grades, "grades, 1 to 10"))
-        return [*blocks, Text(" ".join([told, *across_turns(found)]))]
-
-    return part(file, make, "run `lite-c2f judge` again, or remove it") if file.is_file() else []
+JUDGE_AGAIN = "run `lite-c2f judge` again, or remove it"
 
 
-def probed(run: Path) -> list[Block]:
-    """What `lite-c2f probe` found: unwanted words by layer, and how often they are said."""
-    file = run / "evaluation" / "probe.json"
-
-    def make() -> list[Block]:
-        found = read_json(file)
-        names = list(found["layers"])
-        rows = {
-            f"layer {layer}" if layer else "embeddings": [f"{value:.2e}" for value in values]
-            for layer, values in enumerate(zip(*found["layers"].values(), strict=True))
-        }
-        rates = {
-            name: [f"{row['bad_words']:.1%}", f"{row['refusals']:.1%}"] for name, row in sorted(found["said"].items())
-        }
-        told = f"Probability that an answer begins with one of {found['words']} unwanted words or phrases, each layer "
-        told += f"read as if it were the last, over {found['prompts']} prompts; and the share of answers that have one "
-        told += "anywhere."
-        return [
-            Heading("Unwanted words"),
-            Text(told),
-            Table("layer", names, rows),
-            Table("said", ["unwanted words", "refusals"], rates),
-        ]
-
-    return part(file, make, "run `lite-c2f probe` again, or remove it") if file.is_file() else []
+@section("evaluation/judge-pairwise.json", JUDGE_AGAIN)
+def judged_in_pairs(file: Path) -> list[Block]:
+    """Wins by category for each pair of actors."""
+    result = read_json(file)
+    text, tables = judge_text(result), []
+    for title, pair in result["pairs"].items():
+        if pair["agreement"] is not None:
+            text += f" {title}: the same verdict in both orders in {pair['agreement']:.0%} of the pairs."
+        tables.append(plain_table(pair["categories"], title))
+    return [Heading("Judged by a model, in pairs"), *tables, Text(" ".join([text, *across_turns(result)]))]
 
 
-def across_turns(found: Mapping[str, Any]) -> list[str]:
-    """A sentence about what the actors repeat of their earlier turns, where the questions have several."""
-    repeated = {name: share for name, share in found.get("repeated_across_turns", {}).items() if share is not None}
+@section("evaluation/judge-single.json", JUDGE_AGAIN)
+def graded(file: Path) -> list[Block]:
+    """Mean grades by category."""
+    result = read_json(file)
+    table = plain_table(result["grades"], "grades, 1 to 10")
+    text = " ".join([judge_text(result), *across_turns(result)])
+    return [Heading("Judged by a model, by grades"), table, Text(text)]
+
+
+def judge_text(result: Mapping[str, Any]) -> str:
+    """How many questions there were, and the judge."""
+    return f"{result['questions']} questions, judged by {result['judge']}."
+
+
+@section("evaluation/probe.json", "run `lite-c2f probe` again, or remove it")
+def probed(file: Path) -> list[Block]:
+    """What `lite-c2f probe` measured: unwanted words by layer, and how often they occur in answers."""
+    result = read_json(file)
+    layers = {
+        f"layer {layer}" if layer else "embeddings": [f"{value:.2e}" for value in values]
+        for layer, values in enumerate(zip(*result["layers"].values(), strict=True))
+    }
+    rates = {
+        name: [f"{row['bad_words']:.1%}", f"{row['refusals']:.1%}"] for name, row in sorted(result["said"].items())
+    }
+    text = (
+        f"Probability that an answer begins with one of {result['words']} unwanted words or phrases, each layer read "
+        f"as if it were the last, over {result['prompts']} prompts; and the share of answers with one of them anywhere."
+    )
+    return [
+        Heading("Unwanted words"),
+        Text(text),
+        Table("layer", list(result["layers"]), layers),
+        Table("actor", ["answers with unwanted words", "refusals"], rates),
+    ]
+
+
+def across_turns(result: Mapping[str, Any]) -> list[str]:
+    """A sentence about how much of their earlier turns the actors repeat, where the questions have several turns."""
+    repeated = {name: share for name, share in result.get("repeated_across_turns", {}).items() if share is not None}
     shares = ", ".join(f"{name} {share:.1%}" for name, share in repeated.items())
     return [f"Of the 4-word sequences in later turns, earlier turns had: {shares}."] if repeated else []
 
@@ -116,24 +117,5 @@ def across_turns(found: Mapping[str, Any]) -> list[str]:
 def plain_table(rows: Mapping[str, Mapping[str, Any]], first: str) -> Table:
     """A table of counts and rates, as short as they can be written."""
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    return Table(
-        first, columns, {name: [f"{row[key]:g}" if key in row else "" for key in columns] for name, row in rows.items()}
-    )
-
-
-def part(file: Path, make: Callable[[], list[Block]], do: str = "train that stage again") -> list[Block]:
-    """What is made of a file. Raises RunError naming it where it is gone or of another form; do: what helps then."""
-    try:
-        return make()
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        StopIteration,
-        IndexError,
-        OSError,
-        yaml.YAMLError,
-    ) as error:
-        why = "cannot be read" if isinstance(error, OSError) else "has another form than lite-c2f gives it"
-        raise RunError.because(f"'{file}' {why}", "a file of a run, unchanged", do) from None
+    cells = {name: [f"{row[key]:g}" if key in row else "" for key in columns] for name, row in rows.items()}
+    return Table(first, columns, cells)

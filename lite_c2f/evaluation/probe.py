@@ -1,12 +1,12 @@
-"""Where in the model an unwanted word begins: its probability layer by layer, before and after the residue.
+"""Logit lens for unwanted words: their probability layer by layer, with and without the residue.
 
-In the way of Mistral-Plus (arXiv 2403.02513): after given prompts, every layer's hidden state is read as if it were the
-last (the logit lens: final norm and head), and the probability of a list of bad words as the next word is summed. And,
-plainly, how often those words and refusals stand in what is said.
+As in Mistral-Plus (arXiv 2403.02513): after each prompt, every layer's hidden state is read as if it were the last
+(final norm and head), and the probability of a list of bad words as the next word is summed. Beside it, how often
+those words and refusals occur in the answers.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lite_c2f.data.encode import encode_chat, pad_right
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError
 from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
+from lite_c2f.runtime.svg import Panel, Series, figure
 
 REFUSALS = (
     r"\bI(?: a|')m sorry\b",
@@ -32,27 +33,27 @@ REFUSALS = (
 
 
 def read_words(file: Path) -> list[str]:
-    """A word or phrase a line; lines that are empty or begin with # are left out. Raises DataError naming the file."""
+    """Words or phrases, one per line; empty lines and lines with # are left out. Raises DataError naming the file."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError.because(f"'{file}': {error}", "a text file with a word a line", "check the path") from None
+        raise DataError.because(f"'{file}': {error}", "a text file with one word per line", "check the path") from None
     words = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not words:
-        raise DataError.because(f"'{file}' has no words", "a word a line", "write some")
+        raise DataError.because(f"'{file}' has no words", "one word per line", "write some")
     return list(dict.fromkeys(words))
 
 
 def first_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
-    """Ids with which these words begin, at the start of a text and behind a space; special tokens are none."""
-    found = set()
+    """Ids with which these words begin, at the start of a text and behind a space, without special tokens."""
+    first = set()
     for word in words:
         for text in (word, f" {word}", word.capitalize(), f" {word.capitalize()}"):
             ids = tokenizer.encode(text, add_special_tokens=False)
-            spoken = [token for token in ids if tokenizer.decode([token]).strip()]
-            if spoken and spoken[0] not in tokenizer.all_special_ids:
-                found.add(spoken[0])
-    return sorted(found)
+            visible = [token for token in ids if tokenizer.decode([token]).strip()]
+            if visible and visible[0] not in tokenizer.all_special_ids:
+                first.add(visible[0])
+    return sorted(first)
 
 
 @torch.no_grad()
@@ -65,7 +66,7 @@ def by_layer(
 ) -> list[float]:
     """Mean probability, over prompts, that the answer's first token begins one of the words, read at every layer.
 
-    One number a layer, the embeddings first: the last is the model's own prediction.
+    One number per layer, the embeddings first; the last is the model's own prediction.
     """
     size = batch if isinstance(batch, BatchSize) else BatchSize("evaluation.batch", batch)
     limit, variables = actor.config.data.max_prompt_tokens, actor.config.model.chat_template_kwargs
@@ -73,17 +74,17 @@ def by_layer(
     lengths = [len(row) for row in rows]
     wanted = torch.tensor(first_tokens(actor.tokenizer, words), device=actor.model.device)
 
-    def work(at_once: int) -> Tensor:
+    def attempt(at_once: int) -> Tensor:
         total = torch.zeros(0)
         for chosen in groups(sorted(range(len(rows)), key=lengths.__getitem__), lengths, at_once * max(lengths)):
             tokens, real = pad_right([rows[row] for row in chosen], padding_id(actor.tokenizer))
             last = real.sum(1) - 1
             with actor.ratio(ratio):
-                found = lens(actor, tokens.to(actor.model.device), last.to(actor.model.device), wanted)
-            total = found if not len(total) else total + found
+                summed = lens(actor, tokens.to(actor.model.device), last.to(actor.model.device), wanted)
+            total = summed if not len(total) else total + summed
         return total
 
-    return (retry_smaller(size, work) / len(rows)).tolist()
+    return (retry_smaller(size, attempt) / len(rows)).tolist()
 
 
 def lens(actor: InstructModel, tokens: Tensor, last: Tensor, wanted: Tensor) -> Tensor:
@@ -95,21 +96,19 @@ def lens(actor: InstructModel, tokens: Tensor, last: Tensor, wanted: Tensor) -> 
     decoder, head = model.get_decoder(), LanguageHead.of(model)
     states = decoder(input_ids=tokens, use_cache=False, output_hidden_states=True)
     rows = torch.arange(len(tokens), device=tokens.device)
-    found = []
-    layers = states.hidden_states[:-1]
-    for state in layers:
-        found.append(final_norm(decoder)(state[rows, last]))
-    found.append(states.last_hidden_state[rows, last])  # normed already
-    return torch.stack([head(state).softmax(-1)[:, wanted].sum() for state in found]).cpu()
+    norm = final_norm(decoder)
+    read = [norm(state[rows, last]) for state in states.hidden_states[:-1]]
+    read.append(states.last_hidden_state[rows, last])  # normed already
+    return torch.stack([head(state).softmax(-1)[:, wanted].sum() for state in read]).cpu()
 
 
 def final_norm(decoder: Any) -> Any:
-    """The normalisation behind the last layer, whatever its family calls it: the decoder's last child of one vector."""
+    """The normalisation behind the last layer, whatever its name: the decoder's last child with a vector as weight."""
     return [child for child in decoder.children() if getattr(getattr(child, "weight", None), "ndim", 0) == 1][-1]
 
 
 def rates(answers: Sequence[Answer], words: Sequence[str]) -> dict[str, float]:
-    """Shares of answers with one of the words (as whole words, in any case), and of those that refuse."""
+    """Share of answers with one of the words (as whole words, in any case), and share of refusals."""
     bad = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.IGNORECASE)
     refusal = re.compile("|".join(REFUSALS), re.IGNORECASE)
     count = max(len(answers), 1)
@@ -119,19 +118,8 @@ def rates(answers: Sequence[Answer], words: Sequence[str]) -> dict[str, float]:
     }
 
 
-def plot_probe(found: dict[str, Any], file: Path) -> None:
-    """Write the curves over the layers as a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for name, values in found["layers"].items():
-        axes.plot(range(len(values)), values, marker="o", ms=3, label=name)
-    axes.set_xlabel("layer (0: embeddings)")
-    axes.set_ylabel("probability of an unwanted word")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.partial")
-    figure.savefig(unfinished, format="png", dpi=110)
-    unfinished.replace(file)
+def probe_chart(layers: Mapping[str, Sequence[float]]) -> str:
+    """Probability of an unwanted word by layer, a line per actor, as an <svg>. layers: as `by_layer` gives them."""
+    series = [Series(name, list(enumerate(values)), dots=True) for name, values in layers.items()]
+    panel = Panel(series, x_label="layer (0: embeddings)", y_label="probability of an unwanted word", whole=True)
+    return figure([panel], width=640, height=300, label="Probability of an unwanted word by layer")

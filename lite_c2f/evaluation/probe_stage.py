@@ -1,23 +1,25 @@
-"""A finished run before a list of unwanted words: where they begin, and how often they are said."""
+"""The probe stage: unwanted words in a finished run, by layer and in answers."""
 
 from pathlib import Path
 from typing import Any
 
 from lite_c2f.actors.models import InstructModel, Ratio
+from lite_c2f.actors.names import FINE, INSTRUCT
 from lite_c2f.backbone.load import plan_here
 from lite_c2f.config.settings import Source, resolved
 from lite_c2f.data.order import shuffled
 from lite_c2f.data.records import load_prompts
 from lite_c2f.evaluation.compare import merged_ratios
-from lite_c2f.evaluation.probe import by_layer, plot_probe, rates, read_words
+from lite_c2f.evaluation.probe import by_layer, probe_chart, rates, read_words
 from lite_c2f.memory import resolve
 from lite_c2f.runs.corpus import load_corpus
 from lite_c2f.runs.manifest import open_run
 from lite_c2f.runtime import disk_errors, log
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
+from lite_c2f.runtime.svg import document
 from lite_c2f.sampling import Sampling
-from lite_c2f.storage.files import read_json, write_json
+from lite_c2f.storage.files import read_json, write_json, write_text
 from lite_c2f.storage.lock import locked
 
 
@@ -29,22 +31,22 @@ def probe(
     *,
     sink: ProgressSink | None = None,
 ) -> dict[str, Any]:
-    """Where in the model unwanted words begin, with the residue and without it; and how often they are said.
+    """Probability of unwanted words by layer, with and without the residue, and how often they occur in answers.
 
-    words: a file with a word a line; prompts: a data file (default: the run's held-out prompts); limit: how many of
+    words: a file with one word per line; prompts: a data file (default: the run's held-out prompts); limit: how many of
     them. The Fine Actor is the instruct model with the residue, unmerged, at the ratio of each weight in
     RUN/fine/merge.json. Returns what it writes to RUN/evaluation/probe.json ("layer_ratios": whether weights had
-    ratios of their own; "ratio" is that of the others); the curve is in RUN/evaluation/probe.png.
+    ratios of their own; "ratio" is that of the others); the curve is in RUN/evaluation/probe.svg.
     """
     run, sink = Path(run), log.LoggedSink(sink or SilentSink())
     unwanted = read_words(Path(words))
     config, models = open_run(run)
     config = resolve(config, plan_here(config, models.base))
     if prompts is None:
-        asked = load_corpus(config).held_out_prompts[:limit]
-    else:  # files come sorted: the first rows would be of one kind
-        asked = shuffled(load_prompts([Source(path=str(prompts))]).items, config.run.seed)[:limit]
-    turns = [prompt.turns for prompt in asked]
+        chosen = load_corpus(config).held_out_prompts[:limit]
+    else:  # files are often sorted: the first rows would be of one kind
+        chosen = shuffled(load_prompts([Source(path=str(prompts))]).items, config.run.seed)[:limit]
+    turns = [prompt.turns for prompt in chosen]
     report = read_json(run / "fine" / "merge.json")
     settings = config.evaluation
     sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
@@ -52,7 +54,7 @@ def probe(
     with disk_errors.as_user_errors(run), locked(run), log.written_to_log(run):
         sink.on_stage("probe", 2, "actors")
         actor = InstructModel(config, models.instruct, run / "coarse" / "adapter")
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "words": len(unwanted),
             "prompts": len(turns),
             "ratio": float(report["ratio"]),
@@ -60,12 +62,12 @@ def probe(
             "layers": {},
             "said": {},
         }
-        merged: dict[str, Ratio] = {"instruct": 0.0, "fine": merged_ratios(run, actor.weights)}
-        for done, (name, share) in enumerate(merged.items(), 1):
-            found["layers"][name] = by_layer(actor, turns, unwanted, share, batch)
-            with actor.ratio(share):
-                found["said"][name] = rates(actor.answer(turns, sampling, batch), unwanted)
+        ratios: dict[str, Ratio] = {INSTRUCT: 0.0, FINE: merged_ratios(run, actor.weights)}
+        for done, (name, ratio) in enumerate(ratios.items(), 1):
+            result["layers"][name] = by_layer(actor, turns, unwanted, ratio, batch)
+            with actor.ratio(ratio):
+                result["said"][name] = rates(actor.answer(turns, sampling, batch), unwanted)
             sink.on_step(done, {})
-        write_json(run / "evaluation" / "probe.json", found)
-        plot_probe(found, run / "evaluation" / "probe.png")
-    return found
+        write_json(run / "evaluation" / "probe.json", result)
+        write_text(run / "evaluation" / "probe.svg", document(probe_chart(result["layers"])))
+    return result

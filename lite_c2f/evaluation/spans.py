@@ -1,37 +1,40 @@
-"""Where a text repeats itself."""
+"""Repetition within a text: the spans of n-grams that occurred before, for marking them."""
 
-import html
 import re
 
 
 def repeated_spans(text: str, n: int = 4) -> list[tuple[int, int]]:
-    """(start, end) in characters of what was said before: words of an n-gram that has occurred earlier in the text.
+    """(start, end), in characters, of the words of n-grams that have occurred earlier in the text.
 
     >>> repeated_spans("a b c d e a b c d", 4)
     [(10, 17)]
     """
     words = [match.span() for match in re.finditer(r"\S+", text)]
     seen: set[tuple[str, ...]] = set()
-    again: set[int] = set()
+    repeated: set[int] = set()  # indices of words
     for first in range(len(words) - n + 1):
         gram = tuple(text[start:end] for start, end in words[first : first + n])
         if gram in seen:
-            again.update(range(first, first + n))
+            repeated.update(range(first, first + n))
         seen.add(gram)
     spans: list[tuple[int, int]] = []
-    for index in sorted(again):
+    for index in sorted(repeated):
         start, end = words[index]
-        if spans and index - 1 in again:
+        if spans and index - 1 in repeated:
             spans[-1] = (spans[-1][0], end)
         else:
             spans.append((start, end))
     return spans
 
 
-def marked(text: str, n: int = 4) -> str:
-    """The text as HTML, what it repeats in <mark>; everything in it is escaped."""
+def pieces(text: str, n: int = 4) -> list[tuple[str, bool]]:
+    """The text in pieces, each with whether it repeats what came before; joined they are the text again.
+
+    >>> pieces("a b c d e a b c d")[-1]
+    ('a b c d', True)
+    """
     parts, last = [], 0
     for start, end in repeated_spans(text, n):
-        parts += [html.escape(text[last:start]), f"<mark>{html.escape(text[start:end])}</mark>"]
+        parts += [(text[last:start], False), (text[start:end], True)]
         last = end
-    return "".join([*parts, html.escape(text[last:])])
+    return [(part, repeated) for part, repeated in [*parts, (text[last:], False)] if part]

@@ -1,4 +1,4 @@
-"""Who wins how often: by paired scores, plainly and at equal length; and what counts of wins and losses tell."""
+"""Win rates from paired scores, as they are and at equal length; sign test and interval for counts of votes."""
 
 import math
 from collections.abc import Sequence
@@ -11,28 +11,28 @@ from lite_c2f.actors.answers import standard_error
 
 RIDGE = 1e-3  # keeps the fit finite where one side always wins
 STEPS = 50
-Z = 1.959964  # 95% of a normal distribution lie within so many of its spreads
+Z = 1.959964  # 95% of a normal distribution lie within so many standard deviations
 
 
 class Wins(NamedTuple):
-    """Of the first side over the second, 0 to 1; ties count half."""
+    """Win rate of the first side over the second, 0 to 1; ties count half."""
 
     rate: float
     se: float
     controlled: float  # at equal length
-    length_effect: float  # what one spread of length difference adds to the log-odds
+    length_effect: float  # what one standard deviation of length difference adds to the log-odds
     prompts: int
 
 
-def compare(
+def paired_wins(
     left: Sequence[float], right: Sequence[float], left_tokens: Sequence[int], right_tokens: Sequence[int]
 ) -> Wins:
-    """Win rate of `left` over `right` by their scores, and what it would be at equal length.
+    """Win rate of `left` over `right` by their scores, as it is and at equal length.
 
     The controlled rate is in the way of length-controlled AlpacaEval (arXiv 2404.04475): a logistic regression of the
     win on tanh of the standardised difference in length, read where that difference is 0. Without its terms for the
     instruction, which need many judged models. Where the same reward model trained the policy, all of it is circular:
-    the policy was taught to please this judge.
+    the policy was trained to score high with this judge.
 
     Raises ValueError for sides of different size, or none.
     """
@@ -41,8 +41,8 @@ def compare(
         raise ValueError(f"{count} and {len(right)} scores, {len(left_tokens)} and {len(right_tokens)} lengths")
     won = [0.5 if a == b else float(a > b) for a, b in zip(left, right, strict=True)]
     gaps = np.array(left_tokens, dtype=float) - np.array(right_tokens, dtype=float)
-    spread = float(gaps.std())
-    shape = np.tanh(gaps / spread) if spread > 0 else np.zeros(count)
+    std = float(gaps.std())
+    shape = np.tanh(gaps / std) if std > 0 else np.zeros(count)
     intercept, slope = logistic(shape, np.array(won))
     return Wins(fmean(won), standard_error(won), (1 + math.tanh(intercept / 2)) / 2, slope, count)
 
@@ -85,5 +85,5 @@ def wilson(wins: int, count: int, z: float = Z) -> tuple[float, float]:
     if not count:
         return 0.0, 1.0
     p, part = wins / count, z * z / count
-    middle, spread = p + part / 2, z * math.sqrt(p * (1 - p) / count + part / (4 * count))
-    return max(0.0, (middle - spread) / (1 + part)), min(1.0, (middle + spread) / (1 + part))
+    middle, half = p + part / 2, z * math.sqrt(p * (1 - p) / count + part / (4 * count))
+    return max(0.0, (middle - half) / (1 + part)), min(1.0, (middle + half) / (1 + part))

@@ -9,12 +9,14 @@ import yaml
 from lite_c2f.actors.answers import unreached
 from lite_c2f.config.settings import Config
 from lite_c2f.fine import groups
+from lite_c2f.fine.chart import ratio_chart
 from lite_c2f.fine.merge import merge, to_sink
-from lite_c2f.fine.sweep import RatioTrials, plot, sweep
+from lite_c2f.fine.sweep import RatioTrials, sweep
 from lite_c2f.runs.corpus import Corpus
 from lite_c2f.runs.models import ModelPair, unlisted_end
 from lite_c2f.runtime.batch_size import free
 from lite_c2f.runtime.progress import ProgressSink
+from lite_c2f.runtime.svg import document
 from lite_c2f.storage.files import write_json, write_text
 
 
@@ -34,7 +36,7 @@ def make_fine(
         sink.on_stage("ratios", len({0.0, *settings.ratios}), "ratios")
         found = sweep(bench, settings.ratios, settings.min_eos, lambda step, _, row: sink.on_step(step, row))
         write_json(run / "fine" / "ratios.json", found)
-        plot(found, run / "fine" / "ratios.png")
+        write_text(run / "fine" / "ratios.svg", document(ratio_chart(found)))
         ratio = found["chosen"]
         sink.on_message(f"ratios tried: {len(found['tried'])}; chosen {ratio}")
         if shortfall := unreached(found):
@@ -72,7 +74,7 @@ def try_ratios(
     group_budget: int,
     sink: ProgressSink,
 ) -> dict[str, Any]:
-    """Score ratios without merging, and by group with a budget; writes RUN/fine/sweep.json, .png and groups.json."""
+    """Score ratios without merging, and by group with a budget; writes RUN/fine/sweep.json, .svg and groups.json."""
     sink.on_stage("ratios", len({0.0, *ratios}), "ratios")
     trials = run / "fine" / "sweep-trials.jsonl"
     bench = RatioTrials(config, models, corpus, run, trials)
@@ -80,7 +82,7 @@ def try_ratios(
         (run / "fine" / name).unlink(missing_ok=True)
     found = sweep(bench, ratios, config.fine.min_eos, lambda step, _, row: sink.on_step(step, row))
     write_json(run / "fine" / "sweep.json", found)
-    plot(found, run / "fine" / "sweep.png")
+    write_text(run / "fine" / "sweep.svg", document(ratio_chart(found)))
     if group_budget:
         found = found | {"groups": search_groups(bench, found["chosen"], group_budget, config, run, sink)}
     trials.unlink(missing_ok=True)

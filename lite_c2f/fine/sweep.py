@@ -165,29 +165,3 @@ def parse_ratios(text: str) -> list[float]:
     if not ratios or not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
         raise ConfigError.because(f"--ratios '{text}'", "numbers above 0 with commas between", "write e.g. 0.5,0.75,1")
     return ratios
-
-
-def plot(found: dict[str, Any], file: Path) -> None:
-    """Write the curve of a sweep as a PNG: reward with the standard error by which it is judged, and what it costs."""
-    from matplotlib.figure import Figure
-
-    curves = (
-        ("reward", "reward (spreads)"),
-        ("tokens", "tokens a response"),
-        ("eos", "share that ended"),
-        ("repeated_4gram", "repeated 4-grams"),
-        ("kl", "KL to instruct (nats a token)"),
-    )
-    rows = found["tried"]
-    figure = Figure(figsize=(13, 3), layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(1, len(curves)), curves, strict=True):
-        errors = [row["behind_se"] for row in rows] if name == "reward" else None
-        axes.errorbar([row["ratio"] for row in rows], [row.get(name, math.nan) for row in rows], errors, marker="o")
-        axes.axvline(found["chosen"], color="#888", linestyle="--", linewidth=1)
-        axes.set_title(label, fontsize=10)
-        axes.set_xlabel("ratio", fontsize=9)
-        axes.grid(alpha=0.3)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.partial")
-    figure.savefig(unfinished, format="png", dpi=110)
-    unfinished.replace(file)

@@ -10,7 +10,7 @@ from lite_c2f.actors.answers import unreached
 from lite_c2f.chat import ChatSettings, Pane
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
-from lite_c2f.evaluation import charts
+from lite_c2f.fine.chart import ratio_chart
 from lite_c2f.storage.files import read_json
 from lite_c2f.ui.answering import (
     QUICK,
@@ -102,7 +102,7 @@ def curve(served: Served) -> str:
         with contextlib.suppress(C2FError, KeyError, TypeError, ValueError):
             found = read_json(served.chat.run / "fine" / name)
             shortfall = unreached(found)
-            return charts.ratios(found) + (f'<p class="hint">Warning: {escape(shortfall)}.</p>' if shortfall else "")
+            return ratio_chart(found) + (f'<p class="hint">Warning: {escape(shortfall)}.</p>' if shortfall else "")
     return (
         '<p class="hint">The ratio of this run was given, not chosen: '
         f"<code>lite-c2f sweep {escape(str(served.chat.run))}</code> draws the curve.</p>"

@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from lite_c2f.runtime.svg import number
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.plots import chart, number
+from lite_c2f.ui.plots import chart
 from lite_c2f.ui.runs import RunState, Sample, StageState
 
 TITLES = {"reward": "Reward model", "coarse": "Coarse Actor", "fine": "Fine Actor", "comparison": "Comparison"}

@@ -52,7 +52,7 @@ RUN_CSS = """
 .plot figcaption em + em { margin-left: 0; }
 .plot svg { display: block; width: 100%; height: auto; }
 .plot text { fill: var(--body-text-color-subdued); font-size: 11px; }
-.plot .grid { stroke: var(--border-color-primary); stroke-width: 1; }
+.plot .grid { stroke: var(--border-color-primary); stroke-opacity: 1; }
 .plot polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
 .run-view blockquote { margin: 8px 0 4px; padding: 0 0 0 8px; border-left: 3px solid var(--border-color-primary);
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: .875rem; }

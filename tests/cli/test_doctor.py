@@ -26,7 +26,7 @@ def test_a_sound_machine_has_no_problems(monkeypatch):
     found = doctor.examine()
     assert found["4-bit"].startswith("works") and found["torch"] == torch.__version__
     assert json.loads(json.dumps(found)) == found
-    required = {"torch", "transformers", "tokenizers", "PyYAML", "markdown-it-py", "matplotlib"}
+    required = {"torch", "transformers", "tokenizers", "PyYAML", "markdown-it-py"}
     assert required <= set(found) and "pytest" not in found and "missing" not in found.values()
 
 

@@ -5,7 +5,7 @@ import pytest
 from lite_c2f.actors.answers import Answer
 from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Prompt, Turn
-from lite_c2f.evaluation.compare import answered_before, by_source
+from lite_c2f.evaluation.compare import answer_cache, by_source
 from lite_c2f.pipeline import compared_with, comparison_of
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.storage.files import write_json
@@ -24,17 +24,17 @@ def run(tmp_path):
 
 def test_kept_answers_are_those_of_the_same_prompts_actors_and_models(run, pico, editable):
     config, models = load_config({}), ModelPair(str(pico["base"]), str(pico["instruct"]))
-    answered_before(config, models, run, TURNS).put("instruct", [["said", 1, "eos", [3]]])
-    assert answered_before(config, models, run, TURNS).get("instruct") == [["said", 1, "eos", [3]]]
-    assert answered_before(config, models, run, [(Turn("human", "who"),)]).get("instruct") is None
+    answer_cache(config, models, run, TURNS).put("instruct", [["said", 1, "eos", [3]]])
+    assert answer_cache(config, models, run, TURNS).get("instruct") == [["said", 1, "eos", [3]]]
+    assert answer_cache(config, models, run, [(Turn("human", "who"),)]).get("instruct") is None
     other = editable("instruct")
     (other / "chat_template.jinja").write_text("{{ messages }}")
-    assert answered_before(config, ModelPair(models.base, str(other)), run, TURNS).get("instruct") is None
+    assert answer_cache(config, ModelPair(models.base, str(other)), run, TURNS).get("instruct") is None
     for name in FILES:
         (run / name).write_text("another")
-        assert answered_before(config, models, run, TURNS).get("instruct") is None
+        assert answer_cache(config, models, run, TURNS).get("instruct") is None
         (run / name).write_text("as it was")
-    assert answered_before(config, models, run, TURNS).get("instruct") is not None
+    assert answer_cache(config, models, run, TURNS).get("instruct") is not None
 
 
 def test_figures_of_each_source_by_hand():

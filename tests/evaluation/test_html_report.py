@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from lite_c2f.errors import RunError
-from lite_c2f.evaluation.page import Answers, Chart, Code, Heading, Table, Text, as_html, as_markdown, cells
-from lite_c2f.evaluation.report import differences, flattened, of_sources
-from lite_c2f.evaluation.spans import marked, repeated_spans
-from lite_c2f.storage.files import write_json
+from lite_c2f.evaluation.page import Chart, Code, Heading, Responses, Table, Text, as_html, as_markdown, figures_table
+from lite_c2f.evaluation.report import flattened, settings_table, write_comparison
+from lite_c2f.evaluation.sections import by_source
+from lite_c2f.evaluation.spans import pieces, repeated_spans
+from lite_c2f.storage.files import write_json, write_jsonl
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -32,20 +33,21 @@ def test_repeated_spans(text, found):
     assert [text[start:end].split() for start, end in repeated_spans(text)] == [part.split() for part in found]
 
 
-def test_marks_are_the_text_again():
+def test_pieces_are_the_text_again():
     text = f"one two three four {EVIL} one two three four & more"
-    page = marked(text)
-    assert "<mark>one two three four</mark> &amp; more" in page and page.count("<mark>") == 1
+    assert pieces(text) == [(f"one two three four {EVIL} ", False), ("one two three four", True), (" & more", False)]
+    page = as_html("t", [Responses("p", [("fine", "", text)])])
+    assert "<mark>one two three four</mark> &amp; more</p>" in page and page.count("<mark>") == 1
     assert "<script" not in page and "<img" not in page
 
 
 def test_cells_take_figures_alone():
-    made = cells({"a": {"x": 1.0, "long_name": 2.5}, "b": {"x": -0.25}}, "actor", bold="a")
+    made = figures_table({"a": {"x": 1.0, "long_name": 2.5}, "b": {"x": -0.25}}, "actor", bold="a")
     assert made == Table("actor", ["x", "long name"], {"a": ["1.000", "2.500"], "b": ["-0.250", ""]}, "a")
     with pytest.raises(ValueError):
-        cells({"a": {"x": "word"}}, "actor")
-    with pytest.raises(StopIteration):
-        cells({}, "actor")
+        figures_table({"a": {"x": "word"}}, "actor")
+    with pytest.raises(ValueError):
+        figures_table({}, "actor")
 
 
 BLOCKS = [
@@ -53,7 +55,7 @@ BLOCKS = [
     Text(f"some *text* {EVIL}"),
     Table("who", ["x|y"], {"a<": ["1"], "b": ["2"]}, "b"),
     Chart("<svg viewBox='0 0 1 1'></svg>", 'caption "quoted"'),
-    Answers(EVIL, [("fine", "+1.00", f"a b c d a b c d {EVIL}")]),
+    Responses(EVIL, [("fine", "+1.00", f"a b c d a b c d {EVIL}")]),
     Code("file", "key: <value>"),
 ]
 
@@ -62,7 +64,7 @@ def test_nothing_of_a_model_becomes_markup():
     page = as_html("a <title>", BLOCKS)
     assert "<script" not in page and "<img" not in page
     assert page.count("&lt;script&gt;") == 3 and "<title>a &lt;title&gt;</title>" in page
-    assert 'aria-label="caption &quot;quoted&quot;"' in page and "<tr class=bold><td>b</td>" in page
+    assert "<figcaption>caption &#34;quoted&#34;</figcaption>" in page and "<tr class=bold><td>b</td>" in page
     assert not re.search(r"(src|href)=[\"']?https?:", page)
 
 
@@ -89,13 +91,28 @@ def browser():
         opened.close()
 
 
+def test_runs_that_are_not_compared_yet_and_a_damaged_one(tmp_path):
+    line = {"stage": "coarse", "step": 1, "reward": 0.5, "limit": 16}
+    for name in ("a", "b"):
+        write_json(tmp_path / name / "summary.json", {"schema": 1})
+        write_jsonl(tmp_path / name / "metrics.jsonl", [line])
+        (tmp_path / name / "config.yaml").write_text(f"run: {{seed: {ord(name)}}}")
+    runs = [tmp_path / "a", tmp_path / "b"]
+    write_comparison(runs, tmp_path / "both.html")
+    text = (tmp_path / "both.md").read_text()
+    assert text.count("have not been compared yet") == 2 and "| run.seed | 97 | 98 |" in text
+    write_jsonl(tmp_path / "b" / "metrics.jsonl", [{"stage": "coarse"}])
+    with pytest.raises(RunError, match=r"b/metrics\.jsonl' has another form"):
+        write_comparison(runs, tmp_path / "both.html")
+
+
 def test_settings_that_differ_and_a_configuration_that_is_empty(tmp_path):
     for name, text in (("a", "lora: {r: 4, alpha: 8}"), ("b", "lora: {r: 8, alpha: 8}"), ("c", "")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(text)
-    assert differences({name: tmp_path / name for name in "ab"}).rows == {"lora.r": ["4", "8"]}
+    assert settings_table({name: tmp_path / name for name in "ab"}).rows == {"lora.r": ["4", "8"]}
     with pytest.raises(RunError, match=r"c/config\.yaml"):
-        differences({name: tmp_path / name for name in "abc"})
+        settings_table({name: tmp_path / name for name in "abc"})
 
 
 @pytest.mark.slow
@@ -141,13 +158,13 @@ def figures(reward, prompts):
 
 
 def test_figures_of_each_source_where_there_are_several(tmp_path):
-    assert of_sources(tmp_path) == []
+    assert by_source(tmp_path) == []
     each = {name: {"base": figures(-0.5, 3), "fine": figures(reward, 3)} for name, reward in SOURCES.items()}
     write_json(tmp_path / "evaluation" / "metrics.json", {"by_source": each})
     pairs = {"pairs_by_source": {"/data/harmless.jsonl": 20, "/data/helpful.jsonl": 21}}
     right = {"accuracy_by_source": {"/data/harmless.jsonl": 0.75, "/data/helpful.jsonl": 0.5}}
     write_json(tmp_path / "reward" / "metrics.json", {"accuracy": 0.6, **pairs, **right})
-    heading, actors, ranked = of_sources(tmp_path)
+    heading, actors, ranked = by_source(tmp_path)
     assert heading == Heading("By data source") and actors.columns == ["reward", "tokens", "repeated 4gram", "eos"]
     assert {name: row[0] for name, row in actors.rows.items()} == {
         "harmless.jsonl (3 prompts), base": "-0.500",
@@ -165,4 +182,4 @@ SOURCES = {"/data/harmless.jsonl": 1.25, "/data/helpful.jsonl": 0.25}
 def test_one_source_and_runs_of_earlier_versions_have_no_such_part(tmp_path, saved):
     write_json(tmp_path / "evaluation" / "metrics.json", {"actors": {}, "wins": {}})
     write_json(tmp_path / "reward" / "metrics.json", {"accuracy": 0.9, **saved})
-    assert of_sources(tmp_path) == []
+    assert by_source(tmp_path) == []

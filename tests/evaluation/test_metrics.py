@@ -11,10 +11,10 @@ from lite_c2f.evaluation.metrics import (
     compression_ratio,
     distinct,
     removable,
-    self_repetition,
+    repeated_across,
     verbosity,
 )
-from lite_c2f.evaluation.wins import compare, logistic
+from lite_c2f.evaluation.wins import logistic, paired_wins
 
 
 def says(number):
@@ -38,9 +38,9 @@ def test_texts_that_are_alike_compress_better():
 
 
 def test_repetition_across_turns():
-    assert self_repetition([[1, 2, 3, 4]], 2) == 0.0 and self_repetition([], 2) == 0.0
-    assert self_repetition([[1, 2], [3, 4], [1, 2, 3, 4]], 2) == 2 / 4  # 34 | 12 23 34: 12 and 34 were said
-    assert self_repetition([[1, 2], [1, 2, 1, 2]], 2) == 2 / 3  # within a turn is not across
+    assert repeated_across([[1, 2, 3, 4]], 2) == repeated_across([], 2) == (0, 0)
+    assert repeated_across([[1, 2], [3, 4], [1, 2, 3, 4]], 2) == (2, 4)  # 34 | 12 23 34: 12 and 34 came before
+    assert repeated_across([[1, 2], [1, 2, 1, 2]], 2) == (2, 3)  # within a turn is not across
 
 
 @pytest.mark.parametrize("text", ["One, two. Three: four;\nfive", "", "no stop", "3.5 is, well, 3.5.", "a  b . c"])
@@ -79,14 +79,14 @@ def test_verbosity_compares_groups():
 
 
 def test_wins_and_ties():
-    found = compare([1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 5.0, 1.0], [5, 5, 5, 5], [5, 5, 5, 5])
+    found = paired_wins([1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 5.0, 1.0], [5, 5, 5, 5], [5, 5, 5, 5])
     assert found.rate == 0.625 and found.prompts == 4  # won, tie, lost, won
     assert found.se == pytest.approx((0.6875 / 3 / 4) ** 0.5)  # of 1, 1/2, 0, 1: squares of deviations sum to 0.6875
     assert found.controlled == pytest.approx(0.625, abs=1e-3)  # nothing to control for
     with pytest.raises(ValueError, match="2 and 1 scores"):
-        compare([1.0, 2.0], [1.0], [1, 2], [1])
+        paired_wins([1.0, 2.0], [1.0], [1, 2], [1])
     with pytest.raises(ValueError):
-        compare([], [], [], [])
+        paired_wins([], [], [], [])
 
 
 def test_the_fit_is_the_maximum():
@@ -110,11 +110,11 @@ def test_a_judge_that_only_likes_length_is_seen_through():
     draw = np.random.default_rng(1)
     gaps = np.where(np.arange(1000) < 800, 1, -1) * draw.integers(1, 60, 1000)
     scores = np.tanh(gaps / 30) + draw.normal(0, 0.8, 1000)
-    found = compare(list(scores), [0.0] * 1000, [int(100 + gap) for gap in gaps], [100] * 1000)
+    found = paired_wins(list(scores), [0.0] * 1000, [int(100 + gap) for gap in gaps], [100] * 1000)
     assert found.rate > 0.65 and found.length_effect > 1
     assert 0.42 < found.controlled < 0.58
 
 
 def test_one_side_always_wins_and_the_fit_stays_finite():
-    found = compare([1.0] * 20, [0.0] * 20, list(range(20)), [5] * 20)
+    found = paired_wins([1.0] * 20, [0.0] * 20, list(range(20)), [5] * 20)
     assert found.rate == 1.0 and 0.95 < found.controlled <= 1.0 and math.isfinite(found.length_effect)

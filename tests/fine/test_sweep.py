@@ -8,10 +8,10 @@ import pytest
 from lite_c2f.actors.answers import unreached
 from lite_c2f.cli.terminal import ratio_table
 from lite_c2f.config.loading import load_config
-from lite_c2f.evaluation.charts import ratio_errors
 from lite_c2f.evaluation.page import Text
-from lite_c2f.evaluation.report import chosen
+from lite_c2f.evaluation.sections import ratios
 from lite_c2f.fine import stage
+from lite_c2f.fine.chart import reward_errors
 from lite_c2f.fine.sweep import RatioTrial, choose, parse_ratios, sweep
 from lite_c2f.runs.models import ModelPair
 
@@ -102,13 +102,13 @@ def test_the_stage_notes_it_and_writes_it_down(pico, tmp_path, monkeypatch):
 
     merged = {}
     monkeypatch.setattr(stage, "RatioTrials", lambda *_: Bench(UNENDED))
-    monkeypatch.setattr(stage, "plot", lambda *_: None)
     monkeypatch.setattr(stage, "merge", lambda *_, **settings: merged.update(settings))
     config = load_config({}, ["fine.ratios=[0.5,1.0]"])
     stage.make_fine(config, ModelPair(str(pico["base"]), str(pico["instruct"])), None, tmp_path, View())
+    assert "<svg" in (tmp_path / "fine" / "ratios.svg").read_text()
     assert any(note.startswith(f"warning: {SHARES}") for note in notes) and merged["ratio"] == 0.5
     assert json.loads((tmp_path / "fine" / "ratios.json").read_text())["reached"] is False
-    assert any(isinstance(block, Text) and SHARES in str(block) for block in chosen(tmp_path))
+    assert any(isinstance(block, Text) and SHARES in str(block) for block in ratios(tmp_path))
 
 
 def test_files_of_earlier_versions_still_open(tmp_path, capsys):
@@ -118,9 +118,9 @@ def test_files_of_earlier_versions_still_open(tmp_path, capsys):
     before = {"rule": "within one standard error", "min_eos": 0.95, "chosen": 0.5, "tried": tried}
     (tmp_path / "fine").mkdir()
     (tmp_path / "fine" / "ratios.json").write_text(json.dumps(before))
-    assert any(isinstance(block, Text) and SHARES in str(block) for block in chosen(tmp_path))
-    assert ratio_errors(tried) == [0.1, 0.1, 0.1]
-    assert ratio_errors([{**tried[0], "behind_se": 0.03}]) == [0.03]
+    assert any(isinstance(block, Text) and SHARES in str(block) for block in ratios(tmp_path))
+    assert reward_errors(tried) == [0.1, 0.1, 0.1]
+    assert reward_errors([{**tried[0], "behind_se": 0.03}]) == [0.03]
     ratio_table(before, tmp_path)
     assert SHARES in capsys.readouterr().out
     assert unreached({"chosen": 0.5, "rule": "best", "tried": [{"ratio": 0.5, "reward": 0.1}]}) is None

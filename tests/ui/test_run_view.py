@@ -26,72 +26,21 @@ pytestmark = [
 EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>${alert(3)}{{value}}\'&amp;'
 
 
-def points_of(svg):
-    """The polyline's points, by hand."""
-    found = re.search(r'<polyline points="([^"]*)"', svg)
-    return [tuple(map(float, pair.split(","))) for pair in found[1].split()]
-
-
 @pytest.mark.parametrize("points", [[], [(1, math.nan)], [(1, math.inf), (2, -math.inf)], [(1, 1e308)]])
 def test_nothing_to_draw_is_no_chart(points):
     assert plots.chart("KL", "nats", {"kl": points}, "update") == ""
 
 
-@pytest.mark.parametrize(
-    "points",
-    [
-        [(1, 0.5)],
-        [(1, 0.0)],
-        [(1, 3.0), (2, 3.0), (3, 3.0)],
-        [(1, -1e-12), (2, 1e-12)],
-        [(1, 1e200), (2, -1e200)],
-        [(1, 0.1), (2, math.nan), (3, 0.3)],
-        [(9_999, 123_456.0), (10_000, 123_457.0)],
-    ],
-)
-def test_every_finite_point_is_inside_the_plot(points):
-    svg = plots.chart("KL", "nats", {"kl": points}, "update")
-    ElementTree.fromstring(svg)  # well-formed
-    drawn = points_of(svg)
-    assert len(drawn) == sum(math.isfinite(y) for _, y in points)
-    for x, y in drawn:
-        assert plots.LEFT <= x <= plots.WIDTH - plots.RIGHT and plots.TOP <= y <= plots.HEIGHT - plots.BOTTOM
-    assert "nan" not in svg and "inf" not in svg
-
-
-def test_a_line_by_hand():
-    """0 to 1 over updates 1 to 3: the lowest at the bottom left, 0.5 in the middle, the highest at the top right."""
-    svg = plots.chart("At the limit", "share", {"share": [(1, 0.0), (2, 0.5), (3, 1.0)]}, "update")
-    assert points_of(svg) == [(44, 128), (177, 68), (310, 8)]
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
-    assert texts == ["0", "0.5", "1", "1", "2", "3"]
-    assert 'aria-label="At the limit, share: 1 at update 3"' in svg
+def test_a_chart_names_its_newest_value():
+    markup = plots.chart("At the limit", "share", {"share": [(1, 0.0), (2, 0.5), (3, 1.0)]}, "update")
+    assert 'aria-label="At the limit, share: 1 at update 3"' in markup
+    ElementTree.fromstring(markup)  # well-formed
 
 
 def test_two_curves_have_a_legend():
     svg = plots.chart("Length", "tokens", {"limit": [(1, 16), (2, 24)], "mean": [(1, 12.5)]}, "update")
     assert svg.count("<polyline") == 2
     assert "limit 24" in svg and "mean 12.5" in svg
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0, 1, [0, 0.5, 1]), (-0.7, 1.1, [-1, 0, 1, 2]), (16, 72, [0, 50, 100]), (5, 5, [4.5, 5, 5.5])],
-)
-def test_ticks_reach_over_the_range(low, high, expected):
-    assert plots.ticks(low, high, 3) == expected
-
-
-def test_ticks_of_steps_are_whole():
-    assert plots.ticks(1, 3, 5, whole=True) == [1, 2, 3]
-    assert plots.ticks(1, 40, 5, whole=True) == [10, 20, 30, 40]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.25, "0.25"), (1234.5, "1234"), (54_321, "54.3k"), (2e6, "2M"), (-0.00002, "-2e-05")]
-)
-def test_numbers_in_few_signs(value, text):
-    assert plots.number(value) == text
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Judged by a language model: two-turn questions, pairwise in both orders, or one answer at a time."""
+"""Judging by a language model, as in MT-Bench: answers in pairs in both orders, or graded one at a time."""

@@ -1,16 +1,15 @@
-"""Who judges: a local Hugging Face model, or any server that speaks OpenAI's chat protocol."""
+"""Judges: a local Hugging Face model, or any server with OpenAI's chat protocol."""
 
-import http.client
-import json
+import email.utils
+import functools
 import os
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+
+import httpx
 
 from lite_c2f.config.settings import Config
 from lite_c2f.errors import ConfigError, ModelError
@@ -22,6 +21,7 @@ from lite_c2f.evaluation.llm_judge.replies import (
     Form,
     ServerRefusal,
     adapted,
+    one_line,
     read_error,
     read_reply,
     request_body,
@@ -29,90 +29,97 @@ from lite_c2f.evaluation.llm_judge.replies import (
 )
 
 TRIES, PAUSE = 4, 2.0  # seconds before the second try, doubled for each further one
-AGAIN = {408, 409, 429, 500, 502, 503, 504}  # answers of a server that is busy
+BUSY = {408, 409, 429, 500, 502, 503, 504}  # status codes after which a request is sent again
 
 
 class Judge(Protocol):
-    """Answers messages, several at a time. name: for the record."""
+    """A model that answers conversations, several at a time."""
 
-    name: str
-    at_once: int  # how many conversations it likes to get together
+    name: str  # in the files of the judgments
+    at_once: int  # conversations per call
 
     @property
     def adapted(self) -> list[str]:
-        """Sentences on how it is asked otherwise than usual."""
+        """Sentences about the settings that it does not take."""
         ...
 
     def __call__(self, conversations: Sequence[list[Message]]) -> Sequence[str | ServerRefusal]: ...
 
 
 class Endpoint:
-    """A chat server at `URL/chat/completions`; greedy, several requests at a time, busy answers tried again.
+    """A chat server at `URL/chat/completions`; greedy, several requests at a time, sent again while it is busy.
 
     url: such as http://127.0.0.1:8000/v1. The key, if one is needed, comes from LITE_C2F_JUDGE_KEY. A question that the
-    server does not answer gives a Refusal. A setting that it does not take (replies.Form) is left out, and from then on
-    once the same question was answered without: an error may be about a question that names a setting.
-    Raises ConfigError for an address that is none, ModelError where no question would be answered.
+    server does not answer gives a ServerRefusal. A setting that it does not take (replies.Form) is left out, and from
+    then on once the same question was answered without it: an error may be about a question that names a setting.
+    patience: seconds without an answer, also of those that its Retry-After asks for.
+    Raises ConfigError for an invalid address or key, ModelError where no question would be answered.
     """
 
     def __init__(self, url: str, model: str, max_tokens: int = 512, at_once: int = 8, patience: float = 120.0) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+        try:
+            parts = httpx.URL(url)
+        except httpx.InvalidURL:
+            parts = httpx.URL()
+        if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo:
             raise ConfigError.because("--url", "http(s)://host/v1, without a password in it", f"put a key into {KEY}")
-        self.name, self.at_once = f"{model} at {parts.hostname}", at_once
+        self.name, self.at_once = f"{model} at {parts.host}", at_once
         self._address, self._model = f"{url.rstrip('/')}/chat/completions", model
         self._max_tokens, self._patience = max_tokens, patience
         self._form, self._lock = Form(), threading.Lock()
 
     @property
     def adapted(self) -> list[str]:
-        """What this server is asked otherwise than OpenAI's would be."""
+        """Sentences about the settings that OpenAI's own server takes and this one does not."""
         return [sentence for name, sentence in ADAPTED.items() if getattr(self._form, name) != getattr(Form(), name)]
 
     def __call__(self, conversations: Sequence[list[Message]]) -> list[str | ServerRefusal]:
-        with ThreadPoolExecutor(self.at_once) as pool:
-            return list(pool.map(self._ask, conversations))
+        # No redirects: a key is for one server. No transport of our own: httpx would then ignore proxy settings.
+        with (
+            httpx.Client(headers=_headers(), timeout=self._patience, follow_redirects=False) as client,
+            ThreadPoolExecutor(self.at_once) as pool,
+        ):
+            return list(pool.map(functools.partial(self._ask, client), conversations))
 
-    def _ask(self, messages: list[Message]) -> str | ServerRefusal:
-        tries, changes = 0, dict[str, Any]()
+    def _ask(self, client: httpx.Client, messages: list[Message]) -> str | ServerRefusal:
+        changes: dict[str, Any] = {}
         while True:
             form = self._form._replace(**changes)
+            status, content = self._post(client, request_body(form, self._model, messages, self._max_tokens))
+            if status == 200:
+                reply = self._read(content)
+                if changes and not isinstance(reply, ServerRefusal):
+                    with self._lock:
+                        self._form = self._form._replace(**changes)
+                return reply
+            error = read_error(content)
+            if change := adapted(form, status, error):
+                changes |= change
+                continue
+            reason = f"HTTP {status}" + (f": {error.message}" if error.message else "")
+            if status in ONE_QUESTION or (error.is_filter and status not in BUSY):
+                return ServerRefusal(reason)
+            raise self._error(reason)
+
+    def _post(self, client: httpx.Client, body: dict[str, Any]) -> tuple[int, bytes]:
+        """Status and content of the answer; the last one of a server that stays busy. Raises ModelError for none."""
+        for attempt in range(1, TRIES + 1):
+            headers: Mapping[str, str] = {}
             try:
-                status, content = self._post(request_body(form, self._model, messages, self._max_tokens))
-            except (OSError, http.client.HTTPException) as failure:  # time-outs too
-                reason, again = str(getattr(failure, "reason", failure)), True
+                response = client.post(self._address, json=body)
+            except httpx.RequestError as failure:  # time-outs too
+                if attempt == TRIES:
+                    raise self._error(one_line(failure) or type(failure).__name__) from None
             else:
+                status, content = response.status_code, response.content
                 if status == 200:
                     status = status_within(content) or 200
-                if status == 200:
-                    reply = self._read(content)
-                    if changes and not isinstance(reply, ServerRefusal):
-                        with self._lock:
-                            self._form = self._form._replace(**changes)
-                    return reply
-                error = read_error(content)
-                if change := adapted(form, status, error):
-                    changes |= change
-                    continue
-                reason, again = f"HTTP {status}" + (f": {error.message}" if error.message else ""), status in AGAIN
-                if status in ONE_QUESTION or (error.is_filter and not again):
-                    return ServerRefusal(reason)
-            tries += 1
-            if not again or tries == TRIES:
-                raise self._error(reason)
-            time.sleep(PAUSE * 2 ** (tries - 1))
-
-    def _post(self, body: dict[str, Any]) -> tuple[int, bytes]:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self._address, json.dumps(body).encode(), headers)
-        try:
-            with _opener().open(request, timeout=self._patience) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read()
+                # a server that cannot render a setting may reply 500: the same request would fail again
+                if attempt == TRIES or status not in BUSY or adapted(Form(), status, read_error(content)):
+                    break
+                headers = response.headers
+            time.sleep(min(pause_before(attempt, headers), self._patience))
+        return status, content
 
     def _read(self, content: bytes) -> str | ServerRefusal:
         try:
@@ -156,11 +163,36 @@ class Local:
         prompts = [
             (Turn("human", "\n\n".join(message["content"] for message in messages)),) for messages in conversations
         ]
-        said = self._model.answer(prompts, Sampling(self._max_tokens, temperature=0.0), self.at_once)
-        tokenizer, most = self._model.tokenizer, self._model.config.data.max_prompt_tokens
-        thinks = begins_thinking(str(tokenizer.decode(encode_chat(tokenizer, [Turn("human", "Hi")], most))))
-        # a template that opens the thought itself: without its beginning a draft that was cut off reads like a verdict
-        return [f"<think>{answer.text}" if thinks else answer.text for answer in said]
+        answers = self._model.answer(prompts, Sampling(self._max_tokens, temperature=0.0), self.at_once)
+        tokenizer, longest = self._model.tokenizer, self._model.config.data.max_prompt_tokens
+        thinks = begins_thinking(str(tokenizer.decode(encode_chat(tokenizer, [Turn("human", "Hi")], longest))))
+        # where the template opens the thought: without its beginning a draft that was cut off reads like a verdict
+        return [f"<think>{answer.text}" if thinks else answer.text for answer in answers]
+
+
+def _headers() -> dict[str, str]:
+    key = os.environ.get(KEY, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError.because(f"{KEY} holds a character that is not ASCII", "an API key", "set it again")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def pause_before(attempt: int, headers: Mapping[str, str]) -> float:
+    """Seconds to wait after an attempt (1, 2, ...): what the server's Retry-After says, else twice as long each time.
+
+    Of a Retry-After that is a date, its distance to the response's own Date: this machine's clock may be wrong.
+
+    >>> pause_before(2, {}), pause_before(1, {"Retry-After": "7"})
+    (4.0, 7.0)
+    """
+    retry_after = headers.get("Retry-After", "").strip()
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        until, now = (email.utils.parsedate_to_datetime(text) for text in (retry_after, headers.get("Date", "")))
+        return max((until - now).total_seconds(), 0.0)
+    except (ValueError, TypeError, OverflowError):  # no date, or one of two without a time zone
+        return PAUSE * 2.0 ** (attempt - 1)
 
 
 def in_parts(
@@ -169,13 +201,3 @@ def in_parts(
     """Ask a judge part by part; done(first, replies) is called after each, so that a stop loses none of them."""
     for first in range(0, len(conversations), judge.at_once):
         done(first, judge(conversations[first : first + judge.at_once]))
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """One that follows no redirects: a key is for the server it was given for."""
-
-    class Stay(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *_: Any) -> None:
-            return None
-
-    return urllib.request.build_opener(Stay)

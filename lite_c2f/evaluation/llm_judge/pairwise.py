@@ -1,4 +1,4 @@
-"""Questions, answers and a judge: who is better, by category."""
+"""Judging: answers compared in pairs or graded, and the tables of wins and grades by category."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from lite_c2f.actors.answers import standard_error
 from lite_c2f.errors import ModelError
-from lite_c2f.evaluation.llm_judge.conversations import Said
+from lite_c2f.evaluation.llm_judge.conversations import Answers
 from lite_c2f.evaluation.llm_judge.judges import Judge, in_parts
 from lite_c2f.evaluation.llm_judge.prompts import Message, pairwise, single
 from lite_c2f.evaluation.llm_judge.questions import Question
@@ -21,56 +21,58 @@ RULE = (
     "pair without a readable verdict in either order is left out and counted as unread"
 )
 
-
-FIRST = 8  # tasks; two orders of four questions
+FIRST = 8  # tasks that may not all be refused: two orders of four questions
 
 
 class Task(NamedTuple):
-    """One thing to ask the judge."""
+    """One question to the judge."""
 
     name: str
     messages: list[Message]
 
 
 class Judgments(NamedTuple):
-    """What a judge made of its tasks, by name."""
+    """The judge's texts and refusals, by the name of the task."""
 
     texts: dict[str, str]  # of all tasks; "" where it was refused
-    refusals: dict[str, str]  # the server's sentence
+    refusals: dict[str, str]  # the server's message
 
 
-def ask(judge: Judge, tasks: Sequence[Task], kept: Path, progress: Callable[[int], None]) -> Judgments:
-    """The judge's text for every task. kept: a file of those that are done, until the caller removes it.
+def ask(judge: Judge, tasks: Sequence[Task], file: Path, progress: Callable[[int], None]) -> Judgments:
+    """The judge's text for every task. file: holds those that are done, until the caller removes it.
 
-    Raises ModelError where the first tasks are all refused: then it is not for what is asked in one of them.
+    progress: gets their number. Raises ModelError where the first tasks are all refused: then the reason is not what is
+    asked in one of them.
     """
-    before = ResultCache(kept, {"judge": judge.name, "tasks": [[task.name, task.messages] for task in tasks]})
-    values = {task.name: value for task in tasks if (value := before.get(task.name)) is not None}
-    open_ones = [task for task in tasks if task.name not in values]
-    held: dict[str, ServerRefusal] = {}  # not kept before one task is judged
+    cache = ResultCache(file, {"judge": judge.name, "tasks": [[task.name, task.messages] for task in tasks]})
+    values = {task.name: value for task in tasks if (value := cache.get(task.name)) is not None}
+    remaining = [task for task in tasks if task.name not in values]
+    first_refusals: dict[str, ServerRefusal] = {}  # not saved before one task is judged
     progress(len(values))
 
-    def done(first: int, replies: Sequence[str | ServerRefusal]) -> None:
-        results = dict(held) | {task.name: reply for task, reply in zip(open_ones[first:], replies, strict=False)}
+    def save(first: int, replies: Sequence[str | ServerRefusal]) -> None:
+        results = dict(first_refusals) | {
+            task.name: reply for task, reply in zip(remaining[first:], replies, strict=False)
+        }
         refusals = {name: reply for name, reply in results.items() if isinstance(reply, ServerRefusal)}
         if not values and len(refusals) == len(results):
-            held.update(refusals)
-            if len(held) >= min(FIRST, len(open_ones)):
-                raise _all_refused(judge, list(held.values()))
+            first_refusals.update(refusals)
+            if len(first_refusals) >= min(FIRST, len(remaining)):
+                raise _all_refused(judge, list(first_refusals.values()))
             return
-        held.clear()
+        first_refusals.clear()
         for name, reply in results.items():
             values[name] = {"refused": reply.sentence} if isinstance(reply, ServerRefusal) else reply
-            before.put(name, values[name])
+            cache.put(name, values[name])
         progress(len(values))
 
-    in_parts(judge, [task.messages for task in open_ones], done)
+    in_parts(judge, [task.messages for task in remaining], save)
     refusals = {name: value["refused"] for name, value in values.items() if isinstance(value, dict)}
     return Judgments(values | dict.fromkeys(refusals, ""), refusals)
 
 
 def most_common(refusals: Iterable[str]) -> str:
-    """The sentence that was given most often."""
+    """The most frequent message."""
     return Counter(refusals).most_common(1)[0][0]
 
 
@@ -80,64 +82,66 @@ def _all_refused(judge: Judge, refusals: Sequence[ServerRefusal]) -> ModelError:
     return ModelError.because(got, "judgments", f"check --url, --judge and {KEY}, or take another judge")
 
 
-def pair_tasks(questions: Sequence[Question], said: Said, left: str, right: str) -> list[Task]:
-    """Both orders of every question."""
+def pair_tasks(questions: Sequence[Question], answers: Answers, left: str, right: str) -> list[Task]:
+    """Every question in both orders of the actors."""
     tasks = []
-    for question, mine, theirs in zip(questions, said[left], said[right], strict=True):
-        tasks.append(Task(f"{question.number} {left} {right}", pairwise(question, mine, theirs)))
-        tasks.append(Task(f"{question.number} {right} {left}", pairwise(question, theirs, mine)))
+    for question, first, second in zip(questions, answers[left], answers[right], strict=True):
+        tasks.append(Task(f"{question.number} {left} {right}", pairwise(question, first, second)))
+        tasks.append(Task(f"{question.number} {right} {left}", pairwise(question, second, first)))
     return tasks
 
 
 def outcome(verdict: str | None, swapped: str | None) -> str | None:
-    """ "win", "loss" or "tie" of the left side, from the verdict with it as A and the one with it as B; None: unread.
+    """ "win", "loss" or "tie" of the left side; None where a verdict could not be read.
+
+    verdict: with the left side as A; swapped: with it as B.
 
     >>> outcome("A", "B"), outcome("A", "A")
     ('win', 'tie')
     """
     if verdict is None or swapped is None:
         return None
-    mine = {"A": 1, "B": -1, "tie": 0}[verdict]
-    theirs = {"A": -1, "B": 1, "tie": 0}[swapped]
-    return {1: "win", -1: "loss", 0: "tie"}[mine] if mine == theirs else "tie"
+    point = {"A": 1, "B": -1, "tie": 0}[verdict]
+    swapped_point = {"A": -1, "B": 1, "tie": 0}[swapped]
+    return {1: "win", -1: "loss", 0: "tie"}[point] if point == swapped_point else "tie"
 
 
-def pair_table(questions: Sequence[Question], told: dict[str, str], left: str, right: str) -> dict[str, Any]:
+def pair_table(questions: Sequence[Question], texts: dict[str, str], left: str, right: str) -> dict[str, Any]:
     """{"categories": {name: {"win", "tie", "loss", "unread", "rate", "se"}}, "agreement": share of equal orders}.
 
-    rate: wins and half of the ties over what was read; se: its standard error.
+    rate: wins and half of the ties over all pairs that could be read; se: its standard error.
     """
     results: dict[str, list[str | None]] = {"all": []}
     agreed = []
     for question in questions:
-        verdicts = [read_verdict(told[f"{question.number} {a} {b}"]) for a, b in ((left, right), (right, left))]
-        found = outcome(*verdicts)
+        verdicts = [read_verdict(texts[f"{question.number} {a} {b}"]) for a, b in ((left, right), (right, left))]
+        result = outcome(*verdicts)
         if None not in verdicts:
             agreed.append(float({"A": "B", "B": "A", "tie": "tie"}[str(verdicts[1])] == verdicts[0]))
-        results["all"].append(found)
-        results.setdefault(question.category, []).append(found)
+        results["all"].append(result)
+        results.setdefault(question.category, []).append(result)
     table = {}
-    for category, found_ones in results.items():
-        points = [{"win": 1.0, "tie": 0.5, "loss": 0.0}[one] for one in found_ones if one is not None]
-        row: dict[str, float] = {name: found_ones.count(name) for name in ("win", "tie", "loss")}
-        row["unread"] = found_ones.count(None)
+    for category, outcomes in results.items():
+        points = [{"win": 1.0, "tie": 0.5, "loss": 0.0}[one] for one in outcomes if one is not None]
+        row: dict[str, float] = {name: outcomes.count(name) for name in ("win", "tie", "loss")}
+        row["unread"] = outcomes.count(None)
         if points:
             row |= {"rate": round(fmean(points), 4), "se": round(standard_error(points), 4)}
         table[category] = row
     return {"categories": table, "agreement": round(fmean(agreed), 4) if agreed else None}
 
 
-def grade_tasks(questions: Sequence[Question], said: Said, actors: Sequence[str]) -> list[Task]:
-    """Every turn of every actor."""
+def grade_tasks(questions: Sequence[Question], answers: Answers, actors: Sequence[str]) -> list[Task]:
+    """Every turn of every question by every actor."""
     return [
-        Task(f"{question.number} {actor} {turn}", single(question, said[actor][index], turn))
+        Task(f"{question.number} {actor} {turn}", single(question, answers[actor][index], turn))
         for index, question in enumerate(questions)
         for actor in actors
         for turn in range(len(question.turns))
     ]
 
 
-def grade_table(questions: Sequence[Question], told: dict[str, str], actors: Sequence[str]) -> dict[str, Any]:
+def grade_table(questions: Sequence[Question], texts: dict[str, str], actors: Sequence[str]) -> dict[str, Any]:
     """{actor: {"all", "turn 1", ..., category: mean grade, "se", "unread"}}; grades are 1 to 10."""
     table: dict[str, Any] = {}
     for actor in actors:
@@ -145,13 +149,13 @@ def grade_table(questions: Sequence[Question], told: dict[str, str], actors: Seq
         unread = 0
         for question in questions:
             for turn in range(len(question.turns)):
-                grade = read_grade(told[f"{question.number} {actor} {turn}"])
+                grade = read_grade(texts[f"{question.number} {actor} {turn}"])
                 if grade is None:
                     unread += 1
                     continue
                 for name in ("all", f"turn {turn + 1}", question.category):
                     grades.setdefault(name, []).append(grade)
-        means = {name: round(fmean(found), 3) for name, found in grades.items() if found}
+        means = {name: round(fmean(values), 3) for name, values in grades.items() if values}
         table[actor] = {
             **means,
             "se": round(standard_error(grades["all"]), 3) if grades["all"] else 0.0,

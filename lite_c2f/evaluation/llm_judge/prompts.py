@@ -1,4 +1,4 @@
-"""What a judge is asked. The wording is our own.
+"""Prompts for a judge. The wording is our own.
 
 The form is that of MT-Bench (arXiv 2306.05685): two answers next to each other in both orders, or one answer with a
 grade from 1 to 10; a reference answer where there is one.
@@ -46,16 +46,16 @@ def _reference(question: Question, turn: int | None = None) -> list[str]:
     answers = question.reference if turn is None else question.reference[turn : turn + 1]
     if not answers:
         return []
-    told = "\n\n".join(answers)
-    return [f"A good answer, for you to check against:\n<reference>\n{told}\n</reference>"]
+    text = "\n\n".join(answers)
+    return [f"A good answer, for you to check against:\n<reference>\n{text}\n</reference>"]
 
 
-def _conversation(who: str, question: Question, answers: Sequence[str]) -> str:
+def _conversation(name: str, question: Question, answers: Sequence[str]) -> str:
     turns = "\n\n".join(
-        f"[User]\n{asked}\n\n[{who.removeprefix('the ').capitalize()}]\n{said}"
-        for asked, said in zip(question.turns, answers, strict=True)
+        f"[User]\n{turn}\n\n[{name.removeprefix('the ').capitalize()}]\n{answer}"
+        for turn, answer in zip(question.turns, answers, strict=True)
     )
-    return f"<conversation of {who}>\n{turns}\n</conversation of {who}>"
+    return f"<conversation of {name}>\n{turns}\n</conversation of {name}>"
 
 
 def _messages(parts: Sequence[str]) -> list[Message]:

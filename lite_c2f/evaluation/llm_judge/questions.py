@@ -9,7 +9,7 @@ from lite_c2f.errors import DataError
 
 
 class Question(NamedTuple):
-    """What a user asks, turn by turn."""
+    """A user's turns, and reference answers."""
 
     number: str  # question_id
     category: str
@@ -20,21 +20,20 @@ class Question(NamedTuple):
 def load_questions(file: Path, references: Path | None = None, limit: int | None = None) -> list[Question]:
     """Read questions, and the references that fit them.
 
-    file: a line a question, {"question_id", "category", "turns": [text, ...]}; references: {"question_id", "choices":
-    [{"turns": [text, ...]}]}. limit: about so many, spread evenly over the file. Raises DataError naming file and line.
+    file: one question per line, {"question_id", "category", "turns": [text, ...]}; references: {"question_id",
+    "choices": [{"turns": [text, ...]}]}. limit: at most so many, spread evenly over the file. Raises DataError naming
+    file and line.
 
     >>> load_questions(Path("question.jsonl"))[0].category
     'writing'
     """
-    known: dict[str, tuple[str, ...]] = {}
+    answers: dict[str, tuple[str, ...]] = {}
     for place, row in _rows(references) if references else ():
         try:
-            known[str(row["question_id"])] = tuple(map(_text, row["choices"][0]["turns"]))
+            answers[str(row["question_id"])] = tuple(map(_text, row["choices"][0]["turns"]))
         except (KeyError, IndexError, TypeError, ValueError):
-            raise DataError.because(
-                f"{place}: no reference", '"question_id" and "choices"', "correct that line"
-            ) from None
-    found: dict[str, Question] = {}
+            raise DataError.because(f"{place}: no reference", '"question_id" and "choices"', "see README") from None
+    questions: dict[str, Question] = {}
     for place, row in _rows(file):
         try:
             number, turns = str(row["question_id"]), tuple(map(_text, row["turns"]))
@@ -44,15 +43,15 @@ def load_questions(file: Path, references: Path | None = None, limit: int | None
             raise DataError.because(
                 f"{place}: no question", '"question_id" and "turns", a list of texts', "correct that line"
             ) from None
-        if number in found:
+        if number in questions:
             raise DataError.because(f"{place}: question_id {number} twice", "every question once", "remove one")
-        found[number] = Question(number, str(row.get("category", "other")), turns, known.get(number, ()))
-    if not found:
+        questions[number] = Question(number, str(row.get("category", "other")), turns, answers.get(number, ()))
+    if not questions:
         raise DataError.because(f"{file}: no questions", "at least one", "check that the file is whole")
-    return spread(list(found.values()), limit)
+    return evenly(list(questions.values()), limit)
 
 
-def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
+def evenly(questions: Sequence[Question], limit: int | None) -> list[Question]:
     """At most `limit` of them, at even distances, so that every category has its share."""
     if limit is None or limit >= len(questions):
         return list(questions)
@@ -70,7 +69,7 @@ def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
             try:
                 rows.append((f"{file}:{number}", json.loads(line)))
             except (ValueError, RecursionError):
-                raise DataError.because(f"{file}:{number} is not JSON", "an object a line", "correct it") from None
+                raise DataError.because(f"{file}:{number} is not JSON", "one object per line", "correct it") from None
     return rows
 
 

@@ -1,4 +1,4 @@
-"""What a chat server with OpenAI's protocol replies: a text, a refusal of one question, or a setting it does not take.
+"""Replies of chat servers with OpenAI's protocol: a text, a refusal of one question, or a setting that is not taken.
 
 The forms are those of OpenAI and Azure (https://platform.openai.com/docs/api-reference/chat), vLLM, SGLang, llama.cpp's
 server and the gateways before them; they agree in little but the status.
@@ -15,7 +15,7 @@ KEY = "LITE_C2F_JUDGE_KEY"  # environment variable; never written anywhere
 ONE_QUESTION = (400, 413, 422)  # of a question: too long, filtered, a character the server cannot take
 OF_SETTINGS = (400, 422, 500)  # 500: servers that render the chat template within the request
 THINKING = 4096  # tokens; models that want max_completion_tokens count their reasoning among them
-LONGEST = 300  # characters of a server's sentence
+LONGEST = 300  # characters of a server's message
 TEXT_PARTS = ("text", "output_text")
 
 FILTERED = re.compile(
@@ -52,14 +52,14 @@ ROLE = re.compile(r"messages?[.\[]0\]?\.role")
 class ServerRefusal(NamedTuple):
     """A question that the server did not judge."""
 
-    sentence: str  # the server's own, in one line
+    sentence: str  # the server's message, on one line
 
 
 class Form(NamedTuple):
-    """How a question is put to a server, where servers differ."""
+    """The form of a request, where servers differ."""
 
     limit: str = "max_tokens"  # key of the longest answer
-    system: bool = True  # a system message; else its text stands at the head of the user's
+    system: bool = True  # a system message; else its text is put before the user's
     greedy: bool = True  # temperature 0; else the server's own
 
 
@@ -71,10 +71,10 @@ ADAPTED = {
 
 
 class ServerError(NamedTuple):
-    """What a server says of a request that it did not answer."""
+    """The error of a server that did not answer a request."""
 
-    message: str  # its sentence, "" where there is none
-    param: str  # what it is about, as far as the server says so
+    message: str  # "" where there is none
+    param: str  # what it is about, as far as the server names it
     code: str  # codes and types, with spaces between
 
     @property
@@ -94,7 +94,7 @@ def request_body(form: Form, model: str, messages: list[Message], max_tokens: in
 
 
 def adapted(form: Form, status: int, error: ServerError) -> dict[str, Any]:
-    """What to change in a form that a server did not take; {} where the error is not about the form.
+    """Changes to a form that a server did not take; {} where the error is not about the form.
 
     >>> error = ServerError("Unsupported value: 'temperature' does not support 0", "temperature", "unsupported_value")
     >>> adapted(Form(), 400, error)
@@ -177,7 +177,7 @@ def _is_text(part: Any) -> bool:
 
 
 def one_line(text: Any) -> str:
-    """A server's words for a terminal: in one line, of printable characters, not too long, without the key."""
+    """A server's message for a terminal: on one line, of printable characters, not too long, without the key."""
     text = " ".join("".join(sign if sign.isprintable() else " " for sign in str(text)).split())
     if key := os.environ.get(KEY):
         text = text.replace(key, "***")

@@ -1,4 +1,4 @@
-"""Verdicts and grades in a judge's free text: the last one counts, and a draft within thinking never does."""
+"""Verdicts and grades in a judge's free text: the last one counts, and a draft within a thought never does."""
 
 import re
 from collections.abc import Callable
@@ -75,9 +75,9 @@ def _last(text: str, names: str, read: Callable[[str], Value | None]) -> Value |
     value = None
     rest = DECORATION.sub("", BOLD_LAST_LINE.sub(r"\n[[\2]]", rest))
     for match in re.finditer(LABELLED.format(names=names), rest, re.IGNORECASE):
-        found = read(match["content"] if match["bare"] is None else match["bare"])
-        if found is not None or match["sep"] in (":", "：", "="):
-            value = found
+        last = read(match["content"] if match["bare"] is None else match["bare"])
+        if last is not None or match["sep"] in (":", "：", "="):
+            value = last
     return value
 
 

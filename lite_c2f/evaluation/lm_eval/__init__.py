@@ -1,1 +1,1 @@
-"""General benchmarks by lm-evaluation-harness, over the actors in memory."""
+"""General benchmarks by lm-evaluation-harness, with the actors in memory."""

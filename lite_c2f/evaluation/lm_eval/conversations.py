@@ -7,7 +7,7 @@ from lite_c2f.data.records import Turn
 
 
 def as_turns(messages: Sequence[Mapping[str, str]]) -> list[Turn]:
-    """lm-eval's messages as turns; a description, which it has as a system turn, stands before the first question.
+    """lm-eval's messages as turns; a description, which it has as a system turn, is put before the first question.
 
     >>> as_turns([{"role": "system", "content": "Be brief.\\n"}, {"role": "user", "content": "Hi"}])[0].text
     'Be brief.\\n\\nHi'
@@ -19,7 +19,7 @@ def as_turns(messages: Sequence[Mapping[str, str]]) -> list[Turn]:
 
 
 def as_jinja(template: str) -> str:
-    """A base model's prompt template as a chat template. BOS is none of it: it is an id before the text.
+    """A base model's prompt template as a chat template. Without BOS, which is an id before the text.
 
     >>> as_jinja("Q: {prompt} A:")[:57]
     "{% for turn in messages %}{% if turn.role == 'user' %}{{ "

@@ -1,4 +1,4 @@
-"""From figures of tasks to a table: groups, differences to the baseline, and their standard errors."""
+"""Tables of benchmarks: figures of tasks and groups, differences to the baseline, and their standard errors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 from lite_c2f.actors.answers import paired_difference
 
-Measured = Mapping[str, Mapping[str, Any]]  # by task: what `measure` gave for one actor
-
+Measured = Mapping[str, Mapping[str, Any]]  # by task: what `run_task` returned for one actor
 
 FEW = 30  # documents below which two standard errors say little
 
 
 class Difference(NamedTuple):
-    """Of an actor to the baseline."""
+    """Difference of an actor to the baseline."""
 
     value: float
     se: float | None
@@ -22,7 +21,7 @@ class Difference(NamedTuple):
 
 
 def difference(key: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Difference | None:
-    """Of one metric of one task; None where either side has none.
+    """Difference in one metric of one task; None where either side has no figure.
 
     Both actors answer the same documents, so the standard error is that of the mean of differences, document by
     document, wherever the metric is such a mean: sd(a_i - b_i) / sqrt(n). Where it is not, sqrt(se_a^2 + se_b^2).
@@ -30,44 +29,44 @@ def difference(key: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> 
     left, right = ours["figures"].get(key), theirs["figures"].get(key)
     if left is None or right is None:
         return None
-    mine, other = ours["documents"].get(key, []), theirs["documents"].get(key, [])
-    if len(mine) == len(other) > 1 and is_mean(mine, left) and is_mean(other, right):
-        return Difference(left - right, paired_difference(mine, other)[1], True)
-    return Difference(left - right, together(error_of(key, ours), error_of(key, theirs)), False)
+    each, others = ours["documents"].get(key, []), theirs["documents"].get(key, [])
+    if len(each) == len(others) > 1 and is_mean(each, left) and is_mean(others, right):
+        return Difference(left - right, paired_difference(each, others)[1], True)
+    return Difference(left - right, independent_error(error_of(key, ours), error_of(key, theirs)), False)
 
 
 def group_difference(
     key: str, value: float, members: Sequence[Difference | None], sizes: Sequence[int], by_size: bool
 ) -> Difference:
-    """Of a group: its tasks are independent strata, each with its weight w: se^2 = sum of (w * se)^2."""
+    """Difference in a metric of a group, whose tasks are independent strata of weight w: se^2 = sum of (w * se)^2."""
     weights = [size / sum(sizes) if by_size else 1 / len(sizes) for size in sizes]
-    found = [(weight, member) for weight, member in zip(weights, members, strict=True) if member is not None]
-    errors = [weight * member.se for weight, member in found if member.se is not None]
+    known = [(weight, member) for weight, member in zip(weights, members, strict=True) if member is not None]
+    errors = [weight * member.se for weight, member in known if member.se is not None]
     whole = len(errors) == len(members)
     return Difference(
-        value, math.hypot(*errors) if whole else None, whole and all(member.paired for _, member in found)
+        value, math.hypot(*errors) if whole else None, whole and all(member.paired for _, member in known)
     )
 
 
 def is_mean(values: Sequence[float], figure: float) -> bool:
-    """Is the metric the mean of what the documents have?"""
+    """Is the figure the mean of the documents' values?"""
     return math.isclose(fmean(values), figure, rel_tol=1e-6, abs_tol=1e-9)
 
 
-def together(left: float | None, right: float | None) -> float | None:
+def independent_error(left: float | None, right: float | None) -> float | None:
     """Standard error of a difference of independent figures."""
     return None if left is None or right is None else math.hypot(left, right)
 
 
-def error_of(key: str, found: Mapping[str, Any]) -> float | None:
+def error_of(key: str, result: Mapping[str, Any]) -> float | None:
     """The standard error beside a figure: of `acc,none` it is `acc_stderr,none`."""
     metric, _, chosen = key.partition(",")
-    return found["figures"].get(f"{metric}_stderr,{chosen}")
+    return result["figures"].get(f"{metric}_stderr,{chosen}")
 
 
-def metrics_of(found: Mapping[str, Any]) -> list[str]:
-    """Names of figures that are no standard errors."""
-    return [key for key, value in found["figures"].items() if "_stderr," not in key and value is not None]
+def metrics_of(result: Mapping[str, Any]) -> list[str]:
+    """Names of the figures that are not standard errors."""
+    return [key for key, value in result["figures"].items() if "_stderr," not in key and value is not None]
 
 
 def shown_name(key: str) -> str:
@@ -78,9 +77,9 @@ def shown_name(key: str) -> str:
 def grouped(group: Any, measured: Measured) -> dict[str, Any]:
     """A group's figures for one actor, by lm-eval's own rule. group: lm-eval's."""
     tasks = {
-        name: {"sample_len": found["n"]}
-        | {key: "N/A" if value is None else value for key, value in found["figures"].items()}
-        for name, found in measured.items()
+        name: {"sample_len": result["n"]}
+        | {key: "N/A" if value is None else value for key, value in result["figures"].items()}
+        for name, result in measured.items()
     }
     row = group.aggregate(tasks)
     figures = {key: None if value == "N/A" else float(value) for key, value in row.items() if "," in key}
@@ -92,40 +91,40 @@ def table_of(measured: Mapping[str, Measured], baseline: str, higher: Mapping[st
 
     measured: by actor, then by task. higher: by task, then by metric, whether more is better.
     """
-    found: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     for task, first in measured[baseline].items():
         rows: dict[str, Any] = {}
         for key in metrics_of(first):
             sides = {actor: tasks[task] for actor, tasks in measured.items()}
             gaps = {actor: difference(key, side, first) for actor, side in sides.items() if actor != baseline}
             rows[shown_name(key)] = row_of(key, sides, gaps, higher.get(task, {}))
-        found[task] = {"n": first["n"], "metrics": rows}
-    return found
+        table[task] = {"n": first["n"], "metrics": rows}
+    return table
 
 
 def group_table(
     group: Any, measured: Mapping[str, Measured], baseline: str, higher: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The same of a group, in the form of one task."""
+    """The row of `table_of` for a group."""
     members = [task.task_name for task in group.get_all_tasks()]
     sides = {actor: grouped(group, tasks) for actor, tasks in measured.items()}
     first, rows = sides[baseline], {}
     by_size = {rule.metric: rule.weight_by_size for rule in group.aggregate_metric_list or []}
     for key in metrics_of(first):
-        with_it = [name for name in members if key in measured[baseline][name]["figures"]]
-        sizes = [measured[baseline][name]["n"] for name in with_it]
+        with_metric = [name for name in members if key in measured[baseline][name]["figures"]]
+        sizes = [measured[baseline][name]["n"] for name in with_metric]
         gaps: dict[str, Difference | None] = {}
         for actor, side in sides.items():
             if actor != baseline and side["figures"].get(key) is not None:
-                apart = [difference(key, measured[actor][name], measured[baseline][name]) for name in with_it]
+                differences = [difference(key, measured[actor][name], measured[baseline][name]) for name in with_metric]
                 value = side["figures"][key] - first["figures"][key]
-                gaps[actor] = group_difference(key, value, apart, sizes, by_size[key.partition(",")[0]])
+                gaps[actor] = group_difference(key, value, differences, sizes, by_size[key.partition(",")[0]])
         rows[shown_name(key)] = row_of(key, sides, gaps, higher.get(members[0], {}))
     return {"n": first["n"], "metrics": rows}
 
 
 def is_clear(gap: Difference) -> bool:
-    """Is it above two standard errors? One of 0 tells nothing: too few documents, or all alike."""
+    """Is it above two standard errors? A standard error of 0 means nothing: too few documents, or all alike."""
     return gap.se is not None and gap.se > 0 and abs(gap.value) > 2 * gap.se
 
 

@@ -1,17 +1,18 @@
-"""A finished run on general benchmarks: every actor on every task, and how far each is from the baseline."""
+"""The benchmark stage: every actor of a finished run on every task, and the differences to the baseline."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lite_c2f.actors.names import BASE, COARSE, FINE, INSTRUCT
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.load import plan_here
 from lite_c2f.backbone.pair import read_config
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config, resolved
 from lite_c2f.errors import ConfigError
+from lite_c2f.evaluation.actor_names import check_actors, check_baseline, source_of
 from lite_c2f.evaluation.compare import made_of
-from lite_c2f.evaluation.lm_eval.names import ACTORS, check_actors, source_of
 from lite_c2f.evaluation.lm_eval.scores import Measured, group_table, table_of
 from lite_c2f.evaluation.lm_eval.tasks import (
     SEED,
@@ -46,8 +47,8 @@ def benchmark(
     run: str | Path,
     tasks: Sequence[str],
     *,
-    actors: Sequence[str] = ACTORS,
-    baseline: str = "instruct",
+    actors: Sequence[str] = (FINE, INSTRUCT, COARSE, BASE),
+    baseline: str = INSTRUCT,
     limit: int | None = None,
     fewshot: int | None = None,
     chat_template: bool = False,
@@ -58,15 +59,17 @@ def benchmark(
 
     tasks: names of tasks, groups or tags, YAML files, or `general-11` (our own choice of usual tasks: the authors' list
     is not public). actors: of `fine` (merged), `instruct`, `coarse`, `base`, and `fine@RATIO` (unmerged). limit:
-    documents a task. fewshot: instead of each task's own number. chat_template: ask in the form each actor was trained
-    in; off, as in lm-eval, prompts are plain text. Writes RUN/evaluation/general.json and returns it. Every task that
-    an actor has finished is kept in general.jsonl and not done again. Raises C2FError for what does not exist.
+    documents per task. fewshot: instead of each task's own number. chat_template: prompts are conversations in the form
+    each actor was trained in; off, as in lm-eval, they are plain text. Writes RUN/evaluation/general.json and returns
+    it. A task that an actor has finished is in general.jsonl and not done again. Raises C2FError for what does not
+    exist.
 
     >>> benchmark("runs/toy", ["gsm8k"], limit=100)["tasks"]["gsm8k"]["metrics"]["exact_match strict-match"]
     """
     run, sink = Path(run), log.LoggedSink(sink or SilentSink())
     version = need_harness()
-    names = check_actors(actors, baseline)
+    names = check_actors(actors, ratios=True)
+    check_baseline(baseline, names)
     for name, number, least in (("limit", limit, 1), ("fewshot", fewshot, 0)):
         if number is not None and number < least:
             raise ConfigError.because(f"--{name} {number}", f"a whole number from {least}", "correct it")
@@ -79,15 +82,15 @@ def benchmark(
 
     with disk_errors.as_user_errors(run), locked(run), log.written_to_log(run), quiet():
         sink.on_stage("tasks", 0, "tasks")
-        asked = load_tasks(tasks, fewshot, lambda done, total: tell_loading(sink, done, total))
-        check_answers_fit(asked.tasks, context_of(models))
+        request = load_tasks(tasks, fewshot, lambda done, total: show_loading(sink, done, total))
+        check_answers_fit(request.tasks, context_of(models))
         loaded = {name: str(getattr(config.model, name)) for name in sorted(LOADED)}
         made_by = f"{version} {loaded}"
-        hashes = {name: depends_on(task, limit, chat_template, made_by) for name, task in asked.tasks.items()}
-        how = TaskOptions(hashes, limit, chat_template, BatchSize("evaluation.batch", rows, sink.on_message))
-        kept = ResultCache(run / "evaluation" / "general.jsonl", identity_of(config, models, run))
-        measured = measure_all(config, models, run, names, asked, how, kept, sink)
-        found = {
+        hashes = {name: depends_on(task, limit, chat_template, made_by) for name, task in request.tasks.items()}
+        options = TaskOptions(hashes, limit, chat_template, BatchSize("evaluation.batch", rows, sink.on_message))
+        cache = ResultCache(run / "evaluation" / "general.jsonl", identity_of(config, models, run))
+        measured = run_tasks(config, models, run, names, request, options, cache, sink)
+        result = {
             "schema": 1,
             "lm_eval": version,
             "loaded": loaded,
@@ -97,15 +100,15 @@ def benchmark(
             "chat_template": chat_template,
             "seed": SEED,
             "note": ERRORS,
-            "shown": asked.shown,
-            "tasks": tables(asked, measured, baseline),
+            "shown": request.shown,
+            "tasks": tables(request, measured, baseline),
         }
-        write_json(run / "evaluation" / FILE, found)
-    return found
+        write_json(run / "evaluation" / FILE, result)
+    return result
 
 
-def tell_loading(sink: ProgressSink, done: int, total: int) -> None:
-    """How many names are loaded: their data may have to be downloaded."""
+def show_loading(sink: ProgressSink, done: int, total: int) -> None:
+    """Report how many names are loaded: their data may have to be downloaded."""
     if not done:
         sink.on_stage("tasks", total, "tasks")
     sink.on_step(done, {})
@@ -119,56 +122,56 @@ def context_of(models: ModelPair) -> int:
 
 
 def identity_of(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
-    """What every figure depends on, whatever the task and however they are loaded: the actors."""
+    """The actors: what every figure depends on, whatever the task and however models are loaded."""
     actors = {"model": config.model.model_dump(mode="json", exclude=LOADED), "made_of": made_of(run)}
     return actors | fingerprints_of_models(models)
 
 
-def measure_all(
+def run_tasks(
     config: Config,
     models: ModelPair,
     run: Path,
     actors: Sequence[str],
-    asked: TaskRequest,
-    how: TaskOptions,
-    kept: ResultCache,
+    request: TaskRequest,
+    options: TaskOptions,
+    cache: ResultCache,
     sink: ProgressSink,
 ) -> dict[str, Measured]:
-    """Figures by actor and task: those that are kept, and the others now. Each model is loaded once."""
+    """Figures by actor and task, from the cache where it has them. Each model is loaded once."""
     from lite_c2f.evaluation.lm_eval import model as harness
 
-    found = {
-        actor: {task: before for task in asked.tasks if (before := kept.get(how.label(actor, task))) is not None}
+    figures = {
+        actor: {task: cached for task in request.tasks if (cached := cache.get(options.label(actor, task))) is not None}
         for actor in actors
     }
-    sink.on_stage("benchmarks", len(actors) * len(asked.tasks), "tasks")
-    sink.on_step(sum(map(len, found.values())), {})
+    sink.on_stage("benchmarks", len(actors) * len(request.tasks), "tasks")
+    sink.on_step(sum(map(len, figures.values())), {})
     for source in dict.fromkeys(map(source_of, actors)):
-        members = [actor for actor in actors if source_of(actor) == source and len(found[actor]) < len(asked.tasks)]
+        members = [actor for actor in actors if source_of(actor) == source and len(figures[actor]) < len(request.tasks)]
         if not members:
             continue
-        loaded = harness.load(source, config, models, run, members, how.chat)
+        loaded = harness.load(source, config, models, run, members, options.chat)
         for actor in members:
-            for task in [task for task in asked.tasks if task not in found[actor]]:
-                found[actor][task] = harness.measure(loaded, actor, task, asked.tasks[task], how)
-                kept.put(how.label(actor, task), found[actor][task])
-                if cut := found[actor][task]["truncated"]:
+            for task in [task for task in request.tasks if task not in figures[actor]]:
+                figures[actor][task] = harness.run_task(loaded, actor, task, request.tasks[task], options)
+                cache.put(options.label(actor, task), figures[actor][task])
+                if cut := figures[actor][task]["truncated"]:
                     sink.on_message(f"{actor}: {cut} prompts of {task} were too long and lost their beginning")
-                sink.on_step(sum(map(len, found.values())), {})
+                sink.on_step(sum(map(len, figures.values())), {})
         del loaded
         free()
-    return {actor: {task: found[actor][task] for task in asked.tasks} for actor in actors}
+    return {actor: {task: figures[actor][task] for task in request.tasks} for actor in actors}
 
 
-def tables(asked: TaskRequest, measured: dict[str, Measured], baseline: str) -> dict[str, Any]:
+def tables(request: TaskRequest, measured: dict[str, Measured], baseline: str) -> dict[str, Any]:
     """Tables of all tasks and of the groups that have a figure of their own, with versions and few-shot examples."""
-    higher = {name: task.higher_is_better() for name, task in asked.tasks.items()}
-    found = table_of(measured, baseline, higher)
-    for name, task in asked.tasks.items():
-        found[name] |= {"version": str(task.VERSION), "fewshot": task.get_config("num_fewshot")}
-    for name, group in asked.groups.items():
+    higher = {name: task.higher_is_better() for name, task in request.tasks.items()}
+    rows = table_of(measured, baseline, higher)
+    for name, task in request.tasks.items():
+        rows[name] |= {"version": str(task.VERSION), "fewshot": task.get_config("num_fewshot")}
+    for name, group in request.groups.items():
         if group.has_aggregation:
             shots = {task.get_config("num_fewshot") for task in group.get_all_tasks()}
-            told = {"version": str(group.version), "fewshot": shots.pop() if len(shots) == 1 else None}
-            found[name] = group_table(group, measured, baseline, higher) | told
-    return found
+            about = {"version": str(group.version), "fewshot": shots.pop() if len(shots) == 1 else None}
+            rows[name] = group_table(group, measured, baseline, higher) | about
+    return rows

@@ -15,7 +15,7 @@ import yaml
 from lite_c2f.errors import C2FError, ConfigError, DataError
 from lite_c2f.runtime.batch_size import BatchSize
 
-GENERAL_11 = (  # eleven tasks that are usual; which ones the paper's authors used is not public
+GENERAL_11 = (  # eleven usual tasks; which ones the paper's authors used is not public
     "mmlu",
     "arc_challenge",
     "hellaswag",
@@ -33,23 +33,23 @@ SEED = 1234  # lm-eval's own: the same few-shot examples as in other people's fi
 
 
 class TaskRequest(NamedTuple):
-    """What is asked of every actor."""
+    """The tasks of a benchmark, loaded."""
 
     tasks: dict[str, Any]  # single tasks by name
     groups: dict[str, Any]  # groups of them
-    shown: list[str]  # tasks and groups that were asked for, in order; a tag or a folder is shown as its tasks
+    shown: list[str]  # tasks and groups in the order of the request; a tag or a folder is shown as its tasks
 
 
 class TaskOptions(NamedTuple):
-    """How tasks are run."""
+    """Options that tasks are run with."""
 
-    hashes: dict[str, str]  # by task: of what its figures depend on, beside the actor
+    hashes: dict[str, str]  # by task: of everything its figures depend on, apart from the actor
     limit: int | None  # documents of a task
     chat: bool  # prompts are conversations
     batch: BatchSize  # requests at once
 
     def label(self, actor: str, task: str) -> str:
-        """The name of a result among those that are kept."""
+        """The name of a result in the cache."""
         return f"{actor} {task} {self.hashes[task]}"
 
 
@@ -58,21 +58,22 @@ def need_harness() -> str:
     try:
         import lm_eval
     except ImportError:
-        told = 'pip install "lite_c2f[eval]"'
-        raise ConfigError.because("--tasks: lm-eval is not installed", "lm-evaluation-harness", told) from None
+        remedy = 'pip install "lite_c2f[eval]"'
+        raise ConfigError.because("--tasks: lm-eval is not installed", "lm-evaluation-harness", remedy) from None
     return str(lm_eval.__version__)
 
 
 def load_tasks(
-    names: Sequence[str], fewshot: int | None = None, tell: Callable[[int, int], None] | None = None
+    names: Sequence[str], fewshot: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> TaskRequest:
     """Load presets, tasks, groups, tags, YAML files and folders of them, and build a first request of each task.
 
-    fewshot: examples in a prompt instead of each task's own number; a task that says 0 keeps it, as in lm-eval. tell:
-    how many of how many names are loaded. A YAML file may name Python functions beside it, which are run, as lm-eval
-    does: use files you trust. Raises ConfigError or DataError naming the task that does not exist or cannot be loaded.
+    fewshot: examples in a prompt instead of each task's own number; a task with 0 keeps it, as in lm-eval.
+    progress: gets how many of how many names are loaded. A YAML file may name Python functions beside it, which are
+    run, as lm-eval does: use files you trust. Raises ConfigError or DataError naming the task that does not exist or
+    cannot be loaded.
     """
-    specs = list(dict.fromkeys(each for name in names for each in spelled_out(name.strip())))
+    specs = list(dict.fromkeys(each for name in names for each in expanded(name.strip())))
     if not specs:
         raise ConfigError.because("--tasks is empty", "names of tasks, or a preset", "try --tasks general-11")
     groups = {spec: Path(spec) for spec in specs if is_file(spec) and "group" in read_task(Path(spec))}
@@ -82,15 +83,15 @@ def load_tasks(
             near = difflib.get_close_matches(spec, [*PRESETS, *manager.task_index], 3)
             do = f"did you mean {', '.join(near)}?" if near else "correct --tasks"
             raise ConfigError.because(f"no task '{spec}'", "a task, group or tag of lm-eval, or a YAML file", do)
-    asked = TaskRequest({}, {}, [])
+    request = TaskRequest({}, {}, [])
     for done, spec in enumerate(specs):
-        if tell:
-            tell(done, len(specs))
-        add(asked, str(read_task(groups[spec])["group"]) if spec in groups else spec, manager, fewshot)
-    return asked
+        if progress:
+            progress(done, len(specs))
+        add(request, str(read_task(groups[spec])["group"]) if spec in groups else spec, manager, fewshot)
+    return request
 
 
-def spelled_out(name: str) -> list[str]:
+def expanded(name: str) -> list[str]:
     """The tasks of a preset, the YAML files of a folder, and everything else as it is."""
     if name in PRESETS:
         return list(PRESETS[name])
@@ -98,10 +99,10 @@ def spelled_out(name: str) -> list[str]:
         return [name] if name else []  # a comma too many
     path = Path(name).expanduser()
     if path.is_dir():
-        found = [str(file) for file in sorted(path.glob("*.yaml")) if "task" in read_task(file)]
-        if not found:
+        files = [str(file) for file in sorted(path.glob("*.yaml")) if "task" in read_task(file)]
+        if not files:
             raise ConfigError.because(f"'{name}' holds no task", "YAML files of tasks", "check --tasks")
-        return found
+        return files
     if not path.is_file():
         raise ConfigError.because(f"--tasks '{name}': no such file", "a YAML file of a task", "check the path")
     if not {"task", "group"} & read_task(path).keys():
@@ -110,12 +111,12 @@ def spelled_out(name: str) -> list[str]:
 
 
 def is_file(spec: str) -> bool:
-    """Is it meant as a file or folder? Names of tasks have neither a slash nor an ending."""
+    """Is it the path of a file or folder? Names of tasks have neither a slash nor a suffix."""
     return spec.endswith((".yaml", ".yml")) or "/" in spec
 
 
 def read_task(file: Path) -> dict[str, Any]:
-    """A YAML file without those it includes. Raises ConfigError when it is broken."""
+    """A YAML file without the files it includes. Raises ConfigError when it is broken."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     try:
@@ -136,9 +137,9 @@ def manager_for(specs: Sequence[str], groups: Sequence[Path]) -> Any:
         return index(whole=not all(map(is_file, specs)))
     folders: list[Any] = [file.parent for file in groups]
     here = TaskManager(include_path=folders, include_defaults=False)
-    found = here.task_index
-    members = [each for entry in found.values() if entry.kind.name == "GROUP" for each in (entry.cfg or {})["task"]]
-    if all(map(is_file, specs)) and all(isinstance(each, str) and each in found for each in members):
+    known = here.task_index
+    members = [each for entry in known.values() if entry.kind.name == "GROUP" for each in (entry.cfg or {})["task"]]
+    if all(map(is_file, specs)) and all(isinstance(each, str) and each in known for each in members):
         return here
     return TaskManager(include_path=folders)
 
@@ -151,29 +152,29 @@ def index(*, whole: bool) -> Any:
     return TaskManager(include_defaults=whole)
 
 
-def add(asked: TaskRequest, spec: str, manager: Any, fewshot: int | None) -> None:
-    """Load one name into `asked`. Raises DataError or ConfigError naming it."""
+def add(request: TaskRequest, spec: str, manager: Any, fewshot: int | None) -> None:
+    """Load one name into `request`. Raises DataError or ConfigError naming it."""
     try:
         loaded = manager.load([spec])
     except Exception as error:  # whatever YAML, datasets or a task's own functions raise: it is the task's
         raise refused(spec, error) from error
     for name, task in loaded["tasks"].items():
-        before = asked.tasks.get(name)
-        if before is not None and before.dump_config() != task.dump_config():
+        other = request.tasks.get(name)
+        if other is not None and other.dump_config() != task.dump_config():
             raise ConfigError.because(f"two tasks are named '{name}'", "different names", "rename one")
         check_task(name, task, fewshot)
-        asked.tasks[name] = task
-    asked.groups.update(loaded["groups"])
+        request.tasks[name] = task
+    request.groups.update(loaded["groups"])
     inside = {child for group in loaded["groups"].values() for child in group.child_names}
     roots = [group for name, group in loaded["groups"].items() if name not in inside]
     shown = [name for name in loaded["tasks"] if not roots]
     for group in roots:
         shown += [group.name] if group.has_aggregation else [task.task_name for task in group.get_all_tasks()]
-    asked.shown.extend(name for name in shown if name not in asked.shown)
+    request.shown.extend(name for name in shown if name not in request.shown)
 
 
 def check_task(name: str, task: Any, fewshot: int | None) -> None:
-    """Set a task's few-shot examples, and build its first request. Raises C2FError when that cannot be."""
+    """Set a task's few-shot examples, and build its first request. Raises C2FError where that fails."""
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
         what = "runs code that a model wrote" if getattr(task, "UNSAFE_CODE", False) else "needs pictures or sound"
         raise ConfigError.because(f"task '{name}' {what}", "a task of text alone", "leave it out of --tasks")
@@ -196,13 +197,13 @@ def check_task(name: str, task: Any, fewshot: int | None) -> None:
 
 
 def refused(name: str, error: Exception) -> DataError:
-    """One line for a task that cannot be loaded."""
+    """The error for a task that cannot be loaded."""
     do = "check its data; what is not on the disk comes from the hub, which may be out of reach"
     return DataError.because(f"task '{name}' cannot be loaded ({reason(error)})", "a task with its data", do)
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """An error on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -213,21 +214,21 @@ def check_answers_fit(tasks: dict[str, Any], context: int) -> None:
     for name, task in tasks.items():
         if task.OUTPUT_TYPE != "generate_until":
             continue
-        most = int(normalize_gen_kwargs(dict(task.config.generation_kwargs or {}), 256)["max_gen_toks"])
-        if most >= context:
-            got = f"task '{name}' generates up to {most} tokens"
+        longest = int(normalize_gen_kwargs(dict(task.config.generation_kwargs or {}), 256)["max_gen_toks"])
+        if longest >= context:
+            got = f"task '{name}' generates up to {longest} tokens"
             raise ConfigError.because(got, f"fewer than the context of {context}", "lower its max_gen_toks")
 
 
 def depends_on(task: Any, limit: int | None, chat_template: bool, made_by: str) -> str:
-    """A hash of what a task's figures depend on, beside the actor: settings, documents, examples, code.
+    """A hash of everything a task's figures depend on, apart from the actor: settings, documents, examples, code.
 
     limit: documents that are used. made_by: lm-eval's version, and how models are loaded.
     """
     config = task.dump_config()
     source = Path(str((config.get("metadata") or {}).pop("config_source", "")))
-    told = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(config, sort_keys=True, default=str))
-    digest = xxhash.xxh3_128(f"{told} {limit} {chat_template} {made_by} {SEED}".encode())
+    text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(config, sort_keys=True, default=str))
+    digest = xxhash.xxh3_128(f"{text} {limit} {chat_template} {made_by} {SEED}".encode())
     for doc in itertools.islice(task.eval_docs, limit):
         digest.update(json.dumps(doc, sort_keys=True, default=str).encode())
     if task.get_config("num_fewshot"):

@@ -3,18 +3,20 @@
 import http.server
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from lite_c2f.actors.answers import Answer
 from lite_c2f.errors import ConfigError, DataError, ModelError
+from lite_c2f.evaluation.actor_names import check_actors
 from lite_c2f.evaluation.extras import across_turns
-from lite_c2f.evaluation.llm_judge.conversations import check_actors, converse
-from lite_c2f.evaluation.llm_judge.judges import Endpoint
+from lite_c2f.evaluation.llm_judge.conversations import converse
+from lite_c2f.evaluation.llm_judge.judges import Endpoint, pause_before
 from lite_c2f.evaluation.llm_judge.pairwise import Task, ask, grade_table, grade_tasks, outcome, pair_table, pair_tasks
 from lite_c2f.evaluation.llm_judge.prompts import SYSTEM, pairwise, single
-from lite_c2f.evaluation.llm_judge.questions import Question, load_questions, spread
+from lite_c2f.evaluation.llm_judge.questions import Question, evenly, load_questions
 from lite_c2f.evaluation.llm_judge.replies import (
     ADAPTED,
     KEY,
@@ -47,7 +49,7 @@ def test_questions_and_references(tmp_path):
     references = write(tmp_path / "r.jsonl", {"question_id": 81, "choices": [{"turns": ["A", "B"]}]})
     found = load_questions(file, references)
     assert found == [Question("81", "writing", ("a", "b"), ("A", "B")), Question("x", "other", ("c",), ())]
-    assert [len(spread(range(10), count)) for count in (None, 3, 20)] == [10, 3, 10] and spread(range(8), 4) == [
+    assert [len(evenly(range(10), count)) for count in (None, 3, 20)] == [10, 3, 10] and evenly(range(8), 4) == [
         0,
         2,
         4,
@@ -83,7 +85,7 @@ def test_all_of_mt_bench_can_be_read():
     found = load_questions(MT_BENCH / "question.jsonl", MT_BENCH / "reference_answer_gpt-4.jsonl")
     assert len(found) == 80 and all(len(question.turns) == 2 for question in found)
     assert {question.category for question in found if question.reference} >= {"math", "reasoning", "coding"}
-    assert len({question.category for question in spread(found, 8)}) == 8  # ten of each, in order
+    assert len({question.category for question in evenly(found, 8)}) == 8  # ten of each, in order
 
 
 def test_a_pair_is_shown_whole_and_in_order():
@@ -159,7 +161,7 @@ def test_what_an_actor_repeats_of_its_earlier_turns():
     assert across_turns({}) == across_turns({"repeated_across_turns": {"fine": None}}) == []
 
 
-@pytest.mark.parametrize("names", [["fine", "fine"], [""], ["best"], []])
+@pytest.mark.parametrize("names", [["fine", "fine"], [""], ["best"], ["fine@0.5"], []])
 def test_actors_are_checked(names):
     with pytest.raises(ConfigError):
         check_actors(names)
@@ -169,7 +171,7 @@ class Server:
     """A chat server: what it answers is set by the test, what it heard is kept."""
 
     def __init__(self):
-        outer, self.heard, self.answers = self, [], []
+        outer, self.heard, self.answers, self.headers = self, [], [], {}
         self.reply = lambda body: (200, self.say(body))
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -180,6 +182,8 @@ class Server:
                 self.send_response(code)
                 if code == 302:
                     self.send_header("Location", "http://127.0.0.1:9/stolen")
+                for name, value in outer.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
 
@@ -224,10 +228,44 @@ def test_a_server_is_asked_as_openai_wants(server, monkeypatch):
     assert "secret" not in judge.name
 
 
+def test_a_key_that_no_header_can_hold_is_not_repeated(server, monkeypatch):
+    for key in ("sécret", "sec\nret"):
+        monkeypatch.setenv(KEY, key)
+        with pytest.raises(ConfigError, match=KEY) as caught:
+            Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])
+        assert key not in str(caught.value)
+    assert server.heard == []
+
+
 def test_a_busy_server_is_asked_again(server):
     server.answers = [(429, {}), (503, {})]
     assert "VERDICT" in Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])[0]
     assert len(server.heard) == 3
+
+
+def test_a_busy_server_is_waited_for_as_long_as_it_asks(server, monkeypatch):
+    """Its Retry-After in seconds or as a date, an hour at most as long as the patience; else 0.01, 0.02, 0.04 s."""
+    waits = []
+    monkeypatch.setattr("lite_c2f.evaluation.llm_judge.judges.time.sleep", waits.append)
+    server.answers = [(429, {}), (503, {}), (200, {"error": {"code": 429, "message": "slow down"}})]
+    Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])
+    assert waits == [0.01, 0.02, 0.04]
+    server.headers = {"Retry-After": "3600"}
+    server.answers = [(429, {})]
+    Endpoint(server.url, "m", patience=50.0)([pairwise(TWO, ["x"], ["y"])])
+    assert waits[3:] == [50.0]
+    date = {"Date": "Sun, 06 Nov 1994 08:49:28 GMT"}
+    assert pause_before(1, date | {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 9.0  # by the server's clock
+    assert pause_before(1, date | {"Retry-After": "Sun, 06 Nov 1994 08:49:00 GMT"}) == 0.0
+    assert pause_before(1, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 0.01
+    waits = [pause_before(1, date | {"Retry-After": text}) for text in ("7", " 7 ", "soon", "-1", "")]
+    assert waits == [7.0, 7.0, 0.01, 0.01, 0.01]
+
+
+def test_a_server_that_does_not_answer_is_given_up(server):
+    server.reply = lambda body: time.sleep(0.3) or (200, server.say(body))
+    with pytest.raises(ModelError, match=r"judge m at 127\.0\.0\.1: .*timed out"):
+        Endpoint(server.url, "m", patience=0.05)([pairwise(TWO, ["x"], ["y"])])
 
 
 @pytest.mark.parametrize(
@@ -515,7 +553,7 @@ def test_a_server_that_refuses_both_forms_is_not_asked_for_ever(server):
     assert found == [ServerRefusal(f"HTTP 400: {ONLY_1}")] and len(server.heard) == 2
 
 
-@pytest.mark.parametrize("url", ["ftp://x/v1", "host/v1", "http://me:pw@host/v1", "http://"])
+@pytest.mark.parametrize("url", ["ftp://x/v1", "host/v1", "http://me:pw@host/v1", "http://", "http://h:x/v1"])
 def test_addresses_are_checked_and_passwords_not_repeated(url):
     with pytest.raises(ConfigError, match="--url") as caught:
         Endpoint(url, "m")

@@ -18,9 +18,9 @@ from lite_c2f.config.settings import PROMPT_TEMPLATE
 from lite_c2f.data.chat_template import chat_template
 from lite_c2f.data.encode import beginning, encode_chat
 from lite_c2f.data.records import Turn
+from lite_c2f.evaluation.actor_names import source_of
 from lite_c2f.evaluation.lm_eval import model as harness
 from lite_c2f.evaluation.lm_eval.conversations import as_jinja
-from lite_c2f.evaluation.lm_eval.names import source_of
 from lite_c2f.evaluation.lm_eval.scores import metrics_of
 from lite_c2f.runs.manifest import open_run
 
@@ -86,9 +86,9 @@ def test_loglikelihoods_are_sums_over_single_tokens(finished_pico, actor, quanti
             ids = [*ids, token]
         expected.append((total, greedy))
     mine = loaded(finished_pico, actor, quantization)
-    mine.speaker.batch_size_per_gpu = 3
-    with mine.be(actor):
-        found = mine.speaker.loglikelihood(instances("loglikelihood", PAIRS), disable_tqdm=True)
+    mine.model.batch_size_per_gpu = 3
+    with mine.acting_as(actor):
+        found = mine.model.loglikelihood(instances("loglikelihood", PAIRS), disable_tqdm=True)
     assert [row[0] for row in found] == pytest.approx([row[0] for row in expected], abs=2e-4)
     assert [row[1] for row in found] == [row[1] for row in expected]
 
@@ -121,11 +121,11 @@ def test_answers_are_greedy_until_the_stop(finished_pico, actor):
     assert len(longest.split()) > 7
     stop = longest.split()[4]
     mine = loaded(finished_pico, actor, "nf4")
-    mine.speaker.batch_size_per_gpu = 4
+    mine.model.batch_size_per_gpu = 4
     for until in ([], [stop]):
         given = {"until": until, "max_gen_toks": limit, "do_sample": False, "temperature": 0.0}
-        with mine.be(actor):
-            found = mine.speaker.generate_until(
+        with mine.acting_as(actor):
+            found = mine.model.generate_until(
                 instances("generate_until", [(prompt, given) for prompt in prompts]), disable_tqdm=True
             )
         expected = [text.split(stop)[0] if until else text for text in said]
@@ -139,10 +139,10 @@ def test_a_base_model_is_asked_as_it_was_trained(finished_pico):
         {"role": "assistant", "content": "w2"},
         {"role": "user", "content": "w3"},
     ]
-    text = mine.speaker.apply_chat_template(turns)
+    text = mine.model.apply_chat_template(turns)
     assert text == "\n\nHuman: w1\n\nAssistant: w2\n\nHuman: w3\n\nAssistant:"
-    assert mine.speaker.stops == ["\n\nHuman:"]
-    assert mine.speaker.tok_encode("w1 w3") == [4, 6]  # this tokenizer puts no BOS before a text
+    assert mine.model.stops == ["\n\nHuman:"]
+    assert mine.model.tok_encode("w1 w3") == [4, 6]  # this tokenizer puts no BOS before a text
 
 
 SPEAKING = {"chatml": ("qwen", CHATML), "llama": ("sentencepiece", LLAMA), "hh": ("neox", None), "bos": ("bos", None)}
@@ -210,24 +210,24 @@ def test_requests_of_a_batch_are_encoded_as_they_are_alone(speaker):
 def test_a_stop_of_the_base_ends_its_answers(finished_pico):
     mine = loaded(finished_pico, "base", "none")
     given = ("w1 w2", {"until": [], "max_gen_toks": 12, "do_sample": False})
-    with mine.be("base"):
-        (whole,) = mine.speaker.generate_until(instances("generate_until", [given]), disable_tqdm=True)
-        mine.speaker.stops = [whole.split()[3]]
-        (cut,) = mine.speaker.generate_until(instances("generate_until", [given]), disable_tqdm=True)
-    assert cut == whole.split(mine.speaker.stops[0])[0] != whole
+    with mine.acting_as("base"):
+        (whole,) = mine.model.generate_until(instances("generate_until", [given]), disable_tqdm=True)
+        mine.model.stops = [whole.split()[3]]
+        (cut,) = mine.model.generate_until(instances("generate_until", [given]), disable_tqdm=True)
+    assert cut == whole.split(mine.model.stops[0])[0] != whole
 
 
 def test_prompts_that_lose_their_beginning_are_counted(finished_pico):
     mine = loaded(finished_pico, "base", "none")
     long, short = " ".join(["w1"] * 70), "w1 w2"  # the context of the pico models is 64
-    with mine.be("base"):
-        mine.speaker.loglikelihood(
+    with mine.acting_as("base"):
+        mine.model.loglikelihood(
             instances("loglikelihood", [(long, " w3"), (short, " w3"), (" ".join(["w1"] * 64), " w3")]), True
         )
-        assert mine.speaker.truncated == 1  # 64 and one that is predicted fit
+        assert mine.model.truncated == 1  # 64 and one that is predicted fit
         given = {"until": [], "max_gen_toks": 12, "do_sample": False}
-        mine.speaker.generate_until(instances("generate_until", [(long, given), (short, given)]), True)
-    assert mine.speaker.truncated == 2
+        mine.model.generate_until(instances("generate_until", [(long, given), (short, given)]), True)
+    assert mine.model.truncated == 2
 
 
 def test_the_end_of_a_turn_ends_answers_here_and_in_the_chat(finished_pico, tmp_path, editable, edit_json):
@@ -247,7 +247,7 @@ def test_the_end_of_a_turn_ends_answers_here_and_in_the_chat(finished_pico, tmp_
         row, _ = cast.row(Pane(actor, actor), [Turn("human", "w1")], ChatSettings(max_tokens=4))
         assert row.eos_ids == ends
         if actor != "fine":  # that folder has the tokenizer from before
-            assert loaded(run, actor, "none", chat=True).speaker.model.generation_config.eos_token_id == ends
+            assert loaded(run, actor, "none", chat=True).model.model.generation_config.eos_token_id == ends
 
 
 def test_what_was_borrowed_comes_back(finished_pico):

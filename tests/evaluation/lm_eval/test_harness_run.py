@@ -24,8 +24,8 @@ PLAIN = ["model.quantization=none", "evaluation.batch=4"]
 @pytest.fixture
 def count(monkeypatch):
     """Which tasks were really run, by which actor; the model itself is as it is."""
-    done, measure = [], harness.measure
-    monkeypatch.setattr(harness, "measure", lambda *given: done.append(given[1:3]) or measure(*given))
+    done, run_task = [], harness.run_task
+    monkeypatch.setattr(harness, "run_task", lambda *given: done.append(given[1:3]) or run_task(*given))
     return done
 
 

@@ -6,7 +6,7 @@ import pytest
 from lm_eval.api.group import AggMetricConfig, Group
 
 from lite_c2f.errors import C2FError
-from lite_c2f.evaluation.lm_eval.names import check_actors, share_of, source_of
+from lite_c2f.evaluation.actor_names import check_actors, check_baseline, ratio_of, source_of
 from lite_c2f.evaluation.lm_eval.scores import (
     Difference,
     difference,
@@ -126,11 +126,11 @@ def test_names_of_metrics():
 )
 def test_actors_that_are_none(names, baseline, words):
     with pytest.raises(C2FError, match=words):
-        check_actors(names, baseline)
+        check_baseline(baseline, check_actors(names, ratios=True))
 
 
 def test_actors():
-    names = check_actors([" fine", "fine@0.5", "coarse", "base"], "base")
-    assert [(source_of(name), share_of(name)) for name in names] == [
+    names = check_actors([" fine", "fine@0.5", "coarse", "base"], ratios=True)
+    assert [(source_of(name), ratio_of(name)) for name in names] == [
         ("fine", 0.0), ("instruct", 0.5), ("base", 0.0), ("base", 0.0),
     ]  # fmt: skip

@@ -1,0 +1,240 @@
+"""Sections of the report that are made of a run's own files. The order of all sections is in report.py.
+
+To add a field: name it in the function of its section below; columns of figures that the files hold already (such as a
+new figure in summary.json) appear by themselves.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from lite_c2f.actors.answers import unreached
+from lite_c2f.data.order import short_names
+from lite_c2f.errors import RunError
+from lite_c2f.evaluation import charts
+from lite_c2f.evaluation.page import Block, Chart, Code, Heading, Responses, Table, Text, figures_table
+from lite_c2f.fine.chart import CAPTION, ratio_chart
+from lite_c2f.storage.files import read_json, read_lines
+
+Result = TypeVar("Result")
+Section = Callable[[Path], list[Block]]  # of a run's folder
+
+PROMPTS, MOMENTS = 6, 6  # prompts answered by all actors; moments of training shown for one prompt
+COLUMNS = (
+    "distinct n: distinct n-grams over all n-grams, lower with more prompts. compression ratio: higher is more alike. "
+    "hit limit: share that was cut off. se: standard error. kl to base, kl to instruct: nats per token. Where the "
+    "right answer is known: removable is the share of a right answer's words that can be removed before it becomes "
+    "wrong, after answer the share that follows the right answer; verbose is the share of answers longer than twice "
+    "what right ones need, with the accuracy of these and of the others."
+)
+WINS = (
+    "Wins are judged by the reward model that trained the policy: they measure its preference, not the quality of the "
+    "answers. controlled is the rate at equal length by a logistic fit; length effect is what one standard deviation "
+    "of difference in length adds to the log-odds: a guess where the lengths of the two sides hardly overlap."
+)
+DAMAGED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    StopIteration,
+    IndexError,
+    OSError,
+    yaml.YAMLError,
+)  # what reading a file of another form raises
+
+
+def read_part(file: Path, read: Callable[[Path], Result], remedy: str = "train that stage again") -> Result:
+    """What `read` makes of a file. Raises RunError, with the remedy, naming a file that is gone or of another form."""
+    try:
+        return read(file)
+    except DAMAGED as error:
+        why = "cannot be read" if isinstance(error, OSError) else "has another form than lite-c2f gives it"
+        raise RunError.because(f"'{file}' {why}", "a file of a run, unchanged", remedy) from None
+
+
+def section(
+    name: str, remedy: str = "train that stage again", *, required: bool = False
+) -> Callable[[Section], Section]:
+    """A section made of the file RUN/name: none where there is no such file, unless it is required.
+
+    The function gets the file; what is decorated takes the run's folder, and raises RunError as `read_part` does.
+    """
+
+    def decorate(make: Section) -> Section:
+        @functools.wraps(make)
+        def of_run(run: Path) -> list[Block]:
+            file = run / name
+            return read_part(file, make, remedy) if required or file.is_file() else []
+
+        return of_run
+
+    return decorate
+
+
+@section("config.yaml", required=True)
+def header(file: Path) -> list[Block]:
+    """What was trained from what, in one line."""
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    pair, coarse = settings["model"], settings["coarse"]
+    length = coarse["length"]
+    text = f"{pair['base']} and {pair['instruct']}; {coarse['updates']} updates of {coarse['rollouts']} responses, "
+    text += f"limit {length['mode']} from {length['start']} to at most {length['max']} tokens"
+    return [Text(text)]
+
+
+def comparison(run: Path) -> list[Block]:
+    """The actors next to each other, the win rates, and the distributions of lengths and rewards."""
+    if not (run / "summary.json").is_file():
+        return [Text("This run is not finished: what follows is what there is so far.")]
+    blocks = actors(run)
+    return [*blocks, *more_figures(run), *distributions(run)] if blocks else []
+
+
+@section("summary.json")
+def actors(file: Path) -> list[Block]:
+    """The figures of the comparison, a row per actor."""
+    rows = read_actors(file)
+    return [Heading("Comparison on held-out prompts"), figures_table(rows, "actor", bold="fine")] if rows else []
+
+
+@section("evaluation/metrics.json")
+def more_figures(file: Path) -> list[Block]:
+    """Variety and verbosity per actor, and win rates."""
+    metrics = read_json(file)
+    wins = {name: {key: row[key] for key in row if key != "prompts"} for name, row in metrics["wins"].items()}
+    figures = figures_table(metrics["actors"], "actor", bold="fine")
+    return [figures, Text(COLUMNS), figures_table(wins, "wins"), Text(WINS)]
+
+
+@section("evaluation/responses.jsonl", required=True)
+def distributions(file: Path) -> list[Block]:
+    """Histograms of lengths and rewards."""
+    return [Chart(charts.distributions(read_lines(file)), "Responses to the same prompts")]
+
+
+def by_source(run: Path) -> list[Block]:
+    """Figures of the actors, and accuracy of the reward model, on each data source; nothing where there is only one."""
+    blocks = [*actors_by_source(run), *reward_model_by_source(run)]
+    return [Heading("By data source"), *blocks] if blocks else []
+
+
+@section("evaluation/metrics.json")
+def actors_by_source(file: Path) -> list[Block]:
+    """The figures of each actor on each source."""
+    sources = read_json(file).get("by_source", {})
+    short = short_names(sources)
+    rows = {
+        f"{name} ({row['prompts']:d} prompts), {actor}": {key: row[key] for key in row if key != "prompts"}
+        for source, name in short.items()
+        for actor, row in sources[source].items()
+    }
+    return [figures_table(rows, "source and actor")] if len(short) > 1 else []
+
+
+@section("reward/metrics.json")
+def reward_model_by_source(file: Path) -> list[Block]:
+    """How many pairs of each source there were, and how many held-out ones are ranked right."""
+    metrics = read_json(file)
+    accuracy = metrics.get("accuracy_by_source", {})
+    counts = {"training pairs": "pairs_by_source", "held-out pairs": "held_out_pairs_by_source"}
+    rows = {
+        name: [*(str(metrics.get(key, {}).get(source, 0)) for key in counts.values()), f"{accuracy[source]:.3f}"]
+        for source, name in short_names(accuracy).items()
+    }
+    return [Table("reward model on", [*counts, "ranked right"], rows)] if len(rows) > 1 else []
+
+
+@section("metrics.jsonl")
+def learning(file: Path) -> list[Block]:
+    """The learning curves of the coarse stage; nothing before its first update."""
+    rows = read_updates(file)
+    if not rows:
+        return []
+    first, last = rows[0], rows[-1]
+    text = f"Reward {first['reward']:+.2f} to {last['reward']:+.2f}, limit {first['limit']:.0f} to {last['limit']:.0f} "
+    text += f"tokens in {len(rows)} updates; {last.get('skipped', 0)} skipped."
+    return [Heading("Coarse Actor"), Text(text), Chart(charts.curves({"run": rows}), charts.CAPTION)]
+
+
+@section("fine/ratios.json")
+def ratios(file: Path) -> list[Block]:
+    """The ratios that were tried, and the chosen one."""
+    sweep = read_json(file)
+    rows = {f"{row['ratio']:g}": {key: row[key] for key in row if key != "ratio"} for row in sweep["tried"]}
+    shortfall = unreached(sweep)
+    return [
+        Heading("Ratio of the residue"),
+        Text(f"Chosen: {sweep['chosen']:g}; {sweep['rule']}."),
+        *([Text(f"Warning: {shortfall}.")] if shortfall else []),
+        Chart(ratio_chart(sweep), CAPTION),
+        figures_table(rows, "ratio", bold=f"{sweep['chosen']:g}"),
+    ]
+
+
+@section("evaluation/responses.jsonl")
+def responses(file: Path) -> list[Block]:
+    """A few prompts answered by every actor, with repetition marked."""
+    prompts: dict[str, list[tuple[str, str, str]]] = {}
+    for row in read_lines(file):
+        figures = f"{row['reward']:+.2f} · {row['tokens']} tokens · {row['finish']}"
+        prompts.setdefault(row["prompt"], []).append((row["actor"], figures, row["response"]))
+    shown = [Responses(prompt, rows) for prompt, rows in list(prompts.items())[:PROMPTS]]
+    return [Heading("Answers"), Text("Repeated word sequences are marked."), *shown]
+
+
+@section("coarse/samples.jsonl")
+def over_time(file: Path) -> list[Block]:
+    """Responses to one prompt at several moments of the training."""
+    samples = read_lines(file)
+    if not samples:
+        return []
+    prompt = samples[0]["prompt"]
+    every = [row for row in samples if row["prompt"] == prompt]
+    step = max(1, (len(every) - 1) // (MOMENTS - 1))
+    rows = [
+        (
+            f"update {row['step']}",
+            f"{row['reward']:+.2f} · limit {row['limit']} · {row['tokens']} tokens · {row['finish']}",
+            row["response"],
+        )
+        for row in [*every[:-1:step][: MOMENTS - 1], every[-1]]
+    ]
+    return [Heading("The Coarse Actor while it learned"), Responses(prompt, rows)]
+
+
+@section("config.yaml", required=True)
+def configuration(file: Path) -> list[Block]:
+    """The configuration as it is."""
+    return [Heading("Configuration"), Code("config.yaml", file.read_text(encoding="utf-8"))]
+
+
+@section("run.json")
+def versions(file: Path) -> list[Block]:
+    """Versions, machine and seconds."""
+    manifest = read_json(file)
+    values: dict[str, Any] = {name: manifest.get(name) for name in ("lite_c2f", "python", "machine")}
+    values |= manifest.get("versions", {}) | {f"seconds: {k}": v for k, v in manifest.get("seconds", {}).items()}
+    rows = {name: [str(value)] for name, value in values.items() if value is not None}
+    return [Heading("Made with"), Table("", ["value"], rows)]
+
+
+def read_actors(file: Path) -> dict[str, dict[str, float]]:
+    """Figures of the actors from summary.json; {} where they are not compared yet. Raises TypeError or ValueError."""
+    summary = read_json(file)
+    if not isinstance(summary, dict):
+        raise TypeError("not a summary")
+    if "actors" in summary and not summary["actors"]:
+        raise ValueError("no actors")
+    return summary.get("actors", {})
+
+
+def read_updates(file: Path) -> list[dict[str, float]]:
+    """Rows of PPO in metrics.jsonl. Raises KeyError, TypeError or ValueError for a row without its figures."""
+    rows = [row for row in read_lines(file) if row["stage"] == "coarse"]
+    for row in rows:
+        float(row["step"]), float(row["reward"]), float(row["limit"])
+    return rows
