@@ -16,13 +16,12 @@ from lite_c2f.config.settings_diff import PLACES, differences, without_places
 from lite_c2f.errors import ConfigError, EmptyConfigError, RunError
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.runs.places import refuse_gone
+from lite_c2f.runs.published import FINISHED, STAGES, is_published
 from lite_c2f.runtime import distributed
 from lite_c2f.storage import lock
 from lite_c2f.storage.files import read_json, write_json, write_text
 
-STAGES = ("reward", "coarse", "fine")
 LOADED = {"quantization", "compute_dtype"}  # settings of `model` that say how it is loaded, not which it is
-FINISHED = {"reward": "reward/metrics.json", "coarse": "coarse/metrics.json", "fine": "fine/model/config.json"}
 READS = {  # sections of the configuration a stage's result depends on, beside those of the stages before it
     "reward": ("model", "data", "lora", "reward"),
     "coarse": ("coarse",),
@@ -34,11 +33,6 @@ NUMBERS = {  # that later stages and the summary read
     "reward": ("accuracy", "mean", "std"),
     "coarse": ("limit_first", "limit_last", "reward_first", "reward_last"),
 }
-
-
-def is_published(run: Path, stage: str) -> bool:
-    """Has this stage left its result?"""
-    return (run / FINISHED[stage]).is_file()
 
 
 def check_stages(run: Path, stages: Sequence[str]) -> None:
