@@ -160,7 +160,7 @@ def examine_run(run: Path) -> dict[str, Any]:
     found["log ends"] = line or "no log"
     unfinished = found["comparison"] == "not made"
     if worker is None and unfinished and not told:
-        found["go on with"] = f"lite-c2f train {run / 'config.yaml'}"
+        found["continue with"] = f"lite-c2f train {run / 'config.yaml'}"
     found["problems"] = told
     return found
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lite_c2f.cli import exit_codes
-from lite_c2f.cli.root import Run, app
+from lite_c2f.cli.root import TRAIN, Run, app
 
 
 class Sparsify(StrEnum):
@@ -36,7 +36,8 @@ class Dtype(StrEnum):
 
 
 @app.command(
-    epilog="Example: lite-c2f merge --adapter runs/a/coarse/adapter --base B --instruct I --out fine --ratio 0.75"
+    rich_help_panel=TRAIN,
+    epilog="Example: lite-c2f merge --adapter runs/a/coarse/adapter --base B --instruct I --out fine --ratio 0.75",
 )
 def merge(
     adapter: Annotated[Path, typer.Option(help="LoRA adapter folder (the residue).")],
@@ -89,7 +90,7 @@ def merge(
         )
     except KeyboardInterrupt:
         sink.close()
-        typer.echo("interrupted; finished shards are kept. Go on with the same command and --resume.", err=True)
+        typer.echo("interrupted; finished shards are kept. Continue with: the same command and --resume", err=True)
         raise
     finally:
         sink.close()
@@ -100,7 +101,7 @@ def merge(
         print_merge(report, out)
 
 
-@app.command(epilog="Example: lite-c2f sweep runs/toy --ratios 0.25,0.5,0.75,1.0,1.25")
+@app.command(rich_help_panel=TRAIN, epilog="Example: lite-c2f sweep runs/toy --ratios 0.25,0.5,0.75,1.0,1.25")
 def sweep(
     run: Run,
     ratios: Annotated[str, typer.Option(help="Ratios, with commas between.")] = "0.25,0.5,0.75,1.0",

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lite_c2f.cli.root import Run, app
+from lite_c2f.cli.root import LOOK, Run, app
 from lite_c2f.errors import RunError
 
 if TYPE_CHECKING:
     from lite_c2f.ui.store.votes import Tally, Vote
 
 
-@app.command(epilog="Example: lite-c2f votes runs/toy --export preferences.jsonl")
+@app.command(rich_help_panel=LOOK, epilog="Example: lite-c2f votes runs/toy --export preferences.jsonl")
 def votes(
     run: Run,
     export: Annotated[Path | None, typer.Option(help="A new .jsonl file of preference pairs to train on.")] = None,

@@ -104,7 +104,7 @@ def test_a_run_is_described(tmp_path):
     assert len(found["problems"]) == 2 and "step-000006' is damaged" in found["problems"][0]
     assert "reward/metrics.json" in found["problems"][1]
     found = doctor.examine_run(tmp_path)
-    assert found["in use"] == "no" and found["state"] == "failed: it failed" and "go on with" not in found
+    assert found["in use"] == "no" and found["state"] == "failed: it failed" and "continue with" not in found
 
 
 def write_progress(run, **values):
@@ -124,4 +124,4 @@ def test_a_run_that_was_killed_is_told_how_to_go_on(tmp_path):
         write_progress(tmp_path, **saved)
         found = doctor.examine_run(tmp_path)
         assert state in found["state"]
-        assert found["go on with"] == f"lite-c2f train {tmp_path}/config.yaml" and found["problems"] == []
+        assert found["continue with"] == f"lite-c2f train {tmp_path}/config.yaml" and found["problems"] == []
