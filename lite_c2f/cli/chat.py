@@ -42,14 +42,13 @@ def web(
     ] = None,
 ) -> None:
     """Coarse, Fine and baseline side by side in the browser (the same as `python app.py RUN`)."""
-    if run is not None:
-        check_actors_published(run)  # before libraries are imported
-    exit_codes.quiet()
-    from lite_c2f.ui.serve import DEFAULT_RUN, check_address, has_toy_run, parse_auth
+    from lite_c2f.ui.address import DEFAULT_RUN, check_address, find_run, has_toy_run, parse_auth
 
-    check_address(host, port, parse_auth(auth), root_path)  # before minutes are spent on a run
+    check_address(host, port, parse_auth(auth), root_path)  # before libraries are imported
     if run is None and not has_toy_run():
         _offer_toy_run(DEFAULT_RUN)
+    check_actors_published(find_run(run))
+    exit_codes.quiet()
     from lite_c2f.ui.app import serve
 
     serve(run, host, port, auth, root_path, merged=merged, training=training)

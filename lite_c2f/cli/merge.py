@@ -1,6 +1,7 @@
 """Subcommands around the Knowledge Residue Merger: merge, sweep."""
 
 import json
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ import typer
 
 from lite_c2f.cli import exit_codes
 from lite_c2f.cli.root import TRAIN, Run, app
+from lite_c2f.errors import ConfigError
 
 
 class Sparsify(StrEnum):
@@ -101,10 +103,32 @@ def merge(
         print_merge(report, out)
 
 
+def parse_ratios(text: str) -> list[float]:
+    """Ratios from text with commas between. Raises ConfigError for anything but finite numbers above 0.
+
+    >>> parse_ratios("0.5,1")
+    [0.5, 1.0]
+    """
+    try:
+        ratios = [float(part) for part in text.split(",")]
+    except ValueError:
+        ratios = []
+    if not ratios or not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
+        raise ConfigError.because(f"--ratios '{text}'", "numbers above 0 with commas between", "write e.g. 0.5,0.75,1")
+    return ratios
+
+
+def _checked_ratios(text: str) -> str:
+    parse_ratios(text)  # before libraries are imported
+    return text
+
+
 @app.command(rich_help_panel=TRAIN, epilog="Example: lite-c2f sweep runs/toy --ratios 0.25,0.5,0.75,1.0,1.25")
 def sweep(
     run: Run,
-    ratios: Annotated[str, typer.Option(help="Ratios, with commas between.")] = "0.25,0.5,0.75,1.0",
+    ratios: Annotated[
+        str, typer.Option(help="Ratios, with commas between.", callback=_checked_ratios, is_eager=True)
+    ] = "0.25,0.5,0.75,1.0",
     per_layer_groups: Annotated[
         bool, typer.Option("--per-layer-groups", help="Then search a ratio for each group of layers.")
     ] = False,
@@ -113,8 +137,6 @@ def sweep(
 ) -> None:
     """Score ratios of the residue without merging; writes RUN/fine/sweep.json and its curve sweep.png."""
     exit_codes.quiet()
-    from lite_c2f.fine.sweep import parse_ratios
-
     wanted = parse_ratios(ratios)
     from lite_c2f.cli.terminal import TerminalSink, ratio_table
     from lite_c2f.pipeline import sweep as run_sweep

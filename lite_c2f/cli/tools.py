@@ -22,7 +22,8 @@ def doctor(
     """Versions, GPU, whether 4-bit works, disk: a block to paste into a report. Or how a run is doing."""
     for place in places or ():  # before libraries are imported
         if not place.is_dir():
-            raise RunError.because(f"'{place}' is no folder", "a run directory or a model's folder", "correct the path")
+            got = f"'{place}' is no run directory and no model folder"
+            raise RunError.because(got, "one with run.json or config.json in it", "make a run with `lite-c2f demo`")
     exit_codes.quiet()
     from lite_c2f.cli.doctor import examine, examine_run
 
