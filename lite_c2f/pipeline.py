@@ -29,12 +29,10 @@ from lite_c2f.reward.train import train_reward as reward_stage
 from lite_c2f.runs.corpus import Corpus, check_sources, load_corpus
 from lite_c2f.runs.fingerprints import fingerprints, refuse_changes, weights_of
 from lite_c2f.runs.manifest import (
-    STAGES,
     check_own,
     check_processes,
     check_run,
     check_stages,
-    is_published,
     open_run,
     read_manifest,
     recorded,
@@ -64,9 +62,11 @@ from lite_c2f.runs.models import (
     turn_end_note,
 )
 from lite_c2f.runs.places import check_places, record_base, unmoved
-from lite_c2f.runtime import disk_errors, distributed, log
+from lite_c2f.runs.published import STAGES, is_finished, is_published
+from lite_c2f.runtime import disk_errors, distributed
 from lite_c2f.runtime.batch_size import is_out_of_memory
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
+from lite_c2f.runtime.record import recording
 from lite_c2f.storage.files import read_json, write_json
 from lite_c2f.storage.lock import locked
 from lite_c2f.storage.metrics import check_tracker, start_tracker
@@ -95,17 +95,18 @@ def train(
     """
     config = absolute(load_config(config) if isinstance(config, str | Path) else config)
     distributed.join()
-    run, sink = Path(run or config.run.dir), sink if sink is not None and distributed.is_first() else SilentSink()
+    first = distributed.is_first()
+    run, sink = Path(run or config.run.dir), sink if sink is not None and first else SilentSink()
     if resume and not (run / "config.yaml").is_file():
         raise RunError.because(f"nothing to resume in '{run}'", "a run directory", "leave out --resume to start one")
-    with disk_errors.as_user_errors(run), locked(run) if distributed.is_first() else contextlib.nullcontext():
+    with disk_errors.as_user_errors(run), locked(run) if first else contextlib.nullcontext():
         with distributed.first_goes_first():
             work = prepare(config, run, stages, sink, force=force)
         with (
-            log.written_to_log(run) if distributed.is_first() else contextlib.nullcontext(),
+            recording(run, sink, is_finished) if first else contextlib.nullcontext(sink) as sink,
             disk_errors.as_user_errors(run),
         ):
-            return work_off(work, run, stages, log.LoggedSink(sink), force=force)
+            return work_off(work, run, stages, sink, force=force)
 
 
 class PreparedRun(NamedTuple):
@@ -295,8 +296,7 @@ def sweep(
     wanted = list(ratios or config.fine.ratios)
     corpus = load_corpus(config)
     config = resolve(config, plan_here(config, models.base))
-    with disk_errors.as_user_errors(run), locked(run), log.written_to_log(run):
-        sink = log.LoggedSink(sink)
+    with disk_errors.as_user_errors(run), locked(run), recording(run, sink, is_finished) as sink:
         report_split(sink, run)
         return try_ratios(config, models, corpus, run, wanted, group_budget, sink)
 
@@ -314,8 +314,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, sink: ProgressSi
     check_context(config, models)
     corpus = load_corpus(config)
     plan = plan_here(config, models.base)
-    with disk_errors.as_user_errors(run), locked(run), log.written_to_log(run):
-        sink = log.LoggedSink(sink or SilentSink())
+    with disk_errors.as_user_errors(run), locked(run), recording(run, sink or SilentSink(), is_finished) as sink:
         report_split(sink, run)
         compare(resolve(config, plan), models, corpus, run, sink, asked=config)
         if config.evaluation.prompts > len(corpus.held_out_prompts):

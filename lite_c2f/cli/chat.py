@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from lite_c2f.cli import exit_codes
-from lite_c2f.cli.root import Run, app
+from lite_c2f.cli.root import LOOK, Run, app
 from lite_c2f.cli.train import demo
+from lite_c2f.runs.published import check_actors_published
 
 
-@app.command(epilog="Example: lite-c2f chat runs/toy")
+@app.command(rich_help_panel=LOOK, epilog="Example: lite-c2f chat runs/toy")
 def chat(run: Run) -> None:
     """Talk to Coarse, Fine and baseline in the terminal."""
     exit_codes.quiet()
@@ -20,7 +21,7 @@ def chat(run: Run) -> None:
     run_terminal(run)
 
 
-@app.command("app", epilog="Example: lite-c2f app runs/toy --port 7860")
+@app.command("app", rich_help_panel=LOOK, epilog="Example: lite-c2f app runs/toy --port 7860")
 def web(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run directory (default: runs/toy).")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --auth.")] = "127.0.0.1",
@@ -41,12 +42,13 @@ def web(
     ] = None,
 ) -> None:
     """Coarse, Fine and baseline side by side in the browser (the same as `python app.py RUN`)."""
-    exit_codes.quiet()
-    from lite_c2f.ui.serve import DEFAULT_RUN, check_address, has_toy_run, parse_auth
+    from lite_c2f.ui.address import DEFAULT_RUN, check_address, find_run, has_toy_run, parse_auth
 
-    check_address(host, port, parse_auth(auth), root_path)  # before minutes are spent on a run
+    check_address(host, port, parse_auth(auth), root_path)  # before libraries are imported
     if run is None and not has_toy_run():
         _offer_toy_run(DEFAULT_RUN)
+    check_actors_published(find_run(run))
+    exit_codes.quiet()
     from lite_c2f.ui.app import serve
 
     serve(run, host, port, auth, root_path, merged=merged, training=training)

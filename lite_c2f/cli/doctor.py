@@ -10,6 +10,16 @@ from typing import Any
 
 from lite_c2f.errors import C2FError, RunError
 
+STATES = {
+    "running": "running",
+    "stopping": "running; it was asked to stop, and finishes its step",
+    "finished": "finished: everything is published",
+    "failed": "failed",
+    "killed": "stopped without a word: killed, or the machine went down",
+    "interrupted": "stopped by a signal; what was done is saved",
+    "unfinished": "stopped; the stages that were asked for are done",
+    "unknown": "stopped; how is not written down",
+}
 NEEDED_GIB = 5.0  # for adapters, checkpoints and libraries' caches; models need what `plan` says
 
 
@@ -119,10 +129,11 @@ def examine_run(run: Path) -> dict[str, Any]:
     Raises RunError where there is none.
     """
     from lite_c2f.config.loading import load_config
-    from lite_c2f.runs.manifest import STAGES, check_run, is_published, read_manifest
+    from lite_c2f.runs.manifest import check_run, read_manifest
     from lite_c2f.runs.places import refuse_gone
+    from lite_c2f.runs.published import STAGES, is_published
+    from lite_c2f.runs.state import progress_of
     from lite_c2f.runtime.log import last_line
-    from lite_c2f.storage.lock import owner
 
     if not (run / "run.json").is_file():
         got = f"'{run}' is no run directory and no model folder"
@@ -140,16 +151,25 @@ def examine_run(run: Path) -> dict[str, Any]:
         refuse_gone(run, config, manifest["models"])
     except C2FError as error:
         told.append(str(error))
-    worker, line = owner(run), last_line(run)
+    progress, line = progress_of(run), last_line(run)
+    worker = progress.worker
     found["in use"] = worker or "no"
+    found["state"] = STATES[progress.state] + (f": {progress.message}" if progress.message else "")
+    if progress.current is not None and progress.current.part is not None:
+        found["state"] += f", {doing(progress.current)}"
     found["log ends"] = line or "no log"
     unfinished = found["comparison"] == "not made"
-    if worker is None and line and not line.endswith((": ended", ": interrupted")) and " ERROR " not in line:
-        found["state"] = "stopped without a word: killed, or the machine went down"
     if worker is None and unfinished and not told:
-        found["go on with"] = f"lite-c2f train {run / 'config.yaml'}"
+        found["continue with"] = f"lite-c2f train {run / 'config.yaml'}"
     found["problems"] = told
     return found
+
+
+def doing(progress: Any) -> str:
+    """What a process is at, in words: the part, its step, and the time left where that is known."""
+    steps = "" if progress.step is None else f" {progress.step} of {progress.of or '?'} {progress.unit}"
+    left = "" if progress.seconds_left is None else f", about {progress.seconds_left / 60:.0f} minutes left in it"
+    return f"{progress.part}{steps}{left}"
 
 
 def stage_of(run: Path, stage: str, published: bool) -> tuple[str, list[str]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lite_c2f.cli import exit_codes
-from lite_c2f.cli.root import Overrides, Run, app
+from lite_c2f.cli.root import LOOK, Overrides, Run, app
 from lite_c2f.errors import ConfigError
 
 
@@ -19,7 +19,11 @@ class JudgeMode(StrEnum):
     single = "single"
 
 
-@app.command("eval", epilog="Example: lite-c2f eval runs/toy --tasks gsm8k,arc_challenge --limit 200")
+@app.command(
+    "eval",
+    rich_help_panel=LOOK,
+    epilog="Example: lite-c2f eval runs/toy --tasks gsm8k,arc_challenge --limit 200",
+)
 def evaluate(
     run: Run,
     overrides: Overrides = None,
@@ -60,7 +64,8 @@ def evaluate(
 
 
 @app.command(
-    epilog="Example: lite-c2f judge runs/a --questions question.jsonl --url http://127.0.0.1:8000/v1 --judge M"
+    rich_help_panel=LOOK,
+    epilog="Example: lite-c2f judge runs/a --questions question.jsonl --url http://127.0.0.1:8000/v1 --judge M",
 )
 def judge(
     run: Run,
@@ -107,7 +112,7 @@ def judge(
     typer.echo(json.dumps(found)) if as_json else print_judgment(found, run)
 
 
-@app.command(epilog="Example: lite-c2f probe runs/toy --words bad-words.txt")
+@app.command(rich_help_panel=LOOK, epilog="Example: lite-c2f probe runs/toy --words bad-words.txt")
 def probe(
     run: Run,
     words: Annotated[Path, typer.Option(help="A text file with an unwanted word or phrase a line.")],
@@ -128,7 +133,7 @@ def probe(
     typer.echo(json.dumps(found)) if as_json else print_probe(found, run)
 
 
-@app.command(epilog="Example: lite-c2f report runs/toy")
+@app.command(rich_help_panel=LOOK, epilog="Example: lite-c2f report runs/toy")
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN]...", help="A run directory, or several to compare.")],
     out: Annotated[Path | None, typer.Option(help="The page to write about several runs.")] = None,

@@ -61,14 +61,14 @@ def codes(given: Sequence[str], commands: Collection[str]) -> Iterator[None]:
 def going_on(close: Callable[[], None], command: str, begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Inside the block an interruption is followed by what to do to go on.
 
-    close: called at the end in any case; command: to go on with; begun: is there anything to go on with?
+    close: called at the end in any case; command: to continue with; begun: is there anything to continue?
     """
     try:
         yield
     except KeyboardInterrupt:
         close()
         if process() == 0:
-            saved = f"what was done is saved. Go on with: {command}" if begun() else "nothing was begun"
+            saved = f"what was done is saved. Continue with: {command}" if begun() else "nothing was begun"
             typer.echo(f"interrupted; {saved}", err=True)
         raise
     finally:

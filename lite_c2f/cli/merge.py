@@ -1,6 +1,7 @@
 """Subcommands around the Knowledge Residue Merger: merge, sweep."""
 
 import json
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,8 @@ from typing import Annotated
 import typer
 
 from lite_c2f.cli import exit_codes
-from lite_c2f.cli.root import Run, app
+from lite_c2f.cli.root import TRAIN, Run, app
+from lite_c2f.errors import ConfigError
 
 
 class Sparsify(StrEnum):
@@ -36,7 +38,8 @@ class Dtype(StrEnum):
 
 
 @app.command(
-    epilog="Example: lite-c2f merge --adapter runs/a/coarse/adapter --base B --instruct I --out fine --ratio 0.75"
+    rich_help_panel=TRAIN,
+    epilog="Example: lite-c2f merge --adapter runs/a/coarse/adapter --base B --instruct I --out fine --ratio 0.75",
 )
 def merge(
     adapter: Annotated[Path, typer.Option(help="LoRA adapter folder (the residue).")],
@@ -89,7 +92,7 @@ def merge(
         )
     except KeyboardInterrupt:
         sink.close()
-        typer.echo("interrupted; finished shards are kept. Go on with the same command and --resume.", err=True)
+        typer.echo("interrupted; finished shards are kept. Continue with: the same command and --resume", err=True)
         raise
     finally:
         sink.close()
@@ -100,10 +103,32 @@ def merge(
         print_merge(report, out)
 
 
-@app.command(epilog="Example: lite-c2f sweep runs/toy --ratios 0.25,0.5,0.75,1.0,1.25")
+def parse_ratios(text: str) -> list[float]:
+    """Ratios from text with commas between. Raises ConfigError for anything but finite numbers above 0.
+
+    >>> parse_ratios("0.5,1")
+    [0.5, 1.0]
+    """
+    try:
+        ratios = [float(part) for part in text.split(",")]
+    except ValueError:
+        ratios = []
+    if not ratios or not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
+        raise ConfigError.because(f"--ratios '{text}'", "numbers above 0 with commas between", "write e.g. 0.5,0.75,1")
+    return ratios
+
+
+def _checked_ratios(text: str) -> str:
+    parse_ratios(text)  # before libraries are imported
+    return text
+
+
+@app.command(rich_help_panel=TRAIN, epilog="Example: lite-c2f sweep runs/toy --ratios 0.25,0.5,0.75,1.0,1.25")
 def sweep(
     run: Run,
-    ratios: Annotated[str, typer.Option(help="Ratios, with commas between.")] = "0.25,0.5,0.75,1.0",
+    ratios: Annotated[
+        str, typer.Option(help="Ratios, with commas between.", callback=_checked_ratios, is_eager=True)
+    ] = "0.25,0.5,0.75,1.0",
     per_layer_groups: Annotated[
         bool, typer.Option("--per-layer-groups", help="Then search a ratio for each group of layers.")
     ] = False,
@@ -112,8 +137,6 @@ def sweep(
 ) -> None:
     """Score ratios of the residue without merging; writes RUN/fine/sweep.json and its curve sweep.svg."""
     exit_codes.quiet()
-    from lite_c2f.fine.sweep import parse_ratios
-
     wanted = parse_ratios(ratios)
     from lite_c2f.cli.terminal import TerminalSink, ratio_table
     from lite_c2f.pipeline import sweep as run_sweep

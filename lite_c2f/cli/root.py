@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
+from lite_c2f.runs.published import check_actors_published
+
 app = typer.Typer(
     name="lite-c2f",
     help="Mistral-C2F on one GPU: reward model, PPO with Continuous Maximization, Knowledge Residue Merger.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 
 SETTING = re.compile(r"[a-z_]+(\.\w+)*=")
@@ -45,7 +47,14 @@ def is_file(name: str) -> bool:
         return False
 
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+def finished_run(run: Path) -> Path:
+    """The run directory, refused before any library is imported where it has no actors to ask."""
+    check_actors_published(run)
+    return run
+
+
+TRAIN, LOOK, TOOLS = "Train", "Look", "Tools"  # groups of commands in --help
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", callback=finished_run)]
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG, callback=_without_zero)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
 

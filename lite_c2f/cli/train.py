@@ -1,4 +1,4 @@
-"""Subcommands that train, and what is asked before: demo, train, plan, schema, doctor."""
+"""Subcommands that train, and what is asked before: demo, train, plan."""
 
 import json
 from enum import StrEnum
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lite_c2f.cli import exit_codes
-from lite_c2f.cli.root import Config, Overrides, app, config_and_overrides
+from lite_c2f.cli.root import TRAIN, Config, Overrides, app, config_and_overrides
 from lite_c2f.toy import CONFIG as TOY_CONFIG
 
 
@@ -20,7 +20,7 @@ class Stage(StrEnum):
     fine = "fine"
 
 
-@app.command(epilog="Example: lite-c2f demo --out runs/toy --seed 1")
+@app.command(rich_help_panel=TRAIN, epilog="Example: lite-c2f demo --out runs/toy --seed 1")
 def demo(
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/toy"),
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -29,7 +29,10 @@ def demo(
     _train(TOY_CONFIG, [f"run.seed={seed}"], out, list(Stage), resume=False)
 
 
-@app.command(epilog="Example: lite-c2f train configs/mistral-7b-24gb.yaml coarse.updates=300 --run-dir runs/m7b")
+@app.command(
+    rich_help_panel=TRAIN,
+    epilog="Example: lite-c2f train configs/mistral-7b-24gb.yaml coarse.updates=300 --run-dir runs/m7b",
+)
 def train(
     config: Config,
     overrides: Overrides = None,
@@ -55,7 +58,7 @@ def train(
         _train(file, settings, run_dir, stages, resume=resume, force=force)
 
 
-@app.command(epilog="Example: lite-c2f plan configs/mistral-7b-24gb.yaml --vram 24")
+@app.command(rich_help_panel=TRAIN, epilog="Example: lite-c2f plan configs/mistral-7b-24gb.yaml --vram 24")
 def plan(
     config: Config,
     overrides: Overrides = None,
@@ -78,39 +81,6 @@ def plan(
     found = _plan(settings) if vram is None else memory.make_plan(settings, vram)
     check_lineage(*names)
     typer.echo(json.dumps(memory.as_json(found), indent=2) if as_json else memory.explain(found))
-
-
-@app.command(epilog="Example: lite-c2f doctor runs/toy")
-def doctor(
-    places: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[RUN | MODEL...]", help="Look at this run instead, or try these tokenizers too."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Versions, GPU, whether 4-bit works, disk: a block to paste into a report. Or how a run is doing."""
-    exit_codes.quiet()
-    from lite_c2f.cli.doctor import examine, examine_run
-
-    is_run = places is not None and len(places) == 1 and not (places[0] / "config.json").is_file()
-    found = examine_run(places[0]) if places and is_run else examine(places or ())
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-    else:
-        told = found.pop("problems")
-        typer.echo("\n".join(f"{name:<18} {value}" for name, value in found.items()))
-        typer.echo("\n".join(f"{'problem':<18} {problem}" for problem in told) or f"{'problems':<18} none")
-        found["problems"] = told
-    if found["problems"]:
-        raise typer.Exit(2)
-
-
-@app.command(epilog="Example: lite-c2f schema > schema.json")
-def schema() -> None:
-    """Every configuration key with its meaning, as a JSON schema."""
-    from lite_c2f.config.loading import schema as config_schema
-
-    typer.echo(json.dumps(config_schema(), indent=2))
 
 
 def _train(
@@ -164,6 +134,5 @@ def _dry_run(config: Path | None, overrides: list[str], run_dir: Path | None, st
     check_sources(settings)
     check_kinds(settings)
     check_lineage(settings.model.base, settings.model.instruct)
-    typer.echo(settings.to_yaml())
-    typer.echo(f"stages: {', '.join(stage.value for stage in stages)}, then the comparison")
     typer.echo(explain(_plan(settings)))
+    typer.echo(f"\nstages: {', '.join(stage.value for stage in stages)}, then the comparison\n\n{settings.to_yaml()}")

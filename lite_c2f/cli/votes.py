@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lite_c2f.cli.root import Run, app
+from lite_c2f.cli.root import LOOK, app
 from lite_c2f.errors import RunError
+from lite_c2f.runs.published import check_run_folder
 
 if TYPE_CHECKING:
     from lite_c2f.ui.store.votes import Tally, Vote
 
 
-@app.command(epilog="Example: lite-c2f votes runs/toy --export preferences.jsonl")
+@app.command(rich_help_panel=LOOK, epilog="Example: lite-c2f votes runs/toy --export preferences.jsonl")
 def votes(
-    run: Run,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     export: Annotated[Path | None, typer.Option(help="A new .jsonl file of preference pairs to train on.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -25,8 +26,7 @@ def votes(
     from lite_c2f.ui.store.votes import export as export_pairs
 
     file = votes_of(run)
-    if not (run / "run.json").is_file():
-        raise RunError.because(f"'{run}' is no run directory", "one made by lite-c2f", "make one with `lite-c2f demo`")
+    check_run_folder(run)
     given = read(file)
     if not given:
         raise RunError.because(f"no votes in '{file}'", "at least one", f"vote in `lite-c2f app {run}`")

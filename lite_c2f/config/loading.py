@@ -5,12 +5,13 @@ Unknown keys are refused with the nearest right one; settings that an earlier ve
 
 import copy
 import difflib
+import json
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from lite_c2f.config.settings import Columns, Config, Section, Source
 from lite_c2f.config.yaml_files import apply_override, read_mapping
@@ -69,6 +70,42 @@ def completed(before: Any, now: Any) -> Any:
         return before
     defaults = Config().model_dump(mode="json")
     return {key: filled(value, now.get(key), defaults.get(key)) for key, value in before.items()}
+
+
+class Documented(NamedTuple):
+    """A key of the configuration file, with its default and its meaning as texts."""
+
+    key: str
+    default: str
+    meaning: str
+
+
+def documented(key: str = "") -> list[Documented]:
+    """All keys of the configuration, or those of a section (`coarse.length`), or one; with defaults and meanings.
+
+    Raises ConfigError for a key that there is not, naming the nearest.
+    """
+    every = list(_documented(Config, ""))
+    chosen = [row for row in every if not key or row.key == key or row.key.startswith(f"{key}.")]
+    if not chosen:
+        raise ConfigError.because(f"key '{key}'", _nearest(key, [row.key for row in every]), "correct or leave it out")
+    return chosen
+
+
+def _documented(section: Any, prefix: str) -> Iterator[Documented]:
+    for name, field in section.model_fields.items():
+        inner = _section_of(field.annotation)
+        if inner is not None and field.annotation is inner:  # not a list of sections, or none
+            yield from _documented(inner, f"{prefix}{name}.")
+            continue
+        value = field.get_default(call_default_factory=True)
+        default = "required" if field.is_required() else json.dumps(_plain(value), ensure_ascii=False)
+        yield Documented(prefix + name, default, field.description or "")
+
+
+def _plain(value: Any) -> Any:
+    """A default as JSON has it."""
+    return json.loads(TypeAdapter(Any).dump_json(value))
 
 
 def schema() -> dict[str, Any]:

@@ -14,9 +14,11 @@ from lite_c2f.evaluation.probe import by_layer, probe_chart, rates, read_words
 from lite_c2f.memory import resolve
 from lite_c2f.runs.corpus import load_corpus
 from lite_c2f.runs.manifest import open_run
-from lite_c2f.runtime import disk_errors, log
+from lite_c2f.runs.published import is_finished
+from lite_c2f.runtime import disk_errors
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
+from lite_c2f.runtime.record import recording
 from lite_c2f.runtime.svg import document
 from lite_c2f.sampling import Sampling
 from lite_c2f.storage.files import read_json, write_json, write_text
@@ -38,7 +40,7 @@ def probe(
     RUN/fine/merge.json. Returns what it writes to RUN/evaluation/probe.json ("layer_ratios": whether weights had
     ratios of their own; "ratio" is that of the others); the curve is in RUN/evaluation/probe.svg.
     """
-    run, sink = Path(run), log.LoggedSink(sink or SilentSink())
+    run, sink = Path(run), sink or SilentSink()
     unwanted = read_words(Path(words))
     config, models = open_run(run)
     config = resolve(config, plan_here(config, models.base))
@@ -51,7 +53,7 @@ def probe(
     settings = config.evaluation
     sampling = Sampling(settings.max_tokens, settings.temperature, seed=config.run.seed)
     batch = BatchSize("evaluation.batch", resolved(settings.batch), sink.on_message)
-    with disk_errors.as_user_errors(run), locked(run), log.written_to_log(run):
+    with disk_errors.as_user_errors(run), locked(run), recording(run, sink, is_finished) as sink:
         sink.on_stage("probe", 2, "actors")
         actor = InstructModel(config, models.instruct, run / "coarse" / "adapter")
         result: dict[str, Any] = {

@@ -12,7 +12,6 @@ from lite_c2f.actors.answers import paired_difference, standard_error, summarize
 from lite_c2f.actors.models import InstructModel, Ratio, RewardModel, load_coarse
 from lite_c2f.config.settings import Config, resolved
 from lite_c2f.data.records import Prompt
-from lite_c2f.errors import ConfigError
 from lite_c2f.runs.corpus import Corpus, ratio_prompts
 from lite_c2f.runs.fingerprints import fingerprints
 from lite_c2f.runs.models import ModelPair
@@ -152,16 +151,3 @@ def choose(trials: Mapping[float, RatioTrial], min_eos: float) -> Choice:
     return Choice(close[0] if close else best, bool(eligible), behind)
 
 
-def parse_ratios(text: str) -> list[float]:
-    """Ratios from text with commas between. Raises ConfigError for anything but finite numbers above 0.
-
-    >>> parse_ratios("0.5,1")
-    [0.5, 1.0]
-    """
-    try:
-        ratios = [float(part) for part in text.split(",")]
-    except ValueError:
-        ratios = []
-    if not ratios or not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
-        raise ConfigError.because(f"--ratios '{text}'", "numbers above 0 with commas between", "write e.g. 0.5,0.75,1")
-    return ratios

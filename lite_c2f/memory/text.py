@@ -1,5 +1,7 @@
 """The plan as text and as JSON."""
 
+import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from lite_c2f.memory.plan import Plan, usable
@@ -35,35 +37,52 @@ def as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
+WIDTH = 80  # columns of the text
+
+
 def explain(plan: Plan) -> str:
-    """The plan as a few readable lines."""
-    limit = plan.growth[-1][0]
+    """The plan as a few readable lines of at most 80 columns, the verdict first."""
+    paragraphs = [_verdict(plan)]
+    paragraphs += [refusal.line for refusal in plan.refusals]
+    paragraphs += [f"note: {warning}" for warning in plan.warnings]
     place = "card" if plan.compute.on_gpu else "CPU"
-    lines = [
-        f"memory of each stage on the {place}, in GiB, in {plan.compute.dtype}, at a response limit of {limit} tokens; "
-        f"from {plan.source}"
-    ]
+    stages = [f"GiB on the {place}, in {plan.compute.dtype}, at a response limit of {plan.growth[-1][0]} tokens:"]
     for need in plan.needs:
-        inner = ", ".join(f"{part} {size / GIBIBYTE:.2f}" for part, size in need.parts.items() if size)
-        lines.append(
-            f"  {need.stage.replace('_', ' '):<16}{_gib(need.total):>7.2f}  {need.setting}={need.batch}  ({inner})"
-        )
-    lines.append("as the response limit grows")
+        stages.append(f"  {need.stage.replace('_', ' '):<16}{_gib(need.total):>7.2f}  {need.setting}={need.batch}")
+        stages += _wrapped(_parts(need.parts), "    ")
+    growth = ["GiB as the response limit grows:"]
     for limit, sampling, update in plan.growth:
-        lines.append(f"  {limit:>6} tokens  sampling {_gib(sampling.total):>6.2f}  update {_gib(update.total):>6.2f}")
-    inner = ", ".join(f"{part} {size / GIBIBYTE:.2f}" for part, size in plan.disk.items() if size)
-    lines.append(f"disk  {sum(plan.disk.values()) / GIBIBYTE:.2f} GiB  ({inner})")
-    lines += [f"note  {warning}" for warning in plan.warnings]
+        growth.append(f"  {limit:>6} tokens  sampling {_gib(sampling.total):>6.2f}  update {_gib(update.total):>6.2f}")
+    disk = [f"disk: {sum(plan.disk.values()) / GIBIBYTE:.2f} GiB", *_wrapped(_parts(plan.disk), "    ")]
+    lines = [line for paragraph in paragraphs for line in _wrapped(paragraph, "", "  ")]
+    return "\n".join([*lines, *_wrapped(f"model: {plan.source}", "", "  "), "", *stages, "", *growth, "", *disk])
+
+
+def _verdict(plan: Plan) -> str:
     if plan.vram_gib is None:
-        lines.append("no card named: --vram GIB says what fits")
-        return "\n".join(lines)
-    verdict = "fits" if plan.fits else "does not fit"
+        return "no card named: --vram GIB says what fits"
     guess = ", if the model has that shape" if plan.assumed else ""
-    lines.append(f"a card of {plan.vram_gib:g} GiB ({_gib(usable(plan.vram_gib)):.2f} usable): {verdict}{guess}")
+    verdict = "fits" if plan.fits else "does not fit"
+    text = f"a card of {plan.vram_gib:g} GiB ({_gib(usable(plan.vram_gib)):.2f} usable): {verdict}{guess}"
     if plan.largest_limit:
-        lines.append(f"with these batches the coarse stage fits up to a limit of {plan.largest_limit} tokens")
-    lines += [f"  {refusal.line}" for refusal in plan.refusals]
-    return "\n".join(lines)
+        text += f"; with these batches up to a response limit of {plan.largest_limit} tokens"
+    return text
+
+
+def _parts(sizes: Mapping[str, float]) -> str:
+    return ", ".join(f"{part} {size / GIBIBYTE:.2f}" for part, size in sizes.items() if size)
+
+
+def _wrapped(text: str, first: str, then: str | None = None) -> list[str]:
+    """Lines of at most `WIDTH` columns; a path or a setting is never broken."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=first if then is None else then,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _key(part: str) -> str:

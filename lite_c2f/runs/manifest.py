@@ -16,13 +16,12 @@ from lite_c2f.config.settings_diff import PLACES, differences, without_places
 from lite_c2f.errors import ConfigError, EmptyConfigError, RunError
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.runs.places import refuse_gone
+from lite_c2f.runs.published import FINISHED, STAGES, check_actors_published, is_published
 from lite_c2f.runtime import distributed
 from lite_c2f.storage import lock
 from lite_c2f.storage.files import read_json, write_json, write_text
 
-STAGES = ("reward", "coarse", "fine")
 LOADED = {"quantization", "compute_dtype"}  # settings of `model` that say how it is loaded, not which it is
-FINISHED = {"reward": "reward/metrics.json", "coarse": "coarse/metrics.json", "fine": "fine/model/config.json"}
 READS = {  # sections of the configuration a stage's result depends on, beside those of the stages before it
     "reward": ("model", "data", "lora", "reward"),
     "coarse": ("coarse",),
@@ -34,11 +33,6 @@ NUMBERS = {  # that later stages and the summary read
     "reward": ("accuracy", "mean", "std"),
     "coarse": ("limit_first", "limit_last", "reward_first", "reward_last"),
 }
-
-
-def is_published(run: Path, stage: str) -> bool:
-    """Has this stage left its result?"""
-    return (run / FINISHED[stage]).is_file()
 
 
 def check_stages(run: Path, stages: Sequence[str]) -> None:
@@ -247,11 +241,7 @@ def write_summary(run: Path) -> dict[str, Any]:
 def open_run(run: str | Path) -> tuple[Config, ModelPair]:
     """Configuration and models of a run with a Coarse and a Fine Actor. Raises RunError when it has none."""
     run = Path(run)
-    if not (run / "run.json").is_file():
-        raise RunError.because(f"'{run}' is no run directory", "one made by lite-c2f", "make one with `lite-c2f demo`")
-    for stage in ("coarse", "fine"):
-        if not is_published(run, stage):
-            raise RunError.because(f"'{run}' has no {stage} stage", "a finished run", "finish it with lite-c2f train")
+    check_actors_published(run)
     models = ModelPair(**read_manifest(run)["models"])
     config = load_config(run / "config.yaml")
     refuse_gone(run, config, models._asdict())

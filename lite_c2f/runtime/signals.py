@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 HANGUP = getattr(signal, "SIGHUP", None)  # the terminal is gone; Windows has none
+listeners: list[Callable[[], None]] = []  # called when a signal first asks for an end
 ENDINGS = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]
 
 
@@ -38,6 +39,9 @@ class Interruption:
         self._seen.add(number)
         if number == HANGUP:
             fall_silent()
+        if first:
+            for listener in listeners:
+                listener()
         if self._tell and first:
             self._tell(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
 

@@ -9,6 +9,7 @@ from lite_c2f.evaluation.compare import made_of
 from lite_c2f.runs.manifest import inputs_of
 from lite_c2f.runs.models import TOY
 from lite_c2f.toy import CONFIG as TOY_CONFIG
+from lite_c2f.ui.address import check_address, find_run, is_loopback, parse_auth
 from lite_c2f.ui.answering import Served
 from lite_c2f.ui.api import add_api
 from lite_c2f.ui.blind import blind_view
@@ -17,7 +18,7 @@ from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSessions
 from lite_c2f.ui.ratio_grid import strip_view
 from lite_c2f.ui.run_view import RUN_CSS, run_view
-from lite_c2f.ui.serve import check_address, find_run, is_loopback, launch, parse_auth
+from lite_c2f.ui.serve import launch
 
 HERE = Path(__file__).parent
 CONFIGS = Path("configs")  # of the folder the app is started in

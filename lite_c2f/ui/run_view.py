@@ -151,7 +151,7 @@ def _now(runs: Path, name: str | None, sent: Mapping[str, Any]) -> dict[str, Any
     resumable = state.state in TO_RESUME and (runs / name / "config.yaml").is_file()
     if resumable:
         told = shlex.join(launch.resume_command(runs / name))
-        now["header"] += f'<p class="run-state"><span>Go on with</span> <code>{html.escape(told)}</code></p>'
+        now["header"] += f'<p class="run-state"><span>Continue with:</span> <code>{html.escape(told)}</code></p>'
     return now | {"able": (state.state in ("starting", "running"), resumable)}
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lite_c2f.config.settings import Length
+
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "toy.yaml")
 SEVEN_B = ROOT / "configs" / "mistral-7b-24gb.yaml"
@@ -42,9 +44,54 @@ def test_python_m_is_the_same():
     assert done.stdout.strip() == __import__("lite_c2f").__version__
 
 
-def test_schema_is_json(call):
-    code, out, _ = call("schema")
+def test_schema_is_a_table_or_json(call, monkeypatch):
+    """Every key of a section once; a key that there is not is refused; 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = call("schema", "--json")
     assert code == 0 and json.loads(out)["properties"]["coarse"]
+    code, out, _ = call("schema", "coarse.length")
+    lines = out.splitlines()
+    assert code == 0 and max(map(len, lines)) <= 80 and lines[0].split() == ["key", "default", "meaning"]
+    keys = [line.split()[0] for line in lines[1:] if line.startswith("coarse.")]
+    assert keys == [f"coarse.length.{name}" for name in Length.model_fields]
+    assert "0.2" in next(line for line in lines if line.startswith("coarse.length.tau"))
+    code, out, _ = call("schema")
+    assert code == 0 and "run.seed" in out and "model.base" in out
+    code, _, err = call("schema", "coarse.lenght")
+    assert code == 2 and "'coarse.length' (did you mean that?)" in err
+
+
+def test_help_has_groups_and_whole_sentences(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = call("--help")
+    places = [out.index(f" {group} ") for group in ("Train", "Look", "Tools")]
+    assert places == sorted(places) and "…" not in out and "..." not in out.replace("ARGS]...", "")
+
+
+HEAVY = "('torch', 'transformers', 'gradio', 'datasets')"
+
+
+@pytest.mark.parametrize("command", ["app", "chat", "doctor", "eval", "report", "sweep", "votes"])
+def test_a_wrong_path_is_refused_before_any_library_is_imported(tmp_path, command):
+    code = f"""
+import sys
+from lite_c2f.cli import main
+try:
+    main([{command!r}, {str(tmp_path / "gone")!r}])
+except SystemExit as stop:
+    print(stop.code, [name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 []\n" and "gone" in done.stderr
+
+
+def test_plans_are_80_columns_wide_and_begin_with_the_verdict(call):
+    for size, verdict in (
+        ("24", "a card of 24 GiB (22.04 usable): fits"),
+        ("8", "a card of 8 GiB (6.68 usable): does not"),
+    ):
+        code, out, _ = call("plan", ROOT / "configs" / "mistral-7b-24gb.yaml", "--vram", size)
+        assert code == 0 and max(map(len, out.splitlines())) <= 80 and out.startswith(verdict)
 
 
 def test_plan_and_dry_run_need_no_weights(call, tmp_path):

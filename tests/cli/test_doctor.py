@@ -86,6 +86,7 @@ def test_a_run_is_described(tmp_path):
     (tmp_path / "reward" / "metrics.json").write_text("{}")
     line = "2026-11-21 18:00:00,000 ERROR lite_c2f.run: it failed"
     (tmp_path / "log.txt").write_text(f"{line}\nTraceback\n  File\nError: bad\n")
+    write_progress(tmp_path, state="failed", message="it failed")
     rewards = {1: 0.2, 2: 0.9, 3: 0.7, 4: 0.5}  # the policy after update 2 earned 0.7, the one after update 1 0.9
     lines = [{"stage": "coarse", "step": step, "reward": reward, "limit": 16} for step, reward in rewards.items()]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -96,22 +97,31 @@ def test_a_run_is_described(tmp_path):
     (tmp_path / "coarse" / "checkpoints" / "step-000006" / "state.json").write_text("{}")
     with locked(tmp_path):
         found = doctor.examine_run(tmp_path)
-        assert found["in use"].startswith("process ")
+        assert found["in use"].startswith("process ") and found["state"] == "running"
     assert (found["reward"], found["fine"], found["comparison"]) == ("published", "not begun", "not made")
     assert found["coarse"] == "4 steps done; reward +0.50, limit 16; goes on from step-000004, best step-000002"
     assert found["log ends"] == "2026-11-21 18:00:00,000 ERROR lite_c2f.run: it failed"
     assert len(found["problems"]) == 2 and "step-000006' is damaged" in found["problems"][0]
-    assert "reward/metrics.json" in found["problems"][1] and "state" not in found
+    assert "reward/metrics.json" in found["problems"][1]
     found = doctor.examine_run(tmp_path)
-    assert found["in use"] == "no" and "go on with" not in found
+    assert found["in use"] == "no" and found["state"] == "failed: it failed" and "continue with" not in found
+
+
+def write_progress(run, **values):
+    """RUN/progress.json of a process that is not there any more."""
+    (run / "progress.json").write_text(json.dumps({"process": 0, "began": 1.0, "updated": 2.0, **values}))
 
 
 def test_a_run_that_was_killed_is_told_how_to_go_on(tmp_path):
     models = {"base": str(tmp_path), "instruct": str(tmp_path)}
     (tmp_path / "run.json").write_text(json.dumps({"models": models, "seconds": {}}))
     (tmp_path / "config.yaml").write_text("run: {seed: 0}")
-    for end, state in (("coarse 3/8", True), ("interrupted", False), ("ended", False)):
-        (tmp_path / "log.txt").write_text(f"2026-11-21 18:00:00,000 INFO lite_c2f.run: {end}\n")
+    for saved, state in (
+        ({"state": "running"}, "stopped without a word"),
+        ({"state": "stopped", "interrupted": True}, "stopped by a signal"),
+        ({"state": "stopped"}, "the stages that were asked for are done"),
+    ):
+        write_progress(tmp_path, **saved)
         found = doctor.examine_run(tmp_path)
-        assert ("stopped without a word" in found.get("state", "")) == state
-        assert found["go on with"] == f"lite-c2f train {tmp_path}/config.yaml" and found["problems"] == []
+        assert state in found["state"]
+        assert found["continue with"] == f"lite-c2f train {tmp_path}/config.yaml" and found["problems"] == []

@@ -126,8 +126,8 @@ def refused(tmp_path, pico, capsys, monkeypatch):
 
 
 def everything(folder):
-    """Contents of every file below a folder; None for folders."""
-    files = (path for path in folder.rglob("*") if path.name != "log.txt")  # a run may say what it refused
+    """Contents of every file below a folder; None for folders. A run may write down what it refused."""
+    files = (path for path in folder.rglob("*") if path.name not in ("log.txt", "progress.json"))
     return {path: path.read_bytes() if path.is_file() else None for path in files}
 
 
@@ -308,7 +308,7 @@ COMMANDS = {
     "port too high": (["app", "gone", "--port", "65536"], "--port"),
     "port in words": (["app", "gone", "--port", "http"], "--port", "integer"),
     "doctor of no run": (["doctor", "x"], "'x' is no run directory", "no model folder"),
-    "schema with a flag": (["schema", "--json"], "--json"),
+    "schema with a flag": (["schema", "--yaml"], "--yaml"),
 }
 
 

@@ -54,7 +54,7 @@ def test_a_signal_finishes_the_step_and_saves_it(rewarded, whole, stage, how):
     code, said = stopped(rewarded, how, stage, 3, "--stage", stage)
     assert code == 130
     if how != signal.SIGHUP:  # its terminal is gone
-        assert "finishing this step" in said and f"Go on with: lite-c2f train {rewarded}/config.yaml" in said
+        assert "finishing this step" in said and f"Continue with: lite-c2f train {rewarded}/config.yaml" in said
     last = {"reward": 5, "coarse": 4}[stage]  # the reward model's fourth step was over when its line was written
     assert steps(rewarded, stage)[-1] == last
     assert f" {last}, from " in finish(rewarded, "--stage", stage)

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from lite_c2f.actors.answers import unreached
+from lite_c2f.cli.merge import parse_ratios
 from lite_c2f.cli.terminal import ratio_table
 from lite_c2f.config.loading import load_config
 from lite_c2f.evaluation.page import Text
 from lite_c2f.evaluation.sections import ratios
 from lite_c2f.fine import stage
 from lite_c2f.fine.chart import reward_errors
-from lite_c2f.fine.sweep import RatioTrial, choose, parse_ratios, sweep
+from lite_c2f.fine.sweep import RatioTrial, choose, sweep
 from lite_c2f.runs.models import ModelPair
 
 

@@ -196,7 +196,7 @@ def test_answers_longer_than_any_the_reward_model_reads_are_told(settings, named
     assert warning.startswith(", ".join(named) + ": longer than") and "data.max_answer_tokens=1024)" in warning
     longest = max(int(setting.split("=")[1]) for setting in named)
     assert f"set data.max_answer_tokens={longest}" in warning
-    assert f"note  {warning}" in explain(plan) and as_json(plan)["warnings"] == [warning]
+    assert f"note: {warning}" in " ".join(explain(plan).split()) and as_json(plan)["warnings"] == [warning]
     assert make_plan(config(*settings, f"data.max_answer_tokens={longest}")).warnings == []
 
 
@@ -213,7 +213,7 @@ def test_answers_longer_than_any_the_reward_model_reads_are_told(settings, named
 def test_one_model_as_base_and_instruct_is_said(pair, same):
     plan = make_plan(load_config({}, [*pair, "model.quantization=nf4"]))
     said = [warning for warning in plan.warnings if "the same model" in warning]
-    assert len(said) == same and all(f"note  {warning}" in explain(plan) for warning in said)
+    assert len(said) == same and all(f"note: {warning}" in " ".join(explain(plan).split()) for warning in said)
 
 
 def test_auto_takes_the_largest_batch_that_fits_and_settle_writes_it_down():

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("gradio")
 
 from lite_c2f.errors import ConfigError, RunError
-from lite_c2f.ui import serve
+from lite_c2f.ui import address, serve
 
 ROOT = Path(__file__).parents[2]
 AUTH = ("user", "password")
@@ -25,23 +25,23 @@ AUTH = ("user", "password")
 def test_a_host_open_to_others_needs_a_password(host):
     for auth in (None, ("user", ""), ("", "password")):
         with pytest.raises(ConfigError, match="without a password"):
-            serve.check_address(host, 7860, auth, None)
-    assert serve.allowed_hosts(host, AUTH)
+            address.check_address(host, 7860, auth, None)
+    assert address.allowed_hosts(host, AUTH)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]"])
 def test_this_machine_alone_needs_none(host):
-    assert serve.allowed_hosts(host, None) == ["127.0.0.1", "localhost", "[::1]"]
+    assert address.allowed_hosts(host, None) == ["127.0.0.1", "localhost", "[::1]"]
 
 
 def test_a_browser_may_call_it_by_its_own_names_only():
     local = ["127.0.0.1", "localhost", "[::1]"]
-    assert serve.allowed_hosts("127.0.0.2", None) == [*local, "127.0.0.2"]
-    assert serve.allowed_hosts("127.0.0.1", None, "https://example.org/c2f") == [*local, "example.org"]
-    assert serve.allowed_hosts("127.0.0.1", None, "/c2f") == local
-    assert serve.allowed_hosts("192.168.1.5", AUTH) == [*local, "192.168.1.5", socket.gethostname()]
-    assert serve.allowed_hosts("fd00::5", AUTH)[3] == "[fd00::5]"
-    assert serve.allowed_hosts("0.0.0.0", AUTH) == serve.allowed_hosts("::", AUTH) == ["*"]
+    assert address.allowed_hosts("127.0.0.2", None) == [*local, "127.0.0.2"]
+    assert address.allowed_hosts("127.0.0.1", None, "https://example.org/c2f") == [*local, "example.org"]
+    assert address.allowed_hosts("127.0.0.1", None, "/c2f") == local
+    assert address.allowed_hosts("192.168.1.5", AUTH) == [*local, "192.168.1.5", socket.gethostname()]
+    assert address.allowed_hosts("fd00::5", AUTH)[3] == "[fd00::5]"
+    assert address.allowed_hosts("0.0.0.0", AUTH) == address.allowed_hosts("::", AUTH) == ["*"]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_browser_may_call_it_by_its_own_names_only():
     ],
 )
 def test_a_root_path_loses_its_last_slash(given, expected):
-    assert serve.checked_root(given) == expected
+    assert address.checked_root(given) == expected
 
 
 @pytest.mark.parametrize(
@@ -78,21 +78,21 @@ def test_a_root_path_loses_its_last_slash(given, expected):
 )
 def test_other_root_paths_are_refused(given):
     with pytest.raises(ConfigError, match="--root-path"):
-        serve.checked_root(given)
+        address.checked_root(given)
 
 
 def test_a_password_comes_from_the_option_or_the_environment(monkeypatch):
     monkeypatch.delenv("LITE_C2F_AUTH", raising=False)
-    assert serve.parse_auth(None) is None
-    assert serve.parse_auth(" user :a:b ") == ("user", "a:b ")  # only the first colon parts them
+    assert address.parse_auth(None) is None
+    assert address.parse_auth(" user :a:b ") == ("user", "a:b ")  # only the first colon parts them
     monkeypatch.setenv("LITE_C2F_AUTH", "other:secret")
-    assert serve.parse_auth(None) == ("other", "secret")
-    assert serve.parse_auth("user:password") == AUTH
+    assert address.parse_auth(None) == ("other", "secret")
+    assert address.parse_auth("user:password") == AUTH
     monkeypatch.setenv("LITE_C2F_AUTH", "")
-    assert serve.parse_auth(None) is None
+    assert address.parse_auth(None) is None
     for given in ("user", "user:", ":password", "", " :password"):
         with pytest.raises(ConfigError, match="user:password"):
-            serve.parse_auth(given)
+            address.parse_auth(given)
 
 
 def test_a_port_in_use_is_told_before_anything_is_loaded():
@@ -100,9 +100,9 @@ def test_a_port_in_use_is_told_before_anything_is_loaded():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match="free port"):
-            serve.check_address("127.0.0.1", taken.getsockname()[1], None, None)
+            address.check_address("127.0.0.1", taken.getsockname()[1], None, None)
     with pytest.raises(ConfigError, match="free port"):
-        serve.check_port("192.0.2.1", 7860)  # no address of this machine
+        address.check_port("192.0.2.1", 7860)  # no address of this machine
 
 
 def test_nothing_goes_through_a_proxy_at_launch(monkeypatch):
@@ -134,15 +134,15 @@ def test_the_theme_names_fonts_of_the_visitors_own_system():
 
 def test_without_a_run_it_is_the_finished_toy_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert serve.find_run("anything") == Path("anything")  # the one named is looked at later
+    assert address.find_run("anything") == Path("anything")  # the one named is looked at later
     with pytest.raises(RunError, match="make demo"):
-        serve.find_run(None)
+        address.find_run(None)
     model = tmp_path / "runs" / "toy" / "fine" / "model"
     model.mkdir(parents=True)
     with pytest.raises(RunError, match="make demo"):
-        serve.find_run(None)
+        address.find_run(None)
     (model / "config.json").write_text("{}")
-    assert serve.find_run(None) == Path("runs/toy")
+    assert address.find_run(None) == Path("runs/toy")
 
 
 def app_command(port, *more):

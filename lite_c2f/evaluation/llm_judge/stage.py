@@ -26,8 +26,10 @@ from lite_c2f.evaluation.llm_judge.verdicts import read_grade, read_verdict
 from lite_c2f.evaluation.metrics import repeated_across
 from lite_c2f.memory import resolve
 from lite_c2f.runs.manifest import check_own, open_run
-from lite_c2f.runtime import disk_errors, log
+from lite_c2f.runs.published import is_finished
+from lite_c2f.runtime import disk_errors
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
+from lite_c2f.runtime.record import recording
 from lite_c2f.storage.files import write_json
 from lite_c2f.storage.lock import locked
 
@@ -60,7 +62,7 @@ def judge(
     Writes RUN/evaluation/judge-MODE.json with every question, answer and judgment, and returns its tables. Results
     from before a stop are used again. Raises ConfigError for actors or a mode that do not exist.
     """
-    run, sink = Path(run), log.LoggedSink(sink or SilentSink())
+    run, sink = Path(run), sink or SilentSink()
     names = check_actors(actors)
     if mode not in MODES or (mode == "pairwise" and len(names) < 2):
         raise ConfigError.because(f"mode {mode} of {len(names)} actor(s)", "single, or pairwise of two", "name two")
@@ -71,7 +73,7 @@ def judge(
     config = resolve(config, plan_here(config, models.base))
     folder = run / "evaluation"
     answers_file, judged_file = folder / "judge-answers.jsonl", folder / f"judge-{mode}.jsonl"
-    with disk_errors.as_user_errors(run), locked(run), log.written_to_log(run):
+    with disk_errors.as_user_errors(run), locked(run), recording(run, sink, is_finished) as sink:
         sink.on_stage("answers", len(names), "actors")
         answers = answer_all(config, models, run, names, loaded, answers_file, lambda done: sink.on_step(done, {}))
         read: Callable[[str], Any] = read_verdict if mode == "pairwise" else read_grade

@@ -27,9 +27,11 @@ from lite_c2f.memory import resolve
 from lite_c2f.runs.fingerprints import fingerprints_of_models
 from lite_c2f.runs.manifest import LOADED, check_own, open_run
 from lite_c2f.runs.models import ModelPair
-from lite_c2f.runtime import disk_errors, log
+from lite_c2f.runs.published import is_finished
+from lite_c2f.runtime import disk_errors
 from lite_c2f.runtime.batch_size import BatchSize, free
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
+from lite_c2f.runtime.record import recording
 from lite_c2f.storage.files import write_json
 from lite_c2f.storage.lock import locked
 from lite_c2f.storage.results import ResultCache
@@ -66,7 +68,7 @@ def benchmark(
 
     >>> benchmark("runs/toy", ["gsm8k"], limit=100)["tasks"]["gsm8k"]["metrics"]["exact_match strict-match"]
     """
-    run, sink = Path(run), log.LoggedSink(sink or SilentSink())
+    run, sink = Path(run), sink or SilentSink()
     version = need_harness()
     names = check_actors(actors, ratios=True)
     check_baseline(baseline, names)
@@ -80,7 +82,12 @@ def benchmark(
     config = resolve(config, plan_here(config, models.base))
     from lite_c2f.evaluation.lm_eval.model import quiet
 
-    with disk_errors.as_user_errors(run), locked(run), log.written_to_log(run), quiet():
+    with (
+        disk_errors.as_user_errors(run),
+        locked(run),
+        recording(run, sink, is_finished) as sink,
+        quiet(),
+    ):
         sink.on_stage("tasks", 0, "tasks")
         request = load_tasks(tasks, fewshot, lambda done, total: show_loading(sink, done, total))
         check_answers_fit(request.tasks, context_of(models))

@@ -17,6 +17,7 @@ from lite_c2f.errors import RunError
 from lite_c2f.storage import lock
 from lite_c2f.storage.files import write_json
 from lite_c2f.ui.runs import follow, names
+from lite_c2f.ui.runs.stages import mapping
 from lite_c2f.ui.runs.starts import PROGRAM, file_of, read_start, trains
 
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -123,11 +124,19 @@ def stop(run: Path) -> int:
                 raise RunError.because(f"'{run}' has ended meanwhile", "a run that trains", "look again")
             _asked[number] = process.create_time()
             process.terminate()
+            _write_stopped(run, number)
         except psutil.Error as error:
             raise RunError.because(
                 f"process {number}: {type(error).__name__}", "a process of this user", "end it where it was started"
             ) from None
     return number
+
+
+def _write_stopped(run: Path, process: int) -> None:
+    """Write down beside a start that a page has asked it to end: it may not come to write that itself."""
+    saved = mapping(file_of(run, "json"))
+    if saved.get("process") == process:
+        write_json(file_of(run, "json"), saved | {"stopped": True})
 
 
 _asked: dict[int, float] = {}  # processes that were sent the signal, with the times they began

@@ -1,4 +1,4 @@
-"""How far each stage of a run is, how long it took, and how long it will take where that can be known."""
+"""Stages of a run as a page shows them: how far each is, how long it took, and how long it will take."""
 
 import json
 import time
@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lite_c2f.ui.runs import log
-from lite_c2f.ui.runs.log import LogEntry
+from lite_c2f.runs.published import FINISHED, is_published
+from lite_c2f.runtime.record import Progress
 
-ORDER = ("reward", "coarse", "fine", "comparison")
+ORDER = tuple(FINISHED)
 UNITS = {"reward": "steps", "coarse": "updates", "fine": "ratios", "comparison": "actors"}
-RECENT = 10  # updates whose mean duration tells the time left
 
 
 class StageState(NamedTuple):
@@ -26,76 +25,53 @@ class StageState(NamedTuple):
     left: float | None  # seconds at its present pace, only while it runs
 
 
-class Seen(NamedTuple):
-    """What was read of a run."""
+class RunFiles(NamedTuple):
+    """What was read of a run. progress: of the process that works in it, None where none does or it only began."""
 
     run: Path
     lines: Sequence[Mapping[str, Any]]  # of metrics.jsonl
-    changed: float | None  # when metrics.jsonl was written last, in seconds since the epoch
-    session: Sequence[LogEntry]
-    working: bool
+    progress: Progress | None
+    last: Progress | None  # of the last process, whether it still works or not
     trials: int  # ratios tried
 
 
-def stages_of(seen: Seen) -> tuple[StageState, ...]:
+def stages_of(files: RunFiles) -> tuple[StageState, ...]:
     """All stages, in order."""
-    parts = log.parts(seen.session)
-    known = mapping(seen.run / "run.json").get("seconds")
-    return tuple(_stage(seen, name, parts, known if isinstance(known, dict) else {}) for name in ORDER)
+    seconds = mapping(files.run / "run.json").get("seconds")
+    return tuple(_stage(files, name, seconds if isinstance(seconds, dict) else {}) for name in ORDER)
 
 
-def _stage(seen: Seen, name: str, parts: Sequence[log.Part], known: Mapping[str, Any]) -> StageState:
-    own = [line for line in seen.lines if line["stage"] == name]
-    took = [line["seconds"] for line in own if isinstance(line.get("seconds"), int | float)]
-    before = known.get("evaluation" if name == "comparison" else name)
+def _stage(files: RunFiles, name: str, earlier: Mapping[str, Any]) -> StageState:
+    lines = [line for line in files.lines if line["stage"] == name]
+    took = sum(line["seconds"] for line in lines if isinstance(line.get("seconds"), int | float))
+    before = earlier.get("evaluation" if name == "comparison" else name)
     before = float(before) if isinstance(before, int | float) else 0.0
-    done, unit = (own[-1]["step"] if own else None), UNITS[name]
-    current = bool(parts) and parts[-1].stage == name
-    running = seen.working and current
-    if _is_published(seen.run, name) and not (running and name == "comparison"):  # which may be made again
-        return StageState(name, "done", done, done, unit, max(before, sum(took)) or None, None)
-    mine = [part for part in parts if part.stage == name]
-    total = mine[-1].total if mine else None
-    if name == "coarse" and total is None:
-        total = _updates(seen.run)
-    if name == "fine" and mine:
-        done = seen.trials if mine[-1].name == "ratios" else None
-    if not running:
-        begun = bool(own) or current or any(seen.run.glob(f"{name}/checkpoints/step-*"))
-        state = "interrupted" if begun else "waiting"
-        return StageState(name, state, done, total, unit, max(before, sum(took)) or None, None)
-    seconds = max(before + time.time() - mine[0].when, sum(took))
-    pace = _mean(took[-RECENT:]) if name == "coarse" else _pace(seen, mine) if name == "reward" else None
-    left = None if pace is None or total is None or done is None else pace * max(0, total - done)
-    return StageState(name, "running", done, total, unit, seconds, left)
+    done, seconds = (lines[-1]["step"] if lines else None), max(before, took) or None
+    progress = files.progress if files.progress is not None and files.progress.stage == name else None
+    if is_published(files.run, name) and not (progress and name == "comparison"):  # which may be made again
+        return StageState(name, "done", done, done, UNITS[name], seconds, None)
+    if progress is not None:
+        began = time.time() if progress.stage_began is None else progress.stage_began
+        if name == "fine":  # a merge counts bytes
+            done, total = (files.trials, progress.of) if progress.part == "ratios" else (None, None)
+        else:
+            done, total = (progress.step if done is None else done), progress.of or _updates(files.run, name)
+        spent = max(before + time.time() - began, took)
+        return StageState(name, "running", done, total, UNITS[name], spent, progress.seconds_left)
+    last = files.last if files.last is not None and files.last.stage == name else None
+    begun = bool(lines) or last is not None or any(files.run.glob(f"{name}/checkpoints/step-*"))
+    total = last.of if last is not None and name != "fine" else None
+    state = "interrupted" if begun else "waiting"
+    return StageState(name, state, done, total or _updates(files.run, name), UNITS[name], seconds, None)
 
 
-def _is_published(run: Path, name: str) -> bool:
-    from lite_c2f.runs.manifest import FINISHED  # loads torch
-
-    return (run / FINISHED.get(name, "evaluation/actors.json")).is_file()
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _pace(seen: Seen, parts: Sequence[log.Part]) -> float | None:
-    """Seconds a step of the reward model, whose lines have none: from the log's time of this start's first step."""
-    counted = [part for part in parts if part.total is not None]
-    steps = [line["step"] for line in seen.lines if line["stage"] == "reward"]
-    if not counted or not steps or seen.changed is None:
-        return None
-    done, gone = steps[-1] - log.first_step(seen.session), seen.changed - counted[0].when
-    return gone / done if done > 0 and gone > 0 else None
-
-
-def _updates(run: Path) -> int | None:
+def _updates(run: Path, name: str) -> int | None:
+    """Updates that a run's settings ask for; None for another stage, or where they cannot be read."""
     from lite_c2f.config.loading import load_config
     from lite_c2f.errors import C2FError
 
     try:
-        return load_config(run / "config.yaml").coarse.updates
+        return load_config(run / "config.yaml").coarse.updates if name == "coarse" else None
     except C2FError:
         return None
 
@@ -103,7 +79,7 @@ def _updates(run: Path) -> int | None:
 def mapping(file: Path) -> dict[str, Any]:
     """An object in a JSON file; {} where there is none that can be read."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

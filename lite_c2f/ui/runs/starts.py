@@ -23,6 +23,7 @@ class Started(NamedTuple):
     command: str  # as it was shown
     alive: bool
     said: tuple[str, ...]  # its last lines
+    stopped: bool = False  # a page has asked it to end
 
 
 def file_of(run: Path, kind: str) -> Path:
@@ -36,7 +37,8 @@ def read_start(run: Path) -> Started | None:
         saved = json.loads(file_of(run, "json").read_text(encoding="utf-8"))
         process, created = int(saved["process"]), float(saved["created"])
         alive = is_alive(process, created)
-        return Started(process, created, float(saved["began"]), str(saved["command"]), alive, last_said(run))
+        began, command, stopped = float(saved["began"]), str(saved["command"]), saved.get("stopped") is True
+        return Started(process, created, began, command, alive, last_said(run), stopped)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

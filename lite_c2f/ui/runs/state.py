@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lite_c2f.runs.state import RunProgress, progress_of
 from lite_c2f.storage import lock
-from lite_c2f.ui.runs import log
 from lite_c2f.ui.runs.curves import Point, Sample, curves, metrics_line, sample_line, spread
 from lite_c2f.ui.runs.follow import Tail
-from lite_c2f.ui.runs.stages import Seen, StageState, mapping, stages_of
+from lite_c2f.ui.runs.stages import RunFiles, StageState, mapping, stages_of
 from lite_c2f.ui.runs.starts import FOLDER, Started, read_start
 
 LINES = 14  # last lines of what was said
 KEPT = 8  # runs whose files stay in memory
+SILENT = "it ended without a word"
 
 
 class RunState(NamedTuple):
@@ -38,7 +39,7 @@ class Files:
 
     def __init__(self, run: Path) -> None:
         self.lock = threading.Lock()
-        self.log = Tail(run / "log.txt", log.entry)
+        self.log = Tail(run / "log.txt", lambda line: line.decode("utf-8", errors="replace").rstrip("\r"))
         self.metrics = Tail(run / "metrics.jsonl", metrics_line)
         self.samples = Tail(run / "coarse" / "samples.jsonl", sample_line)
         self.trials = Tail(run / "fine" / "trials.jsonl", lambda line: line)
@@ -69,48 +70,40 @@ def follow(run: Path) -> RunState:
     """
     files = files_of(run.absolute())
     with files.lock:
-        working, started = lock.owner(run), read_start(run)
+        found, started = progress_of(run), read_start(run)
         files.read()
-        session = log.last_session(files.log.lines, _came(run) if working else None)
         trials = max(0, len(files.trials.lines) - 1)  # the first line says what they are of
-        seen = Seen(run, files.metrics.lines, files.metrics.changed, session, working is not None, trials)
-        stages = stages_of(seen)
-        last = log.last_entry(files.log.lines)
-        early = started is not None and (last is None or started.began > last.when)  # it has not come to the log
-        state, why = _end(stages, last, started if early else None)
-        if working is not None:
-            state, why = ("stopping" if log.was_asked(session) else "running"), ""
-        said = started.said if early and started is not None else [line.text for line in files.log.lines[-LINES:]]
-        summary = mapping(run / "summary.json") if state == "finished" else {}
-        shown = tuple(_redacted(line) for line in said[-LINES:])
+        stages = stages_of(RunFiles(run, files.metrics.lines, found.current, found.last, trials))
+        # a start that has not come to write any progress; one of version 0.1.0 never did
+        early = started if started is not None and (found.last is None or started.began > found.last.began) else None
+        state, why = (found.state, found.message) if found.worker else _left(found, stages, early)
+        lines = early.said if early is not None else files.log.lines[-LINES:]
         return RunState(
-            run.name, state, working, why, stages, files.series, files.chosen, summary, shown, started, files.version
+            name=run.name,
+            state=state,
+            working=found.worker,
+            why=why,
+            stages=stages,
+            series=files.series,
+            samples=files.chosen,
+            summary=mapping(run / "summary.json") if state == "finished" else {},
+            said=tuple(_redacted(line) for line in lines[-LINES:]),
+            started=started,
+            version=files.version,
         )
 
 
-def _end(stages: Sequence[StageState], last: log.LogEntry | None, early: Started | None) -> tuple[str, str]:
-    """How a run was left that nobody works in, and what a failure said. early: a start later than the last log."""
+def _left(found: RunProgress, stages: Sequence[StageState], early: Started | None) -> tuple[str, str]:
+    """How a run was left that nobody works in, and what a failure said."""
     if early is not None and early.alive:
         return "starting", ""
+    if found.state == "finished":
+        return "finished", ""
     if early is not None:
-        line = early.said[-1] if early.said else "it ended without a word"
-        return ("interrupted", "") if line.startswith("interrupted") else ("failed", _redacted(line))
-    if last is None:
-        begun = any(stage.state != "waiting" for stage in stages)
-        return ("finished" if stages[-1].state == "done" else "interrupted" if begun else "empty"), ""
-    if last.level == "ERROR":
-        return "failed", last.message
-    if last.message == "ended":
-        return ("finished" if all(stage.state == "done" for stage in stages) else "unfinished"), ""
-    return ("interrupted" if last.message == "interrupted" else "killed"), ""
-
-
-def _came(run: Path) -> float | None:
-    """When who works in a run took its lock, less a second for clocks that are coarse."""
-    try:
-        return (run / lock.NAME).stat().st_mtime - 1
-    except OSError:
-        return None
+        return ("interrupted", "") if early.stopped else ("failed", _redacted(early.said[-1] if early.said else SILENT))
+    if found.state == "unknown":
+        return ("interrupted" if any(stage.state != "waiting" for stage in stages) else "empty"), ""
+    return found.state, found.message
 
 
 def _redacted(line: str) -> str:

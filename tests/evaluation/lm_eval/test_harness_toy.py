@@ -127,7 +127,7 @@ def test_killed_in_the_middle_it_goes_on(in_process, run, toy_tasks, number):
     _, said = process.communicate(timeout=900)
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), said
     if number == signal.SIGINT:
-        assert said.splitlines()[-1] == "interrupted; what was done is saved. Go on with: the same command"
+        assert said.splitlines()[-1] == "interrupted; what was done is saved. Continue with: the same command"
     whole = file.read_bytes()[: file.read_bytes().rindex(b"\n") + 1]
     assert 4 <= whole.count(b"\n") < 9 and not (run / "evaluation" / "general.json").exists()
     done = in_process(*command)

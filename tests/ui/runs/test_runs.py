@@ -15,15 +15,11 @@ from lite_c2f.ui.runs.follow import Tail
 from lite_c2f.ui.runs.starts import trains
 
 
-def at(seconds):
-    """A time of the log, so many seconds after this test's beginning of time."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + ",000"
-
-
-def write_log(run, *lines):
-    """lines: (seconds since the epoch, message), INFO unless the message says ERROR."""
-    told = [f"{at(when)} {'ERROR' if 'error' in text else 'INFO'} lite_c2f.run: {text}" for when, text in lines]
-    (run / "log.txt").write_text("".join(f"{line}\n" for line in told))
+def write_progress(run, **values):
+    """RUN/progress.json of this process, as it was written now."""
+    now = time.time()
+    content = {"state": "running", "process": os.getpid(), "began": now, "updated": now, **values}
+    (run / "progress.json").write_text(json.dumps(content))
 
 
 def update(step, **values):
@@ -76,19 +72,18 @@ def test_a_step_that_was_done_again_counts_once():
     assert curves(lines) == {"coarse": {"kl": [(1, 0.1), (2, 0.2), (3, 0.3)]}}
 
 
-def test_time_left_is_that_of_the_last_ten_updates(run):
-    """Updates 1 and 2 took 100 s, 3 to 12 took 4, 5, ... 13 s: 8.5 s on average; 8 of 20 are left: 68 s."""
+def test_a_running_stage(run):
+    """Of 20 updates 12 are done, in 285 s; the process says what it will take."""
     (run / "config.yaml").write_text("coarse: {updates: 20}\n")
     seconds = [100, 100, *range(4, 14)]
     (run / "metrics.jsonl").write_text("".join(update(step, seconds=took) for step, took in enumerate(seconds, 1)))
     publish(run, "reward")
     with locked(run):
-        now = time.time()
-        write_log(run, (now, "started: x"), (now, "coarse actor"))
+        write_progress(run, stage="coarse", part="coarse actor", stage_began=time.time(), step=12, seconds_left=68.0)
         state = follow(run)
         reward, coarse, fine, _ = state.stages
     assert state.state == "running" and state.working == f"process {os.getpid()}"
-    assert (coarse.state, coarse.done, coarse.total, coarse.left) == ("running", 12, 20, pytest.approx(68.0))
+    assert (coarse.state, coarse.done, coarse.total, coarse.left) == ("running", 12, 20, 68.0)
     assert coarse.seconds == pytest.approx(285.0)  # 200 + 85: more than this start has been at it
     assert (reward.state, fine.state) == ("done", "waiting")
     after = follow(run)
@@ -96,60 +91,41 @@ def test_time_left_is_that_of_the_last_ten_updates(run):
     assert after.state == "killed"  # it did not say how it ended
 
 
-def test_time_left_of_the_reward_model_is_from_the_log(run):
-    """It went on after step 10; step 11 at 0 s, step 31 at 40 s: 2 s a step, and 19 of 50 are left: 38 s."""
-    lines = "".join(json.dumps({"stage": "reward", "step": step, "loss": 0.5}) + "\n" for step in range(1, 32))
-    (run / "metrics.jsonl").write_text(lines)
-    began = round(time.time()) - 60
-    with locked(run):
-        os.utime(run / ".lock", (began - 5, began - 5))
-        os.utime(run / "metrics.jsonl", (began + 40, began + 40))
-        write_log(
-            run,
-            (began - 1, "started: x"),
-            (began, "reward model: going on after step 10, from x"),
-            (began, "reward model"),
-            (began, "reward model: 50 steps"),
-            (began + 30, "reward model 26/50  loss 0.5"),
-        )
-        before, stage, after = time.time(), follow(run).stages[0], time.time()
-    assert (stage.state, stage.done, stage.total, stage.left) == ("running", 31, 50, pytest.approx(38.0))
-    assert before - began - 0.01 <= stage.seconds <= after - began + 0.01
-
-
-def test_a_log_older_than_its_worker_is_not_taken_for_his(run):
-    """Who resumes reads data first: he is in no stage until his own log says so."""
+def test_progress_of_another_process_is_not_that_of_the_one_that_works(run):
+    """A run that is resumed reads data first: it is in no stage until it has said so itself."""
     (run / "metrics.jsonl").write_text(update(1, seconds=2.0))
     with locked(run):
-        now = (run / ".lock").stat().st_mtime
-        write_log(run, (now - 100, "started: x"), (now - 90, "coarse actor: 40 updates"))
+        write_progress(run, process=0, stage="coarse", part="coarse actor", of=40)
         stages = follow(run).stages
         assert [stage.state for stage in stages] == ["waiting", "interrupted", "waiting", "waiting"]
-        write_log(run, (now - 100, "started: x"), (now, "started: x"), (now, "coarse actor: 30 updates"))
+        write_progress(run, stage="coarse", part="coarse actor", of=30)
         assert follow(run).stages[1].state == "running" and follow(run).stages[1].total == 30
 
 
 @pytest.mark.parametrize(
-    ("last", "state", "why"),
+    ("saved", "state", "why"),
     [
-        ("interrupted", "interrupted", ""),
-        ("ended", "unfinished", ""),
-        ("an error: correct it", "failed", "an error: correct it"),
-        ("coarse actor: 40 updates", "killed", ""),
+        ({"state": "stopped", "interrupted": True}, "interrupted", ""),
+        ({"state": "stopped"}, "unfinished", ""),
+        ({"state": "finished"}, "unfinished", ""),  # its files are gone: what is published counts
+        ({"state": "failed", "message": "an error: correct it"}, "failed", "an error: correct it"),
+        ({"state": "running", "stage": "coarse"}, "killed", ""),
     ],
 )
-def test_how_a_run_was_left(run, last, state, why):
-    now = time.time()
-    write_log(run, (now, "started: x"), (now, last))
-    with (run / "log.txt").open("a") as file:
-        file.write("Traceback (most recent call last):\n  ...\n" if state == "failed" else "")
+def test_how_a_run_was_left(run, saved, state, why):
+    write_progress(run, **saved)
     found = follow(run)
     assert (found.state, found.why) == (state, why)
 
 
-def test_a_finished_run_has_its_summary(run):
+@pytest.mark.parametrize(
+    "saved", [{"state": "running", "part": "comparison"}, {"state": "failed", "message": "x"}, None]
+)
+def test_a_finished_run_stays_finished_whatever_is_done_with_it(run, saved):
+    """A comparison that was made again and killed, or a benchmark that failed, takes nothing away."""
     publish(run, "reward", "coarse", "fine", "comparison")
-    write_log(run, (time.time(), "started: x"), (time.time(), "ended"))
+    if saved is not None:
+        write_progress(run, **saved)
     (run / "run.json").write_text('{"seconds": {"reward": 3.5, "evaluation": 1.5, "coarse": "x"}}')
     (run / "summary.json").write_text('{"schema": 1}')
     state = follow(run)
@@ -159,9 +135,14 @@ def test_a_finished_run_has_its_summary(run):
 
 def test_being_asked_to_stop_is_seen(run):
     with locked(run):
-        asked = "SIGTERM: finishing this step and saving; once more stops at once"
-        write_log(run, (time.time(), "started: x"), (time.time(), "coarse actor"), (time.time(), asked))
+        write_progress(run, stage="coarse", part="coarse actor", stopping=True)
         assert follow(run).state == "stopping"
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{", '{"state": 1}', '{"process": "x"}', "[" * 5000])
+def test_progress_that_cannot_be_read_is_none(run, text):
+    (run / "progress.json").write_text(text)
+    assert follow(run).state == "empty"
 
 
 def test_a_start_that_failed_is_told(run):

@@ -1,0 +1,38 @@
+"""Stages of a run, and the files that say a stage is published. Imports no torch."""
+
+from pathlib import Path
+
+from lite_c2f.errors import RunError
+
+STAGES = ("reward", "coarse", "fine")
+COMPARISON = "comparison"  # after them, of all actors
+FINISHED = {
+    "reward": "reward/metrics.json",
+    "coarse": "coarse/metrics.json",
+    "fine": "fine/model/config.json",
+    COMPARISON: "evaluation/actors.json",
+}
+
+
+def is_published(run: Path, stage: str) -> bool:
+    """Has this stage, or the comparison, left its result?"""
+    return (run / FINISHED[stage]).is_file()
+
+
+def is_finished(run: Path) -> bool:
+    """Are all stages of a run published, and its actors compared?"""
+    return all(is_published(run, stage) for stage in FINISHED)
+
+
+def check_run_folder(run: Path) -> None:
+    """Raise RunError unless this is a run directory."""
+    if not (run / "run.json").is_file():
+        raise RunError.because(f"'{run}' is no run directory", "one made by lite-c2f", "make one with `lite-c2f demo`")
+
+
+def check_actors_published(run: Path) -> None:
+    """Raise RunError unless this is a run with a Coarse and a Fine Actor."""
+    check_run_folder(run)
+    for stage in ("coarse", "fine"):
+        if not is_published(run, stage):
+            raise RunError.because(f"'{run}' has no {stage} stage", "a finished run", "finish it with lite-c2f train")
