@@ -33,7 +33,7 @@ from lite_c2f.config.settings import Lora
 from lite_c2f.reward.score import Normalizer, score, score_at
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling, Stops
-from lite_c2f.sampling.slots import Ledger, SlotJob, Slots
+from lite_c2f.sampling.slots import ResponseBuffer, SlotJob, Slots
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 PROMPTS = [[1, 5, 9], [1, 7, 20, 41, 8], [1, 33]]
@@ -119,15 +119,15 @@ def job(temperature, top_p=1.0):
 @torch.no_grad()
 def test_a_sampling_step_asks_the_host_nothing(no_host, sampling):
     roles = no_host()
-    ledger = Ledger(job(*sampling), [0, 1, 2], META)
+    buffer = ResponseBuffer(job(*sampling), [0, 1, 2], META)
     with roles.sampling("policy"):
-        slots = Slots(roles.decoder, roles.lm_head, job(*sampling), ledger, 2, 16)
+        slots = Slots(roles.decoder, roles.lm_head, job(*sampling), buffer, 2, 16)
         slots.start([0, 1], [0, 1])
         slots.advance(2, 4)
         slots.start([1], [2])  # a slot that has ended is filled again
-        slots.keep([1])
+        slots.select([1])
         slots.advance(1, 4)
-    columns = [value for value in (*vars(ledger).values(), *vars(slots).values()) if isinstance(value, torch.Tensor)]
+    columns = [value for value in (*vars(buffer).values(), *vars(slots).values()) if isinstance(value, torch.Tensor)]
     assert len(columns) > 10 and {column.device for column in columns} == {META}
 
 
