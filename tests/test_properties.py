@@ -391,7 +391,7 @@ def test_more_reward_never_slows_and_more_critic_loss_never_speeds(limits, seen,
 def test_running_is_a_weighted_mean_and_spread(seen, decay, value):
     running = Running()
     for each in seen:
-        running = running.seen(each, decay)
+        running = running.add(each, decay)
     latest = [max(1 - decay, 1 / (index + 1)) for index in range(len(seen))]
     weights = [latest[index] * math.prod(1 - later for later in latest[index + 1 :]) for index in range(len(seen))]
     mean = np.average(seen, weights=weights)

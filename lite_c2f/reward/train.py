@@ -50,8 +50,8 @@ def train_reward(
 
     Writes adapter/ (stock PEFT, SEQ_CLS; loads with AutoPeftModelForSequenceClassification) and metrics.json with the
     held-out accuracy, also of each data source, and the mean and standard deviation by which later stages normalise
-    rewards. Returns those metrics. Goes on from the newest checkpoint in RUN/reward/checkpoints; force: also from one made with
-    other settings of `reward`.
+    rewards. Returns those metrics. Goes on from the newest checkpoint in RUN/reward/checkpoints; force: also from one
+    made with other settings of `reward`.
     Raises ModelError when it diverges again and again.
     """
     device = pick_device(config)
