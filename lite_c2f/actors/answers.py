@@ -14,9 +14,7 @@ class Answer(NamedTuple):
     tokens: int  # the ending included
     finish: str  # "eos" | "stop" | "limit"
     text_tokens: list[int]
-    chat: bool = (
-        False  # given under an instruct model's chat template; otherwise in the form of the model that is trained
-    )
+    chat: bool = False  # under an instruct model's chat template; otherwise in the form of the model that is trained
 
 
 def repeated_ngrams(tokens: Sequence[int], n: int = 4) -> float:

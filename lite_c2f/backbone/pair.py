@@ -109,7 +109,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def lineage(config: dict[str, Any]) -> dict[str, Any]:
-    """The values on which a pair has to agree, with the ways of writing the same thing made one.
+    """The values on which a pair has to agree, in one form for every way of writing them.
 
     Missing keys take the meaning that Transformers gives them. The rotary settings of Transformers 4 (`rope_theta`,
     `rope_scaling`) and 5 (`rope_parameters`) come out alike.

@@ -7,8 +7,8 @@ A role is entered as a context, and forward and backward both belong inside it:
         loss(hidden).backward()
 
 With gradient checkpointing, a backward under another adapter recomputes the forward with that one: gradients vanish or
-land on the wrong adapter while their norms look fine. So a hidden state remembers its role, and a backward elsewhere
-raises.
+land on the wrong adapter while their norms look fine. So a hidden state remembers its role, and a backward pass in
+another role raises.
 """
 
 import contextlib
@@ -182,7 +182,7 @@ class Roles:
         self._set_checkpointing(train and self.checkpointing)
 
     def _set_checkpointing(self, on: bool) -> None:
-        """Checkpointing acts only in training mode, and disables the KV cache there: so both go on and off together."""
+        """Checkpointing acts only in training mode, and disables the KV cache there: so both are switched together."""
         if self.model.training == on:
             return
         base: Any = self.model.get_base_model()

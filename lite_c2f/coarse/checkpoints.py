@@ -31,7 +31,7 @@ from lite_c2f.storage.files import cut_lines, hash_of, publish_folder, read_json
 from lite_c2f.storage.metrics import Metrics
 
 SECTIONS = ("model", "data", "lora", "reward", "coarse")
-SURE = 2.0  # standard errors by which an earlier policy has to be better than the last one measured
+SURE = 2.0  # standard errors by which an earlier policy has to be better than the last one that was measured
 
 
 class CheckpointManager:
@@ -60,7 +60,7 @@ class CheckpointManager:
         self._led_back = 0  # the update that last led back to a checkpoint
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that is whole, or begin; what was logged after it is forgotten.
+        """Go on from the newest checkpoint that is whole, or begin; log lines after it are removed.
 
         Raises RunError naming the setting that is not what the checkpoint was made with, unless `force` is set.
         """
@@ -76,7 +76,7 @@ class CheckpointManager:
         if checkpoint is not None:
             self._on_message(f"coarse: going on after update {checkpoint.step}, from {checkpoint.folder}")
         else:
-            self._save()  # shows at once whether the disk takes it, and is there to go back to
+            self._save()  # fails at once on a full disk, and is there to go back to
 
     def after_update(self, stop_asked: bool) -> None:
         """Save where a checkpoint is due. Raises KeyboardInterrupt, after saving, where a stop was asked for."""
@@ -92,7 +92,7 @@ class CheckpointManager:
 
         When the same update leads back again, that checkpoint did not help, and the one before it is taken. Raises
         ModelError when that has been done ROLLBACKS times, or there is nothing to go back to, and KeyboardInterrupt
-        where an end was asked for.
+        where a stop was asked for.
         """
         state = self._state
         self._failures += 1
@@ -148,7 +148,7 @@ class CheckpointManager:
         then, last, last_step = lines[best.step], lines[-1], len(lines) - 1
         gain = then["reward"] - last["reward"]
         error = math.sqrt((then["reward_std"] ** 2 + last["reward_std"] ** 2) / self._settings.rollouts)
-        if gain <= SURE * error:  # as good as chance allows to say
+        if gain <= SURE * error:  # within what chance explains
             return
         coarse = self._run / "coarse"
         with publish_folder(coarse / "best", replace=True) as folder:
@@ -166,7 +166,7 @@ class CheckpointManager:
         )
 
     def _bound_limit(self) -> None:
-        """Forced settings may allow less than the checkpoint's limit, and batches are planned for what they allow."""
+        """Forced settings may allow less than the checkpoint's limit, and batches are planned for the settings."""
         before = self._state.length
         self._state.length = bounded(before, self._settings.length)
         if (now := self._state.length.limit) != before.limit:
@@ -179,7 +179,9 @@ class CheckpointManager:
 
     def _save(self) -> None:
         if distributed.is_first():
-            if not (self._run / "reward" / "metrics.json").is_file():  # else half of a run would grow in its place
+            if not (
+                self._run / "reward" / "metrics.json"
+            ).is_file():  # else half of a run would be written in its place
                 raise RunError.because(f"'{self._run}' was removed or emptied while it ran", "the run", "start it anew")
             checkpoint = self._state.checkpoint()
             checkpoint.state.update(format=FORMAT, identity=self._identity)
@@ -218,7 +220,7 @@ def earned(rewards: Sequence[float], config: Config) -> dict[int, float]:
 
 
 def store_of(run: Path, config: Config) -> CheckpointStore:
-    """Where this stage keeps its checkpoints."""
+    """The checkpoints of this stage on disk."""
     return CheckpointStore(run / "coarse" / "checkpoints", config.run.keep_checkpoints, (STATE, TENSORS))
 
 

@@ -108,12 +108,12 @@ class UpdateLog:
         self.metrics = Metrics(run, tracker)
 
     def resumed(self) -> None:
-        """Show how far a run is that goes on from a checkpoint."""
+        """Report the step of a run that resumes from a checkpoint."""
         if self._progress and self._state.step:
             self._progress(self._state.step, self._state.expected(self._config.coarse), {})
 
     def log_update(self, line: dict[str, float], timer: Timer) -> None:
-        """Record an update that is finished: in the state's history, the files, the tracker and on the terminal.
+        """Record an update that is finished: in the state, the files and the tracker, with its warnings and progress.
 
         line: of `update_metrics`. The state is that after the update.
         """

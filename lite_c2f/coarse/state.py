@@ -115,7 +115,7 @@ class TrainState:
     step: int = 0  # updates done
     skipped: int = 0  # updates that were given up because a number was not finite
     rollbacks: int = 0  # how often that led back to a checkpoint, each time with half the learning rates
-    lines: list[dict[str, float]] = field(default_factory=list)  # of metrics.jsonl, one an update
+    lines: list[dict[str, float]] = field(default_factory=list)  # of metrics.jsonl, one per update
 
     def weights(self) -> dict[str, Tensor]:
         """What an update changes in the models: adapters, the critic's head, both optimisers; not copied."""

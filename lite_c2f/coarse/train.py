@@ -122,9 +122,8 @@ def train_coarse(
         check_learned(state, settings)
         metrics = publish(roles, config, models, run, state, checkpoints) if distributed.is_first() else {}
         checkpoints.clear()
-        interruption.asked = agree(
-            state, interruption.asked
-        )  # published by now: a request to stop acts after this block
+        # All is published: a request to stop acts at the end of this block.
+        interruption.asked = agree(state, interruption.asked)
     return metrics
 
 

@@ -85,8 +85,8 @@ def gradients(
 ) -> Sums:
     """Gradients of a minibatch's mean loss into the parameters that learn in a role's pass, and the sums for the log.
 
-    Of all processes together. Out of GPU memory, the whole minibatch is done again in smaller micro-batches: half-made
-    gradients do not count. In float16 it is done again with a smaller scale where gradients overflow.
+    Summed over all processes. Out of GPU memory, the whole minibatch is done again in smaller micro-batches, without
+    the gradients of the first try. In float16 it is done again with a smaller scale where gradients overflow.
     """
     weights = [weight for learner in roles.learners(name) for weight in roles.trainable(learner)]
 

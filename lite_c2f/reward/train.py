@@ -101,7 +101,7 @@ def train_reward(
             metrics |= {"skipped_first": dict(corpus.first), "not_read": list(corpus.notes)}
             metrics |= {"skipped_steps": state.skipped, "rollbacks": state.rollbacks}
             publish(model, tokenizer, config, models, run, metrics)
-        interruption.asked = any(distributed.gather(interruption.asked))  # by now published: ends after this block
+        interruption.asked = any(distributed.gather(interruption.asked))  # published by now: stops after this block
     return read_json(run / "reward" / "metrics.json")
 
 

@@ -193,7 +193,7 @@ def _check(model: Any, job: SlotJob, slots: int) -> None:
             f"response limit {min(job.limits)}", "at least 1 token", "raise coarse.length.start or the limit given"
         )
     if not all(job.prompts):
-        raise ConfigError.because("an empty prompt", "at least one token a prompt", "remove empty prompts")
+        raise ConfigError.because("an empty prompt", "at least one token per prompt", "remove empty prompts")
     if len(job.limits) != len(job.prompts):
         raise ConfigError.because(
             f"{len(job.limits)} limits for {len(job.prompts)} prompts", "one each", "give as many limits as prompts"

@@ -254,7 +254,7 @@ def _decoded(token: str, steps: Sequence[tuple[str, ...]]) -> bytes:
 
 
 def _decoded_alone(tokenizer: Any, token: int) -> bytes:
-    """What a token adds to a text, by decoding it behind another one."""
+    """What a token adds to a text, by decoding it after another one."""
     anchor = tokenizer.encode("a", add_special_tokens=False)[:1]
     before, after = tokenizer.decode(anchor), tokenizer.decode([*anchor, token])
     return after.removeprefix(before).encode()

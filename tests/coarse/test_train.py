@@ -77,6 +77,12 @@ def test_a_rollout_row_by_row(roles, rollout):
     assert rollout.kl == pytest.approx(float(gap), abs=1e-5) and abs(rollout.kl) > 1e-3
 
 
+def test_the_length_controllers_figures_are_means_over_the_responses(rollout):
+    responses = rollout.responses._replace(finish=["limit", "eos", "limit", "limit"])
+    scored = rollout._replace(scores=torch.tensor([1.0, 2.0, 3.5, -2.5]), responses=responses)
+    assert (scored.reward, scored.hit_limit) == (1.0, 0.75)
+
+
 def run_update(roles, rollout, settings, advantages=None, warm=True, lr=1e-2, batches=None):
     optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=lr) for name in ("policy", "critic")}
     before = {name: [p.detach().clone() for p in roles.trainable(name)] for name in ("policy", "critic", "reward")}
