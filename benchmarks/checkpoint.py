@@ -23,7 +23,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.state import TrainState
-from lite_c2f.coarse.train import begin
+from lite_c2f.coarse.train import initial_state
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
 from lite_c2f.data.records import Prompt, Turn
@@ -66,7 +66,7 @@ def train_state(config: Config, layers: int, hidden: int) -> TrainState:
     roles = Roles(shared_mistral(layers, hidden), config.lora, ("policy", "critic", "reward"))
     roles.add_head("critic", ScalarHead.of(torch.zeros(1, hidden)))
     prompts = [Prompt((Turn("human", "why"),), {})]
-    state = begin(config, Corpus([], [], prompts, prompts, {}), roles, None, None)
+    state = initial_state(config, Corpus([], [], prompts, prompts, {}), roles, None, None)
     for name, optimizer in state.optimizers.items():
         for weight in roles.trainable(name):
             weight.requires_grad_(True).grad = torch.full_like(weight, 1e-3)
@@ -81,12 +81,12 @@ def train_state(config: Config, layers: int, hidden: int) -> TrainState:
 def operations(config: Config, limit: int) -> float:
     """Floating-point operations of an update whose responses have half the limit, on average.
 
-    2 per parameter and token for a forward pass: sampling, reward, reference, critic, and the policy where its old
-    log-probabilities are needed; 6 for forward and backward without the base's weight gradients and with recomputing.
+    2 per parameter and token for a forward pass: sampling, reward, reference, critic and policy; 6 for forward and
+    backward without the base's weight gradients and with recomputing.
     """
     coarse = config.coarse
     tokens = coarse.rollouts * (PROMPT + limit / 2)
-    passes = 2 * (4 + (coarse.minibatches > 1)) + 6 * coarse.epochs * 2
+    passes = 2 * 5 + 6 * coarse.epochs * 2
     return passes * PARAMETERS * tokens
 
 

@@ -81,7 +81,7 @@ def ppo_updates(gpu: GpuRun, roles: Any) -> None:
     """A whole update at each limit: the batches the planner chooses for it, its prediction, the measured peak."""
     from lite_c2f.backbone.load import plan_here
     from lite_c2f.coarse.advantage import gae, token_rewards
-    from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, collect
+    from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, RolloutContext, RolloutRequest, collect
     from lite_c2f.coarse.update import update
     from lite_c2f.memory import resolve
     from lite_c2f.reward.score import Normalizer
@@ -101,12 +101,12 @@ def ppo_updates(gpu: GpuRun, roles: Any) -> None:
         needs = {need.stage: need.total for need in plan.needs}
         gpu.fresh()
         began = time.perf_counter()
-        endings = ResponseEnds(never, PAD)
-        rollout = collect(roles, prompts, settings, limit, endings, Normalizer(0.0, 1.0), limit, batches)
+        context = RolloutContext(roles, settings, ResponseEnds(never, PAD), Normalizer(0.0, 1.0), batches)
+        rollout = collect(context, RolloutRequest(prompts, limit, seed=limit))
         sampling = gpu.against(max(needs["coarse_sampling"], needs["coarse_scoring"]))
         sampled = time.perf_counter()
         gpu.fresh()
-        rewards = token_rewards(rollout.scores, rollout.old_logprobs, rollout.reference, rollout.mask, 0.05)
+        rewards = token_rewards(rollout.scores, rollout.logprobs, rollout.reference, rollout.mask, 0.05)
         advantages = gae(rewards, rollout.values, rollout.mask, 1.0, 0.95)
         figures = update(
             roles,

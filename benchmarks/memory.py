@@ -77,7 +77,7 @@ def build(hidden: int, layers: int, vocabulary: int, rank: int):
 def measure(roles, sizes, limit: int, rows: int) -> dict[str, dict[str, float]]:
     """Predicted and measured bytes of the three parts of an update at one limit, all rows as long as they can be."""
     from lite_c2f.coarse.advantage import Advantages
-    from lite_c2f.coarse.rollout import Rollout, RolloutBatches, evaluate
+    from lite_c2f.coarse.rollout import Rollout, RolloutBatches, role_outputs
     from lite_c2f.coarse.update import Minibatch, gradients
     from lite_c2f.config.loading import load_config
     from lite_c2f.memory.sizes import PROMPT_TOKENS
@@ -104,10 +104,10 @@ def measure(roles, sizes, limit: int, rows: int) -> dict[str, dict[str, float]]:
     mask[:, PROMPT - 1 :] = True
     flat = torch.zeros(mask.shape)
     rollout = Rollout(tokens, mask, [width] * rows, flat, flat, flat, flat, flat[:, 0], None)
-    minibatch = Minibatch(rollout, Advantages(flat + 1.0, flat), flat, False, range(rows), int(mask.sum()))
+    minibatch = Minibatch(rollout, Advantages(flat + 1.0, flat), range(rows), int(mask.sum()))
 
     def scoring() -> None:
-        evaluate(roles, "reference", tokens, mask, rollout.lengths, range(len(rollout.lengths)), 1.0, batches.update)
+        role_outputs(roles, "reference", tokens, mask, rollout.lengths, range(rows), 1.0, batches.update)
 
     def update() -> None:
         for role in ("critic", "policy"):

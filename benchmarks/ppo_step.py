@@ -56,7 +56,7 @@ def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once:
     from lite_c2f.backbone.load import load_model
     from lite_c2f.backbone.roles import Roles
     from lite_c2f.coarse.advantage import gae, token_rewards
-    from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, collect
+    from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, RolloutContext, RolloutRequest, collect
     from lite_c2f.coarse.update import update
     from lite_c2f.config.loading import load_config
     from lite_c2f.reward.score import Normalizer
@@ -71,15 +71,14 @@ def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once:
         name: torch.optim.AdamW(roles.trainable(name), lr=1e-5, weight_decay=0.0) for name in ("policy", "critic")
     }
     shuffler, batches = torch.Generator().manual_seed(0), RolloutBatches.of(settings)
+    context = RolloutContext(roles, settings, ResponseEnds(EOS, PAD), Normalizer(0.0, 1.0), batches)
     prompts = prompts_of(vocabulary, BATCH * (updates + 1))
     seconds, lengths, draw = [], [], 1000 * seed
     for step in range(updates + 1):
         began = time.perf_counter()
         chosen = prompts[BATCH * step : BATCH * (step + 1)]
-        rollout = collect(
-            roles, chosen, settings, CAP, ResponseEnds(EOS, PAD), Normalizer(0.0, 1.0), draw + step, batches
-        )
-        rewards = token_rewards(rollout.scores, rollout.old_logprobs, rollout.reference, rollout.mask, 0.05)
+        rollout = collect(context, RolloutRequest(chosen, CAP, draw + step))
+        rewards = token_rewards(rollout.scores, rollout.logprobs, rollout.reference, rollout.mask, 0.05)
         advantages = gae(rewards, rollout.values, rollout.mask, 1.0, 0.95)
         update(roles, optimizers, rollout, advantages, settings, shuffler, warm=True, batches=batches, scales=None)
         seconds.append(time.perf_counter() - began)

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from lite_c2f.sampling import Sampling, Stops, schedule
-from lite_c2f.sampling.slots import Ledger, SlotJob, Slots
+from lite_c2f.sampling.slots import ResponseBuffer, SlotJob, Slots
 
 VOCABULARY, SLOTS, PROMPT, STEPS = 151_936, 8, 32, 8
 MARKER = "\n\nHuman:"
@@ -39,8 +39,8 @@ def slots_of(model: MistralForCausalLM, stops: Stops | None, turns: int) -> Slot
     prompts = [torch.randint(0, 255, (PROMPT,)).tolist() for _ in range(SLOTS)]
     limit = STEPS * (turns + 4)
     job = SlotJob(prompts, [limit] * SLOTS, Sampling(limit), [VOCABULARY - 1], stops, 0, range(SLOTS))
-    decoder, head = schedule.parts(model)
-    slots = Slots(decoder, head, job, Ledger(job, range(SLOTS), model.device), SLOTS, PROMPT + limit)
+    decoder, head = schedule.decoder_and_head(model)
+    slots = Slots(decoder, head, job, ResponseBuffer(job, range(SLOTS), model.device), SLOTS, PROMPT + limit)
     slots.start(range(SLOTS), range(SLOTS))
     return slots
 
@@ -63,10 +63,10 @@ def main() -> None:
         seconds: list[list[float]] = [[], []]
         for turn in range(options.turns + 2):
             for which in (0, 1) if turn % 2 else (1, 0):
-                deepest = pair[which].look().deepest
+                deepest = pair[which].snapshot().deepest
                 began = time.perf_counter()
                 pair[which].advance(STEPS, deepest)
-                pair[which].look()
+                pair[which].snapshot()
                 seconds[which].append((time.perf_counter() - began) / STEPS)
         table, state = stops.on(device, VOCABULARY), torch.zeros(SLOTS, dtype=torch.long, device=device)
         drawn = torch.randint(0, VOCABULARY, (SLOTS,), device=device)

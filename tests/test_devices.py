@@ -18,14 +18,22 @@ from transformers import MistralConfig, MistralForCausalLM
 from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import gae, token_rewards
-from lite_c2f.coarse.rollout import ResponseEnds, Rollout, RolloutBatches, collect, evaluate
+from lite_c2f.coarse.rollout import (
+    ResponseEnds,
+    Rollout,
+    RolloutBatches,
+    RolloutContext,
+    RolloutRequest,
+    collect,
+    role_outputs,
+)
 from lite_c2f.coarse.update import Minibatch, gradients, update
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Lora
 from lite_c2f.reward.score import Normalizer, score, score_at
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling, Stops
-from lite_c2f.sampling.slots import Ledger, SlotJob, Slots
+from lite_c2f.sampling.slots import ResponseBuffer, SlotJob, Slots
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 PROMPTS = [[1, 5, 9], [1, 7, 20, 41, 8], [1, 33]]
@@ -111,15 +119,15 @@ def job(temperature, top_p=1.0):
 @torch.no_grad()
 def test_a_sampling_step_asks_the_host_nothing(no_host, sampling):
     roles = no_host()
-    ledger = Ledger(job(*sampling), [0, 1, 2], META)
+    buffer = ResponseBuffer(job(*sampling), [0, 1, 2], META)
     with roles.sampling("policy"):
-        slots = Slots(roles.decoder, roles.lm_head, job(*sampling), ledger, 2, 16)
+        slots = Slots(roles.decoder, roles.lm_head, job(*sampling), buffer, 2, 16)
         slots.start([0, 1], [0, 1])
         slots.advance(2, 4)
         slots.start([1], [2])  # a slot that has ended is filled again
-        slots.keep([1])
+        slots.select([1])
         slots.advance(1, 4)
-    columns = [value for value in (*vars(ledger).values(), *vars(slots).values()) if isinstance(value, torch.Tensor)]
+    columns = [value for value in (*vars(buffer).values(), *vars(slots).values()) if isinstance(value, torch.Tensor)]
     assert len(columns) > 10 and {column.device for column in columns} == {META}
 
 
@@ -140,15 +148,14 @@ def test_an_update_asks_the_host_nothing(no_host, kind):
     mask = torch.empty(4, 8, dtype=torch.bool, device=META)
     roles_of = ("policy", "reference", "critic")
     logprobs, reference, values = (
-        evaluate(roles, role, tokens, mask, lengths, range(4), 1.0, BatchSize("rows", 2)) for role in roles_of
+        role_outputs(roles, role, tokens, mask, lengths, range(4), 1.0, BatchSize("rows", 2)) for role in roles_of
     )
     scores = torch.empty(4, device=META)
     rollout = Rollout(tokens, mask, lengths, logprobs, logprobs, reference, values, scores, None)
-    rewards = token_rewards(scores.clamp(-5, 5), rollout.old_logprobs, reference, mask, 0.05)
+    rewards = token_rewards(scores.clamp(-5, 5), rollout.logprobs, reference, mask, 0.05)
     advantages = gae(rewards, values, mask, SETTINGS.gamma, SETTINGS.gae_lambda)
-    old = torch.zeros_like(logprobs)
     for name in ("policy", "critic"):
-        sums = gradients(roles, name, Minibatch(rollout, advantages, old, True, [0, 3, 1], 12), SETTINGS, batches)
+        sums = gradients(roles, name, Minibatch(rollout, advantages, [0, 3, 1], 12), SETTINGS, batches)
         assert sums and all(value.shape == () and value.device == META for value in sums.values())
         learned = [weight for learner in roles.learners(name) for weight in roles.trainable(learner)]
         assert len(learned) >= (2 if kind == "shared" and name == "critic" else 28)
@@ -157,17 +164,10 @@ def test_an_update_asks_the_host_nothing(no_host, kind):
 
 def rolled_out(roles, settings=SETTINGS):
     """Four responses of a real rollout, with rewards and advantages."""
-    rollout = collect(
-        roles,
-        [*PROMPTS, [1, 2]],
-        settings,
-        6,
-        ResponseEnds(2, 0),
-        Normalizer(0.0, 1.0),
-        seed=1,
-        batches=RolloutBatches.of(settings),
-    )
-    rewards = token_rewards(rollout.scores, rollout.old_logprobs, rollout.reference, rollout.mask, 0.05)
+    batches = RolloutBatches.of(settings)
+    context = RolloutContext(roles, settings, ResponseEnds(2, 0), Normalizer(0.0, 1.0), batches)
+    rollout = collect(context, RolloutRequest([*PROMPTS, [1, 2]], limit=6, seed=1))
+    rewards = token_rewards(rollout.scores, rollout.logprobs, rollout.reference, rollout.mask, 0.05)
     return rollout, gae(rewards, rollout.values, rollout.mask, 1.0, 0.95)
 
 
@@ -183,7 +183,7 @@ def test_a_base_in_bfloat16_gives_float32_figures_near_those_of_float32(kind):
     # bfloat16 has 8 bits: weights, and what flows between two layers, are each rounded by up to 1/256
     for role, got in (("policy", rollout.logprobs), ("reference", rollout.reference), ("critic", rollout.values)):
         rows = BatchSize("rows", 4)
-        exact = evaluate(whole, role, rollout.tokens, rollout.mask, rollout.lengths, range(4), 1.0, rows)
+        exact = role_outputs(whole, role, rollout.tokens, rollout.mask, rollout.lengths, range(4), 1.0, rows)
         spread = float(exact[rollout.mask].std())
         assert spread > 0.2 and float((got - exact).abs().max()) < spread / 8, role
     assert rollout.sampling_gap < 0.05
@@ -211,7 +211,7 @@ def test_gradients_through_a_base_in_bfloat16_are_those_of_float32():
         roles = make_roles(CPU, dtype)
         if not found:
             rollout, advantages = rolled_out(roles)
-        minibatch = Minibatch(rollout, advantages, rollout.logprobs, False, [0, 1, 2, 3], int(rollout.mask.sum()))
+        minibatch = Minibatch(rollout, advantages, [0, 1, 2, 3], int(rollout.mask.sum()))
         gradients(roles, "policy", minibatch, SETTINGS, RolloutBatches.of(SETTINGS))
         found.append(torch.cat([weight.grad.flatten() for weight in roles.trainable("policy")]))
     assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.99

@@ -22,7 +22,14 @@ from transformers import PreTrainedTokenizerFast
 from lite_c2f.coarse import rollout
 from lite_c2f.coarse.advantage import gae, token_rewards
 from lite_c2f.coarse.length import LengthState, Running, advance, start
-from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, collect, micro_batches
+from lite_c2f.coarse.rollout import (
+    ResponseEnds,
+    RolloutBatches,
+    RolloutContext,
+    RolloutRequest,
+    collect,
+    micro_batches,
+)
 from lite_c2f.config.loading import load_config, schema
 from lite_c2f.config.settings import Coarse, Config, Length
 from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt
@@ -267,8 +274,8 @@ ROLES.value = lambda tokens: tokens.cumsum(1) + 0.5
 
 
 @examples(60)
-@given(rows=some_rows, at_once=st.integers(1, 4), minibatches=st.integers(1, 2))
-def test_a_rollout_speaks_of_every_response_token_and_of_no_other(rows, at_once, minibatches):
+@given(rows=some_rows, at_once=st.integers(1, 4))
+def test_a_rollout_speaks_of_every_response_token_and_of_no_other(rows, at_once):
     prompts, answers, ended = (list(column) for column in zip(*rows, strict=True))
     finish = ["eos" if end else "limit" for end in ended]
     logprobs = [[-float(token) for token in answer] for answer in answers]
@@ -282,10 +289,10 @@ def test_a_rollout_speaks_of_every_response_token_and_of_no_other(rows, at_once,
     }
     batches, scale = RolloutBatches(*(BatchSize("rows", at_once) for _ in range(3))), Normalizer(mean=1.0, std=2.0)
     with mock.patch.multiple(rollout, **fakes):
-        found = collect(ROLES, prompts, Coarse(minibatches=minibatches), 6, ResponseEnds(2, 0, []), scale, 0, batches)
+        context = RolloutContext(ROLES, Coarse(), ResponseEnds(2, 0, []), scale, batches)
+        found = collect(context, RolloutRequest(prompts, limit=6, seed=0))
     wide = max(len(prompt + answer) for prompt, answer, _ in rows)
     assert found.tokens.shape == (len(rows), wide) and found.mask.shape == (len(rows), wide - 1)
-    assert (found.logprobs is None) == (minibatches == 1)
     for index, (prompt, answer, end) in enumerate(rows):
         row = prompt + answer
         assert found.tokens[index].tolist() == row + [0] * (wide - len(row)) and found.lengths[index] == len(row)
@@ -293,7 +300,7 @@ def test_a_rollout_speaks_of_every_response_token_and_of_no_other(rows, at_once,
             said_here = len(prompt) <= t + 1 < len(row)
             read, token = (sum(row[: t + 1]), row[t + 1]) if said_here else (0, 0)
             assert found.mask[index, t] == said_here and found.sampled[index, t] == -token
-            for logprobs in (found.reference, *([] if found.logprobs is None else [found.logprobs])):
+            for logprobs in (found.reference, found.logprobs):
                 assert logprobs[index, t] == 100 * read + token
             assert found.values[index, t] == (read + 0.5) * said_here
         assert scored[index] == (prompt + answer[:-1] + [2] if end else row)
@@ -384,7 +391,7 @@ def test_more_reward_never_slows_and_more_critic_loss_never_speeds(limits, seen,
 def test_running_is_a_weighted_mean_and_spread(seen, decay, value):
     running = Running()
     for each in seen:
-        running = running.seen(each, decay)
+        running = running.add(each, decay)
     latest = [max(1 - decay, 1 / (index + 1)) for index in range(len(seen))]
     weights = [latest[index] * math.prod(1 - later for later in latest[index + 1 :]) for index in range(len(seen))]
     mean = np.average(seen, weights=weights)

@@ -1,4 +1,4 @@
-"""An answer, and the numbers of a set of answers."""
+"""Answers of an actor, and the metrics of a set of answers."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -14,7 +14,7 @@ class Answer(NamedTuple):
     tokens: int  # the ending included
     finish: str  # "eos" | "stop" | "limit"
     text_tokens: list[int]
-    chat: bool = False  # behind an instruct model's chat template; otherwise in the form of the model that is trained
+    chat: bool = False  # under an instruct model's chat template; otherwise in the form of the model that is trained
 
 
 def repeated_ngrams(tokens: Sequence[int], n: int = 4) -> float:
@@ -24,7 +24,7 @@ def repeated_ngrams(tokens: Sequence[int], n: int = 4) -> float:
 
 
 def summarize(prompts: Sequence[Prompt], answers: Sequence[Answer], rewards: Sequence[float]) -> dict[str, float]:
-    """Means over answers: reward (in the reward model's spreads), tokens, repeated 4-grams, share that ended.
+    """Means over answers: reward (z-score by the reward model), tokens, repeated 4-grams, share that ended.
 
     On the toy world, where prompts carry their answer, also accuracy and the analytic share. `eos` counts every
     response that ended by itself: by EOS or, on a base model, by the next turn's marker.
@@ -45,7 +45,7 @@ def summarize(prompts: Sequence[Prompt], answers: Sequence[Answer], rewards: Seq
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of a sample: its spread (n - 1) over the root of n; 0 for a single value."""
+    """Standard error of a sample's mean: its standard deviation (n - 1) over sqrt(n); 0 for a single value."""
     mean = fmean(values)
     return (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values)) ** 0.5
 
@@ -60,17 +60,17 @@ def paired_difference(left: Sequence[float], right: Sequence[float]) -> tuple[fl
     return fmean(differences), standard_error(differences)
 
 
-def unreached(found: Mapping[str, Any]) -> str | None:
-    """A sentence with the shares of ended responses where no ratio that was tried reaches fine.min_eos; None otherwise.
+def unreached(ratios: Mapping[str, Any]) -> str | None:
+    """A message with the shares of ended responses where no ratio that was tried reaches fine.min_eos; else None.
 
-    found: what RUN/fine/ratios.json or sweep.json holds, those of earlier versions included.
+    ratios: what RUN/fine/ratios.json or sweep.json holds, those of earlier versions included.
     """
-    least, shares = found.get("min_eos"), {row["ratio"]: row.get("eos") for row in found["tried"] if row["ratio"] > 0}
+    least, shares = ratios.get("min_eos"), {row["ratio"]: row.get("eos") for row in ratios["tried"] if row["ratio"] > 0}
     known = {ratio: share for ratio, share in shares.items() if share is not None}
     if least is None or not known or max(known.values()) >= least:
         return None
     listed = ", ".join(f"{share:.3f} at {ratio:g}" for ratio, share in known.items())
     return (
         f"no ratio reaches fine.min_eos={least:g}: the share of responses that ended is {listed}; took "
-        f"{found['chosen']:g}, which ends most often (raise fine.max_tokens, or try other fine.ratios)"
+        f"{ratios['chosen']:g}, which ends most often (raise fine.max_tokens, or try other fine.ratios)"
     )

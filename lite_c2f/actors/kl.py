@@ -1,4 +1,4 @@
-"""How far one model has moved from another: KL over whole distributions, along what the first one said."""
+"""KL between two models, over whole distributions along the answers of the first one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def mean_kl(
     device: torch.device,
     batch: int | BatchSize,
 ) -> float:
-    """Mean KL(moved || still) in nats a token of the answers, from final hidden states; 0 where none has text.
+    """Mean KL(moved || still) in nats per token of the answers, from final hidden states; 0 where none has text.
 
     prompts: token ids; moved, still: the two models; head: the language-model head of both.
     """
@@ -35,7 +35,7 @@ def mean_kl(
         for prompt, answer in zip(prompts, answers, strict=True)
         if answer.text_tokens
     ]
-    lengths = [len(prompt) + len(said) for prompt, said in rows]
+    lengths = [len(prompt) + len(text) for prompt, text in rows]
     if not rows:
         return 0.0
 
@@ -45,14 +45,14 @@ def mean_kl(
             tokens, real = pad_right([rows[row][0] + rows[row][1] for row in chosen], pad_id)
             for place, row in enumerate(chosen):
                 real[place, : len(rows[row][0])] = False
-            tokens, said = tokens.to(device), real[:, 1:].to(device)
-            total += divergence(head, moved(tokens)[:, :-1][said], still(tokens)[:, :-1][said])
+            tokens, mask = tokens.to(device), real[:, 1:].to(device)
+            total += kl_sum(head, moved(tokens)[:, :-1][mask], still(tokens)[:, :-1][mask])
         return total
 
-    return retry_smaller(size, work) / sum(len(said) for _, said in rows)
+    return retry_smaller(size, work) / sum(len(text) for _, text in rows)
 
 
-def divergence(head: Any, left: Tensor, right: Tensor) -> float:
+def kl_sum(head: Any, left: Tensor, right: Tensor) -> float:
     """Sum of KL(left || right) over positions, from final hidden states (N, H), some logits at a time."""
     total = 0.0
     for first, second in zip(left.split(KL_TOKENS), right.split(KL_TOKENS), strict=True):

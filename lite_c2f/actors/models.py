@@ -1,4 +1,4 @@
-"""Models that answer: the base with or without the Coarse adapter, the instruct model with any share of the residue."""
+"""Models of the actors: the base with or without the Coarse adapter, the instruct model with a share of the residue."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,8 +58,8 @@ def prompts_of_base(tokenizer: Any, config: Config, prompts: Sequence[Turns]) ->
 def kl_of_coarse(
     roles: Roles, tokenizer: Any, config: Config, prompts: Sequence[Turns], answers: Sequence[Answer], batch: BatchSize
 ) -> float:
-    """Mean KL(Coarse Actor || base) in nats a token, over whole distributions along the Coarse Actor's answers."""
-    asked = prompts_of_base(tokenizer, config, prompts)
+    """Mean KL(Coarse Actor || base) in nats per token, over whole distributions along the Coarse Actor's answers."""
+    prompt_ids = prompts_of_base(tokenizer, config, prompts)
 
     def hidden(role: str) -> Hidden:
         def states(tokens: Tensor) -> Tensor:
@@ -69,7 +69,9 @@ def kl_of_coarse(
         return states
 
     pad_id = padding_id(tokenizer)
-    return mean_kl(asked, answers, hidden("policy"), hidden("reference"), roles.lm_head, pad_id, roles.device, batch)
+    return mean_kl(
+        prompt_ids, answers, hidden("policy"), hidden("reference"), roles.lm_head, pad_id, roles.device, batch
+    )
 
 
 class InstructModel:
@@ -109,7 +111,7 @@ class InstructModel:
     def ratio(self, ratio: Ratio) -> Iterator[None]:
         """Inside the block the residue counts `ratio` times; 0 is the instruct model itself.
 
-        ratio: one for all weights, or one a weight by its name.
+        ratio: one for all weights, or one per weight by its name.
         """
         if ratio and not self._layers:
             raise ValueError("this instruct model was loaded without the residue")
@@ -126,11 +128,11 @@ class InstructModel:
                 layer.scaling[name] = share * scaling
 
     def kl(self, prompts: Sequence[Turns], answers: Sequence[Answer], ratio: Ratio, batch: int | BatchSize) -> float:
-        """Mean KL(instruct with the residue || instruct) in nats a token, over whole distributions along the answers.
+        """Mean KL(instruct with the residue || instruct) in nats per token, over whole distributions along the answers.
 
-        prompts and answers: what the model with the residue was asked and said; only the text counts, not its ending.
+        prompts, answers: those of the model with the residue; only the text counts, not its ending.
         """
-        asked = self._encoded(prompts)
+        prompt_ids = self._encoded(prompts)
         head, pad_id = LanguageHead.of(self.model), padding_id(self.tokenizer)
 
         def hidden(share: Ratio) -> Hidden:
@@ -141,7 +143,7 @@ class InstructModel:
 
             return states
 
-        return mean_kl(asked, answers, hidden(ratio), hidden(0.0), head, pad_id, self.model.device, batch)
+        return mean_kl(prompt_ids, answers, hidden(ratio), hidden(0.0), head, pad_id, self.model.device, batch)
 
     def answer(
         self,
@@ -172,7 +174,7 @@ def _answer(
     expected: Sequence[float] | None = None,
 ) -> list[Answer]:
     with torch.no_grad():
-        said = sample(
+        responses = sample(
             model,
             prompts,
             sampling,
@@ -182,21 +184,21 @@ def _answer(
             batch=batch,
             expected=expected,
         )
-    texts = [said.text_tokens(row) for row in range(len(prompts))]
+    texts = [responses.text_tokens(row) for row in range(len(prompts))]
     return [
         Answer(tokenizer.decode(text, skip_special_tokens=True).strip(), len(tokens), finish, text)
-        for text, tokens, finish in zip(texts, said.tokens, said.finish, strict=True)
+        for text, tokens, finish in zip(texts, responses.tokens, responses.finish, strict=True)
     ]
 
 
 class RewardModel:
-    """The reward model's opinion of anybody's answers, in its own spreads from its own mean."""
+    """Normalised rewards of any actor's answers: standard deviations from the reward model's own mean."""
 
     def __init__(self, roles: Roles, tokenizer: Any, normalizer: Normalizer, config: Config) -> None:
         self.roles, self.tokenizer, self.normalizer, self.config = roles, tokenizer, normalizer, config
 
     def __call__(self, prompts: Sequence[Turns], answers: Sequence[Answer]) -> list[float]:
-        """One normalised reward an answer. Every actor is read in the base's prompt style, the one it learned."""
+        """One normalised reward per answer, all read in the base's prompt style, which the reward model learned."""
         rows = self.rows(prompts, answers)
         batch = self.config.evaluation.batch
         at_once = JUDGED_ROWS if batch == "auto" else min(JUDGED_ROWS, batch)
@@ -206,14 +208,14 @@ class RewardModel:
     def rows(self, prompts: Sequence[Turns], answers: Sequence[Answer]) -> list[list[int]]:
         """What the reward model reads: prompt and answer in the form it learned, with its end where the answer ended.
 
-        An answer behind a chat template has no space before it where the base's has one: its text is encoded again, as
+        An answer under a chat template has no space before it where the base's has one: its text is encoded again, as
         answers were in training. The base's own answers stay the tokens that were sampled.
         """
         model = self.config.model
         end = answer_end(self.tokenizer, model.prompt_template, model.chat_template_kwargs)
         rows = []
-        asked = prompts_of_base(self.tokenizer, self.config, prompts)
-        for prompt, answer in zip(asked, answers, strict=True):
+        prompt_ids = prompts_of_base(self.tokenizer, self.config, prompts)
+        for prompt, answer in zip(prompt_ids, answers, strict=True):
             tokens = answer.text_tokens
             if answer.chat and model.prompt_template != CHAT:
                 text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
@@ -223,7 +225,7 @@ class RewardModel:
 
 
 def load_coarse(config: Config, models: ModelPair, run: Path) -> tuple[Roles, RewardModel]:
-    """The base with the Coarse adapter as `policy` and the reward model as `reward`, and the judge made of it.
+    """The base with the Coarse adapter as `policy` and the reward model as `reward`, and its normalised rewards.
 
     Raises RunError or ModelError naming the file that is missing or damaged, before the base is loaded.
     """

@@ -1,4 +1,10 @@
-"""Names of the four actors: the one list that evaluation, chat and app share."""
+"""Names of the actors: the one list that evaluation, chat, votes and summary.json use. Imports no torch."""
 
-BASE, INSTRUCT, COARSE, FINE = "base", "instruct", "coarse", "fine"
-ACTORS = (BASE, INSTRUCT, COARSE, FINE)
+from typing import Final
+
+BASE: Final = "base"  # the base model without an adapter
+INSTRUCT: Final = "instruct"  # the instruct model without the residue; the chat shows it as "baseline"
+COARSE: Final = "coarse"  # the base model with the Coarse Actor's adapter
+FINE: Final = "fine"  # the instruct model with the residue merged into it
+
+ACTORS: Final = (BASE, INSTRUCT, COARSE, FINE)

@@ -1,4 +1,4 @@
-"""Save and load a role in stock PEFT format, so that plain peft and transformers read what we publish."""
+"""Adapters of roles in stock PEFT format, saved and loaded, so that plain peft and transformers read them."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
 def save_critic(roles: Roles, folder: Path, base: str, revision: str | None = None) -> None:
     """Publish the critic: its adapter, if it has its own, in PEFT format, and its head (weight and bias, float32)."""
     with publish_folder(folder, replace=True) as unfinished:
-        if "critic" in roles.adapters:  # not CAUSAL_LM: a critic says nothing, and the merger refuses it by this
+        if "critic" in roles.adapters:  # not CAUSAL_LM: a critic writes no text, and the merger refuses it by this
             write_adapter(roles.model, "critic", unfinished, base, revision, task_type="FEATURE_EXTRACTION")
         head = roles.heads["critic"].linear
         save_file(

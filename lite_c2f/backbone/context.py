@@ -1,4 +1,4 @@
-"""How long a row may be so that it is the same row in every batch."""
+"""Context length: how long a row may be for its outputs not to depend on the other rows of its batch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +33,7 @@ def context_length(config: Any) -> int | None:
 def sliding_window(config: Any) -> int | None:
     """The window that a model's attention slides over, in some layers or all, in tokens; None where it has none.
 
-    config: a model's configuration. A class that does not know the key keeps it and does nothing with it: a Mistral
-    that was made a Llama has no window any more.
+    config: a model's configuration. A class that does not know the key stores it without using it: a Mistral
+    converted to a Llama has no window any more.
     """
     return getattr(config, "sliding_window", None) if hasattr(type(config), "sliding_window") else None

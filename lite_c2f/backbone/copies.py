@@ -1,9 +1,9 @@
-"""Weights in the form that says tokens fastest, for as long as tokens are said. Nothing of the model itself changes.
+"""Copies of the weights in the form that samples fastest, while sampling. The model itself is unchanged.
 
 On a GPU: the adapters as a copy in the base's half precision. They train in float32, and autocast would cast them anew
 in every step. On a CPU: base and adapter of every linear layer as one dense float32 matrix, where there is room for it:
-unpacking 4-bit weights and two thin products a layer are most of a step there. Adding the adapter to the 4-bit base
-itself would round it away: it drifts 6% a cycle.
+unpacking 4-bit weights and two thin products per layer are most of a step there. Adding the adapter to the 4-bit base
+itself would round it away: it drifts 6% per cycle.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ SHARE_OF_RAM = 0.25  # most of the available memory that dense copies may take
 
 @contextlib.contextmanager
 def sampling_copies(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model, with its adapters as they are active now, says tokens faster. Our own.
+    """Inside the block the model, with its adapters as they are active now, samples faster. Our own.
 
     Outputs are the same up to rounding. Neither train nor switch adapters inside.
     """
@@ -101,6 +101,6 @@ def half_copies(layers: list[nn.Module]) -> Iterator[None]:
 
 
 def has_room(layers: Sequence[nn.Module]) -> bool:
-    """Is there room for the dense copies in memory that is available: free, or given back by the page cache at once?"""
+    """Whether the dense copies fit into the available memory: free, or held by the page cache alone."""
     needed = sum(layer.in_features * layer.out_features for layer in layers) * 4  # type: ignore[operator, misc]
     return needed <= SHARE_OF_RAM * psutil.virtual_memory().available

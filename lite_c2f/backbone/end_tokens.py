@@ -1,4 +1,4 @@
-"""Tokens that end an answer: what a model's files list, and what they leave out."""
+"""End tokens of an answer: those that a model's files list, and the one they leave out."""
 
 from collections.abc import Mapping
 from pathlib import Path

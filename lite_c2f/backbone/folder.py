@@ -1,4 +1,4 @@
-"""Can a model folder be trained on and merged into? Asked before weights are loaded: hours may lie between."""
+"""Model folder check: whether it can be trained on and merged into, before any weights are loaded."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from lite_c2f.errors import ConfigError, ModelError
 def check_architecture(folder: Path) -> None:
     """Raise ModelError unless config.json is that of a full-precision causal language model Transformers knows.
 
-    A model that brings its own code is not one: that code is never run.
+    A model with code of its own is refused: that code is never run.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
@@ -37,7 +37,7 @@ def check_architecture(folder: Path) -> None:
 
 
 def check_weights(folder: Path, targets: Sequence[str] | str) -> None:
-    """Raise ModelError unless all shards are there and whole, by their headers; ConfigError for a module nobody has.
+    """Raise ModelError unless all shards are there and whole, by their headers; ConfigError for an unknown module.
 
     targets: `lora.target_modules`. No weight is read.
     """

@@ -1,8 +1,8 @@
-"""One forward pass of a decoder over a cache of keys and values, whatever Transformers calls that argument."""
+"""Forward pass of a decoder over a cache of keys and values, under each name Transformers has for that argument."""
 
 import inspect
 from collections.abc import Callable
-from functools import cache as remembered
+from functools import cache as memoized
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 def hidden_states(decoder: Any, tokens: Tensor, cache: Any, *, mask: Any, positions: Tensor | None) -> Tensor:
     """Final hidden states (n, T, H) of tokens (n, T), whose keys and values are read from and written to `cache`.
 
-    mask: what the queries may look at, as the decoder takes it; positions: (n, T). None: from the cache's own length.
+    mask: what the queries may attend to, as the decoder takes it; positions: (n, T). None: from the cache's own length.
     """
     named = {cache_argument(type(decoder).forward): cache}
     return decoder(
@@ -19,7 +19,7 @@ def hidden_states(decoder: Any, tokens: Tensor, cache: Any, *, mask: Any, positi
     ).last_hidden_state
 
 
-@remembered
+@memoized
 def cache_argument(forward: Callable[..., Any]) -> str:
     """`cache` (Transformers from 5.24 on, where the old name warns), or `past_key_values` (before)."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

@@ -1,4 +1,4 @@
-"""Trial of bitsandbytes' 4-bit layers on this device: do they compute what their unpacked weights compute?
+"""Trial of bitsandbytes' 4-bit layers on this device: whether they compute what their unpacked weights compute.
 
 A build that does not fit the card loads, quantises and unpacks rightly, and multiplies wrongly without an error: seen
 with ready-made wheels for AMD's RDNA3 (relative error 1.0), and on CPUs once weights are repacked (`load.py`).
@@ -52,7 +52,7 @@ def tolerance(dtype: torch.dtype, width: int, *, on_gpu: bool = False) -> float:
 def trials(device: torch.device, dtypes: Iterable[torch.dtype], widths: Iterable[int]) -> list[LayerTrial]:
     """Products of a 4-bit layer against x @ W.T in float64, W its weights as unpacked; without and with gradient.
 
-    widths: input features. The unpacked weights are held against the original ones too. Some milliseconds per width.
+    widths: input features. The unpacked weights are compared with the original ones too. Some milliseconds per width.
     """
     result, on_gpu = [], device.type != "cpu"
     numbers = torch.Generator().manual_seed(0)
@@ -136,7 +136,7 @@ def _counted(rows: int) -> str:
     return "1 row" if rows == 1 else f"{rows} rows"
 
 
-def _gap(found: Tensor | None, true: Tensor) -> float:
-    if found is None or found.shape != true.shape:
+def _gap(result: Tensor | None, true: Tensor) -> float:
+    if result is None or result.shape != true.shape:
         return float("inf")
-    return float((found.detach().double() - true).norm() / true.norm())
+    return float((result.detach().double() - true).norm() / true.norm())

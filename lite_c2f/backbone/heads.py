@@ -1,4 +1,4 @@
-"""Scalar heads: one number a token from its hidden state, kept in float32."""
+"""Scalar heads: one number per token from its hidden state, in float32."""
 
 import torch
 from torch import Tensor, nn

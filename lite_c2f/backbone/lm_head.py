@@ -9,8 +9,8 @@ from torch import Tensor
 class LanguageHead:
     """logits = cap * tanh(s / cap) with s = scale * (W h + b); without a cap, logits = s.
 
-    Most families apply W alone. Cohere and Granite scale its product, Gemma 2 caps it. One place knows it, for
-    sampling, for log-probabilities and for the chat alike.
+    Most families apply W alone. Cohere and Granite scale its product, Gemma 2 caps it. Sampling,
+    log-probabilities and the chat all use this class.
 
     linear: the module with weight (V, H); a callable that gives W h + b for hidden states (N, H).
     """
@@ -43,7 +43,7 @@ class LanguageHead:
 
 
 def scale_and_softcap(config: Any) -> tuple[float, float | None]:
-    """What a family does with the product of its head, by the names its configuration has for it."""
+    """Scale and softcap of a family's logits, by the keys of its configuration."""
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
     divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
     return scale / divisor, getattr(config, "final_logit_softcapping", None)

@@ -1,4 +1,4 @@
-"""One quantised base and its tokenizer, loaded so that it can be trained through."""
+"""Loading of a model, quantised and frozen so that adapters train through it, and of its tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,15 @@ def pick_device(config: Config) -> torch.device:
 
 
 def card_gib(config: Config) -> float | None:
-    """Memory of the GPU here to plan for, in GiB: what is found, or `hardware.vram_gib` if that is less; else None."""
+    """Memory of the GPU here to plan for, in GiB: what it has, or `hardware.vram_gib` if that is less; else None."""
     if pick_device(config).type != "cuda":
         return None
-    found = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIBIBYTE
-    return min(found, config.hardware.vram_gib or found)
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIBIBYTE
+    return min(total, config.hardware.vram_gib or total)
 
 
 def compute_on(config: Config, device: torch.device) -> Compute:
-    """What a run computes in on a device of this machine; emulated bfloat16 is slower than float32 and does not count.
+    """Arithmetic of a run on a device of this machine; emulated bfloat16 is slower than float32 and does not count.
 
     Raises ConfigError for float16 on a CPU.
     """

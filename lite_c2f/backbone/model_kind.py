@@ -1,9 +1,8 @@
-"""Model kinds: can a model be trained here? Asked of its config.json alone, so that the answer comes at once.
+"""Model kinds: whether a model can be trained here, from its config.json alone, so that the answer comes at once.
 
-PPO and sampling want a causal decoder of plain attention with its head in one place; QLoRA wants linear layers; the
-reward stage wants a sequence classifier. `check_kind` says what can be said without any library; what it cannot say,
-the model itself shows: `small_copy` is a model of the same class with the same switches and tiny sizes, for
-`sampling.trial` to try.
+PPO and sampling need a causal decoder of plain attention with its head in one place; QLoRA needs linear layers; the
+reward stage needs a sequence classifier. `check_kind` checks what config.json shows; for the rest `small_copy` is a
+model of the same class with the same switches and tiny sizes, which `sampling.trial` tries.
 """
 
 from collections.abc import Mapping
@@ -46,20 +45,20 @@ def check_lineage(base: str, instruct: str) -> None:
 
 
 def here(*names: str) -> list[Path]:
-    """The folders of those models that are on this machine and bring a configuration; the toy pair is none."""
+    """The folders of those models that are on this machine and have a configuration; the toy pair is left out."""
     folders = [Path(name) if Path(name).is_dir() else cached_folder(name) for name in names if name != "toy"]
     return [folder for folder in folders if folder is not None and (folder / "config.json").is_file()]
 
 
 def is_like_llama(folder: Path) -> bool:
-    """Is it of a family whose classes are all alike, so that a plan needs no trial?"""
+    """Whether it is of a family whose classes are all alike, so that a plan needs no trial."""
     return read_config(folder).get("model_type") in LIKE_LLAMA
 
 
 def check_kind(folder: Path) -> None:
     """Raise ModelError naming the architecture and the reason, unless config.json may be that of a model to train.
 
-    No weights and no library: what it lets through is still to be tried, by `sampling.trial`.
+    Reads no weights and imports no library: a model that passes is still to be tried, by `sampling.trial`.
     """
     config = read_config(folder)
     reason = reason_against(config)
@@ -98,14 +97,14 @@ def _above_one(value: Any) -> bool:
 
 
 def refused(folder: Path, reason: str, do: str = OTHER_MODEL) -> ModelError:
-    """The error for a model that cannot be trained, with its architecture's name. reason: goes on after the name."""
+    """The error for a model that cannot be trained. reason: continues the sentence after the architecture's name."""
     config = read_config(folder)
     named = config.get("architectures") or [config.get("model_type")]
     return ModelError.because(f"'{folder}': {named[0]} {reason}", "a model that can be trained here", do)
 
 
 def small_copy(folder: Path, auto_class: Any) -> Any:
-    """A model of the folder's class and switches with random weights, tiny sizes and few layers, of every kind one.
+    """A model of the folder's class and switches, with random weights, tiny sizes and a layer or more of each kind.
 
     On the CPU in float32, in eval mode, in a tenth of a second. Raises whatever its class raises where tiny sizes do
     not fit together.
@@ -121,7 +120,7 @@ def small_copy(folder: Path, auto_class: Any) -> Any:
             config, attn_implementation=attention_of(auto_class, config), dtype=torch.float32
         )
         with torch.no_grad():
-            for parameter in model.parameters():  # larger than usual, so that what a layer does can be seen
+            for parameter in model.parameters():  # larger than usual, so that every layer has a visible effect
                 if parameter.ndim > 1:
                     parameter.mul_(4.0)
     return model.eval()
@@ -129,19 +128,19 @@ def small_copy(folder: Path, auto_class: Any) -> Any:
 
 def _shrink(config: Any) -> None:
     """Give a configuration tiny sizes that fit together: few heads and layers, of the width that heads have."""
-    held = config.to_dict()
+    values = config.to_dict()
     heads, layers, hidden = config.num_attention_heads, config.num_hidden_layers, config.hidden_size
     for name in KEY_VALUE_HEADS:
         if isinstance(before := getattr(config, name, None), int):
             setattr(config, name, HEADS if before == heads else 1)
     kinds = getattr(config, "layer_types", None) or [None]
     few = max(2, 1 + max(kinds.index(kind) for kind in set(kinds)))
-    for name, value in held.items():
+    for name, value in values.items():
         if isinstance(value, list) and len(value) == layers:  # one entry for each layer
             setattr(config, name, value[:few])
         elif "window" in name and "layers" not in name and isinstance(value, int) and value > WINDOW:
             setattr(config, name, WINDOW)  # so that rows of a trial are longer
-    width = HEADS * (held.get("head_dim") or hidden // heads)
+    width = HEADS * (values.get("head_dim") or hidden // heads)
     for name in EMBEDDED:
         if isinstance(before := getattr(config, name, None), int):
             setattr(config, name, width if before == hidden else width // 2)

@@ -31,14 +31,14 @@ class Residue(NamedTuple):
 
 
 class RowAssignment:
-    """Whose rows the next forward pass holds; they are sorted by model."""
+    """Assignment of the rows of the next forward pass to models; the rows are sorted by model."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []  # rows of each model
         self.shares: Tensor | None = None  # (rows, 1, 1) of the residue; None where all are 0
 
-    def read(self, models: Sequence[int], shares: Sequence[float], count: int, device: torch.device) -> None:
-        """Rows by the number of their model, in ascending order, and each one's share."""
+    def assign(self, models: Sequence[int], shares: Sequence[float], count: int, device: torch.device) -> None:
+        """models: the number of each row's model, ascending, of `count` models; shares: of the residue, one per row."""
         self.counts = [models.count(number) for number in range(count)]
         # Not in the models' type: bfloat16 would make 1.05 of the residue 1.047.
         shared = torch.tensor(shares, dtype=torch.float32, device=device) if any(shares) else None
@@ -46,45 +46,44 @@ class RowAssignment:
 
 
 class PerModelLinear(nn.Module):
-    """One layer of all models: each reads its own rows; the residue, where there is one, is added for all at once."""
+    """One layer of all models: each model's layer gets its own rows; the residue is added to all rows at once."""
 
     def __init__(
-        self, turn: RowAssignment, layers: Sequence[Callable[[Tensor], Tensor]], residue: Residue | None
+        self, assignment: RowAssignment, layers: Sequence[Callable[[Tensor], Tensor]], residue: Residue | None
     ) -> None:
         super().__init__()
-        self.turn, self.residue = turn, residue
-        self.layers = list(layers)  # a plain list: they belong to their models
+        self.assignment, self.residue = assignment, residue
+        self.layers = list(layers)  # a plain list: the modules belong to their models
 
     def forward(self, states: Tensor, *more: Any, **named: Any) -> Tensor:
         """Of rows (n, ...), of all their tokens (n * T, ...) as in OPT, or of one row for all, as positions may be.
 
         Other arguments are split alike.
         """
-        turn = self.turn
         states = self._for_all(states)
         others = [self._split(value) for value in (*more, *named.values())]
         parts = zip(self.layers, self._split(states), *others, strict=True)
-        said = [
-            layer(part, *given[: len(more)], **dict(zip(named, given[len(more) :], strict=True)))
-            for layer, part, *given in parts
+        outputs = [
+            layer(part, *arguments[: len(more)], **dict(zip(named, arguments[len(more) :], strict=True)))
+            for layer, part, *arguments in parts
             if len(part)
         ]
-        out = said[0] if len(said) == 1 else torch.cat(said)
-        if self.residue is None or turn.shares is None:
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        if self.residue is None or self.assignment.shares is None:
             return out
-        shares = turn.shares
+        shares = self.assignment.shares
         if states.ndim == 2:
             shares = shares.flatten().repeat_interleave(len(states) // len(shares))[:, None]
         low = functional.linear(states, self.residue.a)
         return out + functional.linear((low * shares).to(low.dtype), self.residue.b)
 
     def _for_all(self, value: Tensor) -> Tensor:
-        rows = sum(self.turn.counts)
+        rows = sum(self.assignment.counts)
         return value.expand(rows, *value.shape[1:]) if len(value) == 1 else value
 
     def _split(self, value: Any) -> Sequence[Any]:
         """A value for each model: its rows of a tensor, anything else as it is."""
-        counts = self.turn.counts
+        counts = self.assignment.counts
         if not isinstance(value, Tensor) or not value.ndim:
             return [value] * len(counts)
         value = self._for_all(value)
@@ -93,7 +92,9 @@ class PerModelLinear(nn.Module):
 
 
 class MultiModel:
-    """models: causal language models of one lineage (`backbone.pair.check_pair`); LoRA layers in them are looked past.
+    """Several models as one decoder, whose rows are computed together.
+
+    models: causal language models of one lineage (`backbone.pair.check_pair`); their LoRA layers are bypassed.
 
     residue: by the decoder's layer name, as `residue_of` reads it. The models stay as they are, and share their weights
     with this one; on a CPU with room for it, 4-bit weights are unpacked once, since that is most of a step there.
@@ -106,21 +107,23 @@ class MultiModel:
         heads = [model.get_output_embeddings() for model in self.models]
         self.config, self.device = first.config, first.device
         self.dtype = heads[0].weight.dtype
-        self.turn = RowAssignment()
+        self.assignment = RowAssignment()
         self.decoder = _skeleton(self.config)
         modules: list[nn.Module] = [module for decoder in decoders for module in decoder.modules()]
         linear = [module for module in modules if isinstance(module, bnb.nn.Linear4bit)]
         dense = self.device.type == "cpu" and has_room(linear)
-        left = dict(residue)
+        unused = dict(residue)
         for name, module in list(self.decoder.named_modules()):
             if any(True for _ in module.parameters(recurse=False)):
                 layers = [_forward_of(decoder.get_submodule(name), dense) for decoder in decoders]
-                _put(self.decoder, name, PerModelLinear(self.turn, layers, self._in_place(left.pop(name, None))))
+                _put(
+                    self.decoder, name, PerModelLinear(self.assignment, layers, self._in_place(unused.pop(name, None)))
+                )
             elif any(True for _ in module.buffers(recurse=False)):  # rotary angles: a lineage has the same ones
                 _put(self.decoder, name, decoders[0].get_submodule(name))
-        if left:
-            raise ValueError(f"the residue names a layer that the models do not have: {next(iter(left))}")
-        self.head = LanguageHead(PerModelLinear(self.turn, heads, None), *scale_and_softcap(self.config))
+        if unused:
+            raise ValueError(f"the residue names a layer that the models do not have: {next(iter(unused))}")
+        self.head = LanguageHead(PerModelLinear(self.assignment, heads, None), *scale_and_softcap(self.config))
         self.decoder.eval()
 
     def _in_place(self, residue: Residue | None) -> Residue | None:
@@ -137,7 +140,7 @@ class MultiModel:
         positions: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states (n, T, H) of tokens (n, T); models: each row's, ascending; shares: each row's."""
-        self.turn.read(list(models), shares, len(self.models), self.device)
+        self.assignment.assign(list(models), shares, len(self.models), self.device)
         return hidden_states(self.decoder, tokens, cache, mask=mask, positions=positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -148,12 +151,12 @@ class MultiModel:
 def residue_of(model: Any, name: str) -> dict[str, Residue]:
     """The adapter `name` of a PEFT model, by layer of the decoder."""
     decoder = model.get_base_model().get_decoder()
-    found = {}
+    residue = {}
     for path, layer in decoder.named_modules():
         if isinstance(layer, LoraLayer):
             a, b = (cast(Tensor, part[name].weight) for part in (layer.lora_A, layer.lora_B))
-            found[path] = Residue(a, b * layer.scaling[name])
-    return found
+            residue[path] = Residue(a, b * layer.scaling[name])
+    return residue
 
 
 def _skeleton(config: Any) -> Any:

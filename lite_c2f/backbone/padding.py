@@ -1,4 +1,4 @@
-"""The padding token: which id fills rows up on the right, and whether all of a tokenizer's ids have an embedding.
+"""Padding token: which id fills rows up on the right, and whether all of a tokenizer's ids have an embedding.
 
 Padding on the right is never attended to, and every score is read at an index counted from a row's length: any id
 within the embedding would do. One that ends no text is taken, because the published reward model is read by stock
@@ -70,7 +70,7 @@ def choose_padding(tokenizer: Any, limits: Limits) -> int:
 
 
 def padding_note(tokenizer: Any) -> str | None:
-    """A sentence that names the padding where it is not the tokenizer's own; None where it is."""
+    """A message that names the padding where it is not the tokenizer's own; None where it is."""
     padding: Padding | None = vars(tokenizer).get("_padding")
     if padding is None or padding.reason is None:
         return None
@@ -79,7 +79,7 @@ def padding_note(tokenizer: Any) -> str | None:
 
 
 def with_padding_token(tokenizer: Any) -> Any:
-    """A copy whose `pad_token` is the chosen padding, to be saved beside the reward model for stock libraries."""
+    """A copy whose `pad_token` is the chosen padding, to be saved with the reward model for stock libraries."""
     published = copy.deepcopy(tokenizer)
     published.pad_token = tokenizer.convert_ids_to_tokens(padding_id(tokenizer))
     published.padding_side = "right"
@@ -100,7 +100,7 @@ def check_embedded(tokenizer: Any, model: str, size: int | None) -> None:
     """Raise ModelError naming a token that has no embedding although text, or the chat template, can be encoded to it.
 
     A special token beyond the embedding that nothing writes (a `[PAD]` that was added without resizing the model) is
-    let be: the text of data never becomes a special token.
+    accepted: the text of data never becomes a special token.
     """
     if size is None:
         return
@@ -168,5 +168,5 @@ def _json(model: str, name: str, revision: str | None) -> dict[str, Any]:
         file = cached_file(model, name, revision=revision)
         content = json.loads(Path(str(file)).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # what is missing or damaged is named where the model is loaded
+        return {}  # missing or damaged files are reported where the model is loaded
     return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""Do a base and an instruct model belong together? A residue only fits a model tuned from the same base."""
+"""Lineage check of a base and an instruct model: a residue only fits a model tuned from the same base."""
 
 import json
 from collections.abc import Collection, Iterable
@@ -73,7 +73,7 @@ def _lineage_of(folder: Path) -> dict[str, Any]:
 
 
 def check_vocabularies(base_dir: Path, instruct_dir: Path) -> None:
-    """Raise ModelError naming the first token that the two tokenizers do not number alike."""
+    """Raise ModelError naming the first token to which the two tokenizers give different ids."""
     base, instruct = read_vocabulary(base_dir), read_vocabulary(instruct_dir)
     if base == instruct:
         return
@@ -83,7 +83,7 @@ def check_vocabularies(base_dir: Path, instruct_dir: Path) -> None:
 def different_token(
     base_dir: Path, instruct_dir: Path, base: dict[str, int], instruct: dict[str, int], tokens: Iterable[str]
 ) -> ModelError:
-    """The error that names the first of these tokens that two vocabularies do not number alike."""
+    """The error that names the first of these tokens to which two vocabularies give different ids."""
     token = next(token for token in tokens if base.get(token) != instruct.get(token))
     return ModelError.because(
         f"token {token!r} is {_numbered(base.get(token))} in the tokenizer of '{base_dir}' "
@@ -109,7 +109,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def lineage(config: dict[str, Any]) -> dict[str, Any]:
-    """The values on which a pair has to agree, with the ways of writing the same thing made one.
+    """The values on which a pair has to agree, in one form for every way of writing them.
 
     Missing keys take the meaning that Transformers gives them. The rotary settings of Transformers 4 (`rope_theta`,
     `rope_scaling`) and 5 (`rope_parameters`) come out alike.
@@ -163,7 +163,7 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
 
 
 def read_added_tokens(folder: Path) -> set[str]:
-    """Tokens that a tokenizer was given beside its own vocabulary: control tokens, and places reserved for them."""
+    """Tokens added to a tokenizer's own vocabulary: control tokens, and placeholders reserved for them."""
     for name in ("tokenizer.json", "added_tokens.json"):
         if (folder / name).is_file():
             content = _read_object(folder / name)

@@ -1,4 +1,4 @@
-"""Policy, critic, reward model and reference on one base: the same weights, another adapter active.
+"""Roles on one base: policy, critic, reward model and reference, each with its own adapter active.
 
 A role is entered as a context, and forward and backward both belong inside it:
 
@@ -7,8 +7,8 @@ A role is entered as a context, and forward and backward both belong inside it:
         loss(hidden).backward()
 
 With gradient checkpointing, a backward under another adapter recomputes the forward with that one: gradients vanish or
-land on the wrong adapter while their norms look fine. So a hidden state remembers its role, and a backward elsewhere
-raises.
+land on the wrong adapter while their norms look fine. So a hidden state remembers its role, and a backward pass in
+another role raises.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ REFERENCE = "reference"
 
 
 def lora_config(lora: Lora, task_type: str) -> LoraConfig:
-    """The LoRA of every role; dropout is off, PPO's ratios would be noise otherwise."""
+    """The LoRA of every role; dropout is off, because PPO's ratios would be noise otherwise."""
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     return LoraConfig(
         r=lora.r,
@@ -84,7 +84,7 @@ class Roles:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the base's arithmetic."""
+        """Type of the base's arithmetic."""
         base: Any = self.model.get_base_model()
         return base.get_input_embeddings().weight.dtype
 
@@ -117,7 +117,7 @@ class Roles:
 
     @contextlib.contextmanager
     def use(self, role: str, *, train: bool = False) -> Iterator[None]:
-        """Be `role` inside the block; what was before comes back at its end, whatever happens in it.
+        """Activate `role` inside the block; the previous role is restored at its end, also after an error.
 
         train: its adapter and head take gradients, with the heads that share the adapter, and activations are
         checkpointed; a role that shares an adapter trains its head alone. Without it no graph is built.
@@ -136,14 +136,14 @@ class Roles:
 
     @contextlib.contextmanager
     def sampling(self, role: str) -> Iterator[None]:
-        """Be `role` inside the block, to say tokens and nothing else: weights as copies.py has them, no autocast."""
+        """Activate `role` inside the block for sampling alone: weights as copies.py makes them, no autocast."""
         with self.use(role), torch.autocast(self.device.type, enabled=False), sampling_copies(self.model):
             yield
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Final hidden states (B, T, H) of right-padded rows (B, T).
 
-        No attention mask: under causal attention nothing sees the padding behind it, and SDPA keeps its fast path.
+        No attention mask: under causal attention no token sees the padding after it, and SDPA keeps its fast path.
         """
         if self._role is None:
             raise RuntimeError("hidden() outside a role: use `with roles.use(role):`")
@@ -166,9 +166,9 @@ class Roles:
             )
 
     def _enter(self, role: str | None, train: bool) -> None:
-        """Activate a role. PEFT's own switches flip `requires_grad` on the way, so it is set anew by name."""
+        """Activate a role. PEFT's own switches change `requires_grad`, so it is set again by name."""
         if any(layer.merged for layer in self._layers):
-            raise RuntimeError("an adapter was merged into the 4-bit base, which drifts 6% a cycle: reload the model")
+            raise RuntimeError("an adapter was merged into the 4-bit base, which drifts 6% per cycle: reload the model")
         self._role, self._training = role, train
         bare = role is None or role == REFERENCE
         for layer in self._layers:
@@ -182,7 +182,7 @@ class Roles:
         self._set_checkpointing(train and self.checkpointing)
 
     def _set_checkpointing(self, on: bool) -> None:
-        """Checkpointing acts only in training mode, and disables the KV cache there: so both go on and off together."""
+        """Checkpointing acts only in training mode, and disables the KV cache there: so both are switched together."""
         if self.model.training == on:
             return
         base: Any = self.model.get_base_model()

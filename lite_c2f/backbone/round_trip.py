@@ -1,6 +1,6 @@
 """Round trip of a tokenizer: text, encoded and decoded again, is the same text.
 
-Several releases of 2026 broke it without a word: a class named in tokenizer_config.json that rebuilds the tokenizer in
+Several releases of 2026 broke it silently: a class named in tokenizer_config.json that rebuilds the tokenizer in
 another way than tokenizer.json has it loses every space, a decoder of another kind writes `Ġ` or `<0x0A>` into answers.
 A model trained on such ids learns nothing that another program could use.
 """
@@ -54,9 +54,9 @@ def check_round_trip(tokenizer: Any, model: str, revision: str | None = None) ->
 
 
 def changed(tokenizer: Any) -> TextChange | None:
-    """The first place where encoding and decoding changes a text, with the words around it; None: nothing changes.
+    """The first place where encoding and decoding changes a text, with the words around it; None where nothing changes.
 
-    Spaces count always; any other character only where the tokenizer can spell it, which it is asked for alone. None
+    Spaces count always; any other character only where the tokenizer can spell it on its own. None
     also for tokenizers of whole words, which have no tokens for spaces.
     """
     return _changed(

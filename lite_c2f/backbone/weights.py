@@ -1,4 +1,4 @@
-"""The weight files of a model folder: one rule for loading, training and merging. Imports no torch."""
+"""Weight files of a model folder: one rule for loading, training and merging. Imports no torch."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def read_index(folder: Path) -> dict[str, str]:
 
 
 def no_weights(folder: Path) -> ModelError:
-    """What a folder without safetensors holds instead."""
+    """The error for a folder without safetensors, naming what it holds instead."""
     if gguf := first_gguf(folder):
         return ModelError.of_gguf(f"'{folder}' holds '{gguf}' and no safetensors: it")
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth"))

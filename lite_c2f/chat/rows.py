@@ -164,7 +164,7 @@ class AnswerRows:
         draws = self._draws(rows)
         tokens, real = pad_right([row.prompt for row in rows], self.pad_id)
         last = (real.sum(1) - 1).to(device)
-        self.cache.read_prompts(torch.tensor(slots, device=device))
+        self.cache.prefill(torch.tensor(slots, device=device))
         hidden = self._hidden(rows, tokens.to(device))
         self._take(rows, hidden[torch.arange(len(rows), device=device), last], draws)
 
@@ -175,7 +175,7 @@ class AnswerRows:
         deepest = max(row.position for row in rows)
         width = min(self._size[1], -(-(deepest + 1) // BUCKET) * BUCKET)
         said = torch.tensor([[row.tokens[-1], row.position] for row in rows], device=device)
-        mask = self.cache.say(said[:, 1], width, slice(first, first + len(rows)))
+        mask = self.cache.decode(said[:, 1], width, slice(first, first + len(rows)))
         hidden = self._hidden(rows, said[:, :1], mask=mask, positions=said[:, 1:])
         self._take(rows, hidden[:, -1], draws)
 

@@ -1,6 +1,6 @@
-"""Rewards a token, and generalised advantage estimation.
+"""Rewards per token, and generalised advantage estimation.
 
-Everything is (B, T): entry t speaks of the row's token t + 1, which the policy drew after reading tokens 0..t; `mask`
+Everything is (B, T): entry t belongs to the row's token t + 1, which the policy drew after reading tokens 0..t; `mask`
 is True where that token belongs to the response.
 """
 
@@ -37,7 +37,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     """Generalised advantage estimation (arXiv 1506.02438, equation 16), over each row's response.
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}; beyond the last response token V and A
-    are 0, for a response that ran into the limit too: its score has judged it as it stands.
+    are 0, for a response that ran into the limit too: its score is that of the cut response.
     """
     values = torch.where(mask, values, 0.0)
     rewards = torch.where(mask, rewards, 0.0)

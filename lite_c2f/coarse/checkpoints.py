@@ -1,4 +1,4 @@
-"""When the PPO loop saves itself, how it goes on from what it saved, and what it does when numbers go wrong."""
+"""Checkpoints of the PPO loop: when they are written, how a run resumes, and recovery from non-finite numbers."""
 
 import json
 import math
@@ -31,7 +31,7 @@ from lite_c2f.storage.files import cut_lines, hash_of, publish_folder, read_json
 from lite_c2f.storage.metrics import Metrics
 
 SECTIONS = ("model", "data", "lora", "reward", "coarse")
-SURE = 2.0  # standard errors by which an earlier policy has to be better than the last one measured
+SURE = 2.0  # standard errors by which an earlier policy has to be better than the last one that was measured
 
 
 class CheckpointManager:
@@ -44,78 +44,78 @@ class CheckpointManager:
         self,
         config: Config,
         run: Path,
-        standing: TrainState,
-        log: Metrics,
-        tell: Callable[[str], None] | None = None,
+        state: TrainState,
+        metrics: Metrics,
+        on_message: Callable[[str], None] | None = None,
         *,
         force: bool = False,
     ) -> None:
-        self._run, self._standing, self._log, self._force = run, standing, log, force
-        self._say = tell or (lambda _: None)
+        self._run, self._state, self._metrics, self._force = run, state, metrics, force
+        self._on_message = on_message or (lambda _: None)
         self._store = store_of(run, config)
-        self._rhythm = SaveSchedule(config.run.checkpoint_every, config.run.checkpoint_minutes)
+        self._schedule = SaveSchedule(config.run.checkpoint_every, config.run.checkpoint_minutes)
         self._config, self._settings = config, config.coarse
         self._identity = identity_of(config, run)
         self._failures = 0  # in a row
         self._led_back = 0  # the update that last led back to a checkpoint
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that is whole, or begin; what was logged after it is forgotten.
+        """Go on from the newest checkpoint that is whole, or begin; log lines after it are removed.
 
-        Raises RunError naming the setting that is not what the checkpoint was made with, unless that is forced.
+        Raises RunError naming the setting that is not what the checkpoint was made with, unless `force` is set.
         """
-        found, damaged = self._store.newest()
-        for sentence in damaged:
-            self._say(sentence)
-        if found is not None:
-            check_newest(found, self._identity, self._settings, self._store.folder, force=self._force)
-        distributed.wait()  # until everybody has read
+        checkpoint, damaged = self._store.newest()
+        for message in damaged:
+            self._on_message(message)
+        if checkpoint is not None:
+            check_newest(checkpoint, self._identity, self._settings, self._store.folder, force=self._force)
+        distributed.wait()  # until all processes have read it
         if damaged and distributed.is_first():
             self._store.set_aside()
-        self._go_to(found)
-        if found is not None:
-            self._say(f"coarse: going on after update {found.step}, from {found.folder}")
+        self._go_to(checkpoint)
+        if checkpoint is not None:
+            self._on_message(f"coarse: going on after update {checkpoint.step}, from {checkpoint.folder}")
         else:
-            self._save()  # shows at once whether the disk takes it, and is there to go back to
+            self._save()  # fails at once on a full disk, and is there to go back to
 
-    def after_update(self, asked: bool) -> None:
-        """Save where a checkpoint is due. Raises KeyboardInterrupt, after saving, where an end was asked for."""
+    def after_update(self, stop_asked: bool) -> None:
+        """Save where a checkpoint is due. Raises KeyboardInterrupt, after saving, where a stop was asked for."""
         self._failures = 0
-        if self._rhythm.due(self._standing.step) or asked:
+        if self._schedule.due(self._state.step) or stop_asked:
             self._save()
-        if asked:
+        if stop_asked:
             distributed.wait()
             raise KeyboardInterrupt
 
-    def after_failure(self, error: NonFiniteError, asked: bool) -> None:
+    def after_failure(self, error: NonFiniteError, stop_asked: bool) -> None:
         """Count an update that was given up; after SKIPS in a row go back to a checkpoint with half the learning rates.
 
         When the same update leads back again, that checkpoint did not help, and the one before it is taken. Raises
         ModelError when that has been done ROLLBACKS times, or there is nothing to go back to, and KeyboardInterrupt
-        where an end was asked for.
+        where a stop was asked for.
         """
-        standing = self._standing
+        state = self._state
         self._failures += 1
-        standing.skipped += 1
-        step = standing.step + 1
-        self._say(f"update {step} skipped ({self._failures} in a row): {error}")
-        if asked:
+        state.skipped += 1
+        step = state.step + 1
+        self._on_message(f"update {step} skipped ({self._failures} in a row): {error}")
+        if stop_asked:
             raise KeyboardInterrupt
         if self._failures < SKIPS:
             return
         self._failures = 0
-        found, _ = self._store.newest()
+        checkpoint, _ = self._store.newest()
         older = self._store.folders()[:-1]
-        if found is not None and self._led_back == step and older:
-            distributed.wait()  # until everybody has read
-            if distributed.is_first() and found.folder is not None:
-                self._store.discard(found.folder)
+        if checkpoint is not None and self._led_back == step and older:
+            distributed.wait()  # until all processes have read it
+            if distributed.is_first() and checkpoint.folder is not None:
+                self._store.discard(checkpoint.folder)
             distributed.wait()
-            found, _ = self._store.newest()
+            checkpoint, _ = self._store.newest()
         self._led_back = step
-        rollbacks, skipped = standing.rollbacks + 1, standing.skipped
-        if found is None or rollbacks > ROLLBACKS:
-            tried = f"after {ROLLBACKS} rollbacks" if found else "with no checkpoint to go back to"
+        rollbacks, skipped = state.rollbacks + 1, state.skipped
+        if checkpoint is None or rollbacks > ROLLBACKS:
+            tried = f"after {ROLLBACKS} rollbacks" if checkpoint else "with no checkpoint to go back to"
             remedy = "lower coarse.lr and coarse.critic_lr, and see whether metrics.jsonl was odd before"
             if self._config.model.compute_dtype == "float16":
                 remedy = f"set model.compute_dtype=float32 (float16 overflows in some models), or {remedy}"
@@ -125,11 +125,11 @@ class CheckpointManager:
                 remedy,
             )
         distributed.wait()
-        self._go_to(found)
-        standing.slow_down(rollbacks)
-        standing.skipped = skipped
-        rates = ", ".join(f"{name} {rate * SLOWER**rollbacks:.2g}" for name, rate in standing.rates.items())
-        self._say(f"going back to update {found.step}, with lower learning rates ({rates}) from there on")
+        self._go_to(checkpoint)
+        state.slow_down(rollbacks)
+        state.skipped = skipped
+        rates = ", ".join(f"{name} {rate * SLOWER**rollbacks:.2g}" for name, rate in state.rates.items())
+        self._on_message(f"going back to update {checkpoint.step}, with lower learning rates ({rates}) from there on")
 
     def clear(self) -> None:
         """The stage is published: nothing is left to resume."""
@@ -144,11 +144,11 @@ class CheckpointManager:
         best = self._store.best(self._earned())
         if best is None:
             return
-        lines = self._standing.lines
+        lines = self._state.lines
         then, last, last_step = lines[best.step], lines[-1], len(lines) - 1
         gain = then["reward"] - last["reward"]
         error = math.sqrt((then["reward_std"] ** 2 + last["reward_std"] ** 2) / self._settings.rollouts)
-        if gain <= SURE * error:  # as good as chance allows to say
+        if gain <= SURE * error:  # within what chance explains
             return
         coarse = self._run / "coarse"
         with publish_folder(coarse / "best", replace=True) as folder:
@@ -159,43 +159,47 @@ class CheckpointManager:
             save_file(weights, folder / "adapter" / "adapter_model.safetensors")
             figures = {"step": best.step, "reward": then["reward"]}
             write_json(folder / "best.json", figures | {"reward_last": last["reward"], "reward_last_step": last_step})
-        self._say(
+        self._on_message(
             f"coarse: the policy after update {best.step} earned a mean reward of {then['reward']:+.2f}, the last one "
             f"that was measured (after update {last_step}) {last['reward']:+.2f}; the better adapter is kept in "
             f"{coarse / 'best'}"
         )
 
     def _bound_limit(self) -> None:
-        """Forced settings may allow less than the checkpoint's limit, and batches are planned for what they allow."""
-        before = self._standing.length
-        self._standing.length = bounded(before, self._settings.length)
-        if (now := self._standing.length.limit) != before.limit:
-            self._say(f"coarse: the response limit was {before.limit} tokens, now {now}, as coarse.length allows")
+        """Forced settings may allow less than the checkpoint's limit, and batches are planned for the settings."""
+        before = self._state.length
+        self._state.length = bounded(before, self._settings.length)
+        if (now := self._state.length.limit) != before.limit:
+            self._on_message(
+                f"coarse: the response limit was {before.limit} tokens, now {now}, as coarse.length allows"
+            )
 
     def _earned(self) -> dict[int, float]:
-        return earned([line["reward"] for line in self._standing.lines], self._config)
+        return earned([line["reward"] for line in self._state.lines], self._config)
 
     def _save(self) -> None:
         if distributed.is_first():
-            if not (self._run / "reward" / "metrics.json").is_file():  # else half of a run would grow in its place
+            if not (
+                self._run / "reward" / "metrics.json"
+            ).is_file():  # else half of a run would be written in its place
                 raise RunError.because(f"'{self._run}' was removed or emptied while it ran", "the run", "start it anew")
-            checkpoint = self._standing.checkpoint()
+            checkpoint = self._state.checkpoint()
             checkpoint.state.update(format=FORMAT, identity=self._identity)
             self._store.save(checkpoint, self._earned())
-        self._rhythm.saved()
+        self._schedule.saved()
 
-    def _go_to(self, found: Checkpoint | None) -> None:
-        step = found.step if found is not None else 0
-        if found is not None:
+    def _go_to(self, checkpoint: Checkpoint | None) -> None:
+        step = checkpoint.step if checkpoint is not None else 0
+        if checkpoint is not None:
             try:
-                self._standing.restore(found)
+                self._state.restore(checkpoint)
             except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                got = f"'{found.folder}' does not fit this run ({type(error).__name__}: {str(error)[:120]})"
+                got = f"'{checkpoint.folder}' does not fit this run ({type(error).__name__}: {str(error)[:120]})"
                 remedy = f"remove '{self._store.folder}' to begin the coarse stage anew"
                 raise RunError.because(got, "a checkpoint of it", remedy) from error
             self._bound_limit()
         if distributed.is_first():
-            self._log.put_back("coarse", self._standing.lines)
+            self._metrics.put_back("coarse", self._state.lines)
             cut_lines(self._run / "coarse" / "samples.jsonl", lambda line: line["step"] <= step)
         distributed.wait()
 
@@ -216,18 +220,18 @@ def earned(rewards: Sequence[float], config: Config) -> dict[int, float]:
 
 
 def store_of(run: Path, config: Config) -> CheckpointStore:
-    """Where this stage keeps its checkpoints."""
+    """The checkpoints of this stage on disk."""
     return CheckpointStore(run / "coarse" / "checkpoints", config.run.keep_checkpoints, (STATE, TENSORS))
 
 
 def identity_of(config: Config, run: Path) -> dict[str, Any]:
-    """What an update depends on, beside those before it."""
-    found = config.identity(SECTIONS)
-    for end in ("updates", "token_budget"):  # no update depends on how many will follow
-        del found["coarse"][end]
+    """What an update depends on, apart from the updates before it."""
+    identity = config.identity(SECTIONS)
+    for key in ("updates", "token_budget"):  # no update depends on how many will follow
+        del identity["coarse"][key]
     numbers = read_json(run / "reward" / "metrics.json")
     adapter = hash_of(run / "reward" / "adapter" / "adapter_model.safetensors")
-    return found | {
+    return identity | {
         "processes": distributed.world(),
         "reward_model": {"adapter": adapter, "mean": numbers.get("mean"), "std": numbers.get("std")},
     }
@@ -239,32 +243,32 @@ def check_before(config: Config, run: Path, *, force: bool) -> None:
     folder, _ = store.newest_folder()
     if folder is not None:
         saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        found = Checkpoint(saved["step"], saved["state"], {}, folder)
-        check_newest(found, identity_of(config, run), config.coarse, store.folder, force=force)
+        checkpoint = Checkpoint(saved["step"], saved["state"], {}, folder)
+        check_newest(checkpoint, identity_of(config, run), config.coarse, store.folder, force=force)
 
 
-def check_newest(found: Checkpoint, now: dict[str, Any], settings: Coarse, folder: Path, *, force: bool) -> None:
+def check_newest(checkpoint: Checkpoint, now: dict[str, Any], settings: Coarse, folder: Path, *, force: bool) -> None:
     """Raise RunError unless a checkpoint is of this run, and not beyond its end."""
     anew = f"remove '{folder}' to begin the coarse stage anew"
-    before, form = found.state.get("identity"), found.state.get("format")
+    before, form = checkpoint.state.get("identity"), checkpoint.state.get("format")
     forcible = ("reward", "coarse", "data", "processes", "reward_model")  # not another model or shape of the adapters
     then = ((completed(before, now) if isinstance(before, dict) else {}).get("coarse") or {}).get("critic")
     if (
         then is not None and then != settings.critic and "shared" in (then, settings.critic)
     ):  # other tensors, which no force makes fit
-        got = f"'{found.folder}' was made with coarse.critic={then!r}, now {settings.critic!r}"
+        got = f"'{checkpoint.folder}' was made with coarse.critic={then!r}, now {settings.critic!r}"
         raise RunError.because(got, "the same value", f"set it back, or {anew}")
-    refuse_other(found.folder or folder, form, before, now, anew, force=force, forcible=forcible)
-    if found.step > settings.updates:
+    refuse_other(checkpoint.folder or folder, form, before, now, anew, force=force, forcible=forcible)
+    if checkpoint.step > settings.updates:
         raise RunError.because(
-            f"'{found.folder}' is after {found.step} updates, coarse.updates={settings.updates}",
+            f"'{checkpoint.folder}' is after {checkpoint.step} updates, coarse.updates={settings.updates}",
             "as many or more",
-            f"set coarse.updates={found.step} to end there, or remove the newer ones in '{folder}'",
+            f"set coarse.updates={checkpoint.step} to end there, or remove the newer ones in '{folder}'",
         )
-    tokens = [line["tokens"] * settings.rollouts for line in found.state.get("lines", [])]
+    tokens = [line["tokens"] * settings.rollouts for line in checkpoint.state.get("lines", [])]
     if settings.token_budget is not None and sum(tokens[:-1]) >= settings.token_budget:
         raise RunError.because(
-            f"'{found.folder}' is after {round(sum(tokens))} tokens, coarse.token_budget={settings.token_budget}",
+            f"'{checkpoint.folder}' is after {round(sum(tokens))} tokens, coarse.token_budget={settings.token_budget}",
             "as many or more",
             f"set coarse.token_budget={round(sum(tokens))} to end there, or remove the newer ones in '{folder}'",
         )

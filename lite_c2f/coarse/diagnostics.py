@@ -1,4 +1,4 @@
-"""Signs of a run going wrong, read from its own lines, each with what to change. Rules and thresholds are our own.
+"""Diagnostics of a run: warnings about its metrics, each with what to change. Rules and thresholds are our own.
 
 Every rule is a pure function of the lines so far, so that a run which was stopped warns as one that was not.
 """
@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
-Line = dict[str, float]  # of metrics.jsonl, one an update
+Line = dict[str, float]  # of metrics.jsonl, one per update
 QUIET = 20  # updates before the same warning comes again
 OPENING = 32  # tokens: responses that begin alike so far are the same
-KL_A_TOKEN = 0.5  # nats; rewarded runs that stay readable are at 0.01 to 0.15
-VALUE_LOSS = 1.0  # of rewards in the reward model's spreads: wrong by 1.4 of them on average
-VALUE_HUGE = 25.0  # wrong by seven spreads, on average
+KL_PER_TOKEN = 0.5  # nats; rewarded runs that stay readable are at 0.01 to 0.15
+VALUE_LOSS = 1.0  # of normalised rewards: wrong by 1.4 standard deviations on average
+VALUE_HUGE = 25.0  # wrong by seven standard deviations on average
 VALUE_JUMP = 10.0  # times the median of the updates before
 ENTROPY_LEFT = 0.1  # share of the entropy of the first updates
 SAME, LOOPING = 0.5, 0.5  # shares: of responses like another one, of 4-grams that were there before
@@ -21,17 +21,17 @@ AT_FIRST, LATELY = 3, 5  # updates
 
 
 def warnings(lines: Sequence[Line]) -> list[str]:
-    """What to tell after the last of these updates: rules that hold and were not told within the last QUIET."""
-    return [found for rule in RULES if (found := told_at(rule, lines)) is not None]
+    """Messages after the last of these updates: of rules that hold and gave none within the last QUIET updates."""
+    return [message for rule in RULES if (message := message_of(rule, lines)) is not None]
 
 
-def told_at(rule: "Rule", lines: Sequence[Line]) -> str | None:
-    """What a rule says after the last line, if it is told then: at most every QUIET updates."""
+def message_of(rule: "Rule", lines: Sequence[Line]) -> str | None:
+    """The message of a rule after the last line; None where it does not hold or gave one within QUIET updates."""
     last = -QUIET
     for count in range(max(1, len(lines) - 10 * QUIET), len(lines) + 1):
-        if count - last >= QUIET and (found := rule(lines[:count])) is not None:
+        if count - last >= QUIET and (message := rule(lines[:count])) is not None:
             if count == len(lines):
-                return found
+                return message
             last = count
     return None
 
@@ -39,10 +39,10 @@ def told_at(rule: "Rule", lines: Sequence[Line]) -> str | None:
 def kl_explodes(lines: Sequence[Line]) -> str | None:
     """The policy is far from the base, on average over the last three updates."""
     recent = [line["kl"] / max(line["tokens"], 1.0) for line in lines[-AT_FIRST:]]
-    if len(recent) < AT_FIRST or fmean(recent) <= KL_A_TOKEN:
+    if len(recent) < AT_FIRST or fmean(recent) <= KL_PER_TOKEN:
         return None
     return (
-        f"KL to the base is {fmean(recent):.2f} nats a token: the policy leaves what the base knows; raise "
+        f"KL to the base is {fmean(recent):.2f} nats per token: the policy moves away from what the base knows; raise "
         "coarse.kl_coef, set coarse.kl_target, or lower coarse.lr"
     )
 
@@ -54,14 +54,14 @@ def value_explodes(lines: Sequence[Line]) -> str | None:
     if len(before) < AT_FIRST:
         return None
     if now > VALUE_HUGE and median(before) > VALUE_HUGE:
-        return f"the critic's loss is {now:.2g}, in rewards' spreads squared: lower coarse.critic_lr"
+        return f"the critic's loss is {now:.2g}, in squared standard deviations of the reward: lower coarse.critic_lr"
     if now <= max(VALUE_LOSS, VALUE_JUMP * median(before)):
         return None
     return f"the critic's loss jumped from {median(before):.2g} to {now:.2g}: lower coarse.critic_lr"
 
 
 def entropy_collapses(lines: Sequence[Line]) -> str | None:
-    """Hardly any chance is left, and it shows: responses are alike, or go round in circles."""
+    """Entropy is nearly gone, and responses are alike or repeat themselves."""
     trained = [line for line in lines if line["entropy"] > 0 or line.get("policy_grad_norm", 0) > 0]  # not a warm-up
     if len(trained) <= AT_FIRST:
         return None
@@ -69,7 +69,7 @@ def entropy_collapses(lines: Sequence[Line]) -> str | None:
     if now["entropy"] >= ENTROPY_LEFT * first or max(now["same"] / SAME, now["repeated_4gram"] / LOOPING) < 0.5:
         return None
     return (
-        f"entropy fell from {first:.2g} to {now['entropy']:.2g} nats a token, and responses repeat: raise "
+        f"entropy fell from {first:.2g} to {now['entropy']:.2g} nats per token, and responses repeat: raise "
         "coarse.kl_coef or lower coarse.lr"
     )
 
@@ -119,8 +119,8 @@ def correlation(left: Sequence[float], right: Sequence[float]) -> float:
     """
     a, b = fmean(left), fmean(right)
     across = sum((x - a) * (y - b) for x, y in zip(left, right, strict=True))
-    spread = math.sqrt(sum((x - a) ** 2 for x in left) * sum((y - b) ** 2 for y in right))
-    return max(-1.0, min(1.0, across / spread)) if spread > 1e-12 else 0.0
+    norm = math.sqrt(sum((x - a) ** 2 for x in left) * sum((y - b) ** 2 for y in right))
+    return max(-1.0, min(1.0, across / norm)) if norm > 1e-12 else 0.0
 
 
 def share_alike(responses: Sequence[Sequence[int]]) -> float:

@@ -2,7 +2,7 @@
 
 Mistral-C2F (arXiv 2406.08657, as reported by secondary sources) lets the limit of update t be l(t) = f_CM(R_t, V_t), a
 logistic function of the reward score and the critic. Its coefficients and schedule are not published: this f_CM is our
-own. With R the batch's mean reward and ell the critic's loss, z(.) against their running mean and spread:
+own. With R the batch's mean reward and ell the critic's loss, z(.) by their running mean and standard deviation:
 
     x    = w_reward * z(R) - w_value * z(ell) + bias
     gate = sigmoid(x)
@@ -19,27 +19,27 @@ from lite_c2f.config.settings import Length
 
 
 class Running(NamedTuple):
-    """Exponentially weighted mean and variance of a number seen once an update."""
+    """Exponentially weighted mean and variance of a number that each update gives once."""
 
     updates: int = 0
     mean: float = 0.0
     var: float = 0.0
 
     def z(self, value: float) -> float:
-        """How unusual a value is against what was seen before, clipped to 3; 0 with fewer than two values seen."""
+        """The value in standard deviations from the earlier mean, clipped to 3; 0 after fewer than two values."""
         if self.updates < 2 or self.var <= 1e-12:
             return 0.0
         return max(-3.0, min(3.0, (value - self.mean) / math.sqrt(self.var)))
 
-    def seen(self, value: float, decay: float) -> "Running":
-        """After one more value. Early values are averaged plainly: the memory grows to `decay`."""
+    def add(self, value: float, decay: float) -> "Running":
+        """The estimate after one more value. Early values are averaged plainly: the memory grows to `decay`."""
         weight = max(1 - decay, 1 / (self.updates + 1))
         gap = value - self.mean
         return Running(self.updates + 1, self.mean + weight * gap, (1 - weight) * (self.var + weight * gap * gap))
 
 
 class LengthState(NamedTuple):
-    """Everything the controller remembers; a checkpoint holds just this."""
+    """State of the length controller, all of which a checkpoint holds."""
 
     limit: int
     reward: Running = Running()
@@ -82,7 +82,7 @@ def advance(state: LengthState, settings: Length, reward: float, value_loss: flo
     if hit_share >= settings.tau:
         limit = max(limit, min(settings.max, limit + round_to(settings.step * gate, settings.multiple)))
     return LengthState(
-        limit, state.reward.seen(reward, settings.decay), state.value_loss.seen(value_loss, settings.decay), gate
+        limit, state.reward.add(reward, settings.decay), state.value_loss.add(value_loss, settings.decay), gate
     )
 
 

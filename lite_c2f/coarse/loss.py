@@ -1,4 +1,4 @@
-"""The clipped losses of PPO (arXiv 1707.06347, equation 7, and its common clipped value loss), a value a token."""
+"""The clipped losses of PPO (arXiv 1707.06347, equation 7, and its common clipped value loss), one value per token."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     """-min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A), and whether the clipped side was the smaller.
 
-    All (N,), one entry a response token; ratio = exp(logprobs - old). Returns (N,) losses and (N,) booleans.
+    All (N,), one entry per response token; ratio = exp(logprobs - old). Returns (N,) losses and (N,) booleans.
     """
     ratio = torch.exp(logprobs - old)
     plain = ratio * advantages
@@ -24,7 +24,7 @@ def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Ten
 def adapt_kl(kl_coef: float, kl: float, target: float | None, rollouts: int, horizon: int = 10_000) -> float:
     """Move the KL coefficient towards a target KL (arXiv 1909.08593, section 2.2); as it is without a target.
 
-    kl, target: nats a response; the proportional error is clipped to 0.2 and spread over `horizon` responses.
+    kl, target: nats per response; the proportional error is clipped to 0.2 and divided over `horizon` responses.
     """
     if target is None:
         return kl_coef

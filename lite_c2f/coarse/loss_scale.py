@@ -1,4 +1,4 @@
-"""Loss scaling: in float16 a gradient below 6e-8 is zero, and most of an unscaled PPO loss's are."""
+"""Loss scaling: in float16 a gradient below 6e-8 is zero, as most gradients of an unscaled PPO loss are."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,7 @@ class LossScale:
     def accept(self, gradients: list[Tensor], losses: Mapping[str, Tensor]) -> bool:
         """Take the scale out of the gradients, in place. False where they overflowed and are to be made again.
 
-        Losses or gradients that no scale makes finite are accepted: they are for the caller to refuse.
+        Losses or gradients that no scale makes finite are accepted: the caller refuses them.
         """
         if not self.active:
             return True
@@ -38,7 +38,7 @@ class LossScale:
             return True
         self.steps = 0
         if self.value <= 1 or not bool(torch.stack([loss.isfinite() for loss in losses.values()]).all()):
-            self.value = START  # it was not the scale
+            self.value = START  # the scale was not the cause
             return True
         self.value /= 2
         return False

@@ -1,4 +1,4 @@
-"""Where the PPO loop stands between two updates, and how that is put into a checkpoint and taken out again."""
+"""State of the PPO loop between two updates: what a checkpoint holds, and how it is restored."""
 
 import math
 import random
@@ -31,10 +31,10 @@ TRAINED = ("policy", "critic")
 
 
 class PromptQueue:
-    """Training prompts without end, in an order shuffled anew for each pass; remembers how many were taken.
+    """Endless queue of training prompts, shuffled anew for each pass over the corpus; counts how many were taken.
 
-    A pass keeps the corpus's sequence of sources and shuffles within each of them: however far it comes, every source
-    has had its share, up to less than one prompt.
+    A pass keeps the corpus's sequence of sources and shuffles within each source: wherever it ends, every source has
+    had its share, up to less than one prompt.
     """
 
     def __init__(self, config: Config, corpus: Corpus, tokenizer: Any) -> None:
@@ -49,21 +49,21 @@ class PromptQueue:
         return [(index, encode(self._config, self._tokenizer, self._prompts[index])) for index in self._next(count)]
 
     def go_to(self, taken: int) -> None:
-        """Be where so many prompts have been taken."""
+        """Move to where `taken` prompts have been taken."""
         self._rng, self._order = random.Random(self._config.run.seed), list(range(len(self._prompts)))
         self._within = {source: list(places) for source, places in self._places.items()}
         self.taken = 0
         self._next(taken)
 
     def _next(self, count: int) -> list[int]:
-        found = []
+        numbers = []
         for _ in range(count):
             place = self.taken % len(self._order)
             if place == 0:
                 self._shuffle()
-            found.append(self._order[place])
+            numbers.append(self._order[place])
             self.taken += 1
-        return found
+        return numbers
 
     def _shuffle(self) -> None:
         for source, places in self._places.items():
@@ -81,18 +81,18 @@ def encode(config: Config, tokenizer: Any, prompt: Prompt) -> list[int]:
     return ids
 
 
-class KnownLengths:
-    """How long the last response to each prompt was: long ones start first, so that none is left for the end."""
+class ResponseLengths:
+    """The length of the last response to each prompt: the longest are sampled first, so that none comes last."""
 
     def __init__(self) -> None:
-        self.lengths: dict[int, int] = {}  # by the prompt's number in the corpus
+        self.lengths: dict[int, int] = {}  # tokens, by the prompt's number in the corpus
 
-    def of(self, prompts: Sequence[int]) -> list[float]:
-        """Tokens to expect for each prompt; the mean of what is known for one that was never answered."""
+    def expected(self, prompts: Sequence[int]) -> list[float]:
+        """Tokens to expect for each prompt; for one that was never answered, the mean over those that were."""
         mean = sum(self.lengths.values()) / max(len(self.lengths), 1)
         return [self.lengths.get(prompt, mean) for prompt in prompts]
 
-    def seen(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> None:
+    def record(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> None:
         """Remember these responses' lengths."""
         for prompt, response in zip(prompts, responses, strict=True):
             self.lengths[prompt] = len(response)
@@ -100,7 +100,7 @@ class KnownLengths:
 
 @dataclass
 class TrainState:
-    """Everything that an update changes, beside the models' own tensors."""
+    """Everything that an update changes, apart from the models' own tensors."""
 
     roles: Roles
     optimizers: dict[str, torch.optim.Optimizer]
@@ -109,13 +109,13 @@ class TrainState:
     batches: RolloutBatches
     length: LengthState
     kl_coef: float
-    known: KnownLengths = field(default_factory=KnownLengths)
+    response_lengths: ResponseLengths = field(default_factory=ResponseLengths)
     rates: dict[str, float] = field(default_factory=dict)  # learning rates as configured
     scales: dict[str, LossScale] = field(default_factory=dict)  # of the losses, in float16
     step: int = 0  # updates done
     skipped: int = 0  # updates that were given up because a number was not finite
     rollbacks: int = 0  # how often that led back to a checkpoint, each time with half the learning rates
-    lines: list[dict[str, float]] = field(default_factory=list)  # of metrics.jsonl, one an update
+    lines: list[dict[str, float]] = field(default_factory=list)  # of metrics.jsonl, one per update
 
     def weights(self) -> dict[str, Tensor]:
         """What an update changes in the models: adapters, the critic's head, both optimisers; not copied."""
@@ -128,7 +128,7 @@ class TrainState:
         return tensors | {f"head.critic.{key}": v for key, v in self.roles.heads["critic"].state_dict().items()}
 
     def put_back(self, tensors: Mapping[str, Tensor]) -> None:
-        """The models as `weights` found them."""
+        """Put weights of an earlier `weights` or `snapshot` back into the models and optimisers."""
         for name in self._adapters():
             set_peft_model_state_dict(self.roles.model, _under(name, tensors), adapter_name=name)
         for name in TRAINED:
@@ -139,12 +139,12 @@ class TrainState:
         return [name for name in TRAINED if name in self.roles.adapters]
 
     def finished(self, settings: Coarse) -> bool:
-        """Are all updates done, or all tokens of the budget sampled?"""
+        """Whether all updates are done or the token budget is spent."""
         spent = sum(line["tokens"] for line in self.lines) * settings.rollouts
         return self.step >= settings.updates or (settings.token_budget is not None and spent >= settings.token_budget)
 
     def expected(self, settings: Coarse) -> int:
-        """Updates there will be: as configured, or fewer where a token budget ends them, as long as the last one."""
+        """Total number of updates: as configured, or what the token budget allows at the last response length."""
         if settings.token_budget is None or not self.lines:
             return settings.updates
         left = settings.token_budget / settings.rollouts - sum(line["tokens"] for line in self.lines)
@@ -155,9 +155,9 @@ class TrainState:
         return {name: value.detach().to("cpu", copy=True) for name, value in self.weights().items()}
 
     def checkpoint(self) -> Checkpoint:
-        """All of it, for `restore`."""
+        """The whole state, for `restore`."""
         state, tensors = generators({"shuffler": self.shuffler})
-        known = torch.tensor(list(self.known.lengths.items()), dtype=torch.int64).view(-1, 2)
+        lengths = torch.tensor(list(self.response_lengths.lengths.items()), dtype=torch.int64).view(-1, 2)
         return Checkpoint(
             self.step,
             {
@@ -173,11 +173,11 @@ class TrainState:
                 "rollbacks": self.rollbacks,
                 "lines": self.lines,
             },
-            {**tensors, **self.weights(), "known_lengths": known},
+            {**tensors, **self.weights(), "known_lengths": lengths},
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint was made."""
+        """Go back to the state of a checkpoint."""
         state, tensors = checkpoint.state, checkpoint.tensors
         self.put_back(tensors)
         self.prompts.go_to(state["taken"])
@@ -189,7 +189,7 @@ class TrainState:
         self.kl_coef = state["kl_coef"]
         for name, (value, steps) in state.get("loss_scales", {}).items():
             self.scales[name].value, self.scales[name].steps = value, steps
-        self.known.lengths = dict(map(tuple, tensors["known_lengths"].tolist()))
+        self.response_lengths.lengths = dict(map(tuple, tensors["known_lengths"].tolist()))
         self.skipped = state["skipped"]
         self.step = checkpoint.step
         self.slow_down(state["rollbacks"])
@@ -197,7 +197,7 @@ class TrainState:
         restore_generators(state["generators"], tensors, {"shuffler": self.shuffler})
 
     def slow_down(self, rollbacks: int) -> None:
-        """Learning rates as they are after so many rollbacks."""
+        """Set the learning rates to their values after `rollbacks` rollbacks."""
         self.rollbacks = rollbacks
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:

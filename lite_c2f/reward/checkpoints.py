@@ -21,7 +21,7 @@ NEEDED = (OURS, "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "tr
 
 
 class RewardState:
-    """Where the stage goes on: a checkpoint, its step and its lines, and what had to be left out so far."""
+    """State of the stage: the checkpoint to resume from, its step and its lines, and the steps left out so far."""
 
     def __init__(self, config: Config, run: Path, *, force: bool = False) -> None:
         self.store = CheckpointStore(run / "reward" / "checkpoints", config.run.keep_checkpoints, NEEDED)
@@ -29,7 +29,7 @@ class RewardState:
         self.step = self.rollbacks = self.skipped = 0
         self.failures = self.left_out = 0  # steps left out in a row, and since the checkpoint
         self.lines: list[dict[str, Any]] = []  # of metrics.jsonl
-        self.damaged = self.look()
+        self.damaged = self.read_newest()
         if self.folder is None:
             return
         saved, anew = read_json(self.folder / OURS), f"remove '{self.store.folder}' to begin the reward stage anew"
@@ -38,8 +38,18 @@ class RewardState:
         refuse_other(self.folder, form, before, self.identity, anew, force=force, forcible=forcible)
         self.rollbacks, self.skipped = saved["rollbacks"], saved["skipped"]
 
-    def look(self) -> list[str]:
-        """Find the newest checkpoint that is whole; returns a sentence for each newer one that is not."""
+    def resume(self, on_message: Callable[[str], None]) -> None:
+        """Report the checkpoint to resume from, if there is one, and the damaged ones, which are set aside."""
+        for message in self.damaged:
+            on_message(message)
+        distributed.wait()  # until all processes have read them
+        if self.damaged and distributed.is_first():
+            self.store.set_aside()
+        if self.folder is not None:
+            on_message(f"reward model: going on after step {self.step}, from {self.folder}")
+
+    def read_newest(self) -> list[str]:
+        """Find the newest checkpoint that is whole; returns a message for each newer one that is damaged."""
         self.folder, damaged = self.store.newest_folder()
         saved: dict[str, Any] = read_json(self.folder / OURS) if self.folder is not None else {"step": 0}
         self.step, self.lines, self.left_out = saved["step"], saved.get("lines", []), 0
@@ -54,19 +64,19 @@ class TrainerCheckpoints(TrainerCallback):
 
     def __init__(
         self,
-        standing: RewardState,
+        state: RewardState,
         scratch: Path,
-        rhythm: SaveSchedule,
+        schedule: SaveSchedule,
         interruption: Interruption,
         lr: float,
-        tell: Callable[[str], None],
+        on_message: Callable[[str], None],
     ) -> None:
-        self._standing, self._scratch, self._rhythm, self._interruption = standing, scratch, rhythm, interruption
-        self._lr, self._asked, self._tell = lr, False, tell
+        self._state, self._scratch, self._schedule, self._interruption = state, scratch, schedule, interruption
+        self._lr, self._stop_asked, self._on_message = lr, False, on_message
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **_):
-        """A checkpoint brings the learning rate it was made with; after a rollback, or forced, it is another one."""
-        rate = self._lr * SLOWER**self._standing.rollbacks
+        """Set the learning rate: a checkpoint brings the one it was made with, which a rollback or `force` changes."""
+        rate = self._lr * SLOWER**self._state.rollbacks
         schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
         schedule.base_lrs = [rate] * len(schedule.base_lrs)
         for group, shape in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
@@ -80,17 +90,19 @@ class TrainerCheckpoints(TrainerCallback):
         """
         grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
         norms = torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1)
-        standing = self._standing
+        reward_state = self._state
         if args.fp16 or bool(norms.isfinite().all()):
-            standing.failures = 0
+            reward_state.failures = 0
             return
-        standing.failures += 1
-        standing.skipped += 1
-        standing.left_out += 1
-        self._tell(f"reward model, step {state.global_step + 1} left out ({standing.failures} in a row): not finite")
+        reward_state.failures += 1
+        reward_state.skipped += 1
+        reward_state.left_out += 1
+        self._on_message(
+            f"reward model, step {state.global_step + 1} left out ({reward_state.failures} in a row): not finite"
+        )
         for weight in model.parameters():
             weight.grad = None  # AdamW leaves out weights without one
-        if standing.failures >= SKIPS:
+        if reward_state.failures >= SKIPS:
             raise NonFiniteError.because(
                 f"reward model, step {state.global_step + 1}: not finite {SKIPS} times in a row",
                 "finite gradients",
@@ -99,10 +111,10 @@ class TrainerCheckpoints(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         last = state.global_step >= state.max_steps  # what follows is the stage's publication
-        everyone = distributed.gather((self._interruption.asked, self._rhythm.due(state.global_step)))
-        self._asked = any(asked for asked, _ in everyone)
-        fine = self._standing.failures == 0  # else it would lead back into what went wrong
-        control.should_save = (self._asked or (everyone[0][1] and fine)) and not last
+        replies = distributed.gather((self._interruption.asked, self._schedule.due(state.global_step)))
+        self._stop_asked = any(stop_asked for stop_asked, _ in replies)
+        finite = self._state.failures == 0  # else the checkpoint would lead back into what went wrong
+        control.should_save = (self._stop_asked or (replies[0][1] and finite)) and not last
 
     def on_save(self, args, state, control, **_):
         distributed.wait()  # every process wrote the state of its generators
@@ -110,15 +122,15 @@ class TrainerCheckpoints(TrainerCallback):
         if distributed.is_first():
             shutil.rmtree(saved / "ref", ignore_errors=True)
             (saved / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
-            standing = self._standing
-            ours = {"format": FORMAT, "step": state.global_step, "rollbacks": standing.rollbacks}
-            ours |= {"skipped": standing.skipped, "lines": standing.lines, "identity": standing.identity}
+            reward_state = self._state
+            ours = {"format": FORMAT, "step": state.global_step, "rollbacks": reward_state.rollbacks}
+            ours |= {"skipped": reward_state.skipped, "lines": reward_state.lines, "identity": reward_state.identity}
             write_json(saved / OURS, ours)
-            standing.store.publish(state.global_step, lambda folder: _move(saved, folder))
+            reward_state.store.publish(state.global_step, lambda folder: _move(saved, folder))
             shutil.rmtree(saved, ignore_errors=True)
         distributed.wait()
-        self._rhythm.saved()
-        if self._asked:
+        self._schedule.saved()
+        if self._stop_asked:
             raise KeyboardInterrupt
 
 

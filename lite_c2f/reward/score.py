@@ -1,4 +1,4 @@
-"""Tokens to scores: what the reward model says of a prompt and a response."""
+"""Scores of the reward model for prompts and responses."""
 
 from collections.abc import Sequence
 from types import MethodType
@@ -14,7 +14,7 @@ from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
 
 
 class Normalizer(NamedTuple):
-    """The reward model's own mean and spread on held-out pairs: scores are standardised by them."""
+    """The reward model's own mean and standard deviation on held-out pairs, by which scores are standardised."""
 
     mean: float
     std: float

@@ -1,11 +1,10 @@
-"""Reward modelling with QLoRA on TRL's RewardTrainer (Bradley-Terry loss)."""
+"""Reward stage: reward modelling with QLoRA on TRL's RewardTrainer (Bradley-Terry loss)."""
 
 import math
-import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -19,10 +18,10 @@ from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, pick
 from lite_c2f.backbone.padding import padding_id, padding_note, with_padding_token
 from lite_c2f.backbone.roles import lora_config
 from lite_c2f.config.settings import Config, resolved
-from lite_c2f.data.encode import answer_end, encode_answer, encode_prompt, pad_right
-from lite_c2f.data.records import Pair
+from lite_c2f.data.encode import pad_right
 from lite_c2f.errors import DataError, NonFiniteError
 from lite_c2f.reward.checkpoints import RewardState, TrainerCheckpoints
+from lite_c2f.reward.encode_pairs import encode_pairs
 from lite_c2f.reward.score import read_at_last_token
 from lite_c2f.runs.corpus import Corpus, training_pairs
 from lite_c2f.runs.models import ModelPair, adapter_base
@@ -34,15 +33,6 @@ from lite_c2f.storage.files import publish_folder, read_json, write_json
 from lite_c2f.storage.metrics import Metrics
 
 Progress = Callable[[int, int, dict[str, float]], None]
-
-
-class Encoded(NamedTuple):
-    """Pairs as token ids, and what was done to them on the way."""
-
-    rows: list[dict[str, list[int]]]  # {"chosen_ids", "rejected_ids"}
-    report: dict[str, int]  # pairs, turns_dropped, prompts_truncated, answers_cut, cut_off_pairs_added
-    sources: list[str]  # of each row
-    by_source: dict[str, int]  # pairs of each source, without those added
 
 
 def train_reward(
@@ -59,9 +49,9 @@ def train_reward(
     """Train the reward model and publish RUN/reward.
 
     Writes adapter/ (stock PEFT, SEQ_CLS; loads with AutoPeftModelForSequenceClassification) and metrics.json with the
-    held-out accuracy, also of each data source, and the mean and spread that later stages normalise rewards with.
-    Returns those metrics. Goes on from the newest checkpoint in RUN/reward/checkpoints; force: also from one made with
-    other settings of `reward`.
+    held-out accuracy, also of each data source, and the mean and standard deviation by which later stages normalise
+    rewards. Returns those metrics. Goes on from the newest checkpoint in RUN/reward/checkpoints; force: also from one
+    made with other settings of `reward`.
     Raises ModelError when it diverges again and again.
     """
     device = pick_device(config)
@@ -76,37 +66,31 @@ def train_reward(
                 "at least one",
                 "raise data.max_answer_tokens",
             )
-    say = tell or (lambda _: None)
+    on_message = tell or (lambda _: None)
     if note := padding_note(tokenizer):
-        say(note)
+        on_message(note)
     pairs_at_once = BatchSize("reward.micro_batch", min(resolved(config.reward.micro_batch), config.reward.batch), tell)
-    standing = RewardState(config, run, force=force)
-    for sentence in standing.damaged:
-        say(sentence)
-    distributed.wait()  # until everybody has read
-    if standing.damaged and distributed.is_first():
-        standing.store.set_aside()
-    if standing.folder is not None:
-        say(f"reward model: going on after step {standing.step}, from {standing.folder}")
-    log = _Report(Metrics(run, tracker), progress, standing)
+    state = RewardState(config, run, force=force)
+    state.resume(on_message)
+    log = _Report(Metrics(run, tracker), progress, state)
     with graceful(tell) as interruption:
         while True:
             try:
                 model = retry_smaller(
                     pairs_at_once,
                     lambda size: fit(
-                        config, models, tokenizer, train.rows, size, run, standing, log, interruption, say
+                        config, models, tokenizer, train.rows, size, run, state, log, interruption, on_message
                     ),
                 )
                 break
             except NonFiniteError as error:
-                standing.look()
-                standing.rollbacks += 1
-                standing.failures = 0
-                if standing.rollbacks > ROLLBACKS:
+                state.read_newest()
+                state.rollbacks += 1
+                state.failures = 0
+                if state.rollbacks > ROLLBACKS:
                     raise
-                rate = config.reward.lr * SLOWER**standing.rollbacks
-                say(f"{error}: going back to step {standing.step} with a learning rate of {rate:.2g}")
+                rate = config.reward.lr * SLOWER**state.rollbacks
+                on_message(f"{error}: going back to step {state.step} with a learning rate of {rate:.2g}")
         if distributed.is_first():
             rows_at_once = BatchSize("reward.micro_batch (held-out pairs)", 4 * pairs_at_once.size, tell)
             metrics = measure(
@@ -115,9 +99,9 @@ def train_reward(
             metrics |= {"pairs_by_source": train.by_source, "held_out_pairs_by_source": held_out.by_source}
             metrics |= {"pairs": train.report, "held_out_pairs": held_out.report, "skipped_rows": corpus.skipped}
             metrics |= {"skipped_first": dict(corpus.first), "not_read": list(corpus.notes)}
-            metrics |= {"skipped_steps": standing.skipped, "rollbacks": standing.rollbacks}
+            metrics |= {"skipped_steps": state.skipped, "rollbacks": state.rollbacks}
             publish(model, tokenizer, config, models, run, metrics)
-        interruption.asked = any(distributed.gather(interruption.asked))  # by now published: ends after this block
+        interruption.asked = any(distributed.gather(interruption.asked))  # published by now: stops after this block
     return read_json(run / "reward" / "metrics.json")
 
 
@@ -128,25 +112,25 @@ def fit(
     rows: list[dict[str, list[int]]],
     micro_batch: int,
     run: Path,
-    standing: RewardState,
+    state: RewardState,
     log: "_Report",
     interruption: Interruption,
-    tell: Callable[[str], None],
+    on_message: Callable[[str], None],
 ) -> Any:
-    """Train from where `standing` says, or begin; returns the model. What was logged after that is forgotten.
+    """Train from the checkpoint of `state`, or from the start; returns the model. Log lines after it are removed.
 
     Raises NonFiniteError when too many steps in a row, the last one, or half of all are not finite.
     """
     device = pick_device(config)
-    standing.look()  # after running out of memory, or into numbers that are not finite, there may be a newer one
+    state.read_newest()  # there may be a newer one, after an earlier try that ran out of memory or diverged
     torch.manual_seed(config.run.seed)
     base = load_model(models.base, config, auto_class=AutoModelForSequenceClassification, num_labels=1)
     read_at_last_token(base)
     model = get_peft_model(base, lora_config(config.lora, "SEQ_CLS"))
     scratch = run / ".trainer"  # where RUN/reward does not exist yet
-    rhythm = SaveSchedule(config.run.checkpoint_every, config.run.checkpoint_minutes)
+    schedule = SaveSchedule(config.run.checkpoint_every, config.run.checkpoint_minutes)
     if distributed.is_first():
-        log.metrics.put_back("reward", standing.lines)
+        log.metrics.put_back("reward", state.lines)
     try:
         trainer = RewardTrainer(
             model=model,
@@ -154,18 +138,18 @@ def fit(
             train_dataset=Dataset.from_list(rows),
             data_collator=DataCollatorForPreference(padding_id(tokenizer)),
             processing_class=tokenizer,
-            callbacks=[log, TrainerCheckpoints(standing, scratch, rhythm, interruption, config.reward.lr, tell)],
+            callbacks=[log, TrainerCheckpoints(state, scratch, schedule, interruption, config.reward.lr, on_message)],
         )
         adapters_to_float32(model)
         trainer.remove_callback(_printer())
-        trainer.train(resume_from_checkpoint=None if standing.folder is None else str(standing.folder))
+        trainer.train(resume_from_checkpoint=None if state.folder is None else str(state.folder))
         steps = trainer.state.global_step
     finally:
         if distributed.is_first():
             shutil.rmtree(scratch, ignore_errors=True)
-    if standing.failures or 2 * standing.left_out > steps - standing.step:
+    if state.failures or 2 * state.left_out > steps - state.step:
         raise NonFiniteError.because(
-            f"reward model: {standing.left_out} of {steps - standing.step} steps were not finite",
+            f"reward model: {state.left_out} of {steps - state.step} steps were not finite",
             "a reward model that has learned",
             "lower reward.lr, and look at the data",
         )
@@ -182,47 +166,6 @@ def publish(
         with_padding_token(tokenizer).save_pretrained(folder)
     write_json(run / "reward" / "metrics.json", metrics)
     CheckpointStore(run / "reward" / "checkpoints").clear()
-
-
-def encode_pairs(
-    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, config: Config, truncated: float
-) -> Encoded:
-    """Token ids of both sides, plus a share `truncated` of extra pairs: a chosen answer over itself cut off."""
-    rng = random.Random(config.run.seed)
-    rows: list[dict[str, list[int]]] = []
-    sources: list[str] = []
-    by_source = dict.fromkeys(sorted({pair.source for pair in pairs}), 0)
-    report = {"pairs": 0, "turns_dropped": 0, "prompts_truncated": 0, "answers_cut": 0, "cut_off_pairs_added": 0}
-    template, variables = config.model.prompt_template, config.model.chat_template_kwargs
-    end = answer_end(tokenizer, template, variables)
-
-    def encoded(text: str, ended: bool) -> list[int]:
-        longest = config.data.max_answer_tokens
-        return encode_answer(
-            tokenizer, text, ended=ended, max_tokens=longest, template=template, template_kwargs=variables
-        )
-
-    for pair in pairs:
-        prompt, dropped = encode_prompt(tokenizer, pair.turns, config.data.max_prompt_tokens, template, variables)
-        chosen, rejected = encoded(pair.chosen, pair.chosen_ended), encoded(pair.rejected, pair.rejected_ended)
-        if chosen == rejected:  # sides that differ only beyond the cut say nothing
-            report["sides_equal_after_cut"] = report.get("sides_equal_after_cut", 0) + 1
-            continue
-        rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected})
-        sources.append(pair.source)
-        by_source[pair.source] += 1
-        report["turns_dropped"] += dropped
-        report["prompts_truncated"] += dropped > 0 or len(prompt) == config.data.max_prompt_tokens
-        report["answers_cut"] += (pair.chosen_ended and chosen[-1] != end) + (
-            pair.rejected_ended and rejected[-1] != end
-        )
-        if rng.random() < truncated and len(chosen) > 4 and chosen[-1] == end:
-            cut = chosen[: rng.randint(2, len(chosen) - 2)]
-            rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + cut})
-            sources.append(pair.source)
-            report["cut_off_pairs_added"] += 1
-    report["pairs"] = len(rows) - report["cut_off_pairs_added"]
-    return Encoded(rows, report, sources, by_source)
 
 
 def trainer_arguments(config: Config, device: torch.device, scratch: str, pairs: int, micro_batch: int) -> RewardConfig:
@@ -255,7 +198,7 @@ def trainer_arguments(config: Config, device: torch.device, scratch: str, pairs:
         ddp_find_unused_parameters=False,
         seed=config.run.seed,
         logging_steps=1,  # its sums of several steps would not survive a checkpoint between them
-        save_strategy="no",  # see saves.py
+        save_strategy="no",  # see checkpoints.py
         report_to="none",
         disable_tqdm=True,
     )
@@ -281,7 +224,7 @@ def measure(
     batch: BatchSize,
     sources: Sequence[str],
 ) -> dict:
-    """Held-out accuracy (share of pairs whose chosen side scores higher), mean and spread of all scores, margin.
+    """Held-out accuracy (share of pairs whose chosen side scores higher), margin, mean and std of all scores.
 
     sources: of each row; `accuracy_by_source` has the accuracy of each.
     """
@@ -321,16 +264,16 @@ def measure(
 
 
 class _Report(TrainerCallback):
-    """Hands the trainer's log lines to metrics.jsonl and the terminal."""
+    """Callback that writes the trainer's log lines to metrics.jsonl and the terminal."""
 
-    def __init__(self, metrics: Metrics, progress: Progress | None, standing: RewardState) -> None:
-        self.metrics, self.progress, self.standing = metrics, progress, standing
+    def __init__(self, metrics: Metrics, progress: Progress | None, state: RewardState) -> None:
+        self.metrics, self.progress, self.state = metrics, progress, state
 
     def on_log(self, args, state, control, logs=None, **_):
-        if logs and "loss" in logs and not self.standing.failures:  # a step that was left out has no line
+        if logs and "loss" in logs and not self.state.failures:  # a step that was left out has no line
             line = {name: logs[name] for name in ("loss", "accuracy", "margin", "learning_rate") if name in logs}
             line = {name: float(value) for name, value in line.items() if math.isfinite(value)}
-            self.standing.lines.append({"step": state.global_step, **line})
+            self.state.lines.append({"step": state.global_step, **line})
             if distributed.is_first():
                 self.metrics.write("reward", state.global_step, line)
             if self.progress:

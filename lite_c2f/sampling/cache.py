@@ -1,7 +1,7 @@
-"""Keys and values of a fixed number of slots, allocated once: every row has a slot and a position of its own.
+"""Keys and values of a fixed number of slots, allocated once: every row has its own slot and position.
 
-A prompt starts at position 0 of its slot, so there is no padding to look past: token p of a row lies at p. What an
-earlier row left behind lies at higher positions and is masked until it is overwritten.
+A prompt starts at position 0 of its slot, so there is no padding to mask: token p of a row lies at p. Entries
+of an earlier row lie at higher positions and are masked until they are overwritten.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def key_value_shape(config: Any) -> tuple[int, int]:
 
 
 def sliding_kinds(config: Any) -> tuple[bool, bool]:
-    """Has a model layers whose attention slides over a window, and has it others?"""
+    """Whether a model has layers of sliding-window attention, and whether it has others."""
     if sliding_window(config) is None:
         return False, True
     kinds = set(getattr(config, "layer_types", None) or (SLIDING,))
@@ -43,16 +43,16 @@ class SlotLayer(CacheLayerMixin):
         self.values: Tensor = torch.zeros(shape, dtype=dtype, device=device)
         self.is_initialized = True
         self.slots: Tensor | None = None  # (n,) while prompts are read
-        self.positions: Tensor | None = None  # (slots,) while every slot says one token
+        self.positions: Tensor | None = None  # (slots,) while every slot decodes one token
         self.every: Tensor = torch.arange(shape[0], device=device)
-        self.span = slice(None)  # the slots that say a token
+        self.span = slice(None)  # the slots that decode a token
         self.width = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the memory is there from the start."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store (n, heads, T, width) new keys and values; returns what the queries may look at.
+        """Store (n, heads, T, width) new keys and values; returns what the queries may attend to.
 
         While prompts are read that is the prompts themselves, under the usual causal mask.
         """
@@ -74,13 +74,13 @@ class SlotLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.keys.shape[2]
 
-    def keep(self, slots: Tensor) -> None:
+    def select(self, slots: Tensor) -> None:
         """Only these slots, (n,), in this order; the memory of the others is given back."""
         self.keys, self.values = self.keys[slots], self.values[slots]
         self.every = self.every[: len(slots)]
 
     def grow(self, slots: int, length: int) -> None:
-        """Have room for at least so many slots of so many tokens."""
+        """Make room for at least `slots` slots of `length` tokens."""
         had, heads, held, width = self.keys.shape
         shape = (max(slots, had), heads, max(length, held), width)
         keys, values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
@@ -107,16 +107,16 @@ class SlotCache(Cache):
         self.window = config.sliding_window if sliding else None
         self.columns = torch.arange(length, device=device)
 
-    def read_prompts(self, slots: Tensor) -> None:
-        """The next forward reads whole prompts into these slots, (n,)."""
+    def prefill(self, slots: Tensor) -> None:
+        """The next forward pass reads whole prompts into these slots, (n,)."""
         for layer in self.slot_layers:
             layer.slots, layer.positions = slots, None
 
-    def say(self, positions: Tensor, width: int, span: slice = slice(None)) -> Tensor | Mapping[str, Tensor]:
-        """The next forward says one token a slot of `span`, at these positions (slots,), all below `width`.
+    def decode(self, positions: Tensor, width: int, span: slice = slice(None)) -> Tensor | Mapping[str, Tensor]:
+        """The next forward pass decodes one token per slot of `span`, at these positions (slots,), all below `width`.
 
-        Returns the additive mask (slots, 1, 1, width): 0 where a query may look, else -inf. Every layer would turn a
-        boolean one into this. Where layers are of two kinds it is one mask for each, by the kind's name.
+        Returns the additive mask (slots, 1, 1, width): 0 where a query may attend, else -inf. Every layer would turn a
+        boolean mask into this. Where layers are of two kinds it is one mask for each, by the kind's name.
         """
         for layer in self.slot_layers:
             layer.slots, layer.positions, layer.width, layer.span = None, positions, width, span
@@ -131,10 +131,10 @@ class SlotCache(Cache):
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device)
         return mask.masked_fill(hidden, -torch.inf)[:, None, None, :]
 
-    def keep(self, slots: Tensor) -> None:
+    def select(self, slots: Tensor) -> None:
         """Only these slots, (n,)."""
         for layer in self.slot_layers:
-            layer.keep(slots)
+            layer.select(slots)
 
     def arrange(self, slots: Tensor, width: int) -> None:
         """Slot i becomes what slot slots[i] was, up to position `width`; slots: (n,)."""
@@ -142,10 +142,10 @@ class SlotCache(Cache):
             layer.arrange(slots, width)
 
     def grow(self, slots: int, length: int) -> None:
-        """Have room for at least so many slots of so many tokens; what they hold stays.
+        """Make room for at least `slots` slots of `length` tokens; their contents stay.
 
-        Layer by layer, so that no two whole caches are there at once. Where memory ends in the midst of it, all layers
-        hold what they held and can be used as before.
+        Layer by layer, so that two whole caches never exist at once. Out of memory in between, all layers still hold
+        their contents and can be used as before.
         """
         for layer in self.slot_layers:
             layer.grow(slots, length)

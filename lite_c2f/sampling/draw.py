@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-k, top-p, and one uniform number a row."""
+"""From logits to a token: temperature, top-k, top-p, and one uniform number per row."""
 
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
     logits = filter_logits(logits / sampling.temperature, sampling.top_k, sampling.top_p)
     logprobs = logits.log_softmax(-1)
     cumulative = logprobs.exp().cumsum(-1)
-    threshold = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]  # float32 sums end a little beside 1
+    threshold = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]  # float32 sums are not exactly 1
     drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
     return drawn, logprobs.gather(1, drawn[:, None]).squeeze(1)
 
@@ -57,7 +57,7 @@ def penalize(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
 
 
 def uniforms(seed: int, row: int, count: int) -> Tensor:
-    """The random numbers of one row, (count,) float32: one generator a row, whatever happens around it."""
+    """The random numbers of one row, (count,) float32: one generator per row, independent of the other rows."""
     return torch.rand(count, generator=torch.Generator().manual_seed(_row_seed(seed, row)))
 
 

@@ -1,4 +1,4 @@
-"""Which prompt gets which slot, and when: slots that have ended are filled again from the queue."""
+"""Schedule of the sampler: which prompt gets which slot, and when; free slots are refilled from the queue."""
 
 import math
 from collections import deque
@@ -13,20 +13,22 @@ from lite_c2f.errors import ConfigError, ModelError, NonFiniteError
 from lite_c2f.runtime.batch_size import BatchSize, retry_smaller
 from lite_c2f.sampling.cache import FULL, SLIDING
 from lite_c2f.sampling.draw import Sampling
-from lite_c2f.sampling.slots import Ledger, SlotJob, SlotRow, Slots, SlotSnapshot
+from lite_c2f.sampling.slots import ResponseBuffer, SlotJob, SlotRow, Slots, SlotSnapshot
 from lite_c2f.sampling.stops import Stops
 
 REFILL_AT = 1 / 8  # share of the slots that must be free before prompts are read: reading few costs as much as many
-SHRINK_AT = 0.75  # with an empty queue, slots are given up once at most this share still talks
+SHRINK_AT = 0.75  # with an empty queue, slots are given up once at most this share is active
 
 
 class Responses(NamedTuple):
-    """What was said, in the order of the prompts."""
+    """Sampled responses, in the order of the prompts."""
 
     tokens: list[list[int]]  # response tokens, the ending (EOS or stop sequence) included
     logprobs: list[list[float]]  # log-probability of each under the sampling distribution, in nats
     finish: list[str]  # "eos" | "stop" | "limit"
-    text: list[list[int]]  # tokens of the text without the ending; anew where one token holds text and stop text
+    text: list[
+        list[int]
+    ]  # tokens of the text without the ending; encoded anew where one token holds text and stop text
     ending: list[int]  # how many of the last tokens are the ending, or hold something of it: 1 for EOS, 0 at the limit
 
     def text_tokens(self, row: int) -> list[int]:
@@ -52,11 +54,11 @@ def sample(
 
     model: a causal language model in eval mode (adapters as they are active); prompts: token ids of any length.
     stops: texts that end a response as EOS does.
-    limits: most tokens of each response, where they differ (default: sampling.limit). expected: how long each response
-    may become, in tokens, if something is known: the longest start first, so that no long one is left for the end.
-    numbers: each row's number (default: its place), which with the seed gives its random numbers: a row says the same
-    in a part of the prompts as among all of them.
-    on_tokens(n) is called now and then with the number of new tokens. What a row says depends on its own prompt and
+    limits: most tokens of each response, where they differ (default: sampling.limit). expected: estimated tokens of
+    each response, where known: the longest start first, so that no long one comes last.
+    numbers: each row's number (default: its index), which with the seed gives its random numbers: a prompt gets the
+    same response in a part of the prompts as among all of them.
+    on_tokens(n) is called while sampling with the number of new tokens. A response depends on its own prompt and
     random numbers: neither on `batch` nor on its neighbours, up to the rounding of differently shaped products.
     Out of GPU memory, unfinished rows are done again in half as many slots.
 
@@ -82,7 +84,7 @@ def sample(
         order.sort(key=lambda row: -expected[row])
     done: dict[int, SlotRow] = {}
     retry_smaller(
-        size, lambda slots: _serve(model, job, [row for row in order if row not in done], slots, done, on_tokens)
+        size, lambda at_once: _serve(model, job, [row for row in order if row not in done], at_once, done, on_tokens)
     )
     rows = [done[row] for row in range(len(prompts))]
     return Responses(
@@ -99,73 +101,73 @@ def _serve(
     model: Any,
     job: SlotJob,
     rows: Sequence[int],
-    slots: int,
+    at_once: int,
     done: dict[int, SlotRow],
     on_tokens: Callable[[int], None] | None,
 ) -> None:
-    """Answer these rows of the job, and put what is finished into `done`, also when it ends in an error."""
-    decoder, head = parts(model)
+    """Answer these rows of the job, `at_once` at a time; finished rows go into `done`, also after an error."""
+    decoder, head = decoder_and_head(model)
     device = next(decoder.parameters()).device
-    ledger = Ledger(job, rows, device)
+    buffer = ResponseBuffer(job, rows, device)
     length = max(len(job.prompts[row]) + job.limits[row] for row in rows)
-    length = -(-length // 8) * 8  # attention kernels want their masks aligned
-    talking = Slots(decoder, head, job, ledger, min(slots, len(rows)), length)
+    length = -(-length // 8) * 8  # attention kernels need aligned masks
+    slots = Slots(decoder, head, job, buffer, min(at_once, len(rows)), length)
     queue = deque(range(len(rows)))
-    steps = steps_a_look(device)
+    steps = steps_per_snapshot(device)
 
-    def look() -> SlotSnapshot:
-        seen = talking.look()
-        if seen.broken is not None:
+    def read_slots() -> SlotSnapshot:
+        snapshot = slots.snapshot()
+        if snapshot.broken is not None:
             raise NonFiniteError.because(
-                f"logits of row {ledger.rows[seen.broken[0]]} at step {seen.broken[1]} are not finite",
+                f"logits of row {buffer.rows[snapshot.broken[0]]} at step {snapshot.broken[1]} are not finite",
                 "finite logits",
                 "lower coarse.lr, or check the model's weights",
             )
-        if on_tokens and seen.drawn:
-            on_tokens(seen.drawn)
-        return seen
+        if on_tokens and snapshot.drawn:
+            on_tokens(snapshot.drawn)
+        return snapshot
 
     try:
-        seen = talking.look()
-        while queue or seen.live:
+        snapshot = slots.snapshot()
+        while queue or snapshot.active:
             # 1. fill free slots once there are enough of them; with nothing left to fill them, give them up
-            free = sorted({*range(talking.size)} - {*seen.live})
-            if queue and (not seen.live or len(free) >= max(1, REFILL_AT * talking.size)):
+            free = sorted({*range(slots.size)} - {*snapshot.active})
+            if queue and (not snapshot.active or len(free) >= max(1, REFILL_AT * slots.size)):
                 count = min(len(free), len(queue))
-                talking.start(free[:count], [queue.popleft() for _ in range(count)])
-                seen = look()
-            elif not queue and len(seen.live) <= SHRINK_AT * talking.size and _shrink(talking, seen.live, free):
-                seen = look()
-            # 2. a few steps, then see who is still talking
-            if seen.live:
-                talking.advance(steps, seen.deepest)
-                seen = look()
+                slots.start(free[:count], [queue.popleft() for _ in range(count)])
+                snapshot = read_slots()
+            elif not queue and len(snapshot.active) <= SHRINK_AT * slots.size and _shrink(slots, snapshot.active, free):
+                snapshot = read_slots()
+            # 2. decode a few steps, then see which responses have ended
+            if snapshot.active:
+                slots.advance(steps, snapshot.deepest)
+                snapshot = read_slots()
     finally:
-        done.update(ledger.finished())
+        done.update(buffer.finished())
 
 
-def _shrink(talking: Slots, live: Sequence[int], free: Sequence[int]) -> bool:
+def _shrink(slots: Slots, active: Sequence[int], free: Sequence[int]) -> bool:
     """Give up idle slots: all of them on a CPU; on a GPU only by halves, since every size is recorded anew.
 
-    Tells whether there are fewer slots now.
+    Returns whether there are fewer slots now.
     """
-    size = len(live)
-    if talking.graphs is not None:
-        size = talking.size
-        while size // 2 >= max(len(live), 1):
+    size = len(active)
+    if slots.graphs is not None:
+        size = slots.size
+        while size // 2 >= max(len(active), 1):
             size //= 2
-    if size == talking.size:
+    if size == slots.size:
         return False
-    talking.keep([*live, *free][:size])
+    slots.select([*active, *free][:size])
     return True
 
 
-def steps_a_look(device: torch.device) -> int:
-    """Steps between two looks at who has ended: on a GPU a look waits for the device, on a CPU it costs nothing."""
+def steps_per_snapshot(device: torch.device) -> int:
+    """Steps between two snapshots: on a GPU a snapshot waits for the device, on a CPU it costs nothing."""
     return 8 if device.type == "cuda" else 1
 
 
-def parts(model: Any) -> tuple[Any, LanguageHead]:
+def decoder_and_head(model: Any) -> tuple[Any, LanguageHead]:
     """The transformer and the language-model head of a causal language model, with or without adapters."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return inner.get_decoder(), LanguageHead.of(inner)
@@ -191,7 +193,7 @@ def _check(model: Any, job: SlotJob, slots: int) -> None:
             f"response limit {min(job.limits)}", "at least 1 token", "raise coarse.length.start or the limit given"
         )
     if not all(job.prompts):
-        raise ConfigError.because("an empty prompt", "at least one token a prompt", "remove empty prompts")
+        raise ConfigError.because("an empty prompt", "at least one token per prompt", "remove empty prompts")
     if len(job.limits) != len(job.prompts):
         raise ConfigError.because(
             f"{len(job.limits)} limits for {len(job.prompts)} prompts", "one each", "give as many limits as prompts"

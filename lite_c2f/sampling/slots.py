@@ -1,6 +1,6 @@
-"""The slots: what every row has said so far, all of it on the device, and one step that serves all slots at once.
+"""Slots of the sampler: the rows in flight, their responses on the device, and one decoding step for all slots at once.
 
-A step asks the host nothing, so that steps can follow each other without waiting and be replayed as a CUDA graph.
+A step never waits for the host, so that steps can follow each other and be replayed as a CUDA graph.
 """
 
 import logging
@@ -33,7 +33,7 @@ class SlotRow(NamedTuple):
 
 
 class SlotJob(NamedTuple):
-    """What there is to answer, and how."""
+    """Prompts to answer, and how."""
 
     prompts: Sequence[Sequence[int]]
     limits: Sequence[int]  # most tokens of each response
@@ -41,17 +41,17 @@ class SlotJob(NamedTuple):
     eos_ids: Sequence[int]
     stops: Stops | None
     pad_id: int
-    numbers: Sequence[int]  # of each row: which random numbers it is drawn with
+    numbers: Sequence[int]  # of each row: selects its random numbers
 
 
-class Ledger:
-    """What the rows of a job have said, on the device. The row behind the last takes what idle slots say."""
+class ResponseBuffer:
+    """Responses of the rows of a job, on the device. The row after the last one takes the tokens of idle slots."""
 
     def __init__(self, job: SlotJob, rows: Sequence[int], device: torch.device) -> None:
-        self.rows, self.stops = list(rows), job.stops  # ledger row -> row of the job
+        self.rows, self.stops = list(rows), job.stops  # buffer row -> row of the job
         count, longest = len(rows), max(job.limits[row] for row in rows)
         self.idle = count
-        self.said = torch.full((count + 1, longest), job.pad_id, device=device)
+        self.tokens = torch.full((count + 1, longest), job.pad_id, device=device)
         self.logprobs = torch.zeros((count + 1, longest), device=device)
         self.lengths = torch.zeros(count + 1, dtype=torch.long, device=device)
         self.finish = torch.full((count + 1,), -1, device=device)  # index into FINISH; -1 is not finished
@@ -64,7 +64,7 @@ class Ledger:
 
     def finished(self) -> dict[int, SlotRow]:
         """Responses that are complete, by row of the job."""
-        columns = (self.said, self.logprobs, self.lengths, self.finish)
+        columns = (self.tokens, self.logprobs, self.lengths, self.finish)
         return {
             row: self._row(tokens[:length], logprobs[:length], FINISH[how])
             for row, tokens, logprobs, length, how in zip(
@@ -83,76 +83,78 @@ class Ledger:
 
 
 class SlotSnapshot(NamedTuple):
-    """What the host knows after a look at the slots."""
+    """State of the slots as read back to the host."""
 
-    live: list[int]  # slots that are still talking
+    active: list[int]  # slots whose response is not finished
     deepest: int  # the largest position among them
-    drawn: int  # tokens drawn since the last look
-    broken: tuple[int, int] | None  # (ledger row, step) of logits that were not finite
+    drawn: int  # tokens drawn since the last snapshot
+    broken: tuple[int, int] | None  # (buffer row, step) of logits that were not finite
 
 
 class Slots:
     """`size` rows in flight. decoder, head: the transformer and its language-model head; length: tokens of a slot."""
 
-    def __init__(self, decoder: Any, head: Any, job: SlotJob, ledger: Ledger, size: int, length: int) -> None:
-        self.decoder, self.head, self.job, self.ledger = decoder, head, job, ledger
+    def __init__(self, decoder: Any, head: Any, job: SlotJob, buffer: ResponseBuffer, size: int, length: int) -> None:
+        self.decoder, self.head, self.job, self.buffer = decoder, head, job, buffer
         self.size, self.length = size, length
-        self.device = ledger.said.device
+        self.device = buffer.tokens.device
         self.cache = SlotCache(decoder.config, size, length, head.weight.dtype, self.device)
-        self.row = torch.full((size,), ledger.idle, device=self.device)
+        self.row = torch.full((size,), buffer.idle, device=self.device)
         self.token, self.position, self.step, self.state = (torch.zeros_like(self.row) for _ in range(4))
-        self.going = torch.zeros(size, dtype=torch.bool, device=self.device)
+        self.active = torch.zeros(size, dtype=torch.bool, device=self.device)
         self.drawn = torch.zeros((), dtype=torch.long, device=self.device)
         self.eos = torch.tensor(list(job.eos_ids), device=self.device)
-        # (states, V) int32; the state of a slot says how much of a stop text its response ends with
+        # (states, V) int32; a slot's state: how much of a stop text its response ends with
         stops = job.stops if job.stops is not None and job.stops.texts else None
         self.stops = None if stops is None else stops.on(self.device, head.weight.shape[0])
-        # Buckets of key columns: a graph each on a GPU, where a replay costs more than the columns it looks at in vain.
+        # Key columns are rounded up to a multiple of this: on a GPU every width is recorded as a graph of its own.
         self.bucket = 256 if self.device.type == "cuda" else 32
         self.graphs = Graphs() if self.device.type == "cuda" else None
 
     def start(self, slots: Sequence[int], rows: Sequence[int]) -> None:
-        """Read the prompts of these ledger rows into these slots, and draw the first token of each."""
-        prompts = [self.job.prompts[self.ledger.rows[row]] for row in rows]
+        """Prefill these slots with the prompts of these buffer rows, and draw the first token of each."""
+        prompts = [self.job.prompts[self.buffer.rows[row]] for row in rows]
         by_length = sorted(range(len(rows)), key=lambda index: len(prompts[index]))
         for group in groups(by_length, [len(prompt) for prompt in prompts], PROMPT_TOKENS):
             tokens, real = pad_right([list(prompts[index]) for index in group], self.job.pad_id)
             where = torch.tensor([slots[index] for index in group], device=self.device)
             last = (real.sum(1) - 1).to(self.device)
-            self.cache.read_prompts(where)
+            self.cache.prefill(where)
             hidden = self._forward(tokens.to(self.device), None, None)
             self.row[where] = torch.tensor([rows[index] for index in group], device=self.device)
-            self.position[where], self.step[where], self.state[where], self.going[where] = last, 0, 0, True
+            self.position[where], self.step[where], self.state[where], self.active[where] = last, 0, 0, True
             self._take(where, hidden[torch.arange(len(group), device=self.device), last])
 
     def advance(self, steps: int, deepest: int) -> None:
-        """Every slot says `steps` more tokens; those that end on the way wait. deepest: of the last snapshot."""
+        """Decode `steps` tokens in every active slot, fewer where a response ends. deepest: of the last snapshot."""
         width = min(self.length, -(-(deepest + steps) // self.bucket) * self.bucket)
         for _ in range(steps):
             if self.graphs is not None:
-                self.graphs.run((self.size, width), lambda: self._say(width))
+                self.graphs.run((self.size, width), lambda: self._decode(width))
             else:
-                self._say(width)
+                self._decode(width)
 
-    def look(self) -> SlotSnapshot:
-        """The one place that waits for the device."""
-        columns = torch.stack([self.going.long(), self.position, self.ledger.broken[self.row], self.row]).tolist()
+    def snapshot(self) -> SlotSnapshot:
+        """Read the state back to the host: the one call that waits for the device."""
+        columns = torch.stack([self.active.long(), self.position, self.buffer.broken[self.row], self.row]).tolist()
         drawn = int(self.drawn)
         self.drawn.zero_()
-        live = [slot for slot, going in enumerate(columns[0]) if going]
+        active = [slot for slot, is_active in enumerate(columns[0]) if is_active]
         broken = [
             (row, step)
             for row, step in zip(columns[3], columns[2], strict=True)
-            if step >= 0 and row != self.ledger.idle
+            if step >= 0 and row != self.buffer.idle
         ]
-        return SlotSnapshot(live, max((columns[1][slot] for slot in live), default=0), drawn, min(broken, default=None))
+        return SlotSnapshot(
+            active, max((columns[1][slot] for slot in active), default=0), drawn, min(broken, default=None)
+        )
 
-    def keep(self, slots: Sequence[int]) -> None:
-        """Go on with these slots only; nobody waits for the others any more."""
+    def select(self, slots: Sequence[int]) -> None:
+        """Continue with these slots only; the memory of the others is given back."""
         chosen = torch.tensor(list(slots), device=self.device)
         self.size = len(slots)
-        self.cache.keep(chosen)
-        for name in ("row", "token", "position", "step", "state", "going"):
+        self.cache.select(chosen)
+        for name in ("row", "token", "position", "step", "state", "active"):
             setattr(self, name, getattr(self, name)[chosen])
         if self.graphs is not None:
             self.graphs = Graphs()
@@ -160,47 +162,47 @@ class Slots:
     def _forward(self, tokens: Tensor, mask: Any, positions: Tensor | None) -> Tensor:
         return hidden_states(self.decoder, tokens, self.cache, mask=mask, positions=positions)
 
-    def _say(self, width: int) -> None:
-        mask = self.cache.say(self.position, width)
+    def _decode(self, width: int) -> None:
+        mask = self.cache.decode(self.position, width)
         hidden = self._forward(self.token[:, None], mask, self.position[:, None])
         self._take(slice(None), hidden[:, -1])
 
     def _take(self, where: Any, hidden: Tensor) -> None:
-        """Draw a token for these slots (indices, or all) from their last hidden states (n, H), and see who ends."""
-        ledger = self.ledger
+        """Draw a token for these slots (indices, or all) from hidden states (n, H), and mark those that end."""
+        buffer = self.buffer
         logits = self.head(hidden)
-        row, going = self.row[where], self.going[where]
-        step = self.step[where].clamp(max=ledger.said.shape[1] - 1)
-        drawn, logprob = draw(logits, ledger.uniforms[row, step], self.job.sampling)
+        row, active = self.row[where], self.active[where]
+        step = self.step[where].clamp(max=buffer.tokens.shape[1] - 1)
+        drawn, logprob = draw(logits, buffer.uniforms[row, step], self.job.sampling)
         target = row.masked_fill(
-            ~going, ledger.idle
-        )  # not `where`: a number there is copied to the card, and waited for
-        ledger.said[target, step] = drawn
-        ledger.logprobs[target, step] = logprob
-        ledger.lengths[target] = step + 1
-        # who ends, and how
+            ~active, buffer.idle
+        )  # not `where`: it would copy a number to the card and wait for it
+        buffer.tokens[target, step] = drawn
+        buffer.logprobs[target, step] = logprob
+        buffer.lengths[target] = step + 1
+        # which responses end, and by what
         kind = (drawn[:, None] == self.eos).any(1).long()  # 1: EOS
         if self.stops is not None:
             state = self.stops[self.state[where], drawn].long()
             self.state[where] = state
             kind = kind.masked_fill((state == len(self.stops) - 1) & (kind == 0), 2)
         broken = ~torch.isfinite(logits).all(1)
-        ended = (kind > 0) | (step + 1 >= ledger.limits[row]) | broken
-        ledger.broken[target] = step.masked_fill(~broken, -1)
-        ledger.finish[target] = kind.masked_fill(~ended | broken, -1)  # last: it says that the row is complete
-        # what the next step works on; a slot that has ended stays where it is
-        self.drawn += going.sum()
-        goes_on = going & ~ended
+        ended = (kind > 0) | (step + 1 >= buffer.limits[row]) | broken
+        buffer.broken[target] = step.masked_fill(~broken, -1)
+        buffer.finish[target] = kind.masked_fill(~ended | broken, -1)  # last: marks the row as complete
+        # input of the next step; a slot that has ended stays at its position
+        self.drawn += active.sum()
+        goes_on = active & ~ended
         self.token[where] = drawn
         self.position[where] = self.position[where] + goes_on.long()
         self.step[where] = step + goes_on.long()
-        self.going[where] = goes_on
+        self.active[where] = goes_on
 
 
 class Graphs:
-    """Steps recorded as CUDA graphs, one a (slots, width); eager where the driver or a kernel will not be recorded.
+    """Steps recorded as CUDA graphs, one per (slots, width); eager where the driver or a kernel cannot be recorded.
 
-    A step of Mistral-7B is about 2,500 kernel launches: launched one by one, the host is what limits it.
+    A step of Mistral-7B is about 2,500 kernel launches: launched one by one, they are limited by the host.
     """
 
     refused = False  # once a step could not be recorded, none is tried again in this process
@@ -210,7 +212,7 @@ class Graphs:
         self.pool: Any = None
 
     def run(self, key: tuple[int, int], work: Callable[[], None]) -> None:
-        """Do the work: eagerly the first time (which warms its kernels up), recorded the second, replayed from then."""
+        """Do the work: eagerly the first time (which warms up its kernels), recorded the second time, then replayed."""
         if key not in self.recorded:
             self.recorded[key] = None
             work()

@@ -84,14 +84,14 @@ class Stops:
         place = first(written, self._markers)
         if place is None:
             return Cut(list(tokens), 0)
-        before = kept = 0  # bytes and tokens that are wholly of the text
-        while kept < len(parts) and before + len(parts[kept]) <= place[0]:
-            before += len(parts[kept])
-            kept += 1
-        whole = list(tokens[:kept])
+        before = whole_tokens = 0  # bytes and tokens that are wholly of the text
+        while whole_tokens < len(parts) and before + len(parts[whole_tokens]) <= place[0]:
+            before += len(parts[whole_tokens])
+            whole_tokens += 1
+        whole = list(tokens[:whole_tokens])
         if before < place[0]:
             whole = self._encoded(whole, written[before : place[0]])
-        return Cut(whole, len(tokens) - kept)
+        return Cut(whole, len(tokens) - whole_tokens)
 
     def _encoded(self, whole: list[int], rest: bytes) -> list[int]:
         """Ids of the text of these whole tokens and of the rest, which is part of a token that is cut."""
@@ -179,7 +179,7 @@ def _table(moves: np.ndarray, tokens: Sequence[bytes]) -> np.ndarray:
 
 
 def _can_end(table: np.ndarray) -> bool:
-    """Does any sequence of tokens lead from the beginning to the end?"""
+    """Whether any sequence of tokens leads from the start to the end state."""
     reached, new = {0}, {0}
     while new:
         new = {int(state) for state in np.unique(table[sorted(new)])} - reached
@@ -191,7 +191,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     """The bytes that each token adds to a text that goes on, by id; b"" for ids that stand for none.
 
     Read off the tokenizer's own decoder: byte-level (GPT-2, Llama-3, Qwen), SentencePiece with byte fallback, or none
-    (tokens joined by spaces); any other one is asked for each token.
+    (tokens joined by spaces); with any other, each token is decoded on its own.
     """
     size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))  # some leave ids out
     if tokenizer in _BYTES and _BYTES[tokenizer][0] == size:
@@ -199,7 +199,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     steps = _steps(tokenizer)
     texts = tokenizer.convert_ids_to_tokens(list(range(size)))
     if steps is None:
-        result = [_asked(tokenizer, token) for token in range(size)]
+        result = [_decoded_alone(tokenizer, token) for token in range(size)]
     else:
         result = [b"" if text is None else _decoded(text, steps) for text in texts]
     _BYTES[tokenizer] = size, result
@@ -253,8 +253,8 @@ def _decoded(token: str, steps: Sequence[tuple[str, ...]]) -> bytes:
     return token.encode()
 
 
-def _asked(tokenizer: Any, token: int) -> bytes:
-    """What a token adds to a text, by decoding it behind another one."""
+def _decoded_alone(tokenizer: Any, token: int) -> bytes:
+    """What a token adds to a text, by decoding it after another one."""
     anchor = tokenizer.encode("a", add_special_tokens=False)[:1]
     before, after = tokenizer.decode(anchor), tokenizer.decode([*anchor, token])
     return after.removeprefix(before).encode()

@@ -1,7 +1,7 @@
-"""A trial of a model's class: is what the sampler and PPO compute with it what the model itself computes?
+"""Trial of a model's class: whether the sampler and PPO compute with it what the model itself computes.
 
 On a small copy with random weights (`backbone.model_kind.small_copy`), in a fraction of a second, before anything is
-downloaded or trained. So a family that nobody has tried is refused by what it does, not by its name.
+downloaded or trained. So an untried family is refused by its behaviour, not by its name.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ def try_kind(folder: Path, *, quantized: bool) -> None:
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, __version__
 
-    asked = (folder / "config.json").read_text(encoding="utf-8"), quantized
-    if asked in PASSED:
+    tried = (folder / "config.json").read_text(encoding="utf-8"), quantized
+    if tried in PASSED:
         return
     settings = read_settings(folder)
     if type(settings) not in AutoModelForSequenceClassification._model_mapping:
@@ -61,7 +61,7 @@ def try_kind(folder: Path, *, quantized: bool) -> None:
             f"has linear layers of a class of its own ({odd}), which Transformers {__version__} leaves unquantised",
             f"set model.quantization=none if there is memory for it, or {OTHER_MODEL}",
         )
-    PASSED.add(asked)
+    PASSED.add(tried)
 
 
 def read_settings(folder: Path) -> Any:
@@ -99,10 +99,10 @@ def difference(model: Any) -> str | None:
         truth = truth[range(len(tokens)), tokens]
         if not torch.allclose(torch.tensor(logprobs), truth, atol=TOLERANCE):
             return "gives other log-probabilities token by token, from a cache, than in one pass"
-    beside = MultiModel([model, model], {})
+    multi_model = MultiModel([model, model], {})
     row = torch.tensor(PROMPTS[:1]).expand(3, -1)
-    hidden = beside.hidden(row, [0, 0, 1], [0.0] * 3, None)
-    if not torch.allclose(beside.logits(hidden[:, -1]), own[0, -1].expand(3, -1), atol=TOLERANCE):
+    hidden = multi_model.hidden(row, [0, 0, 1], [0.0] * 3, None)
+    if not torch.allclose(multi_model.logits(hidden[:, -1]), own[0, -1].expand(3, -1), atol=TOLERANCE):
         return "gives other logits beside another model of its kind, as the chat has them"
     return None
 
@@ -118,7 +118,7 @@ def own_linear(model: Any) -> str | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside the block nobody is warned of a copy's odd sizes."""
+    """Suppress warnings about a copy's odd sizes inside the block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Trains the toy world's tokenizer, base and instruct model from scratch, once, into a cache.
+"""Toy pair: the toy world's tokenizer, base and instruct model, trained from scratch once, into a cache.
 
 They are real Hugging Face folders (Mistral architecture), written whole or not at all, and named by a hash of
 everything they depend on. Sizes and schedules were chosen by measurement: see benchmarks/LOG.md.
@@ -52,7 +52,7 @@ class Recipe(NamedTuple):
     heads: int = 4
     base_steps: int = 800
     base_batch: int = 32
-    base_tokens: int = 96  # a row
+    base_tokens: int = 96  # per row
     base_lr: float = 1e-2
     instruct_steps: int = 130
     instruct_batch: int = 24

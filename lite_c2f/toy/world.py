@@ -106,19 +106,19 @@ def direct(problem: Problem, off_by: int = 0) -> str:
 
 
 def is_right(text: str, answer: int) -> bool:
-    """Does the last `The answer is N` of a response name the right number?"""
-    found = re.findall(r"The answer is (-?\d+)", text)
-    return bool(found) and int(found[-1]) == answer
+    """Whether the last `The answer is N` of a response names the right number."""
+    answers = re.findall(r"The answer is (-?\d+)", text)
+    return bool(answers) and int(answers[-1]) == answer
 
 
 def is_analytic(text: str, operations: int) -> bool:
-    """Does a response write out all steps (`a + b = c`), and then an answer?"""
+    """Whether a response writes out all steps (`a + b = c`) and then gives an answer."""
     steps = re.findall(r"\d+ [+-] \d+ = \d+", text)
     return len(steps) >= operations and "The answer is" in text
 
 
 def is_rambling(text: str) -> bool:
-    """Is there idle talk in it?"""
+    """Whether a text holds a sentence of a rambling answer."""
     patterns = (re.escape(s).replace(r"\{name\}", r"\w+").replace(r"\{thing\}", r"\w+") for s in IDLE)
     return any(re.search(pattern, text) for pattern in patterns)
 
@@ -233,10 +233,10 @@ def _pair(rng: random.Random, kind: str, problem: Problem, source: Iterator[Prob
 
 
 def without_a_step(rng: random.Random, problem: Problem) -> Problem:
-    """The problem as somebody solves it who overlooks one of its changes."""
+    """The problem without one of its changes, as if it had been overlooked."""
     skipped = rng.randrange(len(problem.changes))
-    kept = [step for step in range(len(problem.changes)) if step != skipped]
-    changes, verbs = (tuple(part[step] for step in kept) for part in (problem.changes, problem.verbs))
+    left = [step for step in range(len(problem.changes)) if step != skipped]
+    changes, verbs = (tuple(part[step] for step in left) for part in (problem.changes, problem.verbs))
     return problem._replace(changes=changes, verbs=verbs)  # type: ignore[arg-type]
 
 

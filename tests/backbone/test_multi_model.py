@@ -36,10 +36,10 @@ def test_every_row_is_its_own_model_with_its_own_share(roles, instruct, dense, m
         coarse = logits(roles.model, TOKENS[1:2])
     with roles.use("reference"):
         base = logits(roles.model, TOKENS[0:1])
-    together = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
+    multi_model = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
     with torch.inference_mode():
-        hidden = together.hidden(TOKENS, [0, 0, 1, 1], [0.0, 1.0, 0.0, 0.5], None)
-        got = together.logits(hidden.flatten(0, 1)[[3, 7, 11, 15]])  # the last token of each, in the rows' order
+        hidden = multi_model.hidden(TOKENS, [0, 0, 1, 1], [0.0, 1.0, 0.0, 0.5], None)
+        got = multi_model.logits(hidden.flatten(0, 1)[[3, 7, 11, 15]])  # the last token of each, in the rows' order
     plain = logits(instruct, TOKENS[2:3])
     # the instruct model with half of the very same delta, by hand in its weights
     fine = load_half(instruct, roles)
@@ -56,11 +56,11 @@ def test_in_bfloat16_too(pico, random_roles, dense, monkeypatch):
     settings = ["model.compute_dtype=bfloat16"]
     roles = random_roles("policy", settings=settings)
     instruct = load_model(str(pico["instruct"]), load_config({}, [*SETTINGS, *settings]))
-    together = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
+    multi_model = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
     with torch.inference_mode():
-        hidden = together.hidden(TOKENS, [0, 0, 1, 1], [0.0, 1.0, 0.0, 1.05], None)
-        got = together.logits(hidden.flatten(0, 1)[[3, 7, 11, 15]])[:3]
-    assert hidden.dtype == torch.bfloat16 and together.turn.shares.flatten()[3] == torch.tensor(1.05)
+        hidden = multi_model.hidden(TOKENS, [0, 0, 1, 1], [0.0, 1.0, 0.0, 1.05], None)
+        got = multi_model.logits(hidden.flatten(0, 1)[[3, 7, 11, 15]])[:3]
+    assert hidden.dtype == torch.bfloat16 and multi_model.assignment.shares.flatten()[3] == torch.tensor(1.05)
     with roles.use("reference"):
         base = logits(roles.model, TOKENS[0:1])
     with roles.use("policy"):
@@ -91,22 +91,22 @@ def load_half(instruct, roles):
 
 def test_nothing_changes_in_the_models(roles, instruct):
     before = logits(instruct, TOKENS)
-    together = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
+    multi_model = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
     with torch.inference_mode():
-        together.hidden(TOKENS, [0, 0, 1, 1], [0.0, 1.0, 0.0, 0.5], None)
+        multi_model.hidden(TOKENS, [0, 0, 1, 1], [0.0, 1.0, 0.0, 0.5], None)
     assert torch.equal(logits(instruct, TOKENS), before)
     assert isinstance(roles.model, PeftModel)
 
 
 def test_rows_of_one_model_alone_do_not_ask_the_other(roles, instruct):
-    together = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
+    multi_model = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
     asked = []
-    for layer in together.decoder.modules():
+    for layer in multi_model.decoder.modules():
         if isinstance(layer, module.PerModelLinear):
             base, other = layer.layers
             layer.layers = [base, lambda states, other=other: asked.append(1) or other(states)]
     with torch.inference_mode():
-        together.hidden(TOKENS, [0, 0, 0, 0], [0.0, 1.0, 0.0, 1.0], None)
+        multi_model.hidden(TOKENS, [0, 0, 0, 0], [0.0, 1.0, 0.0, 1.0], None)
     assert not asked
 
 

@@ -32,7 +32,7 @@ def test_a_calm_run_warns_of_nothing():
 @pytest.mark.parametrize(
     ("count", "figures", "words"),
     [
-        (3, {"kl": 60.0}, ("KL to the base is 0.60 nats a token", "coarse.kl_coef")),
+        (3, {"kl": 60.0}, ("KL to the base is 0.60 nats per token", "coarse.kl_coef")),
         (1, {"value_loss": 2.1}, ("critic's loss jumped from 0.2 to 2.1", "coarse.critic_lr")),
         (1, {"entropy": 0.09, "same": 0.3}, ("entropy fell from 1 to 0.09", "coarse.kl_coef")),
         (1, {"entropy": 0.09, "repeated_4gram": 0.3}, ("entropy fell from 1 to 0.09", "coarse.lr")),

@@ -6,7 +6,7 @@ import pytest
 from tokenizer_kinds import made
 
 from lite_c2f.backbone.padding import padding_id
-from lite_c2f.coarse.train import ends_of
+from lite_c2f.coarse.train import response_ends
 from lite_c2f.config.loading import load_config
 
 
@@ -16,7 +16,7 @@ def test_ends_are_those_of_the_form_that_is_trained(form, end, others):
     config = load_config({}, [f"model.prompt_template='{form}'", "model.stop=['Q:']"])
     tokenizer = made("qwen")
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[0, 7]))
-    ends = ends_of(config, tokenizer, model)
+    ends = response_ends(config, tokenizer, model)
     assert (ends.eos_id, ends.others) == (end, others)
     assert sorted(ends.eos_ids) == sorted([end, *others])
     assert ends.stops.texts == ("Q:",) and ends.pad_id == padding_id(tokenizer) not in ends.eos_ids

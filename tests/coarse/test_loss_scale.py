@@ -10,9 +10,9 @@ from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages
 from lite_c2f.coarse.length import LengthState
 from lite_c2f.coarse.loss_scale import LARGEST, PATIENCE, START, LossScale
-from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, collect
+from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, RolloutContext, RolloutRequest, collect
 from lite_c2f.coarse.state import TrainState
-from lite_c2f.coarse.train import begin
+from lite_c2f.coarse.train import initial_state
 from lite_c2f.coarse.update import Minibatch, gradients, update
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Lora
@@ -99,7 +99,7 @@ def test_a_checkpoint_brings_the_scales_back(in_float16):
 def test_the_loop_scales_its_losses_in_float16_alone(in_float16, dtype):
     config = load_config({}, ["coarse.micro_batch=1", "coarse.sampling_batch=1"])
     corpus = Corpus([], [], [], [], {})
-    scales = begin(config, corpus, in_float16(dtype), None, None).scales
+    scales = initial_state(config, corpus, in_float16(dtype), None, None).scales
     assert set(scales) == {"policy", "critic"}
     assert {scale.active for scale in scales.values()} == {dtype == torch.float16}
 
@@ -125,20 +125,23 @@ def in_float16(pico):
     return build
 
 
+def two_responses(roles, settings, batches):
+    context = RolloutContext(roles, settings, ResponseEnds(eos_id=2, pad_id=0), Normalizer(0.5, 2.0), batches)
+    return collect(context, RolloutRequest([[1, 5, 9, 12], [1, 7]], limit=6, seed=1))
+
+
 def test_an_update_in_float16_has_the_gradients_of_float32(in_float16):
     """An advantage of 1e-6: unscaled, the policy's gradients are mostly zero; scaled, they are those of float32."""
     settings = load_config(
         {}, ["coarse.rollouts=2", "coarse.micro_batch=2", "coarse.sampling_batch=2", "coarse.minibatches=2"]
     ).coarse
     exact, roles = in_float16(torch.float32), in_float16(torch.float16)
-    ends = ResponseEnds(eos_id=2, pad_id=0)
-    rollout = collect(exact, [[1, 5, 9, 12], [1, 7]], settings, 6, ends, Normalizer(0.5, 2.0), seed=1)
+    rollout = two_responses(exact, settings, RolloutBatches.of(settings))
 
     def policy(roles, scale):
         small = torch.where(rollout.mask, 1e-6, 0.0)
-        old = rollout.logprobs
-        work = Minibatch(rollout, Advantages(small, small), old, False, [0, 1], int(rollout.mask.sum()))
-        gradients(roles, "policy", work, settings, RolloutBatches.of(settings), scale)
+        minibatch = Minibatch(rollout, Advantages(small, small), [0, 1], int(rollout.mask.sum()))
+        gradients(roles, "policy", minibatch, settings, RolloutBatches.of(settings), scale)
         return torch.cat([weight.grad.flatten() for weight in roles.trainable("policy")])
 
     expected = policy(exact, None)
@@ -153,7 +156,7 @@ def test_an_update_makes_an_overflowing_step_again_with_a_smaller_scale(in_float
     settings = load_config({}, ["coarse.rollouts=2", "coarse.minibatches=1", "coarse.epochs=2"]).coarse
     roles = in_float16(torch.float32)
     sizes = RolloutBatches(*(BatchSize(name, 2) for name in RolloutBatches._fields))
-    rollout = collect(roles, [[1, 5, 9, 12], [1, 7]], settings, 6, ResponseEnds(2, 0), Normalizer(0.5, 2.0), 1, sizes)
+    rollout = two_responses(roles, settings, sizes)
     wanted = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
     before = {name: [weight.detach().clone() for weight in roles.trainable(name)] for name in ("policy", "critic")}
 

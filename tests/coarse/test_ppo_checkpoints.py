@@ -68,7 +68,7 @@ def learn(place, saves, rewards):
     for reward in rewards[place.loop.step :]:
         place.loop.step += 1
         place.loop.lines.append(line(reward))
-        saves.after_update(asked=False)
+        saves.after_update(stop_asked=False)
 
 
 def publish(place, saves):
@@ -132,7 +132,7 @@ def test_a_run_that_was_stopped_keeps_the_same_policy(place, stops):
         learn(place, saves, rewards[: stop - 1])
         place.loop.step, place.loop.lines = stop, [line(reward) for reward in rewards[:stop]]
         with pytest.raises(KeyboardInterrupt):
-            saves.after_update(asked=True)
+            saves.after_update(stop_asked=True)
         saves = place.saves("run.checkpoint_every=2")
         saves.resume()
     learn(place, saves, rewards)
@@ -162,7 +162,7 @@ def test_scores_of_earlier_versions_are_not_believed(place):
 def test_a_checkpoint_beyond_the_end_is_refused(place):
     saves = place.saves("coarse.critic_warmup=1", "coarse.updates=9")
     place.loop.step, place.loop.lines = 6, [line(0.0)] * 6
-    saves.after_update(asked=False)
+    saves.after_update(stop_asked=False)
     with pytest.raises(RunError, match=r"step-000006' is after 6 updates, coarse\.updates=4; expected as many or more"):
         place.saves("coarse.critic_warmup=1", "coarse.updates=4").resume()
     place.loop.step = 0
@@ -176,7 +176,7 @@ def test_a_checkpoint_beyond_the_token_budget_is_refused(place):
     place.loop.step = 3
     found = place.loop.checkpoint()
     place.loop.checkpoint = lambda: found._replace(state={"lines": [line(0.0) | {"tokens": 10.0}] * 3})
-    saves.after_update(asked=False)
+    saves.after_update(stop_asked=False)
     with pytest.raises(RunError, match=r"is after 480 tokens, coarse\.token_budget=320; expected as many or more"):
         place.saves("coarse.token_budget=320").resume()
     place.saves("coarse.token_budget=321").resume()
@@ -209,7 +209,7 @@ def test_a_run_that_is_removed_meanwhile_does_not_grow_again(place):
     shutil.rmtree(place.run)
     place.loop.step, place.loop.lines = 1, [line(0.0)]
     with pytest.raises(RunError, match="was removed or emptied while it ran"):
-        saves.after_update(asked=False)
+        saves.after_update(stop_asked=False)
     assert not place.run.exists()
 
 
@@ -246,11 +246,11 @@ def test_a_checkpoint_that_does_not_help_is_left_for_the_one_before(place):
     saves = place.saves("run.keep_checkpoints=3")
     for step in (2, 4, 6):
         place.loop.step, place.loop.lines = step, [line(0.0)] * step
-        saves.after_update(asked=False)
+        saves.after_update(stop_asked=False)
 
     def fail():
         for _ in range(3):
-            saves.after_failure(NonFiniteError("a reward that is not finite"), asked=False)
+            saves.after_failure(NonFiniteError("a reward that is not finite"), stop_asked=False)
 
     reached = []
     for _ in range(3):
@@ -268,7 +268,7 @@ def test_in_float16_the_type_is_named_as_the_nearest_cause(place, dtype):
     saves = place.saves(f"model.compute_dtype={dtype}")
     with pytest.raises(ModelError) as raised:
         for _ in range(3):
-            saves.after_failure(NonFiniteError("a reward that is not finite"), asked=False)
+            saves.after_failure(NonFiniteError("a reward that is not finite"), stop_asked=False)
     assert ("set model.compute_dtype=float32" in str(raised.value)) == (dtype == "float16")
 
 
@@ -276,17 +276,17 @@ def test_an_interruption_is_heard_while_updates_fail(place):
     saves = place.saves()
     saves.resume()
     with pytest.raises(KeyboardInterrupt):
-        saves.after_failure(NonFiniteError("nothing finite"), asked=True)
+        saves.after_failure(NonFiniteError("nothing finite"), stop_asked=True)
 
 
 def test_an_end_that_is_asked_for_is_saved_first(place):
     """Between two checkpoints that are due."""
     saves = place.saves("run.checkpoint_every=10")
     place.loop.step, place.loop.lines = 3, [line(0.0)] * 3
-    saves.after_update(asked=False)
+    saves.after_update(stop_asked=False)
     assert not (place.run / "coarse").exists()
     with pytest.raises(KeyboardInterrupt):
-        saves.after_update(asked=True)
+        saves.after_update(stop_asked=True)
     assert [folder.name for folder in (place.run / "coarse" / "checkpoints").iterdir()] == ["step-000003"]
 
 
@@ -303,7 +303,7 @@ def test_a_restored_limit_obeys_settings_that_were_forced(place, settings, limit
     """The limit had grown to 512 under coarse.length.max=1024."""
     saves = place.saves()
     place.loop.step, place.loop.lines, place.loop.length = 3, [line(0.0)] * 3, LengthState(512)
-    saves.after_update(asked=False)
+    saves.after_update(stop_asked=False)
     with pytest.raises(RunError, match=r"coarse\.length\.") as refused:
         place.saves(*settings).resume()
     assert "--force" in str(refused.value)

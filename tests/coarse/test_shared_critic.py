@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from lite_c2f.backbone.adapters import save_critic
 from lite_c2f.coarse.advantage import Advantages
-from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, collect
-from lite_c2f.coarse.state import KnownLengths, TrainState
+from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, RolloutContext, RolloutRequest, collect
+from lite_c2f.coarse.state import ResponseLengths, TrainState
 from lite_c2f.coarse.train import prepare_roles
 from lite_c2f.coarse.update import update
 from lite_c2f.config.loading import load_config
@@ -36,7 +36,8 @@ def roles(random_roles):
 @pytest.fixture
 def rollout(roles):
     ends = ResponseEnds(eos_id=2, pad_id=0)
-    return collect(roles, PROMPTS, SETTINGS, 6, ends, Normalizer(0.5, 2.0), seed=1)
+    context = RolloutContext(roles, SETTINGS, ends, Normalizer(0.5, 2.0), RolloutBatches.of(SETTINGS))
+    return collect(context, RolloutRequest(PROMPTS, limit=6, seed=1))
 
 
 def moved_by(roles, rollout, warm):
@@ -97,7 +98,7 @@ def test_one_step_is_that_of_both_losses(roles, rollout):
 def test_a_checkpoint_brings_back_adapter_head_and_both_optimisers(roles, rollout):
     rates = {"policy": 0.1, "critic": 0.1}
     optimizers = {name: torch.optim.AdamW(roles.trainable(name), lr=0.1) for name in rates}
-    standing = TrainState(
+    state = TrainState(
         roles,
         optimizers,
         torch.Generator().manual_seed(0),
@@ -105,19 +106,19 @@ def test_a_checkpoint_brings_back_adapter_head_and_both_optimisers(roles, rollou
         RolloutBatches.of(SETTINGS),
         None,
         0.0,
-        KnownLengths(),
+        ResponseLengths(),
         rates,
     )
     flat = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
 
     def step():
         update(roles, optimizers, rollout, flat, SETTINGS, torch.Generator().manual_seed(0), warm=True, scales=None)
-        return standing.snapshot()
+        return state.snapshot()
 
     first = step()
     assert {name.split(".")[0] for name in first} == {"policy", "optimizer", "head"}
     second = step()
-    standing.put_back(first)
+    state.put_back(first)
     again = step()
     assert all(torch.equal(second[name], again[name]) for name in second)
 
@@ -139,9 +140,9 @@ def test_it_is_planned_with_an_adapter_less():
 def test_an_end_by_updates_or_by_tokens(budget, tokens, done):
     settings = load_config({}, ["coarse.rollouts=4", "coarse.updates=3", "coarse.critic_warmup=0"]).coarse
     settings = settings.model_copy(update={"token_budget": budget})
-    standing = TrainState(None, {}, None, None, None, None, 0.0, lines=[{"tokens": count} for count in tokens])
-    standing.step = len(tokens)
-    assert standing.finished(settings) is done
+    state = TrainState(None, {}, None, None, None, None, 0.0, lines=[{"tokens": count} for count in tokens])
+    state.step = len(tokens)
+    assert state.finished(settings) is done
 
 
 @pytest.mark.parametrize("start", ["reward_model", "zero", "shared"])

@@ -7,8 +7,16 @@ from tokenizer_kinds import word_tokenizer
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse import update as update_module
 from lite_c2f.coarse.advantage import Advantages
-from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, check_numbers, collect, micro_batches
-from lite_c2f.coarse.state import KnownLengths, TrainState
+from lite_c2f.coarse.rollout import (
+    ResponseEnds,
+    RolloutBatches,
+    RolloutContext,
+    RolloutRequest,
+    check_numbers,
+    collect,
+    micro_batches,
+)
+from lite_c2f.coarse.state import ResponseLengths, TrainState
 from lite_c2f.coarse.train import check_models
 from lite_c2f.coarse.update import update
 from lite_c2f.config.loading import load_config
@@ -32,7 +40,12 @@ def roles(random_roles):
 
 @pytest.fixture
 def rollout(roles):
-    return collect(roles, PROMPTS, config("coarse.minibatches=2"), 6, ENDS, Normalizer(0.5, 2.0), seed=1)
+    return collected(roles, config("coarse.minibatches=2"))
+
+
+def collected(roles, settings, batches=None):
+    context = RolloutContext(roles, settings, ENDS, Normalizer(0.5, 2.0), batches or RolloutBatches.of(settings))
+    return collect(context, RolloutRequest(PROMPTS, limit=6, seed=1))
 
 
 def direct_logprobs(roles, role, row):
@@ -62,6 +75,12 @@ def test_a_rollout_row_by_row(roles, rollout):
     assert rollout.sampling_gap < 1e-5
     gap = (rollout.logprobs - rollout.reference)[rollout.mask].sum() / 4
     assert rollout.kl == pytest.approx(float(gap), abs=1e-5) and abs(rollout.kl) > 1e-3
+
+
+def test_the_length_controllers_figures_are_means_over_the_responses(rollout):
+    responses = rollout.responses._replace(finish=["limit", "eos", "limit", "limit"])
+    scored = rollout._replace(scores=torch.tensor([1.0, 2.0, 3.5, -2.5]), responses=responses)
+    assert (scored.reward, scored.hit_limit) == (1.0, 0.75)
 
 
 def run_update(roles, rollout, settings, advantages=None, warm=True, lr=1e-2, batches=None):
@@ -133,35 +152,6 @@ def test_micro_batches_cover_every_row_once_and_hold_the_tokens_of_the_longest_r
     assert list(micro_batches(lengths, [0, 1], 1)) == [([0], 4), ([1], 9)]
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_one_minibatch_needs_no_pass_under_the_old_policy(roles, rollout, monkeypatch, epochs):
-    """Same samples, same steps: the forward of the first epoch serves as the old policy's for all of them."""
-    asked = []
-    original = Roles.use
-
-    def use(self, role, **given):
-        asked.append(role)
-        return original(self, role, **given)
-
-    monkeypatch.setattr(Roles, "use", use)
-    single = collect(roles, PROMPTS, config(), 6, ENDS, Normalizer(0.5, 2.0), seed=1)
-    assert single.logprobs is None and single.sampling_gap is None
-    assert sorted(asked) == ["critic", "policy", "reference", "reward"]  # the policy samples, and is asked no more
-    torch.testing.assert_close(single.sampled, rollout.logprobs, atol=2e-5, rtol=0)
-    settings = config(f"coarse.epochs={epochs}", "coarse.clip=0.01")
-    before = [parameter.detach().clone() for parameter in roles.trainable("policy") + roles.trainable("critic")]
-    figures, moved = run_update(roles, single, settings, lr=0.1)
-    with torch.no_grad():
-        for parameter, value in zip(roles.trainable("policy") + roles.trainable("critic"), before, strict=True):
-            parameter.copy_(value)
-    expected, wanted = run_update(roles, rollout, settings, lr=0.1)
-    assert figures.pop("sampling_gap") < 1e-5
-    assert figures == pytest.approx(expected, rel=1e-3, abs=1e-5)
-    assert (figures["clip_fraction"] > 0) == (epochs > 1)
-    for change, other in zip(moved["policy"], wanted["policy"], strict=True):
-        torch.testing.assert_close(change, other, atol=1e-5, rtol=1e-3)
-
-
 @pytest.fixture
 def small_card(monkeypatch):
     """A card on which a forward of more than so many tokens runs out of memory, with the error CUDA raises."""
@@ -181,25 +171,24 @@ def small_card(monkeypatch):
 
 
 def test_out_of_memory_in_an_update_gives_the_same_step_in_smaller_parts(roles, rollout, small_card):
-    told = []
-    batches = RolloutBatches.of(config(), told.append)
+    messages = []
+    batches = RolloutBatches.of(config(), messages.append)
     expected, _ = run_update(roles, rollout, config("coarse.epochs=2"), lr=0.0)
     small_card(16)  # rows are 8 to 11 tokens: 3 at once are too many, and so are 2 of the longest
     figures, _ = run_update(roles, rollout, config("coarse.epochs=2"), lr=0.0, batches=batches)
     for name, value in expected.items():
         assert figures[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
-    assert batches.update.size == 1 and len(told) == 1  # remembered: it fails once, not every time
-    assert told[0] == "out of memory: coarse.micro_batch 3 -> 1, doing that part again"
+    assert batches.update.size == 1 and len(messages) == 1  # remembered: it fails once, not every time
+    assert messages[0] == "out of memory: coarse.micro_batch 3 -> 1, doing that part again"
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_half_made_gradients_do_not_count(roles, rollout, monkeypatch, epochs):
     """Memory runs out at the third micro-batch of each role, when two have already left their gradients."""
-    single = rollout._replace(logprobs=None)  # the first epoch writes the old log-probabilities, twice
     settings = config(f"coarse.epochs={epochs}", "coarse.micro_batch=1")
     parameters = roles.trainable("policy") + roles.trainable("critic")
     before = [parameter.detach().clone() for parameter in parameters]
-    expected, wanted = run_update(roles, single, settings, lr=0.05)
+    expected, wanted = run_update(roles, rollout, settings, lr=0.05)
     with torch.no_grad():
         for parameter, value in zip(parameters, before, strict=True):
             parameter.copy_(value)
@@ -217,7 +206,7 @@ def test_half_made_gradients_do_not_count(roles, rollout, monkeypatch, epochs):
     monkeypatch.setattr(
         "lite_c2f.coarse.update.micro_batches", lambda lengths, rows, _: micro_batches(lengths, rows, 1)
     )
-    figures, moved = run_update(roles, single, settings, lr=0.05, batches=batches)
+    figures, moved = run_update(roles, rollout, settings, lr=0.05, batches=batches)
     assert batches.update.halved == 2 and len(calls) >= 4 + 3 + 4
     assert figures == pytest.approx(expected, rel=1e-4, abs=1e-6)
     for name in ("policy", "critic"):
@@ -237,7 +226,7 @@ def test_out_of_memory_while_scoring_gives_the_same_rollout(roles, rollout, smal
     small_card(24)
     settings = config("coarse.minibatches=2")
     batches = RolloutBatches.of(settings)
-    again = collect(roles, PROMPTS, settings, 6, ENDS, Normalizer(0.5, 2.0), seed=1, batches=batches)
+    again = collected(roles, settings, batches)
     assert batches.scoring.size < 6 and batches.update.size == 3
     for name in ("tokens", "logprobs", "reference", "values", "scores"):
         torch.testing.assert_close(getattr(again, name), getattr(rollout, name), atol=1e-5, rtol=0)
@@ -260,10 +249,10 @@ def test_an_error_of_another_kind_is_not_taken_for_a_full_card(roles, rollout, m
 
 
 def test_known_lengths_come_back_for_the_same_prompts():
-    known = KnownLengths()
-    assert known.of([4, 7]) == [0, 0]
-    known.seen([4, 7], [[1] * 9, [1] * 3])
-    assert known.of([7, 5, 4]) == [3, 6, 9]  # the mean for one that is new
+    lengths = ResponseLengths()
+    assert lengths.expected([4, 7]) == [0, 0]
+    lengths.record([4, 7], [[1] * 9, [1] * 3])
+    assert lengths.expected([7, 5, 4]) == [3, 6, 9]  # the mean for one that is new
 
 
 @pytest.mark.parametrize("where", ["advantages", "returns"])
@@ -294,7 +283,7 @@ def test_a_judge_that_gives_no_number_stops_the_rollout(roles):
     with torch.no_grad():
         roles.heads["reward"].linear.weight.fill_(torch.inf)
     with pytest.raises(NonFiniteError, match="a reward that is not finite"):
-        collect(roles, PROMPTS, config("coarse.minibatches=2"), 6, ENDS, Normalizer(0.5, 2.0), seed=1)
+        collected(roles, config("coarse.minibatches=2"))
 
 
 def test_a_part_of_the_prompts_says_what_it_says_among_all_of_them(roles, rollout):
@@ -315,7 +304,7 @@ def test_a_part_of_the_prompts_says_what_it_says_among_all_of_them(roles, rollou
 def test_a_skipped_update_leaves_nothing_behind(roles, rollout, monkeypatch):
     """The critic and half of the policy have moved when a loss is no number: all of it is taken back."""
     optimizers = {name: torch.optim.AdamW(roles.trainable(name), lr=0.1) for name in ("policy", "critic")}
-    standing = TrainState(
+    state = TrainState(
         roles=roles,
         optimizers=optimizers,
         shuffler=torch.Generator().manual_seed(0),
@@ -328,12 +317,10 @@ def test_a_skipped_update_leaves_nothing_behind(roles, rollout, monkeypatch):
 
     def learn():
         made = Advantages(ones, 2 * ones)
-        update(
-            roles, optimizers, rollout, made, config("coarse.minibatches=2"), standing.shuffler, warm=True, scales=None
-        )
+        update(roles, optimizers, rollout, made, config("coarse.minibatches=2"), state.shuffler, warm=True, scales=None)
 
     learn()  # so that both optimisers remember something
-    before = standing.snapshot()
+    before = state.snapshot()
     assert {name.split(".")[0] for name in before} == {"policy", "critic", "optimizer", "head"}
     original, calls = update_module.policy_loss, []
 
@@ -345,11 +332,11 @@ def test_a_skipped_update_leaves_nothing_behind(roles, rollout, monkeypatch):
     monkeypatch.setattr(update_module, "policy_loss", breaking)
     with pytest.raises(NonFiniteError):
         learn()
-    moved = standing.snapshot()
+    moved = state.snapshot()
     for part in ("policy.", "critic.", "optimizer.policy", "optimizer.critic", "head."):
         assert any(not torch.equal(before[name], moved[name]) for name in before if name.startswith(part)), part
-    standing.put_back(before)
-    after = standing.snapshot()
+    state.put_back(before)
+    after = state.snapshot()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 

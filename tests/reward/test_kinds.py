@@ -18,8 +18,9 @@ from lite_c2f.backbone.roles import Roles
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
 from lite_c2f.data.records import Pair, Turn
+from lite_c2f.reward.encode_pairs import encode_pairs
 from lite_c2f.reward.score import score
-from lite_c2f.reward.train import encode_pairs, train_reward
+from lite_c2f.reward.train import train_reward
 from lite_c2f.runs.corpus import Corpus
 from lite_c2f.runs.models import ModelPair
 

@@ -10,7 +10,8 @@ from trl import RewardTrainer
 from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Pair, Turn
 from lite_c2f.errors import DataError, MemoryFullError
-from lite_c2f.reward.train import encode_pairs, measure, train_reward, trainer_arguments
+from lite_c2f.reward.encode_pairs import encode_pairs
+from lite_c2f.reward.train import measure, train_reward, trainer_arguments
 from lite_c2f.runs.corpus import Corpus
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.runtime import distributed

@@ -24,7 +24,7 @@ from lite_c2f.config.settings import Lora
 from lite_c2f.errors import ConfigError, MemoryFullError, ModelError
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling, Stops, draw, filter_logits, sample, schedule
-from lite_c2f.sampling.slots import Graphs, Ledger, SlotJob, Slots
+from lite_c2f.sampling.slots import Graphs, ResponseBuffer, SlotJob, Slots
 
 PROMPTS = [[1, 5, 9], [1, 7], [1, 20, 21, 22, 23, 24], [1, 3]]
 
@@ -138,7 +138,7 @@ def mixed_prompts(count):
 @pytest.mark.parametrize("batch", [1, 3, 5, 64])
 def test_greedy_is_generate_on_nf4_and_lora_with_refill(roles, by_generate, batch, steps, monkeypatch):
     """Responses of 1 to 24 tokens, in fewer slots than prompts."""
-    monkeypatch.setattr(schedule, "steps_a_look", lambda device: steps)
+    monkeypatch.setattr(schedule, "steps_per_snapshot", lambda device: steps)
     prompts, eos, expected = by_generate
     ticks = []
     with roles.sampling("policy"):
@@ -156,7 +156,7 @@ def test_slots_are_filled_again_longest_expected_first(roles, monkeypatch):
     original = Slots.start
 
     def start(self, slots, rows):
-        started.append([self.ledger.rows[row] for row in rows])
+        started.append([self.buffer.rows[row] for row in rows])
         sizes.append(self.size)
         return original(self, slots, rows)
 
@@ -198,7 +198,7 @@ def test_out_of_memory_while_sampling_gives_the_same_words_in_fewer_slots(roles,
     starting, started = Slots.start, []
 
     def start(self, slots, rows):
-        started.append([self.ledger.rows[row] for row in rows])
+        started.append([self.buffer.rows[row] for row in rows])
         return starting(self, slots, rows)
 
     monkeypatch.setattr(Slots, "start", start)
@@ -395,15 +395,15 @@ def test_a_step_asks_the_host_nothing(roles, sampling, tokenizer):
     """Steps may follow each other without waiting, and be recorded as a CUDA graph."""
     prompts = mixed_prompts(3)
     job = SlotJob(prompts, [8] * 3, sampling, [2], Stops(tokenizer, [" w57 w58", " w59 w60"]), 0, range(3))
-    decoder, head = schedule.parts(roles.model)
+    decoder, head = schedule.decoder_and_head(roles.model)
     with roles.sampling("policy"), torch.no_grad():
-        slots = Slots(decoder, head, job, Ledger(job, range(3), torch.device("cpu")), 3, 32)
+        slots = Slots(decoder, head, job, ResponseBuffer(job, range(3), torch.device("cpu")), 3, 32)
         slots.start([0, 1, 2], [0, 1, 2])
-        deepest = slots.look().deepest
+        deepest = slots.snapshot().deepest
         with HostQuestions() as questions:
             slots.advance(3, deepest)
     assert questions.asked == []
-    assert slots.look().drawn == 9
+    assert slots.snapshot().drawn == 9
 
 
 class FakeGraph:
@@ -467,10 +467,10 @@ def test_no_memory_to_record_is_out_of_memory(driver):
 
 def test_rows_that_have_ended_stay_within_their_slot(roles, monkeypatch):
     """Four tokens of prompt and four of response fill a slot of eight; nobody looks for twenty steps."""
-    monkeypatch.setattr(schedule, "steps_a_look", lambda device: 20)
+    monkeypatch.setattr(schedule, "steps_per_snapshot", lambda device: 20)
     prompts = [[1, 5, 9, 12], [1, 7, 8, 3]]
     with roles.sampling("policy"):
         found = answer(roles.model, Sampling(4, seed=1), prompts, eos_ids=[])
-    monkeypatch.setattr(schedule, "steps_a_look", lambda device: 1)
+    monkeypatch.setattr(schedule, "steps_per_snapshot", lambda device: 1)
     with roles.sampling("policy"):
         assert answer(roles.model, Sampling(4, seed=1), prompts, eos_ids=[]) == found

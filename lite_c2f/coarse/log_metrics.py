@@ -1,0 +1,187 @@
+"""Metrics of an update: its line of metrics.jsonl, samples of held-out prompts, warnings and progress."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lite_c2f.actors.answers import repeated_ngrams
+from lite_c2f.coarse.advantage import Advantages
+from lite_c2f.coarse.diagnostics import correlation, share_alike, warnings
+from lite_c2f.coarse.rollout import Rollout, RolloutContext
+from lite_c2f.coarse.state import TrainState
+from lite_c2f.config.settings import Config
+from lite_c2f.errors import NonFiniteError
+from lite_c2f.ops import explained_variance
+from lite_c2f.reward.score import score, scored_row
+from lite_c2f.runtime import distributed
+from lite_c2f.runtime.batch_size import BatchSize
+from lite_c2f.sampling import Sampling, sample
+from lite_c2f.storage.files import append_line
+from lite_c2f.storage.metrics import Metrics
+
+Progress = Callable[[int, int, dict[str, float]], None]
+MEBIBYTE = 2**20
+log = logging.getLogger(__name__)
+
+
+class Timer:
+    """Seconds of an update, and of its sampling with scoring."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._sampled = self._updated = 0.0
+
+    def sampled(self) -> None:
+        self._sampled = time.perf_counter()
+
+    def updated(self) -> None:
+        self._updated = time.perf_counter()
+
+    def metrics(self, tokens: float) -> dict[str, float]:
+        """tokens: of all responses."""
+        seconds = self._updated - self._began
+        return {
+            "tokens_per_s": tokens / seconds,
+            "sampling_seconds": self._sampled - self._began,
+            "seconds": seconds,
+        }
+
+
+def update_metrics(
+    rollout: Rollout, advantages: Advantages, losses: dict[str, float], state: TrainState
+) -> dict[str, float]:
+    """What metrics.jsonl holds of an update, without its times. state: before the update.
+
+    Raises NonFiniteError naming a number that is not finite.
+    """
+    lengths = [len(tokens) for tokens in rollout.responses.tokens]
+    texts = [rollout.responses.text_tokens(row) for row in range(len(lengths))]
+    line = {
+        "reward": rollout.reward,
+        "reward_std": float(rollout.scores.std(unbiased=False)),
+        "kl": rollout.kl,
+        "kl_coef": state.kl_coef,
+        "limit": state.length.limit,
+        "hit_limit": rollout.hit_limit,
+        "tokens": sum(lengths) / len(lengths),
+        **losses,
+        "explained_variance": explained_variance(rollout.values, advantages.returns, rollout.mask),
+        "gate": state.length.gate,
+        "reward_length_correlation": correlation(rollout.scores.tolist(), lengths),
+        "repeated_4gram": sum(map(repeated_ngrams, texts)) / len(texts),
+        "same": share_alike(texts),
+        "skipped": state.skipped,
+        "sampling_gap": rollout.sampling_gap,
+    }
+    for name, value in line.items():
+        if not math.isfinite(value):
+            raise NonFiniteError.because(f"{name} is {value}", "finite numbers", "lower the learning rates")
+    return line
+
+
+class UpdateLog:
+    """Log of the coarse stage: metrics.jsonl and the tracker, samples.jsonl, warnings and progress.
+
+    sample_prompts: token ids of the held-out prompts that samples.jsonl answers.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        state: TrainState,
+        context: RolloutContext,
+        tokenizer: Any,
+        sample_prompts: list[list[int]],
+        tracker: Any,
+        progress: Progress | None,
+        on_message: Callable[[str], None] | None,
+    ) -> None:
+        self._config, self._state, self._context, self._tokenizer = config, state, context, tokenizer
+        self._sample_prompts, self._progress, self._on_message = sample_prompts, progress, on_message
+        self._samples_file = run / "coarse" / "samples.jsonl"
+        self.metrics = Metrics(run, tracker)
+
+    def resumed(self) -> None:
+        """Report the step of a run that resumes from a checkpoint."""
+        if self._progress and self._state.step:
+            self._progress(self._state.step, self._state.expected(self._config.coarse), {})
+
+    def log_update(self, line: dict[str, float], timer: Timer) -> None:
+        """Record an update that is finished: in the state, the files and the tracker, with its warnings and progress.
+
+        line: of `update_metrics`. The state is that after the update.
+        """
+        state, settings, batches = self._state, self._config.coarse, self._context.batches
+        line = line | timer.metrics(line["tokens"] * settings.rollouts)
+        line |= {
+            "peak_memory_mib": peak_memory_mib(self._context.roles.device),
+            "sampling_batch": batches.sampling.size,
+            "micro_batch": batches.update.size,
+        }
+        state.lines.append(line)
+        if distributed.is_first():
+            self.metrics.write("coarse", state.step, line)
+            if state.step == 1 or state.step % settings.sample_every == 0 or state.finished(settings):
+                try:
+                    self._write_samples()
+                except NonFiniteError as error:  # the next update meets the same numbers, and handles them
+                    log.warning("update %d: no samples: %s", state.step, error)
+        if self._on_message:
+            for warning in warnings(state.lines):
+                self._on_message(f"update {state.step}: {warning}")
+        if self._progress:
+            self._progress(state.step, state.expected(settings), line)
+
+    @torch.no_grad()
+    def _write_samples(self) -> None:
+        """Answer the same few held-out prompts and append the texts with their rewards.
+
+        Means alone hide what a policy has learned to write.
+        """
+        roles, settings, ends, normalizer, batches, _ = self._context
+        prompts = self._sample_prompts
+        limit = settings.sample_tokens or self._state.length.limit
+        with roles.sampling("policy"):
+            responses = sample(
+                roles.model,
+                prompts,
+                Sampling(limit, settings.temperature, seed=self._config.run.seed),
+                eos_ids=ends.eos_ids,
+                stops=ends.stops,
+                pad_id=ends.pad_id,
+                batch=BatchSize(batches.sampling.name, batches.sampling.size),  # its own: `sample` makes it smaller
+            )
+        texts = [responses.text_tokens(row) for row in range(len(prompts))]
+        rows = [
+            scored_row(prompt, text, finish != "limit", ends.eos_id)
+            for prompt, text, finish in zip(prompts, texts, responses.finish, strict=True)
+        ]
+        rewards = score(roles, rows, pad_id=ends.pad_id, batch=batches.scoring)
+        for row, prompt in enumerate(prompts):
+            record = {
+                "step": self._state.step,
+                "limit": limit,
+                "prompt": self._tokenizer.decode(prompt, skip_special_tokens=True),
+                "response": self._tokenizer.decode(texts[row], skip_special_tokens=True),
+                "finish": responses.finish[row],
+                "tokens": len(responses.tokens[row]),
+                "reward": normalizer(float(rewards[row])),
+            }
+            append_line(self._samples_file, record)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak GPU memory allocated, or the process's peak resident set on a CPU, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MEBIBYTE
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MEBIBYTE if sys.platform == "darwin" else peak / 1024
