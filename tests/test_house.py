@@ -1,8 +1,9 @@
-"""The arrows between rooms run one way, and the package is cheap to import."""
+"""Rooms (folders of lite_c2f): imports run one way, rooms and files stay small, and the package is cheap to import."""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -29,17 +30,51 @@ def imports_of(file: Path):
                 yield parts[1], node.lineno
 
 
+def room_of(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+LOOPS = {"train_coarse"}  # the PPO loop: numbered steps that are read from top to bottom
 FILES = [file for file in sorted(ROOT.rglob("*.py")) if file != ROOT / "__init__.py"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_arrows_run_one_way(file):
-    room = file.relative_to(ROOT).parts[0].removesuffix(".py")
+    room = room_of(file)
     assert room in ORDER, f"where does the room '{room}' stand?"
     for imported, line in imports_of(file):
         place = f"{file.name}:{line} imports {imported}"
         assert ORDER.index(imported) <= ORDER.index(room), place
         assert (room, imported) not in APART, place
+
+
+def arrows():
+    return {(room_of(file), imported) for file in FILES for imported, _ in imports_of(file) if imported != room_of(file)}
+
+
+def test_there_are_few_rooms_and_arrows():
+    """Limits of our own: with more than these nobody remembers where something is."""
+    assert {room_of(file) for file in FILES} <= set(ORDER) and len(ORDER) <= 28
+    assert len(arrows()) <= 150
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_and_functions_are_short(file):
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 320
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.name not in LOOPS:
+            assert node.end_lineno - node.lineno < 80, f"{file.name}:{node.lineno} {node.name}"
+
+
+def test_a_class_name_stands_for_one_class():
+    names = [
+        node.name
+        for file in FILES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
 def test_importing_the_package_loads_no_heavy_library():

@@ -1,6 +1,5 @@
 """Ratios tried without merging: the unmerged adapter is scaled at run time, only the winner is merged."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -149,5 +148,3 @@ def choose(trials: Mapping[float, RatioTrial], min_eos: float) -> Choice:
     behind = {ratio: paired_difference(trials[best].rewards, trial.rewards) for ratio, trial in trials.items()}
     close = [ratio for ratio in eligible if behind[ratio][0] <= behind[ratio][1]]
     return Choice(close[0] if close else best, bool(eligible), behind)
-
-

@@ -32,7 +32,9 @@ def load_questions(file: Path, references: Path | None = None, limit: int | None
         try:
             answers[str(row["question_id"])] = tuple(map(_text, row["choices"][0]["turns"]))
         except (KeyError, IndexError, TypeError, ValueError):
-            raise DataError.because(f"{place}: no reference", '"question_id" and "choices"', "correct that line") from None
+            raise DataError.because(
+                f"{place}: no reference", '"question_id" and "choices"', "correct that line"
+            ) from None
     questions: dict[str, Question] = {}
     for place, row in _rows(file):
         try:
