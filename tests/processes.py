@@ -13,7 +13,7 @@ from pathlib import Path
 PATIENCE = 600.0  # seconds; only a process that hangs takes so long
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["lite_c2f.cli", "lite_c2f.pipeline", "lite_c2f.cli.terminal"])
+server.set_forkserver_preload(["lite_c2f.cli", "lite_c2f.pipeline.train", "lite_c2f.cli.terminal"])
 
 
 def work(arguments, errors, patch):

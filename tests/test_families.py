@@ -21,7 +21,7 @@ from lite_c2f.config.settings import Lora
 from lite_c2f.errors import ModelError
 from lite_c2f.fine.merge import merge
 from lite_c2f.memory import make_plan
-from lite_c2f.pipeline import train
+from lite_c2f.pipeline.train import train
 from lite_c2f.runs.models import check_kinds
 from lite_c2f.sampling.trial import difference, own_linear
 

@@ -48,8 +48,10 @@ def test_arrows_run_one_way(file):
         assert (room, imported) not in APART, place
 
 
-def arrows():
-    return {(room_of(file), imported) for file in FILES for imported, _ in imports_of(file) if imported != room_of(file)}
+def arrows() -> set[tuple[str, str]]:
+    return {
+        (room_of(file), imported) for file in FILES for imported, _ in imports_of(file) if imported != room_of(file)
+    }
 
 
 def test_there_are_few_rooms_and_arrows():

@@ -51,8 +51,9 @@ def evaluate(
     if tasks is not None:
         _benchmark(run, tasks.split(","), overrides or [], given, as_json=as_json)
         return
-    from lite_c2f.cli.terminal import TerminalSink, print_summary
-    from lite_c2f.pipeline import evaluate as run_evaluate
+    from lite_c2f.cli.tables import print_summary
+    from lite_c2f.cli.terminal import TerminalSink
+    from lite_c2f.pipeline.comparison import evaluate as run_evaluate
 
     sink = TerminalSink()
     with exit_codes.going_on(sink.close, "the same command"):
@@ -89,7 +90,8 @@ def judge(
 ) -> None:
     """Let a language model judge the actors, in the way of MT-Bench; writes RUN/evaluation/judge-MODE.json."""
     exit_codes.quiet()
-    from lite_c2f.cli.terminal import TerminalSink, print_judgment
+    from lite_c2f.cli.tables import print_judgment
+    from lite_c2f.cli.terminal import TerminalSink
     from lite_c2f.evaluation.llm_judge.judges import Endpoint, Local
     from lite_c2f.evaluation.llm_judge.stage import judge as run_judge
 
@@ -122,7 +124,8 @@ def probe(
 ) -> None:
     """Where unwanted words begin, layer by layer, with the residue and without; and how often they are said."""
     exit_codes.quiet()
-    from lite_c2f.cli.terminal import TerminalSink, print_probe
+    from lite_c2f.cli.tables import print_probe
+    from lite_c2f.cli.terminal import TerminalSink
     from lite_c2f.evaluation.probe_stage import probe as run_probe
 
     sink = TerminalSink()

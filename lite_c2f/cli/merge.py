@@ -68,7 +68,8 @@ def merge(
     """The Knowledge Residue Merger alone: W_fine = W_instruct + ratio * dW."""
     if verify:
         exit_codes.quiet()
-    from lite_c2f.cli.terminal import TerminalSink, print_merge
+    from lite_c2f.cli.tables import print_merge
+    from lite_c2f.cli.terminal import TerminalSink
     from lite_c2f.fine.merge import merge as run_merge
     from lite_c2f.fine.merge import to_sink
     from lite_c2f.fine.sparsify import Treatment
@@ -138,8 +139,9 @@ def sweep(
     """Score ratios of the residue without merging; writes RUN/fine/sweep.json and its curve sweep.svg."""
     exit_codes.quiet()
     wanted = parse_ratios(ratios)
-    from lite_c2f.cli.terminal import TerminalSink, ratio_table
-    from lite_c2f.pipeline import sweep as run_sweep
+    from lite_c2f.cli.tables import ratio_table
+    from lite_c2f.cli.terminal import TerminalSink
+    from lite_c2f.pipeline.comparison import sweep as run_sweep
     from lite_c2f.runs.manifest import open_run
 
     sink = TerminalSink()

@@ -101,8 +101,9 @@ def _train(
     check_named(settings.model.base, settings.model.instruct)
     run = Path(settings.run.dir)
     exit_codes.quiet()
-    from lite_c2f.cli.terminal import TerminalSink, print_summary
-    from lite_c2f.pipeline import train as run_train
+    from lite_c2f.cli.tables import print_summary
+    from lite_c2f.cli.terminal import TerminalSink
+    from lite_c2f.pipeline.train import train as run_train
 
     sink, names = TerminalSink(), [stage.value for stage in stages]
     again = f"lite-c2f train {run / 'config.yaml'}" + (f" --stage {names[0]}" if len(names) == 1 else "")

@@ -35,7 +35,7 @@ class Chart(NamedTuple):
     caption: str
 
 
-class Responses(NamedTuple):
+class AnswerBlock(NamedTuple):
     """Responses of several actors, or of one at several times, to one prompt."""
 
     prompt: str
@@ -49,7 +49,7 @@ class Code(NamedTuple):
     text: str
 
 
-Block = Heading | Text | Table | Chart | Responses | Code
+Block = Heading | Text | Table | Chart | AnswerBlock | Code
 
 
 def figures_table(rows: Mapping[str, Mapping[str, Any]], first: str, bold: str | None = None) -> Table:
@@ -91,7 +91,7 @@ def _markdown(block: Block) -> str:
             return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
         case Chart():
             return ""
-        case Responses(prompt, responses):
+        case AnswerBlock(prompt, responses):
             items = [f"- **{name}** ({figures}): {_plain(response)}" for name, figures, response in responses]
             return "\n".join([f"### {_plain(prompt)}", "", *items])
         case Code(name, text):

@@ -15,7 +15,7 @@ from lite_c2f.actors.answers import unreached
 from lite_c2f.data.order import short_names
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation import charts
-from lite_c2f.evaluation.page import Block, Chart, Code, Heading, Responses, Table, Text, figures_table
+from lite_c2f.evaluation.page import AnswerBlock, Block, Chart, Code, Heading, Table, Text, figures_table
 from lite_c2f.fine.chart import CAPTION, ratio_chart
 from lite_c2f.storage.files import read_json, read_lines
 
@@ -182,7 +182,7 @@ def responses(file: Path) -> list[Block]:
     for row in read_lines(file):
         figures = f"{row['reward']:+.2f} · {row['tokens']} tokens · {row['finish']}"
         prompts.setdefault(row["prompt"], []).append((row["actor"], figures, row["response"]))
-    shown = [Responses(prompt, rows) for prompt, rows in list(prompts.items())[:PROMPTS]]
+    shown = [AnswerBlock(prompt, rows) for prompt, rows in list(prompts.items())[:PROMPTS]]
     return [Heading("Answers"), Text("Repeated word sequences are marked."), *shown]
 
 
@@ -203,7 +203,7 @@ def over_time(file: Path) -> list[Block]:
         )
         for row in [*every[:-1:step][: MOMENTS - 1], every[-1]]
     ]
-    return [Heading("The Coarse Actor while it learned"), Responses(prompt, rows)]
+    return [Heading("The Coarse Actor while it learned"), AnswerBlock(prompt, rows)]
 
 
 @section("config.yaml", required=True)

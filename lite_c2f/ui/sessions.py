@@ -4,7 +4,7 @@ A browser knows its owner by a random number in its local storage, and a tab its
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.context import Context
@@ -40,16 +40,18 @@ DOWNLOAD = """(text, name) => {
 Page = Callable[[PageSession, bool, float], list[str]]
 
 
-def sessions_fold(
-    served: Served, identity: list[Any], knob: list[Any], settings: list[Any], drawn: list[Any], page: Page
-) -> Callable[[Any], Any]:
-    """The fold of sessions.
+class Fold(NamedTuple):
+    """Components of the fold. text, name: hidden boxes of a file that the browser makes."""
 
-    identity: hidden boxes of owner and session; knob: marks and ratio, for `page`, which draws `drawn`; settings: those
-    of `settings_in`.
-    Returns what to call with each event that changes the conversation.
-    """
-    owner, session = identity
+    chosen: gr.Dropdown
+    remove: gr.Button
+    as_json: gr.Button
+    as_markdown: gr.Button
+    text: gr.Textbox
+    name: gr.Textbox
+
+
+def _components() -> Fold:
     text, name = (gr.Textbox(visible="hidden", label=label) for label in ("text", "name"))
     with gr.Accordion("Sessions: saved as you go, for this browser alone", open=False), gr.Row(elem_classes="tools"):
         chosen = gr.Dropdown(
@@ -63,6 +65,21 @@ def sessions_fold(
         remove = gr.Button("Delete", size="sm", elem_id="delete-session")
         as_json = gr.Button("Export JSON", size="sm", elem_id="export-json")
         as_markdown = gr.Button("Export Markdown", size="sm", elem_id="export-markdown")
+    return Fold(chosen, remove, as_json, as_markdown, text, name)
+
+
+def sessions_fold(
+    served: Served, identity: list[Any], knob: list[Any], settings: list[Any], drawn: list[Any], page: Page
+) -> Callable[[Any], Any]:
+    """The fold of sessions.
+
+    identity: hidden boxes of owner and session; knob: marks and ratio, for `page`, which draws `drawn`; settings: those
+    of `settings_in`.
+    Returns what to call with each event that changes the conversation.
+    """
+    owner, session = identity
+    fold = _components()
+    chosen, text, name = fold.chosen, fold.text, fold.name
 
     def state(visit: PageSession) -> list[Any]:
         found = saving.choices(served, visit)
@@ -105,17 +122,6 @@ def sessions_fold(
                 visit.transcript = None
         return [*page(visit, marks, ratio), *state(visit)]
 
-    def export(write: Callable[[Transcript], str], ending: str) -> Any:
-        def exported(who: str, now: str, request: gr.Request) -> list[Any]:
-            visit = saving.visit_of(served, request.session_hash, who, now)
-            if visit.transcript is None or not visit.transcript.rounds:
-                gr.Info("Ask something first")
-                return ["", ""]
-            # The owner's number opens all of his sessions: it is not for those he shows one.
-            return [write(visit.transcript._replace(owner="0" * 32)), f"lite_c2f-{visit.transcript.id[:8]}.{ending}"]
-
-        return exported
-
     both = [session, chosen]
     if Context.root_block is not None:
         Context.root_block.load(
@@ -123,15 +129,29 @@ def sessions_fold(
         )
     session.change(None, session, None, js=KEEP)
     chosen.input(switch, [chosen, *knob, *identity], [*drawn, *settings, *both], **SPEAKING)
-    remove.click(drop, [chosen, *knob, *identity], [*drawn, *both], **SPEAKING)
+    fold.remove.click(drop, [chosen, *knob, *identity], [*drawn, *both], **SPEAKING)
     for button, write, ending in (
-        (as_json, conversations.as_json, "json"),
-        (as_markdown, lambda transcript: conversations.as_markdown(transcript, TITLES), "md"),
+        (fold.as_json, conversations.as_json, "json"),
+        (fold.as_markdown, lambda transcript: conversations.as_markdown(transcript, TITLES), "md"),
     ):
-        button.click(export(write, ending), identity, [text, name], **SPEAKING).then(
+        button.click(_export(served, write, ending), identity, [text, name], **SPEAKING).then(
             None, [text, name], None, js=DOWNLOAD
         )
     return lambda event: event.then(after, None, both, **QUICK)
+
+
+def _export(served: Served, write: Callable[[Transcript], str], ending: str) -> Any:
+    """The handler of a button that saves the conversation as a file."""
+
+    def exported(who: str, now: str, request: gr.Request) -> list[Any]:
+        visit = saving.visit_of(served, request.session_hash, who, now)
+        if visit.transcript is None or not visit.transcript.rounds:
+            gr.Info("Ask something first")
+            return ["", ""]
+        # The owner's number opens all sessions of that owner: it is not for those who are shown one.
+        return [write(visit.transcript._replace(owner="0" * 32)), f"lite_c2f-{visit.transcript.id[:8]}.{ending}"]
+
+    return exported
 
 
 def settings_in(round_: Round) -> list[Any]:

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from lite_c2f.cli.terminal import TerminalSink, comparison_table, figures, print_summary, source_table
+from lite_c2f.cli.tables import comparison_table, print_summary, source_table
+from lite_c2f.cli.terminal import TerminalSink, figures
 
 
 def view(terminal, width=100):

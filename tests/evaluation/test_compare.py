@@ -6,7 +6,7 @@ from lite_c2f.actors.answers import Answer
 from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Prompt, Turn
 from lite_c2f.evaluation.compare import answer_cache, by_source
-from lite_c2f.pipeline import compared_with, comparison_of
+from lite_c2f.pipeline.comparison import compared_with, comparison_of
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.storage.files import write_json
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lite_c2f.errors import RunError
-from lite_c2f.evaluation.page import Chart, Code, Heading, Responses, Table, Text, as_html, as_markdown, figures_table
+from lite_c2f.evaluation.page import AnswerBlock, Chart, Code, Heading, Table, Text, as_html, as_markdown, figures_table
 from lite_c2f.evaluation.report import flattened, settings_table, write_comparison
 from lite_c2f.evaluation.sections import by_source
 from lite_c2f.evaluation.spans import pieces, repeated_spans
@@ -36,7 +36,7 @@ def test_repeated_spans(text, found):
 def test_pieces_are_the_text_again():
     text = f"one two three four {EVIL} one two three four & more"
     assert pieces(text) == [(f"one two three four {EVIL} ", False), ("one two three four", True), (" & more", False)]
-    page = as_html("t", [Responses("p", [("fine", "", text)])])
+    page = as_html("t", [AnswerBlock("p", [("fine", "", text)])])
     assert "<mark>one two three four</mark> &amp; more</p>" in page and page.count("<mark>") == 1
     assert "<script" not in page and "<img" not in page
 
@@ -55,7 +55,7 @@ BLOCKS = [
     Text(f"some *text* {EVIL}"),
     Table("who", ["x|y"], {"a<": ["1"], "b": ["2"]}, "b"),
     Chart("<svg viewBox='0 0 1 1'></svg>", 'caption "quoted"'),
-    Responses(EVIL, [("fine", "+1.00", f"a b c d a b c d {EVIL}")]),
+    AnswerBlock(EVIL, [("fine", "+1.00", f"a b c d a b c d {EVIL}")]),
     Code("file", "key: <value>"),
 ]
 

@@ -8,7 +8,7 @@ import torch
 
 from lite_c2f.actors.answers import Answer
 from lite_c2f.actors.models import InstructModel
-from lite_c2f.cli.terminal import print_probe
+from lite_c2f.cli.tables import print_probe
 from lite_c2f.config.loading import load_config
 from lite_c2f.data.encode import encode_chat
 from lite_c2f.data.records import Turn

@@ -7,7 +7,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from lite_c2f.config.loading import load_config
-from lite_c2f.pipeline import prepare
+from lite_c2f.pipeline.prepare import prepare
 from lite_c2f.runtime.progress import SilentSink
 
 SHORT = ["data.max_prompt_tokens=16", "data.max_answer_tokens=32", "coarse.length.start=8", "coarse.length.max=32"]

@@ -7,7 +7,7 @@ import pytest
 
 from lite_c2f.actors.answers import unreached
 from lite_c2f.cli.merge import parse_ratios
-from lite_c2f.cli.terminal import ratio_table
+from lite_c2f.cli.tables import ratio_table
 from lite_c2f.config.loading import load_config
 from lite_c2f.evaluation.page import Text
 from lite_c2f.evaluation.sections import ratios

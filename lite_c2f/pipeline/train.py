@@ -2,48 +2,29 @@
 
 import contextlib
 import gc
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from lite_c2f.backbone.four_bit import check_four_bit
-from lite_c2f.backbone.load import pick_device, plan_here, plan_named
-from lite_c2f.coarse.checkpoints import check_before as check_coarse
 from lite_c2f.coarse.train import train_coarse as coarse_stage
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
 from lite_c2f.data.order import short_names
 from lite_c2f.errors import MemoryFullError, RunError
-from lite_c2f.evaluation.compare import compare_actors, made_of
-from lite_c2f.fine.checks import check_disk
-from lite_c2f.fine.stage import make_fine, try_ratios
-from lite_c2f.memory import Plan, check, resolve
-from lite_c2f.memory import as_json as plan_as_json
-from lite_c2f.memory.plan import SAME_MODEL, same_model
-from lite_c2f.reward.checkpoints import RewardState as RewardStanding
+from lite_c2f.fine.stage import make_fine
+from lite_c2f.pipeline.comparison import compare, compared_with, comparison_of
+from lite_c2f.pipeline.prepare import PreparedRun, prepare
 from lite_c2f.reward.train import train_reward as reward_stage
-from lite_c2f.runs.corpus import Corpus, check_sources, load_corpus
-from lite_c2f.runs.fingerprints import fingerprints, refuse_changes, weights_of
+from lite_c2f.runs.corpus import Corpus
 from lite_c2f.runs.manifest import (
-    check_own,
-    check_processes,
-    check_run,
-    check_stages,
-    open_run,
-    read_manifest,
-    recorded,
-    save_config,
     save_manifest,
     save_settings,
     write_summary,
 )
 from lite_c2f.runs.messages import (
-    StageProgress,
-    ToyProgress,
     report_data,
     report_plan,
     report_split,
@@ -51,25 +32,17 @@ from lite_c2f.runs.messages import (
     stepper,
 )
 from lite_c2f.runs.models import (
-    TOY,
     ModelPair,
     absolute,
-    check_context,
-    check_kinds,
-    check_models,
-    check_stops,
-    resolve_models,
-    turn_end_note,
 )
-from lite_c2f.runs.places import check_places, record_base, unmoved
 from lite_c2f.runs.published import STAGES, is_finished, is_published
 from lite_c2f.runtime import disk_errors, distributed
 from lite_c2f.runtime.batch_size import is_out_of_memory
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
 from lite_c2f.runtime.record import recording
-from lite_c2f.storage.files import read_json, write_json
+from lite_c2f.storage.files import read_json
 from lite_c2f.storage.lock import locked
-from lite_c2f.storage.metrics import check_tracker, start_tracker
+from lite_c2f.storage.metrics import start_tracker
 
 
 def train(
@@ -107,88 +80,6 @@ def train(
             disk_errors.as_user_errors(run),
         ):
             return work_off(work, run, stages, sink, force=force)
-
-
-class PreparedRun(NamedTuple):
-    """What a run is about to do, and what with."""
-
-    config: Config  # batch sizes settled
-    asked: Config  # as it was given
-    models: ModelPair
-    corpus: Corpus
-    plan: Plan
-    done: set[str]  # published stages
-    seconds: dict[str, float]
-    notes: list[str]
-
-
-def prepare(config: Config, run: Path, stages: Sequence[str], sink: ProgressSink, *, force: bool) -> PreparedRun:
-    """Check everything that can be checked before training, read the data, and write down what the run is."""
-    check_stages(run, stages)
-    check_sources(config)
-    accepted = check_run(run, config, force=force)
-    check_processes(config)
-    check_tracker(config)
-    made, before = recorded(run)
-    check_places(run, config, made, before)  # folders; what a hub name stands for is known later
-    done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
-    todo = [stage for stage in stages if stage not in done]
-    check_kinds(config)
-    check(plan_named(config), todo)  # from what is known of the name: before anything is read or downloaded
-    check_checkpoints(config, run, done, todo, force=force)
-    check_models(config)
-    corpus = load_corpus(config)
-    began = time.perf_counter()
-    sink.on_stage("models", 0, "steps")
-    toy_steps = ToyProgress(sink)
-    models = resolve_models(config, toy_steps)
-    if config.model.base == TOY:  # made only now
-        check_context(config, models)
-        check_stops(config, models)
-    inputs = fingerprints(config, models)
-    moved = check_places(run, config, made, before, models)
-    if before:
-        accepted += refuse_changes(run, unmoved(before, moved), unmoved(inputs, moved), force=force)
-    plan = plan_here(config, models.base)
-    check(plan, todo)
-    check_room(run, plan, done)
-    four_bit_note = None
-    if todo and config.model.quantization != "none":
-        four_bit_note = check_four_bit(pick_device(config), getattr(torch, plan.compute.dtype), plan.shape.inputs)
-    seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
-    notes = [*moved.values(), *(f"accepted: {text}" for text in accepted)]
-    notes += filter(None, [turn_end_note(config, models), four_bit_note])
-    if weights_of(inputs, "base") == weights_of(inputs, "instruct") and not same_model(config):  # else the plan says it
-        notes.append(SAME_MODEL)
-    work = PreparedRun(resolve(config, plan), config, models, corpus, plan, done, seconds, notes)
-    if distributed.is_first():
-        sweep_leftovers(run)
-        if before:
-            record_base(run, read_manifest(run)["models"]["base"], config, models)
-        save_config(run, config)
-        write_json(run / "plan.json", plan_as_json(plan))
-        save_manifest(run, work.config, models, seconds, inputs)
-    return work
-
-
-def check_checkpoints(config: Config, run: Path, done: set[str], todo: Sequence[str], *, force: bool) -> None:
-    """Raise RunError, while nothing is written yet, when a stage's checkpoints are of another run."""
-    if "reward" in todo:
-        RewardStanding(config, run, force=force)
-    if "coarse" in todo and "reward" in done:
-        check_coarse(config, run, force=force)
-
-
-def sweep_leftovers(run: Path) -> None:
-    """Remove what killed processes left in a run; it is locked, so that no living one is at it."""
-    for path in run.rglob(".*.partial-*"):
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    for stage in ("reward", "coarse"):
-        if is_published(run, stage):
-            shutil.rmtree(run / stage / "checkpoints", ignore_errors=True)
-    if is_published(run, "fine"):
-        shutil.rmtree(run / "fine" / ".model.merging", ignore_errors=True)
-        (run / "fine" / "trials.jsonl").unlink(missing_ok=True)
 
 
 def work_off(work: PreparedRun, run: Path, stages: Sequence[str], sink: ProgressSink, *, force: bool) -> dict[str, Any]:
@@ -242,17 +133,6 @@ def work_off(work: PreparedRun, run: Path, stages: Sequence[str], sink: Progress
     return write_summary(run)
 
 
-def compare(config: Config, models: ModelPair, corpus: Corpus, run: Path, sink: ProgressSink, asked: Config) -> None:
-    """The comparison of the four actors, into RUN/evaluation. asked: the settings before `auto` was settled."""
-    began = time.perf_counter()
-    sink.on_stage("comparison", 4, "actors")
-    actors = compare_actors(config, models, corpus, run, progress=StageProgress(sink))
-    write_json(run / "evaluation" / "actors.json", actors)
-    write_json(run / "evaluation" / "settings.json", comparison_of(asked, run))
-    save_manifest(run, config, models, {"evaluation": 0.0})
-    save_manifest(run, config, models, {"evaluation": time.perf_counter() - began})
-
-
 def train_reward(
     config: Config | str | Path, run: str | Path | None = None, *, sink: ProgressSink | None = None
 ) -> dict[str, Any]:
@@ -274,58 +154,6 @@ def _one_stage(
     folder = Path(run or config.run.dir)
     train(config, folder, (stage,), sink=sink)
     return read_json(folder / stage / "metrics.json")
-
-
-def sweep(
-    run: str | Path,
-    ratios: Sequence[float] | None = None,
-    *,
-    sink: ProgressSink | None = None,
-    group_budget: int = 0,
-) -> dict[str, Any]:
-    """Score ratios of a finished run's residue without merging; returns what it writes to RUN/fine/sweep.json.
-
-    RUN/fine/ratios.json, from which the published ratio was chosen, stays as it is. The curve is in RUN/fine/sweep.svg.
-    group_budget: trials of a search for ratios by group of layers afterwards, in RUN/fine/groups.json; where they beat
-    the single ratio, RUN/fine/layer-ratios.yaml is made for `merge`.
-
-    >>> sweep("runs/toy", [0.5, 1.0])["chosen"]
-    """
-    run, sink = Path(run), sink or SilentSink()
-    config, models = open_run(run)
-    wanted = list(ratios or config.fine.ratios)
-    corpus = load_corpus(config)
-    config = resolve(config, plan_here(config, models.base))
-    with disk_errors.as_user_errors(run), locked(run), recording(run, sink, is_finished) as sink:
-        report_split(sink, run)
-        return try_ratios(config, models, corpus, run, wanted, group_budget, sink)
-
-
-def evaluate(run: str | Path, overrides: Sequence[str] = (), *, sink: ProgressSink | None = None) -> dict[str, Any]:
-    """Compare the actors of a finished run again, with other settings of `evaluation`; returns the new summary.
-
-    >>> evaluate("runs/toy", ["evaluation.prompts=500"])["actors"]["fine"]["reward"]
-    """
-    run = Path(run)
-    made, models = open_run(run)
-    config = load_config(made.model_dump(), overrides)
-    check_run(run, config)
-    check_own(config, made)
-    check_context(config, models)
-    corpus = load_corpus(config)
-    plan = plan_here(config, models.base)
-    with disk_errors.as_user_errors(run), locked(run), recording(run, sink or SilentSink(), is_finished) as sink:
-        report_split(sink, run)
-        compare(resolve(config, plan), models, corpus, run, sink, asked=config)
-        if config.evaluation.prompts > len(corpus.held_out_prompts):
-            sink.on_message(
-                f"evaluation.prompts={config.evaluation.prompts}: {len(corpus.held_out_prompts)} prompts are held out, "
-                "all of them were used, those the ratio was chosen on among them"
-            )
-        elif (shared := config.evaluation.prompts + config.fine.prompts - len(corpus.held_out_prompts)) > 0:
-            shared = min(shared, config.evaluation.prompts)
-            sink.on_message(f"{shared} of these prompts are among those that ratios are tried on")
-        return write_summary(run)
 
 
 def run_stage(
@@ -393,23 +221,6 @@ def accuracy_notes(metrics: dict[str, Any]) -> list[str]:
     if metrics["accuracy"] <= 0.5:
         notes.append("warning: the reward model ranks no better than chance: rewards, and wins by them, mean nothing")
     return notes
-
-
-def comparison_of(asked: Config, run: Path) -> dict[str, Any]:
-    """The settings of a comparison, and the hashes of what it compares."""
-    return {"settings": asked.evaluation.model_dump(mode="json"), "made_of": made_of(run)}
-
-
-def compared_with(run: Path) -> dict[str, Any] | None:
-    """What the comparison that was made last is of, None where there is none."""
-    file = run / "evaluation" / "settings.json"
-    return read_json(file) if file.is_file() and (run / "evaluation" / "actors.json").is_file() else None
-
-
-def check_room(run: Path, plan: Plan, done: set[str]) -> None:
-    """Raise RunError when the disk under a run has no room for what is still to be written."""
-    checkpoints = 0 if {"reward", "coarse"} <= done else plan.disk["checkpoints"]
-    check_disk(run, round(plan.disk["adapters"] + checkpoints + (0 if "fine" in done else plan.disk["merged model"])))
 
 
 def free_memory() -> None:

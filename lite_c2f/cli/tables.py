@@ -1,0 +1,234 @@
+"""Tables that a command ends with, and what to do next."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lite_c2f.actors.answers import unreached
+from lite_c2f.data.order import short_names
+from lite_c2f.evaluation.extras import across_turns
+
+
+def comparison_table(summary: dict[str, Any]) -> Table:
+    """Base, instruct, Coarse and Fine side by side."""
+    columns = {
+        "reward": "reward",
+        "tokens": "tokens",
+        "repeated_4gram": "repeated 4-grams",
+        "eos": "ended",
+        "accuracy": "accuracy",
+        "analytic": "analytic",
+    }
+    actors = summary["actors"]
+    shown = [name for name in columns if all(name in figures for figures in actors.values())]
+    table = Table(title="Held-out prompts", title_justify="left")
+    table.add_column("actor")
+    for name in shown:
+        table.add_column(columns[name], justify="right")
+    for actor, found in actors.items():
+        style = "bold" if actor == "fine" else ""
+        table.add_row(actor, *(_cell(name, found[name]) for name in shown), style=style)
+    return table
+
+
+def source_table(summary: dict[str, Any]) -> Table | None:
+    """What the actors and the reward model reach on each data source; None where there are not several.
+
+    The accuracies after the reward are the toy world's; the reward model's is on held-out pairs.
+    """
+    of_actors = summary.get("by_source", {})
+    of_pairs = summary.get("reward_model", {}).get("accuracy_by_source", {})
+    names = short_names([*of_actors, *of_pairs])
+    if len(names) < 2:
+        return None
+    table = Table(title="By data source: mean reward, and accuracy where answers can be checked", title_justify="left")
+    table.add_column("actor")
+    for name in names.values():
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for actor in dict.fromkeys(actor for row in of_actors.values() for actor in row):
+        cells = [of_actors.get(source, {}).get(actor, {}) for source in names]
+        table.add_row(actor, *map(_reward_cell, cells), style="bold" if actor == "fine" else "")
+    if of_actors:
+        asked = [max((row["prompts"] for row in of_actors.get(source, {}).values()), default=0) for source in names]
+        table.add_row("prompts", *(f"{count}" for count in asked), end_section=True)
+    if of_pairs:
+        ranked = (f"{of_pairs[source]:.3f}" if source in of_pairs else "" for source in names)
+        table.add_row("pairs ranked right", *ranked)
+    return table
+
+
+def _reward_cell(figures_of: dict[str, float]) -> str:
+    right = f" ({figures_of['accuracy']:.3f})" if "accuracy" in figures_of else ""
+    return _cell("reward", figures_of["reward"]) + right if figures_of else ""
+
+
+def ratio_table(found: dict[str, Any], run: Path, models: Any = None) -> None:
+    """Print the ratios that were tried, the chosen one marked; those by group of layers; and what to do next.
+
+    models: the base and the instruct model of the run.
+    """
+    console = Console(highlight=False)
+    short = {"repeated_4gram": "repeated", "eos": "ended", "reward_se": "± reward", "behind_se": "± behind"}
+    columns = list(found["tried"][0])
+    if "behind_se" in columns:
+        columns.remove("reward_se")  # eleven columns do not fit a terminal of 80, and this error decides nothing
+    table = Table(title="Ratios of the residue", title_justify="left", pad_edge=False)
+    for name in columns:
+        table.add_column(short.get(name, name), justify="right", overflow="fold")
+    for row in found["tried"]:
+        cells = (f"{row[name]:g}" if name == "ratio" else _cell(name, row[name]) for name in columns)
+        table.add_row(*cells, style="bold" if row["ratio"] == found["chosen"] else "")
+    console.print(table)
+    console.print(f"chosen {found['chosen']:g}: {found['rule']}")
+    if shortfall := unreached(found):
+        console.print(Text(f"warning: {shortfall}"), soft_wrap=True)
+    grouped = found.get("groups")
+    if grouped:
+        table = Table(title="Ratios by group of layers", title_justify="left")
+        for name in ("tried", "reward", "ended", "gain", "± gain", "kept"):
+            table.add_column(name, justify="left" if name == "tried" else "right")
+        for trial in grouped["trials"]:
+            gain = (f"{trial['gain']:+.3f}", f"{trial['gain_se']:.3f}") if "gain" in trial else ("", "")
+            figures_of = (f"{trial['reward']:+.3f}", f"{trial['eos']:.3f}", *gain, "yes" if trial["kept"] else "no")
+            table.add_row(trial["change"], *figures_of, style="bold" if trial["kept"] else "")
+        console.print(table)
+        console.print(Text(grouped["verdict"]), soft_wrap=True)
+    console.print(Text(f"\nThe curve is in {run / 'fine' / 'sweep.svg'}."), soft_wrap=True)
+    option = f"--ratio {found['chosen']:g}"
+    if grouped and grouped["better"]:
+        option = f"--layer-ratios {run / 'fine' / 'layer-ratios.yaml'}"
+    base, instruct = (models.base, models.instruct) if models else ("BASE", "INSTRUCT")
+    command = f"lite-c2f merge --adapter {run / 'coarse' / 'adapter'} --base {base} --instruct {instruct} --out OUT"
+    console.print(Text(f"Next, to merge at what was found:\n  {command} {option}"), soft_wrap=True)
+
+
+def print_merge(report: Any, out: Path) -> None:
+    """What a merge did, in figures that say whether it worked, and what to do next. report: a `MergeReport`."""
+    console, totals = Console(highlight=False), report.totals
+    rows = {"weights changed": f"{totals['tensors']} tensors, {totals['elements']:,} elements"}
+    if totals["relative_change"] is not None:
+        rows["size of the change"] = f"{totals['relative_change']:.3%} of |W|"
+    if report.treatment["sparsify"] != "none":
+        rows["kept by the treatment"] = f"{totals['kept_share']:.1%} of its elements"
+    caps = [row["cap"] for row in report.tensors.values() if "cap" in row]
+    if caps:
+        rows["norm cap"] = (
+            f"{sum(cap < 1 for cap in caps)} of {len(caps)} weights scaled, by {min(caps):.2f} at the least"
+        )
+    if totals["unchanged_share"] is not None:
+        rows["changes lost to rounding"] = f"{totals['unchanged_share']:.1%} of the elements"
+    if totals["projection"] is not None:
+        rows["carried after rounding"] = f"{totals['projection']:.1%} of the change"
+    if totals["drift"] is not None:
+        rows["instruct away from base"] = f"{totals['drift']:.3%} of |W_base|"
+    if totals["cosine"] is not None:
+        rows["cosine with the tuning"] = f"{totals['cosine']:+.3f}"
+    if report.verified:
+        found = report.verified
+        rows["logits"] = (
+            f"{found['error']:.2g} from the unmerged adapter's, which changes them by {found['effect']:.2g}; the same "
+            f"token in {found['agreement']:.1%} of positions"
+            if found["compared"]
+            else f"finite; {found['effect']:.2g} from the instruct model's (no unmerged counterpart to compare with)"
+        )
+    for name, value in rows.items():
+        console.print(Text(f"{name:<27} {value}"), soft_wrap=True)
+    shares = sorted({row["ratio"] for row in report.tensors.values()})
+    ratio = f"ratio {shares[0]:g}" if len(shares) == 1 else f"ratios {shares[0]:g} to {shares[-1]:g}"
+    text = f"merged at {ratio} into {out}; every figure in {out / 'merge.json'}"
+    following = f'AutoModelForCausalLM.from_pretrained("{out}"), or any server that reads such folders'
+    console.print(Text(f"{text}\n\nNext:\n  {following}"), soft_wrap=True)
+
+
+def print_judgment(found: dict[str, Any], run: Path) -> None:
+    """Tables of a judgment, by category, and where the texts are."""
+    console = Console(highlight=False)
+    for title, result in found.get("pairs", {}).items():
+        table = Table(title=title, title_justify="left")
+        for name in ("category", "win", "tie", "loss", "unread", "rate"):
+            table.add_column(name, justify="left" if name == "category" else "right")
+        for category, row in result["categories"].items():
+            rate = f"{row['rate']:.2f} ± {row['se']:.2f}" if "rate" in row else ""
+            table.add_row(category, *(str(row[name]) for name in ("win", "tie", "loss", "unread")), rate)
+        console.print(table)
+        if result["agreement"] is not None:
+            console.print(f"the judge says the same in both orders in {result['agreement']:.0%} of the pairs")
+    if grades := found.get("grades"):
+        names = list(dict.fromkeys(name for row in grades.values() for name in row))
+        table = Table(title="Grades, 1 to 10", title_justify="left")
+        table.add_column("")
+        for actor in grades:
+            table.add_column(actor, justify="right")
+        for name in names:
+            table.add_row(name, *(f"{row[name]:g}" if name in row else "" for row in grades.values()))
+        console.print(table)
+    for sentence in across_turns(found):
+        console.print(sentence)
+    told = f"{found['questions']} questions, judged by {found['judge']}"
+    console.print(
+        Text(f"{told}; every text is in {run / 'evaluation' / ('judge-' + found['mode'] + '.json')}"), soft_wrap=True
+    )
+
+
+def print_probe(found: dict[str, Any], run: Path) -> None:
+    """Probability of unwanted words by layer, and how often they are said."""
+    console = Console(highlight=False)
+    table = Table(title="Probability that an answer begins with an unwanted word", title_justify="left")
+    for name in ("layer", *found["layers"]):
+        table.add_column(name, justify="right")
+    for layer, row in enumerate(zip(*found["layers"].values(), strict=True)):
+        table.add_row(str(layer) if layer else "embeddings", *(f"{value:.2e}" for value in row))
+    console.print(table)
+    for name, row in found["said"].items():
+        console.print(f"{name:<10} says one in {row['bad_words']:.1%} of its answers, refuses in {row['refusals']:.1%}")
+    ratio = "ratios by layer" if found.get("layer_ratios") else f"ratio {found['ratio']:g}"
+    told = f"{found['prompts']} prompts, {ratio}; the curve is in {run / 'evaluation' / 'probe.svg'}"
+    console.print(Text(told), soft_wrap=True)
+
+
+def _cell(name: str, value: float) -> str:
+    if name == "reward":
+        return f"{value:+.2f}"
+    return f"{value:.1f}" if name == "tokens" else f"{value:.3f}"
+
+
+def print_summary(summary: dict[str, Any], run: Path) -> None:
+    """The end of a run: the table, the figures of the stages, and what to do next."""
+    console = Console(highlight=False)
+    if "actors" in summary:
+        console.print(comparison_table(summary))
+    if (sources := source_table(summary)) is not None:
+        console.print(sources)
+    if wins := summary.get("wins"):
+        found = wins["fine over instruct"]
+        console.print(
+            f"fine over instruct  wins {found['rate']:.2f} ± {found['se']:.2f}, at equal length "
+            f"{found['controlled']:.2f} (judged by the reward model it was trained on)"
+        )
+    if "reward_model" in summary:
+        console.print(f"reward model accuracy on held-out pairs  {summary['reward_model']['accuracy']:.3f}")
+    if coarse := summary.get("coarse"):
+        console.print(
+            f"coarse actor  reward {coarse['reward_first']:+.2f} in the first batch under a limit of "
+            f"{coarse['limit_first']} tokens, {coarse['reward_last']:+.2f} in the last under {coarse['limit_last']}"
+        )
+    if fine := summary.get("fine"):
+        console.print(f"fine actor    residue merged at ratio {fine['ratio']:g}")
+    if "actors" in summary and summary["actors"]["fine"]["reward"] <= summary["actors"]["instruct"]["reward"]:
+        console.print("note: the fine actor is not better than the instruct model; train longer or look at the samples")
+    seconds = summary["seconds"]
+    console.print(f"time  {', '.join(f'{stage} {value:.0f} s' for stage, value in seconds.items())}")
+    console.print(Text(f"saved in {run}"))
+    following = [f"lite-c2f train {run}/config.yaml --run-dir {run}"]
+    if "actors" in summary:
+        following = [
+            f"lite-c2f chat {run}      talk to all of them",
+            f"lite-c2f app {run}       in the browser",
+            f"lite-c2f report {run}    curves and samples",
+        ]
+    console.print("\nNext:", Text("".join(f"\n  {line}" for line in following)))
+    sys.stdout.flush()
