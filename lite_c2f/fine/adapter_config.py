@@ -9,7 +9,7 @@ from typing import Any
 
 from lite_c2f.errors import C2FError, ModelError
 from lite_c2f.fine.adapter_files import CONFIG, no_adapter
-from lite_c2f.fine.sparsify import is_number
+from lite_c2f.fine.ratios import is_number
 from lite_c2f.fine.tensor_names import PREFIX, plain_pattern
 
 # Keys that are read below, and keys that say how the adapter was trained or runs but not what it holds. Every other

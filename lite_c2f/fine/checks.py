@@ -247,7 +247,7 @@ def check_base(
     if base is None:
         wants = [name for name, delta in deltas.items() if delta.needs_base]
         if treatment.needs_base:
-            got = "'sparsify' ties or a 'qerr_ratio' without the base model"
+            got = f"'sparsify' {treatment.sparsify} without the base model"
             raise ConfigError.because(got, "its weights", "give the folder of the base")
         if wants or residue.copies:
             got = f"the adapter holds values of '{(wants or list(residue.copies))[0]}', not a change of them"

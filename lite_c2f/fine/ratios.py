@@ -1,5 +1,6 @@
 """Which share of the residue each weight gets."""
 
+import math
 import re
 import reprlib
 from collections.abc import Sequence
@@ -11,10 +12,17 @@ import yaml
 
 from lite_c2f.config.yaml_files import YAML_ERRORS, KeyTwiceError, NoKeyTwice
 from lite_c2f.errors import ConfigError
-from lite_c2f.fine.sparsify import is_number
 
 Gradient = list[float]  # ratios spread evenly over the layers, the first at the first layer, straight lines between
 LayerRatios = str | Path | Sequence[tuple[str, float | Gradient]]
+
+
+def is_number(value: Any) -> bool:
+    """A finite int or float, no bool, that fits into a float."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_ratio(key: str, ratio: Any, allow_negative: bool) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from lite_c2f.fine.sparsify import Treatment
+
 REPORT = "merge.json"
 CARD = "README.md"
 # Above this share of |W_base| the instruct model is called far from its base. Our own: a light tuning moves weights by
@@ -73,7 +75,7 @@ class MergeReport:
     schema: int = 1
     ratio: float
     layer_ratios: list[list[Any]]  # [pattern, ratio or gradient], first match wins
-    treatment: dict[str, Any]  # sparsify, density, seed, norm_cap, rounding, qerr_ratio
+    treatment: dict[str, Any]  # sparsify, density, seed, norm_cap, rounding
     dtype: str  # "unchanged", or the dtype that was asked for
     adapter: dict[str, str]  # folder name and sha256 of its weights
     base: str | None  # folder names only: full paths do not belong into a published model
@@ -147,7 +149,7 @@ def model_card(report: MergeReport, instruct: Path, base: Path | None, trained_o
         metadata |= {"base_model": [name for name in names.values() if name], "base_model_relation": "merge"}
     totals, treatment = report.totals, report.treatment
     treated = {key: value for key, value in treatment.items() if value not in (None, "none", "nearest", 0, 0.0)}
-    if treatment["sparsify"] == "dare" or treatment["rounding"] == "stochastic":
+    if Treatment(**treatment).is_random:
         treated["seed"] = treatment["seed"]
     else:
         treated.pop("seed", None)

@@ -148,8 +148,8 @@ class _Shard:
             return in_order((self.pool.submit(function, rows) for rows in row_chunks(entry)), self.ahead)
 
         name = entry.name
-        ratio, known_as = job.ratios[name], job.aliases.get(name, name)
-        work = WeightChange(entry, job.base.get(name), job.deltas[name], ratio, job.treatment, parts, known_as)
+        ratio, random_name = job.ratios[name], job.aliases.get(name, name)
+        work = WeightChange(entry, job.base.get(name), job.deltas[name], ratio, job.treatment, parts, random_name)
         if work.cap is not None:
             self.caps[name] = work.cap
         return work
