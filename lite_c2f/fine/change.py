@@ -131,13 +131,13 @@ def measure(
     before = before.float()
     realised = merged.float() - before if merged.dtype == torch.float32 else merged.float().sub_(before)
     different = int(torch.count_nonzero(_bits(merged) - _bits(same)))  # a third faster than as floats
-    kept = int(torch.count_nonzero(intended)) if sparse else weight.numel()
+    nonzero = int(torch.count_nonzero(intended)) if sparse else weight.numel()
     change = TensorChange(
         elements=weight.numel(),
         touched=int(different > 0),
         counted=weight.numel(),
-        kept=kept,
-        unchanged=max(0, kept - different),
+        kept=nonzero,
+        unchanged=max(0, nonzero - different),
         weight_square=_dot(stored, stored),
         intended_square=_dot(intended, intended),
         realised_intended=_dot(realised, intended),
@@ -152,7 +152,7 @@ def measure(
 
 
 def _uncounted(work: WeightChange, weight: Tensor, rounded: Tensor) -> TensorChange:
-    """All that is asked of a chunk that does not count: did anything change, unless that is known already."""
+    """The sums of a chunk that is not counted: whether anything changed, unless that is known already."""
     if not work.touched:  # stops at the first that differs
         work.touched = not torch.equal(_bits(rounded), _bits(weight.to(rounded.dtype)))
     return TensorChange(elements=weight.numel(), touched=int(work.touched))

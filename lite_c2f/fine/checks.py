@@ -1,4 +1,4 @@
-"""What a merge is checked for before anything is written."""
+"""Checks of a merge: its folders, and that adapter, base and instruct model belong together."""
 
 import contextlib
 import math
@@ -66,15 +66,15 @@ def check_origin(residue: Adapter, base: Path, instruct: Path) -> str | None:
                 "give that base, and the instruct model tuned from it",
             ) from None
         with contextlib.suppress(ModelError):  # it may have no weights any more
-            if at_hand and _ends_of(Path(name)) == _ends_of(base):
+            if at_hand and _file_ends(Path(name)) == _file_ends(base):
                 return None
-    recorded, given = hub_name(name) or name, hub_name(str(base)) or str(base)
-    if _last_part(recorded) == _last_part(given):
+    recorded, chosen = hub_name(name) or name, hub_name(str(base)) or str(base)
+    if _last_part(recorded) == _last_part(chosen):
         return None
-    return f"the adapter was trained on '{recorded}', and the base given is '{given}': are they the same model?"
+    return f"the adapter was trained on '{recorded}', and the base given is '{chosen}': are they the same model?"
 
 
-def _ends_of(folder: Path) -> list[tuple[str, int, bytes]]:
+def _file_ends(folder: Path) -> list[tuple[str, int, bytes]]:
     """Name, size and the last MiB of every weight file: what copies of one model have in common, and tuned ones not."""
     ends = []
     for file in weight_files(folder):
@@ -176,12 +176,12 @@ def check_base(
     Whether they are the very weights shows only where PEFT saved some of them beside the adapter (`check_copies`).
     """
     if base is None:
-        wants = [name for name, delta in deltas.items() if delta.needs_base]
+        absolute = [name for name, delta in deltas.items() if delta.needs_base]
         if treatment.needs_base:
             got = f"'sparsify' {treatment.sparsify} without the base model"
             raise ConfigError.because(got, "its weights", "give the folder of the base")
-        if wants or residue.copies:
-            got = f"the adapter holds values of '{(wants or list(residue.copies))[0]}', not a change of them"
+        if absolute or residue.copies:
+            got = f"the adapter holds values of '{(absolute or list(residue.copies))[0]}', not a change of them"
             raise ModelError.because(got, "the base's weights to compare with", "give the folder of the base")
         return
     if read_config(base).get("quantization_config"):
@@ -189,9 +189,9 @@ def check_base(
         raise ModelError.because(got, "the base in full precision", "give the model that it was quantised from")
     for name in deltas:
         if name not in of_base or of_base[name].dtype not in DTYPES or of_base[name].shape != entries[name].shape:
-            found = f"{of_base[name].dtype} {of_base[name].shape}" if name in of_base else "missing"
+            state = f"{of_base[name].dtype} {of_base[name].shape}" if name in of_base else "missing"
             raise ModelError.because(
-                f"the adapter changes '{name}', which is {found} in '{base}'",
+                f"the adapter changes '{name}', which is {state} in '{base}'",
                 f"{entries[name].shape} in full precision, as in the instruct model",
                 "give the base that the adapter was trained on",
             )

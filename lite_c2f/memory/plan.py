@@ -1,4 +1,4 @@
-"""The planner: which batches fit the card, which limit fits, and what to change where a run does not fit."""
+"""Plan of a run: the batches that fit the card, the largest limit that fits, disk, refusals and warnings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ HUB_BYTES = 2  # a weight as it is downloaded
 
 
 class BatchPlan(NamedTuple):
-    """What `auto` stands for on this card."""
+    """Batch sizes: those that are set, and what `auto` stands for on this card."""
 
     reward_micro_batch: int
     sampling_batch: int
@@ -40,7 +40,7 @@ class BatchPlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a run needs, and what it gets."""
+    """What a run needs in memory and on disk, and the batches that were chosen."""
 
     shape: Shape
     source: str  # where the shape came from
@@ -50,10 +50,10 @@ class Plan(NamedTuple):
     needs: list[Need]  # at the largest limit
     growth: list[tuple[int, Need, Need]]  # limit, and what sampling and update take under it
     largest_limit: int | None  # the largest response limit that fits with these batches; None without a card
-    refusals: list[PlanRefusal]  # what cannot be, and what to change
+    refusals: list[PlanRefusal]  # what does not fit, and what to change
     assumed: bool  # the shape is a guess: nothing is refused because of it
     disk: dict[str, float]  # bytes
-    warnings: list[str]  # what is possible, and hardly meant
+    warnings: list[str]  # what is possible, and hardly intended
 
     @property
     def fits(self) -> bool | None:
@@ -139,7 +139,7 @@ def check(plan: Plan, stages: Sequence[str] = ("reward", "coarse", "fine")) -> N
 
 
 def warnings(config: Config, compute: Compute) -> list[str]:
-    """What a configuration allows and hardly means, a line each."""
+    """Warnings, one line each, about what a configuration allows and hardly intends."""
     messages = [
         f"model.{key}: no folder '{name}' here, so it is taken as a name on the hub; if it is a folder, correct it"
         for key, name in (("base", config.model.base), ("instruct", config.model.instruct))
