@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import lite_c2f
-from lite_c2f.config.settings import Source
+from lite_c2f.config.data import Source
 from lite_c2f.data.records import load_pairs
 
 run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/own")

@@ -11,15 +11,7 @@ import typer
 from lite_c2f.cli import exit_codes
 from lite_c2f.cli.root import TRAIN, Run, app
 from lite_c2f.errors import ConfigError
-
-
-class Sparsify(StrEnum):
-    """Ways to thin a residue out."""
-
-    none = "none"
-    magnitude = "magnitude"
-    dare = "dare"
-    ties = "ties"
+from lite_c2f.fine.sparsify import NONE, SPARSIFY, Treatment
 
 
 class Rounding(StrEnum):
@@ -51,12 +43,13 @@ def merge(
         Path | None, typer.Option(help="YAML of name patterns and ratios; a list is a gradient over the layers.")
     ] = None,
     allow_negative: Annotated[bool, typer.Option(help="Allow negative ratios.")] = False,
-    sparsify: Annotated[Sparsify, typer.Option(help="Thin the residue out; needs --density.")] = Sparsify.none,
+    sparsify: Annotated[
+        str, typer.Option(metavar="|".join(SPARSIFY), help="Thin the residue out; needs --density.")
+    ] = NONE,
     density: Annotated[float | None, typer.Option(help="Share of the residue's elements to keep, 0 to 1.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of dare and of stochastic rounding.")] = 0,
     norm_cap: Annotated[float | None, typer.Option(help="Most |change| / |W| of a weight, e.g. 0.05.")] = None,
     rounding: Annotated[Rounding, typer.Option(help="To nearest, or to bfloat16 by chance.")] = Rounding.nearest,
-    qerr_ratio: Annotated[float, typer.Option(help="Share of the base's 4-bit error to add.")] = 0.0,
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights (default: as they are).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished shards of an interrupted merge.")] = False,
     verify: Annotated[
@@ -72,7 +65,6 @@ def merge(
     from lite_c2f.cli.terminal import TerminalSink
     from lite_c2f.fine.merge import merge as run_merge
     from lite_c2f.fine.merge import to_sink
-    from lite_c2f.fine.sparsify import Treatment
 
     sink = TerminalSink()
     try:
@@ -86,7 +78,7 @@ def merge(
             dtype.value if dtype else None,
             allow_negative,
             progress=to_sink(sink),
-            treatment=Treatment(sparsify.value, density, seed, norm_cap, rounding.value, qerr_ratio),
+            treatment=Treatment(sparsify, density, seed, norm_cap, rounding.value),
             resume=resume,
             verify=prompt if verify else None,
             notice=sink.on_message,

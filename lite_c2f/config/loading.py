@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
-from lite_c2f.config.settings import Columns, Config, Section, Source
+from lite_c2f.config.data import Columns, Section, Source
+from lite_c2f.config.settings import Config
 from lite_c2f.config.yaml_files import apply_override, read_mapping
 from lite_c2f.errors import ConfigError, EmptyConfigError
 

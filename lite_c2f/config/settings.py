@@ -5,101 +5,14 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
+from lite_c2f.config.data import Data, Section, Source, refuse_address
 from lite_c2f.config.settings_diff import without_places
 
 PROMPT_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant:"
 CHAT = "chat"  # in its place: the tokenizer's own chat template
 _OWN_KWARGS = {"add_generation_prompt", "chat_template", "continue_final_message", "conversation", "tokenize"}
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that refuses keys it does not know and numbers that are not finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-_Cell = bool | int | float | str
-_Cells = _Cell | tuple[_Cell, ...]
-
-
-class Columns(Section):
-    """Which columns of a source hold what, where they are not among the usual names (docs/data.md).
-
-    `a.b` names the key b within column a, of every item where a is a list.
-    """
-
-    prompt: str | tuple[str, ...] | None = Field(
-        None, description="Text or messages; several columns are put together, a blank line between."
-    )
-    system: str | None = Field(None, description="Text that comes before the prompt.")
-    chosen: str | None = Field(None, description="The preferred answer.")
-    rejected: str | None = Field(None, description="The other answer.")
-    answers: str | tuple[str, ...] | None = Field(
-        None, description="In place of chosen and rejected: the columns of the answers, or one that holds a list."
-    )
-    best: str | None = Field(
-        None,
-        description="Of two answers: the column that says which is better, by its place (0 or 1) or its column's name.",
-    )
-    values: tuple[_Cells, ...] | None = Field(
-        None, description="What `best` holds, where not places: for the first answer and for the second."
-    )
-    rank: str | tuple[str, ...] | None = Field(
-        None, description="Ranks of the answers, the lowest is the best: it and the worst become the pair."
-    )
-    score: str | tuple[str, ...] | None = Field(None, description="Scores likewise, the highest is the best.")
-
-    @model_validator(mode="after")
-    def _one_way(self) -> "Columns":
-        ways = [key for key in ("best", "rank", "score") if getattr(self, key) is not None]
-        if self.answers is None and (ways or self.values is not None):
-            raise ValueError(f"columns.{(*ways, 'values')[0]} needs columns.answers; name the columns of the answers")
-        if self.answers is not None and (self.chosen or self.rejected or len(ways) != 1):
-            raise ValueError("columns.answers needs one of best, rank and score, and no chosen or rejected; correct it")
-        if self.values is not None and self.best is None:
-            raise ValueError("columns.values needs columns.best; name the column that holds them")
-        if self.values is not None and len(self.values) != 2:
-            raise ValueError("columns.values needs two entries, for the first answer and for the second; correct it")
-        if not isinstance(self.answers, str | None):
-            marks = self.rank or self.score
-            if len(self.answers) < 2 or (self.best and len(self.answers) != 2):
-                raise ValueError(f"columns.answers={list(self.answers)}: best compares two columns, rank or score more")
-            if marks is not None and (isinstance(marks, str) or len(marks) != len(self.answers)):
-                raise ValueError("columns.rank and columns.score need a column for each of columns.answers; list them")
-        elif isinstance(self.rank or self.score, tuple):
-            raise ValueError("columns.answers is one column, a list of answers; name one column of ranks or scores")
-        return self
-
-
-class Source(Section):
-    """One source of data."""
-
-    path: str = Field(min_length=1, description="A file, a glob, a folder, a hub dataset name, or `toy`.")
-    weight: float = Field(1.0, gt=0, description="Share of its rows to use; above 1 repeats rows.")
-    split: str | None = Field(None, description="Split of a hub dataset (default: train).")
-    revision: str | None = Field(None, description="Commit of a hub dataset, to pin it.")
-    data_dir: str | None = Field(None, description="Folder within a hub dataset.")
-    columns: Columns | None = Field(None, description="What its columns hold, where they have other names.")
-
-
-def _as_sources(value: Any) -> Any:
-    if isinstance(value, str | dict):
-        value = [value]
-    if isinstance(value, list | tuple):
-        return [{"path": item} if isinstance(item, str) else item for item in value]
-    return value
-
-
-Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
-
-
-def _refuse_address(key: str, name: str, expected: str) -> None:
-    """Nothing reads from an address; and one may hold a password, which is not to be printed or written to a run."""
-    if "://" in name:
-        scheme = name.partition("://")[0][:20]
-        raise ValueError(f"{key} is an address ({scheme}://...); expected {expected}; download it and name the files")
 
 
 Batch = Annotated[int, Field(ge=1)] | Literal["auto"]
@@ -139,38 +52,7 @@ class Model(Section):
         if own := sorted(_OWN_KWARGS.intersection(self.chat_template_kwargs)):
             raise ValueError(f"model.chat_template_kwargs.{own[0]} is set by the program; remove it")
         for key in ("base", "instruct"):
-            _refuse_address(f"model.{key}", getattr(self, key), "a folder or a hub name such as owner/model")
-        return self
-
-
-class Data(Section):
-    """Where preference pairs and prompts come from."""
-
-    preferences: Sources = Field(
-        (Source(path="toy"),), min_length=1, description="Preference pairs for the reward model."
-    )
-    prompts: Sources = Field((), description="Prompts for PPO and evaluation (default: the preferences' own).")
-    max_prompt_tokens: int = Field(256, ge=8, description="Longer prompts lose their oldest turns, in tokens.")
-    max_answer_tokens: int = Field(1024, ge=8, description="Longer preference answers are cut, in tokens.")
-    held_out: float = Field(
-        0.1, gt=0, lt=0.9, description="Share of the prompts of each source, with all their pairs, never trained on."
-    )
-    max_held_out: int = Field(
-        512, ge=8, description="Most different prompts (of pairs, and of prompts) kept for evaluation."
-    )
-    truncated: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="Extra pairs, as a share: a chosen answer over itself cut off. Teaches the reward model that an "
-        "answer which runs into the limit is worse than one which ends. Our own.",
-    )
-
-    @model_validator(mode="after")
-    def _no_addresses(self) -> "Data":
-        for key in ("preferences", "prompts"):
-            for source in getattr(self, key):
-                _refuse_address(f"data.{key}", source.path, "a file, a glob, a folder or a hub name")
+            refuse_address(f"model.{key}", getattr(self, key), "a folder or a hub name such as owner/model")
         return self
 
 
@@ -236,6 +118,16 @@ class Length(Section):
         if self.mode != "fixed" and self.max < self.start:
             raise ValueError(f"coarse.length.max={self.max} is below coarse.length.start={self.start}; raise max")
         return self
+
+    @property
+    def largest(self) -> int:
+        """The largest response limit a run can reach, in tokens."""
+        return self.start if self.mode == "fixed" else self.max
+
+    @property
+    def largest_key(self) -> str:
+        """The setting that it comes from."""
+        return "coarse.length.start" if self.mode == "fixed" else "coarse.length.max"
 
 
 class Coarse(Section):
@@ -380,10 +272,9 @@ class Config(Section):
     @property
     def longest_row(self) -> int:
         """Most tokens of a prompt with its answer in any stage."""
-        length = self.coarse.length
-        limit = length.start if length.mode == "fixed" else length.max
         answers = (
-            max(limit, self.coarse.sample_tokens or 0),
+            self.coarse.length.largest,
+            self.coarse.sample_tokens or 0,
             self.data.max_answer_tokens,
             self.fine.max_tokens,
             self.evaluation.max_tokens,

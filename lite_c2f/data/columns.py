@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from lite_c2f.config.settings import Columns
+from lite_c2f.config.data import Columns
 from lite_c2f.data.turns import NoOptionError, UnusableError, decoded, is_empty, look, structured
 
 PROMPTS = ("prompt", "question", "instruction", "messages", "conversations", "input")  # the first that holds something

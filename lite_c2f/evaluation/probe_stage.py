@@ -6,7 +6,8 @@ from typing import Any
 from lite_c2f.actors.models import InstructModel, Ratio
 from lite_c2f.actors.names import FINE, INSTRUCT
 from lite_c2f.backbone.load import plan_here
-from lite_c2f.config.settings import Source, resolved
+from lite_c2f.config.data import Source
+from lite_c2f.config.settings import resolved
 from lite_c2f.data.order import shuffled
 from lite_c2f.data.records import load_prompts
 from lite_c2f.evaluation.compare import merged_ratios

@@ -9,10 +9,10 @@ from typing import Any
 
 from lite_c2f.errors import C2FError, ModelError
 from lite_c2f.fine.adapter_files import CONFIG, no_adapter
-from lite_c2f.fine.sparsify import is_number
+from lite_c2f.fine.ratios import is_number
 from lite_c2f.fine.tensor_names import PREFIX, plain_pattern
 
-# Keys that are read below, and keys that say how the adapter was trained or runs but not what it holds. Every other
+# Keys that are read below, and keys on how the adapter was trained or runs, which do not change its values. Every other
 # key has to be null, false or empty: a key we do not know may change what the tensors mean.
 READ_KEYS = {
     *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "rank_pattern"),

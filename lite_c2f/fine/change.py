@@ -1,24 +1,25 @@
 """The change of one weight, chunk of rows by chunk of rows: residue, treatment, rounding, and its sums."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lite_c2f.errors import ModelError
-from lite_c2f.fine import sparsify as treat
+from lite_c2f.fine import stochastic
 from lite_c2f.fine.delta import DTYPES, Delta, LowRank, read_tensor
-from lite_c2f.fine.ratios import layer_of
 from lite_c2f.fine.report import TensorChange
 from lite_c2f.fine.shards import Buffer, TensorEntry, part_of
-from lite_c2f.fine.sparsify import Parts, Treatment
+from lite_c2f.fine.sparsify import Chunk, Treatment
+from lite_c2f.fine.threshold import Parts, magnitude_threshold
 
 
 class WeightChange:
     """ratio * dW of one weight as treated; opened before its first chunk, used by several threads at once.
 
-    What has to be known of the whole weight first (the threshold of a magnitude, the norms for a cap, the scales of
-    NF4) is gathered here, in passes over its chunks.
+    What has to be known of the whole weight first (the threshold of a magnitude, the norms for a cap) is computed here,
+    in passes over its chunks.
     """
 
     def __init__(
@@ -29,10 +30,10 @@ class WeightChange:
         ratio: float,
         treatment: Treatment,
         parts: Parts,
-        known_as: str | None = None,
+        random_name: str | None = None,
     ) -> None:
         self.entry, self.base, self.ratio, self.treatment = entry, base, ratio, treatment
-        self._known_as = known_as or entry.name  # for the random bits
+        self._random_name = random_name or entry.name  # copies of a tied weight share their random bits
         self.columns = math.prod(entry.shape[1:])
         self.cap: float | None = None
         self.touched = False  # has a chunk been seen to change?
@@ -41,33 +42,26 @@ class WeightChange:
         self._dw, self._delta_needs_base = delta.open(), delta.needs_base
         self.needs_base = delta.needs_base or treatment.needs_base
         self._threshold: float | None = None
-        self._qerr: treat.QuantisationError | None = None
-        density, elements = treatment.density, math.prod(entry.shape)
-        if treatment.sparsify in ("magnitude", "ties") and density is not None and density < 1:
-            self._threshold = treat.magnitude_threshold(parts, self._untreated, elements, density)
-        was_quantised = isinstance(delta, LowRank) and layer_of(entry.name) is not None  # linear layers only
-        if treatment.qerr_ratio and ratio and was_quantised:
-            if self.columns % treat.NF4_BLOCK:
-                got = f"'qerr_ratio' with '{entry.name}' of {self.columns} columns"
-                raise ModelError.because(got, f"a multiple of {treat.NF4_BLOCK}", "set qerr_ratio to 0")
-            self._qerr = treat.QuantisationError(parts, self._base_rows, self.columns)
+        method, density = treatment.method, treatment.density
+        if method is not None and method.threshold and density is not None and density < 1:
+            self._threshold = magnitude_threshold(parts, self._untreated, math.prod(entry.shape), density)
         if treatment.norm_cap is not None:
             self.cap = self._cap(parts, treatment.norm_cap)
 
     def rows(self, rows: slice, weight: Tensor, base: Tensor | None) -> Tensor:
         """The change of these rows, in float32 or float64. weight, base: the same rows of W_instruct and W_base."""
-        settings = self.treatment
+        method, density = self.treatment.method, self.treatment.density
         change = self._dw(rows, base)
-        if self._threshold is not None:
-            change.mul_(change.abs().float() >= self._threshold)
-        if settings.sparsify == "dare" and settings.density is not None and settings.density < 1:
-            change = treat.drop_at_random(change, self.bits("dare", rows), settings.density)
-        if settings.sparsify == "ties" and base is not None:
-            change = treat.elect_signs(change, self.ratio, weight.to(change.dtype) - base.to(change.dtype))
+        if method is not None and density is not None:
+
+            def task() -> Tensor:
+                assert base is not None  # checked before the merge begins
+                return weight.to(change.dtype) - base.to(change.dtype)
+
+            bits = partial(self.bits, self.treatment.sparsify, rows)
+            change = method.function(Chunk(change, density, self.ratio, self._threshold, bits, task))
         if self.ratio != 1:
             change.mul_(self.ratio)
-        if self._qerr is not None and base is not None:
-            change.add_(self._qerr.rows(rows, base), alpha=settings.qerr_ratio)
         if self.cap is not None and self.cap < 1:
             change.mul_(self.cap)
         return change
@@ -75,7 +69,7 @@ class WeightChange:
     def bits(self, purpose: str, rows: slice) -> Tensor:
         """16 random bits for every element of these rows, in order."""
         start, count = rows.start * self.columns, (rows.stop - rows.start) * self.columns
-        return treat.random_bits(self.treatment.seed, self._known_as, purpose, start, count)
+        return stochastic.random_bits(self.treatment.seed, self._random_name, purpose, start, count)
 
     def read_base(self, rows: slice) -> Tensor | None:
         """These rows of W_base in its own dtype; None without a base."""
@@ -116,7 +110,7 @@ def apply(
     change = work.rows(rows, weight, base).view(weight.shape)
     merged = weight.to(change.dtype) + change
     if work.treatment.rounding == "stochastic":
-        rounded = treat.round_stochastically(merged, work.bits("rounding", rows))
+        rounded = stochastic.round_stochastically(merged, work.bits("rounding", rows))
     else:
         rounded = merged.to(dtype)
     if not counts:
@@ -137,13 +131,13 @@ def measure(
     before = before.float()
     realised = merged.float() - before if merged.dtype == torch.float32 else merged.float().sub_(before)
     different = int(torch.count_nonzero(_bits(merged) - _bits(same)))  # a third faster than as floats
-    kept = int(torch.count_nonzero(intended)) if sparse else weight.numel()
+    nonzero = int(torch.count_nonzero(intended)) if sparse else weight.numel()
     change = TensorChange(
         elements=weight.numel(),
         touched=int(different > 0),
         counted=weight.numel(),
-        kept=kept,
-        unchanged=max(0, kept - different),
+        kept=nonzero,
+        unchanged=max(0, nonzero - different),
         weight_square=_dot(stored, stored),
         intended_square=_dot(intended, intended),
         realised_intended=_dot(realised, intended),
@@ -158,7 +152,7 @@ def measure(
 
 
 def _uncounted(work: WeightChange, weight: Tensor, rounded: Tensor) -> TensorChange:
-    """All that is asked of a chunk that does not count: did anything change, unless that is known already."""
+    """The sums of a chunk that is not counted: whether anything changed, unless that is known already."""
     if not work.touched:  # stops at the first that differs
         work.touched = not torch.equal(_bits(rounded), _bits(weight.to(rounded.dtype)))
     return TensorChange(elements=weight.numel(), touched=int(work.touched))

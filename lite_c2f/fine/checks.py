@@ -1,4 +1,4 @@
-"""What a merge is checked for before anything is written."""
+"""Checks of a merge: its folders, and that adapter, base and instruct model belong together."""
 
 import contextlib
 import math
@@ -8,20 +8,17 @@ import reprlib
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from lite_c2f.backbone.pair import check_configs, read_config
 from lite_c2f.backbone.weights import weight_files
 from lite_c2f.errors import ConfigError, ModelError, RunError
 from lite_c2f.fine.adapter import EXPERTS, Adapter
-from lite_c2f.fine.delta import DTYPES, Absolute, Delta, LowRank, TokenRows, read_tensor
-from lite_c2f.fine.ratios import layer_of
+from lite_c2f.fine.delta import DTYPES, Delta, TokenRows
 from lite_c2f.fine.report import hub_name
-from lite_c2f.fine.shards import TensorEntry, part_of
+from lite_c2f.fine.shards import TensorEntry
 from lite_c2f.fine.sparsify import Treatment
-from lite_c2f.fine.tensor_names import EMBEDDINGS, HEADS, is_embedding, is_expert, is_named, is_reward_head
+from lite_c2f.fine.tensor_names import is_embedding, is_expert, is_reward_head
 
 SAME_BASE = "take the instruct model of the same base"
 RESIZED = (
@@ -69,15 +66,15 @@ def check_origin(residue: Adapter, base: Path, instruct: Path) -> str | None:
                 "give that base, and the instruct model tuned from it",
             ) from None
         with contextlib.suppress(ModelError):  # it may have no weights any more
-            if at_hand and _ends_of(Path(name)) == _ends_of(base):
+            if at_hand and _file_ends(Path(name)) == _file_ends(base):
                 return None
-    recorded, given = hub_name(name) or name, hub_name(str(base)) or str(base)
-    if _last_part(recorded) == _last_part(given):
+    recorded, chosen = hub_name(name) or name, hub_name(str(base)) or str(base)
+    if _last_part(recorded) == _last_part(chosen):
         return None
-    return f"the adapter was trained on '{recorded}', and the base given is '{given}': are they the same model?"
+    return f"the adapter was trained on '{recorded}', and the base given is '{chosen}': are they the same model?"
 
 
-def _ends_of(folder: Path) -> list[tuple[str, int, bytes]]:
+def _file_ends(folder: Path) -> list[tuple[str, int, bytes]]:
     """Name, size and the last MiB of every weight file: what copies of one model have in common, and tuned ones not."""
     ends = []
     for file in weight_files(folder):
@@ -113,72 +110,6 @@ def check_report(report: Path, out: Path, written: Iterable[str], inputs: Iterab
         raise RunError.because(
             f"the report '{report}' is in the way of a model's file", "a place of its own", "move it"
         )
-
-
-class CheckedMerge(NamedTuple):
-    """What is added to which weight of the instruct model, once its shape is known."""
-
-    deltas: dict[str, Delta]
-    aliases: dict[str, str]  # a second copy of a tied weight -> the weight it copies
-    tied: str | None  # a sentence on what was done about tied embeddings
-
-
-def settle(
-    residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], instruct: Path
-) -> CheckedMerge:
-    """The deltas as this model needs them: transposed weights turned, tied embeddings settled.
-
-    One weight serves as embedding and as head: a delta for one of the two alone cannot be merged. It can where the
-    adapter was trained with both tied (ensure_weight_tying), or trains single tokens (PEFT keeps those tied). Raises
-    ModelError otherwise.
-    """
-    deltas = {name: _turned(name, delta, config, entries, residue) for name, delta in residue.deltas.items()}
-    stored_head = next((name for name in entries if is_named(name, HEADS)), None)
-    tied = config.get("tie_word_embeddings") is True or (
-        config.get("tie_word_embeddings") is None
-        and stored_head is None
-        and any(is_named(name, EMBEDDINGS) for name in entries)
-    )
-    rows = config.get("vocab_size")
-    head = next((name for name in deltas if is_named(name, HEADS)), None)
-    embedding = next((name for name in deltas if name != head and _like_embedding(name, entries, rows)), None)
-    if not tied or (embedding is None and head is None):
-        return CheckedMerge(deltas, {}, None)
-    both = residue.ties and embedding is not None and head is not None and _same(deltas[embedding], deltas[head])
-    if not both and not (embedding is not None and head is None and isinstance(deltas[embedding], TokenRows)):
-        raise ModelError.because(
-            f"the adapter changes '{embedding or head}', tied to another weight in '{instruct}' (tie_word_embeddings)",
-            "a delta for both (ensure_weight_tying), or single tokens",
-            "train without the embedding and the head, or the embedding alone with ensure_weight_tying=True",
-        )
-    assert embedding is not None
-    deltas.pop(head or "", None)
-    aliases = {}
-    if stored_head is not None:  # written twice, though tied: both copies have to change, and alike
-        deltas[stored_head], aliases[stored_head] = deltas[embedding], embedding
-    return CheckedMerge(deltas, aliases, f"'{embedding}' is tied to the head: its change is a change of both")
-
-
-def _like_embedding(name: str, entries: Mapping[str, TensorEntry], rows: Any) -> bool:
-    """An embedding by its name, or by having a row for every token."""
-    shape = entries[name].shape if name in entries else ()
-    return is_named(name, EMBEDDINGS) or (len(shape) == 2 and shape[0] == rows and layer_of(name) is None)
-
-
-def _turned(
-    name: str, delta: Delta, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], residue: Adapter
-) -> Delta:
-    """A delta of a weight that lies transposed, (in, out), turned. The shape tells, but for square ones the family."""
-    if not isinstance(delta, LowRank) or name not in entries or delta.shape[::-1] != entries[name].shape:
-        return delta
-    if delta.shape[0] != delta.shape[1]:
-        return delta.transposed()
-    if config.get("model_type") in TRANSPOSED_FAMILIES:
-        return delta if is_named(name, (*HEADS, *EMBEDDINGS)) else delta.transposed()
-    if residue.fan_in_fan_out:
-        got = f"'fan_in_fan_out' is true and '{name}' is square in a '{config.get('model_type')}' model"
-        raise ModelError.because(got, "a model that is known to keep its weights so", "train on nn.Linear layers")
-    return delta
 
 
 def check_fit(
@@ -245,12 +176,12 @@ def check_base(
     Whether they are the very weights shows only where PEFT saved some of them beside the adapter (`check_copies`).
     """
     if base is None:
-        wants = [name for name, delta in deltas.items() if delta.needs_base]
+        absolute = [name for name, delta in deltas.items() if delta.needs_base]
         if treatment.needs_base:
-            got = "'sparsify' ties or a 'qerr_ratio' without the base model"
+            got = f"'sparsify' {treatment.sparsify} without the base model"
             raise ConfigError.because(got, "its weights", "give the folder of the base")
-        if wants or residue.copies:
-            got = f"the adapter holds values of '{(wants or list(residue.copies))[0]}', not a change of them"
+        if absolute or residue.copies:
+            got = f"the adapter holds values of '{(absolute or list(residue.copies))[0]}', not a change of them"
             raise ModelError.because(got, "the base's weights to compare with", "give the folder of the base")
         return
     if read_config(base).get("quantization_config"):
@@ -258,63 +189,18 @@ def check_base(
         raise ModelError.because(got, "the base in full precision", "give the model that it was quantised from")
     for name in deltas:
         if name not in of_base or of_base[name].dtype not in DTYPES or of_base[name].shape != entries[name].shape:
-            found = f"{of_base[name].dtype} {of_base[name].shape}" if name in of_base else "missing"
+            state = f"{of_base[name].dtype} {of_base[name].shape}" if name in of_base else "missing"
             raise ModelError.because(
-                f"the adapter changes '{name}', which is {found} in '{base}'",
+                f"the adapter changes '{name}', which is {state} in '{base}'",
                 f"{entries[name].shape} in full precision, as in the instruct model",
                 "give the base that the adapter was trained on",
             )
-
-
-def with_dtype(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any] | None:
-    """config.json with a new dtype under the key that is there; None where nothing changes.
-
-    `dtype`; before Transformers 5 `torch_dtype`.
-    """
-    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-    if dtype is None or all(config.get(key) == dtype for key in keys):
-        return None
-    return {**config, **dict.fromkeys(keys, dtype)}
-
-
-def with_end_token(generation: Mapping[str, Any] | None, config: Mapping[str, Any], token: int) -> dict[str, Any]:
-    """generation_config.json with one more end token. generation: the file's content; None where there is no file.
-
-    What stock libraries would then have read from config.json comes along.
-    """
-    if generation is None:
-        generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
-    listed = generation.get("eos_token_id")
-    ends = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    return {**generation, "eos_token_id": [*ends, token]}
 
 
 def _fits(delta: Delta, shape: tuple[int, ...]) -> bool:
     if isinstance(delta, TokenRows):  # knows its largest token, not the vocabulary
         return len(shape) == 2 and delta.shape[0] <= shape[0] and delta.shape[1] == shape[1]
     return delta.shape == shape
-
-
-def _same(left: Delta, right: Delta) -> bool:
-    if isinstance(left, LowRank) and isinstance(right, LowRank):
-        factors = ((left.down, right.down), (left.up, right.up))
-        return left.scaling == right.scaling and all(torch.equal(a.read(), b.read()) for a, b in factors)
-    if isinstance(left, Absolute) and isinstance(right, Absolute):
-        return left.shape == right.shape and _equal(left.entry, right.entry)
-    return False
-
-
-def _equal(left: TensorEntry, right: TensorEntry) -> bool:
-    """Do two tensors of one shape hold the same numbers? Their dtypes may differ."""
-    rows = left.shape[0]
-    step = max(1, 2**20 // max(1, left.shape[-1]))
-    return all(
-        torch.equal(
-            read_tensor(part_of(left, first, min(step, rows - first))).float(),
-            read_tensor(part_of(right, first, min(step, rows - first))).float(),
-        )
-        for first in range(0, rows, step)
-    )
 
 
 def check_disk(out: Path, needed: int) -> None:

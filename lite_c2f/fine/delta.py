@@ -1,4 +1,4 @@
-"""What an adapter does to one weight, as rows of dW: nothing is read before it is asked for."""
+"""Delta of one weight under an adapter, as rows of dW: read from the file when they are needed."""
 
 import math
 from collections.abc import Callable

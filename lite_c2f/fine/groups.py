@@ -1,4 +1,4 @@
-"""A ratio for each group of layers (attention and MLP, early, middle and late): a search that has to prove itself."""
+"""Ratios by group of layers (attention and MLP, early, middle and late): a search, confirmed on unseen prompts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from lite_c2f.fine.sweep import RatioTrial, RatioTrials
 
 THIRDS = ("early", "middle", "late")
 STEPS = (0.5, 1.5)  # what a group's ratio is multiplied by when it is tried
-SURE = 2.0  # standard errors; with one, a dozen trials of nothing keep one or two
+SURE = 2.0  # standard errors; with one, a dozen changes that do nothing would give one or two that seem better
 LEAST_PROMPTS, LEAST_BUDGET = 8, 4
 RULE = (
     "starting from the single ratio, each group's ratio is tried at half and at one and a half of it; a change is kept "
     "when responses still end (min_eos) and the mean reward rises by more than two standard errors of the paired "
-    "difference. What was found is then compared with the single ratio on prompts that the search has not seen: it is "
+    "difference. The result is then compared with the single ratio on prompts that the search has not seen: it is "
     "better when the mean paired difference is above two standard errors there too"
 )
 
@@ -34,7 +34,7 @@ def group_of(weight: str, layers: int) -> str | None:
 
 
 def search(
-    bench: RatioTrials,
+    trials: RatioTrials,
     single: float,
     budget: int,
     min_eos: float,
@@ -42,21 +42,21 @@ def search(
 ) -> dict[str, Any]:
     """Search ratios by group from a single ratio, in at most `budget` trials; our own. Returns all that was tried.
 
-    Half of the bench's prompts serve the search, the others the comparison at its end (two trials, counted in the
+    Half of the prompts of `trials` serve the search, the others the comparison at its end (two trials, counted in the
     budget, as is the first of the single ratio).
     """
-    half = len(bench.prompts) // 2
+    half = len(trials.prompts) // 2
     if half < LEAST_PROMPTS:
-        got = f"fine.prompts={len(bench.prompts)} (or fewer held out)"
+        got = f"fine.prompts={len(trials.prompts)} (or fewer held out)"
         raise ConfigError.because(
             got, f"{2 * LEAST_PROMPTS} for a search by group", "raise fine.prompts or data.held_out"
         )
     if budget < LEAST_BUDGET:
         got = f"a budget of {budget} trials"
         raise ConfigError.because(got, f"at least {LEAST_BUDGET}", "15 tries every group of a model")
-    seen, unseen = bench.prompts[:half], bench.prompts[half:]
-    layers = 1 + max((layer_of(name) or 0 for name in bench.instruct.weights), default=0)
-    groups = {name: group_of(name, layers) for name in bench.instruct.weights}
+    seen, unseen = trials.prompts[:half], trials.prompts[half:]
+    layers = 1 + max((layer_of(name) or 0 for name in trials.instruct.weights), default=0)
+    groups = {name: group_of(name, layers) for name in trials.instruct.weights}
     names = list(dict.fromkeys(group for group in groups.values() if group is not None))
     current = dict.fromkeys(names, single)
     done = 0
@@ -67,7 +67,7 @@ def search(
 
     def measure(ratios: dict[str, float], prompts: Sequence[Any]) -> RatioTrial:
         nonlocal done
-        trial = bench.measure(by_weight(ratios), prompts)
+        trial = trials.measure(by_weight(ratios), prompts)
         done += 1
         if progress:
             progress(done, budget, trial.figures)
@@ -78,17 +78,17 @@ def search(
     candidates = [(group, step) for group in names for step in STEPS]
     for group, step in candidates[: max(0, budget - 3)]:
         if current[group] != single:
-            continue  # its first step was kept: the other leads back
-        wanted = current | {group: round(single * step, 6)}
-        found = measure(wanted, seen)
-        gain, error = paired_difference(found.rewards, best.rewards)
-        kept = found.figures["eos"] >= min_eos and gain > SURE * error
-        change = f"{group} at {wanted[group]:g}"
+            continue  # its first step is part of `current`: the other leads back
+        ratios = current | {group: round(single * step, 6)}
+        trial = measure(ratios, seen)
+        gain, error = paired_difference(trial.rewards, best.rewards)
+        better = trial.figures["eos"] >= min_eos and gain > SURE * error
+        change = f"{group} at {ratios[group]:g}"
         tried.append(
-            {"change": change, "ratios": wanted, **found.figures, "gain": gain, "gain_se": error, "kept": kept}
+            {"change": change, "ratios": ratios, **trial.figures, "gain": gain, "gain_se": error, "kept": better}
         )
-        if kept:
-            current, best = wanted, found
+        if better:
+            current, best = ratios, trial
     result: dict[str, Any] = {
         "rule": RULE,
         "budget": budget,
@@ -101,22 +101,24 @@ def search(
         alone = measure(dict.fromkeys(names, single), unseen)
         grouped = measure(current, unseen)
         gain, error = paired_difference(grouped.rewards, alone.rewards)
-        ends = grouped.figures["eos"] >= min_eos
+        ended = grouped.figures["eos"] >= min_eos
         result |= {"confirmation": {"single": alone.figures, "groups": grouped.figures, "gain": gain, "gain_se": error}}
-        result["better"] = bool(ends and gain > SURE * error)
+        result["better"] = bool(ended and gain > SURE * error)
     result["untried"] = max(0, len(candidates) - max(0, budget - 3))
     result["verdict"] = verdict(result)
     result["layer_ratios"] = [[weight, ratio] for weight, ratio in by_weight(current).items()]
     return result
 
 
-def verdict(found: dict[str, Any]) -> str:
+def verdict(result: dict[str, Any]) -> str:
     """One sentence on whether ratios by group beat the single one."""
-    if "confirmation" not in found:
-        untried = f" ({found['untried']} changes were beyond the budget)" if found.get("untried") else ""
-        return f"no group's ratio that was tried was worth changing: keep the single ratio {found['single']:g}{untried}"
-    confirmed = found["confirmation"]
+    if "confirmation" not in result:
+        untried = f" ({result['untried']} changes were beyond the budget)" if result.get("untried") else ""
+        return (
+            f"no group's ratio that was tried was worth changing: keep the single ratio {result['single']:g}{untried}"
+        )
+    confirmed = result["confirmation"]
     gain = f"{confirmed['gain']:+.3f} (standard error {confirmed['gain_se']:.3f}) in reward on unseen prompts"
-    if found["better"]:
-        return f"ratios by group beat the single ratio {found['single']:g}: {gain}"
-    return f"ratios by group do not measurably beat the single ratio {found['single']:g}: {gain}; keep the single one"
+    if result["better"]:
+        return f"ratios by group beat the single ratio {result['single']:g}: {gain}"
+    return f"ratios by group do not measurably beat the single ratio {result['single']:g}: {gain}; keep the single one"

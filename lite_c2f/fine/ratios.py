@@ -1,5 +1,6 @@
-"""Which share of the residue each weight gets."""
+"""Ratios: the share of the residue that each weight gets."""
 
+import math
 import re
 import reprlib
 from collections.abc import Sequence
@@ -11,10 +12,17 @@ import yaml
 
 from lite_c2f.config.yaml_files import YAML_ERRORS, KeyTwiceError, NoKeyTwice
 from lite_c2f.errors import ConfigError
-from lite_c2f.fine.sparsify import is_number
 
-Gradient = list[float]  # ratios spread evenly over the layers, the first at the first layer, straight lines between
+Gradient = list[float]  # ratios at even distances over the layers, the first at the first layer, straight lines between
 LayerRatios = str | Path | Sequence[tuple[str, float | Gradient]]
+
+
+def is_number(value: Any) -> bool:
+    """A finite int or float, no bool, that fits into a float."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_ratio(key: str, ratio: Any, allow_negative: bool) -> None:
@@ -48,7 +56,7 @@ def read_layer_ratios(layer_ratios: LayerRatios | None, allow_negative: bool) ->
     pairs = list(content.items()) if isinstance(content, dict) else content
     if not isinstance(pairs, list | tuple) or not pairs:
         raise ConfigError.because(f"'{where}' holds no ratios", "pattern: ratio lines", "write some or leave it out")
-    found: list[tuple[str, float | Gradient]] = []
+    checked: list[tuple[str, float | Gradient]] = []
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
             raise ConfigError.because(
@@ -61,8 +69,8 @@ def read_layer_ratios(layer_ratios: LayerRatios | None, allow_negative: bool) ->
             raise ConfigError.because(got, "a ratio, or two or more for a gradient", "write '*.mlp.*': [0.2, 1.0]")
         for number in value if gradient else [value]:
             check_ratio(f"{where}: {pattern}", number, allow_negative)
-        found.append((pattern, [float(number) for number in value] if gradient else float(value)))
-    return found
+        checked.append((pattern, [float(number) for number in value] if gradient else float(value)))
+    return checked
 
 
 def choose_ratios(
@@ -85,31 +93,31 @@ def choose_ratios(
     last = max((layer for name in names if (layer := layer_of(name)) is not None), default=0)
     chosen = {}
     for name in names:
-        found = next(((pattern, value) for pattern, value in patterns if fnmatchcase(name, pattern)), None)
-        if found is None:
+        match = next(((pattern, value) for pattern, value in patterns if fnmatchcase(name, pattern)), None)
+        if match is None:
             chosen[name] = float(ratio)
-        elif not isinstance(found[1], list):
-            chosen[name] = float(found[1])
+        elif not isinstance(match[1], list):
+            chosen[name] = float(match[1])
         else:
             layer = layer_of(name)
             if layer is None:
                 raise ConfigError.because(
-                    f"'layer_ratios' pattern '{found[0]}' is a gradient and fits '{name}'",
+                    f"'layer_ratios' pattern '{match[0]}' is a gradient and fits '{name}'",
                     "weights of numbered layers",
                     "put a pattern with one ratio for it before this one",
                 )
-            chosen[name] = interpolate(found[1], layer / max(last, 1))
+            chosen[name] = interpolate(match[1], layer / max(last, 1))
     return chosen
 
 
 def layer_of(name: str) -> int | None:
     """The number of the layer a weight belongs to; None for embeddings, head and last norm."""
-    found = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name)
-    return int(found[1]) if found else None
+    match = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 def interpolate(gradient: Gradient, place: float) -> float:
-    """The value at `place` (0 the first layer, 1 the last) of straight lines between evenly spread points."""
+    """The value at `place` (0 the first layer, 1 the last) of straight lines between evenly spaced points."""
     position = place * (len(gradient) - 1)
     left = min(int(position), len(gradient) - 2)
     return gradient[left] + (position - left) * (gradient[left + 1] - gradient[left])

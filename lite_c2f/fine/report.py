@@ -1,4 +1,4 @@
-"""What a merge says of itself: merge.json, and the model card."""
+"""Report of a merge: merge.json, and the model card."""
 
 import math
 import re
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from lite_c2f.fine.sparsify import Treatment
 
 REPORT = "merge.json"
 CARD = "README.md"
@@ -26,9 +28,7 @@ class TensorChange:
     touched: int = 0  # above 0 when at least one element changed, counted or not
     counted: int = 0  # elements that the sums below are over: all, or a regular sample of the chunks of a large weight
     kept: int = 0  # elements of the change that are not zero; all of them without a treatment that makes zeros
-    unchanged: int = (
-        0  # of those, elements equal to the instruct model's in the output's dtype: rounding took the change
-    )
+    unchanged: int = 0  # of those, elements that rounding left equal to the instruct model's in the output's dtype
     weight_square: float = 0.0  # <W, W>
     intended_square: float = 0.0  # <change, change>, change = ratio * dW as treated
     realised_intended: float = 0.0  # <W_fine - W, change>, after rounding
@@ -73,8 +73,8 @@ class MergeReport:
     schema: int = 1
     ratio: float
     layer_ratios: list[list[Any]]  # [pattern, ratio or gradient], first match wins
-    treatment: dict[str, Any]  # sparsify, density, seed, norm_cap, rounding, qerr_ratio
-    dtype: str  # "unchanged", or the dtype that was asked for
+    treatment: dict[str, Any]  # sparsify, density, seed, norm_cap, rounding
+    dtype: str  # "unchanged", or the requested dtype
     adapter: dict[str, str]  # folder name and sha256 of its weights
     base: str | None  # folder names only: full paths do not belong into a published model
     instruct: str
@@ -90,26 +90,26 @@ class MergeReport:
 
 
 def warnings_of(totals: Mapping[str, Any], largest_ratio: float) -> list[str]:
-    """Sentences where a merge was made that hardly anybody wants."""
-    found = []
+    """Warnings about a merge that is possible and hardly intended."""
+    messages = []
     drift, change = totals["drift"], totals["relative_change"]
     if drift is not None and drift > FAR_DRIFT:
-        found.append(
+        messages.append(
             f"the instruct model is {drift:.2f} of |W_base| away from the base: the residue was learned elsewhere and "
             "may do little good; is it tuned from this base?"
         )
     if drift == 0:
-        found.append("base and instruct hold the same weights: the residue was merged into its own base")
+        messages.append("base and instruct hold the same weights: the residue was merged into its own base")
     carried = totals["projection"]
     if carried is not None and carried < LITTLE_CARRIED:
-        found.append(
+        messages.append(
             f"rounding left {carried:.0%} of the change: it is smaller than the steps of the weights' type; train "
             "longer, or merge with a finer type (fine.dtype or --dtype float32)"
         )
     if largest_ratio > LARGE_RATIO or (change is not None and change > LARGE_CHANGE):
         size = "" if change is None else f" and the change {change:.2f} of |W_instruct|"
-        found.append(f"the ratio is {largest_ratio:g}{size}: is that meant? 1 adds the whole residue")
-    return found
+        messages.append(f"the ratio is {largest_ratio:g}{size}; is that intended? 1 adds the whole residue")
+    return messages
 
 
 def hub_name(name: str | None) -> str | None:
@@ -120,8 +120,8 @@ def hub_name(name: str | None) -> str | None:
     """
     if name is None:
         return None
-    if found := re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{name}/"):
-        return f"{found[1]}/{found[2]}"
+    if match := re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{name}/"):
+        return f"{match[1]}/{match[2]}"
     plain = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
     return name if plain and not Path(name).exists() else None
 
@@ -147,7 +147,7 @@ def model_card(report: MergeReport, instruct: Path, base: Path | None, trained_o
         metadata |= {"base_model": [name for name in names.values() if name], "base_model_relation": "merge"}
     totals, treatment = report.totals, report.treatment
     treated = {key: value for key, value in treatment.items() if value not in (None, "none", "nearest", 0, 0.0)}
-    if treatment["sparsify"] == "dare" or treatment["rounding"] == "stochastic":
+    if Treatment(**treatment).is_random:
         treated["seed"] = treatment["seed"]
     else:
         treated.pop("seed", None)
@@ -176,7 +176,7 @@ def model_card(report: MergeReport, instruct: Path, base: Path | None, trained_o
         "A Fine Actor in the sense of Mistral-C2F (arXiv 2406.08657): the weight change that a LoRA adapter learned on "
         "the base model, added to the instruct model tuned from that base,\n\n"
         "    W_fine = W_instruct + ratio * dW\n\n"
-        f"with dW = scaling * B @ A{', treated as said below' if treated else ''}, rounded once. Made with lite_c2f. "
+        f"with dW = scaling * B @ A{', treated as listed below' if treated else ''}, rounded once. Made with lite_c2f. "
         "Loads with Transformers; the chat template is the instruct "
         f"model's.\n{warned}\n| | |\n|---|---|\n{table}\n\nEvery figure, also tensor by tensor, and the hashes of what "
         f"went in and came out are in `{REPORT}`.\n"
@@ -186,8 +186,8 @@ def model_card(report: MergeReport, instruct: Path, base: Path | None, trained_o
 def card_metadata(file: Path) -> dict[str, Any]:
     """The YAML block at the head of a model card; {} where there is none."""
     try:
-        found = re.match(r"---\n(.*?)\n---", file.read_text(encoding="utf-8"), re.DOTALL)
-        metadata = yaml.safe_load(found[1]) if found else None
+        match = re.match(r"---\n(.*?)\n---", file.read_text(encoding="utf-8"), re.DOTALL)
+        metadata = yaml.safe_load(match[1]) if match else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         metadata = None
     return metadata if isinstance(metadata, dict) else {}

@@ -55,21 +55,21 @@ def read_model(folder: Path) -> dict[Path, list[TensorEntry]]:
     Raises ModelError naming the file when the index and the files disagree, or a file is damaged.
     """
     shards = {file: read_header(file) for file in weight_files(folder)}
-    found: dict[str, str] = {}
+    files_of: dict[str, str] = {}
     for file, entries in shards.items():
         for entry in entries:
-            if entry.name in found:
+            if entry.name in files_of:
                 raise ModelError.because(
-                    f"'{entry.name}' is in '{found[entry.name]}' and in '{file.name}'",
+                    f"'{entry.name}' is in '{files_of[entry.name]}' and in '{file.name}'",
                     "every tensor once",
                     "download the model again",
                 )
-            found[entry.name] = file.name
-    listed = found if (folder / SINGLE).is_file() else read_index(folder)
-    for name in sorted(found.keys() | listed.keys()):
-        if found.get(name) != listed.get(name):
+            files_of[entry.name] = file.name
+    listed = files_of if (folder / SINGLE).is_file() else read_index(folder)
+    for name in sorted(files_of.keys() | listed.keys()):
+        if files_of.get(name) != listed.get(name):
             raise ModelError.because(
-                f"{INDEX} of '{folder}' puts '{name}' into '{listed.get(name)}' but it is in '{found.get(name)}'",
+                f"{INDEX} of '{folder}' puts '{name}' into '{listed.get(name)}' but it is in '{files_of.get(name)}'",
                 "an index that fits its files",
                 "download the model again",
             )

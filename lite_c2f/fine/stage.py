@@ -30,22 +30,22 @@ def make_fine(
     """Choose a ratio (unless it is given) and merge the residue into the instruct model."""
     settings, layer_ratios = config.fine, None
     ratio = settings.ratio
-    trials = run / "fine" / "trials.jsonl"
-    bench = RatioTrials(config, models, corpus, run, trials) if ratio == "auto" or settings.group_budget else None
-    if ratio == "auto" and bench is not None:
+    journal = run / "fine" / "trials.jsonl"
+    trials = RatioTrials(config, models, corpus, run, journal) if ratio == "auto" or settings.group_budget else None
+    if ratio == "auto" and trials is not None:
         sink.on_stage("ratios", len({0.0, *settings.ratios}), "ratios")
-        found = sweep(bench, settings.ratios, settings.min_eos, lambda step, _, row: sink.on_step(step, row))
-        write_json(run / "fine" / "ratios.json", found)
-        write_text(run / "fine" / "ratios.svg", document(ratio_chart(found)))
-        ratio = found["chosen"]
-        sink.on_message(f"ratios tried: {len(found['tried'])}; chosen {ratio}")
-        if shortfall := unreached(found):
+        result = sweep(trials, settings.ratios, settings.min_eos, lambda step, _, row: sink.on_step(step, row))
+        write_json(run / "fine" / "ratios.json", result)
+        write_text(run / "fine" / "ratios.svg", document(ratio_chart(result)))
+        ratio = result["chosen"]
+        sink.on_message(f"ratios tried: {len(result['tried'])}; chosen {ratio}")
+        if shortfall := unreached(result):
             sink.on_message(f"warning: {shortfall}")
-    if settings.group_budget and bench is not None:
-        grouped = search_groups(bench, float(ratio), settings.group_budget, config, run, sink)
+    if settings.group_budget and trials is not None:
+        grouped = search_groups(trials, float(ratio), settings.group_budget, config, run, sink)
         layer_ratios = grouped["layer_ratios"] if grouped["better"] else None
         sink.on_message(grouped["verdict"])
-    del bench
+    del trials
     free()
     sink.on_stage("merge", 0, "MiB")
     merge(
@@ -62,7 +62,7 @@ def make_fine(
         end_token=unlisted_end(config, models),
         notice=lambda text: sink.on_message(text) if text.startswith(("resumed", "warning")) else None,
     )
-    trials.unlink(missing_ok=True)
+    journal.unlink(missing_ok=True)
 
 
 def try_ratios(
@@ -76,28 +76,28 @@ def try_ratios(
 ) -> dict[str, Any]:
     """Score ratios without merging, and by group with a budget; writes RUN/fine/sweep.json, .svg and groups.json."""
     sink.on_stage("ratios", len({0.0, *ratios}), "ratios")
-    trials = run / "fine" / "sweep-trials.jsonl"
-    bench = RatioTrials(config, models, corpus, run, trials)
+    journal = run / "fine" / "sweep-trials.jsonl"
+    trials = RatioTrials(config, models, corpus, run, journal)
     for name in ("groups.json", "layer-ratios.yaml"):  # of an earlier sweep
         (run / "fine" / name).unlink(missing_ok=True)
-    found = sweep(bench, ratios, config.fine.min_eos, lambda step, _, row: sink.on_step(step, row))
-    write_json(run / "fine" / "sweep.json", found)
-    write_text(run / "fine" / "sweep.svg", document(ratio_chart(found)))
+    result = sweep(trials, ratios, config.fine.min_eos, lambda step, _, row: sink.on_step(step, row))
+    write_json(run / "fine" / "sweep.json", result)
+    write_text(run / "fine" / "sweep.svg", document(ratio_chart(result)))
     if group_budget:
-        found = found | {"groups": search_groups(bench, found["chosen"], group_budget, config, run, sink)}
-    trials.unlink(missing_ok=True)
-    return found
+        result = result | {"groups": search_groups(trials, result["chosen"], group_budget, config, run, sink)}
+    journal.unlink(missing_ok=True)
+    return result
 
 
 def search_groups(
-    bench: RatioTrials, single: float, budget: int, config: Config, run: Path, sink: ProgressSink
+    trials: RatioTrials, single: float, budget: int, config: Config, run: Path, sink: ProgressSink
 ) -> dict[str, Any]:
     """Search ratios by group of layers; writes RUN/fine/groups.json, and layer-ratios.yaml where they are better."""
     sink.on_stage("groups", budget, "trials")
-    found = groups.search(bench, single, budget, config.fine.min_eos, lambda step, _, row: sink.on_step(step, row))
-    write_json(run / "fine" / "groups.json", found)
+    result = groups.search(trials, single, budget, config.fine.min_eos, lambda step, _, row: sink.on_step(step, row))
+    write_json(run / "fine" / "groups.json", result)
     file = run / "fine" / "layer-ratios.yaml"
     file.unlink(missing_ok=True)
-    if found["better"]:
-        write_text(file, yaml.safe_dump(found["layer_ratios"], default_flow_style=None, width=200))
-    return found
+    if result["better"]:
+        write_text(file, yaml.safe_dump(result["layer_ratios"], default_flow_style=None, width=200))
+    return result

@@ -1,4 +1,4 @@
-"""Where a merge grows: a hidden folder beside the output, with a journal, that nobody can take for a model."""
+"""Staging folder of a merge: hidden, beside the output, with a journal; nothing can take it for a model."""
 
 import contextlib
 import errno
@@ -77,7 +77,7 @@ def unfinished(out: Path, identity: dict[str, Any]) -> Iterator[StagingFolder]:
     """The folder in which `out` grows, locked against other processes; renamed to `out` when the block ends well.
 
     An interruption or a full disk leaves the shards that were finished, for `take_over`; anything else wrong leaves
-    nothing. Raises RunError when another process is at it, or the hidden folder is not one of ours.
+    nothing. Raises RunError when another process merges there, or the hidden folder is not one of ours.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = unfinished_folder(out)

@@ -37,7 +37,7 @@ MAX_WORKERS = 4  # 20 MiB each at the peak
 
 
 class ChunkJob(NamedTuple):
-    """Everything that is settled before the first byte is written."""
+    """A checked merge, weight by weight: what is added to which file, and how it is stored."""
 
     config: dict[str, Any]  # config.json of the instruct model
     files: dict[Path, list[TensorEntry]]  # its weight files, in order
@@ -61,7 +61,7 @@ def write_shards(
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     threads = torch.get_num_threads()
     keep_freed_memory()
-    torch.set_num_threads(1)  # chunks are spread over threads, not the rows of a chunk
+    torch.set_num_threads(1)  # chunks go to different threads, not the rows of a chunk
     pool, flusher, hasher = ThreadPoolExecutor(workers), ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     try:
         of_base = {file.name: hasher.submit(shards.hash_of, file) for file in job.base_files}
@@ -148,8 +148,8 @@ class _Shard:
             return in_order((self.pool.submit(function, rows) for rows in row_chunks(entry)), self.ahead)
 
         name = entry.name
-        ratio, known_as = job.ratios[name], job.aliases.get(name, name)
-        work = WeightChange(entry, job.base.get(name), job.deltas[name], ratio, job.treatment, parts, known_as)
+        ratio, random_name = job.ratios[name], job.aliases.get(name, name)
+        work = WeightChange(entry, job.base.get(name), job.deltas[name], ratio, job.treatment, parts, random_name)
         if work.cap is not None:
             self.caps[name] = work.cap
         return work

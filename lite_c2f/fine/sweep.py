@@ -1,4 +1,4 @@
-"""Ratios tried without merging: the unmerged adapter is scaled at run time, only the winner is merged."""
+"""Sweep of ratios without merging: the unmerged adapter is scaled at run time, only the chosen ratio is merged."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ RULE = (
 
 
 class RatioTrial(NamedTuple):
-    """What one setting of ratios gave."""
+    """The result of one setting of ratios."""
 
     figures: dict[str, float]  # reward, reward_se, tokens, repeated_4gram, eos, kl, and the toy world's own
     rewards: list[float]  # one per prompt, in the prompts' order
@@ -42,10 +42,10 @@ class Choice(NamedTuple):
 
 
 class RatioTrials:
-    """The instruct model with the unmerged residue, the judge, and held-out prompts: tries ratios, one after another.
+    """Trials of ratios: the instruct model with the unmerged residue, the reward model, and held-out prompts.
 
-    The prompts are not those of the final comparison, as long as enough are held out. trials: a file that keeps what
-    was tried until the caller removes it, for a process that goes on where this one was stopped.
+    The prompts are not those of the final comparison, as long as enough are held out. trials: a file of the results,
+    for a process that resumes where this one was stopped; the caller removes it.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class RatioTrials:
         corpus: Corpus,
         run: Path,
         trials: Path | None = None,
-        judge: RewardModel | None = None,
+        reward_model: RewardModel | None = None,
     ) -> None:
         settings = config.fine
-        self._judge = judge or load_coarse(config, models, run)[1]
-        self._kept = ResultCache(trials, _inputs(config, models, run)) if trials else None
+        self._reward_model = reward_model or load_coarse(config, models, run)[1]
+        self._cache = ResultCache(trials, _inputs(config, models, run)) if trials else None
         self.instruct = InstructModel(config, models.instruct, run / "coarse" / "adapter")
         self.prompts = ratio_prompts(corpus, config)
         self._sampling = Sampling(settings.max_tokens, config.evaluation.temperature, seed=config.run.seed + 1)
@@ -69,31 +69,31 @@ class RatioTrials:
     def measure(self, ratio: Ratio, prompts: Sequence[Prompt] | None = None) -> RatioTrial:
         """Answer the prompts with the residue at a ratio, and score the answers.
 
-        kl: mean KL(instruct with the residue || instruct) in nats a token along the answers. A trial that was kept when
-        an earlier process made it is not made again.
+        kl: mean KL(instruct with the residue || instruct) in nats per token along the answers. A trial that an earlier
+        process has made is read from its file.
         """
         chosen = self.prompts if prompts is None else prompts
         turns = [prompt.turns for prompt in chosen]
-        asked = repr((sorted(ratio.items()) if isinstance(ratio, Mapping) else float(ratio), turns))
-        name = xxhash.xxh3_128(asked.encode()).hexdigest()
-        if self._kept is not None and (before := self._kept.get(name)) is not None:
+        key = repr((sorted(ratio.items()) if isinstance(ratio, Mapping) else float(ratio), turns))
+        name = xxhash.xxh3_128(key.encode()).hexdigest()
+        if self._cache is not None and (before := self._cache.get(name)) is not None:
             self._lengths = before["lengths"]
             return RatioTrial(before["figures"], before["rewards"])
         expected = self._lengths if self._lengths and len(self._lengths) == len(chosen) else None
         with self.instruct.ratio(ratio):
             answers = self.instruct.answer(turns, self._sampling, self._batch, expected)
         self._lengths = [answer.tokens for answer in answers]
-        rewards = self._judge(turns, answers)
+        rewards = self._reward_model(turns, answers)
         figures = summarize(chosen, answers, rewards)
         figures["reward_se"] = round(standard_error(rewards), 4)
         figures["kl"] = round(self.instruct.kl(turns, answers, ratio, self._batch), 4) if ratio else 0.0
-        if self._kept is not None:
-            self._kept.put(name, {"figures": figures, "rewards": rewards, "lengths": self._lengths})
+        if self._cache is not None:
+            self._cache.put(name, {"figures": figures, "rewards": rewards, "lengths": self._lengths})
         return RatioTrial(figures, rewards)
 
 
 def sweep(
-    bench: RatioTrials,
+    trials: RatioTrials,
     ratios: Sequence[float],
     min_eos: float,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
@@ -104,15 +104,14 @@ def sweep(
     the mean difference in reward to the best ratio (by which this one is lower), and its standard error "behind_se"}.
     Ratio 0, the instruct model, is measured too but never chosen.
     """
-    wanted = sorted({0.0, *ratios})
-    trials = {}
-    for index, ratio in enumerate(wanted, 1):
-        trials[ratio] = bench.measure(ratio)
+    measured = {}
+    for ratio in (every := sorted({0.0, *ratios})):
+        measured[ratio] = trials.measure(ratio)
         if progress:
-            progress(index, len(wanted), {"ratio": ratio, **trials[ratio].figures})
-    choice = choose(trials, min_eos)
+            progress(len(measured), len(every), {"ratio": ratio, **measured[ratio].figures})
+    choice = choose(measured, min_eos)
     tried = []
-    for ratio, trial in trials.items():
+    for ratio, trial in measured.items():
         behind, error = choice.behind[ratio]
         tried.append({"ratio": ratio, **trial.figures, "behind": round(behind, 4), "behind_se": round(error, 4)})
     return {"rule": RULE, "min_eos": min_eos, "reached": choice.reached, "chosen": choice.ratio, "tried": tried}
@@ -133,7 +132,7 @@ def choose(trials: Mapping[float, RatioTrial], min_eos: float) -> Choice:
     differ among themselves does not count. The best: of the ratios that end often enough, the one with the highest mean
     reward; where none does, the chosen one.
 
-    >>> trials = {r: Trial({"eos": e}, [r, r + 1]) for r, e in ((0.5, 1.0), (1.0, 0.2))}
+    >>> trials = {r: RatioTrial({"eos": e}, [r, r + 1]) for r, e in ((0.5, 1.0), (1.0, 0.2))}
     >>> choose(trials, 0.95).ratio
     0.5
     """

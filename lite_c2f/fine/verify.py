@@ -1,4 +1,4 @@
-"""Is the merged model what the unmerged adapter was? Both are loaded with Transformers and asked the same."""
+"""Verification of a merge: logits of the merged model and of the unmerged adapter, both loaded with Transformers."""
 
 import contextlib
 import gc
@@ -50,27 +50,27 @@ def compare_logits(
     ids = tokenizer(prompt, return_tensors="pt").input_ids[:, :MAX_TOKENS]
     if ids.shape[1] == 0:
         raise ModelError.because(f"the prompt {prompt!r} has no tokens", "some text", "give another prompt")
-    found = _logits(merged, ids, dtype)
-    if not torch.isfinite(found).all():
+    actual_logits = _logits(merged, ids, dtype)
+    if not torch.isfinite(actual_logits).all():
         raise ModelError.because("the merged model's logits are not finite", "finite ones", "lower the ratio")
     plain = _logits(instruct, ids, dtype)
     result = {"prompt_tokens": ids.shape[1], "dtype": str(dtype).removeprefix("torch."), "compared": False}
     if treatment != Treatment(seed=treatment.seed) or not all(isinstance(delta, LowRank) for delta in deltas.values()):
-        return result | {"effect": _rms(found - plain)}
+        return result | {"effect": _rms(actual_logits - plain)}
     # A tied head is no weight of its own: its LoRA has the embedding's ratio.
     tied = next((ratio for weight, ratio in ratios.items() if weight.endswith("embed_tokens.weight")), 1.0)
     unmerged = _logits(instruct, ids, dtype, adapter, tensors, {"lm_head.weight": tied, **ratios})
-    error, effect = _rms(found - unmerged), _rms(unmerged - plain)
-    expected, actual = (logits.double().log_softmax(-1) for logits in (unmerged, found))
+    error, effect = _rms(actual_logits - unmerged), _rms(unmerged - plain)
+    expected, actual = (logits.double().log_softmax(-1) for logits in (unmerged, actual_logits))
     kl = (expected.exp() * (expected - actual)).sum(-1).mean()
     result |= {
         "compared": True,
         "error": error,
         "effect": effect,
-        "agreement": float((found.argmax(-1) == unmerged.argmax(-1)).float().mean()),
+        "agreement": float((actual_logits.argmax(-1) == unmerged.argmax(-1)).float().mean()),
         "kl": float(kl),
     }
-    if error >= _rms(found - plain) and error > 1e-6:
+    if error >= _rms(actual_logits - plain) and error > 1e-6:
         raise ModelError.because(
             f"verification failed: the merged logits are {error:.2g} from those of the unmerged adapter, which itself "
             f"changes them by {effect:.2g}",

@@ -9,7 +9,7 @@ Arithmetic = Literal["bfloat16", "float16", "float32"]
 
 
 class Compute(NamedTuple):
-    """What a run computes on, and how."""
+    """Device, arithmetic and checkpointing of a run."""
 
     on_gpu: bool
     dtype: Arithmetic  # of the base

@@ -1,15 +1,24 @@
-"""The planner: which batches fit the card, which limit fits, and what to change where a run does not fit."""
+"""Plan of a run: the batches that fit the card, the largest limit that fits, disk, refusals and warnings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lite_c2f.config.settings import Config
 from lite_c2f.errors import ConfigError
 from lite_c2f.memory.compute import Compute, pick_compute
-from lite_c2f.memory.remedies import PlanRefusal, largest, refuse, refuse_context
+from lite_c2f.memory.remedies import PlanRefusal, refuse, refuse_context
 from lite_c2f.memory.sizes import ASSUMED, GIBIBYTE, Bytes, Shape, model_shape
-from lite_c2f.memory.stages import Need, comparison, last_limit, reward, sampling, scoring, trained_adapters, update
+from lite_c2f.memory.stages import (
+    STAGES,
+    Lengths,
+    Need,
+    largest,
+    lengths_of,
+    sampling,
+    trained_adapters,
+    update,
+)
 
 TOKENS_AT_ONCE = 16384  # more tokens in a micro-batch do not make an update faster, they only take memory
 CPU_TOKENS_AT_ONCE = 5376
@@ -22,7 +31,7 @@ HUB_BYTES = 2  # a weight as it is downloaded
 
 
 class BatchPlan(NamedTuple):
-    """What `auto` stands for on this card."""
+    """Batch sizes: those that are set, and what `auto` stands for on this card."""
 
     reward_micro_batch: int
     sampling_batch: int
@@ -31,7 +40,7 @@ class BatchPlan(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a run needs, and what it gets."""
+    """What a run needs in memory and on disk, and the batches that were chosen."""
 
     shape: Shape
     source: str  # where the shape came from
@@ -41,10 +50,10 @@ class Plan(NamedTuple):
     needs: list[Need]  # at the largest limit
     growth: list[tuple[int, Need, Need]]  # limit, and what sampling and update take under it
     largest_limit: int | None  # the largest response limit that fits with these batches; None without a card
-    refusals: list[PlanRefusal]  # what cannot be, and what to change
+    refusals: list[PlanRefusal]  # what does not fit, and what to change
     assumed: bool  # the shape is a guess: nothing is refused because of it
     disk: dict[str, float]  # bytes
-    warnings: list[str]  # what is possible, and hardly meant
+    warnings: list[str]  # what is possible, and hardly intended
 
     @property
     def fits(self) -> bool | None:
@@ -89,8 +98,7 @@ def make_plan(
     )
     room = usable(vram) if vram is not None else None
     batches = choose(config, sizes, room)
-    limit = last_limit(config)
-    needs = stages(config, sizes, batches, limit)
+    needs = stages(config, sizes, batches)
     unfit = [] if room is None else [refuse(config, sizes, need, room) for need in needs]
     return Plan(
         shape,
@@ -99,16 +107,9 @@ def make_plan(
         compute,
         batches,
         needs,
-        [
-            (
-                each,
-                sampling(config, sizes, batches.sampling_batch, each),
-                update(config, sizes, batches.micro_batch, each),
-            )
-            for each in growth(config)
-        ],
+        growth(config, sizes, batches),
         None if room is None else largest_limit(config, sizes, batches, room),
-        [found for found in (refuse_context(config, sizes), *unfit) if found],
+        [refusal for refusal in (refuse_context(config, sizes), *unfit) if refusal],
         source == ASSUMED,
         disk(config, shape, sizes),
         warnings(config, compute),
@@ -131,42 +132,42 @@ def resolve(config: Config, plan: Plan) -> Config:
 
 def check(plan: Plan, stages: Sequence[str] = ("reward", "coarse", "fine")) -> None:
     """Raise ConfigError with the first reason why these stages cannot be run; a guessed shape refuses nothing."""
-    found = [refusal.line for refusal in plan.refusals if refusal.stage in ("", *stages)]
-    if found and not plan.assumed:
-        more = f" (and {len(found) - 1} more: lite-c2f plan shows them)" if len(found) > 1 else ""
-        raise ConfigError(found[0] + more)
+    lines = [refusal.line for refusal in plan.refusals if refusal.stage in ("", *stages)]
+    if lines and not plan.assumed:
+        more = f" (and {len(lines) - 1} more: lite-c2f plan shows them)" if len(lines) > 1 else ""
+        raise ConfigError(lines[0] + more)
 
 
 def warnings(config: Config, compute: Compute) -> list[str]:
-    """What a configuration allows and hardly means, a line each."""
-    found = [
+    """Warnings, one line each, about what a configuration allows and hardly intends."""
+    messages = [
         f"model.{key}: no folder '{name}' here, so it is taken as a name on the hub; if it is a folder, correct it"
         for key, name in (("base", config.model.base), ("instruct", config.model.instruct))
         if "/" in name and not Path(name).exists() and Path(name).parent.is_dir()
     ]
     read = config.data.max_answer_tokens
-    fixed = config.coarse.length.mode == "fixed"
+    length = config.coarse.length
     answers = {
-        "coarse.length.start" if fixed else "coarse.length.max": last_limit(config, samples=False),
+        length.largest_key: length.largest,
         "coarse.sample_tokens": config.coarse.sample_tokens or 0,
         "fine.max_tokens": config.fine.max_tokens,
         "evaluation.max_tokens": config.evaluation.max_tokens,
     }
     longer = {key: tokens for key, tokens in answers.items() if tokens > read}
     if longer:
-        found.append(
+        messages.append(
             f"{', '.join(f'{key}={tokens}' for key, tokens in longer.items())}: longer than any answer that the reward "
             f"model is trained on (data.max_answer_tokens={read}), so that its scores there are guesses; set "
             f"data.max_answer_tokens={max(longer.values())}, or lower the limits"
         )
     if same_model(config):
-        found.append(SAME_MODEL)
+        messages.append(SAME_MODEL)
     if compute.on_gpu and compute.dtype == "float32" and config.model.compute_dtype == "auto":
-        found.append(
+        messages.append(
             "this GPU has no bfloat16, so that auto computes in float32; model.compute_dtype=float16 is several times "
             "faster and takes less memory, where the model's activations stay within its range"
         )
-    return found
+    return messages
 
 
 def same_model(config: Config) -> bool:
@@ -178,77 +179,79 @@ def same_model(config: Config) -> bool:
 
 
 def choose(config: Config, sizes: Bytes, room: float | None) -> BatchPlan:
-    """The batches given, and for `auto` the largest that fit and still make a difference."""
-    prompt, limit = config.data.max_prompt_tokens, last_limit(config)
+    """The batches that are set, and for `auto` the largest that fit and still make a difference. room: bytes."""
     at_once = TOKENS_AT_ONCE if room is not None else CPU_TOKENS_AT_ONCE
 
-    def most(given: int | str, rows: int, enough: int, need: Callable[[int], float]) -> int:
-        """rows: how many there are at all; enough: more make no difference."""
-        if given != "auto":
-            return min(int(given), rows)
-        return largest(max(min(rows, enough), 1), lambda size: room is None or need(size) <= room)
+    def most(batch: int | str, rows: int, enough: int, *names: str) -> int:
+        """rows: how many there are at all; enough: more make no difference; names: the stages that use the batch."""
+        if batch != "auto":
+            return min(int(batch), rows)
+        top = max(min(rows, enough), 1)
+        return largest(
+            top, lambda size: room is None or all(_need(config, sizes, n, size).total <= room for n in names)
+        )
 
-    pair = 2 * (prompt + config.data.max_answer_tokens)
-    micro = most(
-        config.reward.micro_batch,
-        config.reward.batch,
-        at_once // pair,
-        lambda size: reward(config, sizes, size).total,
-    )
-    if config.reward.micro_batch == "auto":  # whole micro-batches make up the batch
-        micro = next(size for size in range(micro, 0, -1) if config.reward.batch % size == 0)
+    reward, coarse, evaluation = config.reward, config.coarse, config.evaluation
+    micro = most(reward.micro_batch, reward.batch, at_once // (2 * sum(lengths_of(config, "reward"))), "reward")
+    if reward.micro_batch == "auto":  # whole micro-batches make up the batch
+        micro = next(size for size in range(micro, 0, -1) if reward.batch % size == 0)
+    rows, enough = coarse.rollouts // coarse.minibatches, at_once // sum(lengths_of(config, "coarse"))
+    prompts, side_by_side = max(evaluation.prompts, config.fine.prompts), ROWS_AT_ONCE * (4 if room is None else 1)
     return BatchPlan(
         micro,
-        most(
-            config.coarse.sampling_batch,
-            config.coarse.rollouts,
-            config.coarse.rollouts,
-            lambda size: sampling(config, sizes, size, limit).total,
-        ),
-        most(
-            config.coarse.micro_batch,
-            config.coarse.rollouts // config.coarse.minibatches,
-            at_once // (prompt + limit),
-            lambda size: max(update(config, sizes, size, limit).total, scoring(config, sizes, size, limit).total),
-        ),
-        most(
-            config.evaluation.batch,
-            max(config.evaluation.prompts, config.fine.prompts),
-            ROWS_AT_ONCE if room is not None else 4 * ROWS_AT_ONCE,
-            lambda size: comparison(config, sizes, size).total,
-        ),
+        most(coarse.sampling_batch, coarse.rollouts, coarse.rollouts, "coarse_sampling"),
+        most(coarse.micro_batch, rows, enough, "coarse_update", "coarse_scoring"),
+        most(evaluation.batch, prompts, side_by_side, "comparison"),
     )
 
 
-def stages(config: Config, sizes: Bytes, batches: BatchPlan, limit: int) -> list[Need]:
-    """Every stage with these batches, the coarse stage at this limit."""
+def stages(config: Config, sizes: Bytes, batches: BatchPlan) -> list[Need]:
+    """Every stage with these batches, the coarse stage at its largest limit."""
+    sizes_of = (
+        batches.reward_micro_batch,
+        batches.sampling_batch,
+        batches.micro_batch,
+        batches.micro_batch,
+        batches.evaluation_batch,
+    )
+    return [_need(config, sizes, name, batch) for name, batch in zip(STAGES, sizes_of, strict=True)]
+
+
+def growth(config: Config, sizes: Bytes, batches: BatchPlan) -> list[tuple[int, Need, Need]]:
+    """Limits along the growth (the first, each doubling, the last), with what sampling and update take under each."""
+    prompt, last = lengths_of(config, "coarse")
+    limits = [min(config.coarse.length.start, last)]
+    while limits[-1] < last:
+        limits.append(min(2 * limits[-1], last))
     return [
-        reward(config, sizes, batches.reward_micro_batch),
-        sampling(config, sizes, batches.sampling_batch, limit),
-        scoring(config, sizes, batches.micro_batch, limit),
-        update(config, sizes, batches.micro_batch, limit),
-        comparison(config, sizes, batches.evaluation_batch),
+        (
+            limit,
+            sampling(config, sizes, batches.sampling_batch, Lengths(prompt, limit)),
+            update(config, sizes, batches.micro_batch, Lengths(prompt, limit)),
+        )
+        for limit in limits
     ]
-
-
-def growth(config: Config) -> list[int]:
-    """Limits along the growth: the first, each doubling, the last."""
-    last = last_limit(config)
-    found = [min(config.coarse.length.start, last)]
-    while found[-1] < last:
-        found.append(min(2 * found[-1], last))
-    return found
 
 
 def largest_limit(config: Config, sizes: Bytes, batches: BatchPlan, room: float) -> int:
     """The largest response limit at which sampling, scoring and update fit with these batches; 0 where none does."""
-    context = max(sizes.shape.context - config.data.max_prompt_tokens, 1)
-    parts = (
-        (sampling, batches.sampling_batch),
-        (scoring, batches.micro_batch),
-        (update, batches.micro_batch),
-    )
-    return largest(context, lambda limit: all(need(config, sizes, b, limit).total <= room for need, b in parts), 0)
+    prompt = config.data.max_prompt_tokens
+    sizes_of = {name: batches.micro_batch for name in ("coarse_scoring", "coarse_update")}
+    sizes_of["coarse_sampling"] = batches.sampling_batch
+
+    def fits(limit: int) -> bool:
+        return all(
+            STAGES[name].need(config, sizes, size, Lengths(prompt, limit)).total <= room
+            for name, size in sizes_of.items()
+        )
+
+    return largest(max(sizes.shape.context - prompt, 1), fits, 0)
+
+
+def _need(config: Config, sizes: Bytes, name: str, batch: int) -> Need:
+    """What a stage takes with a batch, at the lengths of the configuration."""
+    command, count = STAGES[name]
+    return count(config, sizes, batch, lengths_of(config, command))
 
 
 def disk(config: Config, shape: Shape, sizes: Bytes) -> dict[str, float]:

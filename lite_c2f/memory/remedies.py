@@ -1,14 +1,17 @@
-"""Why a stage does not fit, and which setting to change to what: followed, the advice leads to a plan that fits."""
+"""Refusals of a plan: which stage does not fit, and which setting to change to what.
 
-from collections.abc import Callable
+Advice that is followed leads to a plan that fits.
+"""
+
 from typing import NamedTuple
 
 from lite_c2f.config.settings import Config
+from lite_c2f.errors import ConfigError
 from lite_c2f.memory.sizes import GIBIBYTE, Bytes
-from lite_c2f.memory.stages import Need, comparison, last_limit, reward, sampling, scoring, update
+from lite_c2f.memory.stages import STAGES, Need, answer_settings, largest, lengths_of
 
-GROWS = ("activations", "KV cache", "log-prob tile")  # parts that depend on batches and lengths; the others are there
-PROMPT = ("data.max_prompt_tokens",)
+GROWS = ("activations", "KV cache", "log-prob tile")  # parts that depend on batches and lengths; the others do not
+PROMPT = "data.max_prompt_tokens"
 FEWEST = 8  # tokens of the shortest prompt and answer a configuration may ask for
 
 
@@ -19,91 +22,55 @@ class PlanRefusal(NamedTuple):
     line: str
 
 
+def context_refusal(config: Config, context: int, of: str) -> tuple[str, str, str] | None:
+    """Got, expected, do: where the longest row is longer than a context in tokens; None where it fits. of: whose."""
+    if config.longest_row <= context:
+        return None
+    return (
+        f"{PROMPT} and the longest answer make {config.longest_row} tokens",
+        f"at most the {of} of {context}",
+        "lower coarse.length.max, fine.max_tokens, evaluation.max_tokens or data.max_answer_tokens",
+    )
+
+
 def refuse_context(config: Config, sizes: Bytes) -> PlanRefusal | None:
     """A row that is longer than the model's context."""
-    if config.longest_row <= sizes.shape.context:
-        return None
-    return PlanRefusal(
-        "",
-        f"data.max_prompt_tokens and the longest answer make {config.longest_row} tokens; expected at most the model's "
-        f"context of {sizes.shape.context}; lower coarse.length.max, fine.max_tokens, evaluation.max_tokens or "
-        "data.max_answer_tokens",
-    )
+    parts = context_refusal(config, sizes.shape.context, "model's context")
+    return parts and PlanRefusal("", str(ConfigError.because(*parts)))
 
 
 def refuse(config: Config, sizes: Bytes, need: Need, room: float) -> PlanRefusal | None:
     """A stage that takes more than there is room for, in bytes."""
     if need.total <= room:
         return None
-    build, stage, answers = _about(config, need.stage)
-    line = (
-        f"{need.stage.replace('_', ' ')} needs {need.total / GIBIBYTE:.2f} GiB with {need.setting}={need.batch}; "
-        f"expected at most {max(room, 0) / GIBIBYTE:.2f} GiB; {_remedy(config, sizes, need, room, build, answers)}"
+    line = ConfigError.because(
+        f"{need.stage.replace('_', ' ')} needs {need.total / GIBIBYTE:.2f} GiB with {need.setting}={need.batch}",
+        f"at most {max(room, 0) / GIBIBYTE:.2f} GiB",
+        _remedy(config, sizes, need, room),
     )
-    return PlanRefusal(stage, line)
+    return PlanRefusal(STAGES[need.stage].command, str(line))
 
 
-def _about(config: Config, stage: str) -> tuple[Callable[..., Need], str, tuple[str, ...]]:
-    """How a stage's need is counted, the stage as a command names it, the settings that make its answers long."""
-    if stage == "reward":
-        return reward, "reward", ("data.max_answer_tokens",)
-    if stage == "comparison":
-        return comparison, "fine", ("evaluation.max_tokens", "fine.max_tokens")
-    count = {"coarse_sampling": sampling, "coarse_scoring": scoring, "coarse_update": update}[stage]
-    fixed = config.coarse.length.mode == "fixed"
-    keys = ("coarse.length.start",) if fixed else ("coarse.length.max", "coarse.length.start")
-    return lambda config, sizes, batch: count(config, sizes, batch, last_limit(config)), "coarse", keys
+def _remedy(config: Config, sizes: Bytes, need: Need, room: float) -> str:
+    """A smaller batch where one fits, else shorter answers, else shorter prompts, else both."""
+    command, count = STAGES[need.stage]
+    lengths, answers = lengths_of(config, command), answer_settings(config, command)
+    batch = largest(need.batch, lambda size: count(config, sizes, size, lengths).total <= room, 0)
+    if batch:
+        return f"set {need.setting} to {batch} or auto"
+    for settings in (answers, {PROMPT: lengths.prompt}, answers | {PROMPT: lengths.prompt}):
 
+        def fits(tokens: int, settings: dict[str, int] = settings) -> bool:
+            shorter = lengths._replace(
+                prompt=min(lengths.prompt, tokens) if PROMPT in settings else lengths.prompt,
+                answer=min(lengths.answer, tokens) if answers.keys() <= settings.keys() else lengths.answer,
+            )
+            return count(config, sizes, 1, shorter).total <= room
 
-def _remedy(
-    config: Config, sizes: Bytes, need: Need, room: float, build: Callable[..., Need], answers: tuple[str, ...]
-) -> str:
-    size = largest(need.batch, lambda batch: build(config, sizes, batch).total <= room, 0)
-    if size:
-        return f"set {need.setting} to {size} or auto"
-    always = sum(value for part, value in need.parts.items() if part not in GROWS)
-    if always <= room:
-        for keys in (answers, PROMPT, (*answers, *PROMPT)):
-
-            def short_enough(most: int, keys: tuple[str, ...] = keys) -> bool:
-                return build(_lowered(config, keys, most), sizes, 1).total <= room
-
-            fits = largest(max(_get(config, key) for key in keys), short_enough, 0)
-            if fits >= FEWEST:
-                named = [key for key in keys if _get(config, key) > fits]
-                also = "" if need.batch == 1 else f" and set {need.setting} to auto"
-                return f"lower {' and '.join(named)} to {fits}{also}"
-    smaller = "use smaller models or a larger card" if need.stage == "comparison" else "use a smaller model or card"
-    smaller = smaller.replace("or card", "or a larger card")
-    return f"{always / GIBIBYTE:.2f} GiB are taken at any batch and length: {smaller}"
-
-
-def _get(config: Config, key: str) -> int:
-    value = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value  # type: ignore[return-value]
-
-
-def _lowered(config: Config, keys: tuple[str, ...], most: int) -> Config:
-    """The configuration with these settings at most so large."""
-    for key in keys:
-        first, *rest = key.split(".")
-        section = getattr(config, first)
-        if len(rest) == 2:  # coarse.length.*
-            inner = getattr(section, rest[0])
-            inner = inner.model_copy(update={rest[1]: min(getattr(inner, rest[1]), most)})
-            section = section.model_copy(update={rest[0]: inner})
-        else:
-            section = section.model_copy(update={rest[0]: min(getattr(section, rest[0]), most)})
-        config = config.model_copy(update={first: section})
-    return config
-
-
-def largest(most: int, fits: Callable[[int], bool], least: int = 1) -> int:
-    """The largest number from 1 to `most` that fits, by bisection; `least` where none does."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return max(low, least)
+        tokens = largest(max(settings.values()), fits, 0)
+        if tokens >= FEWEST:
+            longer = " and ".join(key for key, value in settings.items() if value > tokens)
+            return f"lower {longer} to {tokens}" + ("" if need.batch == 1 else f" and set {need.setting} to auto")
+    always = sum(size for part, size in need.parts.items() if part not in GROWS)
+    smaller = "smaller models" if command == "fine" else "a smaller model"
+    return f"{always / GIBIBYTE:.2f} GiB are taken at any batch and length: use {smaller} or a larger card"

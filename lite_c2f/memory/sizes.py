@@ -140,7 +140,7 @@ def model_shape(model: str) -> tuple[Shape, str]:
 
 
 def shape_of(config: Any) -> Shape:
-    """The shape that the keys of config.json say, of a model like Llama."""
+    """The shape of a model like Llama, from the keys of its config.json."""
     heads = config["num_attention_heads"]
     width = config.get("head_dim") or config["hidden_size"] // heads
     return Shape(
@@ -175,7 +175,7 @@ def count(folder: Path) -> Shape:
     except Exception as error:  # whatever a configuration of another version makes its class raise
         reason = " ".join(str(error).split())[:120]
         raise ModelError.because(
-            f"'{folder / 'config.json'}': the sizes of its decoder cannot be told ({reason})",
+            f"'{folder / 'config.json'}': the sizes of its decoder are not known ({reason})",
             "a causal decoder that Transformers knows",
             "choose a model of a family that docs/models.md lists",
         ) from None
@@ -212,10 +212,10 @@ def cached_folder(model: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(model, "config.json")
+        file = try_to_load_from_cache(model, "config.json")
     except ValueError:  # not a name the hub could have
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(file).parent if isinstance(file, str) else None
 
 
 class Bytes(NamedTuple):
@@ -264,8 +264,8 @@ class Bytes(NamedTuple):
         """A forward and a backward pass."""
         s, b = self.shape, self.dtype
         layer = b * (9 * s.hidden + 6 * s.intermediate + 2 * s.key_value + 6 * self.rank) + self._scores(6)
-        kept = b * s.layers * s.hidden if self.checkpointing else (s.layers - 1) * layer
-        return (kept + layer) * tokens + self.adapter_copy
+        stored = b * s.layers * s.hidden if self.checkpointing else (s.layers - 1) * layer
+        return (stored + layer) * tokens + self.adapter_copy
 
     def head(self, tokens: int, *, gradients: bool) -> float:
         """Log-probabilities of so many response tokens: their hidden states, and one tile of logits.

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lite_c2f.config.settings import Config, Source
+from lite_c2f.config.data import Source
+from lite_c2f.config.settings import Config
 from lite_c2f.data.order import at_most, conversation_hash, held_out, shuffled
 from lite_c2f.data.records import LoadedRows, Pair, Prompt, load_pairs, load_prompts, prompts_of
 from lite_c2f.data.sources import local_files

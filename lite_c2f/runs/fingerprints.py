@@ -8,7 +8,8 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from lite_c2f.config.settings import Config, Source
+from lite_c2f.config.data import Source
+from lite_c2f.config.settings import Config
 from lite_c2f.config.settings_diff import in_recorded_form
 from lite_c2f.data.sources import local_files
 from lite_c2f.errors import RunError

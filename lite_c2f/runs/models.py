@@ -12,10 +12,12 @@ from lite_c2f.backbone.load import load_tokenizer, pick_device, pick_dtype
 from lite_c2f.backbone.model_kind import check_kind, here
 from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.backbone.round_trip import check_round_trip
-from lite_c2f.config.settings import Config, Source
+from lite_c2f.config.data import Source
+from lite_c2f.config.settings import Config
 from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError, ModelError
+from lite_c2f.memory.remedies import context_refusal
 from lite_c2f.sampling.stops import Stops
 from lite_c2f.sampling.trial import try_kind
 
@@ -108,14 +110,11 @@ def check_context(config: Config, models: ModelPair) -> None:
     for name, folder in models._asdict().items():
         settings = read_config(Path(folder))
         context = context_length(settings)
-        if context is not None and config.longest_row > context:
-            whole = settings.get("max_position_embeddings")
-            reason = f" (of {whole}; beyond it rotary frequencies change with the longest row of a batch)"
-            raise ConfigError.because(
-                f"data.max_prompt_tokens and the longest answer make {config.longest_row} tokens",
-                f"at most the {name} model's context of {context}" + (reason if context != whole else ""),
-                "lower coarse.length.max, fine.max_tokens, evaluation.max_tokens or data.max_answer_tokens",
-            )
+        if context is not None and (refusal := context_refusal(config, context, f"{name} model's context")):
+            got, expected, remedy = refusal
+            if context != (whole := settings.get("max_position_embeddings")):
+                expected += f" (of {whole}; beyond it rotary frequencies change with the longest row of a batch)"
+            raise ConfigError.because(got, expected, remedy)
 
 
 def check_stops(config: Config, models: ModelPair) -> None:

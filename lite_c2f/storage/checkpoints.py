@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: whole or not at all, hashed, the newest good one found again. No pickle."""
+"""Checkpoints of a stage: whole or not at all, hashed, without pickle; the newest good one is found again."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ Scores = Mapping[int, float]  # by step, as far as known: the higher, the better
 
 
 class Checkpoint(NamedTuple):
-    """What a stage needs to go on as if it had never stopped."""
+    """What a stage needs to resume as if it had never stopped."""
 
     step: int
     state: dict[str, Any]  # JSON: counters, controllers, positions
@@ -43,8 +43,8 @@ class Checkpoint(NamedTuple):
 class CheckpointStore:
     """RUN/STAGE/checkpoints/step-NNNNNN: the last `keep` of them, and the one with the best score.
 
-    A folder holds whatever its stage put there; hashes.json says which files make it whole. It holds no score: how good
-    a checkpoint is becomes known after it was made, and the stage says so each time it saves.
+    A folder holds whatever its stage put there; hashes.json lists the files that make it whole. It holds no score: how
+    good a checkpoint is becomes known after it was made, and the stage passes the scores each time it saves.
     """
 
     def __init__(self, folder: Path, keep: int = 2, needed: Sequence[str] = ()) -> None:
@@ -108,8 +108,8 @@ class CheckpointStore:
 
     def folders(self) -> list[Path]:
         """Those that are published, oldest first."""
-        found = self.folder.glob("step-*") if self.folder.is_dir() else ()
-        whole = (path for path in found if path.is_dir() and re.fullmatch(r"step-\d{6,}", path.name))
+        paths = self.folder.glob("step-*") if self.folder.is_dir() else ()
+        whole = (path for path in paths if path.is_dir() and re.fullmatch(r"step-\d{6,}", path.name))
         return sorted(whole, key=step_of)
 
     def clear(self) -> None:
@@ -157,7 +157,7 @@ def step_of(folder: Path) -> int:
 class SaveSchedule:
     """When a checkpoint is due: every so many steps, and at the first step after so many minutes.
 
-    Minutes are counted by a clock that nobody sets, so that a changed system time does nothing.
+    Minutes are those of the monotonic clock, which a changed system time does not touch.
     """
 
     def __init__(self, every: int, minutes: float) -> None:
@@ -185,13 +185,13 @@ def refuse_other(
             f"'{place}' has format {form!r}", f"format {FORMAT}", f"use the version that made it, or {anew}"
         )
     before = completed(without_places(before), now)
-    bent = {**now, **{key: before.get(key) for key in forcible}}
-    difference = first_difference(before, bent if force else now)
+    accepted = {**now, **{key: before.get(key) for key in forcible}}
+    difference = first_difference(before, accepted if force else now)
     if difference is not None:
-        key, then, today = difference
-        remedy = "set it back" + (", accept it with --force" if first_difference(before, bent) is None else "")
-        told = f"'{place}' was made with {key}={then!r}, now {today!r}"
-        raise RunError.because(told, "the same value", f"{remedy}, or {anew}")
+        key, then, current = difference
+        remedy = "set it back" + (", accept it with --force" if first_difference(before, accepted) is None else "")
+        got = f"'{place}' was made with {key}={then!r}, now {current!r}"
+        raise RunError.because(got, "the same value", f"{remedy}, or {anew}")
 
 
 def generators(own: Mapping[str, torch.Generator] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -213,7 +213,7 @@ def generators(own: Mapping[str, torch.Generator] | None = None) -> tuple[dict[s
 def restore_generators(
     state: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Mapping[str, torch.Generator] | None = None
 ) -> None:
-    """Put the generators back to what `generators` found."""
+    """Restore the states that `generators` returned."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, position, has_gauss, cached = state["numpy"]
@@ -227,16 +227,16 @@ def restore_generators(
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors: `prefix.INDEX.exp_avg` and so on, by the parameter's place."""
-    found = {}
+    """An optimiser's state as named tensors: `prefix.INDEX.exp_avg` and so on, by the parameter's index."""
+    tensors = {}
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
-            found[f"{prefix}.{index}.{name}"] = torch.as_tensor(value)
-    return found
+            tensors[f"{prefix}.{index}.{name}"] = torch.as_tensor(value)
+    return tensors
 
 
 def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Load what `optimizer_tensors` found; settings such as the learning rate stay those of `optimizer`."""
+    """Load what `optimizer_tensors` returned; settings such as the learning rate stay those of `optimizer`."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(f"{prefix}."):

@@ -1,4 +1,4 @@
-"""Run directories: what a stage publishes appears whole or not at all."""
+"""Files and folders that appear whole or not at all; JSON and JSONL of a run directory."""
 
 import contextlib
 import json
@@ -43,7 +43,7 @@ def publish_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left beside `folder`; the folders of living ones stay."""
+    """Remove what killed processes left beside `folder`; the folders of running ones stay."""
     for path in folder.parent.glob(f".{folder.name}.partial-*"):
         owner = path.name.removeprefix(f".{folder.name}.partial-").split("-")[0]
         try:
@@ -114,20 +114,20 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 def cut_lines(file: Path, keep: Callable[[dict[str, Any]], bool], then: Sequence[dict[str, Any]] = ()) -> None:
     """Keep the objects of a .jsonl file that `keep` wants; what a kill left half-written goes too.
 
-    then: objects to follow them. Who reads the file meanwhile sees it as it was, or as it is afterwards.
+    then: objects to follow them. A reader sees the file either as it was or as it is afterwards.
     """
     if not file.is_file() and not then:
         return
     before = file.read_bytes() if file.is_file() else None
-    kept = b""
+    content = b""
     for line in _lines(file) if before else ():
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            found = json.loads(line)
-            if isinstance(found, dict) and keep(found):
-                kept += line + b"\n"
-    kept += "".join(map(_line, then)).encode()
-    if kept != before:
-        write_text(file, kept.decode())
+            record = json.loads(line)
+            if isinstance(record, dict) and keep(record):
+                content += line + b"\n"
+    content += "".join(map(_line, then)).encode()
+    if content != before:
+        write_text(file, content.decode())
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -140,7 +140,7 @@ def _lines(file: Path) -> list[bytes]:
 
 
 def hash_of(file: Path) -> str:
-    """XXH3 (128 bits) of a file, in hex: it tells inputs apart. Ten times as fast as sha256, but no proof of origin."""
+    """XXH3 (128 bits) of a file, in hex, to tell inputs apart: ten times as fast as sha256, no proof of origin."""
     digest = xxhash.xxh3_128()
     buffer = memoryview(bytearray(2**20))
     with file.open("rb", buffering=0) as source:

@@ -1,4 +1,9 @@
-"""One process at a time in a folder. The lock ends with its process, however that ends."""
+"""Lock of a run directory: one process at a time. The lock ends with its process, however that ends.
+
+Not filelock's: a reader of the owner's name would have to take the lock (it has no shared one), releases before 4
+empty the file that names the owner on a failed attempt, and where a file system has no locks it falls back to a file
+that outlives its process.
+"""
 
 import contextlib
 import os
@@ -10,14 +15,14 @@ from typing import IO
 from lite_c2f.errors import RunError
 
 NAME = ".lock"
-LOOKS = 5  # times to try: who only looks holds it for a moment too
+ATTEMPTS = 5  # `owner` holds the lock for a moment, too
 
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Make a run directory if need be, and be the only process in it; if it stays empty it is removed again.
 
-    Raises RunError when another process is at it, or the folder cannot be written to.
+    Raises RunError when another process works in it, or the folder cannot be written to.
     """
     if run.exists() and not run.is_dir():
         raise RunError.because(f"run.dir '{run}' is a file", "a folder", "choose another run.dir")
@@ -25,13 +30,13 @@ def locked(run: Path) -> Iterator[None]:
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = _open(run / NAME)
-        while take(file) and not _is_current(file, run / NAME):  # its last owner removed it meanwhile
+        while take(file) and not _is_current(file, run / NAME):  # its previous owner has removed it
             file.close()
             file = _open(run / NAME)
     except OSError as error:
         raise RunError.because(f"run.dir '{run}': {error.strerror}", "a writable folder", "choose another") from None
     with file:
-        if not _taken(file):
+        if not _take_soon(file):
             owner = (run / NAME).read_text(encoding="utf-8").strip()
             who = f" ({owner})" if owner else ""
             raise RunError.because(
@@ -50,25 +55,25 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def owner(run: Path) -> str | None:
-    """Who works in a run, as `process N`; None where nobody does."""
+    """The process that works in a run, as `process N`; None where there is none."""
     try:
         with (run / NAME).open("r+", encoding="utf-8") as file:
-            return None if take(file, look=True) else file.read().strip() or "another process"
+            return None if take(file, shared=True) else file.read().strip() or "another process"
     except OSError:
         return None
 
 
-def take(file: IO[str], *, look: bool = False) -> bool:
+def take(file: IO[str], *, shared: bool = False) -> bool:
     """Lock an open file for this process; False when another one has it. Where the system has no locks: True.
 
-    look: only see whether somebody has it, in the way of nobody else who looks.
+    shared: a lock that several readers can have at once, to see whether a process has the exclusive one.
     """
     try:
         import fcntl
-    except ImportError:  # no such lock on Windows
+    except ImportError:  # Windows has no such lock
         return True
     try:
-        fcntl.flock(file, (fcntl.LOCK_SH if look else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # some network file systems have none
@@ -76,8 +81,9 @@ def take(file: IO[str], *, look: bool = False) -> bool:
     return True
 
 
-def _taken(file: IO[str]) -> bool:
-    for _ in range(LOOKS):
+def _take_soon(file: IO[str]) -> bool:
+    """Lock an open file, with a few attempts in 50 ms."""
+    for _ in range(ATTEMPTS):
         if take(file):
             return True
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Metrics of a run: RUN/metrics.jsonl, and the tracker that is told the same."""
+"""Metrics of a run: RUN/metrics.jsonl, and the same numbers for an experiment tracker."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,21 +9,18 @@ from lite_c2f.storage.files import append_line, cut_lines
 
 
 class Metrics:
-    """metrics.jsonl of a run, one object a line; the same numbers go to an accelerate tracker where one is given."""
+    """metrics.jsonl of a run, one object per line; the same numbers go to an accelerate tracker where there is one."""
 
     def __init__(self, run: Path, tracker: Any = None) -> None:
         self.path, self.tracker = run / "metrics.jsonl", tracker
 
     def put_back(self, stage: str, lines: Sequence[dict[str, Any]]) -> None:
-        """Make this stage's lines what a checkpoint holds, whatever has become of the file since."""
+        """Replace this stage's lines by those of a checkpoint: an interrupted run may have written more."""
         rows = [{"stage": stage, "step": step, **line} for step, line in enumerate(lines, 1)]
         cut_lines(self.path, lambda line: line.get("stage") != stage, rows)
 
-    def restart(self, stage: str, after: int = 0) -> None:
-        """Forget this stage's lines after a step: it was interrupted, and goes on from there."""
-        cut_lines(self.path, lambda line: line.get("stage") != stage or line.get("step", 0) <= after)
-
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
+        """Append a line, and log the numbers as STAGE/NAME."""
         append_line(self.path, {"stage": stage, "step": step, **values})
         if self.tracker is not None:
             figures = {f"{stage}/{name}": value for name, value in values.items()}
@@ -40,7 +37,7 @@ def check_tracker(config: Any) -> None:
         return
     from accelerate.tracking import get_available_trackers
 
-    if name not in [str(getattr(found, "value", found)) for found in get_available_trackers()]:
+    if name not in [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]:
         raise RunError.because(
             f"run.tracker={name}: not installed", f"pip install 'lite_c2f[{name}]'", "or set run.tracker=none"
         )

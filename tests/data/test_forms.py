@@ -9,8 +9,8 @@ from forms import BY_COLUMNS, EARLIER, FORMS, LEFT_OUT, PAGE, PAIR, WHY, with_ta
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lite_c2f.config.data import Source
 from lite_c2f.config.loading import load_config
-from lite_c2f.config.settings import Source
 from lite_c2f.data.records import LEAST, Pair, Turn, load_pairs, load_prompts
 from lite_c2f.errors import ConfigError, DataError
 

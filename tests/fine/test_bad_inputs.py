@@ -265,7 +265,6 @@ CASES = {
     "unknown sparsify": (setting("--sparsify", "prune", "--density", "0.5"), "prune"),
     "norm cap of zero": (setting("--norm-cap", "0"), "'norm_cap'"),
     "chance rounding to float16": (setting("--rounding", "stochastic", "--dtype", "float16"), "'rounding'"),
-    "4-bit error of narrow weights": (setting("--qerr-ratio", "1"), "'qerr_ratio'"),
     "unknown dtype": (setting("--dtype", "int8"), "int8"),
 }
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lite_c2f.errors import ConfigError, ModelError, RunError
 from lite_c2f.fine import checks, stream
-from lite_c2f.fine.merge import merge, print_progress
+from lite_c2f.fine.merge import merge
 from lite_c2f.fine.ratios import choose_ratios, read_layer_ratios
 from lite_c2f.fine.shards import ITEM_BYTES, read_header
 
@@ -286,13 +286,6 @@ def test_tensors_stay_aligned_in_another_dtype(tmp_path, tiny, hand_model):
     assert {entry.name: entry.dtype for entry in entries} == {"z": "I32", "a": "BF16", WEIGHT: "BF16"}
     assert all(entry.start % ITEM_BYTES[entry.dtype] == 0 for entry in entries)
     assert weights_of(out)["z"].tolist() == [7] and weights_of(out)[WEIGHT].tolist() == [[2, 1], [1, 2]]
-
-
-def test_print_progress(capsys):
-    print_progress(2**29, 2**30)
-    print_progress(2**30, 2**30)
-    printed = capsys.readouterr().err
-    assert printed == "\rmerged 0.50 of 1.00 GiB (50%)\rmerged 1.00 of 1.00 GiB (100%)\n"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ModelError])

@@ -9,7 +9,6 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, GenerationConfig
 
 from lite_c2f.errors import ConfigError, ModelError
-from lite_c2f.fine import merge as merging
 from lite_c2f.fine import shards
 from lite_c2f.fine.merge import merge
 from lite_c2f.fine.tokenizer import TEXTS, check_tokenizer, load_own_tokenizer
@@ -101,7 +100,7 @@ def test_a_folder_that_reads_otherwise_is_not_published(tmp_path, pico, monkeypa
         if (target / "tokenizer.json").is_file():
             change(target)
 
-    monkeypatch.setattr(merging.shards, "copy_files", copied)
+    monkeypatch.setattr(shards, "copy_files", copied)
     with pytest.raises(ModelError, match="merged folder's tokenizer") as error:
         merge(pico["adapter"], pico["base"], pico["instruct"], tmp_path / "out")
     assert named in str(error.value)

@@ -42,7 +42,7 @@ def test_figures_by_hand(by_hand):
     assert found["relative_change"] == pytest.approx(6 / math.sqrt(33), rel=1e-6)
     assert (found["unchanged_share"], found["kept_share"], found["projection"]) == (0.75, 1.0, 1.0)
     assert report.warnings == [
-        "the ratio is 2 and the change 1.04 of |W_instruct|: is that meant? 1 adds the whole residue"
+        "the ratio is 2 and the change 1.04 of |W_instruct|; is that intended? 1 adds the whole residue"
     ]
     for part, folder in (("base", by_hand[1]), ("instruct", by_hand[2])):
         expected = xxhash.xxh3_128((folder / "model.safetensors").read_bytes()).hexdigest()

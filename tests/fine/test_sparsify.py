@@ -1,18 +1,17 @@
-"""Sparsified, capped, rounded by chance, joined by the quantisation error: against NumPy and bitsandbytes."""
+"""Treatments: magnitude, DARE and TIES, the norm cap and stochastic rounding, against NumPy and by hand."""
 
 import math
 
-import bitsandbytes.functional as bnb
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lite_c2f.errors import ConfigError, ModelError
-from lite_c2f.fine import sparsify as treat
-from lite_c2f.fine import stream
+from lite_c2f.fine import stochastic, stream
 from lite_c2f.fine.merge import merge
-from lite_c2f.fine.sparsify import Treatment
+from lite_c2f.fine.sparsify import Chunk, Treatment, dare
+from lite_c2f.fine.threshold import magnitude_threshold
 
 WEIGHT = "model.layers.0.self_attn.q_proj.weight"
 STEM = WEIGHT.removesuffix(".weight")
@@ -58,13 +57,13 @@ def test_threshold_is_the_kth_largest(density):
     wanted = max(1, round(density * delta.numel()))
     expected = np.sort(np.abs(delta.numpy()).ravel())[-wanted]
     for parts in (whole, in_rows(37, 5), in_rows(37, 1)):
-        assert treat.magnitude_threshold(parts, lambda rows: delta[rows].clone(), 1850, density) == expected
+        assert magnitude_threshold(parts, lambda rows: delta[rows].clone(), 1850, density) == expected
 
 
 def test_threshold_with_many_equal_values():
     delta = torch.tensor([[0.0, 0.0, 0.0, 2.0], [2.0, -2.0, 1.0, -3.0]])
     for wanted, expected in ((1, 3.0), (2, 2.0), (4, 2.0), (5, 1.0), (6, 0.0)):
-        assert treat.magnitude_threshold(whole, lambda rows: delta[rows].clone(), 8, wanted / 8) == expected
+        assert magnitude_threshold(whole, lambda rows: delta[rows].clone(), 8, wanted / 8) == expected
 
 
 def test_magnitude_by_hand(tmp_path, tiny):
@@ -102,13 +101,19 @@ def test_ties_with_a_negative_ratio_by_hand(tmp_path, tiny):
 # -- DARE
 
 
+def drop_at_random(delta, bits, density):
+    return dare(Chunk(delta, density, 1.0, None, lambda: bits, lambda: None))
+
+
 def test_random_bits_do_not_depend_on_what_is_drawn_beside_them():
-    everything = treat.random_bits(7, "a.weight", "dare", 0, 1000)
+    everything = stochastic.random_bits(7, "a.weight", "dare", 0, 1000)
     for start, count in ((0, 1), (1, 15), (16, 16), (17, 100), (999, 1), (333, 667)):
-        assert torch.equal(treat.random_bits(7, "a.weight", "dare", start, count), everything[start : start + count])
+        assert torch.equal(
+            stochastic.random_bits(7, "a.weight", "dare", start, count), everything[start : start + count]
+        )
     for other in ((8, "a.weight", "dare"), (7, "b.weight", "dare"), (7, "a.weight", "rounding")):
-        assert (treat.random_bits(*other, 0, 1000) == everything).float().mean() < 0.01
-    many = treat.random_bits(0, "x", "dare", 0, 2**18)
+        assert (stochastic.random_bits(*other, 0, 1000) == everything).float().mean() < 0.01
+    many = stochastic.random_bits(0, "x", "dare", 0, 2**18)
     assert int(many.min()) >= 0 and int(many.max()) < 2**16
     # uniform: mean 32767.5, standard error 18918 / 512 = 37; each of 16 bits half of the time (standard error 0.001)
     assert abs(float(many.float().mean()) - 32767.5) < 5 * 37
@@ -118,7 +123,7 @@ def test_random_bits_do_not_depend_on_what_is_drawn_beside_them():
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
 def test_dare_keeps_a_share_and_the_mean(density):
     delta = torch.full((512, 512), 2.0)
-    found = treat.drop_at_random(delta, treat.random_bits(0, "w", "dare", 0, 2**18), density)
+    found = drop_at_random(delta, stochastic.random_bits(0, "w", "dare", 0, 2**18), density)
     share = round(density * 2**16) / 2**16  # of the 16-bit numbers, not quite the density
     assert set(found.unique().tolist()) == {0.0, np.float32(2.0 / share).item()}
     # binomial: standard error sqrt(p (1 - p) / 2**18) <= 0.001
@@ -146,22 +151,22 @@ def test_dare_is_right_on_average_at_small_densities():
     ones = torch.ones(2**16)
     for density in (1e-6, 1e-4, 0.3):
         every = torch.arange(2**16, dtype=torch.int32)
-        assert float(treat.drop_at_random(ones.clone(), every, density).mean()) == pytest.approx(1.0, rel=1e-6)
+        assert float(drop_at_random(ones.clone(), every, density).mean()) == pytest.approx(1.0, rel=1e-6)
 
 
 def test_bits_of_two_purposes_differ(tmp_path, tiny, monkeypatch):
     """What DARE keeps must not decide how it is rounded."""
-    asked = []
-    bits = treat.random_bits
+    purposes = []
+    bits = stochastic.random_bits
 
-    def watch(seed, name, purpose, start, count):
-        asked.append(purpose)
+    def record(seed, name, purpose, start, count):
+        purposes.append(purpose)
         return bits(seed, name, purpose, start, count)
 
-    monkeypatch.setattr(treat, "random_bits", watch)
+    monkeypatch.setattr(stochastic, "random_bits", record)
     folders = tiny(np.ones((4, 4)), np.zeros((4, 4)), np.ones((4, 4)).tolist(), torch.bfloat16)
     merge(*folders, tmp_path / "o", treatment=Treatment(sparsify="dare", density=0.5, rounding="stochastic"))
-    assert asked == ["dare", "rounding"]
+    assert purposes == ["dare", "rounding"]
 
 
 # -- rounding
@@ -171,10 +176,12 @@ def test_stochastic_rounding_by_hand():
     """Between 1 and 1 + 2**-7 lies 1 + 2**-9, a quarter of the way: up for the top quarter of the bits, else down."""
     quarter = torch.full((4,), 1 + 2.0**-9)
     bits = torch.tensor([0, 2**16 - 2**14 - 1, 2**16 - 2**14, 2**16 - 1], dtype=torch.int32)
-    assert treat.round_stochastically(quarter, bits).tolist() == [1.0, 1.0, 1 + 2.0**-7, 1 + 2.0**-7]
-    assert treat.round_stochastically(-quarter, bits).tolist() == [-1.0, -1.0, -1 - 2.0**-7, -1 - 2.0**-7]
+    assert stochastic.round_stochastically(quarter, bits).tolist() == [1.0, 1.0, 1 + 2.0**-7, 1 + 2.0**-7]
+    assert stochastic.round_stochastically(-quarter, bits).tolist() == [-1.0, -1.0, -1 - 2.0**-7, -1 - 2.0**-7]
     exact = torch.tensor([0.0, 1.0, -3.0, 256.0])
-    assert torch.equal(treat.round_stochastically(exact, torch.full((4,), 2**16 - 1, dtype=torch.int32)).float(), exact)
+    assert torch.equal(
+        stochastic.round_stochastically(exact, torch.full((4,), 2**16 - 1, dtype=torch.int32)).float(), exact
+    )
 
 
 def test_stochastic_rounding_carries_what_nearest_loses(tmp_path, tiny):
@@ -208,33 +215,6 @@ def test_norm_cap_by_hand(tmp_path, tiny):
     assert weights_of(tmp_path / "p")[WEIGHT].tolist() == [[9.0, 0.0], [0.0, 12.0]]
 
 
-# -- quantisation error
-
-
-@pytest.mark.parametrize("chunk_rows", [16, 48, 1000])
-def test_quantisation_error_is_that_of_bitsandbytes(chunk_rows):
-    torch.manual_seed(0)
-    base = (torch.randn(160, 128) * 0.02).bfloat16()
-    coded, state = bnb.quantize_4bit(base, blocksize=64, quant_type="nf4", compress_statistics=True)
-    expected = bnb.dequantize_4bit(coded, state).float() - base.float()
-    parts = in_rows(160, chunk_rows)
-    error = treat.QuantisationError(parts, lambda rows: base[rows], 128)
-    found = torch.cat(parts(lambda rows: error.rows(rows, base[rows])))
-    assert expected.abs().max() > 1e-3
-    assert torch.equal(found, expected)
-
-
-def test_quantisation_error_is_added(tmp_path, tiny):
-    torch.manual_seed(0)
-    base = torch.randn(64, 64)
-    instruct, delta = base + 0.5, torch.randn(64, 64) * 0.1
-    folders = tiny(instruct.tolist(), base.tolist(), delta.tolist())
-    merge(*folders, tmp_path / "o", 0.5, treatment=Treatment(qerr_ratio=0.25))
-    coded, state = bnb.quantize_4bit(base, blocksize=64, quant_type="nf4", compress_statistics=True)
-    expected = instruct + 0.5 * delta + 0.25 * (bnb.dequantize_4bit(coded, state) - base)
-    torch.testing.assert_close(weights_of(tmp_path / "o")[WEIGHT], expected, rtol=0, atol=1e-6)
-
-
 # -- settings
 
 
@@ -253,9 +233,6 @@ def test_quantisation_error_is_added(tmp_path, tiny):
         ({"norm_cap": math.inf}, "norm_cap"),
         ({"rounding": "up"}, "rounding"),
         ({"rounding": "stochastic"}, "rounding"),  # of float32
-        ({"qerr_ratio": -0.1}, "qerr_ratio"),
-        ({"qerr_ratio": 2}, "qerr_ratio"),
-        ({"qerr_ratio": 1.0}, "qerr_ratio"),  # of 2 columns
     ],
 )
 def test_refused_settings_are_named(tmp_path, tiny, settings, named):

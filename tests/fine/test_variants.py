@@ -333,21 +333,6 @@ def test_a_tied_adapter_can_be_verified(tmp_path, pair):
     assert found["compared"] and found["error"] < 1e-3 * found["effect"]
 
 
-def test_quantisation_error_is_of_linear_layers_that_are_changed(tmp_path, pair):
-    """Tokens, head and layers at ratio 0 were never 4-bit, or are to stay as they are."""
-    base, _ = pair()
-    adapter = train(base, tmp_path / "a", target_modules=["gate_proj", "up_proj"], trainable_token_indices=[3])
-    patterns = [("*.layers.0.*", 0.0), ("*up_proj*", 0.0)]
-    with pytest.raises(ModelError, match="multiple of 64"):  # hidden is 32 here: the one weight it would be added to
-        merge(adapter, base, base, tmp_path / "no", layer_ratios=patterns, treatment=Treatment(qerr_ratio=1.0))
-    patterns = [("*proj*", 0.0)]
-    merge(adapter, base, base, tmp_path / "out", layer_ratios=patterns, treatment=Treatment(qerr_ratio=1.0))
-    merged, before = weights_of(tmp_path / "out"), weights_of(base)
-    assert [name for name in merged if not torch.equal(merged[name], before[name])] == ["model.embed_tokens.weight"]
-    rows = (merged["model.embed_tokens.weight"] != before["model.embed_tokens.weight"]).any(1)
-    assert rows.nonzero().view(-1).tolist() == [3]
-
-
 def test_token_rows_at_the_edges_of_chunks(tmp_path, pair, monkeypatch):
     monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 1)  # 16 rows a chunk
     base, _ = pair()

@@ -10,9 +10,8 @@ from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.memory import as_json, check, explain, make_plan, resolve
 from lite_c2f.memory.plan import usable
-from lite_c2f.memory.remedies import largest
 from lite_c2f.memory.sizes import MISTRAL_7B, Bytes, Shape, count, model_shape
-from lite_c2f.memory.stages import reward
+from lite_c2f.memory.stages import Lengths, largest, lengths_of, reward
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = Bytes(MISTRAL_7B, rank=16, targets=None, dtype=2, quantized=True, checkpointing=True, on_gpu=True)
@@ -50,7 +49,7 @@ def test_heads_and_drawing_by_hand():
 
 def test_the_reward_stage_by_hand():
     """Two sides of 256 + 512 tokens a pair; with a mask, keys and values of all heads: 4 h bytes a token more."""
-    need = reward(config("data.max_answer_tokens=512"), SIZES, 3)
+    need = reward(config(), SIZES, 3, Lengths(256, 512))
     token = (SIZES.backward(1000) - SIZES.backward(0)) / 1000 + 4 * 4096
     assert need.parts["activations"] == pytest.approx(2 * 3 * 768 * token + SIZES.adapter_copy + 64 * 2**20)
     assert need.parts["base"] == pytest.approx(SIZES.base - 2 * 32000 * 4096)
@@ -76,9 +75,9 @@ def test_a_tied_head_takes_no_room_in_the_reward_stage_and_frees_none():
     assert layer == 46_792_704 and QWEN_1_5B.embeddings == 151936 * 1536 == 233_373_696
     expected = 28 * layer * (0.5 + 1 / 64 + 4 / (64 * 256)) + 2 * (233_373_696 + 57 * 1536)
     assert expected / 2**30 == pytest.approx(1.064, abs=1e-3)
-    assert reward(config(), sizes, 1).parts["base"] == pytest.approx(expected)
+    assert reward(config(), sizes, 1, lengths_of(config(), "reward")).parts["base"] == pytest.approx(expected)
     untied = sizes._replace(shape=QWEN_1_5B._replace(tied=False))
-    assert reward(config(), untied, 1).parts["base"] == pytest.approx(expected)
+    assert reward(config(), untied, 1, lengths_of(config(), "reward")).parts["base"] == pytest.approx(expected)
 
 
 MIXTRAL = {
@@ -244,6 +243,7 @@ TOO_MUCH = {
     "limit": (["coarse.length.max=30000"], 10, "lower coarse.length.max to "),
     "limit below the first": (["coarse.length.start=25000", "coarse.length.max=30000"], 10, "and coarse.length.start"),
     "fixed limit": (["coarse.length.mode=fixed", "coarse.length.start=30000"], 10, "lower coarse.length.start to "),
+    "samples": (["coarse.sample_tokens=30000"], 10, "lower coarse.sample_tokens to "),
     "long prompts": (["data.max_prompt_tokens=30000"], 24, "lower data.max_prompt_tokens to "),
     "long answers to compare": (["evaluation.max_tokens=30000"], 10, "lower evaluation.max_tokens"),
     "long pairs": (["data.max_answer_tokens=30000"], 10, "lower data.max_answer_tokens to "),

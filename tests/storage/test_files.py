@@ -52,7 +52,7 @@ def test_metrics_of_an_interrupted_stage_are_forgotten(tmp_path):
     log = Metrics(tmp_path)
     log.write("reward", 1, {"loss": 0.5})
     log.write("coarse", 1, {"reward": -1.0})
-    log.restart("coarse")
+    log.put_back("coarse", [])
     log.write("coarse", 1, {"reward": -2.0})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [

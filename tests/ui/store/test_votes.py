@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lite_c2f.config.settings import Source
+from lite_c2f.config.data import Source
 from lite_c2f.data.records import Pair, Turn, load_pairs
 from lite_c2f.errors import DataError, RunError
 from lite_c2f.evaluation.wins import sign_test, wilson

@@ -1,0 +1,34 @@
+"""Random bits of a weight's elements, and stochastic rounding with them.
+
+What happens to an element depends on the seed, the weight's name and the element's position alone: neither the order of
+shards nor the size of a chunk nor the number of threads changes a result.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def random_bits(seed: int, name: str, purpose: str, start: int, count: int) -> Tensor:
+    """16 random bits for `count` elements of a weight from its `start`-th on: (count,) int32, 0 to 65535.
+
+    Counter-based (Philox, Salmon et al. 2011): element i has the same bits whatever is drawn beside it.
+    """
+    digest = hashlib.sha256(f"{seed}\n{purpose}\n{name}".encode()).digest()
+    key = np.frombuffer(digest[:16], dtype="<u8")
+    block, skip = divmod(start, 16)  # a counter gives 256 bits
+    blocks = -(-(skip + count) // 16)
+    raw = np.random.Philox(key=key, counter=block).random_raw(4 * blocks)
+    bits = raw.astype("<u8", copy=False).view("<u2")[skip : skip + count]
+    return torch.from_numpy(bits.astype(np.int32))
+
+
+def round_stochastically(values: Tensor, bits: Tensor) -> Tensor:
+    """float32 -> bfloat16, up with the probability of the part that is cut off: right on average.
+
+    Adding 16 random bits below bfloat16's last one carries into it just as often. Values that bfloat16 has stay.
+    """
+    raised = values.float().contiguous().view(torch.int32) + bits.view(values.shape)
+    return (raised >> 16).to(torch.int16).view(torch.bfloat16)

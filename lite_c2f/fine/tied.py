@@ -1,0 +1,104 @@
+"""Tied and transposed weights: the residue as the layout of the instruct model needs it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lite_c2f.errors import ModelError
+from lite_c2f.fine.adapter import Adapter
+from lite_c2f.fine.delta import Absolute, Delta, LowRank, TokenRows, read_tensor
+from lite_c2f.fine.ratios import layer_of
+from lite_c2f.fine.shards import TensorEntry, part_of
+from lite_c2f.fine.tensor_names import EMBEDDINGS, HEADS, is_named
+
+TRANSPOSED_FAMILIES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # made of Conv1D
+
+
+class ResolvedDeltas(NamedTuple):
+    """What is added to which weight of the instruct model, once its shape is known."""
+
+    deltas: dict[str, Delta]
+    aliases: dict[str, str]  # a second copy of a tied weight -> the weight it copies
+    tied: str | None  # a sentence on what was done about tied embeddings
+
+
+def resolve_tied(
+    residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], instruct: Path
+) -> ResolvedDeltas:
+    """The deltas as this model needs them: transposed weights turned, tied embeddings resolved.
+
+    One weight serves as embedding and as head: a delta for one of the two alone cannot be merged. It can where the
+    adapter was trained with both tied (ensure_weight_tying), or trains single tokens (PEFT keeps those tied). Raises
+    ModelError otherwise.
+    """
+    deltas = {name: _turned(name, delta, config, entries, residue) for name, delta in residue.deltas.items()}
+    stored_head = next((name for name in entries if is_named(name, HEADS)), None)
+    tied = config.get("tie_word_embeddings") is True or (
+        config.get("tie_word_embeddings") is None
+        and stored_head is None
+        and any(is_named(name, EMBEDDINGS) for name in entries)
+    )
+    rows = config.get("vocab_size")
+    head = next((name for name in deltas if is_named(name, HEADS)), None)
+    embedding = next((name for name in deltas if name != head and _like_embedding(name, entries, rows)), None)
+    if not tied or (embedding is None and head is None):
+        return ResolvedDeltas(deltas, {}, None)
+    both = residue.ties and embedding is not None and head is not None and _same(deltas[embedding], deltas[head])
+    if not both and not (embedding is not None and head is None and isinstance(deltas[embedding], TokenRows)):
+        raise ModelError.because(
+            f"the adapter changes '{embedding or head}', tied to another weight in '{instruct}' (tie_word_embeddings)",
+            "a delta for both (ensure_weight_tying), or single tokens",
+            "train without the embedding and the head, or the embedding alone with ensure_weight_tying=True",
+        )
+    assert embedding is not None
+    deltas.pop(head or "", None)
+    aliases = {}
+    if stored_head is not None:  # written twice, though tied: both copies have to change, and alike
+        deltas[stored_head], aliases[stored_head] = deltas[embedding], embedding
+    return ResolvedDeltas(deltas, aliases, f"'{embedding}' is tied to the head: its change is a change of both")
+
+
+def _like_embedding(name: str, entries: Mapping[str, TensorEntry], rows: Any) -> bool:
+    """An embedding by its name, or by having a row for every token."""
+    shape = entries[name].shape if name in entries else ()
+    return is_named(name, EMBEDDINGS) or (len(shape) == 2 and shape[0] == rows and layer_of(name) is None)
+
+
+def _turned(
+    name: str, delta: Delta, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], residue: Adapter
+) -> Delta:
+    """A delta of a weight that lies transposed, (in, out), turned. The shape tells, but for square ones the family."""
+    if not isinstance(delta, LowRank) or name not in entries or delta.shape[::-1] != entries[name].shape:
+        return delta
+    if delta.shape[0] != delta.shape[1]:
+        return delta.transposed()
+    if config.get("model_type") in TRANSPOSED_FAMILIES:
+        return delta if is_named(name, (*HEADS, *EMBEDDINGS)) else delta.transposed()
+    if residue.fan_in_fan_out:
+        got = f"'fan_in_fan_out' is true and '{name}' is square in a '{config.get('model_type')}' model"
+        raise ModelError.because(got, "a model that is known to keep its weights so", "train on nn.Linear layers")
+    return delta
+
+
+def _same(left: Delta, right: Delta) -> bool:
+    if isinstance(left, LowRank) and isinstance(right, LowRank):
+        factors = ((left.down, right.down), (left.up, right.up))
+        return left.scaling == right.scaling and all(torch.equal(a.read(), b.read()) for a, b in factors)
+    if isinstance(left, Absolute) and isinstance(right, Absolute):
+        return left.shape == right.shape and _equal(left.entry, right.entry)
+    return False
+
+
+def _equal(left: TensorEntry, right: TensorEntry) -> bool:
+    """Do two tensors of one shape hold the same numbers? Their dtypes may differ."""
+    rows = left.shape[0]
+    step = max(1, 2**20 // max(1, left.shape[-1]))
+    return all(
+        torch.equal(
+            read_tensor(part_of(left, first, min(step, rows - first))).float(),
+            read_tensor(part_of(right, first, min(step, rows - first))).float(),
+        )
+        for first in range(0, rows, step)
+    )
