@@ -104,7 +104,7 @@ def comparison(config: Config, sizes: Bytes, batch: int, lengths: Lengths) -> Ne
     return Need("comparison", "evaluation.batch", batch, parts)
 
 
-class Stage(NamedTuple):
+class StageMemory(NamedTuple):
     """A part of a run that holds memory of its own."""
 
     command: str  # the stage as `train --stage` names it: "reward" | "coarse" | "fine"
@@ -112,11 +112,11 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "reward": Stage("reward", reward),
-    "coarse_sampling": Stage("coarse", sampling),
-    "coarse_scoring": Stage("coarse", scoring),
-    "coarse_update": Stage("coarse", update),
-    "comparison": Stage("fine", comparison),
+    "reward": StageMemory("reward", reward),
+    "coarse_sampling": StageMemory("coarse", sampling),
+    "coarse_scoring": StageMemory("coarse", scoring),
+    "coarse_update": StageMemory("coarse", update),
+    "comparison": StageMemory("fine", comparison),
 }
 
 
