@@ -96,8 +96,8 @@ class LoadedActors:
 
     def ratio_of(self, pane: Pane, settings: ChatSettings) -> float:
         """The Fine Actor's ratio in a pane."""
-        given = (pane.ratio, settings.ratio, self.ratio)
-        return next(ratio for ratio in given if ratio is not None)
+        ratios = (pane.ratio, settings.ratio, self.ratio)
+        return next(ratio for ratio in ratios if ratio is not None)
 
     def rewards(
         self, histories: Mapping[str, History], rows: Mapping[str, AnswerRow], settings: ChatSettings

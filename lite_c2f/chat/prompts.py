@@ -27,14 +27,14 @@ def read_by(actor: str, tokenizer: Any, config: Config, turns: History, system: 
     The system prompt stands before the first question that is kept, for every actor alike: a base model has no other
     place for it, and Mistral's own chat templates put it there. Raises C2FError where not even the markers fit.
     """
-    found = None
+    prompt = None
     for start in (index for index in reversed(range(len(turns))) if turns[index].role == "human"):  # the newest first
         ids = _encoded(actor, tokenizer, config, with_system(turns[start:], system), 1 << 30)
         if len(ids) > room:
             break
-        found = ReadPrompt(ids, start)
+        prompt = ReadPrompt(ids, start)
     last = len(turns) - 1
-    return found or ReadPrompt(_encoded(actor, tokenizer, config, with_system(turns[last:], system), room), last, True)
+    return prompt or ReadPrompt(_encoded(actor, tokenizer, config, with_system(turns[last:], system), room), last, True)
 
 
 def _encoded(actor: str, tokenizer: Any, config: Config, turns: History, room: int) -> list[int]:

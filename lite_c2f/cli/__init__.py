@@ -15,9 +15,9 @@ __all__ = ["app", "main"]
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: 0 done, 2 the user can fix it, 1 a bug, 130 interrupted."""
-    given = sys.argv[1:] if arguments is None else arguments
-    commands = {found.name or str(getattr(found.callback, "__name__", "")) for found in app.registered_commands}
-    with exit_codes.codes(given, commands):
-        code = app(args=exit_codes.debug_first(given), standalone_mode=False)
+    words = sys.argv[1:] if arguments is None else arguments
+    commands = {command.name or str(getattr(command.callback, "__name__", "")) for command in app.registered_commands}
+    with exit_codes.codes(words, commands):
+        code = app(args=exit_codes.debug_first(words), standalone_mode=False)
     if code:  # typer hands back 130 for Ctrl-C
         sys.exit(code)

@@ -37,39 +37,39 @@ def examine(models: Sequence[Path] = ()) -> dict[str, Any]:
     from lite_c2f import __version__
     from lite_c2f.toy.build import cache_root
 
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "lite_c2f": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
     }
     for requirement in required():
         try:
-            found[requirement.name] = version(requirement.name)
+            report[requirement.name] = version(requirement.name)
         except PackageNotFoundError:
-            found[requirement.name] = "missing"
-    found["cpu threads"] = torch.get_num_threads()
+            report[requirement.name] = "missing"
+    report["cpu threads"] = torch.get_num_threads()
     memory = psutil.virtual_memory()
-    found["memory"] = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
-    found["torch built for"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    report["memory"] = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
+    report["torch built for"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        found["gpu"] = torch.cuda.get_device_name()
-        found["gpus"] = torch.cuda.device_count()
-        found["gpu memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        found["bfloat16"] = torch.cuda.is_bf16_supported(including_emulation=False)
+        report["gpu"] = torch.cuda.get_device_name()
+        report["gpus"] = torch.cuda.device_count()
+        report["gpu memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        report["bfloat16"] = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        found["gpu"] = "none"
-    found["4-bit"] = four_bit()
+        report["gpu"] = "none"
+    report["4-bit"] = four_bit()
     free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
-    found["disk free"] = f"{free_gib:.1f} GiB"
-    found["toy models"] = str(cache_root())
-    found["hub token"] = "set" if os.environ.get("HF_TOKEN") else "not in HF_TOKEN"
-    found["problems"] = problems(found, free_gib)
+    report["disk free"] = f"{free_gib:.1f} GiB"
+    report["toy models"] = str(cache_root())
+    report["hub token"] = "set" if os.environ.get("HF_TOKEN") else "not in HF_TOKEN"
+    report["problems"] = problems(report, free_gib)
     for model in models:
         problem = tokenizer_problem(model)
-        found[f"tokenizer of {model}"] = "gives texts back unchanged" if problem is None else "see problems"
-        found["problems"] += [] if problem is None else [problem]
-    return found
+        report[f"tokenizer of {model}"] = "gives texts back unchanged" if problem is None else "see problems"
+        report["problems"] += [] if problem is None else [problem]
+    return report
 
 
 def required() -> list[Any]:
@@ -91,22 +91,22 @@ def tokenizer_problem(model: Path) -> str | None:
     return None
 
 
-def problems(found: dict[str, Any], free_gib: float) -> list[str]:
+def problems(report: dict[str, Any], free_gib: float) -> list[str]:
     """What keeps a run from working here, each with what to do."""
-    told = []
+    sentences = []
     for requirement in required():
         if (problem := unmet(str(requirement))) is not None:
-            told.append(problem)
-    if not str(found["4-bit"]).startswith("works"):
-        told.append(f"4-bit weights: {found['4-bit']}; reinstall bitsandbytes for this system")
-    if found["gpu"] == "none" and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()):
-        told.append(
-            f"there is an NVIDIA driver, but torch {found['torch']} (for {found['torch built for']}) sees no GPU; "
+            sentences.append(problem)
+    if not str(report["4-bit"]).startswith("works"):
+        sentences.append(f"4-bit weights: {report['4-bit']}; reinstall bitsandbytes for this system")
+    if report["gpu"] == "none" and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()):
+        sentences.append(
+            f"there is an NVIDIA driver, but torch {report['torch']} (for {report['torch built for']}) sees no GPU; "
             "install torch for your CUDA version, and check CUDA_VISIBLE_DEVICES"
         )
     if free_gib < NEEDED_GIB:
-        told.append(f"only {free_gib:.1f} GiB free on this disk; make room: a run keeps adapters and checkpoints")
-    return told
+        sentences.append(f"only {free_gib:.1f} GiB free on this disk; make room: a run keeps adapters and checkpoints")
+    return sentences
 
 
 def unmet(requirement: str) -> str | None:
@@ -139,30 +139,30 @@ def examine_run(run: Path) -> dict[str, Any]:
         got = f"'{run}' is no run directory and no model folder"
         raise RunError.because(got, "one with run.json or config.json in it", "make a run with `lite-c2f demo`")
     manifest = read_manifest(run)
-    found: dict[str, Any] = {"run": str(run), "made with": manifest.get("lite_c2f", "?")}
-    told: list[str] = []
+    report: dict[str, Any] = {"run": str(run), "made with": manifest.get("lite_c2f", "?")}
+    problems: list[str] = []
     for stage in STAGES:
-        found[stage], damaged = stage_of(run, stage, is_published(run, stage))
-        told += damaged
-    found["comparison"] = "made" if (run / "evaluation" / "actors.json").is_file() else "not made"
+        report[stage], damaged = stage_of(run, stage, is_published(run, stage))
+        problems += damaged
+    report["comparison"] = "made" if (run / "evaluation" / "actors.json").is_file() else "not made"
     try:
         config = load_config(run / "config.yaml")
         check_run(run, config)
         refuse_gone(run, config, manifest["models"])
     except C2FError as error:
-        told.append(str(error))
+        problems.append(str(error))
     progress, line = progress_of(run), last_line(run)
     worker = progress.worker
-    found["in use"] = worker or "no"
-    found["state"] = STATES[progress.state] + (f": {progress.message}" if progress.message else "")
+    report["in use"] = worker or "no"
+    report["state"] = STATES[progress.state] + (f": {progress.message}" if progress.message else "")
     if progress.current is not None and progress.current.part is not None:
-        found["state"] += f", {doing(progress.current)}"
-    found["log ends"] = line or "no log"
-    unfinished = found["comparison"] == "not made"
-    if worker is None and unfinished and not told:
-        found["continue with"] = f"lite-c2f train {run / 'config.yaml'}"
-    found["problems"] = told
-    return found
+        report["state"] += f", {doing(progress.current)}"
+    report["log ends"] = line or "no log"
+    unfinished = report["comparison"] == "not made"
+    if worker is None and unfinished and not problems:
+        report["continue with"] = f"lite-c2f train {run / 'config.yaml'}"
+    report["problems"] = problems
+    return report
 
 
 def doing(progress: Any) -> str:

@@ -40,16 +40,16 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare base, instruct, Coarse and Fine again, on held-out prompts or with --tasks on general benchmarks."""
-    given = {"actors": actors and actors.split(","), "baseline": baseline, "limit": limit, "fewshot": fewshot}
-    given = {
-        name: value for name, value in (given | {"chat_template": chat_template or None}).items() if value is not None
+    options = {"actors": actors and actors.split(","), "baseline": baseline, "limit": limit, "fewshot": fewshot}
+    options = {
+        name: value for name, value in (options | {"chat_template": chat_template or None}).items() if value is not None
     }
-    if tasks is None and given:
-        option = next(iter(given)).replace("_", "-")
+    if tasks is None and options:
+        option = next(iter(options)).replace("_", "-")
         raise ConfigError.because(f"--{option} without --tasks", "tasks to use it on", "add --tasks, or leave it out")
     exit_codes.quiet()
     if tasks is not None:
-        _benchmark(run, tasks.split(","), overrides or [], given, as_json=as_json)
+        _benchmark(run, tasks.split(","), overrides or [], options, as_json=as_json)
         return
     from lite_c2f.cli.tables import print_summary
     from lite_c2f.cli.terminal import TerminalSink
@@ -100,7 +100,7 @@ def judge(
         raise ConfigError.because(f"--judge '{judge}': no such folder", "a model folder, or --url", "check the path")
     sink = TerminalSink()
     with exit_codes.going_on(sink.close, "the same command"):
-        found = run_judge(
+        result = run_judge(
             run,
             questions,
             lambda config: server or Local(judge, config),
@@ -111,7 +111,7 @@ def judge(
             overrides=overrides or [],
             sink=sink,
         )
-    typer.echo(json.dumps(found)) if as_json else print_judgment(found, run)
+    typer.echo(json.dumps(result)) if as_json else print_judgment(result, run)
 
 
 @app.command(rich_help_panel=LOOK, epilog="Example: lite-c2f probe runs/toy --words bad-words.txt")
@@ -130,10 +130,10 @@ def probe(
 
     sink = TerminalSink()
     try:
-        found = run_probe(run, words, prompts, limit, sink=sink)
+        result = run_probe(run, words, prompts, limit, sink=sink)
     finally:
         sink.close()
-    typer.echo(json.dumps(found)) if as_json else print_probe(found, run)
+    typer.echo(json.dumps(result)) if as_json else print_probe(result, run)
 
 
 @app.command(rich_help_panel=LOOK, epilog="Example: lite-c2f report runs/toy")
@@ -150,12 +150,12 @@ def report(
     typer.echo(f"wrote {page}")
 
 
-def _benchmark(run: Path, tasks: list[str], overrides: list[str], given: dict[str, Any], *, as_json: bool) -> None:
+def _benchmark(run: Path, tasks: list[str], overrides: list[str], options: dict[str, Any], *, as_json: bool) -> None:
     from lite_c2f.cli.terminal import TerminalSink
     from lite_c2f.evaluation.lm_eval.stage import benchmark
     from lite_c2f.evaluation.lm_eval.table import print_benchmarks
 
     sink = TerminalSink()
     with exit_codes.going_on(sink.close, "the same command"):
-        found = benchmark(run, tasks, overrides=overrides, sink=sink, **given)
-    typer.echo(json.dumps(found)) if as_json else print_benchmarks(found, run)
+        result = benchmark(run, tasks, overrides=overrides, sink=sink, **options)
+    typer.echo(json.dumps(result)) if as_json else print_benchmarks(result, run)

@@ -20,12 +20,12 @@ LOST = "another process ended (killed, or out of memory?); the same command goes
 
 
 @contextlib.contextmanager
-def codes(given: Sequence[str], commands: Collection[str]) -> Iterator[None]:
+def codes(words: Sequence[str], commands: Collection[str]) -> Iterator[None]:
     """Inside the block what people can fix ends in one line on stderr and code 2; with --debug in a traceback.
 
     given: the words of the command line; commands: names of the commands, to say whose --help to read.
     """
-    debug = "--debug" in given
+    debug = "--debug" in words
     _end_on_sigterm()
     try:
         yield
@@ -43,18 +43,18 @@ def codes(given: Sequence[str], commands: Collection[str]) -> Iterator[None]:
     except OSError as error:
         from lite_c2f.runtime.disk_errors import refusal
 
-        told = None if debug else refusal(error)
-        if told is None:
+        message = None if debug else refusal(error)
+        if message is None:
             raise
-        sys.exit(_fail(f"error: {told}", 2))
+        sys.exit(_fail(f"error: {message}", 2))
     except Exception as error:
         if _process_lost(error):
             sys.exit(_fail(f"error: {LOST}", 1))
         if not hasattr(error, "format_message"):  # not typer's own usage errors: a bug of ours
             raise
-        text = " ".join(error.format_message().split()) if given else error.format_message()
-        command = next((f" {word}" for word in given if word in commands), "")
-        sys.exit(_fail(f"error: {text.rstrip('.')}; see lite-c2f{command} --help" if given else text, 2))
+        text = " ".join(error.format_message().split()) if words else error.format_message()
+        command = next((f" {word}" for word in words if word in commands), "")
+        sys.exit(_fail(f"error: {text.rstrip('.')}; see lite-c2f{command} --help" if words else text, 2))
 
 
 @contextlib.contextmanager
@@ -75,9 +75,9 @@ def going_on(close: Callable[[], None], command: str, begun: Callable[[], bool] 
         close()
 
 
-def debug_first(given: Sequence[str]) -> list[str]:
+def debug_first(words: Sequence[str]) -> list[str]:
     """Let --debug stand anywhere in the command."""
-    return [*(["--debug"] if "--debug" in given else []), *(word for word in given if word != "--debug")]
+    return [*(["--debug"] if "--debug" in words else []), *(word for word in words if word != "--debug")]
 
 
 def process() -> int:

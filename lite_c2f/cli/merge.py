@@ -90,8 +90,8 @@ def merge(
     finally:
         sink.close()
     if as_json:
-        found = {"out": str(out), "ratio": report.ratio, **report.totals, "verified": report.verified}
-        typer.echo(json.dumps(found))
+        totals = {"out": str(out), "ratio": report.ratio, **report.totals, "verified": report.verified}
+        typer.echo(json.dumps(totals))
     else:
         print_merge(report, out)
 
@@ -138,8 +138,8 @@ def sweep(
 
     sink = TerminalSink()
     with exit_codes.going_on(sink.close, "the same command"):
-        found = run_sweep(run, wanted, sink=sink, group_budget=budget if per_layer_groups else 0)
+        result = run_sweep(run, wanted, sink=sink, group_budget=budget if per_layer_groups else 0)
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(result))
     else:
-        ratio_table(found, run, open_run(run)[1])
+        ratio_table(result, run, open_run(run)[1])

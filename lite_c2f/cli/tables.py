@@ -53,8 +53,8 @@ def source_table(summary: dict[str, Any]) -> Table | None:
         cells = [of_actors.get(source, {}).get(actor, {}) for source in names]
         table.add_row(actor, *map(_reward_cell, cells), style="bold" if actor == "fine" else "")
     if of_actors:
-        asked = [max((row["prompts"] for row in of_actors.get(source, {}).values()), default=0) for source in names]
-        table.add_row("prompts", *(f"{count}" for count in asked), end_section=True)
+        prompts = [max((row["prompts"] for row in of_actors.get(source, {}).values()), default=0) for source in names]
+        table.add_row("prompts", *(f"{count}" for count in prompts), end_section=True)
     if of_pairs:
         ranked = (f"{of_pairs[source]:.3f}" if source in of_pairs else "" for source in names)
         table.add_row("pairs ranked right", *ranked)
@@ -66,27 +66,27 @@ def _reward_cell(figures_of: dict[str, float]) -> str:
     return _cell("reward", figures_of["reward"]) + right if figures_of else ""
 
 
-def ratio_table(found: dict[str, Any], run: Path, models: Any = None) -> None:
+def ratio_table(result: dict[str, Any], run: Path, models: Any = None) -> None:
     """Print the ratios that were tried, the chosen one marked; those by group of layers; and what to do next.
 
     models: the base and the instruct model of the run.
     """
     console = Console(highlight=False)
     short = {"repeated_4gram": "repeated", "eos": "ended", "reward_se": "± reward", "behind_se": "± behind"}
-    columns = list(found["tried"][0])
+    columns = list(result["tried"][0])
     if "behind_se" in columns:
         columns.remove("reward_se")  # eleven columns do not fit a terminal of 80, and this error decides nothing
     table = Table(title="Ratios of the residue", title_justify="left", pad_edge=False)
     for name in columns:
         table.add_column(short.get(name, name), justify="right", overflow="fold")
-    for row in found["tried"]:
+    for row in result["tried"]:
         cells = (f"{row[name]:g}" if name == "ratio" else _cell(name, row[name]) for name in columns)
-        table.add_row(*cells, style="bold" if row["ratio"] == found["chosen"] else "")
+        table.add_row(*cells, style="bold" if row["ratio"] == result["chosen"] else "")
     console.print(table)
-    console.print(f"chosen {found['chosen']:g}: {found['rule']}")
-    if shortfall := unreached(found):
+    console.print(f"chosen {result['chosen']:g}: {result['rule']}")
+    if shortfall := unreached(result):
         console.print(Text(f"warning: {shortfall}"), soft_wrap=True)
-    grouped = found.get("groups")
+    grouped = result.get("groups")
     if grouped:
         table = Table(title="Ratios by group of layers", title_justify="left")
         for name in ("tried", "reward", "ended", "gain", "± gain", "kept"):
@@ -98,7 +98,7 @@ def ratio_table(found: dict[str, Any], run: Path, models: Any = None) -> None:
         console.print(table)
         console.print(Text(grouped["verdict"]), soft_wrap=True)
     console.print(Text(f"\nThe curve is in {run / 'fine' / 'sweep.svg'}."), soft_wrap=True)
-    option = f"--ratio {found['chosen']:g}"
+    option = f"--ratio {result['chosen']:g}"
     if grouped and grouped["better"]:
         option = f"--layer-ratios {run / 'fine' / 'layer-ratios.yaml'}"
     base, instruct = (models.base, models.instruct) if models else ("BASE", "INSTRUCT")
@@ -128,12 +128,12 @@ def print_merge(report: Any, out: Path) -> None:
     if totals["cosine"] is not None:
         rows["cosine with the tuning"] = f"{totals['cosine']:+.3f}"
     if report.verified:
-        found = report.verified
+        verified = report.verified
         rows["logits"] = (
-            f"{found['error']:.2g} from the unmerged adapter's, which changes them by {found['effect']:.2g}; the same "
-            f"token in {found['agreement']:.1%} of positions"
-            if found["compared"]
-            else f"finite; {found['effect']:.2g} from the instruct model's (no unmerged counterpart to compare with)"
+            f"{verified['error']:.2g} from the unmerged adapter's, which changes them by {verified['effect']:.2g}; the "
+            f"same token in {verified['agreement']:.1%} of positions"
+            if verified["compared"]
+            else f"finite; {verified['effect']:.2g} from the instruct model's (no unmerged counterpart to compare with)"
         )
     for name, value in rows.items():
         console.print(Text(f"{name:<27} {value}"), soft_wrap=True)
@@ -168,26 +168,26 @@ def print_judgment(found: dict[str, Any], run: Path) -> None:
         console.print(table)
     for sentence in across_turns(found):
         console.print(sentence)
-    told = f"{found['questions']} questions, judged by {found['judge']}"
+    about = f"{found['questions']} questions, judged by {found['judge']}"
     console.print(
-        Text(f"{told}; every text is in {run / 'evaluation' / ('judge-' + found['mode'] + '.json')}"), soft_wrap=True
+        Text(f"{about}; every text is in {run / 'evaluation' / ('judge-' + found['mode'] + '.json')}"), soft_wrap=True
     )
 
 
-def print_probe(found: dict[str, Any], run: Path) -> None:
+def print_probe(result: dict[str, Any], run: Path) -> None:
     """Probability of unwanted words by layer, and how often they are said."""
     console = Console(highlight=False)
     table = Table(title="Probability that an answer begins with an unwanted word", title_justify="left")
-    for name in ("layer", *found["layers"]):
+    for name in ("layer", *result["layers"]):
         table.add_column(name, justify="right")
-    for layer, row in enumerate(zip(*found["layers"].values(), strict=True)):
+    for layer, row in enumerate(zip(*result["layers"].values(), strict=True)):
         table.add_row(str(layer) if layer else "embeddings", *(f"{value:.2e}" for value in row))
     console.print(table)
-    for name, row in found["said"].items():
+    for name, row in result["said"].items():
         console.print(f"{name:<10} says one in {row['bad_words']:.1%} of its answers, refuses in {row['refusals']:.1%}")
-    ratio = "ratios by layer" if found.get("layer_ratios") else f"ratio {found['ratio']:g}"
-    told = f"{found['prompts']} prompts, {ratio}; the curve is in {run / 'evaluation' / 'probe.svg'}"
-    console.print(Text(told), soft_wrap=True)
+    ratio = "ratios by layer" if result.get("layer_ratios") else f"ratio {result['ratio']:g}"
+    about = f"{result['prompts']} prompts, {ratio}; the curve is in {run / 'evaluation' / 'probe.svg'}"
+    console.print(Text(about), soft_wrap=True)
 
 
 def _cell(name: str, value: float) -> str:
@@ -204,10 +204,10 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
     if (sources := source_table(summary)) is not None:
         console.print(sources)
     if wins := summary.get("wins"):
-        found = wins["fine over instruct"]
+        win = wins["fine over instruct"]
         console.print(
-            f"fine over instruct  wins {found['rate']:.2f} ± {found['se']:.2f}, at equal length "
-            f"{found['controlled']:.2f} (judged by the reward model it was trained on)"
+            f"fine over instruct  wins {win['rate']:.2f} ± {win['se']:.2f}, at equal length "
+            f"{win['controlled']:.2f} (judged by the reward model it was trained on)"
         )
     if "reward_model" in summary:
         console.print(f"reward model accuracy on held-out pairs  {summary['reward_model']['accuracy']:.3f}")

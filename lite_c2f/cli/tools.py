@@ -28,15 +28,15 @@ def doctor(
     from lite_c2f.cli.doctor import examine, examine_run
 
     is_run = places is not None and len(places) == 1 and not (places[0] / "config.json").is_file()
-    found = examine_run(places[0]) if places and is_run else examine(places or ())
+    report = examine_run(places[0]) if places and is_run else examine(places or ())
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(report, indent=2))
     else:
-        told = found.pop("problems")
-        typer.echo("\n".join(f"{name:<18} {value}" for name, value in found.items()))
-        typer.echo("\n".join(f"{'problem':<18} {problem}" for problem in told) or f"{'problems':<18} none")
-        found["problems"] = told
-    if found["problems"]:
+        problems = report.pop("problems")
+        typer.echo("\n".join(f"{name:<18} {value}" for name, value in report.items()))
+        typer.echo("\n".join(f"{'problem':<18} {problem}" for problem in problems) or f"{'problems':<18} none")
+        report["problems"] = problems
+    if report["problems"]:
         raise typer.Exit(2)
 
 

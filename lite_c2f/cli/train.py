@@ -78,9 +78,9 @@ def plan(
         from lite_c2f.runs.models import check_kinds
 
         check_kinds(settings)
-    found = _plan(settings) if vram is None else memory.make_plan(settings, vram)
+    result = _plan(settings) if vram is None else memory.make_plan(settings, vram)
     check_lineage(*names)
-    typer.echo(json.dumps(memory.as_json(found), indent=2) if as_json else memory.explain(found))
+    typer.echo(json.dumps(memory.as_json(result), indent=2) if as_json else memory.explain(result))
 
 
 def _train(

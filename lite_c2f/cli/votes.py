@@ -27,23 +27,23 @@ def votes(
 
     file = votes_of(run)
     check_run_folder(run)
-    given = read(file)
-    if not given:
+    all_votes = read(file)
+    if not all_votes:
         raise RunError.because(f"no votes in '{file}'", "at least one", f"vote in `lite-c2f app {run}`")
-    written = export_pairs(given, export) if export else None
-    found = tally(given)
+    written = export_pairs(all_votes, export) if export else None
+    rows = tally(all_votes)
     if as_json:
-        told = {"votes": len(current(given)), "pairs": [row._asdict() for row in found]}
-        typer.echo(json.dumps(told | ({"exported": written._asdict()} if written else {})))
+        result = {"votes": len(current(all_votes)), "pairs": [row._asdict() for row in rows]}
+        typer.echo(json.dumps(result | ({"exported": written._asdict()} if written else {})))
         return
-    _print(found, current(given))
+    _print(rows, current(all_votes))
     if written:
         left_out = ", ".join(f"{reason} {count}" for reason, count in written.skipped.items())
         typer.echo(f"wrote {written.pairs} pairs to {export}" + (f"; left out: {left_out}" if left_out else ""))
         typer.echo(f"\nNext:\n  lite-c2f train CONFIG 'data.preferences=[{export}]'")
 
 
-def _print(found: Sequence["Tally"], given: Sequence["Vote"]) -> None:
+def _print(rows: Sequence["Tally"], all_votes: Sequence["Vote"]) -> None:
     """The tally as a table, and what to think of it."""
     from rich.console import Console
     from rich.table import Table
@@ -53,17 +53,17 @@ def _print(found: Sequence["Tally"], given: Sequence["Vote"]) -> None:
     table = Table(title="Blind votes", title_justify="left")
     for name in ("pair", "wins", "ties", "bad", "losses", "rate", "95%", "p"):
         table.add_column(name, justify="left" if name == "pair" else "right")
-    for row in found:
+    for row in rows:
         rate = "" if row.rate is None else f"{row.rate:.2f}"
         counts = (str(count) for count in (row.wins, row.ties, row.both_bad, row.losses))
         interval = f"{row.low:.2f}–{row.high:.2f}" if rate else ""
         table.add_row(Text(f"{row.left} over {row.right}"), *counts, rate, interval, f"{row.p:.3f}" if rate else "")
     console.print(table)
-    people = len({vote.voter for vote in given})
+    people = len({vote.voter for vote in all_votes})
     voters = "1 voter" if people == 1 else f"{people} voters"
-    console.print(f"{len(given)} votes, {voters}; bad: none of them was good; rate: wins among wins and losses")
+    console.print(f"{len(all_votes)} votes, {voters}; bad: none of them was good; rate: wins among wins and losses")
     console.print("95%: Wilson's interval of the rate; p: two-sided sign test of wins against losses")
-    ratios = sorted({vote.ratio for vote in given if vote.ratio is not None})
+    ratios = sorted({vote.ratio for vote in all_votes if vote.ratio is not None})
     if len(ratios) > 1:
-        told = ", ".join(f"{ratio:g}" for ratio in ratios)
-        console.print(Text(f"note: the Fine Actor had several ratios, counted as one here: {told}"), soft_wrap=True)
+        listed = ", ".join(f"{ratio:g}" for ratio in ratios)
+        console.print(Text(f"note: the Fine Actor had several ratios, counted as one here: {listed}"), soft_wrap=True)

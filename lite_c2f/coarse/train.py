@@ -48,32 +48,32 @@ def train_coarse(
     progress: Progress | None = None,
     on_tokens: Callable[[int], None] | None = None,
     tracker: Any = None,
-    tell: Callable[[str], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
     *,
     force: bool = False,
 ) -> dict:
     """PPO with Continuous Maximization on the base model; publishes RUN/coarse.
 
-    Needs RUN/reward. Writes adapter/ (stock PEFT, CAUSAL_LM), critic/, samples.jsonl and metrics.json; appends one line
-    per update to RUN/metrics.jsonl. progress(step, updates, line) is called after every update, on_tokens(new tokens)
-    while sampling, tell(text) when a batch had to shrink, an update was skipped or something looks wrong. force: go
-    on from checkpoints made with other settings of `coarse`. Returns the stage's metrics. Raises RunError without a
-    reward model, MemoryFullError when one row is too much for the card, ModelError when it diverges again and
-    again, ConfigError when the token budget ends it before the policy has trained.
+    Needs RUN/reward. Writes adapter/ (stock PEFT, CAUSAL_LM), critic/, samples.jsonl and metrics.json; appends one
+    line per update to RUN/metrics.jsonl. progress(step, updates, line) is called after every update, on_tokens(new
+    tokens) while sampling, on_message(text) when a batch had to shrink, an update was skipped or something looks
+    wrong. force: go on from checkpoints made with other settings of `coarse`. Returns the stage's metrics. Raises
+    RunError without a reward model, MemoryFullError when one row is too much for the card, ModelError when it
+    diverges again and again, ConfigError when the token budget ends it before the policy has trained.
     """
     settings = config.coarse
     tokenizer = load_tokenizer(models.base)
     roles, normalizer = prepare_roles(config, models, run)
     ends = response_ends(config, tokenizer, roles.model)
     sample_prompts = [encode(config, tokenizer, prompt) for prompt in sampled_prompts(corpus, config)]
-    state = initial_state(config, corpus, roles, tokenizer, tell)
+    state = initial_state(config, corpus, roles, tokenizer, on_message)
     context = RolloutContext(roles, settings, ends, normalizer, state.batches, on_tokens)
-    log = UpdateLog(config, run, state, context, tokenizer, sample_prompts, tracker, progress, tell)
-    checkpoints = CheckpointManager(config, run, state, log.metrics, tell, force=force)
+    log = UpdateLog(config, run, state, context, tokenizer, sample_prompts, tracker, progress, on_message)
+    checkpoints = CheckpointManager(config, run, state, log.metrics, on_message, force=force)
     checkpoints.resume()
     log.resumed()
 
-    with graceful(tell) as interruption:
+    with graceful(on_message) as interruption:
         while not state.finished(settings):
             timer, before, step = Timer(), state.snapshot(), state.step + 1
             try:

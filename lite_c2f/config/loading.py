@@ -118,7 +118,7 @@ def _section_of(annotation: Any) -> type[Section] | None:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     if get_origin(annotation) in (Union, types.UnionType):
-        return next((found for arg in get_args(annotation) if (found := _section_of(arg))), None)
+        return next((section for arg in get_args(annotation) if (section := _section_of(arg))), None)
     return None
 
 

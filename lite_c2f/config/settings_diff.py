@@ -42,9 +42,9 @@ def differences(before: Any, after: Any, key: str = "") -> list[tuple[str, Any, 
     if isinstance(before, dict) and isinstance(after, dict):
         names = sorted(before.keys() | after.keys())
         return [
-            found
+            difference
             for name in names
-            for found in differences(before.get(name), after.get(name), f"{key}.{name}".lstrip("."))
+            for difference in differences(before.get(name), after.get(name), f"{key}.{name}".lstrip("."))
         ]
     return [] if before == after else [(key, before, after)]
 

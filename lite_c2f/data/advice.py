@@ -76,8 +76,8 @@ def _guess(row: dict[str, Any], pairs: bool) -> dict[str, Any] | None:
     chosen = [column for column in texts if _WON.search(column) and column not in rejected]
     rest = [column for column in texts if column not in rejected + chosen]
     usual = any(name in spellings(tuple(row)) for name in PROMPTS)
-    asked = [column for column in rest if _ASKED.search(column)]
-    prompt = {"prompt": asked[0]} if asked and not (usual and pairs) else {}
+    questions = [column for column in rest if _ASKED.search(column)]
+    prompt = {"prompt": questions[0]} if questions and not (usual and pairs) else {}
     if not pairs:
         return prompt or None
     if len(rejected) != 1 or len(chosen) != 1:

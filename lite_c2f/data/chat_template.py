@@ -61,8 +61,8 @@ class ChatTemplate:
         """The token that ends an assistant's turn: the first added token after its text, behind nothing but spaces."""
         pattern = re.compile(rf"\s*({_any_of(self._added)})")
         for text in (self._going_on.partition(NEXT)[0], self._closed):
-            if found := pattern.match(text.partition(ANSWER)[2]):
-                return self._tokenizer.convert_tokens_to_ids(found[1])
+            if match := pattern.match(text.partition(ANSWER)[2]):
+                return self._tokenizer.convert_tokens_to_ids(match[1])
         return None
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
@@ -101,7 +101,7 @@ class ChatTemplate:
 
     def mark(self, text: str) -> str:
         """A content in which texts of control tokens are marked as text."""
-        return self._control.sub(lambda found: f"{_START}{found[0]}{_END}", text)
+        return self._control.sub(lambda match: f"{_START}{match[0]}{_END}", text)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a rendered text: what is marked stays text, everything else is as the tokenizer reads it."""
@@ -114,8 +114,8 @@ class ChatTemplate:
         """The same by the tokenizer whose control tokens have other names."""
         renamed, names, ids = self._renamed
 
-        def chosen(found: re.Match[str]) -> str:
-            return found["text"] or names.get(found[0], "")  # a mark that the template took apart is dropped
+        def chosen(match: re.Match[str]) -> str:
+            return match["text"] or names.get(match[0], "")  # a mark that the template took apart is dropped
 
         text = self._marked_or_control.sub(chosen, text)
         return [ids.get(token, token) for token in renamed.encode(text, add_special_tokens=False).ids]

@@ -219,12 +219,12 @@ def continuation(tokenizer: Any, text: str) -> list[int]:
 
 def _last(tokenizer: Any, ids: list[int], count: int) -> list[int]:
     """The last `count` ids, or up to three fewer where the first would be the rest of a multi-byte character."""
-    kept = ids[len(ids) - count :] if count < len(ids) else ids
+    rest = ids[len(ids) - count :] if count < len(ids) else ids
     for _ in range(3):
-        if len(kept) == len(ids) or not kept or not tokenizer.decode(kept).startswith(_REPLACEMENT):
+        if len(rest) == len(ids) or not rest or not tokenizer.decode(rest).startswith(_REPLACEMENT):
             break
-        kept = kept[1:]
-    return kept
+        rest = rest[1:]
+    return rest
 
 
 def _no_room(max_tokens: int, needed: int) -> C2FError:

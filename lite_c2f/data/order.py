@@ -91,23 +91,23 @@ def held_out(
     numbers, so that the order of rows does not matter, and rows that are added later move few others. own: prompts
     that are held out already. What is held out for one part is held out of all, which may make it more in another.
     """
-    found = set(own)
+    chosen = set(own)
     members = [_by_source(part) for part in parts]
-    left = [set().union(*sources.values()) - found for sources in members]  # to train on, in each part
+    left = [set().union(*sources.values()) - chosen for sources in members]  # to train on, in each part
     for sources in sorted(members, key=lambda sources: sum(map(len, sources.values()))):
         wanted = _wanted(sources, share, most)
         for source, numbers in sources.items():
-            wanted[source] -= len(numbers & found)
-        for number in sorted(set().union(*sources.values()) - found):
+            wanted[source] -= len(numbers & chosen)
+        for number in sorted(set().union(*sources.values()) - chosen):
             if all(count <= 0 for count in wanted.values()):
                 break
             mine = [source for source, numbers in sources.items() if number in numbers]
             if any(wanted[source] > 0 for source in mine) and {number} not in left:  # never the last to train on
-                found.add(number)
+                chosen.add(number)
                 wanted.update({source: wanted[source] - 1 for source in mine})
                 for rest in left:
                     rest.discard(number)
-    return found
+    return chosen
 
 
 def at_most(part: Sequence[tuple[str, int]], held: set[int], most: int) -> set[int]:
@@ -123,10 +123,10 @@ def at_most(part: Sequence[tuple[str, int]], held: set[int], most: int) -> set[i
 
 
 def _by_source(rows: Sequence[tuple[str, int]]) -> dict[str, set[int]]:
-    found: dict[str, set[int]] = {}
+    places: dict[str, set[int]] = {}
     for source, number in rows:
-        found.setdefault(source, set()).add(number)
-    return dict(sorted(found.items(), key=lambda source: (min(source[1]), sum(source[1]))))  # not by the files' order
+        places.setdefault(source, set()).add(number)
+    return dict(sorted(places.items(), key=lambda source: (min(source[1]), sum(source[1]))))  # not by the files' order
 
 
 def _wanted(sources: dict[str, set[int]], share: float, most: int) -> dict[str, int]:

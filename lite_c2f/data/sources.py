@@ -72,21 +72,21 @@ def local_files(path: str) -> list[Path]:
             raise DataError.because(f"{path}: suffix '{local.suffix}'", _suffixes(), "convert the file")
         return [local]
     if local.is_dir():
-        found = list(local.iterdir())
+        files = list(local.iterdir())
     elif any(sign in path for sign in "*?["):
         try:
-            found = list(Path(local.anchor).glob(str(local.relative_to(local.anchor))))
+            files = list(Path(local.anchor).glob(str(local.relative_to(local.anchor))))
         except ValueError as error:
             raise DataError.because(f"'{path}': {_line(error)}", "a pattern like data/*.jsonl", "correct it") from None
     elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not _is_ours(local):
         return []
     else:
         raise DataError.because(f"no such file or folder '{path}'", f"{_suffixes()} or owner/name", "check the path")
-    found = sorted(file for file in found if file.is_file() and _is_ours(file))
-    if not found:
+    files = sorted(file for file in files if file.is_file() and _is_ours(file))
+    if not files:
         what = "folder" if local.is_dir() else "pattern"
         raise DataError.because(f"no data file in {what} '{path}'", _suffixes(), "check the path")
-    return found
+    return files
 
 
 def _is_ours(file: Path) -> bool:
@@ -201,8 +201,8 @@ def _json_decoded(value: Any, arrow: Any, where: str) -> Any:
     if value is None:
         return None
     if str(arrow) == JSON_TYPE:
-        found = _parsed(value.encode(), where, "JSON, as the column's type says", 0)
-        return found if isinstance(found, str | list | dict) else value
+        decoded = _parsed(value.encode(), where, "JSON, as the column's type says", 0)
+        return decoded if isinstance(decoded, str | list | dict) else value
     if kinds.is_struct(arrow):
         return {field.name: _json_decoded(value[field.name], field.type, where) for field in arrow}
     if kinds.is_map(arrow):

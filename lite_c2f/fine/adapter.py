@@ -238,12 +238,12 @@ def _check_complete(config: Mapping[str, Any], deltas: Mapping[str, Delta], file
 
 
 def _token_rows(config: Mapping[str, Any], entry: shards.TensorEntry, module: str) -> TokenRows:
-    given = config.get("trainable_token_indices")
+    indices = config.get("trainable_token_indices")
     last = module.split(".")[-1]
-    if isinstance(given, dict):
-        listed: Any = next((ids for name, ids in given.items() if name.split(".")[-1] == last), None)
+    if isinstance(indices, dict):
+        listed: Any = next((ids for name, ids in indices.items() if name.split(".")[-1] == last), None)
     else:
-        listed = given  # of the input embedding, whatever the model calls it
+        listed = indices  # of the input embedding, whatever the model calls it
     whole = isinstance(listed, list) and all(type(token) is int and token >= 0 for token in listed)
     if not whole or len(entry.shape) != 2 or len(set(listed)) != len(listed) or len(listed) != entry.shape[0]:
         raise ModelError.because(

@@ -35,13 +35,15 @@ from lite_c2f.storage.files import read_json, write_json
 from lite_c2f.storage.lock import locked
 
 
-def compare(config: Config, models: ModelPair, corpus: Corpus, run: Path, sink: ProgressSink, asked: Config) -> None:
-    """The comparison of the four actors, into RUN/evaluation. asked: the settings before `auto` was settled."""
+def compare(
+    config: Config, models: ModelPair, corpus: Corpus, run: Path, sink: ProgressSink, config_asked: Config
+) -> None:
+    """The comparison of the four actors, into RUN/evaluation. config_asked: the settings before `auto` was settled."""
     began = time.perf_counter()
     sink.on_stage("comparison", 4, "actors")
     actors = compare_actors(config, models, corpus, run, progress=StageProgress(sink))
     write_json(run / "evaluation" / "actors.json", actors)
-    write_json(run / "evaluation" / "settings.json", comparison_of(asked, run))
+    write_json(run / "evaluation" / "settings.json", comparison_of(config_asked, run))
     save_manifest(run, config, models, {"evaluation": 0.0})
     save_manifest(run, config, models, {"evaluation": time.perf_counter() - began})
 
@@ -86,7 +88,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, sink: ProgressSi
     plan = plan_here(config, models.base)
     with disk_errors.as_user_errors(run), locked(run), recording(run, sink or SilentSink(), is_finished) as sink:
         report_split(sink, run)
-        compare(resolve(config, plan), models, corpus, run, sink, asked=config)
+        compare(resolve(config, plan), models, corpus, run, sink, config_asked=config)
         if config.evaluation.prompts > len(corpus.held_out_prompts):
             sink.on_message(
                 f"evaluation.prompts={config.evaluation.prompts}: {len(corpus.held_out_prompts)} prompts are held out, "

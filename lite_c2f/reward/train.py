@@ -42,7 +42,7 @@ def train_reward(
     run: Path,
     progress: Progress | None = None,
     tracker: Any = None,
-    tell: Callable[[str], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
     *,
     force: bool = False,
 ) -> dict:
@@ -66,14 +66,16 @@ def train_reward(
                 "at least one",
                 "raise data.max_answer_tokens",
             )
-    on_message = tell or (lambda _: None)
+    on_message = on_message or (lambda _: None)
     if note := padding_note(tokenizer):
         on_message(note)
-    pairs_at_once = BatchSize("reward.micro_batch", min(resolved(config.reward.micro_batch), config.reward.batch), tell)
+    pairs_at_once = BatchSize(
+        "reward.micro_batch", min(resolved(config.reward.micro_batch), config.reward.batch), on_message
+    )
     state = RewardState(config, run, force=force)
     state.resume(on_message)
     log = _Report(Metrics(run, tracker), progress, state)
-    with graceful(tell) as interruption:
+    with graceful(on_message) as interruption:
         while True:
             try:
                 model = retry_smaller(
@@ -92,7 +94,7 @@ def train_reward(
                 rate = config.reward.lr * SLOWER**state.rollbacks
                 on_message(f"{error}: going back to step {state.step} with a learning rate of {rate:.2g}")
         if distributed.is_first():
-            rows_at_once = BatchSize("reward.micro_batch (held-out pairs)", 4 * pairs_at_once.size, tell)
+            rows_at_once = BatchSize("reward.micro_batch (held-out pairs)", 4 * pairs_at_once.size, on_message)
             metrics = measure(
                 model, held_out.rows, padding_id(tokenizer), config, device, rows_at_once, held_out.sources
             )

@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 class BatchSize:
     """How much of a stage's work is done at once; remembers what did not fit.
 
-    name: the setting it came from, for messages; size: rows (or tokens); tell: receives one line when it shrinks.
+    name: the setting it came from, for messages; size: rows (or tokens); on_message: receives one line when it shrinks.
     """
 
-    def __init__(self, name: str, size: int, tell: Callable[[str], None] | None = None) -> None:
-        self.name, self.size, self.tell = name, size, tell
+    def __init__(self, name: str, size: int, on_message: Callable[[str], None] | None = None) -> None:
+        self.name, self.size, self.on_message = name, size, on_message
         self.halved = 0
 
     def halve(self, reason: str) -> None:
@@ -44,8 +44,8 @@ class BatchSize:
         self.halved += 1
         line = f"out of memory: {self.name} {before} -> {self.size}, doing that part again"
         log.warning("%s (%s)", line, reason)
-        if self.tell:
-            self.tell(line)
+        if self.on_message:
+            self.on_message(line)
 
 
 def retry_smaller(batch: BatchSize, work: Callable[[int], Result]) -> Result:
@@ -92,16 +92,16 @@ def groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[li
     >>> groups([0, 1, 2, 3], [1, 2, 2, 6], 6)
     [[0, 1, 2], [3]]
     """
-    found: list[list[int]] = []
+    result: list[list[int]] = []
     real = 0  # tokens of the last group, without padding
     for index in order:
         length = lengths[index]
-        padded = (len(found[-1]) + 1) * length if found else 0
+        padded = (len(result[-1]) + 1) * length if result else 0
         wasteful = real >= ENOUGH_TOKENS and padded > MOST_PADDING * (real + length)
-        if found and padded <= budget and not wasteful:
-            found[-1].append(index)
+        if result and padded <= budget and not wasteful:
+            result[-1].append(index)
             real += length
         else:
-            found.append([index])
+            result.append([index])
             real = length
-    return found
+    return result

@@ -33,10 +33,10 @@ def as_user_errors(run: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = refusal(error, run)
-        if told is None:
+        message = refusal(error, run)
+        if message is None:
             raise
-        raise told from error
+        raise message from error
 
 
 def refusal(error: BaseException, run: Path | None = None) -> RunError | None:

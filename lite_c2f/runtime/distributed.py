@@ -85,9 +85,9 @@ def gather(value: Any) -> list[Any]:
     """What every process has, by rank. Only for small things: it goes through pickle between our own processes."""
     if world() == 1:
         return [value]
-    found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def wait() -> None:

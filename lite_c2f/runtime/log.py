@@ -95,9 +95,9 @@ def written_to_log(run: Path) -> Iterator[None]:
         log.error("%s", error, exc_info=True)
         raise
     except Exception as error:
-        told = refusal(error)
-        if told is not None or distributed.is_lost(error):
-            log.error("%s", told or "another process ended", exc_info=True)
+        message = refusal(error)
+        if message is not None or distributed.is_lost(error):
+            log.error("%s", message or "another process ended", exc_info=True)
         else:
             log.exception("a bug: please report it with this file")
         raise

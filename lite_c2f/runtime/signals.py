@@ -27,9 +27,9 @@ def fall_silent() -> None:
 class Interruption:
     """Whether a signal has asked for an end."""
 
-    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, on_message: Callable[[str], None] | None = None) -> None:
         self.asked = False
-        self._tell, self._seen = tell, set[int]()
+        self._on_message, self._seen = on_message, set[int]()
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """The signal handler. The same one again raises KeyboardInterrupt where the work stands."""
@@ -42,18 +42,19 @@ class Interruption:
         if first:
             for listener in listeners:
                 listener()
-        if self._tell and first:
-            self._tell(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
+        if self._on_message and first:
+            self._on_message(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
 
 
 @contextlib.contextmanager
-def graceful(tell: Callable[[str], None] | None = None) -> Iterator[Interruption]:
+def graceful(on_message: Callable[[str], None] | None = None) -> Iterator[Interruption]:
     """Inside the block SIGINT, SIGTERM and SIGHUP only set `asked`; the handlers that were there come back
     afterwards. What was asked for is not forgotten: KeyboardInterrupt follows at the latest when the block ends.
 
-    Outside the main thread, where Python allows no handlers, nothing changes. tell: receives one line at the signal.
+    Outside the main thread, where Python allows no handlers, nothing changes. on_message: called with one line at the
+    signal.
     """
-    interruption = Interruption(tell)
+    interruption = Interruption(on_message)
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return

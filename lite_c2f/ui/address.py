@@ -29,12 +29,12 @@ def check_address(host: str, port: int, auth: tuple[str, str] | None, root_path:
     return root
 
 
-def parse_auth(given: str | None) -> tuple[str, str] | None:
+def parse_auth(text: str | None) -> tuple[str, str] | None:
     """A user and a password from "user:password", or from LITE_C2F_AUTH, or None. Raises ConfigError without both."""
-    given = given if given is not None else os.environ.get(AUTH_VARIABLE) or None
-    if given is None:
+    text = text if text is not None else os.environ.get(AUTH_VARIABLE) or None
+    if text is None:
         return None
-    user, _, password = given.partition(":")
+    user, _, password = text.partition(":")
     if not (user.strip() and password):
         raise ConfigError.because("--auth without a user and a password", "user:password", "give both")
     return user.strip(), password  # Gradio strips the user that is typed in

@@ -70,20 +70,20 @@ def answers(
     Raises gr.Error, in one line, for what a user can correct.
     """
     try:
-        asked = served.chat.stream(turns, panes, settings, score=True, pause=PAUSE, asker=visit.owner)
+        stream = served.chat.stream(turns, panes, settings, score=True, pause=PAUSE, asker=visit.owner)
     except C2FError as error:
         raise failure(error) from None
-    visit.begin(view, asked)
+    visit.begin(view, stream)
     replies: dict[str, Reply] = {}
     try:
-        yield Snapshot({}, asked.waiting)
-        for events in asked.batches(PATIENCE):
-            if not visit.is_current(view, asked):
+        yield Snapshot({}, stream.waiting)
+        for events in stream.batches(PATIENCE):
+            if not visit.is_current(view, stream):
                 return
             replies |= {event.pane: reply_of(event) for event in events}
-            yield Snapshot(dict(replies), asked.waiting)
+            yield Snapshot(dict(replies), stream.waiting)
     finally:
-        visit.end(view, asked)
+        visit.end(view, stream)
 
 
 def reply_of(event: Event) -> Reply:
@@ -133,16 +133,16 @@ def settings_of(
 ) -> ChatSettings:
     """Settings from a page's inputs: an empty one is its default, an empty seed a new one. Raises ConfigError."""
     default = ChatSettings()
-    given = str("" if seed is None else seed).strip()
-    if not re.fullmatch("[0-9]*", given):
-        raise ConfigError.because(f"seed '{given}'", "a whole number, or nothing", "correct it")
+    text = str("" if seed is None else seed).strip()
+    if not re.fullmatch("[0-9]*", text):
+        raise ConfigError.because(f"seed '{text}'", "a whole number, or nothing", "correct it")
     return ChatSettings(
         max_tokens=int(default.max_tokens if max_tokens is None else max_tokens),
         temperature=default.temperature if temperature is None else temperature,
         top_p=default.top_p if top_p is None else top_p,
         top_k=int(top_k or 0),
         repetition_penalty=default.repetition_penalty if penalty is None else penalty,
-        seed=int(given) if given else secrets.randbelow(1 << 31),
+        seed=int(text) if text else secrets.randbelow(1 << 31),
         ratio=ratio,
         system=clean(system or ""),
     )

@@ -38,18 +38,18 @@ def add_api(served: Served) -> None:
             if not all(isinstance(text, str) for text in texts):
                 raise ConfigError.because("a prompt, system prompt or pane that is no text", "texts", "correct it")
             settings = settings_of(ratio, system, temperature, top_p, top_k, repetition_penalty, max_tokens, seed)
-            asked = chat.stream(prompt, texts[2:], settings, score=True, pause=PAUSE, asker=request.session_hash)
+            stream = chat.stream(prompt, texts[2:], settings, score=True, pause=PAUSE, asker=request.session_hash)
         except C2FError as error:
             raise gr.Error(str(error), print_exception=False) from None
         except (TypeError, ValueError, OverflowError) as error:
             raise gr.Error(f"a setting of the wrong type: {error}", print_exception=False) from None
         replies: dict[str, Any] = {}
         try:  # a script that goes away is noticed between two looks
-            for events in asked.batches(PATIENCE):
+            for events in stream.batches(PATIENCE):
                 replies = {**replies, **{event.pane: reply_of(event)._asdict() for event in events}}
                 yield replies
         finally:
-            asked.close()
+            stream.close()
 
     def facts() -> dict[str, Any]:
         """What is served: the run, its merged ratio, the actors, the most tokens of a conversation."""

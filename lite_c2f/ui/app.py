@@ -57,14 +57,14 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
 def _about(chat: Chat, name: str) -> str:
     model = chat.config.model
     pair = "the toy pair" if model.base == TOY else f"{Path(model.base).name} and {Path(model.instruct).name}"
-    told = f"{name}: {pair}, merged at ratio {chat.ratio:g}"
-    return f"<h1>lite_c2f</h1><span>{escape(told)}</span>"
+    about = f"{name}: {pair}, merged at ratio {chat.ratio:g}"
+    return f"<h1>lite_c2f</h1><span>{escape(about)}</span>"
 
 
 def configs(run: Path) -> dict[str, Path]:
     """What a run can be started from: as this one was, the toy world, configs/*.yaml where the app was started."""
-    given = {path.stem: path.resolve() for path in sorted(CONFIGS.glob("*.yaml"))}
-    return {f"as {run.name}": run / "config.yaml", "toy": TOY_CONFIG, **given}
+    files = {path.stem: path.resolve() for path in sorted(CONFIGS.glob("*.yaml"))}
+    return {f"as {run.name}": run / "config.yaml", "toy": TOY_CONFIG, **files}
 
 
 def serve(

@@ -92,11 +92,11 @@ def blind_view(served: Served, identity: list[Any]) -> None:
     shown = [*heads.values(), *views.values(), verdict, *buttons.values()]
 
     def draw(ballot: Ballot | None) -> list[Any]:
-        told = bool(ballot and ballot.choice)
+        voted = bool(ballot and ballot.choice)
         names = [f"Answer {letter}" for letter in LETTERS]
-        if ballot and told:
+        if ballot and voted:
             names = [f"Answer {letter}: {TITLES[actor]}" for letter, actor in zip(LETTERS, ballot.actors, strict=True)]
-        may = bool(ballot and ballot.complete and not told)
+        may = bool(ballot and ballot.complete and not voted)
         buttons = [gr.Button(interactive=may) for _ in CHOICES]
         return [*map(title, names), *(_talk(ballot, letter) for letter in LETTERS), _verdict(ballot), *buttons]
 
@@ -107,8 +107,8 @@ def blind_view(served: Served, identity: list[Any]) -> None:
         actors = tuple(random.sample(actors, 2))
         try:
             ballot = Ballot(question_of(text), actors, settings, {})
-        except Notice as told:
-            gr.Info(str(told))
+        except Notice as voted:
+            gr.Info(str(voted))
             yield [gr.skip()] * (1 + len(shown))
             return
         panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, actors, strict=True)]
@@ -203,8 +203,8 @@ def _verdict(ballot: Ballot | None) -> str:
     if not ballot.choice:
         return "Which is better?" if ballot.complete else ""
     names: Mapping[str, str] = dict(zip(LETTERS, (TITLES[actor] for actor in ballot.actors), strict=True))
-    said = {"tie": "a tie", "both_bad": "both bad"}.get(ballot.choice) or f"for {names[ballot.choice]}"
-    return f"Your vote: <b>{escape(said)}</b>. A was {escape(names['A'])}, B was {escape(names['B'])}."
+    verdict = {"tie": "a tie", "both_bad": "both bad"}.get(ballot.choice) or f"for {names[ballot.choice]}"
+    return f"Your vote: <b>{escape(verdict)}</b>. A was {escape(names['A'])}, B was {escape(names['B'])}."
 
 
 def standings(served: Served) -> str:
@@ -223,6 +223,6 @@ def standings(served: Served) -> str:
     names = ("", "against", "won", "lost", "tie", "both bad", "share won (95% interval)")
     head = "".join(f"<th>{name}</th>" for name in names)
     run = escape(shlex.quote(str(served.chat.run)))
-    told = f"As preference data: <code>lite-c2f votes {run} --export votes.jsonl</code>, then "
-    told += "<code>lite-c2f train CONFIG 'data.preferences=[votes.jsonl]' --run-dir RUN</code>"
-    return f'<table><tr>{head}</tr>{rows}</table><p class="hint">{told}</p>'
+    hint = f"As preference data: <code>lite-c2f votes {run} --export votes.jsonl</code>, then "
+    hint += "<code>lite-c2f train CONFIG 'data.preferences=[votes.jsonl]' --run-dir RUN</code>"
+    return f'<table><tr>{head}</tr>{rows}</table><p class="hint">{hint}</p>'

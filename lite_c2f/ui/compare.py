@@ -85,10 +85,10 @@ def _lay_out(served: Served) -> Parts:
 
 def _connect(on: Parts, served: Served, identity: list[Any]) -> None:
     acts, drawn = Handlers(served), [*on.views.values(), on.tale]
-    given = [on.prompt, on.show_base, on.marks, on.ratio, *on.settings, *identity]
+    inputs = [on.prompt, on.show_base, on.marks, on.ratio, *on.settings, *identity]
     knobs = [on.marks, on.ratio, *identity]
     asking: dict[str, Any] = {
-        "inputs": given,
+        "inputs": inputs,
         "outputs": [on.prompt, identity[1], *drawn],
         "trigger_mode": "multiple",  # a second question is told to wait
         **SPEAKING,
@@ -109,4 +109,4 @@ def _connect(on: Parts, served: Served, identity: list[Any]) -> None:
     on.marks.change(lambda shown: gr.HTML(visible=shown), on.marks, on.legend, **QUICK)
     on.show_base.change(lambda shown: gr.Column(visible=shown), on.show_base, on.columns["base"], **QUICK)
     for event in (on.show.click, on.reading.expand):
-        event(acts.read, given, on.rendered, **SPEAKING)
+        event(acts.read, inputs, on.rendered, **SPEAKING)

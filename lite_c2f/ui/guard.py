@@ -158,8 +158,8 @@ class Guard:
             return False
         # Not by x-forwarded-host: Gradio's CORS answers let a page on another port of this host set it. A proxy that
         # asks under a name of its own is named by --root-path.
-        asked = netloc(origin)
-        return not asked or asked not in self.origins | {netloc(f"{scheme}://{headers.get('host', '')}", origin)}
+        address = netloc(origin)
+        return not address or address not in self.origins | {netloc(f"{scheme}://{headers.get('host', '')}", origin)}
 
 
 class _Response:
@@ -236,10 +236,10 @@ def judge_body(body: bytes, most: int, kind: Kind) -> HttpRefusal | None:
     if kind is Kind.login:
         return None
     try:
-        found = json.loads(body or b"null")
+        content = json.loads(body or b"null")
     except (ValueError, RecursionError):
         return HttpRefusal(400, "no JSON")
-    return HttpRefusal(400, "files are not accepted") if has_file(found) else None
+    return HttpRefusal(400, "files are not accepted") if has_file(content) else None
 
 
 def has_file(value: Any) -> bool:

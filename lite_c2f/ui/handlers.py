@@ -104,10 +104,10 @@ class Handlers:
         for pane in _panes(base):
             turns = [*history(transcript, pane), Turn("human", text.strip())]
             try:
-                told = self.served.chat.rendered(turns, pane, settings)
+                prompt = self.served.chat.rendered(turns, pane, settings)
             except C2FError as error:
                 raise failure(error) from None
-            parts.append(f"<h4>{escape(TITLES[pane])}</h4><pre>{escape(told)}</pre>")
+            parts.append(f"<h4>{escape(TITLES[pane])}</h4><pre>{escape(prompt)}</pre>")
         return "".join(parts)
 
     def stopper(self, pane: str | None) -> Callable[[gr.Request], None]:
@@ -127,8 +127,8 @@ def _panes(base: bool) -> tuple[str, ...]:
 
 
 def _draw(now: ShownRounds, marks: bool, ratio: float) -> list[str]:
-    told = "" if now.waiting is None else f"{now.waiting} before you" if now.waiting else "reading the question"
-    panes = [talk(now.rounds, pane, marks=marks, ratio=ratio, waiting=told) for pane in ALL_PANES]
+    waiting = "" if now.waiting is None else f"{now.waiting} before you" if now.waiting else "reading the question"
+    panes = [talk(now.rounds, pane, marks=marks, ratio=ratio, waiting=waiting) for pane in ALL_PANES]
     return [*panes, insight(now.rounds[-1] if now.rounds else None)]
 
 
@@ -137,12 +137,12 @@ def _streamed(
 ) -> Iterator[list[Any]]:
     """Updates while answers are written. text: what the first puts into the box, where more may be typed then."""
     visit.knobs = (marks, ratio)  # which may be moved meanwhile
-    box, told = gr.skip() if text is None else text, None
+    box, notice = gr.skip() if text is None else text, None
     try:
         for now in looks():
             session = visit.transcript.id if visit.transcript else ""  # a reload asks for it
-            yield [box, gr.skip() if session == told else session, *_draw(now, *visit.knobs)]
-            box, told = gr.skip(), session
+            yield [box, gr.skip() if session == notice else session, *_draw(now, *visit.knobs)]
+            box, notice = gr.skip(), session
     except Notice as reason:
         gr.Info(str(reason))
         yield [gr.skip()] * STREAMED

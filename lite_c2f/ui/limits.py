@@ -19,14 +19,14 @@ def client_of(address: str) -> str:
     True
     """
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        address_found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    if found.ipv4_mapped:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.ip_network((found, 64), strict=False))
+    if isinstance(address_found, ipaddress.IPv4Address):
+        return str(address_found)
+    if address_found.ipv4_mapped:
+        return str(address_found.ipv4_mapped)
+    return str(ipaddress.ip_network((address_found, 64), strict=False))
 
 
 class Recent(Generic[Value]):

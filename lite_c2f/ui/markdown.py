@@ -80,12 +80,12 @@ def _emphasis(state: Any, silent: bool) -> bool:
     scan = state.scanDelims
 
     def careful(start: int, split: bool) -> Any:
-        found = scan(start, split)
-        before, after = state.src[start - 1 : start], state.src[start + found.length : start + found.length + 1]
+        end = scan(start, split)
+        before, after = state.src[start - 1 : start], state.src[start + end.length : start + end.length + 1]
         escaped = before == "\\"
-        return found._replace(
-            can_open=found.can_open and not escaped and before not in TERM_ENDS,
-            can_close=found.can_close and not escaped and after not in TERM_BEGINS,
+        return end._replace(
+            can_open=end.can_open and not escaped and before not in TERM_ENDS,
+            can_close=end.can_close and not escaped and after not in TERM_BEGINS,
         )
 
     state.scanDelims = careful

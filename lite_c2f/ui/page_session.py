@@ -25,20 +25,20 @@ class PageSession:
         self.knobs = (False, 0.0)  # marks and ratio, as the page has them
         self.extra: dict[str, Any] = {}  # what a view keeps between two requests
 
-    def begin(self, view: str, asked: AnswerStream) -> None:
+    def begin(self, view: str, stream: AnswerStream) -> None:
         """The one question a view has under way; an earlier one ends."""
         self.stop(view)
-        self.asked[view] = asked
+        self.asked[view] = stream
 
-    def end(self, view: str, asked: AnswerStream) -> None:
+    def end(self, view: str, stream: AnswerStream) -> None:
         """These answers are over; nothing here waits, so that a server's event loop may call it."""
-        asked.close()
-        if self.asked.get(view) is asked:
+        stream.close()
+        if self.asked.get(view) is stream:
             self.asked.pop(view, None)
 
-    def is_current(self, view: str, asked: AnswerStream) -> bool:
+    def is_current(self, view: str, stream: AnswerStream) -> bool:
         """Does somebody still look at these answers?"""
-        return self.asked.get(view) is asked
+        return self.asked.get(view) is stream
 
     def stop(self, view: str | None = None, pane: str | None = None) -> None:
         """End the answers of a view, or of all; pane: only that one."""

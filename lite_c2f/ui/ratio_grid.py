@@ -90,19 +90,19 @@ def _strip(
         names = [name for name, holds in (("baseline", ratio == 0), ("merged", ratio == merged)) if holds]
         head = f"<h3>{ratio:g} <span class='hint'>{', '.join(names)}</span></h3>"
         reply = replies.get(f"{ratio:g}")
-        said = answer(reply) if reply else '<div class="nothing">What it says at this ratio</div>' if not prompt else ""
-        parts.append(f'<section>{head}<div class="talk">{said}</div></section>')
-    asked = f'<div class="hint">{escape(prompt)}</div>' if prompt else ""
-    return f'{asked}<div class="strip" tabindex="0">{"".join(parts)}</div>'
+        body = answer(reply) if reply else '<div class="nothing">What it says at this ratio</div>' if not prompt else ""
+        parts.append(f'<section>{head}<div class="talk">{body}</div></section>')
+    question = f'<div class="hint">{escape(prompt)}</div>' if prompt else ""
+    return f'{question}<div class="strip" tabindex="0">{"".join(parts)}</div>'
 
 
 def curve(served: Served) -> str:
     """The sweep as a chart, newest first; a line where none was made."""
     for name in ("sweep.json", "ratios.json"):
         with contextlib.suppress(C2FError, KeyError, TypeError, ValueError):
-            found = read_json(served.chat.run / "fine" / name)
-            shortfall = unreached(found)
-            return ratio_chart(found) + (f'<p class="hint">Warning: {escape(shortfall)}.</p>' if shortfall else "")
+            result = read_json(served.chat.run / "fine" / name)
+            shortfall = unreached(result)
+            return ratio_chart(result) + (f'<p class="hint">Warning: {escape(shortfall)}.</p>' if shortfall else "")
     return (
         '<p class="hint">The ratio of this run was given, not chosen: '
         f"<code>lite-c2f sweep {escape(str(served.chat.run))}</code> draws the curve.</p>"

@@ -106,28 +106,28 @@ def chips(reply: Reply, *, ratio: float | None = None) -> str:
     if reply.finish == "error":
         return f'<div class="chips"><span class="chip bad">failed: {escape(reply.message)}</span></div>'
     unit = "token" if reply.tokens == 1 else "tokens"
-    found = [(f"{reply.tokens} {unit}", "", ""), (f"{reply.tokens_per_s:.0f} tokens/s", "", "from the first token on")]
+    items = [(f"{reply.tokens} {unit}", "", ""), (f"{reply.tokens_per_s:.0f} tokens/s", "", "from the first token on")]
     if reply.first_token_s is not None:
-        found.append((f"first after {reply.first_token_s:.2f} s", "", "waiting and reading the prompt included"))
+        items.append((f"first after {reply.first_token_s:.2f} s", "", "waiting and reading the prompt included"))
     if not reply.finish:
-        found.append(("writing", "live", ""))
+        items.append(("writing", "live", ""))
     else:
-        found.append(
+        items.append(
             (ENDINGS.get(reply.finish, reply.finish), "warn" if reply.finish in ("limit", "stopped") else "", END)
         )
         if reply.reward is not None:
-            found.append((f"reward {signed(reply.reward)}", "score" if reply.reward > 0 else "warn", REWARD))
-        found.append((f"{reply.repeated:.0%} repeated", "warn" if reply.repeated > 0.2 else "", REPEATED))
+            items.append((f"reward {signed(reply.reward)}", "score" if reply.reward > 0 else "warn", REWARD))
+        items.append((f"{reply.repeated:.0%} repeated", "warn" if reply.repeated > 0.2 else "", REPEATED))
     if reply.dropped:
         turns = "turn" if reply.dropped == 1 else "turns"
-        found.append((f"{reply.dropped} earlier {turns} not read", "warn", NO_ROOM))
+        items.append((f"{reply.dropped} earlier {turns} not read", "warn", NO_ROOM))
     if reply.cut:
-        found.append(("question cut", "warn", NO_ROOM))
+        items.append(("question cut", "warn", NO_ROOM))
     if reply.ratio is not None:
         stale = ratio is not None and abs(ratio - reply.ratio) > 1e-9
         word = f"stale: made at ratio {reply.ratio:g}" if stale else f"ratio {reply.ratio:g}"
-        found.append((word, "stale" if stale else "", "the share of the residue it was made with"))
-    found.append(
+        items.append((word, "stale" if stale else "", "the share of the residue it was made with"))
+    items.append(
         (
             f"seed {reply.seed}",
             "",
@@ -136,7 +136,7 @@ def chips(reply: Reply, *, ratio: float | None = None) -> str:
     )
     text = f'<button type="button" class="chip copy" data-text="{escape(reply.text)}">copy</button>'
     copy = text if reply.finish and reply.text else ""
-    return f'<div class="chips">{"".join(_chip(*chip) for chip in found)}{copy}</div>'
+    return f'<div class="chips">{"".join(_chip(*chip) for chip in items)}{copy}</div>'
 
 
 def signed(value: float) -> str:

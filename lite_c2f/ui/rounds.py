@@ -116,14 +116,14 @@ def _run(
         looks = answers(served, visit, VIEW, turns, panes, settings)
         first = next(looks)  # settings are refused here, before anything has changed
         keep(served, visit, transcript._replace(rounds=(*transcript.rounds, saved)))
-        kept, when = visit.transcript, time.monotonic()
+        before, when = visit.transcript, time.monotonic()
 
     def save(quiet: bool) -> None:
-        nonlocal kept, when
+        nonlocal before, when
         with visit.changing:
-            if kept is not None and visit.transcript is kept:  # it was not taken back meanwhile
-                keep(served, visit, kept._replace(rounds=(*transcript.rounds, _finished(round_))), quiet=quiet)
-                kept, when = visit.transcript, time.monotonic()
+            if before is not None and visit.transcript is before:  # it was not taken back meanwhile
+                keep(served, visit, before._replace(rounds=(*transcript.rounds, _finished(round_))), quiet=quiet)
+                before, when = visit.transcript, time.monotonic()
 
     for look in chain([first], looks):
         round_ = round_._replace(replies={**round_.replies, **look.replies})

@@ -91,9 +91,9 @@ def bars(stages: Sequence[StageState]) -> str:
             steps = f"{stage.done} {stage.unit}" if stage.state == "done" else f"{stage.done} / {stage.total or '?'}"
         times = [duration(stage.seconds)] if stage.seconds else []
         times += [f"{duration(stage.left)} left"] if stage.left is not None else []
-        told = ", ".join([stage.state, *([steps] if steps else []), *times])
+        about = ", ".join([stage.state, *([steps] if steps else []), *times])
         parts.append(
-            f'<div class="stage {stage.state}"><b>{TITLES[stage.name]}</b> <span>{escape(told)}</span>'
+            f'<div class="stage {stage.state}"><b>{TITLES[stage.name]}</b> <span>{escape(about)}</span>'
             f'<div class="bar"><i style="width:{100 * min(share, 1.0):.1f}%"></i></div></div>'
         )
     return f'<div class="stages">{"".join(parts)}</div>'
@@ -104,14 +104,14 @@ def charts(state: RunState) -> str:
     parts = []
     for stage in ("coarse", "reward"):
         series = state.series.get(stage, {})
-        found = [
+        figures = [
             chart(title, unit, {label: series.get(name, ()) for label, name in curves.items()}, STEPS[stage])
             for of, title, unit, curves in CURVES
             if of == stage
         ]
-        if any(found):
+        if any(figures):
             parts.append(
-                f'<h3>{TITLES[stage]} <span>by {STEPS[stage]}</span></h3><div class="plots">{"".join(found)}</div>'
+                f'<h3>{TITLES[stage]} <span>by {STEPS[stage]}</span></h3><div class="plots">{"".join(figures)}</div>'
             )
     return "".join(parts) or '<p class="none">Curves appear with the first step.</p>'
 
@@ -129,10 +129,10 @@ def comparison(state: RunState) -> str:
         cells = "".join(f"<td>{_figure(column, row.get(column))}</td>" for column in columns)
         body += f"<tr><th>{escape(str(name))}</th>{cells}</tr>"
     talk = escape(shlex.join(["lite-c2f", "app", state.name]))
-    told = f"In the folder of the runs, <code>{talk}</code> talks to them; <code>lite-c2f report</code> shows all."
+    hint = f"In the folder of the runs, <code>{talk}</code> talks to them; <code>lite-c2f report</code> shows all."
     return (
         '<h3>Comparison <span>on held-out prompts</span></h3><div class="figures"><table>'
-        f'<tr><th></th>{head}</tr>{body}</table></div><p class="none">{told}</p>'
+        f'<tr><th></th>{head}</tr>{body}</table></div><p class="none">{hint}</p>'
     )
 
 
@@ -150,8 +150,8 @@ def samples(found: Sequence[Sample]) -> str:
     rows = []
     for prompt in prompts[:PROMPTS]:
         cells = [_cell(sample) for sample in sorted(found) if sample.prompt == prompt]
-        asked = escape(BLANK_LINES.sub("\n", prompt.strip()))
-        rows.append(f'<blockquote>{asked}</blockquote><div class="cells">{"".join(cells)}</div>')
+        question = escape(BLANK_LINES.sub("\n", prompt.strip()))
+        rows.append(f'<blockquote>{question}</blockquote><div class="cells">{"".join(cells)}</div>')
     if not rows:
         return ""
     more = f'<p class="none">{len(prompts) - PROMPTS} more prompts are in coarse/samples.jsonl.</p>'

@@ -86,7 +86,7 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         )  # a name that is no longer in the list is refused where it is read: the list changes under a page
         parts = {name: gr.HTML() for name in ("header", "bars")}
         with gr.Accordion("Train", open=False):
-            buttons, told = _training(runs, chosen, configs) if may_train else ([], None)
+            buttons, notice = _training(runs, chosen, configs) if may_train else ([], None)
             if not may_train:
                 gr.HTML(f'<p class="none">{NO_TRAINING}</p>')
         parts |= {name: gr.HTML() for name in ("compared", "charts", "samples")}
@@ -105,10 +105,10 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         switches = [gr.skip() if on is None else gr.Button(interactive=on) for on in able[: len(buttons)]]
         # What a button said is over when the run it was said of has come to rest.
         rests = now["able"] != sent.get("able") and now["name"] == sent.get("name") and not now["able"][0]
-        over = [] if told is None else ["" if rests else gr.skip()]
+        over = [] if notice is None else ["" if rests else gr.skip()]
         return [*places, *switches, *over, now]
 
-    seen = [chosen, *parts.values(), *buttons, *([] if told is None else [told]), sent]
+    seen = [chosen, *parts.values(), *buttons, *([] if notice is None else [notice]), sent]
     timer.tick(look, [chosen, sent], seen, trigger_mode="once", **QUICK)
     chosen.change(look, [chosen, sent], seen, trigger_mode="always_last", **QUICK)
     if Context.root_block is not None:  # the list is as old as the server
@@ -126,20 +126,20 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
 
 def _first(runs: Path, shown: str) -> str | None:
     """The run to begin with: one that is at work, else `shown`, else the newest."""
-    found = names(runs)
-    working = (name for name in found if follow(runs / name).state in AT_WORK)
-    return next(working, shown if shown in found else found[0] if found else None)
+    runs_there = names(runs)
+    working = (name for name in runs_there if follow(runs / name).state in AT_WORK)
+    return next(working, shown if shown in runs_there else runs_there[0] if runs_there else None)
 
 
 def _now(runs: Path, name: str | None, sent: Mapping[str, Any]) -> dict[str, Any]:
     """What a page of a run shows now. Curves and samples are made again only where they have changed."""
-    found = names(runs)
-    name = name or (found[0] if found else None)
-    now: dict[str, Any] = {"list": tuple(sorted(found)), "name": name, "able": (False, False)}
-    if name not in found or name is None:
-        told = f"There is no run {name[:80]!r} here." if name else "There are no runs here yet: see Train below."
+    runs_there = names(runs)
+    name = name or (runs_there[0] if runs_there else None)
+    now: dict[str, Any] = {"list": tuple(sorted(runs_there)), "name": name, "able": (False, False)}
+    if name not in runs_there or name is None:
+        notice = f"There is no run {name[:80]!r} here." if name else "There are no runs here yet: see Train below."
         empty = dict.fromkeys(("bars", "compared", "charts", "samples", "said"), "")
-        return now | empty | {"header": f'<p class="none">{html.escape(told)}</p>'}
+        return now | empty | {"header": f'<p class="none">{html.escape(notice)}</p>'}
     state = follow(runs / name)
     now |= {"header": run_html.header(state), "bars": run_html.bars(state.stages), "said": run_html.said(state)}
     now["version"] = (name, state.version)
@@ -150,8 +150,8 @@ def _now(runs: Path, name: str | None, sent: Mapping[str, Any]) -> dict[str, Any
         now |= {"compared": run_html.comparison(state)}
     resumable = state.state in TO_RESUME and (runs / name / "config.yaml").is_file()
     if resumable:
-        told = shlex.join(launch.resume_command(runs / name))
-        now["header"] += f'<p class="run-state"><span>Continue with:</span> <code>{html.escape(told)}</code></p>'
+        notice = shlex.join(launch.resume_command(runs / name))
+        now["header"] += f'<p class="run-state"><span>Continue with:</span> <code>{html.escape(notice)}</code></p>'
     return now | {"able": (state.state in ("starting", "running"), resumable)}
 
 
@@ -177,17 +177,17 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
         start = gr.Button("Start a new run", variant="primary", min_width=120)
         stop = gr.Button("Stop the run above", interactive=False, min_width=120)
         resume = gr.Button("Resume the run above", interactive=False, min_width=120)
-    told = gr.HTML()
+    notice = gr.HTML()
 
     def begin(config: str, name: str, seed: int | None, updates: int | None, request: gr.Request) -> list[Any]:
         def act() -> str:
             number = launch.start(runs, name, configs, config, seed, updates or None)
             return f"Started {name} as process {number}; it goes on when this page is closed."
 
-        said, done = _told(act, request)
+        text, done = _told(act, request)
         if not done:
-            return [gr.skip(), gr.skip(), said]
-        return [gr.Dropdown(choices=names(runs), value=name), free_name(runs, config), said]
+            return [gr.skip(), gr.skip(), text]
+        return [gr.Dropdown(choices=names(runs), value=name), free_name(runs, config), text]
 
     def end(name: str, request: gr.Request) -> str:
         def act() -> str:
@@ -210,10 +210,10 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
         trigger_mode="always_last",
         **QUICK,
     )
-    start.click(begin, form, [chosen, name, told], trigger_mode="once", **QUICK)
-    stop.click(end, chosen, told, trigger_mode="once", **QUICK)
-    resume.click(go_on, chosen, told, trigger_mode="once", **QUICK)
-    return [stop, resume], told
+    start.click(begin, form, [chosen, name, notice], trigger_mode="once", **QUICK)
+    stop.click(end, chosen, notice, trigger_mode="once", **QUICK)
+    resume.click(go_on, chosen, notice, trigger_mode="once", **QUICK)
+    return [stop, resume], notice
 
 
 def free_name(runs: Path, config: str | None) -> str:
@@ -223,7 +223,7 @@ def free_name(runs: Path, config: str | None) -> str:
     'toy-1'
     """
     stem = re.sub(r"[^a-z0-9._-]+", "-", (config or "run").lower()).strip("._-")[:50] or "run"
-    taken = {found.lower() for found in names(runs)}
+    taken = {name.lower() for name in names(runs)}
     return next(f"{stem}-{number}" for number in range(1, len(taken) + 2) if f"{stem}-{number}" not in taken)
 
 

@@ -65,10 +65,10 @@ def is_same(saved: Sequence[Round], found: Sequence[Round]) -> bool:
 
 def reopen(served: Served, visit: PageSession, id: str) -> None:
     """Make a saved session the visitor's conversation. Raises RunError where there is no such session."""
-    found = conversations.load(served.sessions, visit.owner, id)
+    transcript = conversations.load(served.sessions, visit.owner, id)
     with visit.changing:
         visit.forget("compare")
-        visit.transcript, visit.saved = found, found.rounds
+        visit.transcript, visit.saved = transcript, transcript.rounds
 
 
 def arrive(served: Served, visit: PageSession, owner: str, id: str) -> None:

@@ -157,8 +157,8 @@ def _export(served: Served, write: Callable[[Transcript], str], ending: str) -> 
 def settings_in(round_: Round) -> list[Any]:
     """A round's settings for the page: show the base, ratio, and those of the fold without the seed."""
     default = ChatSettings()._asdict()
-    found = default | {key: value for key, value in round_.settings.items() if key in default}
+    values = default | {key: value for key, value in round_.settings.items() if key in default}
     fine = round_.replies.get("fine")
-    ratio = fine.ratio if fine is not None and fine.ratio is not None else found["ratio"]
+    ratio = fine.ratio if fine is not None and fine.ratio is not None else values["ratio"]
     names = ("system", "temperature", "top_p", "top_k", "repetition_penalty", "max_tokens")
-    return ["base" in round_.replies, gr.skip() if ratio is None else ratio, *(found[name] for name in names)]
+    return ["base" in round_.replies, gr.skip() if ratio is None else ratio, *(values[name] for name in names)]

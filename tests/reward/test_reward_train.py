@@ -38,7 +38,7 @@ def train(run, pico, micro_batch, told=None):
     config = load_config({}, [*SETTINGS, f"reward.micro_batch={micro_batch}"])
     corpus = Corpus(pairs(16), pairs(24)[16:], [], [], {})
     models = ModelPair(str(pico["base"]), str(pico["instruct"]))
-    return train_reward(config, models, corpus, run, tell=told)
+    return train_reward(config, models, corpus, run, on_message=told)
 
 
 @pytest.mark.filterwarnings("ignore")  # the libraries' own, about pin_memory and the CPU

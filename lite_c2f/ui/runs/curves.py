@@ -24,18 +24,18 @@ class Sample(NamedTuple):
 
 def metrics_line(line: bytes) -> dict[str, Any] | None:
     """An object of metrics.jsonl, None for anything else."""
-    found = _object(line)
-    named = found is not None and isinstance(found.get("stage"), str) and isinstance(found.get("step"), int)
-    return found if named else None
+    row = _object(line)
+    named = row is not None and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int)
+    return row if named else None
 
 
 def sample_line(line: bytes) -> Sample | None:
     """A row of samples.jsonl, None for anything else."""
-    found = _object(line)
+    row = _object(line)
     try:
-        return None if found is None else Sample(
-            int(found["step"]), int(found["limit"]), str(found["prompt"]), str(found["response"]),
-            str(found["finish"]), int(found["tokens"]), float(found["reward"]),
+        return None if row is None else Sample(
+            int(row["step"]), int(row["limit"]), str(row["prompt"]), str(row["response"]),
+            str(row["finish"]), int(row["tokens"]), float(row["reward"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
@@ -67,24 +67,24 @@ def downsample(points: Sequence[Point], most: int = POINTS) -> Sequence[Point]:
     if len(points) <= most:
         return points
     inner, parts = points[1:-1], most // 2 - 1
-    kept = [points[0]]
+    chosen = [points[0]]
     for part in range(parts):
         group = inner[part * len(inner) // parts : (part + 1) * len(inner) // parts]
-        kept += sorted({min(group, key=lambda point: point[1]), max(group, key=lambda point: point[1])})
-    return [*kept, points[-1]]
+        chosen += sorted({min(group, key=lambda point: point[1]), max(group, key=lambda point: point[1])})
+    return [*chosen, points[-1]]
 
 
 def spread(rows: Sequence[Sample], count: int = SPREAD) -> tuple[Sample, ...]:
     """The samples of a few updates, evenly from the first to the newest; one a prompt and update, the last written."""
     steps = sorted({row.step for row in rows})
     count = min(count, len(steps))
-    kept = {steps[round(place * (len(steps) - 1) / max(count - 1, 1))] for place in range(count)}
-    return tuple({(row.step, row.prompt): row for row in rows if row.step in kept}.values())
+    chosen = {steps[round(place * (len(steps) - 1) / max(count - 1, 1))] for place in range(count)}
+    return tuple({(row.step, row.prompt): row for row in rows if row.step in chosen}.values())
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(line, parse_constant=lambda _: None, parse_int=_whole)
+        content = json.loads(line, parse_constant=lambda _: None, parse_int=_whole)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None

@@ -26,13 +26,13 @@ class Tail(Generic[T]):
     def read(self) -> list[T]:
         """All lines by now. Costs one look at the file's size and time while nothing changes."""
         try:
-            found = self._file.stat()
+            status = self._file.stat()
         except OSError:
             if self.lines or self._read:
                 self._begin()
             self._seen = None
             return self.lines
-        seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+        seen = (status.st_ino, status.st_mtime_ns, status.st_size)
         if seen != self._seen:
             self._go_on(replaced=self._seen is None or self._seen[0] != seen[0])
             self._seen = seen  # as it was before reading: what came meanwhile is found at the next look
@@ -58,9 +58,9 @@ class Tail(Generic[T]):
         self._read += len(whole)
         self._probe = (self._probe + whole)[-PROBE:]
         for line in whole.removesuffix(b"\n").split(b"\n"):
-            kept = self._parse(line)
-            if kept is not None:
-                self.lines.append(kept)
+            parsed = self._parse(line)
+            if parsed is not None:
+                self.lines.append(parsed)
         self.version += 1
 
     def _continues(self, file: IO[bytes]) -> bool:

@@ -58,8 +58,8 @@ def command(
     >>> " ".join(command(Path("configs/toy.yaml"), Path("runs/toy"), seed=1))
     'lite-c2f train configs/toy.yaml run.seed=1 --run-dir runs/toy'
     """
-    given = _given(seed, updates)
-    return ["lite-c2f", "train", str(config), *given, "--run-dir", str(run), *(["--resume"] if resume else [])]
+    arguments = _given(seed, updates)
+    return ["lite-c2f", "train", str(config), *arguments, "--run-dir", str(run), *(["--resume"] if resume else [])]
 
 
 def _given(seed: int | None, updates: int | None) -> list[str]:
@@ -116,8 +116,8 @@ def stop(run: Path) -> int:
             process = psutil.Process(number)
             words = process.cmdline()
             if not trains(words):
-                told = f"process {number} in '{run}' is no training of lite-c2f"
-                raise RunError.because(told, "`lite-c2f train`", "end it where it was started")
+                got = f"process {number} in '{run}' is no training of lite-c2f"
+                raise RunError.because(got, "`lite-c2f train`", "end it where it was started")
             if follow(run).state == "stopping" or _asked.get(number) == process.create_time():
                 raise RunError.because(f"'{run}' was asked to stop", "patience", "it ends after its step")
             if _worker(run) != number:
@@ -144,24 +144,24 @@ _asked: dict[int, float] = {}  # processes that were sent the signal, with the t
 
 def _worker(run: Path) -> int:
     """The process that holds the run's lock, or that was started and has not come to take it."""
-    told = lock.owner(run)
-    if told is None:
+    holder = lock.owner(run)
+    if holder is None:
         started = read_start(run)
         if started is None or not started.alive:
             raise RunError.because(f"nobody trains in '{run}'", "a run that trains", "start it")
         return started.process
-    found = re.fullmatch(r"process (\d+)", told)
-    if found is None:
-        raise RunError.because(f"'{run}' is in use by {told}", "a process of this machine", "end it where it runs")
-    return int(found[1])
+    match = re.fullmatch(r"process (\d+)", holder)
+    if match is None:
+        raise RunError.because(f"'{run}' is in use by {holder}", "a process of this machine", "end it where it runs")
+    return int(match[1])
 
 
 def _launch(run: Path, words: list[str]) -> int:
     """Start a command in a session of its own, its output in a file beside the runs."""
     with _one_at_a_time:
         started = read_start(run)
-        if (told := lock.owner(run)) or (started is not None and started.alive):
-            who = told or "a process that was just started"
+        if (holder := lock.owner(run)) or (started is not None and started.alive):
+            who = holder or "a process that was just started"
             raise RunError.because(f"'{run}' is in use by {who}", "a run at rest", "wait for it, or stop it")
         output = file_of(run, "log")
         try:

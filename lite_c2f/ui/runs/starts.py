@@ -58,8 +58,8 @@ def last_said(run: Path) -> tuple[str, ...]:
 def is_alive(process: int, created: float) -> bool:
     """Is it still the same process, and does it run?"""
     try:
-        found = psutil.Process(process)
-        return abs(found.create_time() - created) < 1 and found.status() != psutil.STATUS_ZOMBIE
+        running = psutil.Process(process)
+        return abs(running.create_time() - created) < 1 and running.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

@@ -70,18 +70,20 @@ def follow(run: Path) -> RunState:
     """
     files = files_of(run.absolute())
     with files.lock:
-        found, started = progress_of(run), read_start(run)
+        progress, started = progress_of(run), read_start(run)
         files.read()
         trials = max(0, len(files.trials.lines) - 1)  # the first line says what they are of
-        stages = stages_of(RunFiles(run, files.metrics.lines, found.current, found.last, trials))
+        stages = stages_of(RunFiles(run, files.metrics.lines, progress.current, progress.last, trials))
         # a start that has not come to write any progress; one of version 0.1.0 never did
-        early = started if started is not None and (found.last is None or started.began > found.last.began) else None
-        state, why = (found.state, found.message) if found.worker else _left(found, stages, early)
+        early = (
+            started if started is not None and (progress.last is None or started.began > progress.last.began) else None
+        )
+        state, why = (progress.state, progress.message) if progress.worker else _left(progress, stages, early)
         lines = early.said if early is not None else files.log.lines[-LINES:]
         return RunState(
             name=run.name,
             state=state,
-            working=found.worker,
+            working=progress.worker,
             why=why,
             stages=stages,
             series=files.series,
@@ -93,17 +95,17 @@ def follow(run: Path) -> RunState:
         )
 
 
-def _left(found: RunProgress, stages: Sequence[StageState], early: Started | None) -> tuple[str, str]:
+def _left(progress: RunProgress, stages: Sequence[StageState], early: Started | None) -> tuple[str, str]:
     """How a run was left that nobody works in, and what a failure said."""
     if early is not None and early.alive:
         return "starting", ""
-    if found.state == "finished":
+    if progress.state == "finished":
         return "finished", ""
     if early is not None:
         return ("interrupted", "") if early.stopped else ("failed", _redacted(early.said[-1] if early.said else SILENT))
-    if found.state == "unknown":
+    if progress.state == "unknown":
         return ("interrupted" if any(stage.state != "waiting" for stage in stages) else "empty"), ""
-    return found.state, found.message
+    return progress.state, progress.message
 
 
 def _redacted(line: str) -> str:
@@ -114,16 +116,16 @@ def _redacted(line: str) -> str:
 
 def names(runs: Path) -> list[str]:
     """Names of the runs directly in a folder, also of those whose start failed; newest first."""
-    found: dict[str, float] = {}
+    changed: dict[str, float] = {}
     for path in _inside(runs):
         marks = [path / name for name in ("metrics.jsonl", "run.json", "config.yaml", lock.NAME)]
         times = [time for mark in marks if (time := _changed(mark))]
         if times and _is_text(path.name) and not path.name.startswith("."):
-            found[path.name] = max(times)
+            changed[path.name] = max(times)
     for path in _inside(runs / FOLDER):
         if path.suffix == ".json" and _is_text(path.name) and not path.name.startswith("."):
-            found[path.stem] = max(found.get(path.stem, 0.0), _changed(path))
-    return sorted(found, key=lambda name: (-found[name], name))
+            changed[path.stem] = max(changed.get(path.stem, 0.0), _changed(path))
+    return sorted(changed, key=lambda name: (-changed[name], name))
 
 
 def _is_text(name: str) -> bool:

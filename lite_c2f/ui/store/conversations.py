@@ -117,13 +117,13 @@ def load(folder: Path, owner: str, id: str) -> Transcript:
 def listing(folder: Path, owner: str) -> list[ConversationEntry]:
     """An owner's sessions, the newest first; files that cannot be read are left out. Raises RunError for no owner."""
     check_ids(owner)
-    found = []
+    entries = []
     for path in (folder / owner).glob("*.json"):
         with contextlib.suppress(RunError, OSError):
             state = path.stat()
             entry = _entry(folder, owner, path.stem, state.st_mtime_ns, state.st_size)
-            found.append((entry.created, state.st_mtime_ns, entry))
-    return [entry for *_, entry in sorted(found, reverse=True)]
+            entries.append((entry.created, state.st_mtime_ns, entry))
+    return [entry for *_, entry in sorted(entries, reverse=True)]
 
 
 @lru_cache(maxsize=4 * MOST)  # 500 sessions take half a second to read, and a page lists them after every answer
@@ -164,15 +164,15 @@ def from_json(text: str, name: str = "the session") -> Transcript:
             raise RunError.because(f"{name} has schema {schema}", f"schema {SCHEMA}", "use a newer lite_c2f")
         if schema != SCHEMA or isinstance(schema, bool):
             raise ValueError("it has no schema")
-        found = from_row(Transcript, row)
-        if not (_is_id(found.id) and _is_id(found.owner)):
+        transcript = from_row(Transcript, row)
+        if not (_is_id(transcript.id) and _is_id(transcript.owner)):
             raise ValueError("id and owner are not 32 hex digits")
-        if not _CREATED.fullmatch(found.created):
+        if not _CREATED.fullmatch(transcript.created):
             raise ValueError("created is not a time in UTC")
-        datetime.fromisoformat(found.created)
+        datetime.fromisoformat(transcript.created)
     except ValueError as error:
         raise _damaged(name, " ".join(str(error).split())[:200]) from None
-    return found
+    return transcript
 
 
 def as_markdown(transcript: Transcript, titles: Mapping[str, str] | None = None) -> str:
@@ -186,11 +186,11 @@ def as_markdown(transcript: Transcript, titles: Mapping[str, str] | None = None)
         parts += ["Run:", fenced(_pretty(transcript.run), "json")]
     if transcript.system:
         parts += ["System prompt:", fenced(transcript.system)]
-    for number, said in enumerate(transcript.rounds, 1):
-        parts += [f"## Round {number}", fenced(said.prompt)]
-        if said.settings:
-            parts += ["Settings:", fenced(_pretty(said.settings), "json")]
-        for pane, reply in said.replies.items():
+    for number, round_ in enumerate(transcript.rounds, 1):
+        parts += [f"## Round {number}", fenced(round_.prompt)]
+        if round_.settings:
+            parts += ["Settings:", fenced(_pretty(round_.settings), "json")]
+        for pane, reply in round_.replies.items():
             title = (titles or {}).get(pane, pane)
             parts += [f"### {escaped(title)}", _figures(reply), fenced(reply.text)]
     return "\n\n".join(parts) + "\n"
@@ -198,16 +198,16 @@ def as_markdown(transcript: Transcript, titles: Mapping[str, str] | None = None)
 
 def _figures(reply: Reply) -> str:
     """One line of Markdown on how a reply went; what is not known is left out."""
-    said = [f"{reply.tokens} tokens", f"{reply.tokens_per_s:.0f} tokens/s"]
+    parts = [f"{reply.tokens} tokens", f"{reply.tokens_per_s:.0f} tokens/s"]
     if reply.first_token_s is not None:
-        said.append(f"first after {reply.first_token_s:.2f} s")
-    said.append(escaped(f"{reply.finish}: {reply.message}" if reply.message else reply.finish))
-    said.append(f"seed {reply.seed}")
+        parts.append(f"first after {reply.first_token_s:.2f} s")
+    parts.append(escaped(f"{reply.finish}: {reply.message}" if reply.message else reply.finish))
+    parts.append(f"seed {reply.seed}")
     if reply.ratio is not None:
-        said.append(f"ratio {reply.ratio:g}")
+        parts.append(f"ratio {reply.ratio:g}")
     if reply.reward is not None:
-        said.append(f"reward {reply.reward:+.2f}")
-    return ", ".join([*said, f"{reply.repeated:.0%} repeated"])
+        parts.append(f"reward {reply.reward:+.2f}")
+    return ", ".join([*parts, f"{reply.repeated:.0%} repeated"])
 
 
 def fenced(text: str, kind: str = "text") -> str:

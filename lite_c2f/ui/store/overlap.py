@@ -43,8 +43,8 @@ def kept(fine: str, coarse: str, n: int = 4) -> list[Span]:
     >>> kept("So the sky is very blue.", "The sky is very large.", 4)
     [Span(start=3, end=18)]
     """
-    words, found = _kept(fine, coarse, n)
-    return _spans(words, found, n)
+    words, spans = _kept(fine, coarse, n)
+    return _spans(words, spans, n)
 
 
 def repeated_share(text: str, n: int = 4) -> float:
@@ -58,8 +58,8 @@ def repeated_share(text: str, n: int = 4) -> float:
 
 def kept_share(fine: str, coarse: str, n: int = 4) -> float:
     """Share of the words of `fine` within `kept`, 0 to 1; 0 for a text without words."""
-    words, found = _kept(fine, coarse, n)
-    return _share(words, found, n)
+    words, spans = _kept(fine, coarse, n)
+    return _share(words, spans, n)
 
 
 Gram = tuple[int, ...]
@@ -79,13 +79,13 @@ def _read(text: str, n: int, numbers: dict[str, int]) -> tuple[list[Span], Itera
 def _again(grams: Iterable[Gram]) -> list[int]:
     """Where n-grams begin that occurred earlier."""
     seen: set[Gram] = set()
-    found = []
+    spans = []
     for first, gram in enumerate(grams):
         if gram in seen:
-            found.append(first)
+            spans.append(first)
         else:
             seen.add(gram)
-    return found
+    return spans
 
 
 def _kept(fine: str, coarse: str, n: int) -> tuple[list[Span], list[int]]:

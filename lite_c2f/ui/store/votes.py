@@ -92,15 +92,15 @@ def read(file: Path) -> list[Vote]:
 
     RunError for a line that is no JSON, DataError for one that is no vote.
     """
-    found = []
+    votes = []
     for number, row in enumerate(read_lines(file), 1):
         try:
             vote = from_row(Vote, row)
         except ValueError as error:
             raise DataError.because(f"{file}:{number}: {error}", "a vote of the app", "remove that line") from None
         _check(vote, f"{file}:{number}")
-        found.append(vote)
-    return found
+        votes.append(vote)
+    return votes
 
 
 def current(votes: Iterable[Vote]) -> list[Vote]:
@@ -128,16 +128,16 @@ def tally(votes: Iterable[Vote]) -> list[Tally]:
                 count["win" if vote.winner == left else "loss"] += 1
             elif vote.winner is None:
                 count[vote.choice] += 1
-    found = []
+    rows = []
     for left, right in sorted(counts, key=lambda pair: (_place(pair[0]), _place(pair[1]))):
         count = counts[left, right]
         wins, losses = count["win"], count["loss"]
         rate = wins / (wins + losses) if wins + losses else None
         interval = wilson(wins, wins + losses)
-        found.append(
+        rows.append(
             Tally(left, right, wins, count[TIE], count[BOTH_BAD], losses, rate, *interval, sign_test(wins, losses))
         )
-    return found
+    return rows
 
 
 def export(votes: Sequence[Vote], file: Path) -> Exported:
@@ -158,7 +158,7 @@ def export(votes: Sequence[Vote], file: Path) -> Exported:
         raise DataError.because(f"'{file}' exists", "a new file", "choose another name or remove it")
     skipped: Counter[str] = Counter()
     rows: dict[Any, dict[str, Any]] = {}
-    said: Counter[Any] = Counter()
+    counts: Counter[Any] = Counter()
     counted = current(votes)
     skipped["changed"] = len(votes) - len(counted)
     for vote in counted:
@@ -172,13 +172,13 @@ def export(votes: Sequence[Vote], file: Path) -> Exported:
                 skipped["sides equal"] += 1
             else:
                 prompt = (vote.system.strip(), *(turn._replace(text=turn.text.strip()) for turn in vote.turns))
-                said[prompt, chosen, rejected] += 1
+                counts[prompt, chosen, rejected] += 1
                 rows.setdefault((prompt, chosen, rejected), _row(vote, pane))
-    pairs = [row for key, row in rows.items() if _wins(key, said, skipped)]
+    pairs = [row for key, row in rows.items() if _wins(key, counts, skipped)]
     left_out = {reason: count for reason, count in skipped.items() if count}
     if not pairs:
-        told = ", ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "no votes"
-        raise DataError.because(f"no vote makes a pair ({told})", "a vote for one answer", "vote on some more")
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "no votes"
+        raise DataError.because(f"no vote makes a pair ({reasons})", "a vote for one answer", "vote on some more")
     write_jsonl(file, pairs)
     return Exported(len(pairs), left_out)
 
