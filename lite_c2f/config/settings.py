@@ -79,8 +79,8 @@ class Reward(Section):
     """Reward modelling, on TRL's RewardTrainer."""
 
     epochs: float = Field(1.0, gt=0, description="Passes over the pairs.")
-    batch: int = Field(32, ge=1, description="Pairs an optimiser step.")
-    micro_batch: Batch = Field("auto", description="Pairs a forward and backward pass; auto: what fits.")
+    batch: int = Field(32, ge=1, description="Pairs per optimiser step.")
+    micro_batch: Batch = Field("auto", description="Pairs per forward and backward pass; auto: what fits.")
     lr: float = Field(1e-4, gt=0, description="Learning rate of AdamW, decayed linearly.")
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
     max_pairs: int | None = Field(
@@ -106,7 +106,7 @@ class Length(Section):
     w_reward: float = Field(1.0, ge=0, description="Weight of the standardised batch reward in the gate.")
     w_value: float = Field(0.5, ge=0, description="Weight of the standardised critic loss in the gate.")
     bias: float = Field(0.0, description="Bias of the gate; 0 opens it half way when nothing has changed.")
-    decay: float = Field(0.8, ge=0, lt=1, description="Memory of the running means and spreads.")
+    decay: float = Field(0.8, ge=0, lt=1, description="Memory of the running means and standard deviations.")
 
     @model_validator(mode="after")
     def _ordered(self) -> "Length":
@@ -137,15 +137,15 @@ class Coarse(Section):
     token_budget: int | None = Field(
         None, ge=1, description="End after the update in which all responses together reach this many tokens."
     )
-    rollouts: int = Field(64, ge=2, description="Responses an update.")
+    rollouts: int = Field(64, ge=2, description="Responses per update.")
     sampling_batch: Batch = Field("auto", description="Responses sampled side by side; auto: what fits.")
     micro_batch: Batch = Field(
         "auto",
         description="Responses of full length a forward and backward pass; of shorter ones, as many as make up their "
         "tokens. auto: what fits, up to 16,384 tokens.",
     )
-    minibatches: int = Field(2, ge=1, description="Optimiser steps a pass over the rollouts.")
-    epochs: int = Field(2, ge=1, description="Passes over the rollouts an update.")
+    minibatches: int = Field(2, ge=1, description="Optimiser steps per pass over the rollouts.")
+    epochs: int = Field(2, ge=1, description="Passes over the rollouts per update.")
     lr: float = Field(2e-5, gt=0, description="Learning rate of the policy (AdamW).")
     critic_lr: float = Field(1e-4, gt=0, description="Learning rate of the critic (AdamW).")
     critic: Literal["reward_model", "zero", "shared"] = Field(
@@ -157,8 +157,8 @@ class Coarse(Section):
     critic_warmup: int = Field(3, ge=0, description="First updates that train the critic alone.")
     temperature: float = Field(1.0, ge=1e-3, description="Sampling temperature of the rollouts.")
     kl_coef: float = Field(0.05, ge=0, description="Weight of the per-token KL penalty (k1) in the reward.")
-    kl_target: float | None = Field(None, gt=0, description="Adapt kl_coef towards this KL, in nats a response.")
-    gamma: float = Field(1.0, gt=0, le=1, description="Discount a token.")
+    kl_target: float | None = Field(None, gt=0, description="Adapt kl_coef towards this KL, in nats per response.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount per token.")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
     clip: float = Field(0.2, gt=0, description="Clip range of the probability ratio.")
     value_clip: float = Field(0.2, gt=0, description="Clip range of the value around its old estimate.")

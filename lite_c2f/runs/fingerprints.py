@@ -1,4 +1,4 @@
-"""What a run reads, in short: enough to notice on a later day that a file is gone or no longer the same."""
+"""Fingerprints of what a run reads: they show later that a file is gone or no longer the same."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from lite_c2f.storage.files import hash_of
 
 SMALL = 64 * 2**20  # bytes; of larger files both ends and a sample are read
 END = 2**20
-BLOCK, BLOCKS = 2**16, 64  # bytes of a block of the sample, and how many are spread over the file
+BLOCK, BLOCKS = 2**16, 64  # bytes of a block of the sample, and how many there are over the file
 LONGEST_HEADER = 100_000_000  # bytes; the safetensors library reads no longer one
 SUFFIXES = (".json", ".safetensors", ".model", ".jinja", ".txt")
 NUMBERED = re.compile(r"^(data\..*) \((\d+)\)$")
@@ -29,16 +29,16 @@ def fingerprints(config: Config, models: ModelPair) -> dict[str, str]:
 
     Weights are gigabytes, so that files above 64 MiB are compared by a sample (`fingerprint`).
     """
-    found: dict[str, str] = {}
+    entries: dict[str, str] = {}
     for key in ("preferences", "prompts"):
         for name, value in _data(getattr(config.data, key)):
             entry = f"data.{key}: {name}"
             number = 1
-            while entry in found:  # files of one name, or folders of one hub dataset
+            while entry in entries:  # files of one name, or folders of one hub dataset
                 number += 1
                 entry = f"data.{key}: {name} ({number})"
-            found[entry] = value
-    return found | fingerprints_of_models(models)
+            entries[entry] = value
+    return entries | fingerprints_of_models(models)
 
 
 def fingerprints_of_models(models: ModelPair) -> dict[str, str]:
@@ -57,15 +57,15 @@ def fingerprints_of(name: str, folder: str) -> dict[str, str]:
 def weights_of(inputs: Mapping[str, str], model: str) -> dict[str, str]:
     """{weight file: size and hash} of the model ("base" or "instruct"), out of `fingerprints`."""
     start = f"model.{model}: "
-    found = {name.removeprefix(start): text for name, text in inputs.items() if name.startswith(start)}
-    return {name: text for name, text in found.items() if name.endswith(".safetensors")}
+    files = {name.removeprefix(start): text for name, text in inputs.items() if name.startswith(start)}
+    return {name: text for name, text in files.items() if name.endswith(".safetensors")}
 
 
 def fingerprint(file: Path) -> str:
     """Size and hash of a file; of one above 64 MiB "SIZE bytes, ends HASH, blocks HASH".
 
     ends: the first and the last MiB, all that earlier versions compared. blocks: the header of a safetensors file, 64
-    KiB in the middle of each of its tensors, and 64 blocks of 64 KiB spread evenly over any file. A model whose weights
+    KiB in the middle of each of its tensors, and 64 blocks of 64 KiB evenly over any file. A model whose weights
     were trained or merged differs in every tensor that this touched, and is noticed; a change of a few values, of some
     rows of a table or of some lines of a large data file is not noticed where no block of the sample holds it.
     """
@@ -112,24 +112,24 @@ def _middles(header: bytes, start: int) -> list[int]:
 
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
     """A sentence for each input that is gone, new or different."""
-    told = []
+    sentences = []
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
-            told.append(f"{name} was {before.get(name, 'not there')}, is {now.get(name, 'gone')}")
-    return told
+            sentences.append(f"{name} was {before.get(name, 'not there')}, is {now.get(name, 'gone')}")
+    return sentences
 
 
 def refuse_changes(run: Path, before: dict[str, str], now: dict[str, str], *, force: bool) -> list[str]:
     """Raise RunError naming the first input that is not what the run began with; with `force` return them all."""
-    told = changes(before, as_before(before, now))
-    if told and not force:
-        more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+    sentences = changes(before, as_before(before, now))
+    if sentences and not force:
+        more = f" (and {len(sentences) - 1} more)" if len(sentences) > 1 else ""
         raise RunError.because(
-            f"'{run}' began with other inputs: {told[0]}{more}",
+            f"'{run}' began with other inputs: {sentences[0]}{more}",
             "the same data and models",
             "bring them back, use another --run-dir, or accept them with --force",
         )
-    return told
+    return sentences
 
 
 def as_before(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:

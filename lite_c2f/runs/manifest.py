@@ -1,4 +1,4 @@
-"""What a run directory says of itself: which stages are published, with which settings, versions and times."""
+"""Manifest of a run directory: which stages are published, with which settings, versions and times."""
 
 import contextlib
 import platform
@@ -82,7 +82,7 @@ def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
     if saved.is_file():
         with contextlib.suppress(EmptyConfigError):  # it is written anew; stages have settings of their own
             load_config(saved)
-    return [told for stage in STAGES if is_published(run, stage) for told in check_settings(run, stage, config, force)]
+    return [note for stage in STAGES if is_published(run, stage) for note in check_settings(run, stage, config, force)]
 
 
 def is_leftover(path: Path) -> bool:
@@ -93,20 +93,20 @@ def is_leftover(path: Path) -> bool:
 def check_settings(run: Path, stage: str, config: Config, force: bool) -> list[str]:
     """Raise RunError unless a published stage was made with these settings; with `force` return what differs."""
     now = settings_now(stage, config)
-    found = differences(completed(without_places(settings_of(run, stage)), now), now)
-    if not found:
+    changed = differences(completed(without_places(settings_of(run, stage)), now), now)
+    if not changed:
         return []
-    told = "; ".join(f"{key}={then!r}, now {now!r}" for key, then, now in found[:4])
-    forcible = all(key.split(".")[0] in (*STAGES, "data") for key, _, _ in found)
+    listed = "; ".join(f"{key}={then!r}, now {now!r}" for key, then, now in changed[:4])
+    forcible = all(key.split(".")[0] in (*STAGES, "data") for key, _, _ in changed)
     following = " and ".join(str(run / name) for name in STAGES[STAGES.index(stage) :] if (run / name).exists())
     if not (force and forcible):
         remedy = ", accept it with --force" if forcible and not force else ""
         raise RunError.because(
-            f"'{run}' has a {stage} stage made with {told}",
+            f"'{run}' has a {stage} stage made with {listed}",
             "the same value",
             f"use another --run-dir{remedy}, or remove {following} to train that again",
         )
-    return [f"the {stage} stage stays as it was made, with {told}; remove {following} to train it again"]
+    return [f"the {stage} stage stays as it was made, with {listed}; remove {following} to train it again"]
 
 
 def settings_now(stage: str, config: Config) -> dict[str, Any]:
@@ -158,8 +158,8 @@ def recorded(run: Path) -> tuple[Config | None, dict[str, str]]:
 
 def inputs_of(run: Path) -> dict[str, str]:
     """Fingerprints of the inputs that a run began with."""
-    found = read_manifest(run).get("inputs", {}) if (run / "run.json").is_file() else {}
-    return found if isinstance(found, dict) else {}
+    inputs = read_manifest(run).get("inputs", {}) if (run / "run.json").is_file() else {}
+    return inputs if isinstance(inputs, dict) else {}
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def check_own(config: Config, made: Config) -> None:
     """Raise ConfigError where settings of the actors themselves are not the run's; made: the run's configuration.
 
     Another alpha would scale the Coarse Actor's adapter, another prompt would ask it in a form that it does not know,
-    another base would not be loaded, and nothing would tell. How the models are loaded (LOADED) may differ.
+    another base would not be loaded, and nothing would show it. How the models are loaded (LOADED) may differ.
     """
     for section in ("model", "lora"):
         before, now = getattr(made, section), getattr(config, section)

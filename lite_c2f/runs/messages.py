@@ -1,4 +1,4 @@
-"""What a run tells its progress sink of the plan, of the data, and of steps that others take."""
+"""Messages of a run to its progress sink: the plan, the data, and the steps of functions that take a callback."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from lite_c2f.storage.files import read_json
 
 
 def report_plan(sink: ProgressSink, plan: Plan) -> None:
-    """Say which batches were chosen, how full the card will be, and what the configuration hardly means."""
+    """Report which batches were chosen, how full the card will be, and the plan's warnings."""
     for warning in plan.warnings:
         sink.on_message(warning)
     if plan.vram_gib is None:
@@ -28,7 +28,7 @@ def report_plan(sink: ProgressSink, plan: Plan) -> None:
 
 
 def report_data(sink: ProgressSink, corpus: Corpus, config: Config) -> None:
-    """Say what there is to learn from, and which rows could not be used."""
+    """Report how many pairs and prompts there are, and which rows could not be used."""
     pairs = training_pairs(corpus, config)
     sink.on_message(
         f"data: {len(pairs)} pairs and {len(corpus.train_prompts)} prompts to train on, "
@@ -90,7 +90,7 @@ class ToyProgress:
 
 
 class StageProgress:
-    """Shows the comparison, an actor a step."""
+    """Shows the comparison, one step per actor."""
 
     def __init__(self, sink: ProgressSink) -> None:
         self.sink, self.done = sink, 0
