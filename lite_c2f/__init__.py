@@ -4,6 +4,8 @@ The public names are imported on first use, so that `import lite_c2f` costs noth
 """
 
 import importlib
+import logging
+import os
 from typing import Any
 
 __version__ = "0.1.0"
@@ -31,6 +33,9 @@ __all__ = ["__version__", *_PUBLIC]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'lite_c2f' has no attribute {name!r}")
+    # Before libraries are imported: notices of theirs that nobody can act on.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 

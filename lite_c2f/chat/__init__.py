@@ -6,9 +6,10 @@ batch in which all answers of all visitors are written together, `loaded.py` the
 `engine.py` the thread that answers.
 """
 
+from lite_c2f.actors.reply import Reply
 from lite_c2f.chat.engine import Chat
-from lite_c2f.chat.panes import ALL_PANES, PANES, TITLES, ChatSettings, Event, Pane
+from lite_c2f.chat.panes import ALL_PANES, PANES, TITLES, ChatSettings, Pane
 from lite_c2f.chat.prompts import with_answers
 from lite_c2f.chat.stream import AnswerStream
 
-__all__ = ["ALL_PANES", "PANES", "TITLES", "AnswerStream", "Chat", "ChatSettings", "Event", "Pane", "with_answers"]
+__all__ = ["ALL_PANES", "PANES", "TITLES", "AnswerStream", "Chat", "ChatSettings", "Pane", "Reply", "with_answers"]

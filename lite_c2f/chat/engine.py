@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from lite_c2f.actors.answers import repeated_ngrams
+from lite_c2f.actors.reply import Reply
 from lite_c2f.backbone.multi_model import MultiModel
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.chat.fair_queue import FairQueue
 from lite_c2f.chat.loaded import LoadedActors
-from lite_c2f.chat.panes import ON_BASE, PANES, ChatSettings, Event, Pane, check_settings, pane_of
+from lite_c2f.chat.panes import ON_BASE, PANES, ChatSettings, Pane, check_settings, pane_of
 from lite_c2f.chat.prompts import History, history_of, one_line, read_by, shown
 from lite_c2f.chat.rows import AnswerRow, AnswerRows
 from lite_c2f.chat.stream import AnswerStream, PendingQuestion
@@ -96,7 +97,7 @@ class Chat:
         *,
         score: bool = False,
         **settings: Any,
-    ) -> dict[str, Event]:
+    ) -> dict[str, Reply]:
         """The finished answers, by pane. settings: those of `ChatSettings`. Raises as `stream` does."""
         events = self.stream(prompt, PANES if panes is None else panes, ChatSettings(**settings), score=score)
         return {event.pane: event for event in events if event.finish}
@@ -124,10 +125,10 @@ class Chat:
             place = self._line.place_of(question)
             return 0 if place is None else place + len(self._under_way)
 
-    def _event_of(self, question: PendingQuestion, pane: Pane) -> Event | None:
+    def _event_of(self, question: PendingQuestion, pane: Pane) -> Reply | None:
         """Where a pane stands; None before it has begun."""
         ratio = self.cast.ratio_of(pane, question.settings) if pane.actor == "fine" else None
-        nothing = Event(pane.key, "", 0, 0.0, None, ratio=ratio, seed=question.settings.seed)
+        nothing = Reply(pane.key, "", 0, 0.0, None, ratio=ratio, seed=question.settings.seed)
         if pane.key in question.unbegun:
             finish, message = question.unbegun[pane.key]
             return nothing._replace(finish=finish, message=message)

@@ -9,14 +9,6 @@ PANES = ("coarse", "fine", "baseline")
 ALL_PANES = (*PANES, "base")
 TITLES = {"coarse": "Coarse Actor", "fine": "Fine Actor", "baseline": "Baseline (instruct)", "base": "Base"}
 ON_BASE = ("coarse", "base")  # the actors that answer as a base model does
-ENDINGS = {
-    None: "writing",
-    "eos": "ended (EOS)",
-    "stop": "ended (stop)",
-    "limit": "hit the limit",
-    "stopped": "stopped",
-    "error": "failed",
-}
 SMALLEST_PROMPT = 32  # tokens of the context that an answer leaves to its prompt
 LONGEST_TEXT = 32_768  # characters of a question or a system prompt
 
@@ -40,32 +32,6 @@ class ChatSettings(NamedTuple):
     seed: int = 0
     ratio: float | None = None  # share of the residue in the Fine Actor; None is the share that was merged
     system: str = ""  # stands before the first question that is read; a base model has no place of its own for it
-
-
-class Event(NamedTuple):
-    """What a pane has said so far."""
-
-    pane: str
-    text: str  # without its ending
-    tokens: int  # the ending included
-    tokens_per_s: float  # from the first token on; reading the prompt is not in it
-    finish: str | None  # None while it goes on, then "eos" | "stop" | "limit" | "stopped" | "error"
-    message: str = ""  # one line, with "error"
-    first_token_s: float | None = None  # seconds from the question to the first token, waiting in line included
-    reward: float | None = None  # of a finished answer, in the reward model's spreads, where it was asked for
-    repeated: float = 0.0  # share of its 4-grams of tokens that repeat an earlier one
-    dropped: int = 0  # oldest turns that the context had no room for
-    cut: bool = False  # nor had it for the whole question
-    ratio: float | None = None  # of the Fine Actor
-    seed: int = 0
-
-    @property
-    def status(self) -> str:
-        """One line on how it went, e.g. `42 tokens, 85 tokens/s, ended (EOS)`."""
-        if self.finish == "error":
-            return f"failed: {self.message}"
-        unit = "token" if self.tokens == 1 else "tokens"
-        return f"{self.tokens} {unit}, {self.tokens_per_s:.0f} tokens/s, {ENDINGS[self.finish]}"
 
 
 def pane_of(given: "str | Pane") -> Pane:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lite_c2f.chat.panes import LONGEST_TEXT, ON_BASE, Event
+from lite_c2f.actors.reply import Reply
+from lite_c2f.chat.panes import LONGEST_TEXT, ON_BASE
 from lite_c2f.config.settings import Config
 from lite_c2f.data.encode import encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
@@ -96,7 +97,7 @@ def one_line(error: Exception) -> str:
     return reason if isinstance(error, C2FError) else f"{type(error).__name__}: {reason}".rstrip(": ")
 
 
-def with_answers(histories: Mapping[str, History], events: Mapping[str, Event]) -> dict[str, list[Turn]]:
+def with_answers(histories: Mapping[str, History], events: Mapping[str, Reply]) -> dict[str, list[Turn]]:
     """Conversations with their answers added. A pane that failed forgets the question, so that it can go on."""
     after = {}
     for pane, turns in histories.items():

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lite_c2f.chat.panes import ChatSettings, Event, Pane
+from lite_c2f.actors.reply import Reply
+from lite_c2f.chat.panes import ChatSettings, Pane
 from lite_c2f.chat.prompts import History, ReadPrompt
 from lite_c2f.chat.rows import AnswerRow
 
@@ -69,33 +70,33 @@ class AnswerStream:
     def __init__(
         self,
         question: PendingQuestion,
-        event_of: Callable[[PendingQuestion, Pane], Event | None],
+        event_of: Callable[[PendingQuestion, Pane], Reply | None],
         place_of: Callable[[PendingQuestion], int],
         pause: float,
     ) -> None:
         self._question, self._event_of, self._place_of, self._pause = question, event_of, place_of, pause
         self._told: dict[str, tuple[Any, ...]] = {}
-        self._queue: deque[Event] = deque()
+        self._queue: deque[Reply] = deque()
         self._looked = self._over = False
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[Reply]:
         return self
 
-    def __next__(self) -> Event:
+    def __next__(self) -> Reply:
         while not self._queue:
             if self._over:
                 raise StopIteration
             self._queue.extend(self._look(None))
         return self._queue.popleft()
 
-    def batches(self, patience: float | None = None) -> Iterator[list[Event]]:
+    def batches(self, patience: float | None = None) -> Iterator[list[Reply]]:
         """Events as they come, all panes' at once; an empty list after `patience` seconds without any."""
         while not self._over:
             news = self._look(patience)
             if news or not self._over:
                 yield news
 
-    def _look(self, patience: float | None) -> list[Event]:
+    def _look(self, patience: float | None) -> list[Reply]:
         """What is new, once there is something; nothing after `patience` seconds, or when all is told."""
         question = self._question
         while True:
@@ -129,7 +130,7 @@ class AnswerStream:
     def __del__(self) -> None:
         self.close()
 
-    def _news(self) -> list[Event]:
+    def _news(self) -> list[Reply]:
         events = []
         for pane in self._question.panes:
             event = self._event_of(self._question, pane)

@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from lite_c2f.chat import PANES, TITLES, Chat, ChatSettings, Event, with_answers
+from lite_c2f.actors.reply import Reply
+from lite_c2f.chat import PANES, TITLES, Chat, ChatSettings, with_answers
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError
 
@@ -89,7 +90,7 @@ class ChatTerminal:
 
     def _ask(self, prompt: str) -> None:
         histories = {pane: [*turns, Turn("human", prompt)] for pane, turns in self.histories.items()}
-        events = {pane: Event(pane, "", 0, 0.0, None) for pane in PANES}
+        events = {pane: Reply(pane, "", 0, 0.0, None) for pane in PANES}
         stream = self.chat.stream(histories, settings=self.settings)
         if self.live:
             events = self._watch(stream, events)
@@ -100,7 +101,7 @@ class ChatTerminal:
                 self.console.print(Text(f"{event.pane} ({event.status}): {printable(event.text)}"), soft_wrap=True)
         self.histories = with_answers(histories, events)
 
-    def _watch(self, stream: Iterator[Event], events: dict[str, Event]) -> dict[str, Event]:
+    def _watch(self, stream: Iterator[Reply], events: dict[str, Reply]) -> dict[str, Reply]:
         """Show the answers while they grow; Ctrl-C ends them."""
         width, drawn = self.console.width, 0.0
         with Live(_panels(events, width), console=self.console, auto_refresh=False, transient=True) as live:
@@ -117,7 +118,7 @@ class ChatTerminal:
         return events
 
 
-def _panels(events: Mapping[str, Event], width: int) -> Columns | Group:
+def _panels(events: Mapping[str, Reply], width: int) -> Columns | Group:
     """The answers side by side where there is room, else one below the other."""
     wide = width >= WIDE
     panels = [

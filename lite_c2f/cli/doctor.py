@@ -15,7 +15,7 @@ STATES = {
     "stopping": "running; it was asked to stop, and finishes its step",
     "finished": "finished: everything is published",
     "failed": "failed",
-    "killed": "stopped without a word: killed, or the machine went down",
+    "killed": "stopped without a message: killed, or the machine went down",
     "interrupted": "stopped by a signal; what was done is saved",
     "unfinished": "stopped; the stages that were asked for are done",
     "unknown": "stopped; how is not written down",

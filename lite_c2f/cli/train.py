@@ -39,14 +39,14 @@ def train(
     run_dir: Annotated[Path | None, typer.Option(help="Run directory (default: run.dir of the config).")] = None,
     stage: Annotated[Stage | None, typer.Option(help="Run this stage alone.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Fail where there is no run yet; one that exists goes on anyway.")
+        bool, typer.Option("--resume", help="Fail where there is no run yet; one that exists continues anyway.")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Go on although data, models or settings are no longer the same.")
     ] = False,
     dry_run: Annotated[bool, typer.Option(help="Print configuration, stages, sizes and disk; train nothing.")] = False,
 ) -> None:
-    """Train all stages, or one; what is already published is skipped. CONFIG may be a run, to go on with it.
+    """Train all stages, or one; what is already published is skipped. CONFIG may be a run, to continue it.
 
     Of a run whose models were moved, `lite-c2f train RUN model.base=NEW` records where the same files are now.
     """
@@ -95,7 +95,7 @@ def _train(
     from lite_c2f.backbone.model_kind import check_named
     from lite_c2f.config.loading import load_config
 
-    if config is not None and (config / "config.yaml").is_file():  # a run directory: go on with it
+    if config is not None and (config / "config.yaml").is_file():  # a run directory: continue it
         config, run_dir = config / "config.yaml", run_dir or config
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
     check_named(settings.model.base, settings.model.instruct)

@@ -1,4 +1,4 @@
-"""RUN/progress.json: how far the process that works in a run is, and how the last one ended; for whoever watches it.
+"""RUN/progress.json: how far the process that works in a run is, and how the last one ended.
 
 Written whole each time, at most once a second while steps are made. A process that was killed leaves `running` behind:
 that nobody works in the run is known by its lock (storage/lock.py). What is published is known by its files alone.

@@ -1,8 +1,6 @@
 """Lock of a run directory: one process at a time. The lock ends with its process, however that ends.
 
-Not filelock's: a reader of the owner's name would have to take the lock (it has no shared one), releases before 4
-empty the file that names the owner on a failed attempt, and where a file system has no locks it falls back to a file
-that outlives its process.
+Not filelock's: a reader of the owner's name would have to take the lock, of which filelock has no shared form.
 """
 
 import contextlib

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from lite_c2f.chat import Chat, ChatSettings, Event, Pane
+from lite_c2f.actors.reply import Reply
+from lite_c2f.chat import Chat, ChatSettings, Pane
 from lite_c2f.chat.prompts import History, clean
 from lite_c2f.errors import C2FError, ConfigError
 from lite_c2f.runs.corpus import uses_toy_data
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSession, PageSessions
-from lite_c2f.ui.store.conversations import Reply
 from lite_c2f.ui.store.votes import votes_of
 
 PAUSE = 0.08  # seconds between two looks at the answers
@@ -80,29 +80,10 @@ def answers(
         for events in stream.batches(PATIENCE):
             if not visit.is_current(view, stream):
                 return
-            replies |= {event.pane: reply_of(event) for event in events}
+            replies |= {event.pane: event for event in events}
             yield Snapshot(dict(replies), stream.waiting)
     finally:
         visit.end(view, stream)
-
-
-def reply_of(event: Event) -> Reply:
-    """An event as it is shown and saved."""
-    return Reply(
-        pane=event.pane,
-        text=event.text,
-        tokens=event.tokens,
-        tokens_per_s=event.tokens_per_s,
-        first_token_s=event.first_token_s,
-        finish=event.finish or "",
-        message=event.message,
-        seed=event.seed,
-        ratio=event.ratio,
-        reward=event.reward,
-        repeated=event.repeated,
-        dropped=event.dropped,
-        cut=event.cut,
-    )
 
 
 class Notice(Exception):  # noqa: N818  it is no error

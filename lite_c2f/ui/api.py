@@ -5,11 +5,17 @@ from typing import Any
 
 import gradio as gr
 
+from lite_c2f.actors.reply import Reply
 from lite_c2f.chat import ALL_PANES, PANES
 from lite_c2f.errors import C2FError, ConfigError
-from lite_c2f.ui.answering import PATIENCE, Served, reply_of, settings_of
+from lite_c2f.ui.answering import PATIENCE, Served, settings_of
 
 PAUSE = 0.25  # seconds between two looks at the answers
+
+
+def as_json(reply: Reply) -> dict[str, Any]:
+    """A reply as scripts get it; `finish` is "" while it grows."""
+    return reply._asdict() | {"finish": reply.finish or ""}
 
 
 def add_api(served: Served) -> None:
@@ -45,8 +51,8 @@ def add_api(served: Served) -> None:
             raise gr.Error(f"a setting of the wrong type: {error}", print_exception=False) from None
         replies: dict[str, Any] = {}
         try:  # a script that goes away is noticed between two looks
-            for events in stream.batches(PATIENCE):
-                replies = {**replies, **{event.pane: reply_of(event)._asdict() for event in events}}
+            for news in stream.batches(PATIENCE):
+                replies = {**replies, **{reply.pane: as_json(reply) for reply in news}}
                 yield replies
         finally:
             stream.close()

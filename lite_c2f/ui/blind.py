@@ -189,7 +189,7 @@ def _talk(ballot: Ballot | None, letter: str) -> str:
         parts.append('<div class="chips"><span class="chip live">waiting</span></div>')
     else:
         parts.append(said(reply))
-        ended = {"": "writing", "limit": "cut off", "stopped": "cut off", "error": "failed"}
+        ended = {None: "writing", "": "writing", "limit": "cut off", "stopped": "cut off", "error": "failed"}
         plain = f'<div class="chips"><span class="chip">{ended.get(reply.finish, "ended")}</span></div>'
         parts.append(chips(reply) if ballot.choice else plain)
     return f'<div class="talk">{"".join(parts)}</div>'

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from lite_c2f.chat.panes import ENDINGS
+from lite_c2f.actors.reply import ENDINGS
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.markdown import formatted
 from lite_c2f.ui.store.conversations import Reply, Round

@@ -11,7 +11,8 @@ import pytest
 from likeness import alike
 
 from lite_c2f.actors.models import InstructModel, answer_base
-from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Event, Pane, engine, fair_queue, loaded, with_answers
+from lite_c2f.actors.reply import Reply
+from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Pane, engine, fair_queue, loaded, with_answers
 from lite_c2f.chat.prompts import shown
 from lite_c2f.cli import chat_terminal
 from lite_c2f.cli.chat_terminal import printable, run_terminal
@@ -76,16 +77,16 @@ def test_shown_holds_back_stop_sequences_and_half_characters(text, expected):
 def test_a_failed_pane_forgets_the_question_and_the_others_keep_it():
     question = Turn("human", "Hi")
     events = {
-        "coarse": Event("coarse", "Hello", 2, 1.0, "eos"),
-        "fine": Event("fine", "", 0, 0.0, "error", "no memory"),
+        "coarse": Reply("coarse", "Hello", 2, 1.0, "eos"),
+        "fine": Reply("fine", "", 0, 0.0, "error", "no memory"),
     }
     after = with_answers({"coarse": [question], "fine": [question]}, events)
     assert after == {"coarse": [question, Turn("assistant", "Hello")], "fine": []}
 
 
 def test_status_is_one_line():
-    assert Event("fine", "Hi", 1, 84.6, "eos").status == "1 token, 85 tokens/s, ended (EOS)"
-    assert Event("fine", "", 0, 0.0, "error", "no memory").status == "failed: no memory"
+    assert Reply("fine", "Hi", 1, 84.6, "eos").status == "1 token, 85 tokens/s, ended (EOS)"
+    assert Reply("fine", "", 0, 0.0, "error", "no memory").status == "failed: no memory"
 
 
 def test_printable_drops_what_would_steer_the_terminal():

@@ -117,7 +117,7 @@ def test_a_run_that_was_killed_is_told_how_to_go_on(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"models": models, "seconds": {}}))
     (tmp_path / "config.yaml").write_text("run: {seed: 0}")
     for saved, state in (
-        ({"state": "running"}, "stopped without a word"),
+        ({"state": "running"}, "stopped without a message"),
         ({"state": "stopped", "interrupted": True}, "stopped by a signal"),
         ({"state": "stopped"}, "the stages that were asked for are done"),
     ):

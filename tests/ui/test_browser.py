@@ -155,7 +155,7 @@ def as_shown(page, text):
             box.remove();
             return shown;
         }""",
-        render.said(Reply("fine", text, 1, 1.0, 0.1, "eos", text, 0, 1.0, 0.5, 0.0)),
+        render.said(Reply("fine", text, 1, 1.0, "eos", text, 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=0)),
     )
 
 
@@ -496,7 +496,7 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     assert tab.inner_text("#view-fine .you") == EVIL.strip()
     owner = tab.evaluate("localStorage.getItem('lite_c2f.owner')")
-    reply = Reply("fine", EVIL, 9, 80.0, 0.1, "eos", EVIL, 0, 1.0, 0.5, 0.0)
+    reply = Reply("fine", EVIL, 9, 80.0, "eos", EVIL, 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=0)
     bad = reply._replace(pane="coarse", finish="error", text="", ratio=None)
     round_ = Round(EVIL, {}, {"fine": reply, "coarse": bad})
     crafted = conversations.new(owner, {"name": EVIL})._replace(rounds=(round_,))

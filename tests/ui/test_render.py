@@ -9,7 +9,7 @@ from lite_c2f.ui.render import BEFORE, answer, chips, insight, marked, signed, t
 from lite_c2f.ui.store.conversations import Reply, Round
 from lite_c2f.ui.store.overlap import Span
 
-REPLY = Reply("fine", "It is 5.", 4, 84.6, 0.25, "eos", "", 7, 0.5, -0.125, 0.0)
+REPLY = Reply("fine", "It is 5.", 4, 84.6, "eos", "", 0.25, reward=-0.125, repeated=0.0, ratio=0.5, seed=7)
 COARSE = REPLY._replace(
     pane="coarse", ratio=None, reward=1.0, tokens=9, text="Let us see: one two three four. It is 5."
 )

@@ -11,7 +11,7 @@ from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import Reply, Round
 
 OWNER = "ab" * 16
-REPLY = Reply("fine", "It is 5.", 4, 80.0, 0.1, "eos", "", 7, 1.0, 0.5, 0.0)
+REPLY = Reply("fine", "It is 5.", 4, 80.0, "eos", "", 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=7)
 CUT = REPLY._replace(text="It", tokens=1, finish="stopped", reward=None)
 
 

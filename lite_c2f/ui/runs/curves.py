@@ -19,7 +19,7 @@ class Sample(NamedTuple):
     response: str
     finish: str  # stop, eos or limit
     tokens: int
-    reward: float  # in spreads of the reward model's scores
+    reward: float  # in standard deviations of the reward model's scores
 
 
 def metrics_line(line: bytes) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from lite_c2f.ui.runs.starts import FOLDER, Started, read_start
 
 LINES = 14  # last lines of what was said
 KEPT = 8  # runs whose files stay in memory
-SILENT = "it ended without a word"
+SILENT = "it ended without a message"
 
 
 class RunState(NamedTuple):

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lite_c2f.actors.reply import Reply
 from lite_c2f.errors import RunError
 from lite_c2f.storage.files import write_text
 from lite_c2f.ui.store.tuples import as_row, decoded, encoded, from_row
@@ -25,24 +26,6 @@ TITLE = 60  # characters
 _ID = re.compile(r"[0-9a-f]{32}")
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _WRITING = threading.Lock()  # `write_text` names its unfinished file by the process alone
-
-
-class Reply(NamedTuple):
-    """What one pane said, and how it went."""
-
-    pane: str
-    text: str  # without its ending
-    tokens: int  # the ending included
-    tokens_per_s: float
-    first_token_s: float | None  # seconds until the first token
-    finish: str  # "eos" | "stop" | "limit" | "stopped" | "error"
-    message: str  # one line, with "error"
-    seed: int
-    ratio: float | None  # share of the residue, of the Fine Actor
-    reward: float | None  # in the reward model's spreads
-    repeated: float  # share, 0 to 1
-    dropped: int = 0  # oldest turns that were not read, for want of room
-    cut: bool = False  # the question's beginning was not read either
 
 
 class Round(NamedTuple):
@@ -201,7 +184,7 @@ def _figures(reply: Reply) -> str:
     parts = [f"{reply.tokens} tokens", f"{reply.tokens_per_s:.0f} tokens/s"]
     if reply.first_token_s is not None:
         parts.append(f"first after {reply.first_token_s:.2f} s")
-    parts.append(escaped(f"{reply.finish}: {reply.message}" if reply.message else reply.finish))
+    parts.append(escaped(f"{reply.finish}: {reply.message}" if reply.message else reply.finish or ""))
     parts.append(f"seed {reply.seed}")
     if reply.ratio is not None:
         parts.append(f"ratio {reply.ratio:g}")

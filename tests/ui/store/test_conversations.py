@@ -15,7 +15,7 @@ from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import ConversationEntry, Reply, Round, Transcript, as_json, as_markdown, from_json
 
 ME, OTHER = "a" * 32, "b" * 32
-REPLY = Reply("fine", "It is 5.", 6, 85.25, 0.5, "eos", "", 3, 0.75, -0.125, 0.0)
+REPLY = Reply("fine", "It is 5.", 6, 85.25, "eos", "", 0.5, reward=-0.125, repeated=0.0, ratio=0.75, seed=3)
 ROUND = Round("What is\n 2 plus 3?", {"temperature": 0.7}, {"fine": REPLY})
 NONE = r"no such session; expected one of your own"
 
