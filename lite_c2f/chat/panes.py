@@ -1,14 +1,15 @@
-"""Who answers, how, and what a pane has to show."""
+"""Panes of the chat: which actors answer, with which settings."""
 
 import math
 from typing import NamedTuple
 
+from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE
 from lite_c2f.errors import ConfigError
 
-PANES = ("coarse", "fine", "baseline")
-ALL_PANES = (*PANES, "base")
-TITLES = {"coarse": "Coarse Actor", "fine": "Fine Actor", "baseline": "Baseline (instruct)", "base": "Base"}
-ON_BASE = ("coarse", "base")  # the actors that answer as a base model does
+PANES = (COARSE, FINE, BASELINE)
+ALL_PANES = (*PANES, BASE)
+TITLES = {COARSE: "Coarse Actor", FINE: "Fine Actor", BASELINE: "Baseline (instruct)", BASE: "Base"}
+ON_BASE = (COARSE, BASE)  # the actors that answer as a base model does
 SMALLEST_PROMPT = 32  # tokens of the context that an answer leaves to its prompt
 LONGEST_TEXT = 32_768  # characters of a question or a system prompt
 

@@ -1,4 +1,8 @@
-"""Gradio views of a run, served to this machine unless told otherwise; no request leaves it."""
+"""Gradio views of a run, served to this machine unless told otherwise; no request leaves it.
+
+To add a button to the chat page: `compare.py` lays it out (`_lay_out`) and connects it (`_connect`); what it does is a
+method in `handlers.py`. `templates/` has HTML, `store/` what is saved, `runs/` what is read of runs.
+"""
 
 import os
 

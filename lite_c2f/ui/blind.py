@@ -100,9 +100,10 @@ def blind_view(served: Served, identity: list[Any]) -> None:
         buttons = [gr.Button(interactive=may) for _ in CHOICES]
         return [*map(title, names), *(_talk(ballot, letter) for letter in LETTERS), _verdict(ballot), *buttons]
 
-    def ask(request: gr.Request, text: str, pair: str, ratio: float, *given: Any) -> Iterator[list[Any]]:
+    def ask(request: gr.Request, text: str, pair: str, ratio: float, *others: Any) -> Iterator[list[Any]]:
         """Two answers in an order that nobody knows."""
-        visit, settings = visit_of(served, request.session_hash, *given[-2:]), page_settings(ratio, *given[:-2])
+        *inputs, owner, session = others
+        visit, settings = visit_of(served, request.session_hash, owner, session), page_settings(ratio, *inputs)
         actors = tuple(pair.split()) if pair else tuple(random.sample(ALL_PANES[:3], 2))
         actors = tuple(random.sample(actors, 2))
         try:

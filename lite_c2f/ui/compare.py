@@ -84,7 +84,7 @@ def _lay_out(served: Served) -> Parts:
 
 
 def _connect(on: Parts, served: Served, identity: list[Any]) -> None:
-    acts, drawn = Handlers(served), [*on.views.values(), on.tale]
+    handlers, drawn = Handlers(served), [*on.views.values(), on.tale]
     inputs = [on.prompt, on.show_base, on.marks, on.ratio, *on.settings, *identity]
     knobs = [on.marks, on.ratio, *identity]
     asking: dict[str, Any] = {
@@ -94,19 +94,19 @@ def _connect(on: Parts, served: Served, identity: list[Any]) -> None:
         **SPEAKING,
     }
     known = [on.show_base, on.ratio, *on.settings[:-1]]
-    changed = sessions_fold(served, identity, knobs[:2], known, drawn, acts.page)
-    changed(gr.on([on.prompt.submit, on.send.click], acts.ask, **asking))
-    changed(on.again.click(acts.ask_again, **asking))
-    changed(on.anew.click(acts.fine_anew, **asking))
-    changed(on.show_base.input(acts.base_too, **asking))
-    changed(on.undo.click(acts.undo_last, knobs, drawn, **SPEAKING))
-    changed(on.edit.click(acts.edit_last, knobs, [on.prompt, *drawn], **SPEAKING))
-    changed(on.clear.click(acts.start_over, knobs, drawn, **QUICK))
+    changed = sessions_fold(served, identity, knobs[:2], known, drawn, handlers.page)
+    changed(gr.on([on.prompt.submit, on.send.click], handlers.ask, **asking))
+    changed(on.again.click(handlers.ask_again, **asking))
+    changed(on.anew.click(handlers.fine_anew, **asking))
+    changed(on.show_base.input(handlers.base_too, **asking))
+    changed(on.undo.click(handlers.undo_last, knobs, drawn, **SPEAKING))
+    changed(on.edit.click(handlers.edit_last, knobs, [on.prompt, *drawn], **SPEAKING))
+    changed(on.clear.click(handlers.start_over, knobs, drawn, **QUICK))
     for pane, button in (*on.halts.items(), (None, on.halt)):
-        button.click(acts.stopper(pane), None, None, **QUICK)
-    on.ratio.change(acts.redraw, knobs, drawn, trigger_mode="always_last", **SPEAKING)
-    on.marks.change(acts.redraw, knobs, drawn, **QUICK)
+        button.click(handlers.stopper(pane), None, None, **QUICK)
+    on.ratio.change(handlers.redraw, knobs, drawn, trigger_mode="always_last", **SPEAKING)
+    on.marks.change(handlers.redraw, knobs, drawn, **QUICK)
     on.marks.change(lambda shown: gr.HTML(visible=shown), on.marks, on.legend, **QUICK)
     on.show_base.change(lambda shown: gr.Column(visible=shown), on.show_base, on.columns["base"], **QUICK)
     for event in (on.show.click, on.reading.expand):
-        event(acts.read, inputs, on.rendered, **SPEAKING)
+        event(handlers.read, inputs, on.rendered, **SPEAKING)

@@ -47,15 +47,6 @@ def kept(fine: str, coarse: str, n: int = 4) -> list[Span]:
     return _spans(words, spans, n)
 
 
-def repeated_share(text: str, n: int = 4) -> float:
-    """Share of a text's words within `repeated`, 0 to 1; 0 for a text without words.
-
-    Not `answers.repeated_ngrams`, whose unit is the n-gram: five equal words are 0.5 there and 0.8 here (n = 4).
-    """
-    words, grams = _read(text, n, {})
-    return _share(words, _again(grams), n)
-
-
 def kept_share(fine: str, coarse: str, n: int = 4) -> float:
     """Share of the words of `fine` within `kept`, 0 to 1; 0 for a text without words."""
     words, spans = _kept(fine, coarse, n)

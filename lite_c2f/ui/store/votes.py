@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError
 from lite_c2f.evaluation.wins import sign_test, wilson
@@ -15,7 +16,7 @@ from lite_c2f.ui.store.tuples import decoded, encoded, from_row
 
 LETTERS = "ABC"
 TIE, BOTH_BAD = "tie", "both_bad"
-PANES = ("fine", "coarse", "baseline", "base")  # the one that comes first is the one that wins or loses
+PANES = (FINE, COARSE, BASELINE, BASE)  # the one that comes first is the one that wins or loses
 _WRITING = threading.Lock()
 
 
