@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lite_c2f.evaluation.spans import pieces
+from lite_c2f.evaluation.overlap import pieces
 from lite_c2f.runtime.html import render
 
 

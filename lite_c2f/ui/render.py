@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from lite_c2f.actors.reply import ENDINGS
+from lite_c2f.evaluation.overlap import Span, kept, kept_share, repeated
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.markdown import formatted
 from lite_c2f.ui.store.conversations import Reply, Round
-from lite_c2f.ui.store.overlap import Span, kept, kept_share, repeated
 
 EMPTY = {
     "coarse": "The base model after PPO, under a response limit that grew as it earned it.",

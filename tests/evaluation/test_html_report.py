@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from lite_c2f.errors import RunError
+from lite_c2f.evaluation.overlap import pieces, repeated
 from lite_c2f.evaluation.page import AnswerBlock, Chart, Code, Heading, Table, Text, as_html, as_markdown, figures_table
 from lite_c2f.evaluation.report import flattened, settings_table, write_comparison
 from lite_c2f.evaluation.sections import by_source
-from lite_c2f.evaluation.spans import pieces, repeated_spans
 from lite_c2f.storage.files import write_json, write_jsonl
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -29,8 +29,8 @@ EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
         ("", []),
     ],
 )
-def test_repeated_spans(text, found):
-    assert [text[start:end].split() for start, end in repeated_spans(text)] == [part.split() for part in found]
+def test_repeated(text, found):
+    assert [text[start:end].split() for start, end in repeated(text)] == [part.split() for part in found]
 
 
 def test_pieces_are_the_text_again():

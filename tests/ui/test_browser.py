@@ -16,8 +16,9 @@ import pytest
 from playwright import sync_api as playwright
 
 from lite_c2f.errors import C2FError
+from lite_c2f.evaluation import overlap
 from lite_c2f.ui import render
-from lite_c2f.ui.store import conversations, overlap, votes
+from lite_c2f.ui.store import conversations, votes
 from lite_c2f.ui.store.conversations import Reply, Round
 
 pytestmark = pytest.mark.slow

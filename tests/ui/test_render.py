@@ -4,10 +4,10 @@ import re
 
 import pytest
 
+from lite_c2f.evaluation.overlap import Span
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.render import BEFORE, answer, chips, insight, marked, signed, talk
 from lite_c2f.ui.store.conversations import Reply, Round
-from lite_c2f.ui.store.overlap import Span
 
 REPLY = Reply("fine", "It is 5.", 4, 84.6, "eos", "", 0.25, reward=-0.125, repeated=0.0, ratio=0.5, seed=7)
 COARSE = REPLY._replace(

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lite_c2f.actors.answers import repeated_ngrams
-from lite_c2f.evaluation.spans import repeated_spans
-from lite_c2f.ui.store.overlap import kept, kept_share, repeated
+from lite_c2f.evaluation.overlap import kept, kept_share, repeated
 
 HAND = [  # text, n, what is marked
     ("", 4, []),
@@ -62,7 +61,7 @@ def test_kept(fine, coarse, n, found, share):
 def test_how_repeats_differ_from_the_other_figures():
     assert repeated("a a a a a", 4) == [(2, 9)] and repeated_ngrams([1] * 5) == 0.5
     text = "The sky is blue. the sky is blue"
-    assert repeated(text, 4) == [(17, 32)] and repeated_spans(text, 4) == []
+    assert repeated(text, 4) == [(17, 32)]
 
 
 def test_stretches_of_no_words_are_refused():

@@ -1,9 +1,8 @@
-"""What a text repeats of itself, and what one text keeps of another: stretches in characters, to be marked on a page.
+"""Overlap of texts: what a text repeats of itself, and keeps of another one; spans of characters, to mark on a page.
 
 Words are runs of letters and digits (an apostrophe inside belongs to them) or runs of punctuation, compared without
-regard to case; scripts that put no blanks between words count a clause as one. It is `answers.repeated_ngrams` for the
-eye: that figure counts token n-grams, as the comparison does for every actor; here words are counted, so that what is
-marked can be read. `evaluation.spans` marks the same for the report, case and punctuation as they stand.
+regard to case; scripts that put no blanks between words count a clause as one. `answers.repeated_ngrams`, the figure of
+the comparison, counts n-grams of tokens; here words are counted, so that what is marked can be read.
 """
 
 import itertools
@@ -32,6 +31,19 @@ def repeated(text: str, n: int = 4) -> list[Span]:
     """
     words, grams = _read(text, n, {})
     return _spans(words, _again(grams), n)
+
+
+def pieces(text: str, n: int = 4) -> list[tuple[str, bool]]:
+    """The text in pieces, each with whether it repeats what came before; joined they are the text again.
+
+    >>> pieces("a b c d e a b c d")[-1]
+    ('a b c d', True)
+    """
+    parts, last = [], 0
+    for start, end in repeated(text, n):
+        parts += [(text[last:start], False), (text[start:end], True)]
+        last = end
+    return [(part, again) for part, again in [*parts, (text[last:], False)] if part]
 
 
 def kept(fine: str, coarse: str, n: int = 4) -> list[Span]:
