@@ -53,7 +53,7 @@ def check_stages(run: Path, stages: Sequence[str]) -> None:
 
 
 def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
-    """Raise RunError when the run directory holds something else, or stages made with another configuration.
+    """Raise RunError when the folder is something else, or has stages made with other settings.
 
     force: accept other data and settings of the stages, and return them; not another model or shape of the adapters.
     """

@@ -1,7 +1,7 @@
 """RUN/progress.json: how far the process that works in a run is, and how the last one ended.
 
-Written whole each time, at most once a second while steps are made. A process that was killed leaves `running` behind:
-that nobody works in the run is known by its lock (storage/lock.py). What is published is known by its files alone.
+Written whole each time, at most once a second while steps are made. A killed process leaves `running` behind; the
+run's lock (storage/lock.py) shows whether one is alive. What is published is known by its files alone.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ class ProgressFile:
         self._sink.on_stage(name, total, unit)
 
     def on_step(self, done: int, values: dict[str, float]) -> None:
-        """A step is done; the first one of a part may be many, done by an earlier process."""
+        """A step is done; the first call of a part may report steps that were done before a resume."""
         if not self._steps or done > self._steps[-1][1]:
             self._steps.append((time.time(), done))
         self.progress = self.progress._replace(step=done, seconds_left=self._left(done))
@@ -106,7 +106,7 @@ class ProgressFile:
         return (last_time - first_time) / (last - first) * max(0, self.progress.of - done)
 
     def write(self, **changes: Any) -> None:
-        """Write the file with these fields changed. On a full disk it stays as it was: that is told elsewhere."""
+        """Write the file with these fields changed. On a full disk it stays as it was; the error is reported elsewhere."""
         self.progress = self.progress._replace(updated=time.time(), **changes)
         self._written = time.monotonic()
         beside = self._file.with_name(f".{FILE}.partial-{os.getpid()}")

@@ -91,7 +91,7 @@ class Notice(Exception):  # noqa: N818  it is no error
 
 
 def question_of(text: str | None) -> str:
-    """What was typed into the box. Raises Told where that is nothing."""
+    """What was typed into the box. Raises Notice where that is nothing."""
     if not (text or "").strip():
         raise Notice("Type a question first")
     return clean(text or "").strip()
