@@ -108,7 +108,7 @@ def ppo_updates(gpu: GpuRun, roles: Any) -> None:
         gpu.fresh()
         rewards = token_rewards(rollout.scores, rollout.logprobs, rollout.reference, rollout.mask, 0.05)
         advantages = gae(rewards, rollout.values, rollout.mask, 1.0, 0.95)
-        figures = update(
+        update(
             roles,
             optimizers,
             rollout,
@@ -126,7 +126,7 @@ def ppo_updates(gpu: GpuRun, roles: Any) -> None:
             "halved": sum(size.halved for size in batches),
             "rollout_seconds": round(sampled - began, 2),
             "update_seconds": round(time.perf_counter() - sampled, 2),
-            "sampling_gap_nats": round(figures["sampling_gap"], 5),
+            "sampling_gap_nats": round(rollout.sampling_gap, 5),
             "rollout": sampling,
             "update": updating,
         }

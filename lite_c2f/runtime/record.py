@@ -110,9 +110,12 @@ class ProgressFile:
         self.progress = self.progress._replace(updated=time.time(), **changes)
         self._written = time.monotonic()
         beside = self._file.with_name(f".{FILE}.partial-{os.getpid()}")
-        with contextlib.suppress(OSError):
+        try:
             beside.write_text(json.dumps({"schema": SCHEMA, **self.progress._asdict()}) + "\n", encoding="utf-8")
             beside.replace(self._file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                beside.unlink()
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def chat(toy_run):
 @pytest.fixture
 def held(chat, monkeypatch):
     """Inside `with held():` answers that have begun stay as they are, and all else of the chat goes on."""
-    hold, step = threading.Event(), engine.Rows.step
+    hold, step = threading.Event(), engine.AnswerRows.step
 
     def step_or_wait(rows):
         if hold.is_set() and all(len(row.tokens) >= 2 for row in rows.rows if row.finish is None):
@@ -50,7 +50,7 @@ def held(chat, monkeypatch):
         finally:
             hold.clear()
 
-    monkeypatch.setattr(engine.Rows, "step", step_or_wait)
+    monkeypatch.setattr(engine.AnswerRows, "step", step_or_wait)
     return holding
 
 
@@ -181,14 +181,14 @@ def test_stop_ends_one_pane_or_all(chat, held):
 @pytest.mark.slow
 def test_stopping_leaves_what_had_ended_by_itself(chat, held, monkeypatch):
     """The baseline's second token is made its last."""
-    take = engine.Row.take
+    take = engine.AnswerRow.take
 
     def short(row, *given):
         take(row, *given)
         if row.share == 0.0 and row.model == 1 and row.finish is None and len(row.tokens) == 2:
             row.end("limit")
 
-    monkeypatch.setattr(engine.Row, "take", short)
+    monkeypatch.setattr(engine.AnswerRow, "take", short)
     with held():
         asked = chat.stream(QUESTION, ["coarse", "baseline"], ChatSettings(max_tokens=96, temperature=0.0), score=True)
         while (event := next(asked)).pane != "baseline" or not event.finish:
@@ -255,7 +255,7 @@ def test_a_failing_pane_leaves_the_others_alone(chat, monkeypatch):
 @pytest.mark.slow
 def test_a_bug_in_the_batch_ends_every_question_and_not_the_chat(chat, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(engine.Rows, "step", lambda rows: 1 / 0)
+        patched.setattr(engine.AnswerRows, "step", lambda rows: 1 / 0)
         got = chat.answer(QUESTION, max_tokens=40)
     assert {event.finish for event in got.values()} == {"error"}
     assert "ZeroDivisionError" in got["fine"].message

@@ -103,6 +103,19 @@ def test_a_signal_is_written_down_while_the_step_goes_on(tmp_path):
     assert read_progress(tmp_path).interrupted and not read_progress(tmp_path).stopping
 
 
+def test_a_full_disk_leaves_the_last_whole_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    file = ProgressFile(tmp_path, SilentSink())
+
+    def full(path, text, encoding):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record.Path, "write_text", full)
+    file.on_stage("merge", 3, "MiB")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["progress.json"] and read_progress(tmp_path).part is None
+
+
 def test_a_folder_that_takes_no_file_stops_nothing(tmp_path):
     file = ProgressFile(tmp_path / "gone", SilentSink())
     file.on_stage("merge", 3, "MiB")
