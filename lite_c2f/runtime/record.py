@@ -106,7 +106,7 @@ class ProgressFile:
         return (last_time - first_time) / (last - first) * max(0, self.progress.of - done)
 
     def write(self, **changes: Any) -> None:
-        """Write the file with these fields changed. On a full disk it stays as it was; the error is reported elsewhere."""
+        """Write the file with these fields changed. On a full disk it stays as it was; the error is reported then."""
         self.progress = self.progress._replace(updated=time.time(), **changes)
         self._written = time.monotonic()
         beside = self._file.with_name(f".{FILE}.partial-{os.getpid()}")
