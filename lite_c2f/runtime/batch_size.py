@@ -54,7 +54,7 @@ def retry_smaller(batch: BatchSize, work: Callable[[int], Result]) -> Result:
     The work must be restartable: what it left behind when it failed must not count twice. Raises MemoryFullError when
     not even a size of 1 fits; every other error passes through.
 
-    >>> fitting(BatchSize("rows", 8), lambda rows: rows)
+    >>> retry_smaller(BatchSize("rows", 8), lambda rows: rows)
     8
     """
     while True:
