@@ -38,9 +38,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 def endless(chat: Chat) -> None:
     """No answer ends before its limit: equal lengths, the worst case of several panes."""
-    chat.cast._eos = [[] for _ in chat.cast._eos]
-    chat.cast._stops = []
-    chat.cast._holds_a_stop = lambda tokens: False  # type: ignore[method-assign]
+    chat.actors._eos = [[] for _ in chat.actors._eos]
+    chat.actors._stops = None  # type: ignore[assignment]
 
 
 def panes(chat: Chat, question: str, tokens: int, rounds: int) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""Several models of one lineage in one forward pass, each row under its own model and its own share of the residue.
+"""Several models of one lineage in one forward pass, each row under its own model and its own ratio of the residue.
 
-A row of model m under share s sees `W_m x + s * scaling * B A x` in every adapted layer. So the four actors are rows of
-one batch: base 0, Coarse 1 on the base's weights; baseline 0, Fine any ratio on the instruct model's. Attention, masks,
-rotary angles and the residue's own products are done once for all of them; only products with the models' weights are
-done model by model, on their own rows. Our own.
+A row of model m at ratio r computes `W_m x + r * scaling * B A x` in every adapted layer. So the four actors are rows
+of one batch: base 0 and Coarse 1 on the base's weights, baseline 0 and Fine any ratio on the instruct model's. Attention,
+masks, rotary angles and the residue's own products are computed once for all rows; only products with the models'
+weights are computed per model, on that model's rows. Our own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,14 +35,14 @@ class RowAssignment:
 
     def __init__(self) -> None:
         self.counts: list[int] = []  # rows of each model
-        self.shares: Tensor | None = None  # (rows, 1, 1) of the residue; None where all are 0
+        self.ratios: Tensor | None = None  # (rows, 1, 1) of the residue; None where all are 0
 
-    def assign(self, models: Sequence[int], shares: Sequence[float], count: int, device: torch.device) -> None:
-        """models: the number of each row's model, ascending, of `count` models; shares: of the residue, one per row."""
+    def assign(self, models: Sequence[int], ratios: Sequence[float], count: int, device: torch.device) -> None:
+        """models: the number of each row's model, ascending, of `count` models; ratios: of the residue, one per row."""
         self.counts = [models.count(number) for number in range(count)]
         # Not in the models' type: bfloat16 would make 1.05 of the residue 1.047.
-        shared = torch.tensor(shares, dtype=torch.float32, device=device) if any(shares) else None
-        self.shares = None if shared is None else shared[:, None, None]
+        tensor = torch.tensor(ratios, dtype=torch.float32, device=device) if any(ratios) else None
+        self.ratios = None if tensor is None else tensor[:, None, None]
 
 
 class PerModelLinear(nn.Module):
@@ -69,13 +69,13 @@ class PerModelLinear(nn.Module):
             if len(part)
         ]
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        if self.residue is None or self.assignment.shares is None:
+        if self.residue is None or self.assignment.ratios is None:
             return out
-        shares = self.assignment.shares
+        ratios = self.assignment.ratios
         if states.ndim == 2:
-            shares = shares.flatten().repeat_interleave(len(states) // len(shares))[:, None]
+            ratios = ratios.flatten().repeat_interleave(len(states) // len(ratios))[:, None]
         low = functional.linear(states, self.residue.a)
-        return out + functional.linear((low * shares).to(low.dtype), self.residue.b)
+        return out + functional.linear((low * ratios).to(low.dtype), self.residue.b)
 
     def _for_all(self, value: Tensor) -> Tensor:
         rows = sum(self.assignment.counts)
@@ -133,14 +133,14 @@ class MultiModel:
         self,
         tokens: Tensor,
         models: Sequence[int],
-        shares: Sequence[float],
+        ratios: Sequence[float],
         cache: Any,
         *,
         mask: Any = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states (n, T, H) of tokens (n, T); models: each row's, ascending; shares: each row's."""
-        self.assignment.assign(list(models), shares, len(self.models), self.device)
+        """Final hidden states (n, T, H) of tokens (n, T); models: each row's, ascending; ratios: each row's."""
+        self.assignment.assign(list(models), ratios, len(self.models), self.device)
         return hidden_states(self.decoder, tokens, cache, mask=mask, positions=positions)
 
     def logits(self, hidden: Tensor) -> Tensor:

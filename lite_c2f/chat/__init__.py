@@ -1,9 +1,8 @@
-"""Several actors answering the same question at once; no Gradio in it.
+"""Chat with several actors, which answer the same question at once. Imports no Gradio.
 
-`panes.py` says who answers and how, `prompts.py` what a model reads and what is shown of what it says, `rows.py` is the
-batch in which all answers of all visitors are written together, `loaded.py` the models of a run,
-`stream.py` a question between the one who asks and the one who answers, `fair_queue.py` who is answered next,
-`engine.py` the thread that answers.
+`panes.py`: actors and settings; `prompts.py`: prompts and the text shown; `loaded.py`: the models of a run;
+`rows.py`: the batch in which all answers of all clients are generated; `stream.py`: one question and its stream of
+replies; `fair_queue.py`: the order of waiting questions; `engine.py`: `Chat` and its answering thread.
 """
 
 from lite_c2f.actors.reply import Reply

@@ -1,11 +1,10 @@
-"""Chat: the actors of a finished run, and the line of questions in front of them.
+"""Chat: the actors of a finished run, and the queue of questions to them.
 
-Base and instruct model are loaded once. All questions under way are written in one batch (`rows.py`) by one thread,
-which begins with the first question and ends with the last; whoever asked looks at how far his answers have come.
+Base and instruct model are loaded once. One thread generates the answers to all active questions in one batch
+(`rows.py`); it starts with the first question and ends with the last. Callers read the replies through `AnswerStream`.
 """
 
 import contextlib
-import itertools
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,20 +14,21 @@ from typing import Any
 import torch
 
 from lite_c2f.actors.answers import repeated_ngrams
+from lite_c2f.actors.names import FINE
 from lite_c2f.actors.reply import Reply
 from lite_c2f.backbone.multi_model import MultiModel
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.chat.fair_queue import FairQueue
 from lite_c2f.chat.loaded import LoadedActors
-from lite_c2f.chat.panes import ON_BASE, PANES, ChatSettings, Pane, check_settings, pane_of
-from lite_c2f.chat.prompts import History, history_of, one_line, read_by, shown
+from lite_c2f.chat.panes import BASE_MODEL_ACTORS, PANES, ChatSettings, Pane, check_settings, pane_of
+from lite_c2f.chat.prompts import History, encode_history, history_of, one_line, shown
 from lite_c2f.chat.rows import AnswerRow, AnswerRows
 from lite_c2f.chat.stream import AnswerStream, PendingQuestion
 from lite_c2f.errors import ConfigError
 from lite_c2f.runtime.batch_size import free, is_out_of_memory
 
-MOST_ROWS = 48  # answers written at once; a step of 48 rows costs a few times that of one
-SMALL = 4_000_000  # weights of a model whose products are too small to share between threads
+MAX_ROWS = 48  # answers generated at once; a step of 48 rows takes a few times as long as a step of one
+SMALL_MODEL_WEIGHTS = 4_000_000  # up to this size a model's matrix products are too small to gain from several threads
 log = logging.getLogger(__name__)
 
 
@@ -45,14 +45,14 @@ class Chat:
 
     def __init__(self, run_dir: str | Path, *, merged: bool = False) -> None:
         self.run = Path(run_dir)
-        self.cast = LoadedActors(self.run, merged)
-        self.config, self.ratio, self.context = self.cast.config, self.cast.ratio, self.cast.context
-        self._lock, self._reading = threading.Lock(), threading.Lock()
-        self._line = FairQueue()
-        self._under_way: list[PendingQuestion] = []
+        self.actors = LoadedActors(self.run, merged)
+        self.config, self.ratio, self.context = self.actors.config, self.actors.ratio, self.actors.context
+        self._lock = threading.Lock()  # of the queue, the active questions and the thread
+        self._tokenizer_lock = threading.Lock()  # of `actors.caller_tokenizers`
+        self._queue = FairQueue()
+        self._active: list[PendingQuestion] = []
         self._thread: threading.Thread | None = None
-        self._numbers = itertools.count()
-        self._threads = torch.get_num_threads()
+        self._torch_threads = torch.get_num_threads()
 
     def stream(
         self,
@@ -64,14 +64,15 @@ class Chat:
         pause: float = 0.0,
         asker: str | None = None,
     ) -> AnswerStream:
-        """Answer in all panes at once: an iterator of events.
+        """Answer in all panes at once: an iterator of replies, several for each pane as its text grows.
 
-        turns: a question, a conversation, or one conversation a pane (by its key). score: the reward model reads each
-        answer that ended by itself or at the limit, when all have; a pane's last event then has its reward. pause:
-        seconds between two looks, for a reader that is slower than the models. asker: who asks; askers take turns,
-        however many questions one of them has in line. A pane that fails ends with finish "error" and the others go on.
-        The oldest turns are dropped where the context ends.
-        Raises ConfigError for settings out of range, C2FError for an empty prompt or when too many wait already.
+        turns: a question, a conversation, or one conversation per pane (by its key). score: once all panes have
+        finished, the reward model scores the answers that ended by themselves or at the limit; a pane's last reply then
+        has its reward. pause: seconds between two batches of replies, for a reader that is slower than the models.
+        asker: any name of the client, such as a browser session; clients take turns, however many questions each has in
+        the queue. A pane that fails finishes with "error" and the others go on. The oldest turns are dropped where the
+        conversation is longer than the context.
+        Raises ConfigError for settings out of range, C2FError for an empty prompt or a full queue.
         """
         settings = settings or ChatSettings()
         chosen = [pane_of(pane) for pane in panes]
@@ -81,14 +82,13 @@ class Chat:
         for pane in chosen:
             self.check(settings if pane.ratio is None else settings._replace(ratio=pane.ratio))
         histories = {pane.key: history_of(turns, pane.key) for pane in chosen}
-        question = PendingQuestion(next(self._numbers), chosen, histories, settings, asker)
-        question.scored = not score
+        question = PendingQuestion(chosen, histories, settings, client=asker, score=score)
         with self._lock:
-            self._line.put(question, self._under_way)
+            self._queue.put(question, self._active)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="lite_c2f-chat", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="lite_c2f-chat", daemon=True)
                 self._thread.start()
-        return AnswerStream(question, self._event_of, self._place_of, pause)
+        return AnswerStream(question, self._reply_of, self._questions_before, pause)
 
     def answer(
         self,
@@ -99,163 +99,165 @@ class Chat:
         **settings: Any,
     ) -> dict[str, Reply]:
         """The finished answers, by pane. settings: those of `ChatSettings`. Raises as `stream` does."""
-        events = self.stream(prompt, PANES if panes is None else panes, ChatSettings(**settings), score=score)
-        return {event.pane: event for event in events if event.finish}
+        replies = self.stream(prompt, PANES if panes is None else panes, ChatSettings(**settings), score=score)
+        return {reply.pane: reply for reply in replies if reply.finish}
 
     def check(self, settings: ChatSettings) -> None:
         """Raise ConfigError naming the first setting that is out of range."""
         check_settings(settings, self.context)
 
     def rendered(self, turns: History, pane: str | Pane, settings: ChatSettings) -> str:
-        """The very text an actor reads, special tokens and all."""
+        """The prompt that an actor reads, as text with its special tokens."""
         actor = pane_of(pane).actor
-        tokenizer, room = self.cast.readers[actor], self.cast.prompt_room(settings.max_tokens)
-        with self._reading:
-            read = read_by(actor, tokenizer, self.config, turns, settings.system, room)
-            return str(tokenizer.decode(read.ids))
+        tokenizer, limit = self.actors.caller_tokenizers[actor], self.actors.max_prompt_tokens(settings.max_tokens)
+        with self._tokenizer_lock:
+            prompt = encode_history(actor, tokenizer, self.config, turns, settings.system, limit)
+            return str(tokenizer.decode(prompt.ids))
 
     def busy(self) -> tuple[int, int]:
-        """(questions under way, questions that wait)."""
+        """(active questions, waiting questions)."""
         with self._lock:
-            return len(self._under_way), len(self._line)
+            return len(self._active), len(self._queue)
 
-    def _place_of(self, question: PendingQuestion) -> int:
-        """How many questions are before this one in the line and under way, while it waits; else 0."""
+    def _questions_before(self, question: PendingQuestion) -> int:
+        """Active and waiting questions before one that waits; 0 once it is active."""
         with self._lock:
-            place = self._line.place_of(question)
-            return 0 if place is None else place + len(self._under_way)
+            position = self._queue.position(question)
+            return 0 if position is None else position + len(self._active)
 
-    def _event_of(self, question: PendingQuestion, pane: Pane) -> Reply | None:
-        """Where a pane stands; None before it has begun."""
-        ratio = self.cast.ratio_of(pane, question.settings) if pane.actor == "fine" else None
-        nothing = Reply(pane.key, "", 0, 0.0, None, ratio=ratio, seed=question.settings.seed)
-        if pane.key in question.unbegun:
-            finish, message = question.unbegun[pane.key]
-            return nothing._replace(finish=finish, message=message)
+    def _reply_of(self, question: PendingQuestion, pane: Pane) -> Reply | None:
+        """A pane's reply as far as it is generated; None before its row exists."""
+        ratio = self.actors.ratio_of(pane, question.settings) if pane.actor == FINE else None
+        empty = Reply(pane.key, "", 0, 0.0, None, ratio=ratio, seed=question.settings.seed)
+        if pane.key in question.not_started:
+            failure, message = question.not_started[pane.key]
+            return empty._replace(finish=failure, message=message)
         row = question.rows.get(pane.key)
         if row is None:
             return None
-        how = row.finish  # before the rest: that is in place when this is
+        finish = row.finish  # read first: a finished row no longer changes
         tokens, text_tokens = list(row.tokens), list(row.text_tokens)
-        stops = self.config.model.stop if pane.actor in ON_BASE else ()
-        with self._reading:
-            text: Any = self.cast.readers[pane.actor].decode(text_tokens, skip_special_tokens=True)
-        speaking = row.last - row.first
-        return nothing._replace(
-            text=text.strip() if how in ("eos", "stop") else shown(text, stops),
+        stops = self.config.model.stop if pane.actor in BASE_MODEL_ACTORS else ()
+        with self._tokenizer_lock:
+            text: Any = self.actors.caller_tokenizers[pane.actor].decode(text_tokens, skip_special_tokens=True)
+        seconds = row.last_token_at - row.first_token_at
+        return empty._replace(
+            text=text.strip() if finish in ("eos", "stop") else shown(text, stops),
             tokens=len(tokens),
-            tokens_per_s=(len(tokens) - 1) / speaking if speaking > 0 else 0.0,
-            finish=how,
+            tokens_per_s=(len(tokens) - 1) / seconds if seconds > 0 else 0.0,
+            finish=finish,
             message=row.message,
-            first_token_s=row.first - question.asked if tokens else None,
+            first_token_s=row.first_token_at - question.submitted_at if tokens else None,
             reward=question.rewards.get(pane.key),
-            repeated=repeated_ngrams(text_tokens) if how else 0.0,
-            dropped=question.read[pane.key].dropped,
-            cut=question.read[pane.key].cut,
+            repeated=repeated_ngrams(text_tokens) if finish else 0.0,
+            dropped=question.prompts[pane.key].dropped,
+            cut=question.prompts[pane.key].cut,
         )
 
-    def _work(self) -> None:
-        """Answer until nobody waits. The one thread that touches the models."""
-        with contextlib.ExitStack() as borrowed:
-            borrowed.enter_context(_threads_for(self.cast.together, self._threads))
-            self._answer_all(borrowed)
+    def _run(self) -> None:
+        """Body of the answering thread: until no question is left. No other thread touches the models."""
+        with contextlib.ExitStack() as thread_setting:
+            thread_setting.enter_context(_single_thread_if_small(self.actors.multi_model, self._torch_threads))
+            self._answer_all(thread_setting)
 
-    def _answer_all(self, borrowed: contextlib.ExitStack) -> None:
-        rows = AnswerRows(self.cast.together, padding_id(self.cast.tokenizer))
+    def _answer_all(self, thread_setting: contextlib.ExitStack) -> None:
+        rows = self._new_rows()
         while True:
             with self._lock:
-                question = self._next(rows)
+                question = self._next_question(rows)
                 if question is not None:
-                    self._under_way.append(question)
-                elif not self._under_way:
-                    borrowed.close()  # before another thread may begin
+                    self._active.append(question)
+                elif not self._active:
+                    thread_setting.close()  # before another thread may start
                     self._thread = None
                     return
             try:
                 if question is not None:
                     self._start(question, rows)
-                self._stop_who_shall()
+                self._apply_stops()
                 rows.step()
-                self._score_who_ended()
-            except Exception as error:  # a bug of ours, or a card that is gone: nobody may wait for ever
-                for each in self._under_way:
-                    each.give_up("error", one_line(error))
-                rows = AnswerRows(self.cast.together, padding_id(self.cast.tokenizer))
+                self._score_finished()
+            except Exception as error:  # a bug of ours, or a lost GPU: nobody may wait for ever
+                for active in self._active:
+                    active.end_all("error", one_line(error))
+                rows = self._new_rows()
             with self._lock:
-                for each in self._under_way:
-                    each.changed.set()
-                self._under_way = [each for each in self._under_way if not each.ended]
+                for active in self._active:
+                    active.changed.set()
+                self._active = [active for active in self._active if not active.finished]
 
-    def _next(self, rows: AnswerRows) -> PendingQuestion | None:
-        """The first in line, once there is room for all its answers; nobody overtakes it."""
-        first = self._line.first()
+    def _new_rows(self) -> AnswerRows:
+        return AnswerRows(self.actors.multi_model, padding_id(self.actors.tokenizer))
+
+    def _next_question(self, rows: AnswerRows) -> PendingQuestion | None:
+        """Take the first question from the queue once all its answers fit in the batch; none overtakes it."""
+        first = self._queue.first()
         if first is None:
             return None
-        going = sum(row.finish is None for row in rows.rows)
-        room = min(MOST_ROWS, self.cast.room)
-        return self._line.begin() if not going or going + len(first.panes) <= room else None
+        in_use = sum(row.finish is None for row in rows.rows)
+        fits = in_use + len(first.panes) <= min(MAX_ROWS, self.actors.max_rows)
+        return self._queue.pop() if fits or not in_use else None
 
     def _start(self, question: PendingQuestion, rows: AnswerRows) -> None:
-        full = False
+        out_of_memory = False
         try:
-            rows.start(self._begin(question))
-        except Exception as error:  # no memory for its slots: those under way go on
-            question.give_up("error", one_line(error))
-            full = is_out_of_memory(error)
+            rows.start(self._rows_of(question))
+        except Exception as error:  # no memory for its slots: the active ones go on
+            question.end_all("error", one_line(error))
+            out_of_memory = is_out_of_memory(error)
         finally:
             question.changed.set()
-        if full:  # outside the handler, whose traceback holds the tensors of every frame
+        if out_of_memory:  # outside the handler, whose traceback holds the tensors of every frame
             free()
 
-    def _begin(self, question: PendingQuestion) -> list[AnswerRow]:
-        """The rows of a question. A pane whose prompt cannot be read fails alone."""
-        begun = []
+    def _rows_of(self, question: PendingQuestion) -> list[AnswerRow]:
+        """The new rows of a question. A pane whose prompt cannot be encoded fails alone."""
         for pane in question.panes:
-            if pane.key in question.stopped:
-                question.unbegun[pane.key] = ("stopped", "")
+            if pane.key in question.stop_requests:
+                question.not_started[pane.key] = ("stopped", "")
                 continue
             try:
                 history = question.histories[pane.key]
-                row, question.read[pane.key] = self.cast.row(pane, history, question.settings)
+                row, question.prompts[pane.key] = self.actors.row(pane, history, question.settings)
+                question.rows[pane.key] = row
             except Exception as error:
-                question.unbegun[pane.key] = ("error", one_line(error))
-                continue
-            question.rows[pane.key] = row
-            begun.append(row)
-        return begun
+                question.not_started[pane.key] = ("error", one_line(error))
+        return list(question.rows.values())
 
-    def _stop_who_shall(self) -> None:
-        for question in self._under_way:
-            for key in question.stopped & set(question.rows):
+    def _apply_stops(self) -> None:
+        """End the rows that callers asked to stop."""
+        for question in self._active:
+            for key in question.stop_requests & set(question.rows):
                 if question.rows[key].finish is None:
                     question.rows[key].end("stopped")
-            question.scored = question.scored or question.abandoned
+            question.scoring_done = question.scoring_done or question.closed
 
-    def _score_who_ended(self) -> None:
-        """The reward model reads the answers of questions whose panes have all ended; its errors are not told."""
-        for question in self._under_way:
-            if question.scored or any(row.finish is None for row in question.rows.values()):
+    def _score_finished(self) -> None:
+        """Score the questions whose panes have all finished; without memory for it they have no reward."""
+        for question in self._active:
+            if question.scoring_done or any(row.finish is None for row in question.rows.values()):
                 continue
             answered = {key: row for key, row in question.rows.items() if row.finish in ("eos", "stop", "limit")}
             try:
                 if answered:
-                    question.rewards = self.cast.rewards(question.histories, answered, question.settings)
-            except Exception as error:  # no memory for it, say: the answers are there all the same
+                    question.rewards = self.actors.rewards(question.histories, answered, question.settings)
+            except Exception as error:
                 log.warning("answers are not scored: %s", one_line(error))
-            question.scored = True
+            question.scoring_done = True
 
 
 @contextlib.contextmanager
-def _threads_for(together: MultiModel, before: int) -> Iterator[None]:
-    """One thread for small models on a CPU: on the toy pair two of them took twice as long for three rows as one.
+def _single_thread_if_small(multi_model: MultiModel, torch_threads: int) -> Iterator[None]:
+    """One PyTorch thread for small models on a CPU: with two, three rows of the toy pair took twice as long.
 
-    before: threads to go back to.
+    torch_threads: their number outside the block.
     """
-    if together.device.type != "cpu" or sum(weight.numel() for weight in together.models[0].parameters()) > SMALL:
+    weights = sum(weight.numel() for weight in multi_model.models[0].parameters())
+    if multi_model.device.type != "cpu" or weights > SMALL_MODEL_WEIGHTS:
         yield
         return
     try:
         torch.set_num_threads(1)
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(torch_threads)

@@ -1,8 +1,9 @@
-"""The line of questions: askers take turns, however many questions each of them has in it. Of one thread at a time.
+"""Fair queue of questions: clients take turns, however many questions each has waiting. Not thread-safe.
 
-Start-time fair queueing (Goyal et al., 1996), every question counted alike: a question's turn is that of the one begun
-last, or one after its asker's latest that is not answered yet; lower turns are begun first, and within a turn who came
-first. So nobody waits for more than one question of each of the others that was not begun before he asked.
+Start-time fair queueing (Goyal et al., 1996) with equal cost per question. A question's turn is the larger of the
+turn of the question started last, and one more than the latest turn among its client's unfinished questions. Lower
+turns start first; within a turn, questions start in order of arrival. A new question therefore waits for at most one
+question of each other client, besides those already started.
 """
 
 from collections.abc import Sequence
@@ -10,46 +11,46 @@ from collections.abc import Sequence
 from lite_c2f.chat.stream import PendingQuestion
 from lite_c2f.errors import C2FError
 
-MOST_WAITING = 64  # questions in line
-MOST_OF_ONE = 16  # of them, of one asker
+MAX_WAITING = 64  # questions in the queue
+MAX_PER_CLIENT = 16  # of them, of one client
 
 
 class FairQueue:
-    """Questions that wait to be begun."""
+    """Questions that wait to be started."""
 
     def __init__(self) -> None:
-        self._waiting: list[PendingQuestion] = []  # by turn, then by who came first
-        self._turn = 0  # of the question begun last
+        self._waiting: list[PendingQuestion] = []  # by turn, then by arrival
+        self._turn = 0  # of the question started last
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, question: PendingQuestion, under_way: Sequence[PendingQuestion]) -> None:
-        """Let a question wait. under_way: those begun and not answered. Raises C2FError where too many wait already."""
-        own = [each for each in self._waiting if each.asker == question.asker]
-        if len(self) >= MOST_WAITING:
+    def put(self, question: PendingQuestion, active: Sequence[PendingQuestion]) -> None:
+        """Add a question. active: those started and not finished. Raises C2FError where too many wait already."""
+        own = [other for other in self._waiting if other.client == question.client]
+        if len(self) >= MAX_WAITING:
             raise C2FError.because(f"{len(self)} questions wait already", "fewer", "ask again in a moment")
-        if question.asker is not None and len(own) >= MOST_OF_ONE:
+        if question.client is not None and len(own) >= MAX_PER_CLIENT:
             raise C2FError.because(f"{len(own)} questions of yours wait already", "fewer", "ask again in a moment")
-        own += [each for each in under_way if each.asker == question.asker]
-        question.turn = max([self._turn, *(each.turn + 1 for each in own)])
-        place = sum(each.turn <= question.turn for each in self._waiting)
-        self._waiting.insert(place, question)
+        own += [other for other in active if other.client == question.client]
+        question.turn = max([self._turn, *(other.turn + 1 for other in own)])
+        index = sum(other.turn <= question.turn for other in self._waiting)
+        self._waiting.insert(index, question)
 
-    def place_of(self, question: PendingQuestion) -> int | None:
-        """How many are before it; None where it does not wait."""
+    def position(self, question: PendingQuestion) -> int | None:
+        """Number of waiting questions before this one; None where it does not wait."""
         return self._waiting.index(question) if question in self._waiting else None
 
     def first(self) -> PendingQuestion | None:
-        """Who is next; those that nobody waits for any more have left the line."""
+        """The next question, after cancelled ones are removed."""
         for question in self._waiting:
-            if question.unwanted:
-                question.give_up("stopped")
-        self._waiting = [question for question in self._waiting if not question.unwanted]
+            if question.cancelled:
+                question.end_all("stopped")
+        self._waiting = [question for question in self._waiting if not question.cancelled]
         return self._waiting[0] if self._waiting else None
 
-    def begin(self) -> PendingQuestion:
-        """Take out who is next."""
+    def pop(self) -> PendingQuestion:
+        """Remove and return the next question."""
         question = self._waiting.pop(0)
         self._turn = question.turn
         return question

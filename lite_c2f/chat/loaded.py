@@ -1,4 +1,4 @@
-"""The actors of a run: their models, what each reads and says, and what the reward model thinks of it."""
+"""Loaded actors of a run: their models and tokenizers, the row of each answer, and the rewards of answers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,11 +8,12 @@ import torch
 
 from lite_c2f.actors.answers import Answer
 from lite_c2f.actors.models import load_coarse
+from lite_c2f.actors.names import COARSE, FINE
 from lite_c2f.backbone.context import context_length, sliding_window
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, window_of
 from lite_c2f.backbone.multi_model import MultiModel, residue_of
-from lite_c2f.chat.panes import ALL_PANES, ON_BASE, ChatSettings, Pane
-from lite_c2f.chat.prompts import History, ReadPrompt, read_by, with_system
+from lite_c2f.chat.panes import ALL_PANES, BASE_MODEL_ACTORS, ChatSettings, Pane
+from lite_c2f.chat.prompts import EncodedPrompt, History, encode_history, with_system
 from lite_c2f.chat.rows import AnswerRow
 from lite_c2f.config.settings import CHAT
 from lite_c2f.data.encode import turn_end
@@ -25,103 +26,103 @@ from lite_c2f.sampling import Sampling, Stops
 from lite_c2f.sampling.cache import key_value_shape
 from lite_c2f.storage.files import read_json
 
-LONGEST_CHAT = 4096  # tokens of a conversation and its answer
-SHARE_OF_MEMORY = 0.5  # of what is free once the models are loaded, for keys and values
-BASE, INSTRUCT, MERGED = range(3)  # models of `MultiModel`
+MAX_CONTEXT = 4096  # tokens of a conversation and its answer
+CACHE_MEMORY_SHARE = 0.5  # of the memory that is free once the models are loaded, for keys and values
+BASE_MODEL, INSTRUCT_MODEL, MERGED_MODEL = range(3)  # numbers of the models in `MultiModel`
 
 
 class LoadedActors:
-    """Everything that is loaded of a run. Of one thread at a time, but for `text` of another tokenizer.
+    """Models and tokenizers of a run. Not thread-safe, but for `caller_tokenizers` under a lock of their own.
 
-    merged: also load RUN/fine/model, for the Fine Actor at the ratio that was merged. A merge with ratios by layer is
-    no single ratio of the residue: then that model is always loaded.
+    merged: also load RUN/fine/model, for the Fine Actor at the merged ratio. A merge with a ratio per layer corresponds
+    to no single ratio of the residue: then that model is always loaded.
     """
 
     def __init__(self, run: Path, merged: bool) -> None:
         self.config, models = open_run(run)
         self.ratio, single = merged_ratio(run / "fine" / "merge.json")
         self.merged = merged or not single
-        self.roles, self.judge = load_coarse(self.config, models, run)
-        self.tokenizer, self.instruct_tokenizer = self.judge.tokenizer, load_tokenizer(models.instruct)
-        # Tokenizers are of one thread at a time: those above are the answering thread's, these the askers'.
-        self.readers = {
-            actor: load_tokenizer(models.base if actor in ON_BASE else models.instruct) for actor in ALL_PANES
+        self.roles, self.reward_model = load_coarse(self.config, models, run)
+        self.tokenizer, self.instruct_tokenizer = self.reward_model.tokenizer, load_tokenizer(models.instruct)
+        # Tokenizers are not thread-safe: those above are for the answering thread, these for its callers.
+        self.caller_tokenizers = {
+            actor: load_tokenizer(models.base if actor in BASE_MODEL_ACTORS else models.instruct) for actor in ALL_PANES
         }
         folders = [models.instruct, *([str(run / "fine" / "model")] if self.merged else [])]
         loaded = [self.roles.model, *(load_model(folder, self.config) for folder in folders)]
-        self.together = MultiModel(loaded, residue_of(self.roles.model, "policy"))
+        self.multi_model = MultiModel(loaded, residue_of(self.roles.model, "policy"))
         template, variables = self.config.model.prompt_template, self.config.model.chat_template_kwargs
         self._eos = [end_tokens(loaded[0], self.tokenizer, turn_end(self.tokenizer, template, variables))]
         turn = turn_end(self.instruct_tokenizer, CHAT, variables)
         self._eos += [end_tokens(model, self.instruct_tokenizer, turn) for model in loaded[1:]]
         self._stops = Stops(self.tokenizer, self.config.model.stop)
         self.context = context_of(loaded, models.base)
-        free()  # what loading left is free too
-        row = _bytes_a_token(self.together) * self.context
-        self.room = int(SHARE_OF_MEMORY * _free_bytes(self.together.device) // row)  # rows at full length
+        free()  # memory that only loading needed
+        row_bytes = _cache_bytes_per_token(self.multi_model) * self.context
+        self.max_rows = int(CACHE_MEMORY_SHARE * _free_bytes(self.multi_model.device) // row_bytes)
 
-    def prompt_room(self, max_tokens: int) -> int:
+    def max_prompt_tokens(self, max_tokens: int) -> int:
         """Most tokens of a prompt, earlier turns included."""
-        if self.config.model.base == TOY:  # its text never ran longer than this
+        if self.config.model.base == TOY:  # it was trained on no longer text
             return self.config.data.max_prompt_tokens
         return self.context - max_tokens
 
-    def row(self, pane: Pane, history: History, settings: ChatSettings) -> tuple[AnswerRow, ReadPrompt]:
-        """An answer that is not begun, and what it reads."""
-        ratio, on_base = self.ratio_of(pane, settings), pane.actor in ON_BASE
-        read = read_by(
+    def row(self, pane: Pane, history: History, settings: ChatSettings) -> tuple[AnswerRow, EncodedPrompt]:
+        """The row of an answer not yet started, and its prompt. Raises what encoding the prompt raises."""
+        ratio, on_base = self.ratio_of(pane, settings), pane.actor in BASE_MODEL_ACTORS
+        prompt = encode_history(
             pane.actor,
             self.tokenizer if on_base else self.instruct_tokenizer,
             self.config,
             history,
             settings.system,
-            self.prompt_room(settings.max_tokens),
+            self.max_prompt_tokens(settings.max_tokens),
         )
         if on_base:
-            model, share = BASE, 1.0 if pane.actor == "coarse" else 0.0
-        elif pane.actor == "fine" and self.merged and ratio == self.ratio:
-            model, share = MERGED, 0.0
+            model, residue_ratio = BASE_MODEL, 1.0 if pane.actor == COARSE else 0.0
+        elif pane.actor == FINE and self.merged and ratio == self.ratio:
+            model, residue_ratio = MERGED_MODEL, 0.0
         else:
-            model, share = INSTRUCT, ratio if pane.actor == "fine" else 0.0
+            model, residue_ratio = INSTRUCT_MODEL, ratio if pane.actor == FINE else 0.0
         row = AnswerRow(
             model,
-            share,
-            read.ids,
+            residue_ratio,
+            prompt.ids,
             Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p, settings.seed),
             penalty=settings.repetition_penalty,
             eos_ids=self._eos[model],
             stops=self._stops if on_base else None,
         )
-        return row, read
+        return row, prompt
 
     def ratio_of(self, pane: Pane, settings: ChatSettings) -> float:
-        """The Fine Actor's ratio in a pane."""
+        """The Fine Actor's ratio in a pane: its own, else that of the settings, else the merged one."""
         ratios = (pane.ratio, settings.ratio, self.ratio)
         return next(ratio for ratio in ratios if ratio is not None)
 
     def rewards(
         self, histories: Mapping[str, History], rows: Mapping[str, AnswerRow], settings: ChatSettings
     ) -> dict[str, float]:
-        """What the reward model thinks of finished answers, in its spreads."""
+        """Normalised rewards (z-scores) of finished answers, by pane."""
         turns = [tuple(with_system(histories[key], settings.system)) for key in rows]
         answers = [
-            Answer("", len(row.tokens), row.finish or "limit", row.text_tokens, row.model != BASE)
+            Answer("", len(row.tokens), row.finish or "limit", row.text_tokens, row.model != BASE_MODEL)
             for row in rows.values()
         ]
-        return dict(zip(rows, self.judge(turns, answers), strict=True))
+        return dict(zip(rows, self.reward_model(turns, answers), strict=True))
 
 
 def context_of(models: Sequence[Any], base: str) -> int:
-    """Tokens of a conversation and its answer that models of one lineage were made for. base: folder of the first."""
-    bounds = [context_length(model.config) for model in models]
+    """Largest context, in tokens, of models of one lineage: that of the smallest. base: folder of the first model."""
+    limits = [context_length(model.config) for model in models]
     config = models[0].config
-    if sliding_window(config) is None:  # loaded without it: beyond it, another model than trained
-        bounds.append(window_of(base))
-    return min(LONGEST_CHAT, *(bound for bound in bounds if bound))
+    if sliding_window(config) is None:  # loaded without the window: beyond it attention would differ from training
+        limits.append(window_of(base))
+    return min(MAX_CONTEXT, *(limit for limit in limits if limit))
 
 
 def merged_ratio(file: Path) -> tuple[float, bool]:
-    """The ratio of a merge, and whether it is the same for all weights. Raises RunError for a file without one."""
+    """The ratio in a merge's report, and whether all weights have it. Raises RunError for a file without a ratio."""
     try:
         report = read_json(file)
         return float(report["ratio"]), not report.get("layer_ratios")
@@ -131,11 +132,11 @@ def merged_ratio(file: Path) -> tuple[float, bool]:
         ) from None
 
 
-def _bytes_a_token(together: MultiModel) -> int:
-    """Keys and values of one token in all layers."""
-    config = together.config
+def _cache_bytes_per_token(multi_model: MultiModel) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    config = multi_model.config
     heads, width = key_value_shape(config)
-    return 2 * config.num_hidden_layers * heads * width * together.dtype.itemsize
+    return 2 * config.num_hidden_layers * heads * width * multi_model.dtype.itemsize
 
 
 def _free_bytes(device: torch.device) -> float:

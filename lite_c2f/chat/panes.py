@@ -9,21 +9,21 @@ from lite_c2f.errors import ConfigError
 PANES = (COARSE, FINE, BASELINE)
 ALL_PANES = (*PANES, BASE)
 TITLES = {COARSE: "Coarse Actor", FINE: "Fine Actor", BASELINE: "Baseline (instruct)", BASE: "Base"}
-ON_BASE = (COARSE, BASE)  # the actors that answer as a base model does
-SMALLEST_PROMPT = 32  # tokens of the context that an answer leaves to its prompt
-LONGEST_TEXT = 32_768  # characters of a question or a system prompt
+BASE_MODEL_ACTORS = (COARSE, BASE)  # the actors on the base model's weights, prompted as it is
+MIN_PROMPT_TOKENS = 32  # tokens of the context that max_tokens leaves to the prompt
+MAX_TEXT_CHARACTERS = 32_768  # characters of a question or a system prompt
 
 
 class Pane(NamedTuple):
-    """One answer that is asked for. Two panes may have the same actor, at different ratios."""
+    """One answer to a question. Two panes may have the same actor, at different ratios."""
 
-    key: str  # by which its events are known
+    key: str  # names its replies
     actor: str  # one of ALL_PANES
     ratio: float | None = None  # the Fine Actor's; None: that of the settings
 
 
 class ChatSettings(NamedTuple):
-    """How answers are drawn. Every pane draws from the same random numbers."""
+    """How answers are sampled. Every pane draws from the same random numbers."""
 
     max_tokens: int = 256  # the ending included
     temperature: float = 0.7  # 0 is greedy
@@ -32,30 +32,27 @@ class ChatSettings(NamedTuple):
     repetition_penalty: float = 1.0  # 1 is off; on tokens of the prompt and the answer
     seed: int = 0
     ratio: float | None = None  # share of the residue in the Fine Actor; None is the share that was merged
-    system: str = ""  # stands before the first question that is read; a base model has no place of its own for it
+    system: str = ""  # put before the first question: a base model has no system role
 
 
-def pane_of(given: "str | Pane") -> Pane:
-    """A pane by the name of its actor. Raises ConfigError for an actor that is not there."""
-    pane = Pane(given, given) if isinstance(given, str) else given
+def pane_of(actor: "str | Pane") -> Pane:
+    """The pane of an actor; a pane stays as it is. Raises ConfigError for an unknown actor."""
+    pane = Pane(actor, actor) if isinstance(actor, str) else actor
     if pane.actor not in ALL_PANES:
         raise ConfigError.because(f"pane '{pane.actor}'", "one of " + ", ".join(ALL_PANES), "correct it")
     return pane
 
 
 def check_settings(settings: ChatSettings, context: int) -> None:
-    """Raise ConfigError naming the first setting that is out of range. context: tokens a model reads and says."""
-    most = context - SMALLEST_PROMPT
+    """Raise ConfigError naming the first setting that is out of range. context: in tokens, prompt and answer."""
+    limit = context - MIN_PROMPT_TOKENS
     ratio = 0.0 if settings.ratio is None else settings.ratio
     rules = {
-        "max_tokens": (1 <= settings.max_tokens <= most, f"1 to {most}, which leaves room for the prompt"),
+        "max_tokens": (1 <= settings.max_tokens <= limit, f"1 to {limit}, which leaves room for the prompt"),
         "temperature": (settings.temperature == 0 or 0.01 <= settings.temperature <= 100, "0, or 0.01 to 100"),
         "top_p": (0 < settings.top_p <= 1, "more than 0, at most 1"),
         "top_k": (settings.top_k >= 0, "0 or more"),
-        "repetition_penalty": (
-            0.1 <= settings.repetition_penalty <= 10,
-            "0.1 to 10; 1 is off",
-        ),
+        "repetition_penalty": (0.1 <= settings.repetition_penalty <= 10, "0.1 to 10; 1 is off"),
         "seed": (0 <= settings.seed < 1 << 63, "0 or more, below 2**63"),
         "ratio": (math.isfinite(ratio) and ratio >= 0, "a finite number, 0 or more"),
     }
@@ -65,6 +62,6 @@ def check_settings(settings: ChatSettings, context: int) -> None:
     for name, (holds, expected) in rules.items():
         if not holds:
             raise ConfigError.because(f"{name}={getattr(settings, name)}", expected, "correct the value")
-    if len(settings.system) > LONGEST_TEXT:
+    if len(settings.system) > MAX_TEXT_CHARACTERS:
         got = f"a system prompt of {len(settings.system)} characters"
-        raise ConfigError.because(got, f"at most {LONGEST_TEXT}", "shorten it")
+        raise ConfigError.because(got, f"at most {MAX_TEXT_CHARACTERS}", "shorten it")

@@ -1,10 +1,10 @@
-"""What an actor reads of a conversation, and what may be shown of what it says."""
+"""Prompts of a conversation for each actor, and the text of an answer that may be shown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lite_c2f.actors.reply import Reply
-from lite_c2f.chat.panes import LONGEST_TEXT, ON_BASE
+from lite_c2f.chat.panes import BASE_MODEL_ACTORS, MAX_TEXT_CHARACTERS
 from lite_c2f.config.settings import Config
 from lite_c2f.data.encode import encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
@@ -14,34 +14,40 @@ from lite_c2f.sampling.stops import before_stop
 History = Sequence[Turn]  # ends with a human turn
 
 
-class ReadPrompt(NamedTuple):
-    """A prompt as an actor reads it."""
+class EncodedPrompt(NamedTuple):
+    """A prompt in an actor's own form."""
 
     ids: list[int]
     dropped: int  # oldest turns that did not fit
     cut: bool = False  # the question itself did not fit: its beginning is left out
 
 
-def read_by(actor: str, tokenizer: Any, config: Config, turns: History, system: str, room: int) -> ReadPrompt:
-    """The ids of a conversation in the actor's own style, in at most `room` tokens.
+def encode_history(
+    actor: str, tokenizer: Any, config: Config, turns: History, system: str, limit: int
+) -> EncodedPrompt:
+    """Ids of a conversation in the actor's own form, in at most `limit` tokens; the oldest turns are dropped first.
 
-    The system prompt stands before the first question that is kept, for every actor alike: a base model has no other
-    place for it, and Mistral's own chat templates put it there. Raises C2FError where not even the markers fit.
+    The system prompt is put before the first question that fits, for every actor alike: a base model has no system
+    role, and Mistral's own chat templates put it there. Raises C2FError where not even the markers fit.
     """
     prompt = None
     for start in (index for index in reversed(range(len(turns))) if turns[index].role == "human"):  # the newest first
         ids = _encoded(actor, tokenizer, config, with_system(turns[start:], system), 1 << 30)
-        if len(ids) > room:
+        if len(ids) > limit:
             break
-        prompt = ReadPrompt(ids, start)
+        prompt = EncodedPrompt(ids, start)
     last = len(turns) - 1
-    return prompt or ReadPrompt(_encoded(actor, tokenizer, config, with_system(turns[last:], system), room), last, True)
+    return prompt or EncodedPrompt(
+        _encoded(actor, tokenizer, config, with_system(turns[last:], system), limit), last, True
+    )
 
 
-def _encoded(actor: str, tokenizer: Any, config: Config, turns: History, room: int) -> list[int]:
-    if actor in ON_BASE:
-        return encode_prompt(tokenizer, turns, room, config.model.prompt_template, config.model.chat_template_kwargs)[0]
-    return encode_chat(tokenizer, turns, room, config.model.chat_template_kwargs)
+def _encoded(actor: str, tokenizer: Any, config: Config, turns: History, limit: int) -> list[int]:
+    if actor in BASE_MODEL_ACTORS:
+        return encode_prompt(tokenizer, turns, limit, config.model.prompt_template, config.model.chat_template_kwargs)[
+            0
+        ]
+    return encode_chat(tokenizer, turns, limit, config.model.chat_template_kwargs)
 
 
 def with_system(turns: History, system: str) -> list[Turn]:
@@ -57,7 +63,7 @@ def with_system(turns: History, system: str) -> list[Turn]:
 
 
 def clean(text: str) -> str:
-    """Text that is text: half of a surrogate pair, which a browser can send, is neither UTF-8 nor JSON.
+    """Text without lone surrogates, which a browser can send and neither UTF-8 nor JSON can hold.
 
     >>> clean("a\\ud800")
     'a?'
@@ -66,18 +72,18 @@ def clean(text: str) -> str:
 
 
 def shown(text: str, stops: Sequence[str]) -> str:
-    """What may be shown of a response that goes on: no stop sequence, not even its beginning, and no half character.
+    """Text of an unfinished response without a stop sequence, without a beginning of one, and without half characters.
 
     >>> shown("It is 5.\\n\\nHum", ["\\n\\nHuman:"])
     'It is 5.'
     """
     text = before_stop(text, stops)
-    begun = [size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
-    return text[: len(text) - max(begun, default=0)].rstrip("\N{REPLACEMENT CHARACTER}").strip()
+    partial = [size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
+    return text[: len(text) - max(partial, default=0)].rstrip("\N{REPLACEMENT CHARACTER}").strip()
 
 
 def history_of(turns: str | History | Mapping[str, History], pane: str) -> list[Turn]:
-    """The conversation of a pane. Raises C2FError for an empty or endless question."""
+    """The conversation of a pane. Raises C2FError for an empty question, ConfigError for one that is too long."""
     if isinstance(turns, str):
         turns = [Turn("human", turns.strip())]
     if isinstance(turns, Mapping) and pane not in turns:
@@ -85,23 +91,23 @@ def history_of(turns: str | History | Mapping[str, History], pane: str) -> list[
     history = turns[pane] if isinstance(turns, Mapping) else turns
     if not history or history[-1].role != "human" or not history[-1].text.strip():
         raise C2FError.because("an empty prompt", "a question", "type one")
-    if len(history[-1].text) > LONGEST_TEXT:
+    if len(history[-1].text) > MAX_TEXT_CHARACTERS:
         got = f"a question of {len(history[-1].text)} characters"
-        raise ConfigError.because(got, f"at most {LONGEST_TEXT}", "shorten it")
+        raise ConfigError.because(got, f"at most {MAX_TEXT_CHARACTERS}", "shorten it")
     return [turn._replace(text=clean(turn.text)) for turn in history]
 
 
 def one_line(error: Exception) -> str:
-    """An error as a pane shows it."""
+    """An error's message in one line, at most 300 characters."""
     reason = " ".join(str(error).split())[:300]
     return reason if isinstance(error, C2FError) else f"{type(error).__name__}: {reason}".rstrip(": ")
 
 
-def with_answers(histories: Mapping[str, History], events: Mapping[str, Reply]) -> dict[str, list[Turn]]:
-    """Conversations with their answers added. A pane that failed forgets the question, so that it can go on."""
-    after = {}
+def with_answers(histories: Mapping[str, History], replies: Mapping[str, Reply]) -> dict[str, list[Turn]]:
+    """Conversations with their answers added. A failed pane loses the question, so that its roles still alternate."""
+    result = {}
     for pane, turns in histories.items():
-        event = events.get(pane)
-        failed = event is None or event.finish == "error"
-        after[pane] = list(turns[:-1]) if failed else [*turns, Turn("assistant", events[pane].text)]
-    return after
+        reply = replies.get(pane)
+        failed = reply is None or reply.finish == "error"
+        result[pane] = list(turns[:-1]) if failed else [*turns, Turn("assistant", replies[pane].text)]
+    return result

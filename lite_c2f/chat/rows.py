@@ -1,7 +1,14 @@
-"""The batch in which answers are written: every answer of every visitor is a row, sorted by the model that says it.
+"""Rows of the chat's batch: one per answer, generated together in one forward pass of all models per token.
 
-A step is one more token for every row, in one forward pass of all models. Rows come and go between two steps. What goes
-wrong in a pass is looked for by halves, and ends the rows that it is due to and no others.
+The permutation: `AnswerRows.rows[i]` occupies slot i of the key-value cache, and rows are sorted by model, as
+`MultiModel` needs them. Rows come and go between two steps, so `_arrange` permutes the slots when the list changes.
+
+The invariant, which every method of `AnswerRows` keeps: slot i holds the keys and values of all tokens of row i but the
+last one generated, which the next step computes; `rows` is sorted by model; and every slot is long enough for its row's
+longest answer. Where a method cannot keep it for a row, that row ends with finish "error", and the others' answers are
+the same as without it.
+
+A failing pass is repeated on halves of its rows until only the rows that cause the failure have ended.
 """
 
 import time
@@ -21,17 +28,17 @@ from lite_c2f.sampling.cache import SlotCache
 from lite_c2f.sampling.draw import Sampling, draw, penalize, uniforms
 from lite_c2f.sampling.stops import Stops
 
-BUCKET = 64  # columns of keys by which a pass grows
-GROW = 256  # tokens by which the slots grow
+KEY_STEP = 64  # a pass reads its keys up to a multiple of this
+SLOT_STEP = 256  # slots are a multiple of this many tokens long
 
 
 class AnswerRow:
-    """One answer: what it is drawn from, and what has been said."""
+    """One answer: the prompt, how tokens are drawn, and those generated so far."""
 
     def __init__(
         self,
         model: int,
-        share: float,
+        ratio: float,
         prompt: Sequence[int],
         sampling: Sampling,
         *,
@@ -39,104 +46,106 @@ class AnswerRow:
         eos_ids: Sequence[int],
         stops: Stops | None = None,
     ) -> None:
-        """model, share: as for `MultiModel`."""
-        self.model, self.share, self.prompt = model, share, list(prompt)
+        """model: its number in `MultiModel`; ratio: of the residue."""
+        self.model, self.ratio, self.prompt = model, ratio, list(prompt)
         self.sampling, self.penalty = sampling, penalty
         self.eos_ids, self.stops = eos_ids, stops
-        self.state = 0  # of `stops`
-        self.numbers = uniforms(sampling.seed, 0, sampling.limit).tolist()
+        self.stop_state = 0  # of `stops`
+        self.uniforms = uniforms(sampling.seed, 0, sampling.limit).tolist()
         self.tokens: list[int] = []  # the ending included
         self.text: list[int] | None = None  # tokens without the ending, once it has one
-        self.first = self.last = 0.0  # time.perf_counter() of its tokens
+        self.first_token_at = self.last_token_at = 0.0  # time.perf_counter()
         self.message = ""
         self.finish: str | None = None
 
     @property
-    def length(self) -> int:
-        """Most tokens it may come to, the prompt included."""
+    def max_length(self) -> int:
+        """Tokens of the prompt and the longest answer."""
         return len(self.prompt) + self.sampling.limit
 
     @property
     def position(self) -> int:
-        """Of the last token said."""
+        """Position of the last token."""
         return len(self.prompt) + len(self.tokens) - 1
 
     @property
     def text_tokens(self) -> list[int]:
-        """What it said, without the ending."""
+        """Tokens without the ending."""
         return self.tokens if self.text is None else self.text
 
     def end(self, finish: str, message: str = "") -> None:
-        """No token follows."""
-        self.numbers = []  # a finished row may be looked at for long
-        self.message, self.finish = message, finish  # last: who reads it in another thread finds the rest in place
+        """Finish the row; no token follows."""
+        self.uniforms = []  # callers may keep a finished row for long
+        self.message, self.finish = message, finish  # finish last: other threads read it first
 
-    def take(self, token: int, now: float) -> None:
-        """One more token, and whether it is the last."""
+    def append(self, token: int, now: float) -> None:
+        """Add a token, and finish the row where it is the last."""
         self.tokens.append(token)
-        self.first, self.last = self.first or now, now
+        self.first_token_at, self.last_token_at = self.first_token_at or now, now
         finish = "limit" if len(self.tokens) >= self.sampling.limit else ""
         if self.stops is not None:
-            self.state = self.stops.follow(self.state, token)
+            self.stop_state = self.stops.follow(self.stop_state, token)
         if token in self.eos_ids:
             self.text, finish = self.tokens[:-1], "eos"
-        elif self.stops is not None and self.state == self.stops.end:
+        elif self.stops is not None and self.stop_state == self.stops.end:
             self.text, finish = self.stops.cut(self.tokens).text, "stop"
         if finish:
             self.end(finish)
 
 
 class AnswerRows:
-    """The rows in flight."""
+    """The unfinished rows and their key-value cache; the module's docstring has the invariant."""
 
-    def __init__(self, together: MultiModel, pad_id: int) -> None:
-        self.together, self.pad_id = together, pad_id
+    def __init__(self, multi_model: MultiModel, pad_id: int) -> None:
+        self.multi_model, self.pad_id = multi_model, pad_id
         self.rows: list[AnswerRow] = []  # row i is in slot i
         self.cache: SlotCache | None = None
 
     @torch.inference_mode()
     def start(self, new: Sequence[AnswerRow]) -> None:
-        """Read these prompts and say the first token of each.
+        """Prefill these rows' prompts and draw the first token of each.
 
-        Raises what goes wrong in making room for them; where that damaged the rows under way, they have ended.
+        Raises what making room for them raises; where that damaged the other rows, they have ended with "error".
         """
-        self._leave_out()
-        before = {id(row): slot for slot, row in enumerate(self.rows)}
-        self._settle(sorted([*self.rows, *new], key=lambda row: row.model), before)
+        self._remove_finished()
+        self._arrange(sorted([*self.rows, *new], key=lambda row: row.model))
         slots = {id(row): slot for slot, row in enumerate(self.rows)}
         lengths = [len(row.prompt) for row in new]
         for group in groups(sorted(range(len(new)), key=lambda index: lengths[index]), lengths, PROMPT_TOKENS):
-            chosen = sorted((new[index] for index in group), key=lambda row: row.model)
-            _by_halves(chosen, lambda part: self._read(part, [slots[id(row)] for row in part]))
+            rows = sorted((new[index] for index in group), key=lambda row: row.model)
+            _by_halves(rows, lambda part: self._prefill(part, [slots[id(row)] for row in part]))
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One more token of every row that goes on."""
-        self._leave_out()
+        """Add one token to every unfinished row."""
+        self._remove_finished()
         if self.rows:
-            _by_halves(self.rows, self._say)
+            _by_halves(self.rows, self._decode)
 
-    def _leave_out(self) -> None:
-        """Give up the rows that have ended; without rows the memory goes too."""
-        going = [row for row in self.rows if row.finish is None]
-        if len(going) < len(self.rows):
-            self._settle(going, {id(row): slot for slot, row in enumerate(self.rows)})
+    def _remove_finished(self) -> None:
+        unfinished = [row for row in self.rows if row.finish is None]
+        if len(unfinished) < len(self.rows):
+            self._arrange(unfinished)
 
-    def _settle(self, rows: list[AnswerRow], before: dict[int, int]) -> None:
-        """Be these rows, in this order. before: the slots of those that have one."""
+    def _arrange(self, rows: list[AnswerRow]) -> None:
+        """Make these the rows, in this order: grow the cache where they need it and permute its slots.
+
+        Without rows the cache's memory is released.
+        """
         if not rows:
             self.rows, self.cache = [], None
             return
-        most = max(row.length for row in rows)
-        if self.cache is None or self._size[0] < len(rows) or self._size[1] < most:
-            self._grow(len(rows), most)
+        old_slots = {id(row): slot for slot, row in enumerate(self.rows)}
+        length = max(row.max_length for row in rows)
+        if self.cache is None or self._size[0] < len(rows) or self._size[1] < length:
+            self._grow(len(rows), length)
         assert self.cache is not None
-        slots = [before.get(id(row), slot) for slot, row in enumerate(rows)]
-        if before and slots != list(range(len(rows))):
-            width = max((row.position for row in rows if id(row) in before), default=0)
+        permutation = [old_slots.get(id(row), slot) for slot, row in enumerate(rows)]
+        if old_slots and permutation != list(range(len(rows))):
+            width = max((row.position for row in rows if id(row) in old_slots), default=0)
             try:
-                self.cache.arrange(torch.tensor(slots, device=self.together.device), width)
-            except Exception as error:  # some layers are arranged anew and others are not
+                self.cache.arrange(torch.tensor(permutation, device=self.multi_model.device), width)
+            except Exception as error:  # some layers are permuted and others are not
                 for row in self.rows:
                     if row.finish is None:
                         row.end("error", one_line(error))
@@ -146,54 +155,58 @@ class AnswerRows:
 
     @property
     def _size(self) -> tuple[int, int]:
-        """(slots, tokens of each), of the layer that grows last: memory may have ended before it."""
+        """(slots, tokens per slot) of the layer that grows last: memory may have run out before it."""
         assert self.cache is not None
         keys = self.cache.slot_layers[-1].keys
         return keys.shape[0], keys.shape[2]
 
     def _grow(self, slots: int, length: int) -> None:
-        together, length = self.together, -(-length // GROW) * GROW
+        model, length = self.multi_model, -(-length // SLOT_STEP) * SLOT_STEP
         if self.cache is None:
-            self.cache = SlotCache(together.config, slots, length, together.dtype, together.device)
+            self.cache = SlotCache(model.config, slots, length, model.dtype, model.device)
         else:
             self.cache.grow(slots, length)
 
-    def _read(self, rows: Sequence[AnswerRow], slots: Sequence[int]) -> None:
+    def _prefill(self, rows: Sequence[AnswerRow], slots: Sequence[int]) -> None:
         assert self.cache is not None
-        device = self.together.device
+        device = self.multi_model.device
         draws = self._draws(rows)
         tokens, real = pad_right([row.prompt for row in rows], self.pad_id)
         last = (real.sum(1) - 1).to(device)
         self.cache.prefill(torch.tensor(slots, device=device))
         hidden = self._hidden(rows, tokens.to(device))
-        self._take(rows, hidden[torch.arange(len(rows), device=device), last], draws)
+        self._append(rows, hidden[torch.arange(len(rows), device=device), last], draws)
 
-    def _say(self, rows: Sequence[AnswerRow]) -> None:
+    def _decode(self, rows: Sequence[AnswerRow]) -> None:
+        """One token of neighbouring rows."""
         assert self.cache is not None
-        device, draws = self.together.device, self._draws(rows)
+        device, draws = self.multi_model.device, self._draws(rows)
         first = next(slot for slot, row in enumerate(self.rows) if row is rows[0])
-        deepest = max(row.position for row in rows)
-        width = min(self._size[1], -(-(deepest + 1) // BUCKET) * BUCKET)
-        said = torch.tensor([[row.tokens[-1], row.position] for row in rows], device=device)
-        mask = self.cache.decode(said[:, 1], width, slice(first, first + len(rows)))
-        hidden = self._hidden(rows, said[:, :1], mask=mask, positions=said[:, 1:])
-        self._take(rows, hidden[:, -1], draws)
+        keys = max(row.position for row in rows) + 1
+        width = min(self._size[1], -(-keys // KEY_STEP) * KEY_STEP)
+        inputs = torch.tensor([[row.tokens[-1], row.position] for row in rows], device=device)
+        mask = self.cache.decode(inputs[:, 1], width, slice(first, first + len(rows)))
+        hidden = self._hidden(rows, inputs[:, :1], mask=mask, positions=inputs[:, 1:])
+        self._append(rows, hidden[:, -1], draws)
 
-    def _hidden(self, rows: Sequence[AnswerRow], tokens: Tensor, **given: Any) -> Tensor:
-        models, shares = [row.model for row in rows], [row.share for row in rows]
-        return self.together.hidden(tokens, models, shares, self.cache, **given)
+    def _hidden(self, rows: Sequence[AnswerRow], tokens: Tensor, **options: Any) -> Tensor:
+        models, ratios = [row.model for row in rows], [row.ratio for row in rows]
+        return self.multi_model.hidden(tokens, models, ratios, self.cache, **options)
 
     def _draws(self, rows: Sequence[AnswerRow]) -> "_Draws":
-        """What these rows' next tokens are drawn from; made before the pass, since each copy waits for the device."""
-        device = self.together.device
-        numbers = torch.tensor([row.numbers[len(row.tokens)] for row in rows], dtype=torch.float32, device=device)
-        kinds: dict[Sampling, list[int]] = {}
+        """How these rows' next tokens are drawn; made before the pass, since each copy waits for the device."""
+        device = self.multi_model.device
+        numbers = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float32, device=device)
+        by_sampling: dict[Sampling, list[int]] = {}
         for index, row in enumerate(rows):
-            kinds.setdefault(row.sampling._replace(seed=0, limit=0), []).append(index)
-        alike = len(kinds) == 1
+            by_sampling.setdefault(row.sampling._replace(seed=0, limit=0), []).append(index)
+        alike = len(by_sampling) == 1
         return _Draws(
             numbers,
-            [(kind, slice(None) if alike else torch.tensor(chosen, device=device)) for kind, chosen in kinds.items()],
+            [
+                (sampling, slice(None) if alike else torch.tensor(indices, device=device))
+                for sampling, indices in by_sampling.items()
+            ],
             {
                 index: torch.tensor(sorted({*row.prompt, *row.tokens}), device=device)
                 for index, row in enumerate(rows)
@@ -201,47 +214,47 @@ class AnswerRows:
             },
         )
 
-    def _take(self, rows: Sequence[AnswerRow], hidden: Tensor, draws: "_Draws") -> None:
+    def _append(self, rows: Sequence[AnswerRow], hidden: Tensor, draws: "_Draws") -> None:
         """Draw a token for each row from its last hidden state, (n, H)."""
-        logits = self.together.logits(hidden)
-        fine = torch.isfinite(logits).all(1)
-        for index, seen in draws.seen.items():
-            logits[index] = penalize(logits[index], seen, rows[index].penalty)
+        logits = self.multi_model.logits(hidden)
+        finite = torch.isfinite(logits).all(1)
+        for index, penalized in draws.penalized.items():
+            logits[index] = penalize(logits[index], penalized, rows[index].penalty)
         drawn = torch.empty(len(rows), dtype=torch.long, device=logits.device)
-        for sampling, where in draws.kinds:
-            drawn[where] = draw(logits[where], draws.numbers[where], sampling)[0]
-        tokens, whole = torch.stack([drawn, fine.long()]).tolist()  # waits for the device
+        for sampling, indices in draws.by_sampling:
+            drawn[indices] = draw(logits[indices], draws.uniforms[indices], sampling)[0]
+        tokens, usable = torch.stack([drawn, finite.long()]).tolist()  # waits for the device
         now = time.perf_counter()
-        for row, token, good in zip(rows, tokens, whole, strict=True):
-            if good:
+        for row, token, is_finite in zip(rows, tokens, usable, strict=True):
+            if is_finite:
                 try:
-                    row.take(token, now)
-                except Exception as error:  # here, or `_by_halves` would say the others' token again
+                    row.append(token, now)
+                except Exception as error:  # caught here: `_by_halves` would generate the others' token again
                     row.end("error", one_line(error))
             else:
                 got = f"logits at token {len(row.tokens)} are not finite"
-                told = ModelError.because(got, "finite logits", "lower the ratio, or train it again")
-                row.end("error", str(told))
+                message = ModelError.because(got, "finite logits", "lower the ratio, or train it again")
+                row.end("error", str(message))
 
 
 class _Draws(NamedTuple):
-    """Of some rows: what their next tokens are drawn from."""
+    """How the next tokens of n rows are drawn."""
 
-    numbers: Tensor  # (n,) float32, uniform
-    kinds: list[tuple[Sampling, Tensor | slice]]  # the ways of drawing, and which rows draw so
-    seen: dict[int, Tensor]  # by row: the tokens that its penalty is on
+    uniforms: Tensor  # (n,) float32, in [0, 1)
+    by_sampling: list[tuple[Sampling, Tensor | slice]]  # each setting, and the rows that have it
+    penalized: dict[int, Tensor]  # by row: the token ids under its repetition penalty
 
 
 def _by_halves(rows: Sequence[AnswerRow], work: Callable[[Sequence[AnswerRow]], None]) -> None:
-    """Do the work for all rows at once; if that fails, for each half, down to the row it fails for."""
+    """Do the work for all rows at once; where that fails, for each half, and end the single rows it fails for."""
     try:
         work(rows)
         return
-    except Exception as error:  # of any kind: it ends this row, and is told to who waits for it
+    except Exception as error:  # of any kind: a caller waits for this row and reads the message
         if len(rows) == 1:
             rows[0].end("error", one_line(error))
-        full = is_out_of_memory(error)
-    if full:  # outside the handler: the error's traceback held the tensors of every frame it passed through
+        out_of_memory = is_out_of_memory(error)
+    if out_of_memory:  # outside the handler: the error's traceback held the tensors of every frame it passed through
         free()
     if len(rows) > 1:
         middle = len(rows) // 2

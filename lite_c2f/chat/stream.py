@@ -1,4 +1,4 @@
-"""A question between the one who asked it and the thread that answers."""
+"""Stream of the answers to one question, between the caller and the answering thread."""
 
 import threading
 import time
@@ -8,76 +8,78 @@ from typing import Any
 
 from lite_c2f.actors.reply import Reply
 from lite_c2f.chat.panes import ChatSettings, Pane
-from lite_c2f.chat.prompts import History, ReadPrompt
+from lite_c2f.chat.prompts import EncodedPrompt, History
 from lite_c2f.chat.rows import AnswerRow
 
 
 class PendingQuestion:
-    """What was asked, and how far it is; between the one who asked and the thread that answers."""
+    """A question and the state of its answers; shared by the caller and the answering thread."""
 
     def __init__(
         self,
-        number: int,
         panes: Sequence[Pane],
         histories: Mapping[str, History],
         settings: ChatSettings,
-        asker: str | None = None,
+        *,
+        client: str | None = None,
+        score: bool = False,
     ) -> None:
-        self.number, self.panes, self.histories, self.settings = number, panes, histories, settings
-        self.asker = asker
-        self.turn = 0  # those of a lower one are begun first
-        self.asked = time.perf_counter()
-        self.scored = True  # nothing is waited for once the last row has ended
-        self.rows: dict[str, AnswerRow] = {}  # by pane, from when they are begun
-        self.read: dict[str, ReadPrompt] = {}  # likewise
-        self.unbegun: dict[str, tuple[str, str]] = {}  # panes that never began: their finish, and why
+        self.panes, self.histories, self.settings = panes, histories, settings
+        self.client = client
+        self.turn = 0  # in `FairQueue`: lower turns are answered first
+        self.submitted_at = time.perf_counter()
+        self.scoring_done = not score
+        self.rows: dict[str, AnswerRow] = {}  # by pane, once they are started
+        self.prompts: dict[str, EncodedPrompt] = {}  # likewise
+        self.not_started: dict[str, tuple[str, str]] = {}  # by pane without a row: finish and message
         self.rewards: dict[str, float] = {}
-        self.stopped: set[str] = set()  # panes that shall end
-        self.abandoned = False  # nobody looks any more
+        self.stop_requests: set[str] = set()  # panes that the caller stopped
+        self.closed = False  # the caller reads no more replies
         self.changed = threading.Event()
 
     @property
-    def ended(self) -> bool:
-        """Has every pane its last word?"""
-        known = len(self.rows) + len(self.unbegun) == len(self.panes)
-        return known and self.scored and all(row.finish is not None for row in self.rows.values())
+    def finished(self) -> bool:
+        """Whether every pane has its last reply, with its reward."""
+        complete = len(self.rows) + len(self.not_started) == len(self.panes)
+        return complete and self.scoring_done and all(row.finish is not None for row in self.rows.values())
 
     @property
-    def unwanted(self) -> bool:
-        """Shall every pane end?"""
-        return self.stopped >= {pane.key for pane in self.panes}
+    def cancelled(self) -> bool:
+        """Whether the caller stopped every pane."""
+        return self.stop_requests >= {pane.key for pane in self.panes}
 
-    def give_up(self, finish: str, message: str = "") -> None:
+    def end_all(self, finish: str, message: str = "") -> None:
         """End every pane that has not ended."""
         for pane in self.panes:
             row = self.rows.get(pane.key)
             if row is None:
-                self.unbegun.setdefault(pane.key, (finish, message))
+                self.not_started.setdefault(pane.key, (finish, message))
             elif row.finish is None:
                 row.end(finish, message)
-        self.scored = True
+        self.scoring_done = True
         self.changed.set()
 
 
 class AnswerStream:
-    """The answers to a question, as they grow: iterate over it for events; a pane's last one has its finish.
+    """Iterator of replies to a question as they grow; a pane's last reply has its finish.
 
-    Between two events of a pane it may have said several tokens. Dropped or closed, the answers end.
+    Between two replies of a pane several tokens may have been added. Deleting or closing the stream ends the answers.
     """
 
-    # Nothing here may hold the object itself, as a generator's frame would: it would be dropped at the next collection.
+    # A generator's frame would hold this object until the next garbage collection; an iterator's methods do not.
 
     def __init__(
         self,
         question: PendingQuestion,
-        event_of: Callable[[PendingQuestion, Pane], Reply | None],
-        place_of: Callable[[PendingQuestion], int],
+        reply_of: Callable[[PendingQuestion, Pane], Reply | None],
+        questions_before: Callable[[PendingQuestion], int],
         pause: float,
     ) -> None:
-        self._question, self._event_of, self._place_of, self._pause = question, event_of, place_of, pause
-        self._told: dict[str, tuple[Any, ...]] = {}
+        self._question, self._reply_of, self._questions_before = question, reply_of, questions_before
+        self._pause = pause
+        self._sent: dict[str, tuple[Any, ...]] = {}  # by pane: what its latest reply was known by
         self._queue: deque[Reply] = deque()
-        self._looked = self._over = False
+        self._started = self._over = False
 
     def __iter__(self) -> Iterator[Reply]:
         return self
@@ -86,58 +88,58 @@ class AnswerStream:
         while not self._queue:
             if self._over:
                 raise StopIteration
-            self._queue.extend(self._look(None))
+            self._queue.extend(self._wait(None))
         return self._queue.popleft()
 
-    def batches(self, patience: float | None = None) -> Iterator[list[Reply]]:
-        """Events as they come, all panes' at once; an empty list after `patience` seconds without any."""
+    def batches(self, timeout: float | None = None) -> Iterator[list[Reply]]:
+        """New replies of all panes together; an empty list after `timeout` seconds without any."""
         while not self._over:
-            news = self._look(patience)
-            if news or not self._over:
-                yield news
+            replies = self._wait(timeout)
+            if replies or not self._over:
+                yield replies
 
-    def _look(self, patience: float | None) -> list[Reply]:
-        """What is new, once there is something; nothing after `patience` seconds, or when all is told."""
+    def _wait(self, timeout: float | None) -> list[Reply]:
+        """New replies, once there are any; none after `timeout` seconds, or where all have been sent."""
         question = self._question
         while True:
-            if self._looked:
-                if not question.changed.wait(patience):
+            if self._started:
+                if not question.changed.wait(timeout):
                     return []
                 question.changed.clear()
-                if self._pause and not question.ended:
+                if self._pause and not question.finished:
                     time.sleep(self._pause)
-            self._looked = True
-            self._over = question.ended  # before looking: what is seen afterwards is then the last word
-            news = self._news()
-            if news or self._over:
-                return news
+            self._started = True
+            self._over = question.finished  # read before the replies: they are then the last ones
+            replies = self._new_replies()
+            if replies or self._over:
+                return replies
 
     @property
     def waiting(self) -> int:
-        """Questions that are answered before this one is begun; 0 once it is."""
-        return self._place_of(self._question)
+        """Active and waiting questions before this one; 0 once it is active."""
+        return self._questions_before(self._question)
 
     def stop(self, pane: str | None = None) -> None:
-        """End one pane's answer, or all of them; what was said stays."""
+        """End one pane's answer, or all of them; the text so far stays."""
         keys = {each.key for each in self._question.panes}
-        self._question.stopped |= keys if pane is None else keys & {pane}
+        self._question.stop_requests |= keys if pane is None else keys & {pane}
 
     def close(self) -> None:
-        """As `stop`, and nobody looks at what was said; only sets marks, so that a server's event loop may call it."""
-        self._question.abandoned = True
+        """Stop all panes and read no more replies; only sets flags, so that a server's event loop may call it."""
+        self._question.closed = True
         self.stop()
 
     def __del__(self) -> None:
         self.close()
 
-    def _news(self) -> list[Reply]:
-        events = []
+    def _new_replies(self) -> list[Reply]:
+        replies = []
         for pane in self._question.panes:
-            event = self._event_of(self._question, pane)
-            if event is None:
+            reply = self._reply_of(self._question, pane)
+            if reply is None:
                 continue
-            mark = (event.tokens, event.finish, event.reward)
-            if self._told.get(pane.key) != mark:
-                self._told[pane.key] = mark
-                events.append(event)
-        return events
+            version = (reply.tokens, reply.finish, reply.reward)
+            if self._sent.get(pane.key) != version:
+                self._sent[pane.key] = version
+                replies.append(reply)
+        return replies

@@ -60,7 +60,7 @@ def test_in_bfloat16_too(pico, random_roles, dense, monkeypatch):
     with torch.inference_mode():
         hidden = multi_model.hidden(TOKENS, [0, 0, 1, 1], [0.0, 1.0, 0.0, 1.05], None)
         got = multi_model.logits(hidden.flatten(0, 1)[[3, 7, 11, 15]])[:3]
-    assert hidden.dtype == torch.bfloat16 and multi_model.assignment.shares.flatten()[3] == torch.tensor(1.05)
+    assert hidden.dtype == torch.bfloat16 and multi_model.assignment.ratios.flatten()[3] == torch.tensor(1.05)
     with roles.use("reference"):
         base = logits(roles.model, TOKENS[0:1])
     with roles.use("policy"):

@@ -104,8 +104,8 @@ def test_stream_says_what_the_batched_sampler_says(chat, toy_run, temperature):
     """Seed 0 gives the sampler's first row the very same random numbers, so sampled answers agree too."""
     turns, sampling = (Turn("human", QUESTION),), Sampling(40, temperature, seed=0)
     expected = {
-        "coarse": answer_base(chat.cast.roles, "policy", chat.cast.tokenizer, chat.config, [turns], sampling)[0],
-        "base": answer_base(chat.cast.roles, "reference", chat.cast.tokenizer, chat.config, [turns], sampling)[0],
+        "coarse": answer_base(chat.actors.roles, "policy", chat.actors.tokenizer, chat.config, [turns], sampling)[0],
+        "base": answer_base(chat.actors.roles, "reference", chat.actors.tokenizer, chat.config, [turns], sampling)[0],
     }
     instruct = InstructModel(chat.config, open_run(toy_run)[1].instruct, toy_run / "coarse" / "adapter")
     for pane, ratio in (("fine", chat.ratio), ("baseline", 0.0)):
@@ -156,45 +156,45 @@ def test_text_only_grows_and_a_panes_last_word_has_its_finish(chat):
 def test_stop_ends_one_pane_or_all(chat, held):
     long = ChatSettings(max_tokens=96, temperature=0.0)
     with held():
-        asked = chat.stream(QUESTION, settings=long)
-        next(asked)
-        asked.stop("coarse")
-    got = finished(asked)
+        stream = chat.stream(QUESTION, settings=long)
+        next(stream)
+        stream.stop("coarse")
+    got = finished(stream)
     whole = chat.answer(QUESTION, max_tokens=96, temperature=0.0)
     assert got["coarse"].finish == "stopped" and got["coarse"].tokens < whole["coarse"].tokens
     assert whole["coarse"].text.startswith(got["coarse"].text)
     assert (got["fine"].text, got["fine"].finish) == (whole["fine"].text, whole["fine"].finish)
     with held():
-        asked = chat.stream(QUESTION, ["fine"], long, score=True)
-        next(asked)
-        asked.stop("coarse")  # a column that was not asked
-    got = finished(asked)
+        stream = chat.stream(QUESTION, ["fine"], long, score=True)
+        next(stream)
+        stream.stop("coarse")  # a pane that is not part of the question
+    got = finished(stream)
     assert got["fine"].text == whole["fine"].text and got["fine"].reward is not None
     with held():
-        asked = chat.stream(QUESTION, settings=long, score=True)
-        next(asked)
-        asked.stop()
-    got = finished(asked)
+        stream = chat.stream(QUESTION, settings=long, score=True)
+        next(stream)
+        stream.stop()
+    got = finished(stream)
     assert {event.finish for event in got.values()} == {"stopped"}
 
 
 @pytest.mark.slow
 def test_stopping_leaves_what_had_ended_by_itself(chat, held, monkeypatch):
     """The baseline's second token is made its last."""
-    take = engine.AnswerRow.take
+    append = engine.AnswerRow.append
 
-    def short(row, *given):
-        take(row, *given)
-        if row.share == 0.0 and row.model == 1 and row.finish is None and len(row.tokens) == 2:
+    def short(row, *arguments):
+        append(row, *arguments)
+        if row.ratio == 0.0 and row.model == 1 and row.finish is None and len(row.tokens) == 2:
             row.end("limit")
 
-    monkeypatch.setattr(engine.AnswerRow, "take", short)
+    monkeypatch.setattr(engine.AnswerRow, "append", short)
     with held():
-        asked = chat.stream(QUESTION, ["coarse", "baseline"], ChatSettings(max_tokens=96, temperature=0.0), score=True)
-        while (event := next(asked)).pane != "baseline" or not event.finish:
+        stream = chat.stream(QUESTION, ["coarse", "baseline"], ChatSettings(max_tokens=96, temperature=0.0), score=True)
+        while (event := next(stream)).pane != "baseline" or not event.finish:
             pass
-        asked.stop()
-    got = finished(asked)
+        stream.stop()
+    got = finished(stream)
     assert got["coarse"].finish == "stopped" and got["baseline"].reward is not None
 
 
@@ -212,10 +212,10 @@ def test_what_is_dropped_stops_at_once(chat, held):
     gc.disable()  # nothing is left to the next collection
     try:
         with held():
-            asked = chat.stream(QUESTION, settings=ChatSettings(max_tokens=400, temperature=2.0))
-            next(asked)
-            question = asked._question
-            del asked
+            stream = chat.stream(QUESTION, settings=ChatSettings(max_tokens=400, temperature=2.0))
+            next(stream)
+            question = stream._question
+            del stream
             test_no_thread_is_left(collect=False)
     finally:
         gc.enable()
@@ -225,12 +225,12 @@ def test_what_is_dropped_stops_at_once(chat, held):
 @pytest.mark.slow
 def test_aborted_questions_leave_nothing(chat):
     for kind in range(60):
-        asked = chat.stream(QUESTION, settings=ChatSettings(max_tokens=300, temperature=1.0, seed=kind))
+        stream = chat.stream(QUESTION, settings=ChatSettings(max_tokens=300, temperature=1.0, seed=kind))
         if kind % 3:
-            next(asked)
+            next(stream)
         if kind % 2:
-            asked.close()
-        del asked  # dropped without a word
+            stream.close()
+        del stream  # dropped without a word
     test_no_thread_is_left()
     assert chat.busy() == (0, 0)
 
@@ -238,14 +238,14 @@ def test_aborted_questions_leave_nothing(chat):
 @pytest.mark.slow
 def test_a_failing_pane_leaves_the_others_alone(chat, monkeypatch):
     expected = chat.answer(QUESTION, max_tokens=40, temperature=0.0)
-    read_by = loaded.read_by
+    encode_history = loaded.encode_history
 
-    def broken(actor, *given):
+    def broken(actor, *arguments):
         if actor == "coarse":
             raise RuntimeError("no\ntemplate")
-        return read_by(actor, *given)
+        return encode_history(actor, *arguments)
 
-    monkeypatch.setattr(loaded, "read_by", broken)
+    monkeypatch.setattr(loaded, "encode_history", broken)
     got = chat.answer(QUESTION, max_tokens=40, temperature=0.0, score=True)
     assert (got["coarse"].finish, got["coarse"].message) == ("error", "RuntimeError: no template")
     assert got["fine"].text == expected["fine"].text and got["fine"].reward is not None
@@ -285,19 +285,19 @@ def test_visitors_at_once_get_what_each_gets_alone(chat):
 
 @pytest.mark.slow
 def test_the_line_is_fair_and_ends_somewhere(chat, held, monkeypatch):
-    monkeypatch.setattr(engine, "MOST_ROWS", 3)  # one question at a time
-    monkeypatch.setattr(fair_queue, "MOST_WAITING", 4)
+    monkeypatch.setattr(engine, "MAX_ROWS", 3)  # one question at a time
+    monkeypatch.setattr(fair_queue, "MAX_WAITING", 4)
     with held():
         first = chat.stream(QUESTION, settings=ChatSettings(max_tokens=96, temperature=1.0))
         next(first)
         others = [chat.stream(QUESTION, settings=ChatSettings(max_tokens=24, seed=seed)) for seed in range(4)]
-        assert [asked.waiting for asked in others] == [1, 2, 3, 4]
+        assert [stream.waiting for stream in others] == [1, 2, 3, 4]
         with pytest.raises(C2FError, match="4 questions wait"):
             chat.stream(QUESTION)
         others[1].close()
     begun = []
-    for asked in others:
-        events = finished(asked)
+    for stream in others:
+        events = finished(stream)
         begun.append(max(event.first_token_s or 0.0 for event in events.values()))
         assert set(events) == set(PANES)
     assert begun[0] < begun[2] < begun[3] and begun[1] == 0.0  # who left was never begun
@@ -305,9 +305,9 @@ def test_the_line_is_fair_and_ends_somewhere(chat, held, monkeypatch):
 
 @pytest.mark.slow
 def test_panes_may_differ_in_ratio_alone(chat):
-    strip = [Pane(f"at {ratio}", "fine", ratio) for ratio in (0.0, 0.5, 40.0)]
-    got = chat.answer(QUESTION, strip, max_tokens=24, temperature=0.0)
-    assert [got[pane.key].ratio for pane in strip] == [0.0, 0.5, 40.0]
+    panes = [Pane(f"at {ratio}", "fine", ratio) for ratio in (0.0, 0.5, 40.0)]
+    got = chat.answer(QUESTION, panes, max_tokens=24, temperature=0.0)
+    assert [got[pane.key].ratio for pane in panes] == [0.0, 0.5, 40.0]
     plain = chat.answer(QUESTION, max_tokens=24, temperature=0.0, ratio=0.5)
     assert got["at 0.5"].text == plain["fine"].text
     assert got["at 0.0"].text == plain["baseline"].text
@@ -335,8 +335,8 @@ def test_each_answer_is_scored_as_the_comparison_scores_it(chat):
     got = chat.answer(QUESTION, ALL_PANES, max_tokens=96, temperature=0.0, score=True)
     turns, sampling = (Turn("human", QUESTION),), Sampling(96, 0.0, seed=0)
     for pane, role in (("coarse", "policy"), ("base", "reference")):
-        answers = answer_base(chat.cast.roles, role, chat.cast.tokenizer, chat.config, [turns], sampling)
-        assert [got[pane].reward] == pytest.approx(chat.cast.judge([turns], answers), abs=1e-3)
+        answers = answer_base(chat.actors.roles, role, chat.actors.tokenizer, chat.config, [turns], sampling)
+        assert [got[pane].reward] == pytest.approx(chat.actors.reward_model([turns], answers), abs=1e-3)
     assert all(event.reward is not None for event in got.values())
     assert len({round(event.reward, 2) for event in got.values()}) > 1
     plain = chat.answer(QUESTION, max_tokens=96, temperature=0.0)
@@ -354,10 +354,10 @@ def test_each_pane_reads_its_own_conversation_and_the_system_prompt(chat):
     long = [turn for _ in range(40) for turn in (Turn("human", QUESTION), Turn("assistant", "The answer is 5."))]
     read = chat.rendered([*long, again], "fine", ChatSettings(system="Think."))
     assert "Think" in read and "Ann" in read  # the oldest turns go, the system prompt stays
-    asked = chat.stream([*long, again], settings=ChatSettings(max_tokens=4))
-    assert all(event.dropped > 40 and not event.cut for event in finished(asked).values())
-    asked = chat.stream(f"{QUESTION} " * 40, settings=ChatSettings(max_tokens=4))
-    assert all(event.cut and not event.dropped for event in finished(asked).values())
+    stream = chat.stream([*long, again], settings=ChatSettings(max_tokens=4))
+    assert all(event.dropped > 40 and not event.cut for event in finished(stream).values())
+    stream = chat.stream(f"{QUESTION} " * 40, settings=ChatSettings(max_tokens=4))
+    assert all(event.cut and not event.dropped for event in finished(stream).values())
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Who is answered next."""
+"""Fair queue: which question is started next."""
 
 import pytest
 
@@ -9,86 +9,86 @@ from lite_c2f.chat.stream import PendingQuestion
 from lite_c2f.errors import C2FError
 
 
-def question(asker=None):
-    return PendingQuestion(0, [Pane("fine", "fine")], {}, ChatSettings(), asker)
+def question(client=None):
+    return PendingQuestion([Pane("fine", "fine")], {}, ChatSettings(), client=client)
 
 
-def put(queue, *askers, under_way=()):
-    asked = [question(asker) for asker in askers]
-    for each in asked:
-        queue.put(each, under_way)
-    return asked
+def put(queue, *clients, active=()):
+    questions = [question(client) for client in clients]
+    for each in questions:
+        queue.put(each, active)
+    return questions
 
 
-def begun(queue):
+def started(queue):
     while queue.first() is not None:
-        yield queue.begin()
+        yield queue.pop()
 
 
 def test_questions_of_one_are_begun_as_they_came():
-    for asker in (None, "ann"):
+    for client in (None, "ann"):
         queue = FairQueue()
-        assert list(begun(queue)) == []
-        asked = put(queue, *[asker] * 5)
-        assert [queue.place_of(each) for each in asked] == [0, 1, 2, 3, 4]
-        assert list(begun(queue)) == asked
-        assert queue.place_of(asked[0]) is None
+        assert list(started(queue)) == []
+        questions = put(queue, *[client] * 5)
+        assert [queue.position(each) for each in questions] == [0, 1, 2, 3, 4]
+        assert list(started(queue)) == questions
+        assert queue.position(questions[0]) is None
 
 
-def test_askers_take_turns():
+def test_clients_take_turns():
     """Turns by hand: ann 0 1 2, ben 0, eve 0 1."""
     queue = FairQueue()
-    asked = put(queue, "ann", "ann", "ann", "ben", "eve", "eve")
-    ann, ben, eve = asked[:3], asked[3], asked[4:]
-    assert list(begun(queue)) == [ann[0], ben, eve[0], ann[1], eve[1], ann[2]]
+    questions = put(queue, "ann", "ann", "ann", "ben", "eve", "eve")
+    ann, ben, eve = questions[:3], questions[3], questions[4:]
+    assert list(started(queue)) == [ann[0], ben, eve[0], ann[1], eve[1], ann[2]]
 
 
 def test_who_comes_late_waits_for_one_question_of_each_and_loses_nothing_by_it():
     queue = FairQueue()
     many = put(queue, *["ann"] * 4)
-    going = [queue.begin(), queue.begin()]  # turns 0 and 1
-    late = put(queue, "ben", under_way=going)[0]  # turn 1, as the one begun last
-    more = put(queue, "ann", under_way=going)[0]  # turn 4, after her 0 1 2 3
-    assert list(begun(queue)) == [late, *many[2:], more]
+    active = [queue.pop(), queue.pop()]  # turns 0 and 1
+    late = put(queue, "ben", active=active)[0]  # turn 1, as the one begun last
+    more = put(queue, "ann", active=active)[0]  # turn 4, after her 0 1 2 3
+    assert list(started(queue)) == [late, *many[2:], more]
 
 
 def test_who_comes_late_has_saved_up_no_turns():
     queue = FairQueue()
     many = put(queue, *["ann"] * 4)
-    going = [queue.begin(), queue.begin(), queue.begin()]  # turns 0, 1, 2
-    late = put(queue, "ben", "ben", under_way=going)  # turns 2 and 3: the second one comes after ann's, turn 3 too
-    assert list(begun(queue)) == [late[0], many[3], late[1]]
+    active = [queue.pop(), queue.pop(), queue.pop()]  # turns 0, 1, 2
+    late = put(queue, "ben", "ben", active=active)  # turns 2 and 3: the second one comes after ann's, turn 3 too
+    assert list(started(queue)) == [late[0], many[3], late[1]]
 
 
-def test_an_asker_whose_questions_are_under_way_has_had_his_turn():
+def test_a_client_whose_questions_are_active_has_had_his_turn():
     queue = FairQueue()
     put(queue, "ann")
-    going = [queue.begin()]  # turn 0
-    again, other = *put(queue, "ann", under_way=going), *put(queue, "ben", under_way=going)
-    assert list(begun(queue)) == [other, again]
+    active = [queue.pop()]  # turn 0
+    again, other = *put(queue, "ann", active=active), *put(queue, "ben", active=active)
+    assert list(started(queue)) == [other, again]
 
 
 def test_who_has_left_is_not_begun():
     queue = FairQueue()
-    asked = put(queue, "ann", "ben", "eve")
-    asked[0].stopped.add("fine")
-    assert queue.first() is asked[1] and asked[0].unbegun == {"fine": ("stopped", "")}
+    questions = put(queue, "ann", "ben", "eve")
+    questions[0].stop_requests.add("fine")
+    assert queue.first() is questions[1] and questions[0].not_started == {"fine": ("stopped", "")}
     assert len(queue) == 2
-    two = PendingQuestion(0, [Pane("fine", "fine"), Pane("coarse", "coarse")], {}, ChatSettings())
-    two.stopped.add("fine")
-    assert not two.unwanted  # the other one is
-    two.stopped.add("coarse")
-    assert two.unwanted
+    two = PendingQuestion([Pane("fine", "fine"), Pane("coarse", "coarse")], {}, ChatSettings())
+    two.stop_requests.add("fine")
+    assert not two.cancelled  # the other one is
+    two.stop_requests.add("coarse")
+    assert two.cancelled
 
 
 def test_the_line_ends_somewhere(monkeypatch):
-    monkeypatch.setattr(fair_queue, "MOST_WAITING", 6)
-    monkeypatch.setattr(fair_queue, "MOST_OF_ONE", 3)
+    monkeypatch.setattr(fair_queue, "MAX_WAITING", 6)
+    monkeypatch.setattr(fair_queue, "MAX_PER_CLIENT", 3)
     queue = FairQueue()
     put(queue, "ann", "ann", "ann")
     with pytest.raises(C2FError, match="3 questions of yours wait"):
         put(queue, "ann")
-    put(queue, None, None, None)  # whose askers are not known
+    put(queue, None, None, None)  # whose clients are not known
     with pytest.raises(C2FError, match="6 questions wait"):
         put(queue, "ben")
     assert len(queue) == 6

@@ -21,38 +21,40 @@ def roles(random_roles):
 
 
 @pytest.fixture
-def together(roles, pico):
+def multi_model(roles, pico):
     instruct = load_model(str(pico["instruct"]), load_config({}, SETTINGS))
     return MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
 
 
-def row(index, limit=20, seed=0, temperature=1.0, eos=(2,), **given):
-    model, share = ACTORS[index % 4]
-    return AnswerRow(model, share, PROMPTS[index % 4], Sampling(limit, temperature, 0, 1.0, seed), eos_ids=eos, **given)
+def row(index, limit=20, seed=0, temperature=1.0, eos=(2,), **options):
+    model, ratio = ACTORS[index % 4]
+    return AnswerRow(
+        model, ratio, PROMPTS[index % 4], Sampling(limit, temperature, 0, 1.0, seed), eos_ids=eos, **options
+    )
 
 
-def run(rows, *given):
-    rows.start(given)
-    while any(each.finish is None for each in given):
+def run(rows, *new):
+    rows.start(new)
+    while any(each.finish is None for each in new):
         rows.step()
-    return [(each.tokens, each.finish) for each in given]
+    return [(each.tokens, each.finish) for each in new]
 
 
-def alone(together, index, **given):
-    return run(AnswerRows(together, 0), row(index, **given))[0]
+def alone(multi_model, index, **options):
+    return run(AnswerRows(multi_model, 0), row(index, **options))[0]
 
 
-def test_a_row_says_what_the_batched_sampler_says(together, roles):
+def test_a_row_says_what_the_batched_sampler_says(multi_model, roles):
     """Seed 0 gives the sampler's first row the very same random numbers."""
     for index, role in ((0, "policy"), (2, "reference")):
         with roles.sampling(role):
-            said = sample(roles.model, [PROMPTS[index]], Sampling(20, 1.0, seed=0), eos_ids=[2], pad_id=0)
-        assert alone(together, index) == (said.tokens[0], said.finish[0])
+            responses = sample(roles.model, [PROMPTS[index]], Sampling(20, 1.0, seed=0), eos_ids=[2], pad_id=0)
+        assert alone(multi_model, index) == (responses.tokens[0], responses.finish[0])
 
 
-def test_rows_do_not_depend_on_who_comes_and_goes_beside_them(together):
-    expected = [alone(together, index, limit=8 + 5 * index, seed=index) for index in range(8)]
-    rows, made = AnswerRows(together, 0), [row(index, limit=8 + 5 * index, seed=index) for index in range(8)]
+def test_rows_do_not_depend_on_who_comes_and_goes_beside_them(multi_model):
+    expected = [alone(multi_model, index, limit=8 + 5 * index, seed=index) for index in range(8)]
+    rows, made = AnswerRows(multi_model, 0), [row(index, limit=8 + 5 * index, seed=index) for index in range(8)]
     waiting = [made[:3], made[3:4], made[4:8]]  # the cache grows, rows change their slots
     while waiting or any(each.finish is None for each in made):
         if waiting:
@@ -64,17 +66,17 @@ def test_rows_do_not_depend_on_who_comes_and_goes_beside_them(together):
     assert rows.rows == [] and rows.cache is None  # nothing is kept
 
 
-def test_rows_are_sorted_by_model(together):
-    rows = AnswerRows(together, 0)
+def test_rows_are_sorted_by_model(multi_model):
+    rows = AnswerRows(multi_model, 0)
     rows.start([row(1, eos=()), row(0, eos=())])
     rows.start([row(3, eos=()), row(2, eos=())])
     assert [each.model for each in rows.rows] == [0, 0, 1, 1]
 
 
-def test_settings_of_neighbours_differ(together):
+def test_settings_of_neighbours_differ(multi_model):
     kinds = [{"temperature": 0.0}, {"temperature": 1.7}, {"temperature": 0.3}, {"temperature": 0.0}]
-    expected = [alone(together, index, **kind) for index, kind in enumerate(kinds)]
-    assert run(AnswerRows(together, 0), *(row(index, **kind) for index, kind in enumerate(kinds))) == expected
+    expected = [alone(multi_model, index, **kind) for index, kind in enumerate(kinds)]
+    assert run(AnswerRows(multi_model, 0), *(row(index, **kind) for index, kind in enumerate(kinds))) == expected
 
 
 def test_how_a_row_ends(pico):
@@ -83,7 +85,7 @@ def test_how_a_row_ends(pico):
     def ended(*tokens, limit=5):
         each = AnswerRow(0, 0.0, [1], Sampling(limit), eos_ids=[2], stops=stops)
         for token in tokens:
-            each.take(token, 1.0)
+            each.append(token, 1.0)
         return each.finish, each.text_tokens
 
     assert ended(5, 6) == (None, [5, 6])
@@ -96,7 +98,7 @@ def test_how_a_row_ends(pico):
     assert ended(1, 1, 1, 1, 2) == ("eos", [1] * 4)
 
 
-def test_a_penalty_is_that_of_transformers(together):
+def test_a_penalty_is_that_of_transformers(multi_model):
     from transformers import RepetitionPenaltyLogitsProcessor
 
     from lite_c2f.sampling.draw import penalize
@@ -104,19 +106,19 @@ def test_a_penalty_is_that_of_transformers(together):
     logits = torch.tensor([1.5, -2.0, 0.0, 3.0, -0.5])
     expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([[3, 1, 1]]), logits[None].clone())[0]
     assert torch.allclose(penalize(logits, torch.tensor([1, 3]), 1.3), expected)
-    said, _ = alone(together, 0, temperature=0.0, eos=(), penalty=50.0)
-    plain, _ = alone(together, 0, temperature=0.0, eos=())
-    assert len(set(said)) > len(set(plain))
-    assert not set(said) & set(PROMPTS[0])  # tokens of the prompt count too
+    tokens, _ = alone(multi_model, 0, temperature=0.0, eos=(), penalty=50.0)
+    plain, _ = alone(multi_model, 0, temperature=0.0, eos=())
+    assert len(set(tokens)) > len(set(plain))
+    assert not set(tokens) & set(PROMPTS[0])  # tokens of the prompt count too
 
 
-def test_a_model_that_fails_ends_its_own_rows_and_no_others(together):
-    expected = [alone(together, index) for index in range(4)]
-    rows, made = AnswerRows(together, 0), [row(index) for index in range(4)]
+def test_a_model_that_fails_ends_its_own_rows_and_no_others(multi_model):
+    expected = [alone(multi_model, index) for index in range(4)]
+    rows, made = AnswerRows(multi_model, 0), [row(index) for index in range(4)]
     rows.start(made)
     rows.step()
     layer = next(
-        module for module in together.decoder.modules() if isinstance(module, PerModelLinear) and module.residue
+        module for module in multi_model.decoder.modules() if isinstance(module, PerModelLinear) and module.residue
     )
     whole = layer.layers[0]
 
@@ -133,23 +135,23 @@ def test_a_model_that_fails_ends_its_own_rows_and_no_others(together):
     assert [(each.tokens, each.finish) for each in made[1::2]] == expected[1::2]
 
 
-def test_the_cache_has_no_slots_for_rows_that_have_ended(together):
-    rows = AnswerRows(together, 0)
+def test_the_cache_has_no_slots_for_rows_that_have_ended(multi_model):
+    rows = AnswerRows(multi_model, 0)
     run(rows, *(row(index, limit=3) for index in range(4)))  # all have ended, none was left out yet
     rows.start([row(1)])
     assert rows._size[0] == 1
 
 
 @pytest.mark.parametrize("where", ["grow", "arrange"])
-def test_no_memory_for_new_rows(together, where, monkeypatch):
+def test_no_memory_for_new_rows(multi_model, where, monkeypatch):
     """Growing leaves those under way as they were; half arranged, none may go on with another's keys."""
-    expected = [alone(together, index, limit=30) for index in (1, 3)]
-    rows, made = AnswerRows(together, 0), [row(1, limit=30), row(3, limit=30)]
+    expected = [alone(multi_model, index, limit=30) for index in (1, 3)]
+    rows, made = AnswerRows(multi_model, 0), [row(1, limit=30), row(3, limit=30)]
     rows.start(made)
     rows.step()
     layer = rows.cache.slot_layers[1]
 
-    def full(*given):
+    def full(*arguments):
         raise torch.OutOfMemoryError("no memory")
 
     with monkeypatch.context() as patched:
@@ -163,29 +165,29 @@ def test_no_memory_for_new_rows(together, where, monkeypatch):
     rows.start([late])
     while any(each.finish is None for each in (*made, late)):
         rows.step()
-    assert (late.tokens, late.finish) == alone(together, 0, limit=30)
+    assert (late.tokens, late.finish) == alone(multi_model, 0, limit=30)
     if where == "grow":
         assert [(each.tokens, each.finish) for each in made] == expected
 
 
-def test_a_row_that_cannot_tell_its_end_fails_alone(together):
+def test_a_row_that_cannot_tell_its_end_fails_alone(multi_model):
     class Broken:
         def follow(self, state, token):
             raise ValueError("no text")
 
-    expected = [alone(together, index, limit=6) for index in (0, 1, 3)]
-    rows = AnswerRows(together, 0)
+    expected = [alone(multi_model, index, limit=6) for index in (0, 1, 3)]
+    rows = AnswerRows(multi_model, 0)
     got = run(rows, row(0, limit=6), row(1, limit=6), row(2, limit=6, stops=Broken()), row(3, limit=6))
     assert [got[0], got[1], got[3]] == expected
     assert got[2][1] == "error" and len(got[2][0]) == 1
 
 
-def test_numbers_that_are_not_finite_end_their_row_alone(together):
-    expected = alone(together, 1)
+def test_numbers_that_are_not_finite_end_their_row_alone(multi_model):
+    expected = alone(multi_model, 1)
     broken = row(3)
-    broken.share = float("nan")
+    broken.ratio = float("nan")
     whole = row(1)
-    rows = AnswerRows(together, 0)
+    rows = AnswerRows(multi_model, 0)
     rows.start([broken, whole])
     while whole.finish is None:
         rows.step()

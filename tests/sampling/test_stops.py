@@ -213,7 +213,7 @@ def test_one_rule_in_sampler_and_chat(kind):
         chat = AnswerRow(0, 0.0, prompts[row], sampling, eos_ids=[], stops=stops)
         for token in tokens:
             if chat.finish is None:
-                chat.take(token, 0.0)
+                chat.append(token, 0.0)
         expected = searched(tokenizer, tokens, markers)
         if expected is None:
             assert with_stops.finish[row] == free.finish[row] == chat.finish

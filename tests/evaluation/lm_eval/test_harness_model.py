@@ -242,9 +242,12 @@ def test_the_end_of_a_turn_ends_answers_here_and_in_the_chat(finished_pico, tmp_
     tokenizer.save_pretrained(folder)
     models = json.loads((run / "run.json").read_text())["models"]
     edit_json(run / "run.json", models=models | {"instruct": str(folder)})
-    cast, expected = LoadedActors(run, merged=True), {"base": [2], "coarse": [2], "instruct": [2, 44], "fine": [2, 44]}
+    actors, expected = (
+        LoadedActors(run, merged=True),
+        {"base": [2], "coarse": [2], "instruct": [2, 44], "fine": [2, 44]},
+    )
     for actor, ends in expected.items():
-        row, _ = cast.row(Pane(actor, actor), [Turn("human", "w1")], ChatSettings(max_tokens=4))
+        row, _ = actors.row(Pane(actor, actor), [Turn("human", "w1")], ChatSettings(max_tokens=4))
         assert row.eos_ids == ends
         if actor != "fine":  # that folder has the tokenizer from before
             assert loaded(run, actor, "none", chat=True).model.model.generation_config.eos_token_id == ends
