@@ -1,9 +1,9 @@
 """Several models of one lineage in one forward pass, each row under its own model and its own ratio of the residue.
 
 A row of model m at ratio r computes `W_m x + r * scaling * B A x` in every adapted layer. So the four actors are rows
-of one batch: base 0 and Coarse 1 on the base's weights, baseline 0 and Fine any ratio on the instruct model's. Attention,
-masks, rotary angles and the residue's own products are computed once for all rows; only products with the models'
-weights are computed per model, on that model's rows. Our own.
+of one batch: base 0 and Coarse 1 on the base's weights, baseline 0 and Fine any ratio on the instruct model's.
+Attention, masks, rotary angles and the residue's own products are computed once for all rows; only products with the
+models' weights are computed per model, on that model's rows. Our own.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -193,11 +193,11 @@ def stage_of(run: Path, stage: str, published: bool) -> tuple[str, list[str]]:
 
 def scores_of(run: Path, lines: list[dict[str, Any]]) -> dict[int, float]:
     """What the policies of a coarse stage's checkpoints earned; nothing where the settings cannot be read."""
-    from lite_c2f.coarse.checkpoints import earned
+    from lite_c2f.coarse.checkpoints import policy_rewards
     from lite_c2f.config.loading import load_config
 
     try:
-        return earned([line["reward"] for line in lines], load_config(run / "config.yaml"))
+        return policy_rewards([line["reward"] for line in lines], load_config(run / "config.yaml"))
     except (C2FError, KeyError):
         return {}
 

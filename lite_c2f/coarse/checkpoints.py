@@ -31,11 +31,11 @@ from lite_c2f.storage.files import cut_lines, hash_of, publish_folder, read_json
 from lite_c2f.storage.metrics import Metrics
 
 SECTIONS = ("model", "data", "lora", "reward", "coarse")
-SURE = 2.0  # standard errors by which an earlier policy has to be better than the last one that was measured
+MIN_GAIN = 2.0  # standard errors by which an earlier policy has to be better than the last one measured
 
 
 class CheckpointManager:
-    """Checkpoints of a coarse stage: every so many updates and minutes, and when a signal asks for an end.
+    """Checkpoints of a coarse stage: every so many updates and minutes, and after a stop signal.
 
     With several processes the first one writes, all of them read.
     """
@@ -57,10 +57,10 @@ class CheckpointManager:
         self._config, self._settings = config, config.coarse
         self._identity = identity_of(config, run)
         self._failures = 0  # in a row
-        self._led_back = 0  # the update that last led back to a checkpoint
+        self._rolled_back_at = 0  # the update that last failed and caused a rollback
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that is whole, or begin; log lines after it are removed.
+        """Resume from the newest undamaged checkpoint, or start from the beginning; log lines after it are removed.
 
         Raises RunError naming the setting that is not what the checkpoint was made with, unless `force` is set.
         """
@@ -72,14 +72,14 @@ class CheckpointManager:
         distributed.wait()  # until all processes have read it
         if damaged and distributed.is_first():
             self._store.set_aside()
-        self._go_to(checkpoint)
+        self._restore(checkpoint)
         if checkpoint is not None:
             self._on_message(f"coarse: going on after update {checkpoint.step}, from {checkpoint.folder}")
         else:
-            self._save()  # fails at once on a full disk, and is there to go back to
+            self._save()  # fails at once on a full disk, and the first rollback needs it
 
     def after_update(self, stop_asked: bool) -> None:
-        """Save where a checkpoint is due. Raises KeyboardInterrupt, after saving, where a stop was asked for."""
+        """Save where a checkpoint is due. Raises KeyboardInterrupt, after saving, where `stop_asked`."""
         self._failures = 0
         if self._schedule.due(self._state.step) or stop_asked:
             self._save()
@@ -88,11 +88,10 @@ class CheckpointManager:
             raise KeyboardInterrupt
 
     def after_failure(self, error: NonFiniteError, stop_asked: bool) -> None:
-        """Count an update that was given up; after SKIPS in a row go back to a checkpoint with half the learning rates.
+        """Count a skipped update; after SKIPS in a row go back to a checkpoint with half the learning rates.
 
-        When the same update leads back again, that checkpoint did not help, and the one before it is taken. Raises
-        ModelError when that has been done ROLLBACKS times, or there is nothing to go back to, and KeyboardInterrupt
-        where a stop was asked for.
+        When the same update fails again after a rollback, the checkpoint before is taken. Raises ModelError after
+        ROLLBACKS rollbacks or without a checkpoint, and KeyboardInterrupt where `stop_asked`.
         """
         state = self._state
         self._failures += 1
@@ -106,13 +105,13 @@ class CheckpointManager:
         self._failures = 0
         checkpoint, _ = self._store.newest()
         older = self._store.folders()[:-1]
-        if checkpoint is not None and self._led_back == step and older:
+        if checkpoint is not None and self._rolled_back_at == step and older:
             distributed.wait()  # until all processes have read it
             if distributed.is_first() and checkpoint.folder is not None:
                 self._store.discard(checkpoint.folder)
             distributed.wait()
             checkpoint, _ = self._store.newest()
-        self._led_back = step
+        self._rolled_back_at = step
         rollbacks, skipped = state.rollbacks + 1, state.skipped
         if checkpoint is None or rollbacks > ROLLBACKS:
             tried = f"after {ROLLBACKS} rollbacks" if checkpoint else "with no checkpoint to go back to"
@@ -125,30 +124,30 @@ class CheckpointManager:
                 remedy,
             )
         distributed.wait()
-        self._go_to(checkpoint)
+        self._restore(checkpoint)
         state.slow_down(rollbacks)
         state.skipped = skipped
         rates = ", ".join(f"{name} {rate * SLOWER**rollbacks:.2g}" for name, rate in state.rates.items())
         self._on_message(f"going back to update {checkpoint.step}, with lower learning rates ({rates}) from there on")
 
     def clear(self) -> None:
-        """The stage is published: nothing is left to resume."""
+        """Remove all checkpoints, once the stage is published."""
         if distributed.is_first():
             self._store.clear()
 
     def publish_best(self) -> None:
-        """Where an earlier policy was clearly better than the last one measured, put it into RUN/coarse/best/adapter.
+        """Publish RUN/coarse/best/adapter where an earlier policy was clearly better than the last one measured.
 
-        In stock PEFT format as the published one, with its step and its reward in best.json.
+        In stock PEFT format, with its step and its reward in best.json.
         """
-        best = self._store.best(self._earned())
+        best = self._store.best(self._policy_rewards())
         if best is None:
             return
         lines = self._state.lines
         then, last, last_step = lines[best.step], lines[-1], len(lines) - 1
         gain = then["reward"] - last["reward"]
         error = math.sqrt((then["reward_std"] ** 2 + last["reward_std"] ** 2) / self._settings.rollouts)
-        if gain <= SURE * error:  # within what chance explains
+        if gain <= MIN_GAIN * error:  # within what chance explains
             return
         coarse = self._run / "coarse"
         with publish_folder(coarse / "best", replace=True) as folder:
@@ -166,7 +165,7 @@ class CheckpointManager:
         )
 
     def _bound_limit(self) -> None:
-        """Forced settings may allow less than the checkpoint's limit, and batches are planned for the settings."""
+        """Lower a checkpoint's limit to what the settings allow: under `force` that may be less."""
         before = self._state.length
         self._state.length = bounded(before, self._settings.length)
         if (now := self._state.length.limit) != before.limit:
@@ -174,21 +173,20 @@ class CheckpointManager:
                 f"coarse: the response limit was {before.limit} tokens, now {now}, as coarse.length allows"
             )
 
-    def _earned(self) -> dict[int, float]:
-        return earned([line["reward"] for line in self._state.lines], self._config)
+    def _policy_rewards(self) -> dict[int, float]:
+        return policy_rewards([line["reward"] for line in self._state.lines], self._config)
 
     def _save(self) -> None:
         if distributed.is_first():
-            if not (
-                self._run / "reward" / "metrics.json"
-            ).is_file():  # else half of a run would be written in its place
+            # else a removed run would come back with this stage alone
+            if not (self._run / "reward" / "metrics.json").is_file():
                 raise RunError.because(f"'{self._run}' was removed or emptied while it ran", "the run", "start it anew")
             checkpoint = self._state.checkpoint()
             checkpoint.state.update(format=FORMAT, identity=self._identity)
-            self._store.save(checkpoint, self._earned())
+            self._store.save(checkpoint, self._policy_rewards())
         self._schedule.saved()
 
-    def _go_to(self, checkpoint: Checkpoint | None) -> None:
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
         step = checkpoint.step if checkpoint is not None else 0
         if checkpoint is not None:
             try:
@@ -204,15 +202,15 @@ class CheckpointManager:
         distributed.wait()
 
 
-def earned(rewards: Sequence[float], config: Config) -> dict[int, float]:
-    """The mean reward that the policy of each regular checkpoint earned itself, by step. rewards: of each update.
+def policy_rewards(rewards: Sequence[float], config: Config) -> dict[int, float]:
+    """Mean reward of the policy in each regular checkpoint, by step. rewards: the mean reward of each update.
 
-    Update t + 1 samples from the policy that update t left: only its rewards, one update later, say how good the
-    checkpoint after update t is, and the last policy of all has none. Checkpoints between the regular ones do not
-    count, so that a run which was stopped chooses as one that was not, nor do those before the policy trains.
+    Update t + 1 samples from the policy after update t, so its rewards measure the checkpoint after update t, and the
+    last policy has none. Checkpoints written at a stop do not count, so that an interrupted run chooses the same best
+    policy; nor do those of the critic's warm-up.
 
     >>> from lite_c2f.config.loading import load_config
-    >>> earned([0.1, 0.5, -0.3], load_config({}, ["coarse.critic_warmup=0", "run.checkpoint_every=1"]))
+    >>> policy_rewards([0.1, 0.5, -0.3], load_config({}, ["coarse.critic_warmup=0", "run.checkpoint_every=1"]))
     {1: 0.5, 2: -0.3}
     """
     every, warmup = config.run.checkpoint_every, config.coarse.critic_warmup
@@ -225,9 +223,9 @@ def store_of(run: Path, config: Config) -> CheckpointStore:
 
 
 def identity_of(config: Config, run: Path) -> dict[str, Any]:
-    """What an update depends on, apart from the updates before it."""
+    """Settings and files on which an update depends, apart from the updates before it."""
     identity = config.identity(SECTIONS)
-    for key in ("updates", "token_budget"):  # no update depends on how many will follow
+    for key in ("updates", "token_budget"):  # no update depends on how many follow
         del identity["coarse"][key]
     numbers = read_json(run / "reward" / "metrics.json")
     adapter = hash_of(run / "reward" / "adapter" / "adapter_model.safetensors")
@@ -248,17 +246,16 @@ def check_before(config: Config, run: Path, *, force: bool) -> None:
 
 
 def check_newest(checkpoint: Checkpoint, now: dict[str, Any], settings: Coarse, folder: Path, *, force: bool) -> None:
-    """Raise RunError unless a checkpoint is of this run, and not beyond its end."""
-    anew = f"remove '{folder}' to begin the coarse stage anew"
-    before, form = checkpoint.state.get("identity"), checkpoint.state.get("format")
+    """Raise RunError unless a checkpoint is of this run and not after its last update. now: of `identity_of`."""
+    restart = f"remove '{folder}' to begin the coarse stage anew"
+    before, file_format = checkpoint.state.get("identity"), checkpoint.state.get("format")
     forcible = ("reward", "coarse", "data", "processes", "reward_model")  # not another model or shape of the adapters
-    then = ((completed(before, now) if isinstance(before, dict) else {}).get("coarse") or {}).get("critic")
-    if (
-        then is not None and then != settings.critic and "shared" in (then, settings.critic)
-    ):  # other tensors, which no force makes fit
-        got = f"'{checkpoint.folder}' was made with coarse.critic={then!r}, now {settings.critic!r}"
-        raise RunError.because(got, "the same value", f"set it back, or {anew}")
-    refuse_other(checkpoint.folder or folder, form, before, now, anew, force=force, forcible=forcible)
+    critic = ((completed(before, now) if isinstance(before, dict) else {}).get("coarse") or {}).get("critic")
+    # a shared critic has other tensors, so that `force` does not help
+    if critic is not None and critic != settings.critic and "shared" in (critic, settings.critic):
+        got = f"'{checkpoint.folder}' was made with coarse.critic={critic!r}, now {settings.critic!r}"
+        raise RunError.because(got, "the same value", f"set it back, or {restart}")
+    refuse_other(checkpoint.folder or folder, file_format, before, now, restart, force=force, forcible=forcible)
     if checkpoint.step > settings.updates:
         raise RunError.because(
             f"'{checkpoint.folder}' is after {checkpoint.step} updates, coarse.updates={settings.updates}",

@@ -8,28 +8,29 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
 Line = dict[str, float]  # of metrics.jsonl, one per update
-QUIET = 20  # updates before the same warning comes again
-OPENING = 32  # tokens: responses that begin alike so far are the same
-KL_PER_TOKEN = 0.5  # nats; rewarded runs that stay readable are at 0.01 to 0.15
-VALUE_LOSS = 1.0  # of normalised rewards: wrong by 1.4 standard deviations on average
-VALUE_HUGE = 25.0  # wrong by seven standard deviations on average
-VALUE_JUMP = 10.0  # times the median of the updates before
-ENTROPY_LEFT = 0.1  # share of the entropy of the first updates
-SAME, LOOPING = 0.5, 0.5  # shares: of responses like another one, of 4-grams that were there before
-LENGTH_PAYS, GROWN = 0.8, 1.5  # correlation of reward and length, and how much longer responses have become
-AT_FIRST, LATELY = 3, 5  # updates
+REPEAT_AFTER = 20  # updates before the same warning is repeated
+OPENING_TOKENS = 32  # tokens that two responses must share at their beginning to count as alike
+KL_PER_TOKEN = 0.5  # nats; runs whose responses stay readable are at 0.01 to 0.15
+VALUE_LOSS = 1.0  # of normalised rewards: an error of 1.4 standard deviations on average
+VALUE_LOSS_HUGE = 25.0  # an error of seven standard deviations on average
+VALUE_LOSS_JUMP = 10.0  # times the median of the updates before
+ENTROPY_SHARE = 0.1  # share of the entropy of the first updates
+ALIKE, REPEATED = 0.5, 0.5  # shares: of responses like another one, of 4-grams that repeat an earlier one
+LENGTH_CORRELATION = 0.8  # of reward and length
+LENGTH_GROWTH = 1.5  # times the length of the first updates
+FIRST_UPDATES, LAST_UPDATES = 3, 5  # updates
 
 
 def warnings(lines: Sequence[Line]) -> list[str]:
-    """Messages after the last of these updates: of rules that hold and gave none within the last QUIET updates."""
+    """Messages after the last of these updates; a rule is silent for REPEAT_AFTER updates after its last message."""
     return [message for rule in RULES if (message := message_of(rule, lines)) is not None]
 
 
 def message_of(rule: "Rule", lines: Sequence[Line]) -> str | None:
-    """The message of a rule after the last line; None where it does not hold or gave one within QUIET updates."""
-    last = -QUIET
-    for count in range(max(1, len(lines) - 10 * QUIET), len(lines) + 1):
-        if count - last >= QUIET and (message := rule(lines[:count])) is not None:
+    """The rule's message after the last line; None where it does not hold or gave one within REPEAT_AFTER updates."""
+    last = -REPEAT_AFTER
+    for count in range(max(1, len(lines) - 10 * REPEAT_AFTER), len(lines) + 1):
+        if count - last >= REPEAT_AFTER and (message := rule(lines[:count])) is not None:
             if count == len(lines):
                 return message
             last = count
@@ -38,8 +39,8 @@ def message_of(rule: "Rule", lines: Sequence[Line]) -> str | None:
 
 def kl_explodes(lines: Sequence[Line]) -> str | None:
     """The policy is far from the base, on average over the last three updates."""
-    recent = [line["kl"] / max(line["tokens"], 1.0) for line in lines[-AT_FIRST:]]
-    if len(recent) < AT_FIRST or fmean(recent) <= KL_PER_TOKEN:
+    recent = [line["kl"] / max(line["tokens"], 1.0) for line in lines[-FIRST_UPDATES:]]
+    if len(recent) < FIRST_UPDATES or fmean(recent) <= KL_PER_TOKEN:
         return None
     return (
         f"KL to the base is {fmean(recent):.2f} nats per token: the policy moves away from what the base knows; raise "
@@ -47,26 +48,28 @@ def kl_explodes(lines: Sequence[Line]) -> str | None:
     )
 
 
-def value_explodes(lines: Sequence[Line]) -> str | None:
+def value_loss_explodes(lines: Sequence[Line]) -> str | None:
     """The critic's loss is large, and far larger than it was."""
     before = [line["value_loss"] for line in lines[-11:-1]]
     now = lines[-1]["value_loss"]
-    if len(before) < AT_FIRST:
+    if len(before) < FIRST_UPDATES:
         return None
-    if now > VALUE_HUGE and median(before) > VALUE_HUGE:
+    if now > VALUE_LOSS_HUGE and median(before) > VALUE_LOSS_HUGE:
         return f"the critic's loss is {now:.2g}, in squared standard deviations of the reward: lower coarse.critic_lr"
-    if now <= max(VALUE_LOSS, VALUE_JUMP * median(before)):
+    if now <= max(VALUE_LOSS, VALUE_LOSS_JUMP * median(before)):
         return None
     return f"the critic's loss jumped from {median(before):.2g} to {now:.2g}: lower coarse.critic_lr"
 
 
 def entropy_collapses(lines: Sequence[Line]) -> str | None:
-    """Entropy is nearly gone, and responses are alike or repeat themselves."""
-    trained = [line for line in lines if line["entropy"] > 0 or line.get("policy_grad_norm", 0) > 0]  # not a warm-up
-    if len(trained) <= AT_FIRST:
+    """Entropy is near zero, and responses are alike or repeat themselves."""
+    trained = [
+        line for line in lines if line["entropy"] > 0 or line.get("policy_grad_norm", 0) > 0
+    ]  # without the warm-up
+    if len(trained) <= FIRST_UPDATES:
         return None
-    first, now = fmean(line["entropy"] for line in trained[:AT_FIRST]), trained[-1]
-    if now["entropy"] >= ENTROPY_LEFT * first or max(now["same"] / SAME, now["repeated_4gram"] / LOOPING) < 0.5:
+    first, now = fmean(line["entropy"] for line in trained[:FIRST_UPDATES]), trained[-1]
+    if now["entropy"] >= ENTROPY_SHARE * first or max(now["same"] / ALIKE, now["repeated_4gram"] / REPEATED) < 0.5:
         return None
     return (
         f"entropy fell from {first:.2g} to {now['entropy']:.2g} nats per token, and responses repeat: raise "
@@ -74,10 +77,10 @@ def entropy_collapses(lines: Sequence[Line]) -> str | None:
     )
 
 
-def samples_the_same(lines: Sequence[Line]) -> str | None:
+def responses_alike(lines: Sequence[Line]) -> str | None:
     """The reward rises while every prompt gets the same answer."""
     first, now = lines[0], lines[-1]
-    if now["reward"] <= first["reward"] or now["same"] < max(SAME, first["same"] + 0.3):
+    if now["reward"] <= first["reward"] or now["same"] < max(ALIKE, first["same"] + 0.3):
         return None
     return (
         f"the reward rose to {now['reward']:+.2f} while {now['same']:.0%} of the responses begin like another one: the "
@@ -86,14 +89,15 @@ def samples_the_same(lines: Sequence[Line]) -> str | None:
     )
 
 
-def length_pays(lines: Sequence[Line]) -> str | None:
-    """Longer responses are rewarded for being longer, and have become so."""
-    if len(lines) < LATELY + AT_FIRST:
+def reward_follows_length(lines: Sequence[Line]) -> str | None:
+    """Reward correlates with length, and responses have become longer."""
+    if len(lines) < LAST_UPDATES + FIRST_UPDATES:
         return None
-    correlation = fmean(line["reward_length_correlation"] for line in lines[-LATELY:])
-    grown = fmean(line["tokens"] for line in lines[-LATELY:]) / max(fmean(x["tokens"] for x in lines[:AT_FIRST]), 1.0)
-    risen = fmean(line["reward"] for line in lines[-LATELY:]) > fmean(line["reward"] for line in lines[:AT_FIRST])
-    if correlation <= LENGTH_PAYS or grown < GROWN or not risen:
+    first, last = lines[:FIRST_UPDATES], lines[-LAST_UPDATES:]
+    correlation = fmean(line["reward_length_correlation"] for line in last)
+    grown = fmean(line["tokens"] for line in last) / max(fmean(line["tokens"] for line in first), 1.0)
+    risen = fmean(line["reward"] for line in last) > fmean(line["reward"] for line in first)
+    if correlation <= LENGTH_CORRELATION or grown < LENGTH_GROWTH or not risen:
         return None
     return (
         f"reward and length correlate at {correlation:.2f}, and responses are {grown:.1f} times as long: the reward "
@@ -104,10 +108,10 @@ def length_pays(lines: Sequence[Line]) -> str | None:
 Rule = Callable[[Sequence[Line]], str | None]
 RULES: tuple[Rule, ...] = (
     kl_explodes,
-    value_explodes,
+    value_loss_explodes,
     entropy_collapses,
-    samples_the_same,
-    length_pays,
+    responses_alike,
+    reward_follows_length,
 )
 
 
@@ -118,9 +122,9 @@ def correlation(left: Sequence[float], right: Sequence[float]) -> float:
     1.0
     """
     a, b = fmean(left), fmean(right)
-    across = sum((x - a) * (y - b) for x, y in zip(left, right, strict=True))
+    covariance = sum((x - a) * (y - b) for x, y in zip(left, right, strict=True))
     norm = math.sqrt(sum((x - a) ** 2 for x in left) * sum((y - b) ** 2 for y in right))
-    return max(-1.0, min(1.0, across / norm)) if norm > 1e-12 else 0.0
+    return max(-1.0, min(1.0, covariance / norm)) if norm > 1e-12 else 0.0
 
 
 def share_alike(responses: Sequence[Sequence[int]]) -> float:
@@ -129,5 +133,5 @@ def share_alike(responses: Sequence[Sequence[int]]) -> float:
     >>> share_alike([[1, 2], [1, 2], [3]])
     0.6666666666666666
     """
-    openings = [tuple(response[:OPENING]) for response in responses]
+    openings = [tuple(response[:OPENING_TOKENS]) for response in responses]
     return sum(openings.count(opening) > 1 for opening in openings) / max(len(openings), 1)

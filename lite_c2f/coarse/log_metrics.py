@@ -36,14 +36,14 @@ class Timer:
         self._began = time.perf_counter()
         self._sampled = self._updated = 0.0
 
-    def sampled(self) -> None:
+    def end_sampling(self) -> None:
         self._sampled = time.perf_counter()
 
-    def updated(self) -> None:
+    def end_update(self) -> None:
         self._updated = time.perf_counter()
 
     def metrics(self, tokens: float) -> dict[str, float]:
-        """tokens: of all responses."""
+        """Times of the update; tokens: sum over all responses."""
         seconds = self._updated - self._began
         return {
             "tokens_per_s": tokens / seconds,
@@ -55,7 +55,7 @@ class Timer:
 def update_metrics(
     rollout: Rollout, advantages: Advantages, losses: dict[str, float], state: TrainState
 ) -> dict[str, float]:
-    """What metrics.jsonl holds of an update, without its times. state: before the update.
+    """An update's line of metrics.jsonl, without its times. state: before the update.
 
     Raises NonFiniteError naming a number that is not finite.
     """
@@ -113,9 +113,9 @@ class UpdateLog:
             self._progress(self._state.step, self._state.expected(self._config.coarse), {})
 
     def log_update(self, line: dict[str, float], timer: Timer) -> None:
-        """Record an update that is finished: in the state, the files and the tracker, with its warnings and progress.
+        """Record a finished update in the state, the files and the tracker, with its warnings and progress.
 
-        line: of `update_metrics`. The state is that after the update.
+        line: as `update_metrics` returns it; the state is that after the update.
         """
         state, settings, batches = self._state, self._config.coarse, self._context.batches
         line = line | timer.metrics(line["tokens"] * settings.rollouts)
@@ -130,7 +130,7 @@ class UpdateLog:
             if state.step == 1 or state.step % settings.sample_every == 0 or state.finished(settings):
                 try:
                     self._write_samples()
-                except NonFiniteError as error:  # the next update meets the same numbers, and handles them
+                except NonFiniteError as error:  # the next update raises the same error, and handles it
                     log.warning("update %d: no samples: %s", state.step, error)
         if self._on_message:
             for warning in warnings(state.lines):
@@ -142,7 +142,7 @@ class UpdateLog:
     def _write_samples(self) -> None:
         """Answer the same few held-out prompts and append the texts with their rewards.
 
-        Means alone hide what a policy has learned to write.
+        Mean metrics alone do not show what a policy has learned to write.
         """
         roles, settings, ends, normalizer, batches, _ = self._context
         prompts = self._sample_prompts
@@ -155,7 +155,9 @@ class UpdateLog:
                 eos_ids=ends.eos_ids,
                 stops=ends.stops,
                 pad_id=ends.pad_id,
-                batch=BatchSize(batches.sampling.name, batches.sampling.size),  # its own: `sample` makes it smaller
+                batch=BatchSize(
+                    batches.sampling.name, batches.sampling.size
+                ),  # a copy, because `sample` lowers its size
             )
         texts = [responses.text_tokens(row) for row in range(len(prompts))]
         rows = [

@@ -23,8 +23,8 @@ class Rollout(NamedTuple):
     tokens: Tensor  # (B, T + 1) int64
     mask: Tensor  # (B, T) bool, True where token t + 1 is the response's
     lengths: list[int]  # tokens of each row, without its padding
-    sampled: Tensor  # (B, T) float32, log-probabilities as they were when sampled
-    logprobs: Tensor  # (B, T) float32, the same by the update's kernels
+    sampled: Tensor  # (B, T) float32, log-probabilities as the sampler computed them
+    logprobs: Tensor  # (B, T) float32, the same recomputed with the update's kernels
     reference: Tensor  # (B, T) float32, under the base
     values: Tensor  # (B, T) float32, the critic's
     scores: Tensor  # (B,) float32, normalised, not clipped
@@ -58,15 +58,16 @@ class ResponseEnds(NamedTuple):
     eos_id: int  # `answer_end`: what the reward model reads after a response that has ended
     pad_id: int
     stops: Stops | None = None  # texts that end a response as EOS does
-    others: tuple[int, ...] = ()  # more end tokens: some models have several
+    other_eos_ids: tuple[int, ...] = ()  # some models have several end tokens
 
     @property
     def eos_ids(self) -> list[int]:
-        return [self.eos_id, *self.others]
+        """All token ids that end a response."""
+        return [self.eos_id, *self.other_eos_ids]
 
 
 class RolloutBatches(NamedTuple):
-    """How many rows each part of an update works on at once. They shrink where memory runs out, for the whole run."""
+    """Rows that each part of an update computes at once; halved for the rest of the run where memory runs out."""
 
     sampling: BatchSize
     scoring: BatchSize
@@ -95,7 +96,7 @@ class RolloutContext(NamedTuple):
 
 
 class RolloutRequest(NamedTuple):
-    """What is sampled in one update: a response to every prompt."""
+    """Request for the responses of one update, one per prompt."""
 
     prompts: Sequence[list[int]]  # token ids
     limit: int  # most tokens of a response
@@ -128,7 +129,7 @@ def sample_responses(context: RolloutContext, request: RolloutRequest) -> Respon
                 pad_id=context.ends.pad_id,
                 batch=context.batches.sampling,
                 expected=None if expected is None else [expected[row] for row in local_rows],
-                numbers=local_rows,
+                row_ids=local_rows,
                 on_tokens=context.on_tokens,
             )
     except NonFiniteError as error:
@@ -150,7 +151,7 @@ def score_responses(context: RolloutContext, prompts: Sequence[list[int]], respo
     With several processes each computes a part of the rows, and all get the whole rollout. Raises NonFiniteError for
     numbers that are not finite.
     """
-    roles, settings, ends, normalizer, batches, _ = context
+    roles, ends, batches = context.roles, context.ends, context.batches
     rows = [prompt + response for prompt, response in zip(prompts, responses.tokens, strict=True)]
     tokens, real = (part.to(roles.device) for part in pad_right(rows, ends.pad_id))
     mask = real[:, 1:].clone()
@@ -164,11 +165,11 @@ def score_responses(context: RolloutContext, prompts: Sequence[list[int]], respo
     ]
     scores = torch.zeros(len(prompts), device=roles.device)
     raw = score(roles, to_score, pad_id=ends.pad_id, batch=batches.scoring)
-    scores[local_rows] = torch.tensor([normalizer(float(value)) for value in raw], device=roles.device)
+    scores[local_rows] = torch.tensor([context.normalizer(float(value)) for value in raw], device=roles.device)
     sampled = torch.zeros(mask.shape, device=roles.device)
     sampled[mask] = torch.tensor([value for row in responses.logprobs for value in row], device=roles.device)
     logprobs, reference, values = (
-        role_outputs(roles, role, tokens, mask, lengths, local_rows, settings.temperature, batches.scoring)
+        role_outputs(roles, role, tokens, mask, lengths, local_rows, context.settings.temperature, batches.scoring)
         for role in ("policy", "reference", "critic")
     )
     distributed.add([scores, reference, values, logprobs])
@@ -192,10 +193,10 @@ def check_numbers(rollout: Rollout) -> None:
 
 
 def micro_batches(lengths: Sequence[int], rows: Sequence[int], at_once: int) -> Iterator[tuple[list[int], int]]:
-    """Rows in groups of like length, each with the width (in tokens) its longest row needs.
+    """Rows in groups of similar length, each with the width (in tokens) of its longest row.
 
-    A group holds as many tokens, padding included, as `at_once` rows of the greatest length of all: short rows go
-    through many at a time, with no padding beyond the longest of their group.
+    A group holds at most as many tokens, padding included, as `at_once` rows of the greatest length of all: the shorter
+    the rows, the more of them in a group, and none is padded beyond the longest of its group.
     """
     budget = at_once * max(lengths)
     order = sorted(rows, key=lambda row: lengths[row])
@@ -219,7 +220,7 @@ def role_outputs(
     """
 
     @torch.no_grad()
-    def work(at_once: int) -> Tensor:
+    def compute(at_once: int) -> Tensor:
         outputs = torch.zeros(mask.shape, device=mask.device)
         with roles.use(role):
             for group, width in micro_batches(lengths, rows, at_once):
@@ -233,7 +234,7 @@ def role_outputs(
                 outputs[group, : width - 1] = part
         return outputs
 
-    return retry_smaller(batch, work)
+    return retry_smaller(batch, compute)
 
 
 def response_logprobs(roles: Roles, tokens: Tensor, mask: Tensor, temperature: float) -> Tensor:

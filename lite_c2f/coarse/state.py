@@ -31,17 +31,17 @@ TRAINED = ("policy", "critic")
 
 
 class PromptQueue:
-    """Endless queue of training prompts, shuffled anew for each pass over the corpus; counts how many were taken.
+    """Endless queue of training prompts, shuffled again for each pass over the corpus; counts the prompts taken.
 
-    A pass keeps the corpus's sequence of sources and shuffles within each source: wherever it ends, every source has
-    had its share, up to less than one prompt.
+    A pass keeps the corpus's sequence of sources and shuffles within each source, so that any part of a pass holds
+    every source in proportion, to within one prompt.
     """
 
     def __init__(self, config: Config, corpus: Corpus, tokenizer: Any) -> None:
         self._config, self._prompts, self._tokenizer = config, list(corpus.train_prompts), tokenizer
-        self._places: dict[str, list[int]] = {}
-        for place, prompt in enumerate(self._prompts):
-            self._places.setdefault(prompt.source, []).append(place)
+        self._positions: dict[str, list[int]] = {}
+        for position, prompt in enumerate(self._prompts):
+            self._positions.setdefault(prompt.source, []).append(position)
         self.go_to(0)
 
     def take(self, count: int) -> list[tuple[int, list[int]]]:
@@ -51,25 +51,25 @@ class PromptQueue:
     def go_to(self, taken: int) -> None:
         """Move to where `taken` prompts have been taken."""
         self._rng, self._order = random.Random(self._config.run.seed), list(range(len(self._prompts)))
-        self._within = {source: list(places) for source, places in self._places.items()}
+        self._within = {source: list(positions) for source, positions in self._positions.items()}
         self.taken = 0
         self._next(taken)
 
     def _next(self, count: int) -> list[int]:
         numbers = []
         for _ in range(count):
-            place = self.taken % len(self._order)
-            if place == 0:
+            position = self.taken % len(self._order)
+            if position == 0:
                 self._shuffle()
-            numbers.append(self._order[place])
+            numbers.append(self._order[position])
             self.taken += 1
         return numbers
 
     def _shuffle(self) -> None:
-        for source, places in self._places.items():
+        for source, positions in self._positions.items():
             self._rng.shuffle(self._within[source])
-            for place, index in zip(places, self._within[source], strict=True):
-                self._order[place] = index
+            for position, index in zip(positions, self._within[source], strict=True):
+                self._order[position] = index
 
 
 def encode(config: Config, tokenizer: Any, prompt: Prompt) -> list[int]:
@@ -82,7 +82,7 @@ def encode(config: Config, tokenizer: Any, prompt: Prompt) -> list[int]:
 
 
 class ResponseLengths:
-    """The length of the last response to each prompt: the longest are sampled first, so that none comes last."""
+    """Length of the last response to each prompt, by which the sampler starts the longest first."""
 
     def __init__(self) -> None:
         self.lengths: dict[int, int] = {}  # tokens, by the prompt's number in the corpus
@@ -93,14 +93,14 @@ class ResponseLengths:
         return [self.lengths.get(prompt, mean) for prompt in prompts]
 
     def record(self, prompts: Sequence[int], responses: Sequence[Sequence[int]]) -> None:
-        """Remember these responses' lengths."""
+        """Store these responses' lengths."""
         for prompt, response in zip(prompts, responses, strict=True):
             self.lengths[prompt] = len(response)
 
 
 @dataclass
 class TrainState:
-    """Everything that an update changes, apart from the models' own tensors."""
+    """State of the PPO loop between two updates, apart from the models' own tensors."""
 
     roles: Roles
     optimizers: dict[str, torch.optim.Optimizer]
@@ -113,12 +113,12 @@ class TrainState:
     rates: dict[str, float] = field(default_factory=dict)  # learning rates as configured
     scales: dict[str, LossScale] = field(default_factory=dict)  # of the losses, in float16
     step: int = 0  # updates done
-    skipped: int = 0  # updates that were given up because a number was not finite
-    rollbacks: int = 0  # how often that led back to a checkpoint, each time with half the learning rates
+    skipped: int = 0  # updates undone because a number was not finite
+    rollbacks: int = 0  # returns to a checkpoint after skipped updates, each with half the learning rates
     lines: list[dict[str, float]] = field(default_factory=list)  # of metrics.jsonl, one per update
 
     def weights(self) -> dict[str, Tensor]:
-        """What an update changes in the models: adapters, the critic's head, both optimisers; not copied."""
+        """Tensors that an update changes: adapters, the critic's head, both optimisers; not copied."""
         tensors: dict[str, Tensor] = {}
         for name in self._adapters():
             adapter = get_peft_model_state_dict(self.roles.model, adapter_name=name, save_embedding_layers=False)
@@ -181,7 +181,7 @@ class TrainState:
         state, tensors = checkpoint.state, checkpoint.tensors
         self.put_back(tensors)
         self.prompts.go_to(state["taken"])
-        for name, size in state["shrunk"].items():  # what did not fit then
+        for name, size in state["shrunk"].items():  # halved before the checkpoint
             batch = getattr(self.batches, name)
             batch.size = min(batch.size, size)
         limit, reward, value_loss, gate = state["length"]

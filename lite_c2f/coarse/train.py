@@ -1,4 +1,4 @@
-"""Coarse stage: PPO with Continuous Maximization, whose loop samples, scores, updates and lets the limit grow."""
+"""Coarse stage: PPO with Continuous Maximization, a loop of sampling, scoring, updating and raising the limit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -56,10 +56,10 @@ def train_coarse(
 
     Needs RUN/reward. Writes adapter/ (stock PEFT, CAUSAL_LM), critic/, samples.jsonl and metrics.json; appends one
     line per update to RUN/metrics.jsonl. progress(step, updates, line) is called after every update, on_tokens(new
-    tokens) while sampling, on_message(text) when a batch had to shrink, an update was skipped or something looks
-    wrong. force: go on from checkpoints made with other settings of `coarse`. Returns the stage's metrics. Raises
+    tokens) while sampling, on_message(text) when a batch was halved, an update was skipped or a diagnostic
+    warns. force: go on from checkpoints made with other settings of `coarse`. Returns the stage's metrics. Raises
     RunError without a reward model, MemoryFullError when one row is too much for the card, ModelError when it
-    diverges again and again, ConfigError when the token budget ends it before the policy has trained.
+    diverges repeatedly, ConfigError when the token budget ends it before the policy has trained.
     """
     settings = config.coarse
     tokenizer = load_tokenizer(models.base)
@@ -86,7 +86,7 @@ def train_coarse(
                 state.response_lengths.record(numbers, responses.tokens)
                 # 2. score
                 rollout = score_responses(context, prompts, responses)
-                timer.sampled()
+                timer.end_sampling()
                 # 3. advantages
                 scores = rollout.scores.clamp(-settings.reward_clip, settings.reward_clip)
                 rewards = token_rewards(scores, rollout.logprobs, rollout.reference, rollout.mask, state.kl_coef)
@@ -105,10 +105,10 @@ def train_coarse(
                 )
                 line = update_metrics(rollout, advantages, losses, state)
                 check_models(roles, rollout)
-                timer.updated()
+                timer.end_update()
             except NonFiniteError as error:
                 state.put_back(before)
-                checkpoints.after_failure(error, agree(state, interruption.asked))
+                checkpoints.after_failure(error, agree_to_stop(state, interruption.asked))
                 continue
             # 5. limit
             state.length = advance(
@@ -117,21 +117,21 @@ def train_coarse(
             state.kl_coef = adapt_kl(state.kl_coef, rollout.kl, settings.kl_target, settings.rollouts)
             state.step = step
             log.log_update(line, timer)
-            checkpoints.after_update(agree(state, interruption.asked))
+            checkpoints.after_update(agree_to_stop(state, interruption.asked))
 
         check_learned(state, settings)
         metrics = publish(roles, config, models, run, state, checkpoints) if distributed.is_first() else {}
         checkpoints.clear()
-        # All is published: a request to stop acts at the end of this block.
-        interruption.asked = agree(state, interruption.asked)
+        # All is published: a stop signal now takes effect at the end of this block.
+        interruption.asked = agree_to_stop(state, interruption.asked)
     return metrics
 
 
 def response_ends(config: Config, tokenizer: Any, model: Any) -> ResponseEnds:
-    """What ends a response: the token that the reward model reads after one, other end tokens, stop texts."""
+    """End tokens of responses (the first is the one that the reward model reads), padding and stop texts."""
     end = answer_end(tokenizer, config.model.prompt_template, config.model.chat_template_kwargs)
-    others = tuple(token for token in end_tokens(model, tokenizer, end) if token != end)
-    return ResponseEnds(end, padding_id(tokenizer), Stops(tokenizer, config.model.stop), others)
+    other_eos_ids = tuple(token for token in end_tokens(model, tokenizer, end) if token != end)
+    return ResponseEnds(end, padding_id(tokenizer), Stops(tokenizer, config.model.stop), other_eos_ids)
 
 
 def check_learned(state: TrainState, settings: Coarse) -> None:
@@ -161,8 +161,8 @@ def check_models(roles: Roles, rollout: Rollout) -> None:
             )
 
 
-def agree(state: TrainState, stop_asked: bool) -> bool:
-    """Whether any process was asked to stop. Raises ModelError when the processes' weights differ."""
+def agree_to_stop(state: TrainState, stop_asked: bool) -> bool:
+    """Whether any process received a stop signal. Raises ModelError when the processes' weights differ."""
     if distributed.world() == 1:
         return stop_asked
     replies = distributed.gather((stop_asked, state.checksum()))

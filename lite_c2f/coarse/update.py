@@ -67,7 +67,7 @@ def update(
 
 
 class Minibatch(NamedTuple):
-    """What one optimiser step learns from."""
+    """Rows of the rollout for one optimiser step."""
 
     rollout: Rollout
     advantages: Advantages
@@ -85,12 +85,12 @@ def gradients(
 ) -> Sums:
     """Gradients of a minibatch's mean loss into the parameters that learn in a role's pass, and the sums for the log.
 
-    Summed over all processes. Out of GPU memory, the whole minibatch is done again in smaller micro-batches, without
-    the gradients of the first try. In float16 it is done again with a smaller scale where gradients overflow.
+    Summed over all processes. Out of GPU memory, the whole minibatch is computed again in smaller micro-batches,
+    from zero gradients. In float16 it is computed again with a smaller scale where gradients overflow.
     """
     weights = [weight for learner in roles.learners(name) for weight in roles.trainable(learner)]
 
-    def work(at_once: int) -> Sums:
+    def compute(at_once: int) -> Sums:
         for parameter in weights:
             parameter.grad = None
         sums: Sums = {}
@@ -103,7 +103,7 @@ def gradients(
         return sums
 
     while True:
-        sums = retry_smaller(batches.update, work)
+        sums = retry_smaller(batches.update, compute)
         grads = [weight.grad for weight in weights if weight.grad is not None]
         distributed.add([*grads, *sums.values()])
         if scale is None or scale.accept(grads, sums):

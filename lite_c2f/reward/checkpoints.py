@@ -1,4 +1,4 @@
-"""Checkpoints of the reward stage: the trainer's own, published whole, and its steps that are not finite left out."""
+"""Checkpoints of the reward stage: the trainer's own, published whole; steps that are not finite are skipped."""
 
 import shutil
 from collections.abc import Callable
@@ -16,26 +16,29 @@ from lite_c2f.storage.checkpoints import FORMAT, SKIPS, SLOWER, CheckpointStore,
 from lite_c2f.storage.files import read_json, write_json
 
 SECTIONS = ("model", "data", "lora", "reward")
-OURS = "run.json"
-NEEDED = (OURS, "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+STATE_FILE = "run.json"
+REQUIRED_FILES = (STATE_FILE, "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 class RewardState:
-    """State of the stage: the checkpoint to resume from, its step and its lines, and the steps left out so far."""
+    """State of the stage: the checkpoint to resume from, its step and log lines, and the steps skipped so far."""
 
     def __init__(self, config: Config, run: Path, *, force: bool = False) -> None:
-        self.store = CheckpointStore(run / "reward" / "checkpoints", config.run.keep_checkpoints, NEEDED)
+        self.store = CheckpointStore(run / "reward" / "checkpoints", config.run.keep_checkpoints, REQUIRED_FILES)
         self.identity = config.identity(SECTIONS) | {"processes": distributed.world()}
         self.step = self.rollbacks = self.skipped = 0
-        self.failures = self.left_out = 0  # steps left out in a row, and since the checkpoint
+        self.failures = self.skipped_since = 0  # steps skipped in a row, and since the checkpoint
         self.lines: list[dict[str, Any]] = []  # of metrics.jsonl
         self.damaged = self.read_newest()
         if self.folder is None:
             return
-        saved, anew = read_json(self.folder / OURS), f"remove '{self.store.folder}' to begin the reward stage anew"
-        before, form = saved.get("identity"), saved.get("format")
+        saved, restart = (
+            read_json(self.folder / STATE_FILE),
+            f"remove '{self.store.folder}' to begin the reward stage anew",
+        )
+        before, file_format = saved.get("identity"), saved.get("format")
         forcible = ("reward", "data", "processes")
-        refuse_other(self.folder, form, before, self.identity, anew, force=force, forcible=forcible)
+        refuse_other(self.folder, file_format, before, self.identity, restart, force=force, forcible=forcible)
         self.rollbacks, self.skipped = saved["rollbacks"], saved["skipped"]
 
     def resume(self, on_message: Callable[[str], None]) -> None:
@@ -49,15 +52,15 @@ class RewardState:
             on_message(f"reward model: going on after step {self.step}, from {self.folder}")
 
     def read_newest(self) -> list[str]:
-        """Find the newest checkpoint that is whole; returns a message for each newer one that is damaged."""
+        """Find the newest undamaged checkpoint; returns a message for each newer one that is damaged."""
         self.folder, damaged = self.store.newest_folder()
-        saved: dict[str, Any] = read_json(self.folder / OURS) if self.folder is not None else {"step": 0}
-        self.step, self.lines, self.left_out = saved["step"], saved.get("lines", []), 0
+        saved: dict[str, Any] = read_json(self.folder / STATE_FILE) if self.folder is not None else {"step": 0}
+        self.step, self.lines, self.skipped_since = saved["step"], saved.get("lines", []), 0
         return damaged
 
 
 class TrainerCheckpoints(TrainerCallback):
-    """Publishes what the trainer saves, when it is due, or when a signal asks for an end.
+    """Callback that publishes the trainer's checkpoints: when one is due, and after a stop signal.
 
     scratch: the trainer's output folder, on the same disk as the checkpoints, so that a rename publishes.
     """
@@ -84,9 +87,9 @@ class TrainerCheckpoints(TrainerCallback):
             group["lr"] = rate * shape(schedule.last_epoch)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        """Leave out a step whose gradient is not finite; raises NonFiniteError after SKIPS in a row.
+        """Skip a step whose gradient is not finite; raises NonFiniteError after SKIPS in a row.
 
-        float16 has a loss scaler, which does that by itself.
+        In float16 the trainer's loss scaler skips such steps itself.
         """
         grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
         norms = torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1)
@@ -96,12 +99,12 @@ class TrainerCheckpoints(TrainerCallback):
             return
         reward_state.failures += 1
         reward_state.skipped += 1
-        reward_state.left_out += 1
+        reward_state.skipped_since += 1
         self._on_message(
-            f"reward model, step {state.global_step + 1} left out ({reward_state.failures} in a row): not finite"
+            f"reward model, step {state.global_step + 1} skipped ({reward_state.failures} in a row): not finite"
         )
         for weight in model.parameters():
-            weight.grad = None  # AdamW leaves out weights without one
+            weight.grad = None  # AdamW skips weights without a gradient
         if reward_state.failures >= SKIPS:
             raise NonFiniteError.because(
                 f"reward model, step {state.global_step + 1}: not finite {SKIPS} times in a row",
@@ -110,10 +113,10 @@ class TrainerCheckpoints(TrainerCallback):
             )
 
     def on_step_end(self, args, state, control, **_):
-        last = state.global_step >= state.max_steps  # what follows is the stage's publication
+        last = state.global_step >= state.max_steps  # the stage is published next
         replies = distributed.gather((self._interruption.asked, self._schedule.due(state.global_step)))
         self._stop_asked = any(stop_asked for stop_asked, _ in replies)
-        finite = self._state.failures == 0  # else the checkpoint would lead back into what went wrong
+        finite = self._state.failures == 0  # a checkpoint after a skipped step could hold what caused it
         control.should_save = (self._stop_asked or (replies[0][1] and finite)) and not last
 
     def on_save(self, args, state, control, **_):
@@ -123,9 +126,9 @@ class TrainerCheckpoints(TrainerCallback):
             shutil.rmtree(saved / "ref", ignore_errors=True)
             (saved / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
             reward_state = self._state
-            ours = {"format": FORMAT, "step": state.global_step, "rollbacks": reward_state.rollbacks}
-            ours |= {"skipped": reward_state.skipped, "lines": reward_state.lines, "identity": reward_state.identity}
-            write_json(saved / OURS, ours)
+            content = {"format": FORMAT, "step": state.global_step, "rollbacks": reward_state.rollbacks}
+            content |= {"skipped": reward_state.skipped, "lines": reward_state.lines, "identity": reward_state.identity}
+            write_json(saved / STATE_FILE, content)
             reward_state.store.publish(state.global_step, lambda folder: _move(saved, folder))
             shutil.rmtree(saved, ignore_errors=True)
         distributed.wait()

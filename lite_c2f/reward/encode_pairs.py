@@ -11,8 +11,8 @@ from lite_c2f.data.encode import answer_end, encode_answer, encode_prompt
 from lite_c2f.data.records import Pair
 
 
-class Encoded(NamedTuple):
-    """Pairs as token ids, and what was done to them on the way."""
+class EncodedPairs(NamedTuple):
+    """Pairs as token ids, with counts of what encoding changed."""
 
     rows: list[dict[str, list[int]]]  # {"chosen_ids", "rejected_ids"}
     report: dict[str, int]  # pairs, turns_dropped, prompts_truncated, answers_cut, cut_off_pairs_added
@@ -22,7 +22,7 @@ class Encoded(NamedTuple):
 
 def encode_pairs(
     pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, config: Config, truncated: float
-) -> Encoded:
+) -> EncodedPairs:
     """Token ids of both sides, plus a share `truncated` of extra pairs: a chosen answer over itself cut off."""
     rng = random.Random(config.run.seed)
     rows: list[dict[str, list[int]]] = []
@@ -58,4 +58,4 @@ def encode_pairs(
             sources.append(pair.source)
             report["cut_off_pairs_added"] += 1
     report["pairs"] = len(rows) - report["cut_off_pairs_added"]
-    return Encoded(rows, report, sources, by_source)
+    return EncodedPairs(rows, report, sources, by_source)

@@ -52,7 +52,7 @@ def train_reward(
     held-out accuracy, also of each data source, and the mean and standard deviation by which later stages normalise
     rewards. Returns those metrics. Goes on from the newest checkpoint in RUN/reward/checkpoints; force: also from one
     made with other settings of `reward`.
-    Raises ModelError when it diverges again and again.
+    Raises ModelError when it diverges repeatedly.
     """
     device = pick_device(config)
     torch.manual_seed(config.run.seed)
@@ -74,7 +74,7 @@ def train_reward(
     )
     state = RewardState(config, run, force=force)
     state.resume(on_message)
-    log = _Report(Metrics(run, tracker), progress, state)
+    log = _LogCallback(Metrics(run, tracker), progress, state)
     with graceful(on_message) as interruption:
         while True:
             try:
@@ -115,7 +115,7 @@ def fit(
     micro_batch: int,
     run: Path,
     state: RewardState,
-    log: "_Report",
+    log: "_LogCallback",
     interruption: Interruption,
     on_message: Callable[[str], None],
 ) -> Any:
@@ -124,7 +124,7 @@ def fit(
     Raises NonFiniteError when too many steps in a row, the last one, or half of all are not finite.
     """
     device = pick_device(config)
-    state.read_newest()  # there may be a newer one, after an earlier try that ran out of memory or diverged
+    state.read_newest()  # an earlier attempt, which ran out of memory or diverged, may have saved one
     torch.manual_seed(config.run.seed)
     base = load_model(models.base, config, auto_class=AutoModelForSequenceClassification, num_labels=1)
     read_at_last_token(base)
@@ -149,9 +149,9 @@ def fit(
     finally:
         if distributed.is_first():
             shutil.rmtree(scratch, ignore_errors=True)
-    if state.failures or 2 * state.left_out > steps - state.step:
+    if state.failures or 2 * state.skipped_since > steps - state.step:
         raise NonFiniteError.because(
-            f"reward model: {state.left_out} of {steps - state.step} steps were not finite",
+            f"reward model: {state.skipped_since} of {steps - state.step} steps were not finite",
             "a reward model that has learned",
             "lower reward.lr, and look at the data",
         )
@@ -171,7 +171,7 @@ def publish(
 
 
 def trainer_arguments(config: Config, device: torch.device, scratch: str, pairs: int, micro_batch: int) -> RewardConfig:
-    """TRL's settings from ours. Raises DataError where there are fewer pairs than processes."""
+    """TRL's settings for this configuration. Raises DataError where there are fewer pairs than processes."""
     if pairs < distributed.world():
         raise DataError.because(
             f"{pairs} training pairs for {distributed.world()} processes",
@@ -247,32 +247,34 @@ def measure(
         return scores
 
     both = retry_smaller(batch, score_all)
-    if not bool(both.isfinite().all()):  # float16 that overflows: its loss scaler then leaves out every step
+    if not bool(both.isfinite().all()):  # float16 overflow: the loss scaler then skips every step
         raise NonFiniteError.because(
             "reward model: scores of held-out pairs that are not finite",
             "finite scores",
             "set model.compute_dtype=float32 or bfloat16, or lower reward.lr",
         )
     chosen, rejected = both[: len(rows)], both[len(rows) :]
-    right = chosen > rejected
-    of_source = {source: torch.tensor([name == source for name in sources]) for source in sorted(set(sources))}
+    correct = chosen > rejected
+    by_source = {source: torch.tensor([name == source for name in sources]) for source in sorted(set(sources))}
     return {
-        "accuracy": round(float(right.float().mean()), 4),
-        "accuracy_by_source": {name: round(float(right[own].float().mean()), 4) for name, own in of_source.items()},
+        "accuracy": round(float(correct.float().mean()), 4),
+        "accuracy_by_source": {
+            name: round(float(correct[rows_of_source].float().mean()), 4) for name, rows_of_source in by_source.items()
+        },
         "margin": round(float((chosen - rejected).mean()), 4),
         "mean": float(both.mean()),
         "std": max(float(both.std(unbiased=False)), 1e-6),
     }
 
 
-class _Report(TrainerCallback):
+class _LogCallback(TrainerCallback):
     """Callback that writes the trainer's log lines to metrics.jsonl and the terminal."""
 
     def __init__(self, metrics: Metrics, progress: Progress | None, state: RewardState) -> None:
         self.metrics, self.progress, self.state = metrics, progress, state
 
     def on_log(self, args, state, control, logs=None, **_):
-        if logs and "loss" in logs and not self.state.failures:  # a step that was left out has no line
+        if logs and "loss" in logs and not self.state.failures:  # a skipped step has no line
             line = {name: logs[name] for name in ("loss", "accuracy", "margin", "learning_rate") if name in logs}
             line = {name: float(value) for name, value in line.items() if math.isfinite(value)}
             self.state.lines.append({"step": state.global_step, **line})

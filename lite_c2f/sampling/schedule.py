@@ -47,7 +47,7 @@ def sample(
     batch: int | BatchSize = 64,
     limits: Sequence[int] | None = None,
     expected: Sequence[float] | None = None,
-    numbers: Sequence[int] | None = None,
+    row_ids: Sequence[int] | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Responses:
     """Answer every prompt, at most `batch` of them at a time; a slot that has ended takes the next prompt at once.
@@ -56,8 +56,8 @@ def sample(
     stops: texts that end a response as EOS does.
     limits: most tokens of each response, where they differ (default: sampling.limit). expected: estimated tokens of
     each response, where known: the longest start first, so that no long one comes last.
-    numbers: each row's number (default: its index), which with the seed gives its random numbers: a prompt gets the
-    same response in a part of the prompts as among all of them.
+    row_ids: select each row's random numbers, with the seed (default: its index): a prompt gets the same response in a
+    part of the prompts as among all of them.
     on_tokens(n) is called while sampling with the number of new tokens. A response depends on its own prompt and
     random numbers: neither on `batch` nor on its neighbours, up to the rounding of differently shaped products.
     Out of GPU memory, unfinished rows are done again in half as many slots.
@@ -72,8 +72,8 @@ def sample(
         return Responses([], [], [], [], [])
     size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
     size.size = min(size.size, len(prompts))  # halving must make a difference
-    limits, numbers = limits or [sampling.limit] * len(prompts), numbers or range(len(prompts))
-    job = SlotJob(prompts, limits, sampling, eos_ids, stops, pad_id, numbers)
+    limits, row_ids = limits or [sampling.limit] * len(prompts), row_ids or range(len(prompts))
+    job = SlotJob(prompts, limits, sampling, eos_ids, stops, pad_id, row_ids)
     _check(model, job, size.size)
     if expected is not None and len(expected) != len(prompts):
         raise ConfigError.because(

@@ -41,7 +41,7 @@ class SlotJob(NamedTuple):
     eos_ids: Sequence[int]
     stops: Stops | None
     pad_id: int
-    numbers: Sequence[int]  # of each row: selects its random numbers
+    row_ids: Sequence[int]  # select each row's random numbers
 
 
 class ResponseBuffer:
@@ -59,7 +59,7 @@ class ResponseBuffer:
         self.limits = torch.tensor([*(job.limits[row] for row in rows), 1], device=device)
         numbers = torch.zeros((count + 1, longest))
         for index, row in enumerate(rows):
-            numbers[index, : job.limits[row]] = uniforms(job.sampling.seed, job.numbers[row], job.limits[row])
+            numbers[index, : job.limits[row]] = uniforms(job.sampling.seed, job.row_ids[row], job.limits[row])
         self.uniforms = numbers.to(device)
 
     def finished(self) -> dict[int, SlotRow]:

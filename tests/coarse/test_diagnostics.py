@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lite_c2f.coarse.diagnostics import QUIET, RULES, correlation, share_alike, warnings
+from lite_c2f.coarse.diagnostics import REPEAT_AFTER, RULES, correlation, share_alike, warnings
 
 CALM = {
     "reward": 0.1,
@@ -50,10 +50,10 @@ def test_each_sign_is_told_once_with_what_to_change(count, figures, words):
     told = warnings(rows)
     assert len(told) == 1 and all(word in told[0] for word in words)
     assert warnings(rows[:-1]) == []
-    again = rows + [rows[-1]] * QUIET
+    again = rows + [rows[-1]] * REPEAT_AFTER
     later = [size for size in range(len(rows) + 1, len(again) + 1) if warnings(again[:size])]
     goes_on = "value_loss" not in figures  # a jump is one only once
-    assert later == ([len(rows) + QUIET] if goes_on else [])  # what goes on is told again, not all the time
+    assert later == ([len(rows) + REPEAT_AFTER] if goes_on else [])  # what goes on is told again, not all the time
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,6 @@ def test_ends_are_those_of_the_form_that_is_trained(form, end, others):
     tokenizer = made("qwen")
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[0, 7]))
     ends = response_ends(config, tokenizer, model)
-    assert (ends.eos_id, ends.others) == (end, others)
+    assert (ends.eos_id, ends.other_eos_ids) == (end, others)
     assert sorted(ends.eos_ids) == sorted([end, *others])
     assert ends.stops.texts == ("Q:",) and ends.pad_id == padding_id(tokenizer) not in ends.eos_ids

@@ -9,7 +9,7 @@ from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import Advantages
 from lite_c2f.coarse.length import LengthState
-from lite_c2f.coarse.loss_scale import LARGEST, PATIENCE, START, LossScale
+from lite_c2f.coarse.loss_scale import GROWTH_STEPS, MAX_SCALE, START_SCALE, LossScale
 from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, RolloutContext, RolloutRequest, collect
 from lite_c2f.coarse.state import TrainState
 from lite_c2f.coarse.train import initial_state
@@ -41,7 +41,7 @@ def test_a_gradient_that_float16_loses_survives_scaled():
 def test_an_overflow_halves_the_scale_until_it_is_gone():
     """3 * 2**15 is above 65,504, 3 * 2**14 is not."""
     scale = LossScale(torch.float16)
-    assert START == 2**16
+    assert START_SCALE == 2**16
     tried = []
     while not scale.accept(grads := half(3.0, scale), FINE):
         tried.append(scale.value)
@@ -50,15 +50,15 @@ def test_an_overflow_halves_the_scale_until_it_is_gone():
 
 def test_a_quiet_time_doubles_it_up_to_the_largest():
     scale = LossScale(torch.float16)
-    for _ in range(PATIENCE - 1):
+    for _ in range(GROWTH_STEPS - 1):
         scale.accept([torch.ones(1)], FINE)
     assert scale.value == 2.0**16
     scale.accept([torch.ones(1)], FINE)
     assert (scale.value, scale.steps) == (2.0**17, 0)
-    scale.value = LARGEST
-    for _ in range(PATIENCE):
+    scale.value = MAX_SCALE
+    for _ in range(GROWTH_STEPS):
         scale.accept([torch.ones(1)], FINE)
-    assert scale.value == LARGEST
+    assert scale.value == MAX_SCALE
 
 
 def test_what_no_scale_mends_is_left_to_the_caller():
@@ -67,7 +67,7 @@ def test_what_no_scale_mends_is_left_to_the_caller():
     tries = 0
     while not scale.accept([torch.tensor([torch.inf])], FINE):
         tries += 1
-    assert tries == 16 and scale.value == START
+    assert tries == 16 and scale.value == START_SCALE
 
 
 def standing(roles):

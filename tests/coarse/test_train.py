@@ -296,7 +296,7 @@ def test_a_part_of_the_prompts_says_what_it_says_among_all_of_them(roles, rollou
             eos_ids=[2],
             stops=ENDS.stops,
             pad_id=0,
-            numbers=[3, 1],
+            row_ids=[3, 1],
         )
     assert part.tokens == [rollout.responses.tokens[3], rollout.responses.tokens[1]]
 

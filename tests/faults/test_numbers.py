@@ -189,7 +189,7 @@ def test_the_reward_model_skips_and_goes_back_too(tmp_path, toy_models):
 def test_a_loss_that_is_no_number_costs_one_step_of_the_reward_model(tmp_path, toy_models):
     run = tmp_path / "run"
     said = finish(run, "--stage", "reward", patch=break_one_loss_of_the_reward_model)
-    assert "reward model, step 4 left out (1 in a row): not finite" in said
+    assert "reward model, step 4 skipped (1 in a row): not finite" in said
     lines = [line for line in figures(run) if line["stage"] == "reward"]
     assert [line["step"] for line in lines] == [1, 2, 3, 5, 6] and all(line["loss"] > 0 for line in lines)
     assert json.loads((run / "reward" / "metrics.json").read_text())["skipped_steps"] == 1
