@@ -1,7 +1,7 @@
-"""Keys and values of a fixed number of slots, allocated once: every row has its own slot and position.
+"""Key-value cache of a fixed number of slots, allocated once: every row has its own slot and position.
 
-A prompt starts at position 0 of its slot, so there is no padding to mask: token p of a row lies at p. Entries
-of an earlier row lie at higher positions and are masked until they are overwritten.
+A prompt starts at position 0 of its slot, so there is no padding to mask: token p of a row is at position p. Entries of
+an earlier row in the slot are at higher positions and are masked until they are overwritten.
 """
 
 from collections.abc import Mapping
@@ -42,27 +42,27 @@ class SlotLayer(CacheLayerMixin):
         self.keys: Tensor = torch.zeros(shape, dtype=dtype, device=device)
         self.values: Tensor = torch.zeros(shape, dtype=dtype, device=device)
         self.is_initialized = True
-        self.slots: Tensor | None = None  # (n,) while prompts are read
-        self.positions: Tensor | None = None  # (slots,) while every slot decodes one token
-        self.every: Tensor = torch.arange(shape[0], device=device)
-        self.span = slice(None)  # the slots that decode a token
+        self.slots: Tensor | None = None  # (n,) during prefill
+        self.positions: Tensor | None = None  # (slots,) during decoding, one token per slot
+        self.indices: Tensor = torch.arange(shape[0], device=device)
+        self.span = slice(None)  # the slots that decode
         self.width = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: the memory is there from the start."""
+        """Nothing: the memory was allocated at the start."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store (n, heads, T, width) new keys and values; returns what the queries may attend to.
 
-        While prompts are read that is the prompts themselves, under the usual causal mask.
+        During prefill these are the prompts themselves, under the usual causal mask.
         """
         if self.slots is not None:
             span = slice(key_states.shape[2])
             self.keys[self.slots, :, span] = key_states
             self.values[self.slots, :, span] = value_states
             return key_states, value_states
-        self.keys[self.every[self.span], :, self.positions] = key_states[:, :, 0]
-        self.values[self.every[self.span], :, self.positions] = value_states[:, :, 0]
+        self.keys[self.indices[self.span], :, self.positions] = key_states[:, :, 0]
+        self.values[self.indices[self.span], :, self.positions] = value_states[:, :, 0]
         return self.keys[self.span, :, : self.width], self.values[self.span, :, : self.width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -75,21 +75,21 @@ class SlotLayer(CacheLayerMixin):
         return self.keys.shape[2]
 
     def select(self, slots: Tensor) -> None:
-        """Only these slots, (n,), in this order; the memory of the others is given back."""
+        """Keep only these slots, (n,), in this order; the memory of the others is released."""
         self.keys, self.values = self.keys[slots], self.values[slots]
-        self.every = self.every[: len(slots)]
+        self.indices = self.indices[: len(slots)]
 
     def grow(self, slots: int, length: int) -> None:
         """Make room for at least `slots` slots of `length` tokens."""
-        had, heads, held, width = self.keys.shape
-        shape = (max(slots, had), heads, max(length, held), width)
+        old_slots, heads, old_length, width = self.keys.shape
+        shape = (max(slots, old_slots), heads, max(length, old_length), width)
         keys, values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
-        keys[:had, :, :held], values[:had, :, :held] = self.keys, self.values
-        self.every = torch.arange(shape[0], device=keys.device)
+        keys[:old_slots, :, :old_length], values[:old_slots, :, :old_length] = self.keys, self.values
+        self.indices = torch.arange(shape[0], device=keys.device)
         self.keys, self.values = keys, values
 
     def arrange(self, slots: Tensor, width: int) -> None:
-        """Slot i becomes what slot slots[i] was, up to position `width`; slots: (n,), the others stay."""
+        """Permute: slot i gets the contents of slot slots[i] up to position `width`; slots: (n,), the others stay."""
         self.keys[: len(slots), :, :width] = self.keys[slots, :, :width]
         self.values[: len(slots), :, :width] = self.values[slots, :, :width]
 
@@ -108,15 +108,15 @@ class SlotCache(Cache):
         self.columns = torch.arange(length, device=device)
 
     def prefill(self, slots: Tensor) -> None:
-        """The next forward pass reads whole prompts into these slots, (n,)."""
+        """Prepare a forward pass that writes whole prompts into these slots, (n,)."""
         for layer in self.slot_layers:
             layer.slots, layer.positions = slots, None
 
     def decode(self, positions: Tensor, width: int, span: slice = slice(None)) -> Tensor | Mapping[str, Tensor]:
-        """The next forward pass decodes one token per slot of `span`, at these positions (slots,), all below `width`.
+        """Prepare a forward pass of one token per slot of `span`, at these positions (slots,), all below `width`.
 
-        Returns the additive mask (slots, 1, 1, width): 0 where a query may attend, else -inf. Every layer would turn a
-        boolean mask into this. Where layers are of two kinds it is one mask for each, by the kind's name.
+        Returns the additive mask (slots, 1, 1, width): 0 where a query may attend, else -inf. Every layer would convert
+        a boolean mask into this. A model with layers of both kinds gets one mask for each, by the kind's name.
         """
         for layer in self.slot_layers:
             layer.slots, layer.positions, layer.width, layer.span = None, positions, width, span
@@ -124,20 +124,20 @@ class SlotCache(Cache):
         future = columns > positions[:, None]
         if self.window is None:
             return self._additive(future)
-        beyond = self._additive(future | (columns <= positions[:, None] - self.window))
-        return {FULL: self._additive(future), SLIDING: beyond} if self.full else beyond
+        windowed = self._additive(future | (columns <= positions[:, None] - self.window))
+        return {FULL: self._additive(future), SLIDING: windowed} if self.full else windowed
 
-    def _additive(self, hidden: Tensor) -> Tensor:
-        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device)
-        return mask.masked_fill(hidden, -torch.inf)[:, None, None, :]
+    def _additive(self, masked: Tensor) -> Tensor:
+        mask = torch.zeros(masked.shape, dtype=self.dtype, device=masked.device)
+        return mask.masked_fill(masked, -torch.inf)[:, None, None, :]
 
     def select(self, slots: Tensor) -> None:
-        """Only these slots, (n,)."""
+        """Keep only these slots, (n,), in this order."""
         for layer in self.slot_layers:
             layer.select(slots)
 
     def arrange(self, slots: Tensor, width: int) -> None:
-        """Slot i becomes what slot slots[i] was, up to position `width`; slots: (n,)."""
+        """Permute: slot i gets the contents of slot slots[i] up to position `width`; slots: (n,)."""
         for layer in self.slot_layers:
             layer.arrange(slots, width)
 

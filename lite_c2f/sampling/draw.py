@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, top-k, top-p, and one uniform number per row."""
+"""Drawing of a token from logits: temperature, top-k, top-p, and one uniform number per row."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn."""
+    """Settings by which tokens are drawn."""
 
     limit: int  # most tokens of a response, the ending included
     temperature: float = 1.0  # 0 is greedy
@@ -62,5 +62,5 @@ def uniforms(seed: int, row: int, count: int) -> Tensor:
 
 
 def _row_seed(seed: int, row: int) -> int:
-    """The multipliers only keep neighbouring seeds apart."""
+    """A generator's seed; the multipliers keep those of neighbouring seeds and rows apart."""
     return (seed * 0x9E3779B97F4A7C15 + row * 0xBF58476D1CE4E5B9) % (1 << 63)

@@ -26,9 +26,8 @@ class Responses(NamedTuple):
     tokens: list[list[int]]  # response tokens, the ending (EOS or stop sequence) included
     logprobs: list[list[float]]  # log-probability of each under the sampling distribution, in nats
     finish: list[str]  # "eos" | "stop" | "limit"
-    text: list[
-        list[int]
-    ]  # tokens of the text without the ending; encoded anew where one token holds text and stop text
+    # tokens of the text without the ending; encoded again where one token holds text and stop text
+    text: list[list[int]]
     ending: list[int]  # how many of the last tokens are the ending, or hold something of it: 1 for EOS, 0 at the limit
 
     def text_tokens(self, row: int) -> list[int]:
@@ -50,17 +49,17 @@ def sample(
     row_ids: Sequence[int] | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Responses:
-    """Answer every prompt, at most `batch` of them at a time; a slot that has ended takes the next prompt at once.
+    """Answer every prompt, at most `batch` of them at a time; a slot whose response has ended takes the next prompt.
 
     model: a causal language model in eval mode (adapters as they are active); prompts: token ids of any length.
     stops: texts that end a response as EOS does.
     limits: most tokens of each response, where they differ (default: sampling.limit). expected: estimated tokens of
-    each response, where known: the longest start first, so that no long one comes last.
+    each response, where known: the longest start first, so that no long one runs alone at the end.
     row_ids: select each row's random numbers, with the seed (default: its index): a prompt gets the same response in a
     part of the prompts as among all of them.
     on_tokens(n) is called while sampling with the number of new tokens. A response depends on its own prompt and
     random numbers: neither on `batch` nor on its neighbours, up to the rounding of differently shaped products.
-    Out of GPU memory, unfinished rows are done again in half as many slots.
+    Out of GPU memory, unfinished rows are sampled again in half as many slots.
 
     Raises ConfigError for a limit below 1 or a prompt that leaves no room in the context;
     NonFiniteError for logits that are not finite, naming row and step; MemoryFullError when not even one row fits.
@@ -84,7 +83,8 @@ def sample(
         order.sort(key=lambda row: -expected[row])
     done: dict[int, SlotRow] = {}
     retry_smaller(
-        size, lambda at_once: _serve(model, job, [row for row in order if row not in done], at_once, done, on_tokens)
+        size,
+        lambda at_once: _answer_rows(model, job, [row for row in order if row not in done], at_once, done, on_tokens),
     )
     rows = [done[row] for row in range(len(prompts))]
     return Responses(
@@ -97,7 +97,7 @@ def sample(
 
 
 @torch.no_grad()
-def _serve(
+def _answer_rows(
     model: Any,
     job: SlotJob,
     rows: Sequence[int],
@@ -117,9 +117,9 @@ def _serve(
 
     def read_slots() -> SlotSnapshot:
         snapshot = slots.snapshot()
-        if snapshot.broken is not None:
+        if snapshot.non_finite is not None:
             raise NonFiniteError.because(
-                f"logits of row {buffer.rows[snapshot.broken[0]]} at step {snapshot.broken[1]} are not finite",
+                f"logits of row {buffer.rows[snapshot.non_finite[0]]} at step {snapshot.non_finite[1]} are not finite",
                 "finite logits",
                 "lower coarse.lr, or check the model's weights",
             )
@@ -183,8 +183,8 @@ def _check(model: Any, job: SlotJob, slots: int) -> None:
         "top_k": (sampling.top_k >= 0, "0 (off) or more"),
         "top_p": (0 <= sampling.top_p <= 1, "0 to 1"),
     }
-    for name, (right, expected) in ranges.items():
-        if not right:
+    for name, (valid, expected) in ranges.items():
+        if not valid:
             raise ConfigError.because(f"{name} {getattr(sampling, name)}", expected, f"correct {name}")
     if slots < 1:
         raise ConfigError.because(f"a sampling batch of {slots}", "at least 1", "raise coarse.sampling_batch")
@@ -221,6 +221,8 @@ def _check_model(model: Any) -> None:
             f"{FULL} and {SLIDING}",
             "use a model of a family in docs/models.md",
         )
-    used = getattr(model.config, "_attn_implementation", "sdpa")
-    if used not in ("sdpa", "eager"):
-        raise ModelError.because(f"a model with attention '{used}'", "sdpa", 'load it with attn_implementation="sdpa"')
+    attention = getattr(model.config, "_attn_implementation", "sdpa")
+    if attention not in ("sdpa", "eager"):
+        raise ModelError.because(
+            f"a model with attention '{attention}'", "sdpa", 'load it with attn_implementation="sdpa"'
+        )

@@ -1,4 +1,4 @@
-"""Slots of the sampler: the rows in flight, their responses on the device, and one decoding step for all slots at once.
+"""Slots of the sampler: the active rows, their responses on the device, and one decoding step for all slots at once.
 
 A step never waits for the host, so that steps can follow each other and be replayed as a CUDA graph.
 """
@@ -18,7 +18,7 @@ from lite_c2f.sampling.cache import SlotCache
 from lite_c2f.sampling.draw import Sampling, draw, uniforms
 from lite_c2f.sampling.stops import Stops
 
-FINISH = ("limit", "eos", "stop")
+FINISHES = ("limit", "eos", "stop")
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +33,7 @@ class SlotRow(NamedTuple):
 
 
 class SlotJob(NamedTuple):
-    """Prompts to answer, and how."""
+    """Prompts to answer, with the settings of their responses."""
 
     prompts: Sequence[Sequence[int]]
     limits: Sequence[int]  # most tokens of each response
@@ -45,7 +45,7 @@ class SlotJob(NamedTuple):
 
 
 class ResponseBuffer:
-    """Responses of the rows of a job, on the device. The row after the last one takes the tokens of idle slots."""
+    """Responses of the rows of a job, on the device. One extra row at the end takes the tokens of idle slots."""
 
     def __init__(self, job: SlotJob, rows: Sequence[int], device: torch.device) -> None:
         self.rows, self.stops = list(rows), job.stops  # buffer row -> row of the job
@@ -54,8 +54,8 @@ class ResponseBuffer:
         self.tokens = torch.full((count + 1, longest), job.pad_id, device=device)
         self.logprobs = torch.zeros((count + 1, longest), device=device)
         self.lengths = torch.zeros(count + 1, dtype=torch.long, device=device)
-        self.finish = torch.full((count + 1,), -1, device=device)  # index into FINISH; -1 is not finished
-        self.broken = torch.full((count + 1,), -1, device=device)  # the step at which logits were not finite
+        self.finish = torch.full((count + 1,), -1, device=device)  # index into FINISHES; -1 is not finished
+        self.non_finite = torch.full((count + 1,), -1, device=device)  # the step at which logits were not finite
         self.limits = torch.tensor([*(job.limits[row] for row in rows), 1], device=device)
         numbers = torch.zeros((count + 1, longest))
         for index, row in enumerate(rows):
@@ -66,11 +66,11 @@ class ResponseBuffer:
         """Responses that are complete, by row of the job."""
         columns = (self.tokens, self.logprobs, self.lengths, self.finish)
         return {
-            row: self._row(tokens[:length], logprobs[:length], FINISH[how])
-            for row, tokens, logprobs, length, how in zip(
+            row: self._row(tokens[:length], logprobs[:length], FINISHES[finish])
+            for row, tokens, logprobs, length, finish in zip(
                 self.rows, *(column[: self.idle].tolist() for column in columns), strict=True
             )
-            if how >= 0
+            if finish >= 0
         }
 
     def _row(self, tokens: list[int], logprobs: list[float], finish: str) -> SlotRow:
@@ -88,11 +88,11 @@ class SlotSnapshot(NamedTuple):
     active: list[int]  # slots whose response is not finished
     deepest: int  # the largest position among them
     drawn: int  # tokens drawn since the last snapshot
-    broken: tuple[int, int] | None  # (buffer row, step) of logits that were not finite
+    non_finite: tuple[int, int] | None  # (buffer row, step) of logits that were not finite
 
 
 class Slots:
-    """`size` rows in flight. decoder, head: the transformer and its language-model head; length: tokens of a slot."""
+    """`size` active rows. decoder, head: the transformer and its language-model head; length: tokens of a slot."""
 
     def __init__(self, decoder: Any, head: Any, job: SlotJob, buffer: ResponseBuffer, size: int, length: int) -> None:
         self.decoder, self.head, self.job, self.buffer = decoder, head, job, buffer
@@ -104,7 +104,7 @@ class Slots:
         self.active = torch.zeros(size, dtype=torch.bool, device=self.device)
         self.drawn = torch.zeros((), dtype=torch.long, device=self.device)
         self.eos = torch.tensor(list(job.eos_ids), device=self.device)
-        # (states, V) int32; a slot's state: how much of a stop text its response ends with
+        # (states, V) int32; a slot's state is the part of a stop text that its response ends with
         stops = job.stops if job.stops is not None and job.stops.texts else None
         self.stops = None if stops is None else stops.on(self.device, head.weight.shape[0])
         # Key columns are rounded up to a multiple of this: on a GPU every width is recorded as a graph of its own.
@@ -117,13 +117,13 @@ class Slots:
         by_length = sorted(range(len(rows)), key=lambda index: len(prompts[index]))
         for group in groups(by_length, [len(prompt) for prompt in prompts], PROMPT_TOKENS):
             tokens, real = pad_right([list(prompts[index]) for index in group], self.job.pad_id)
-            where = torch.tensor([slots[index] for index in group], device=self.device)
+            selected = torch.tensor([slots[index] for index in group], device=self.device)
             last = (real.sum(1) - 1).to(self.device)
-            self.cache.prefill(where)
+            self.cache.prefill(selected)
             hidden = self._forward(tokens.to(self.device), None, None)
-            self.row[where] = torch.tensor([rows[index] for index in group], device=self.device)
-            self.position[where], self.step[where], self.state[where], self.active[where] = last, 0, 0, True
-            self._take(where, hidden[torch.arange(len(group), device=self.device), last])
+            self.row[selected] = torch.tensor([rows[index] for index in group], device=self.device)
+            self.position[selected], self.step[selected], self.state[selected], self.active[selected] = last, 0, 0, True
+            self._append(selected, hidden[torch.arange(len(group), device=self.device), last])
 
     def advance(self, steps: int, deepest: int) -> None:
         """Decode `steps` tokens in every active slot, fewer where a response ends. deepest: of the last snapshot."""
@@ -136,17 +136,17 @@ class Slots:
 
     def snapshot(self) -> SlotSnapshot:
         """Read the state back to the host: the one call that waits for the device."""
-        columns = torch.stack([self.active.long(), self.position, self.buffer.broken[self.row], self.row]).tolist()
+        columns = torch.stack([self.active.long(), self.position, self.buffer.non_finite[self.row], self.row]).tolist()
         drawn = int(self.drawn)
         self.drawn.zero_()
         active = [slot for slot, is_active in enumerate(columns[0]) if is_active]
-        broken = [
+        non_finite = [
             (row, step)
             for row, step in zip(columns[3], columns[2], strict=True)
             if step >= 0 and row != self.buffer.idle
         ]
         return SlotSnapshot(
-            active, max((columns[1][slot] for slot in active), default=0), drawn, min(broken, default=None)
+            active, max((columns[1][slot] for slot in active), default=0), drawn, min(non_finite, default=None)
         )
 
     def select(self, slots: Sequence[int]) -> None:
@@ -165,54 +165,53 @@ class Slots:
     def _decode(self, width: int) -> None:
         mask = self.cache.decode(self.position, width)
         hidden = self._forward(self.token[:, None], mask, self.position[:, None])
-        self._take(slice(None), hidden[:, -1])
+        self._append(slice(None), hidden[:, -1])
 
-    def _take(self, where: Any, hidden: Tensor) -> None:
-        """Draw a token for these slots (indices, or all) from hidden states (n, H), and mark those that end."""
+    def _append(self, selected: Any, hidden: Tensor) -> None:
+        """Draw a token for the selected slots (indices, or all) from hidden states (n, H), and mark those that end."""
         buffer = self.buffer
         logits = self.head(hidden)
-        row, active = self.row[where], self.active[where]
-        step = self.step[where].clamp(max=buffer.tokens.shape[1] - 1)
+        row, active = self.row[selected], self.active[selected]
+        step = self.step[selected].clamp(max=buffer.tokens.shape[1] - 1)
         drawn, logprob = draw(logits, buffer.uniforms[row, step], self.job.sampling)
-        target = row.masked_fill(
-            ~active, buffer.idle
-        )  # not `where`: it would copy a number to the card and wait for it
+        # not torch.where: it would copy a number to the GPU and wait for it
+        target = row.masked_fill(~active, buffer.idle)
         buffer.tokens[target, step] = drawn
         buffer.logprobs[target, step] = logprob
         buffer.lengths[target] = step + 1
-        # which responses end, and by what
-        kind = (drawn[:, None] == self.eos).any(1).long()  # 1: EOS
+        # which responses end, and with which finish
+        ending = (drawn[:, None] == self.eos).any(1).long()  # 1: EOS
         if self.stops is not None:
-            state = self.stops[self.state[where], drawn].long()
-            self.state[where] = state
-            kind = kind.masked_fill((state == len(self.stops) - 1) & (kind == 0), 2)
-        broken = ~torch.isfinite(logits).all(1)
-        ended = (kind > 0) | (step + 1 >= buffer.limits[row]) | broken
-        buffer.broken[target] = step.masked_fill(~broken, -1)
-        buffer.finish[target] = kind.masked_fill(~ended | broken, -1)  # last: marks the row as complete
+            state = self.stops[self.state[selected], drawn].long()
+            self.state[selected] = state
+            ending = ending.masked_fill((state == len(self.stops) - 1) & (ending == 0), 2)
+        non_finite = ~torch.isfinite(logits).all(1)
+        ended = (ending > 0) | (step + 1 >= buffer.limits[row]) | non_finite
+        buffer.non_finite[target] = step.masked_fill(~non_finite, -1)
+        buffer.finish[target] = ending.masked_fill(~ended | non_finite, -1)  # last: marks the row as complete
         # input of the next step; a slot that has ended stays at its position
         self.drawn += active.sum()
-        goes_on = active & ~ended
-        self.token[where] = drawn
-        self.position[where] = self.position[where] + goes_on.long()
-        self.step[where] = step + goes_on.long()
-        self.active[where] = goes_on
+        unfinished = active & ~ended
+        self.token[selected] = drawn
+        self.position[selected] = self.position[selected] + unfinished.long()
+        self.step[selected] = step + unfinished.long()
+        self.active[selected] = unfinished
 
 
 class Graphs:
-    """Steps recorded as CUDA graphs, one per (slots, width); eager where the driver or a kernel cannot be recorded.
+    """CUDA graphs of steps, one per (slots, width); eager where the driver or a kernel cannot be recorded.
 
     A step of Mistral-7B is about 2,500 kernel launches: launched one by one, they are limited by the host.
     """
 
-    refused = False  # once a step could not be recorded, none is tried again in this process
+    refused = False  # once a step could not be recorded, no other is tried in this process
 
     def __init__(self) -> None:
         self.recorded: dict[tuple[int, int], torch.cuda.CUDAGraph | None] = {}
         self.pool: Any = None
 
     def run(self, key: tuple[int, int], work: Callable[[], None]) -> None:
-        """Do the work: eagerly the first time (which warms up its kernels), recorded the second time, then replayed."""
+        """Run the step: eagerly the first time (which warms up its kernels), then recorded, then replayed."""
         if key not in self.recorded:
             self.recorded[key] = None
             work()

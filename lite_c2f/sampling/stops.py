@@ -29,7 +29,7 @@ class Cut(NamedTuple):
 
 
 class Stops:
-    """The texts that end a response, for one tokenizer.
+    """Stop texts of responses, for one tokenizer.
 
     tokenizer: of the model that responds; texts: the markers. A special token counts as its own text (`<|im_end|>`), so
     that a marker may hold one, spelt as the special token or in ordinary ones. Raises ConfigError for an empty text.
@@ -46,7 +46,7 @@ class Stops:
         if not all(self._markers):
             raise ConfigError.because("a stop sequence without text ('')", "at least one character", "remove it")
         self.table = _table(automaton(self._markers), self._bytes)  # [state, token] int32
-        self.end = len(self.table) - 1  # the state of a response that has ended; it leads nowhere else
+        self.end = len(self.table) - 1  # the state of a response that has ended
         self._tables: dict[tuple[torch.device, int], Tensor] = {}
 
     def check(self) -> None:
@@ -77,47 +77,49 @@ class Stops:
         """A response without its marker; all of it where there is none.
 
         Where one token holds the end of the text and the beginning of the marker (`.` and a line break), the text keeps
-        its part, and is encoded anew, as the reward model's answers are.
+        its part and is encoded again, as the reward model's answers are.
         """
-        parts = self._written(tokens)
-        written = b"".join(parts)
-        place = first(written, self._markers)
-        if place is None:
+        parts = self._bytes_of(tokens)
+        text = b"".join(parts)
+        span = first_marker(text, self._markers)
+        if span is None:
             return Cut(list(tokens), 0)
         before = whole_tokens = 0  # bytes and tokens that are wholly of the text
-        while whole_tokens < len(parts) and before + len(parts[whole_tokens]) <= place[0]:
+        while whole_tokens < len(parts) and before + len(parts[whole_tokens]) <= span[0]:
             before += len(parts[whole_tokens])
             whole_tokens += 1
         whole = list(tokens[:whole_tokens])
-        if before < place[0]:
-            whole = self._encoded(whole, written[before : place[0]])
+        if before < span[0]:
+            whole = self._encoded(whole, text[before : span[0]])
         return Cut(whole, len(tokens) - whole_tokens)
 
     def _encoded(self, whole: list[int], rest: bytes) -> list[int]:
-        """Ids of the text of these whole tokens and of the rest, which is part of a token that is cut."""
-        # All of it, as answers of the data are encoded; where it holds a special token (which would be spelt in
-        # letters) or half characters, as little as possible.
+        """Ids of a text: that of these whole tokens, then `rest`, which is the beginning of a token.
+
+        The whole text is encoded again, as answers of the data are; where it holds a special token (which would be
+        spelt in letters) or half characters, as few tokens as possible.
+        """
         special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
         starts = [*([] if special.intersection(whole) else [0]), *range(len(whole), 0, -1)]
         for start in starts:
-            piece = b"".join(self._written(whole[start:])) + rest
+            piece = b"".join(self._bytes_of(whole[start:])) + rest
             ids = continuation(self.tokenizer, piece.decode("utf-8", "replace"))
-            if b"".join(self._written(ids)) == piece:
+            if b"".join(self._bytes_of(ids)) == piece:
                 return whole[:start] + ids
         return whole
 
-    def _written(self, tokens: Sequence[int]) -> list[bytes]:
+    def _bytes_of(self, tokens: Sequence[int]) -> list[bytes]:
         return [self._bytes[token] if token < len(self._bytes) else b"" for token in tokens]
 
 
-def first(written: bytes | str, markers: Iterable[Any]) -> tuple[int, int] | None:
-    """(beginning, end) of the marker that ends first, of several that end together the longest; None without any.
+def first_marker(text: bytes | str, markers: Iterable[Any]) -> tuple[int, int] | None:
+    """Span (beginning, end) of the marker that ends first, of several that end together the longest; None without any.
 
-    >>> first("5.\\n\\nHuman: Why?", ["Human:", "\\n\\nHuman:"])
+    >>> first_marker("5.\\n\\nHuman: Why?", ["Human:", "\\n\\nHuman:"])
     (2, 10)
     """
-    places = [(written.find(marker), len(marker)) for marker in markers]  # type: ignore[arg-type]
-    ends = [(begin + size, -size) for begin, size in places if begin >= 0]
+    starts = [(text.find(marker), len(marker)) for marker in markers]  # type: ignore[arg-type]
+    ends = [(begin + size, -size) for begin, size in starts if begin >= 0]
     if not ends:
         return None
     end, size = min(ends)
@@ -130,12 +132,12 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
     >>> before_stop("It is 5.\\n\\nHuman: Why?", ["\\n\\nHuman:"])
     'It is 5.'
     """
-    place = first(text, stops)
-    return text if place is None else text[: place[0]]
+    span = first_marker(text, stops)
+    return text if span is None else text[: span[0]]
 
 
 def automaton(markers: Sequence[bytes]) -> np.ndarray:
-    """Transitions [state, byte] int32 of the automaton that looks for any of the markers; the last state is the end."""
+    """Transitions [state, byte] int32 of the automaton that searches for the markers; the last state is the end."""
     children: list[dict[int, int]] = [{}]
     complete = [False]
     for marker in markers:
@@ -148,33 +150,33 @@ def automaton(markers: Sequence[bytes]) -> np.ndarray:
             node = children[node][byte]
         complete[node] = True
     count = len(children)
-    moves = np.zeros((count, 256), dtype=np.int64)
-    fallback = [0] * count  # of a node: the longest other node that its text ends with
+    transitions = np.zeros((count, 256), dtype=np.int64)
+    fallback = [0] * count  # of a node: the longest other node whose text is a suffix of its own
     order = [0]
     for node in order:  # grows as it goes: breadth first, so that a node's fallback is known before its children
         if node:
-            moves[node] = moves[fallback[node]]
+            transitions[node] = transitions[fallback[node]]
         for byte, child in children[node].items():
-            fallback[child] = int(moves[fallback[node], byte]) if node else 0
+            fallback[child] = int(transitions[fallback[node], byte]) if node else 0
             complete[child] = complete[child] or complete[fallback[child]]
-            moves[node, byte] = child
+            transitions[node, byte] = child
             order.append(child)
-    going = [node for node in range(count) if not complete[node]]
-    number = np.full(count, len(going))  # every complete node is the one end
-    number[going] = range(len(going))
-    return np.vstack([number[moves[going]], np.full((1, 256), len(going))]).astype(np.int32)
+    incomplete = [node for node in range(count) if not complete[node]]
+    number = np.full(count, len(incomplete))  # all complete nodes become the one end state
+    number[incomplete] = range(len(incomplete))
+    return np.vstack([number[transitions[incomplete]], np.full((1, 256), len(incomplete))]).astype(np.int32)
 
 
-def _table(moves: np.ndarray, tokens: Sequence[bytes]) -> np.ndarray:
+def _table(transitions: np.ndarray, tokens: Sequence[bytes]) -> np.ndarray:
     """Transitions [state, token] from those by byte; all tokens at once, byte by byte."""
     lengths = np.array([len(token) for token in tokens], dtype=np.intp)
     written, starts = np.frombuffer(b"".join(tokens), dtype=np.uint8), np.cumsum(lengths) - lengths
     order = np.argsort(-lengths, kind="stable")  # the longest first: a prefix of it has a byte at each place
-    states = len(moves)
+    states = len(transitions)
     table = np.repeat(np.arange(states, dtype=np.int32)[:, None], len(tokens), axis=1)
     for place in range(int(lengths.max(initial=0))):
         longer = order[: int((lengths > place).sum())]
-        table[:, longer] = moves[table[:, longer], written[starts[longer] + place]]
+        table[:, longer] = transitions[table[:, longer], written[starts[longer] + place]]
     return table
 
 
@@ -188,15 +190,15 @@ def _can_end(table: np.ndarray) -> bool:
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
-    """The bytes that each token adds to a text that goes on, by id; b"" for ids that stand for none.
+    """Bytes that each token adds in the middle of a text, by id; b"" for ids without text.
 
     Read off the tokenizer's own decoder: byte-level (GPT-2, Llama-3, Qwen), SentencePiece with byte fallback, or none
     (tokens joined by spaces); with any other, each token is decoded on its own.
     """
-    size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))  # some leave ids out
+    size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))  # some vocabularies have gaps
     if tokenizer in _BYTES and _BYTES[tokenizer][0] == size:
         return _BYTES[tokenizer][1]
-    steps = _steps(tokenizer)
+    steps = _decoder_steps(tokenizer)
     texts = tokenizer.convert_ids_to_tokens(list(range(size)))
     if steps is None:
         result = [_decoded_alone(tokenizer, token) for token in range(size)]
@@ -206,8 +208,8 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
     return result
 
 
-def _steps(tokenizer: Any) -> list[tuple[str, ...]] | None:
-    """What the tokenizer's decoder does with a token, in order; None where that is not known."""
+def _decoder_steps(tokenizer: Any) -> list[tuple[str, ...]] | None:
+    """Steps of the tokenizer's decoder for a token, in order; None where one is unknown."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "decoder"):
         return None
@@ -223,7 +225,7 @@ def _steps(tokenizer: Any) -> list[tuple[str, ...]] | None:
                 steps.append(("replace", old, new))
             case {"type": "Metaspace", "replacement": old}:
                 steps.append(("replace", old, " "))
-            case {"type": "Fuse" | "Strip"}:  # of a whole text: no matter in the midst of it
+            case {"type": "Fuse" | "Strip"}:  # these act on a whole text, not in the middle of it
                 pass
             case _:
                 return None
@@ -254,7 +256,7 @@ def _decoded(token: str, steps: Sequence[tuple[str, ...]]) -> bytes:
 
 
 def _decoded_alone(tokenizer: Any, token: int) -> bytes:
-    """What a token adds to a text, by decoding it after another one."""
+    """Text that a token adds, by decoding it after another one."""
     anchor = tokenizer.encode("a", add_special_tokens=False)[:1]
     before, after = tokenizer.decode(anchor), tokenizer.decode([*anchor, token])
     return after.removeprefix(before).encode()

@@ -1,7 +1,7 @@
-"""Trial of a model's class: whether the sampler and PPO compute with it what the model itself computes.
+"""Trial of a model's class: whether sampler and PPO compute the same with it as its own forward pass.
 
-On a small copy with random weights (`backbone.model_kind.small_copy`), in a fraction of a second, before anything is
-downloaded or trained. So an untried family is refused by its behaviour, not by its name.
+Runs on a small copy with random weights (`backbone.model_kind.small_copy`) in a fraction of a second, before anything
+is downloaded or trained. So a family that nobody tried is refused by its behaviour, not by its name.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ def try_kind(folder: Path, *, quantized: bool) -> None:
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, __version__
 
-    tried = (folder / "config.json").read_text(encoding="utf-8"), quantized
-    if tried in PASSED:
+    key = (folder / "config.json").read_text(encoding="utf-8"), quantized
+    if key in PASSED:
         return
     settings = read_settings(folder)
     if type(settings) not in AutoModelForSequenceClassification._model_mapping:
@@ -47,21 +47,21 @@ def try_kind(folder: Path, *, quantized: bool) -> None:
             model = small_copy(folder, AutoModelForCausalLM)
             classifier = small_copy(folder, AutoModelForSequenceClassification)
             reason = difference(model)
-        except Exception as error:  # a class may raise anything at sizes or inputs that are not its own
+        except Exception as error:  # a class may raise anything at unusual sizes or inputs
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            raise refused(folder, f"fails at what the sampler asks of a decoder ({line})") from None
+            raise refused(folder, f"fails where the sampler calls its decoder ({line})") from None
     if reason is None and not isinstance(getattr(classifier, "score", None), nn.Module):
         reason = "has a sequence classifier whose head is not one linear layer"
     if reason is not None:
         raise refused(folder, reason)
-    odd = own_linear(model)
-    if quantized and odd:
+    other_linear = own_linear(model)
+    if quantized and other_linear:
         raise refused(
             folder,
-            f"has linear layers of a class of its own ({odd}), which Transformers {__version__} leaves unquantised",
+            f"has linear layers of another class ({other_linear}), which Transformers {__version__} leaves unquantised",
             f"set model.quantization=none if there is memory for it, or {OTHER_MODEL}",
         )
-    PASSED.add(tried)
+    PASSED.add(key)
 
 
 def read_settings(folder: Path) -> Any:
@@ -81,7 +81,7 @@ def read_settings(folder: Path) -> Any:
 
 @torch.no_grad()
 def difference(model: Any) -> str | None:
-    """Where PPO and the sampler would compute something else than the model's own forward pass; None: nowhere."""
+    """First difference between PPO or the sampler and the model's own forward pass, as a reason; None where none."""
     decoder, head = model.get_decoder(), LanguageHead.of(model)
     row = torch.tensor([PROMPTS[0]])
     own, hidden = model(row, use_cache=False).logits.float(), decoder(input_ids=row, use_cache=False).last_hidden_state

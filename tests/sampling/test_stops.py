@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from lite_c2f.chat.rows import AnswerRow
 from lite_c2f.errors import ConfigError
 from lite_c2f.sampling import Sampling, Stops, sample
-from lite_c2f.sampling.stops import _BYTE_OF, before_stop, first, token_bytes
+from lite_c2f.sampling.stops import _BYTE_OF, before_stop, first_marker, token_bytes
 
 HUMAN = "\n\nHuman:"
 MARKERS = ((HUMAN,), ("an", "Human", HUMAN), ("\n\n", ".\n"), ("aab", "ab:", "b"), ("is 5", "5.\n\nHuman"))
@@ -96,7 +96,7 @@ def test_the_marker_that_ends_first_wins_and_of_several_the_longest(markers, tex
         if text[begin:].startswith(marker)
     ]
     expected = min(places, default=None)
-    assert first(text, markers) == (expected and expected[::-1])
+    assert first_marker(text, markers) == (expected and expected[::-1])
     assert before_stop(text, markers) == (text if expected is None else text[: expected[1]])
     tokenizer = made("gpt2")
     found = followed(Stops(tokenizer, markers), spelt(tokenizer, text, random.Random(text)))
