@@ -14,7 +14,7 @@ class Answer(NamedTuple):
     tokens: int  # the ending included
     finish: str  # "eos" | "stop" | "limit"
     text_tokens: list[int]
-    chat: bool = False  # under an instruct model's chat template; otherwise in the form of the model that is trained
+    chat: bool = False  # generated under an instruct model's chat template, not in the base's form
 
 
 def repeated_ngrams(tokens: Sequence[int], n: int = 4) -> float:

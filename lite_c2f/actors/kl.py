@@ -18,16 +18,16 @@ KL_TOKENS = 256  # positions whose logits are in memory at once: 64 MiB at vocab
 def mean_kl(
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Answer],
-    moved: Hidden,
-    still: Hidden,
+    policy: Hidden,
+    reference: Hidden,
     head: Any,
     pad_id: int,
     device: torch.device,
     batch: int | BatchSize,
 ) -> float:
-    """Mean KL(moved || still) in nats per token of the answers, from final hidden states; 0 where none has text.
+    """Mean KL(policy || reference) in nats per token of the answers, from final hidden states; 0 where none has text.
 
-    prompts: token ids; moved, still: the two models; head: the language-model head of both.
+    prompts: token ids; policy: the model that answered; reference: the other one; head: the head of both.
     """
     size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
     rows = [
@@ -39,21 +39,21 @@ def mean_kl(
     if not rows:
         return 0.0
 
-    def work(at_once: int) -> float:
+    def summed_kl(at_once: int) -> float:
         total = 0.0
         for chosen in groups(sorted(range(len(rows)), key=lengths.__getitem__), lengths, at_once * max(lengths)):
             tokens, real = pad_right([rows[row][0] + rows[row][1] for row in chosen], pad_id)
-            for place, row in enumerate(chosen):
-                real[place, : len(rows[row][0])] = False
+            for index, row in enumerate(chosen):
+                real[index, : len(rows[row][0])] = False
             tokens, mask = tokens.to(device), real[:, 1:].to(device)
-            total += kl_sum(head, moved(tokens)[:, :-1][mask], still(tokens)[:, :-1][mask])
+            total += kl_sum(head, policy(tokens)[:, :-1][mask], reference(tokens)[:, :-1][mask])
         return total
 
-    return retry_smaller(size, work) / sum(len(text) for _, text in rows)
+    return retry_smaller(size, summed_kl) / sum(len(text) for _, text in rows)
 
 
 def kl_sum(head: Any, left: Tensor, right: Tensor) -> float:
-    """Sum of KL(left || right) over positions, from final hidden states (N, H), some logits at a time."""
+    """Sum of KL(left || right) over positions, from final hidden states (N, H), KL_TOKENS positions at a time."""
     total = 0.0
     for first, second in zip(left.split(KL_TOKENS), right.split(KL_TOKENS), strict=True):
         p, q = (head(hidden).log_softmax(-1) for hidden in (first, second))

@@ -44,15 +44,15 @@ def answer_base(
     ids = prompts_of_base(tokenizer, config, prompts)
     turn = turn_end(tokenizer, config.model.prompt_template, config.model.chat_template_kwargs)
     with roles.sampling(role):
-        ends = end_tokens(roles.model, tokenizer, turn)
-        return _answer(roles.model, tokenizer, ids, sampling, batch, Stops(tokenizer, config.model.stop), ends)
+        eos_ids = end_tokens(roles.model, tokenizer, turn)
+        return _answer(roles.model, tokenizer, ids, sampling, batch, Stops(tokenizer, config.model.stop), eos_ids)
 
 
 def prompts_of_base(tokenizer: Any, config: Config, prompts: Sequence[Turns]) -> list[list[int]]:
-    """Ids of prompts in the form of the model that is trained, which the reward model reads too."""
-    model, most = config.model, config.data.max_prompt_tokens
-    form = model.prompt_template, model.chat_template_kwargs
-    return [encode_prompt(tokenizer, turns, most, *form)[0] for turns in prompts]
+    """Token ids of prompts in the base's form, which the reward model reads too."""
+    model, limit = config.model, config.data.max_prompt_tokens
+    template, variables = model.prompt_template, model.chat_template_kwargs
+    return [encode_prompt(tokenizer, turns, limit, template, variables)[0] for turns in prompts]
 
 
 def kl_of_coarse(
@@ -78,7 +78,7 @@ class InstructModel:
     """An instruct model, and the residue at any ratio on top of it, unmerged.
 
     W_instruct + ratio * scaling * B @ A is what the merger would write; a ratio is a number in the forward pass, so
-    trying one costs nothing. The Coarse adapter keeps its stock name `default`.
+    another one needs no merge. The Coarse adapter keeps its stock name `default`.
     """
 
     def __init__(self, config: Config, model: str, adapter: Path | None = None, revision: str | None = None) -> None:
@@ -109,7 +109,7 @@ class InstructModel:
 
     @contextlib.contextmanager
     def ratio(self, ratio: Ratio) -> Iterator[None]:
-        """Inside the block the residue counts `ratio` times; 0 is the instruct model itself.
+        """Multiply the residue by `ratio` inside the block; 0 is the instruct model itself.
 
         ratio: one for all weights, or one per weight by its name.
         """
@@ -123,9 +123,9 @@ class InstructModel:
 
     def _scale(self, ratio: Ratio) -> None:
         for weight, layer in self._layers.items():
-            share = ratio[weight] if isinstance(ratio, Mapping) else ratio
+            factor = ratio[weight] if isinstance(ratio, Mapping) else ratio
             for name, scaling in self._scaling[weight].items():
-                layer.scaling[name] = share * scaling
+                layer.scaling[name] = factor * scaling
 
     def kl(self, prompts: Sequence[Turns], answers: Sequence[Answer], ratio: Ratio, batch: int | BatchSize) -> float:
         """Mean KL(instruct with the residue || instruct) in nats per token, over whole distributions along the answers.
@@ -135,10 +135,10 @@ class InstructModel:
         prompt_ids = self._encoded(prompts)
         head, pad_id = LanguageHead.of(self.model), padding_id(self.tokenizer)
 
-        def hidden(share: Ratio) -> Hidden:
+        def hidden(ratio: Ratio) -> Hidden:
             def states(tokens: Tensor) -> Tensor:
                 model = self.model.get_base_model() if self._layers else self.model
-                with self.ratio(share):
+                with self.ratio(ratio):
                     return model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
 
             return states
@@ -159,8 +159,8 @@ class InstructModel:
         return [answer._replace(chat=True) for answer in answers]
 
     def _encoded(self, prompts: Sequence[Turns]) -> list[list[int]]:
-        most, variables = self.config.data.max_prompt_tokens, self.config.model.chat_template_kwargs
-        return [encode_chat(self.tokenizer, turns, most, variables) for turns in prompts]
+        limit, variables = self.config.data.max_prompt_tokens, self.config.model.chat_template_kwargs
+        return [encode_chat(self.tokenizer, turns, limit, variables) for turns in prompts]
 
 
 def _answer(
@@ -206,10 +206,10 @@ class RewardModel:
         return [self.normalizer(float(value)) for value in raw]
 
     def rows(self, prompts: Sequence[Turns], answers: Sequence[Answer]) -> list[list[int]]:
-        """What the reward model reads: prompt and answer in the form it learned, with its end where the answer ended.
+        """Rows that the reward model reads: prompt and answer in the form it learned, with EOS where the answer ended.
 
-        An answer under a chat template has no space before it where the base's has one: its text is encoded again, as
-        answers were in training. The base's own answers stay the tokens that were sampled.
+        An answer under a chat template lacks the space before it that the base's form has, so its text is encoded
+        again, as answers were in training. The base's own answers stay the sampled tokens.
         """
         model = self.config.model
         end = answer_end(self.tokenizer, model.prompt_template, model.chat_template_kwargs)

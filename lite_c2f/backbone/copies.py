@@ -1,9 +1,9 @@
-"""Copies of the weights in the form that samples fastest, while sampling. The model itself is unchanged.
+"""Copies of weights for faster sampling. The model itself is unchanged.
 
-On a GPU: the adapters as a copy in the base's half precision. They train in float32, and autocast would cast them anew
-in every step. On a CPU: base and adapter of every linear layer as one dense float32 matrix, where there is room for it:
-unpacking 4-bit weights and two thin products per layer are most of a step there. Adding the adapter to the 4-bit base
-itself would round it away: it drifts 6% per cycle.
+On a GPU: the adapters as a copy in the base's half precision. They train in float32, and autocast would cast them
+again in every step. On a CPU: base and adapter of every linear layer as one dense float32 matrix, where memory allows
+it: unpacking 4-bit weights and two thin products per layer are most of a step there. The adapter is not merged into the
+4-bit base itself, which drifts 6% per cycle of merging and unmerging.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-SHARE_OF_RAM = 0.25  # most of the available memory that dense copies may take
+MEMORY_SHARE = 0.25  # of the available memory, for dense copies
 
 
 @contextlib.contextmanager
 def sampling_copies(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model, with its adapters as they are active now, samples faster. Our own.
+    """Make the model, with its active adapters, sample faster inside the block. Our own.
 
     Outputs are the same up to rounding. Neither train nor switch adapters inside.
     """
@@ -61,7 +61,7 @@ def dense_copies(layers: list[nn.Module]) -> Iterator[None]:
 
 
 def _linear(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
-    """In the weight's type: in bfloat16 most of a small adapter would be rounded away."""
+    """Computed in the weight's type: bfloat16 would round away most of a small adapter."""
     return functional.linear(hidden.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).to(
         hidden.dtype
     )
@@ -103,4 +103,4 @@ def half_copies(layers: list[nn.Module]) -> Iterator[None]:
 def has_room(layers: Sequence[nn.Module]) -> bool:
     """Whether the dense copies fit into the available memory: free, or held by the page cache alone."""
     needed = sum(layer.in_features * layer.out_features for layer in layers) * 4  # type: ignore[operator, misc]
-    return needed <= SHARE_OF_RAM * psutil.virtual_memory().available
+    return needed <= MEMORY_SHARE * psutil.virtual_memory().available

@@ -1,4 +1,4 @@
-"""End tokens of an answer: those that a model's files list, and the one they leave out."""
+"""End tokens of an answer: those listed in a model's files, and an unlisted end of a chat turn."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +25,9 @@ def listed(settings: Any) -> list[int]:
 
 
 def unlisted_turn_end(tokenizer: Any, folder: Path, template_kwargs: Mapping[str, Any] | None = None) -> int | None:
-    """The token that ends a model's turns, where neither its files nor its tokenizer list it as an end.
+    """The token that ends a model's chat turns, where neither its files nor its tokenizer list it as an end token.
 
-    Stock libraries would never stop at it. None where it is listed, or the chat template has none. template_kwargs:
+    Stock libraries would never stop at it. None where it is listed or the chat template has none. template_kwargs:
     variables of the template, `model.chat_template_kwargs`. Raises ModelError for a template that is missing or fails.
     """
     end = turn_end(tokenizer, CHAT, template_kwargs)

@@ -27,5 +27,6 @@ class ScalarHead(nn.Module):
         return ScalarHead.of(self.linear.weight.detach() / std, (self.linear.bias.item() - mean) / std)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Values (...) float32 of hidden states (..., H), also under autocast."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.linear(hidden.float()).squeeze(-1)

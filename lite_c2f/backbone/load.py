@@ -27,14 +27,14 @@ from lite_c2f.toy.build import restore_bos
 
 def pick_device(config: Config) -> torch.device:
     """The device of a run. Raises ConfigError when a GPU is asked for and there is none."""
-    wanted = config.hardware.device
-    if wanted == "cuda" and not torch.cuda.is_available():
+    device = config.hardware.device
+    if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError.because("hardware.device=cuda: no CUDA GPU", "a GPU", "set hardware.device=cpu or auto")
-    return torch.device("cuda" if torch.cuda.is_available() and wanted != "cpu" else "cpu")
+    return torch.device("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
 
 
 def card_gib(config: Config) -> float | None:
-    """Memory of the GPU here to plan for, in GiB: what it has, or `hardware.vram_gib` if that is less; else None."""
+    """GPU memory to plan for, in GiB: the total, or `hardware.vram_gib` if that is less; None without a GPU."""
     if pick_device(config).type != "cuda":
         return None
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIBIBYTE
@@ -52,13 +52,13 @@ def compute_on(config: Config, device: torch.device) -> Compute:
 
 
 def plan_here(config: Config, model: str | None = None) -> Plan:
-    """The plan of a run on this machine, as the models will be loaded. model: as for `make_plan`."""
+    """The plan of a run on this machine. model: as for `make_plan`."""
     plan = make_plan(config, card_gib(config), model=model, compute=compute_on(config, pick_device(config)))
     return plan if plan.compute.on_gpu else _without_card(plan, config)
 
 
 def plan_named(config: Config) -> Plan:
-    """The plan for the GPU here; where there is none, for the card that `hardware.vram_gib` names."""
+    """The plan for this machine's GPU; without one, for a GPU of `hardware.vram_gib`."""
     return plan_here(config) if pick_device(config).type == "cuda" else _without_card(make_plan(config), config)
 
 
@@ -95,7 +95,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
             "save the tokenizer there",
         )
     restore_bos(tokenizer)
-    tokenizer.clean_up_tokenization_spaces = False  # Llama-3's files ask for it; it takes spaces from "x != y"
+    tokenizer.clean_up_tokenization_spaces = False  # Llama-3's files set it; it removes spaces from "x != y"
     limits = read_limits(model, revision)
     check_embedded(tokenizer, model, limits.size)
     resolve_padding(tokenizer, limits)
@@ -117,7 +117,7 @@ def quantization_config(config: Config, device: torch.device) -> BitsAndBytesCon
 def load_model(
     model: str, config: Config, *, revision: str | None = None, auto_class: Any = AutoModelForCausalLM, **extra: Any
 ) -> torch.nn.Module:
-    """Load a model once, frozen, quantised as configured, and safe to train adapters through.
+    """Load a model, frozen, quantised as configured, so that gradients pass through it to adapters.
 
     Frozen by hand: PEFT's `prepare_model_for_kbit_training` would cast embeddings and head, and with them the KV
     cache, to float32 (+0.5 GiB on Mistral-7B, and twice the cache). Raises ModelError when it cannot be loaded.
@@ -127,7 +127,7 @@ def load_model(
         settings = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False, **extra)
         window, kinds = sliding_window(settings), set(getattr(settings, "layer_types", None) or ())
         if window and len(kinds) < 2 and config.longest_row <= window:
-            settings.sliding_window = None  # no row is longer than it: keeps SDPA's fast causal path
+            settings.sliding_window = None  # no row is longer: without a window SDPA keeps its fast causal path
         loaded = auto_class.from_pretrained(
             model,
             config=settings,
@@ -164,13 +164,13 @@ def keep_weights_trainable(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def model_error(model: str, what: str, error: Exception) -> ModelError:
-    """One line for a failed load."""
+def model_error(model: str, part: str, error: Exception) -> ModelError:
+    """The error for a model, or a part of it, that cannot be loaded."""
     reason = " ".join(str(error).split())
     if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
         reason = "no such folder"
     return ModelError.because(
-        f"model '{model}': cannot load {what} ({reason[:200]})",
+        f"model '{model}': cannot load {part} ({reason[:200]})",
         "a Hugging Face model folder with config.json, *.safetensors and a tokenizer, or a hub name",
         "check model.base and model.instruct",
     )

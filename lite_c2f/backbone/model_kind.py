@@ -1,4 +1,4 @@
-"""Model kinds: whether a model can be trained here, from its config.json alone, so that the answer comes at once.
+"""Model kinds: whether a model can be trained here, from its config.json alone, without loading it.
 
 PPO and sampling need a causal decoder of plain attention with its head in one place; QLoRA needs linear layers; the
 reward stage needs a sequence classifier. `check_kind` checks what config.json shows; for the rest `small_copy` is a
@@ -16,8 +16,8 @@ from lite_c2f.memory.sizes import LIKE_LLAMA, cached_folder
 FAMILIES = "docs/models.md"  # the table of families that were tried
 LAYER_KINDS = {"full_attention", "sliding_attention"}
 OTHER_MODEL = f"choose a model of a family that {FAMILIES} lists as trained"
-# Of a small copy, by Transformers' names; only what a configuration has, and has set.
-SMALL = {
+# Sizes of a small copy, by Transformers' names; a key applies where the configuration has set it.
+SMALL_SIZES = {
     "vocab_size": 96,
     "intermediate_size": 48,
     "ffn_dim": 48,
@@ -33,13 +33,13 @@ EMBEDDED = ("word_embed_proj_dim", "embedding_size")  # width of embeddings, whe
 
 
 def check_named(*names: str) -> None:
-    """`check_kind` for models by name, where they are here: in a folder, or in the hub's cache."""
+    """`check_kind` for models by name that are on this machine: in a folder, or in the hub's cache."""
     for folder in here(*names):
         check_kind(folder)
 
 
 def check_lineage(base: str, instruct: str) -> None:
-    """Raise ModelError where both are here and their config.json are not of one lineage."""
+    """Raise ModelError where both are on this machine and their config.json are not of one lineage."""
     if len(folders := here(base, instruct)) == 2:
         check_configs(*folders)
 
@@ -51,14 +51,14 @@ def here(*names: str) -> list[Path]:
 
 
 def is_like_llama(folder: Path) -> bool:
-    """Whether it is of a family whose classes are all alike, so that a plan needs no trial."""
+    """Whether the model is of a family like Llama, whose classes need no trial for a plan."""
     return read_config(folder).get("model_type") in LIKE_LLAMA
 
 
 def check_kind(folder: Path) -> None:
     """Raise ModelError naming the architecture and the reason, unless config.json may be that of a model to train.
 
-    Reads no weights and imports no library: a model that passes is still to be tried, by `sampling.trial`.
+    Reads no weights and imports no library: a model that passes is tried by `sampling.trial` next.
     """
     config = read_config(folder)
     reason = reason_against(config)
@@ -67,15 +67,13 @@ def check_kind(folder: Path) -> None:
 
 
 def reason_against(config: Mapping[str, Any]) -> str | None:
-    """Why a model with this config.json cannot be trained, where one key says so."""
+    """Why a model with this config.json cannot be trained; None where no key shows a reason."""
     if any(isinstance(config.get(part), dict) for part in ("vision_config", "audio_config")):
         return "reads images or sound beside text, and its text model is inside of another one"
     if config.get("is_encoder_decoder"):
         return "has an encoder beside its decoder, and PPO here is for decoders alone"
     if config.get("alibi") or config.get("model_type") == "bloom":
-        return (
-            "tells positions by biases (ALiBi) that it makes of an attention mask, which the sampler does not give it"
-        )
+        return "encodes positions by biases (ALiBi) computed from an attention mask, which the sampler does not pass"
     if config.get("is_moe") is not False and (
         experts := sorted(key for key, value in config.items() if _counts_experts(key) and _above_one(value))
     ):
@@ -120,7 +118,7 @@ def small_copy(folder: Path, auto_class: Any) -> Any:
             config, attn_implementation=attention_of(auto_class, config), dtype=torch.float32
         )
         with torch.no_grad():
-            for parameter in model.parameters():  # larger than usual, so that every layer has a visible effect
+            for parameter in model.parameters():  # larger than usual: every layer then has a measurable effect
                 if parameter.ndim > 1:
                     parameter.mul_(4.0)
     return model.eval()
@@ -131,20 +129,25 @@ def _shrink(config: Any) -> None:
     values = config.to_dict()
     heads, layers, hidden = config.num_attention_heads, config.num_hidden_layers, config.hidden_size
     for name in KEY_VALUE_HEADS:
-        if isinstance(before := getattr(config, name, None), int):
-            setattr(config, name, HEADS if before == heads else 1)
+        if isinstance(size_before := getattr(config, name, None), int):
+            setattr(config, name, HEADS if size_before == heads else 1)
     kinds = getattr(config, "layer_types", None) or [None]
-    few = max(2, 1 + max(kinds.index(kind) for kind in set(kinds)))
+    few_layers = max(2, 1 + max(kinds.index(kind) for kind in set(kinds)))
     for name, value in values.items():
         if isinstance(value, list) and len(value) == layers:  # one entry for each layer
-            setattr(config, name, value[:few])
+            setattr(config, name, value[:few_layers])
         elif "window" in name and "layers" not in name and isinstance(value, int) and value > WINDOW:
-            setattr(config, name, WINDOW)  # so that rows of a trial are longer
+            setattr(config, name, WINDOW)  # shorter than a trial's rows
     width = HEADS * (values.get("head_dim") or hidden // heads)
     for name in EMBEDDED:
-        if isinstance(before := getattr(config, name, None), int):
-            setattr(config, name, width if before == hidden else width // 2)
-    for name, size in {**SMALL, "num_hidden_layers": few, "num_attention_heads": HEADS, "hidden_size": width}.items():
+        if isinstance(size_before := getattr(config, name, None), int):
+            setattr(config, name, width if size_before == hidden else width // 2)
+    for name, size in {
+        **SMALL_SIZES,
+        "num_hidden_layers": few_layers,
+        "num_attention_heads": HEADS,
+        "hidden_size": width,
+    }.items():
         if isinstance(getattr(config, name, None), int):
             setattr(config, name, size)
 

@@ -24,10 +24,10 @@ from lite_c2f.backbone.model_kind import attention_of
 
 
 class Residue(NamedTuple):
-    """The adapter of one layer: its delta is `b @ a`."""
+    """Adapter of one layer: its delta is `b @ a`."""
 
     a: Tensor  # (r, in)
-    b: Tensor  # (out, r), the adapter's scaling in it
+    b: Tensor  # (out, r), multiplied by the adapter's scaling
 
 
 class RowAssignment:
@@ -40,7 +40,7 @@ class RowAssignment:
     def assign(self, models: Sequence[int], ratios: Sequence[float], count: int, device: torch.device) -> None:
         """models: the number of each row's model, ascending, of `count` models; ratios: of the residue, one per row."""
         self.counts = [models.count(number) for number in range(count)]
-        # Not in the models' type: bfloat16 would make 1.05 of the residue 1.047.
+        # Not in the models' type: bfloat16 would round a ratio of 1.05 to 1.047.
         tensor = torch.tensor(ratios, dtype=torch.float32, device=device) if any(ratios) else None
         self.ratios = None if tensor is None else tensor[:, None, None]
 
@@ -56,11 +56,11 @@ class PerModelLinear(nn.Module):
         self.layers = list(layers)  # a plain list: the modules belong to their models
 
     def forward(self, states: Tensor, *more: Any, **named: Any) -> Tensor:
-        """Of rows (n, ...), of all their tokens (n * T, ...) as in OPT, or of one row for all, as positions may be.
+        """Outputs of all rows. states: rows (n, ...), flattened tokens (n * T, ...) as in OPT, or one row for all.
 
-        Other arguments are split alike.
+        Other arguments are split by model in the same way.
         """
-        states = self._for_all(states)
+        states = self._expanded(states)
         others = [self._split(value) for value in (*more, *named.values())]
         parts = zip(self.layers, self._split(states), *others, strict=True)
         outputs = [
@@ -77,27 +77,27 @@ class PerModelLinear(nn.Module):
         low = functional.linear(states, self.residue.a)
         return out + functional.linear((low * ratios).to(low.dtype), self.residue.b)
 
-    def _for_all(self, value: Tensor) -> Tensor:
+    def _expanded(self, value: Tensor) -> Tensor:
         rows = sum(self.assignment.counts)
         return value.expand(rows, *value.shape[1:]) if len(value) == 1 else value
 
     def _split(self, value: Any) -> Sequence[Any]:
-        """A value for each model: its rows of a tensor, anything else as it is."""
+        """One value per model: its rows of a tensor; any other value unchanged."""
         counts = self.assignment.counts
         if not isinstance(value, Tensor) or not value.ndim:
             return [value] * len(counts)
-        value = self._for_all(value)
-        tokens = len(value) // sum(counts)  # of each row, where they are in its dimension
+        value = self._expanded(value)
+        tokens = len(value) // sum(counts)  # per row, where a dimension holds flattened tokens
         return value.split([count * tokens for count in counts])
 
 
 class MultiModel:
-    """Several models as one decoder, whose rows are computed together.
+    """Several models as one decoder, which computes the rows of all models together.
 
     models: causal language models of one lineage (`backbone.pair.check_pair`); their LoRA layers are bypassed.
 
-    residue: by the decoder's layer name, as `residue_of` reads it. The models stay as they are, and share their weights
-    with this one; on a CPU with room for it, 4-bit weights are unpacked once, since that is most of a step there.
+    residue: by the decoder's layer name, as `residue_of` reads it. The models are not changed, and share their weights
+    with this one; on a CPU with enough memory 4-bit weights are unpacked once, because that is most of a step there.
     """
 
     def __init__(self, models: Sequence[Any], residue: Mapping[str, Residue]) -> None:
@@ -116,17 +116,17 @@ class MultiModel:
         for name, module in list(self.decoder.named_modules()):
             if any(True for _ in module.parameters(recurse=False)):
                 layers = [_forward_of(decoder.get_submodule(name), dense) for decoder in decoders]
-                _put(
-                    self.decoder, name, PerModelLinear(self.assignment, layers, self._in_place(unused.pop(name, None)))
+                _replace(
+                    self.decoder, name, PerModelLinear(self.assignment, layers, self._on_device(unused.pop(name, None)))
                 )
-            elif any(True for _ in module.buffers(recurse=False)):  # rotary angles: a lineage has the same ones
-                _put(self.decoder, name, decoders[0].get_submodule(name))
+            elif any(True for _ in module.buffers(recurse=False)):  # rotary angles, the same in a lineage
+                _replace(self.decoder, name, decoders[0].get_submodule(name))
         if unused:
             raise ValueError(f"the residue names a layer that the models do not have: {next(iter(unused))}")
         self.head = LanguageHead(PerModelLinear(self.assignment, heads, None), *scale_and_softcap(self.config))
         self.decoder.eval()
 
-    def _in_place(self, residue: Residue | None) -> Residue | None:
+    def _on_device(self, residue: Residue | None) -> Residue | None:
         return residue and Residue(*(part.detach().to(self.device, self.dtype) for part in residue))
 
     def hidden(
@@ -144,7 +144,7 @@ class MultiModel:
         return hidden_states(self.decoder, tokens, cache, mask=mask, positions=positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (n, V) float32 of hidden states (n, H), the rows those of the last `hidden`."""
+        """Logits (n, V) float32 of hidden states (n, H), for the rows of the last call of `hidden`."""
         return self.head(hidden)
 
 
@@ -160,7 +160,7 @@ def residue_of(model: Any, name: str) -> dict[str, Residue]:
 
 
 def _skeleton(config: Any) -> Any:
-    """The decoder without any weight in it."""
+    """The decoder's modules without weights, on the meta device."""
     plain = deepcopy(config)
     for name in ("quantization_config", "_pre_quantization_dtype"):
         plain.__dict__.pop(name, None)
@@ -179,6 +179,6 @@ def _forward_of(layer: Any, dense: bool) -> Callable[[Tensor], Tensor]:
     return lambda states: functional.linear(states, weight, bias)
 
 
-def _put(root: nn.Module, name: str, module: nn.Module) -> None:
+def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(root.get_submodule(parent), leaf, module)

@@ -1,7 +1,7 @@
-"""Padding token: which id fills rows up on the right, and whether all of a tokenizer's ids have an embedding.
+"""Padding token: the id that pads rows on the right, and a check that a tokenizer's ids have embeddings.
 
 Padding on the right is never attended to, and every score is read at an index counted from a row's length: any id
-within the embedding would do. One that ends no text is taken, because the published reward model is read by stock
+within the embedding would do. One that ends no text is chosen, because the published reward model is read by stock
 classes, which find a row's end as its last token that is not padding: with EOS as padding they would never read EOS.
 """
 
@@ -21,21 +21,21 @@ _RESERVED = re.compile(r"pad|reserved|unused", re.IGNORECASE)
 
 
 class Padding(NamedTuple):
-    """The id that fills rows up, and why it is not the tokenizer's own (None where it is)."""
+    """The id that pads rows, and why it is not the tokenizer's own (None where it is)."""
 
     id: int
     reason: str | None
 
 
 class Limits(NamedTuple):
-    """What a model's folder says about token ids."""
+    """End tokens and embedding size, from a model's configuration files."""
 
     ends: frozenset[int]  # of config.json and generation_config.json
     size: int | None  # rows of the embedding; None where config.json does not say
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The id that fills rows up on the right: what `resolve_padding` chose, or the choice from the tokenizer alone.
+    """The id that pads rows on the right: what `resolve_padding` chose, or the choice from the tokenizer alone.
 
     Not `tokenizer.pad_token_id`: an ordinary token as `pad_token` would become a special one, which decoding drops
     from answers once the tokenizer is saved and read again.
@@ -60,13 +60,13 @@ def resolve_padding(tokenizer: Any, limits: Limits) -> None:
 
 
 def choose_padding(tokenizer: Any, limits: Limits) -> int:
-    """The first of these that lies within the embedding and ends nothing (neither a text nor a chat's turn).
+    """The first of these ids that has an embedding and ends neither a text nor a chat's turn.
 
     The tokenizer's own padding; its unknown token; a special token that is named padding, reserved or unused; the
     beginning of a text; the byte 0xFF; the lowest id.
     """
-    there = (id_ for id_ in _candidates(tokenizer) if id_ is not None)
-    return next(id_ for id_ in there if _within(id_, limits) and not _ends(tokenizer, id_, limits))
+    candidates = (id_ for id_ in _candidates(tokenizer) if id_ is not None)
+    return next(id_ for id_ in candidates if _within(id_, limits) and not _ends(tokenizer, id_, limits))
 
 
 def padding_note(tokenizer: Any) -> str | None:
@@ -99,16 +99,16 @@ def read_limits(model: str, revision: str | None = None) -> Limits:
 def check_embedded(tokenizer: Any, model: str, size: int | None) -> None:
     """Raise ModelError naming a token that has no embedding although text, or the chat template, can be encoded to it.
 
-    A special token beyond the embedding that nothing writes (a `[PAD]` that was added without resizing the model) is
+    A special token beyond the embedding that no text produces (a `[PAD]` that was added without resizing the model) is
     accepted: the text of data never becomes a special token.
     """
     if size is None:
         return
     special = _special(tokenizer)
-    written = {tokenizer.bos_token_id, tokenizer.eos_token_id, *tokenizer("a")["input_ids"]}
+    produced = {tokenizer.bos_token_id, tokenizer.eos_token_id, *tokenizer("a")["input_ids"]}
     beyond = sorted((id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ >= size)
     for id_, token in beyond:
-        if id_ not in special or id_ in written or token in _template(tokenizer):
+        if id_ not in special or id_ in produced or token in _template(tokenizer):
             raise ModelError.because(
                 f"model '{model}': token {token!r} has id {id_}, but the model has {size} embeddings",
                 f"ids below {size}",
@@ -134,7 +134,7 @@ def _within(id_: int, limits: Limits) -> bool:
 
 
 def _ends(tokenizer: Any, id_: int, limits: Limits) -> bool:
-    """An end token; a token that the chat template writes may end a turn, but for the beginning of a text."""
+    """Whether an id ends a text or may end a turn: any special token in the chat template but BOS may."""
     if id_ == tokenizer.eos_token_id or id_ in limits.ends:
         return True
     token = _special(tokenizer).get(id_)
@@ -154,7 +154,7 @@ def _template(tokenizer: Any) -> str:
 
 
 def _why_not(tokenizer: Any, own: int | None, limits: Limits) -> str:
-    """Why the tokenizer's own padding is not taken."""
+    """Why the tokenizer's own padding is not used."""
     if own is None:
         return "the tokenizer has no padding token"
     token = tokenizer.convert_ids_to_tokens(own)

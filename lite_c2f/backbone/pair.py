@@ -1,4 +1,4 @@
-"""Lineage check of a base and an instruct model: a residue only fits a model tuned from the same base."""
+"""Lineage check of a base and an instruct model: a residue fits only a model tuned from the same base."""
 
 import json
 from collections.abc import Collection, Iterable

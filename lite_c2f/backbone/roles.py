@@ -45,7 +45,8 @@ class Roles:
     """The roles on one frozen causal language model.
 
     adapters: names of the adapters, e.g. ("policy", "critic", "reward"). The role "reference" is the bare base.
-    shares: roles with a head but no adapter of their own, and whose adapter they read, e.g. {"critic": "policy"}.
+    shares: roles with a head but no adapter of their own, mapped to the role whose adapter they use, e.g.
+    {"critic": "policy"}.
     checkpointing: recompute activations in the backward pass of `train=True` contexts.
     """
 
@@ -80,6 +81,7 @@ class Roles:
 
     @property
     def device(self) -> torch.device:
+        """Device of the base."""
         return self.model.device
 
     @property
@@ -96,19 +98,20 @@ class Roles:
 
     @property
     def lm_head(self) -> LanguageHead:
+        """The base's language-model head."""
         return LanguageHead.of(self.model)
 
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
-        """The LoRA weights that a role has for itself: those of its adapter, none where it shares another's."""
+        """LoRA weights of a role's own adapter; none where it shares another role's."""
         return self._parameters.get(name, [])
 
     def trainable(self, name: str) -> list[nn.Parameter]:
-        """What an optimiser of this role owns: its adapter, if it has one for itself, and its head."""
+        """Parameters of a role's optimiser: its own adapter, if it has one, and its head."""
         head = self.heads.get(name)
         return self.adapter_parameters(name) + (list(head.parameters()) if head else [])
 
     def learners(self, role: str) -> tuple[str, ...]:
-        """The roles that take gradients when this one trains: itself, and those that share its adapter."""
+        """Roles that receive gradients when this one trains: itself, and those that share its adapter."""
         return (role, *(name for name, adapter in self.shares.items() if adapter == role))
 
     def add_head(self, name: str, head: ScalarHead) -> None:
@@ -119,8 +122,8 @@ class Roles:
     def use(self, role: str, *, train: bool = False) -> Iterator[None]:
         """Activate `role` inside the block; the previous role is restored at its end, also after an error.
 
-        train: its adapter and head take gradients, with the heads that share the adapter, and activations are
-        checkpointed; a role that shares an adapter trains its head alone. Without it no graph is built.
+        train: its adapter and head receive gradients, with the heads that share the adapter, and activations are
+        checkpointed; a role that shares an adapter trains its head alone. Without `train` no graph is built.
         """
         if role not in (*self.adapters, *self.shares, REFERENCE):
             raise ValueError(f"no role '{role}': there are {', '.join((*self.adapters, *self.shares, REFERENCE))}")
@@ -136,7 +139,7 @@ class Roles:
 
     @contextlib.contextmanager
     def sampling(self, role: str) -> Iterator[None]:
-        """Activate `role` inside the block for sampling alone: weights as copies.py makes them, no autocast."""
+        """Activate `role` inside the block for sampling alone, with `sampling_copies` and without autocast."""
         with self.use(role), torch.autocast(self.device.type, enabled=False), sampling_copies(self.model):
             yield
 
@@ -166,7 +169,7 @@ class Roles:
             )
 
     def _enter(self, role: str | None, train: bool) -> None:
-        """Activate a role. PEFT's own switches change `requires_grad`, so it is set again by name."""
+        """Activate a role. PEFT's own methods change `requires_grad`, so it is set again by name."""
         if any(layer.merged for layer in self._layers):
             raise RuntimeError("an adapter was merged into the 4-bit base, which drifts 6% per cycle: reload the model")
         self._role, self._training = role, train

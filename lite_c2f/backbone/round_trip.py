@@ -1,4 +1,4 @@
-"""Round trip of a tokenizer: text, encoded and decoded again, is the same text.
+"""Round trip check of a tokenizer: text that is encoded and decoded is the same text.
 
 Several releases of 2026 broke it silently: a class named in tokenizer_config.json that rebuilds the tokenizer in
 another way than tokenizer.json has it loses every space, a decoder of another kind writes `Ġ` or `<0x0A>` into answers.
@@ -30,7 +30,7 @@ _SPLIT = '"WhitespaceSplit"'  # how many spaces are between two words is lost, b
 
 
 class TextChange(NamedTuple):
-    """A text that a tokenizer does not give back."""
+    """A part of a text before and after the round trip, where they differ."""
 
     expected: str
     got: str
@@ -94,14 +94,14 @@ def _changed(
     }
     for probe in PROBES:
         text = _ANCHOR + "".join(character for character in probe if not lost.get(character))
-        got, wanted = result(text), expected(text)
-        if got is not None and got != wanted:
-            return _around(wanted, got)
+        got, correct = result(text), expected(text)
+        if got is not None and got != correct:
+            return _around(correct, got)
     return None
 
 
 def _around(expected: str, got: str) -> TextChange:
-    """The two texts about the first character that differs."""
+    """Parts of the two texts around the first character that differs."""
     pairs = zip(expected, got, strict=False)
     place = next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(expected), len(got)))
     span = slice(max(0, place - 12), place + 12)
@@ -109,7 +109,7 @@ def _around(expected: str, got: str) -> TextChange:
 
 
 def _remedy(model: str, revision: str | None) -> str:
-    """What to do: tokenizer.json read as it is may be right where the class that reads it is not."""
+    """What the user can do: tokenizer.json may be right where the class that rebuilds it is not."""
     again = "download the tokenizer's files of the original model again, or save them with the release that wrote them"
     try:
         file = Path(str(cached_file(model, "tokenizer.json", revision=revision)))

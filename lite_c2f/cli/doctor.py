@@ -216,7 +216,7 @@ def four_bit() -> str:
         tried = trials(device, dtypes, WIDTHS)
     except Exception as error:
         return f"fails: {' '.join(str(error).split())[:120]}"
-    bad = [trial for trial in tried if not trial.good]
+    bad = [trial for trial in tried if not trial.passed]
     if bad:
         return f"wrong: {describe(max(bad, key=lambda trial: trial.error / trial.tolerance), device)}"
     largest = (max(trial.error for trial in tried if trial.dtype == dtype and trial.product) for dtype in dtypes)

@@ -61,7 +61,7 @@ def test_copies_go_also_when_sampling_fails(quantized):
 
 def test_without_room_for_dense_copies_the_layers_stay_as_they_are(quantized, monkeypatch):
     roles = randomised(quantized())
-    monkeypatch.setattr(copies, "SHARE_OF_RAM", 0.0)
+    monkeypatch.setattr(copies, "MEMORY_SHARE", 0.0)
     with roles.sampling("policy"):
         assert not any("forward" in module.__dict__ for module in roles.model.modules())
 

@@ -22,7 +22,7 @@ def test_tolerance_is_the_rounding_of_the_type():
 def test_4bit_layers_are_right_here():
     made = trials(CPU, [torch.float32, torch.bfloat16], [64, 576])
     assert len(made) == 2 * 2 * (1 + len(ROWS) + 2)
-    assert [trial for trial in made if not trial.good] == []
+    assert [trial for trial in made if not trial.passed] == []
     packing = [trial.error for trial in made if not trial.product]
     assert min(packing) > 0.08 and max(packing) < 0.10  # 16 levels of normal weights, not the weights themselves
     products = [trial for trial in made if trial.product and trial.dtype == torch.bfloat16]
@@ -30,7 +30,7 @@ def test_4bit_layers_are_right_here():
 
 
 def test_what_is_no_number_is_not_good():
-    assert not LayerTrial(torch.float32, 2, "1 row of 2", True, float("nan"), 0.1).good
+    assert not LayerTrial(torch.float32, 2, "1 row of 2", True, float("nan"), 0.1).passed
 
 
 FORWARD = bnb.nn.Linear4bit.forward
