@@ -15,7 +15,7 @@ class ScalarHead(nn.Module):
 
     @classmethod
     def of(cls, weight: Tensor, bias: float = 0.0) -> "ScalarHead":
-        """A head with given weight (1, H) and bias."""
+        """A head with this weight (1, H) and bias."""
         head = cls(weight.shape[1])
         with torch.no_grad():
             head.linear.weight.copy_(weight)

@@ -26,7 +26,7 @@ from lite_c2f.toy.build import restore_bos
 
 
 def pick_device(config: Config) -> torch.device:
-    """The device of a run. Raises ConfigError when a GPU is asked for and there is none."""
+    """The device of a run. Raises ConfigError when the settings require a GPU and there is none."""
     device = config.hardware.device
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError.because("hardware.device=cuda: no CUDA GPU", "a GPU", "set hardware.device=cpu or auto")

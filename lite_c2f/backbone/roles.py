@@ -185,7 +185,7 @@ class Roles:
         self._set_checkpointing(train and self.checkpointing)
 
     def _set_checkpointing(self, on: bool) -> None:
-        """Checkpointing acts only in training mode, and disables the KV cache there: so both are switched together."""
+        """Checkpointing acts only in training mode, and disables the KV cache there: so both change together."""
         if self.model.training == on:
             return
         base: Any = self.model.get_base_model()

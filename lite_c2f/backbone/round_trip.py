@@ -2,7 +2,7 @@
 
 Several releases of 2026 broke it silently: a class named in tokenizer_config.json that rebuilds the tokenizer in
 another way than tokenizer.json has it loses every space, a decoder of another kind writes `Ġ` or `<0x0A>` into answers.
-A model trained on such ids learns nothing that another program could use.
+A model trained on such ids is of no use to another program.
 """
 
 import json
@@ -54,10 +54,10 @@ def check_round_trip(tokenizer: Any, model: str, revision: str | None = None) ->
 
 
 def changed(tokenizer: Any) -> TextChange | None:
-    """The first place where encoding and decoding changes a text, with the words around it; None where nothing changes.
+    """The first difference after encoding and decoding, with the text around it; None without one.
 
-    Spaces count always; any other character only where the tokenizer can spell it on its own. None
-    also for tokenizers of whole words, which have no tokens for spaces.
+    Spaces always count; any other character only where the tokenizer can spell it on its own. None also for tokenizers
+    of whole words, which have no tokens for spaces.
     """
     return _changed(
         lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"],

@@ -37,7 +37,7 @@ def read_index(folder: Path) -> dict[str, str]:
     file = folder / INDEX
     try:
         weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-        # A shard lies beside its index: a path that leads elsewhere would be read from, and written to, elsewhere.
+        # Only names beside the index: a path to another folder would be read from, and written to, there.
         names = weight_map.values()
         if weight_map and all(Path(name).name == name and name.endswith(".safetensors") for name in names):
             return weight_map

@@ -177,7 +177,7 @@ class Chat:
                 self._apply_stops()
                 rows.step()
                 self._score_finished()
-            except Exception as error:  # a bug of ours, or a lost GPU: nobody may wait for ever
+            except Exception as error:  # a bug of ours, or a lost GPU: no caller may wait for ever
                 for active in self._active:
                     active.end_all("error", one_line(error))
                 rows = self._new_rows()

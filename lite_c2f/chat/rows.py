@@ -200,11 +200,11 @@ class AnswerRows:
         by_sampling: dict[Sampling, list[int]] = {}
         for index, row in enumerate(rows):
             by_sampling.setdefault(row.sampling._replace(seed=0, limit=0), []).append(index)
-        alike = len(by_sampling) == 1
+        same = len(by_sampling) == 1
         return _Draws(
             numbers,
             [
-                (sampling, slice(None) if alike else torch.tensor(indices, device=device))
+                (sampling, slice(None) if same else torch.tensor(indices, device=device))
                 for sampling, indices in by_sampling.items()
             ],
             {

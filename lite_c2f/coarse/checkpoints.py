@@ -160,7 +160,7 @@ class CheckpointManager:
             write_json(folder / "best.json", figures | {"reward_last": last["reward"], "reward_last_step": last_step})
         self._on_message(
             f"coarse: the policy after update {best.step} earned a mean reward of {then['reward']:+.2f}, the last one "
-            f"that was measured (after update {last_step}) {last['reward']:+.2f}; the better adapter is kept in "
+            f"that was measured (after update {last_step}) {last['reward']:+.2f}; the better adapter is in "
             f"{coarse / 'best'}"
         )
 

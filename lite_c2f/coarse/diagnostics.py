@@ -9,7 +9,7 @@ from statistics import fmean, median
 
 Line = dict[str, float]  # of metrics.jsonl, one per update
 REPEAT_AFTER = 20  # updates before the same warning is repeated
-OPENING_TOKENS = 32  # tokens that two responses must share at their beginning to count as alike
+OPENING_TOKENS = 32  # tokens at the beginning, equal in responses that count as the same
 KL_PER_TOKEN = 0.5  # nats; runs whose responses stay readable are at 0.01 to 0.15
 VALUE_LOSS = 1.0  # of normalised rewards: an error of 1.4 standard deviations on average
 VALUE_LOSS_HUGE = 25.0  # an error of seven standard deviations on average

@@ -1,4 +1,4 @@
-"""Continuous Maximization: the response limit grows as the actor earns it.
+"""Continuous Maximization: a response limit that grows with the actor's reward.
 
 Mistral-C2F (arXiv 2406.08657, as reported by secondary sources) lets the limit of update t be l(t) = f_CM(R_t, V_t), a
 logistic function of the reward score and the critic. Its coefficients and schedule are not published: this f_CM is our
@@ -8,8 +8,8 @@ own. With R the batch's mean reward and ell the critic's loss, z(.) by their run
     gate = sigmoid(x)
     l(t) = min(max, l(t-1) + round_to(step * gate, multiple))     while hit_share >= tau, else l(t-1)
 
-So the limit grows fast after updates that earned more than usual under a critic that keeps up, slowly otherwise, and
-not at all while responses end by themselves. It never shrinks.
+So the limit grows fast after updates whose reward is above its running mean and whose critic loss is below its own,
+slowly otherwise, and not at all while responses end by themselves. It never shrinks.
 """
 
 import math
@@ -19,7 +19,7 @@ from lite_c2f.config.settings import Length
 
 
 class Running(NamedTuple):
-    """Exponentially weighted mean and variance of a number that each update gives once."""
+    """Exponentially weighted mean and variance of a number, one value per update."""
 
     updates: int = 0
     mean: float = 0.0
@@ -32,14 +32,14 @@ class Running(NamedTuple):
         return max(-3.0, min(3.0, (value - self.mean) / math.sqrt(self.var)))
 
     def add(self, value: float, decay: float) -> "Running":
-        """The estimate after one more value. Early values are averaged plainly: the memory grows to `decay`."""
+        """The estimate after one more value. Early values have equal weights, until the decay reaches `decay`."""
         weight = max(1 - decay, 1 / (self.updates + 1))
         gap = value - self.mean
         return Running(self.updates + 1, self.mean + weight * gap, (1 - weight) * (self.var + weight * gap * gap))
 
 
 class LengthState(NamedTuple):
-    """State of the length controller, all of which a checkpoint holds."""
+    """State of the length controller, as a checkpoint stores it."""
 
     limit: int
     reward: Running = Running()
@@ -55,7 +55,7 @@ def start(settings: Length) -> LengthState:
 def bounded(state: LengthState, settings: Length) -> LengthState:
     """A restored state under settings that may have changed since: at most `max`, and `start` itself where it is fixed.
 
-    The limit only ever grows by itself: one above a lowered `max` would stay there.
+    The controller never lowers a limit: one above a lowered `max` would stay.
 
     >>> bounded(LengthState(96), Length(start=16, max=64)).limit
     64

@@ -41,7 +41,7 @@ def encode_pairs(
     for pair in pairs:
         prompt, dropped = encode_prompt(tokenizer, pair.turns, config.data.max_prompt_tokens, template, variables)
         chosen, rejected = encoded(pair.chosen, pair.chosen_ended), encoded(pair.rejected, pair.rejected_ended)
-        if chosen == rejected:  # sides that differ only beyond the cut teach nothing
+        if chosen == rejected:  # sides that differ only beyond the cut
             report["sides_equal_after_cut"] = report.get("sides_equal_after_cut", 0) + 1
             continue
         rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected})

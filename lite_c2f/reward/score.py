@@ -27,7 +27,7 @@ def scored_row(prompt: Sequence[int], text_tokens: Sequence[int], ended: bool, e
     """The row the reward model reads: prompt, response without its ending, and EOS if the response ended.
 
     A response that ended with the next turn's marker ends with EOS here, as the answers it was trained on do; one that
-    ran into the limit has no EOS, as the cut-off answers it was taught to reject.
+    ran into the limit has no EOS, like the cut-off answers that it was trained to reject.
     """
     return [*prompt, *text_tokens, *([eos_id] if ended else [])]
 
@@ -35,7 +35,7 @@ def scored_row(prompt: Sequence[int], text_tokens: Sequence[int], ended: bool, e
 def read_at_last_token(model: Any) -> None:
     """Make a Transformers sequence classifier read its score at the last token of its right-padded rows, as `score`.
 
-    Its own forward looks for the last token that is not `config.pad_token_id`: where that is EOS no EOS is ever read,
+    The stock forward pass takes the last token that is not `config.pad_token_id`: where that is EOS, EOS is never read,
     and a text cut off scores as one that ended. Here the row's length counts, from the attention mask, which the
     decoder does not need (see `Roles.hidden`). The head computes in float32.
     """

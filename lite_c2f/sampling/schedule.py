@@ -16,8 +16,10 @@ from lite_c2f.sampling.draw import Sampling
 from lite_c2f.sampling.slots import ResponseBuffer, SlotJob, SlotRow, Slots, SlotSnapshot
 from lite_c2f.sampling.stops import Stops
 
-REFILL_AT = 1 / 8  # share of the slots that must be free before prompts are read: reading few costs as much as many
-SHRINK_AT = 0.75  # with an empty queue, slots are given up once at most this share is active
+REFILL_AT = (
+    1 / 8
+)  # share of the slots that must be free before a prefill: one of few prompts takes as long as one of many
+SHRINK_AT = 0.75  # with an empty queue, idle slots are released once at most this share is active
 
 
 class Responses(NamedTuple):
@@ -130,7 +132,7 @@ def _answer_rows(
     try:
         snapshot = slots.snapshot()
         while queue or snapshot.active:
-            # 1. fill free slots once there are enough of them; with nothing left to fill them, give them up
+            # 1. fill free slots once there are enough of them; with an empty queue, release them
             free = sorted({*range(slots.size)} - {*snapshot.active})
             if queue and (not snapshot.active or len(free) >= max(1, REFILL_AT * slots.size)):
                 count = min(len(free), len(queue))
@@ -147,7 +149,7 @@ def _answer_rows(
 
 
 def _shrink(slots: Slots, active: Sequence[int], free: Sequence[int]) -> bool:
-    """Give up idle slots: all of them on a CPU; on a GPU only by halves, since every size is recorded anew.
+    """Release idle slots: all of them on a CPU; on a GPU only by halves, since each size needs its own CUDA graphs.
 
     Returns whether there are fewer slots now.
     """
@@ -190,7 +192,7 @@ def _check(model: Any, job: SlotJob, slots: int) -> None:
         raise ConfigError.because(f"a sampling batch of {slots}", "at least 1", "raise coarse.sampling_batch")
     if min(job.limits, default=1) < 1:
         raise ConfigError.because(
-            f"response limit {min(job.limits)}", "at least 1 token", "raise coarse.length.start or the limit given"
+            f"response limit {min(job.limits)}", "at least 1 token", "raise coarse.length.start or the limit"
         )
     if not all(job.prompts):
         raise ConfigError.because("an empty prompt", "at least one token per prompt", "remove empty prompts")

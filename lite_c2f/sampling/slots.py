@@ -150,7 +150,7 @@ class Slots:
         )
 
     def select(self, slots: Sequence[int]) -> None:
-        """Continue with these slots only; the memory of the others is given back."""
+        """Continue with these slots only; the memory of the others is released."""
         chosen = torch.tensor(list(slots), device=self.device)
         self.size = len(slots)
         self.cache.select(chosen)

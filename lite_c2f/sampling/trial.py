@@ -1,7 +1,7 @@
 """Trial of a model's class: whether sampler and PPO compute the same with it as its own forward pass.
 
 Runs on a small copy with random weights (`backbone.model_kind.small_copy`) in a fraction of a second, before anything
-is downloaded or trained. So a family that nobody tried is refused by its behaviour, not by its name.
+is downloaded or trained. So an untested family is refused by its behaviour, not by its name.
 """
 
 import contextlib
