@@ -115,9 +115,8 @@ def ppo_updates(gpu: GpuRun, roles: Any) -> None:
             advantages,
             settings,
             torch.Generator().manual_seed(0),
-            warm=True,
+            train_policy=True,
             batches=batches,
-            scales=None,
         )
         updating = gpu.against(needs["coarse_update"])
         results[str(limit)] = {

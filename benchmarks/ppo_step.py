@@ -80,7 +80,7 @@ def ours(folder: str, vocabulary: int, quantization: str, updates: int, at_once:
         rollout = collect(context, RolloutRequest(chosen, CAP, draw + step))
         rewards = token_rewards(rollout.scores, rollout.logprobs, rollout.reference, rollout.mask, 0.05)
         advantages = gae(rewards, rollout.values, rollout.mask, 1.0, 0.95)
-        update(roles, optimizers, rollout, advantages, settings, shuffler, warm=True, batches=batches, scales=None)
+        update(roles, optimizers, rollout, advantages, settings, shuffler, train_policy=True, batches=batches)
         seconds.append(time.perf_counter() - began)
         lengths.append(statistics.fmean(map(len, rollout.responses.tokens)))
     return {"seconds": seconds[1:], "mean_tokens": statistics.fmean(lengths[1:])}

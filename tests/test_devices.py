@@ -192,7 +192,7 @@ def test_a_base_in_bfloat16_gives_float32_figures_near_those_of_float32(kind):
     moved = {name: [weight.detach().clone() for weight in half.trainable(name)] for name in ("policy", "critic")}
     optimizers = {name: torch.optim.AdamW(half.trainable(name), lr=1e-3) for name in moved}
     figures = update(
-        half, optimizers, rollout, advantages, SETTINGS, torch.Generator().manual_seed(0), warm=True, scales=None
+        half, optimizers, rollout, advantages, SETTINGS, torch.Generator().manual_seed(0), train_policy=True
     )
     assert all(math.isfinite(value) for value in figures.values()) and figures["policy_grad_norm"] > 0
     for name, before in moved.items():

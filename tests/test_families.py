@@ -23,7 +23,7 @@ from lite_c2f.fine.merge import merge
 from lite_c2f.memory import make_plan
 from lite_c2f.pipeline.train import train
 from lite_c2f.runs.models import check_kinds
-from lite_c2f.sampling.trial import difference, own_linear
+from lite_c2f.sampling.trial import custom_linear, difference
 
 SETTINGS = [
     "data.max_prompt_tokens=40", "data.max_answer_tokens=24", "data.max_held_out=8", "lora.r=4",
@@ -267,9 +267,9 @@ def test_a_linear_layer_of_its_own_class_is_named():
         pass
 
     model = spoilt(lambda model: None)
-    assert own_linear(model) is None
+    assert custom_linear(model) is None
     model.model.layers[1].mlp.up_proj = Own(64, 128)
-    assert own_linear(model) == "Own"
+    assert custom_linear(model) == "Own"
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -60,7 +60,7 @@ def paired_difference(left: Sequence[float], right: Sequence[float]) -> tuple[fl
     return fmean(differences), standard_error(differences)
 
 
-def unreached(ratios: Mapping[str, Any]) -> str | None:
+def min_eos_message(ratios: Mapping[str, Any]) -> str | None:
     """A message with the shares of ended responses where no ratio that was tried reaches fine.min_eos; else None.
 
     ratios: what RUN/fine/ratios.json or sweep.json holds, those of earlier versions included.

@@ -13,12 +13,12 @@ def listed_end_tokens(folder: Path) -> list[int]:
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        return listed(GenerationConfig.from_pretrained(folder))
+        return eos_ids_of(GenerationConfig.from_pretrained(folder))
     except OSError:  # no generation_config.json: config.json has them
-        return listed(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        return eos_ids_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
-def listed(settings: Any) -> list[int]:
+def eos_ids_of(settings: Any) -> list[int]:
     """`eos_token_id` of a configuration, which is a number, a list or nothing."""
     ids = getattr(settings, "eos_token_id", None)
     return [i for i in (ids if isinstance(ids, list) else [ids]) if i is not None]

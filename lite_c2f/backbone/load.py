@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from lite_c2f.backbone.context import sliding_window
-from lite_c2f.backbone.end_tokens import listed
+from lite_c2f.backbone.end_tokens import eos_ids_of
 from lite_c2f.backbone.model_kind import attention_of
 from lite_c2f.backbone.padding import check_embedded, read_limits, resolve_padding
 from lite_c2f.config.settings import Config
@@ -178,5 +178,5 @@ def model_error(model: str, part: str, error: Exception) -> ModelError:
 
 def end_tokens(model: Any, tokenizer: Any, turn_end: int | None = None) -> list[int]:
     """The model's own list of end tokens (some have several), the tokenizer's, and the one that ends a chat's turn."""
-    ids = (*listed(model.generation_config), tokenizer.eos_token_id, turn_end)
+    ids = (*eos_ids_of(model.generation_config), tokenizer.eos_token_id, turn_end)
     return sorted({i for i in ids if i is not None})

@@ -34,18 +34,18 @@ EMBEDDED = ("word_embed_proj_dim", "embedding_size")  # width of embeddings, whe
 
 def check_named(*names: str) -> None:
     """`check_kind` for models by name that are on this machine: in a folder, or in the hub's cache."""
-    for folder in here(*names):
+    for folder in local_folders(*names):
         check_kind(folder)
 
 
 def check_lineage(base: str, instruct: str) -> None:
     """Raise ModelError where both are on this machine and their config.json are not of one lineage."""
-    if len(folders := here(base, instruct)) == 2:
+    if len(folders := local_folders(base, instruct)) == 2:
         check_configs(*folders)
 
 
-def here(*names: str) -> list[Path]:
-    """The folders of those models that are on this machine and have a configuration; the toy pair is left out."""
+def local_folders(*names: str) -> list[Path]:
+    """Folders of the models that are on this machine and have a configuration; without the toy pair."""
     folders = [Path(name) if Path(name).is_dir() else cached_folder(name) for name in names if name != "toy"]
     return [folder for folder in folders if folder is not None and (folder / "config.json").is_file()]
 
@@ -94,11 +94,11 @@ def _above_one(value: Any) -> bool:
     return isinstance(value, int | float) and value > 1
 
 
-def refused(folder: Path, reason: str, do: str = OTHER_MODEL) -> ModelError:
+def refused(folder: Path, reason: str, remedy: str = OTHER_MODEL) -> ModelError:
     """The error for a model that cannot be trained. reason: continues the sentence after the architecture's name."""
     config = read_config(folder)
     named = config.get("architectures") or [config.get("model_type")]
-    return ModelError.because(f"'{folder}': {named[0]} {reason}", "a model that can be trained here", do)
+    return ModelError.because(f"'{folder}': {named[0]} {reason}", "a model that can be trained here", remedy)
 
 
 def small_copy(folder: Path, auto_class: Any) -> Any:

@@ -52,7 +52,7 @@ def resolve_padding(tokenizer: Any, limits: Limits) -> None:
     """
     own = tokenizer.pad_token_id
     chosen = choose_padding(tokenizer, limits)
-    tokenizer._padding = Padding(chosen, None if chosen == own else _why_not(tokenizer, own, limits))
+    tokenizer._padding = Padding(chosen, None if chosen == own else _reason_against(tokenizer, own, limits))
     if chosen in _special(tokenizer):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chosen)
     elif own is None or not _within(own, limits):
@@ -153,7 +153,7 @@ def _template(tokenizer: Any) -> str:
     return template if isinstance(template, str) else " ".join(template.values())
 
 
-def _why_not(tokenizer: Any, own: int | None, limits: Limits) -> str:
+def _reason_against(tokenizer: Any, own: int | None, limits: Limits) -> str:
     """Why the tokenizer's own padding is not used."""
     if own is None:
         return "the tokenizer has no padding token"

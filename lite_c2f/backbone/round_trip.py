@@ -42,7 +42,7 @@ def check_round_trip(tokenizer: Any, model: str, revision: str | None = None) ->
     tokenizer: as `load_tokenizer` gives it; model: its folder or hub name. What the tokenizer cannot spell at all, and
     what its own normaliser changes (NFKC, double spaces), is left out of the comparison.
     """
-    change = changed(tokenizer)
+    change = first_change(tokenizer)
     if change is None:
         return
     raise ModelError.because(
@@ -53,13 +53,13 @@ def check_round_trip(tokenizer: Any, model: str, revision: str | None = None) ->
     )
 
 
-def changed(tokenizer: Any) -> TextChange | None:
+def first_change(tokenizer: Any) -> TextChange | None:
     """The first difference after encoding and decoding, with the text around it; None without one.
 
     Spaces always count; any other character only where the tokenizer can spell it on its own. None also for tokenizers
     of whole words, which have no tokens for spaces.
     """
-    return _changed(
+    return _first_change(
         lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"],
         lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
         tokenizer.unk_token_id,
@@ -67,7 +67,7 @@ def changed(tokenizer: Any) -> TextChange | None:
     )
 
 
-def _changed(
+def _first_change(
     encode: Callable[[str], list[int]], decode: Callable[[list[int]], str], unknown: int | None, backend: Any
 ) -> TextChange | None:
     """backend: of the `tokenizers` library, whose parts say what is changed by design; None where there is none."""
@@ -118,7 +118,7 @@ def _remedy(model: str, revision: str | None) -> str:
     except Exception:  # none, or one that the library cannot read: it raises plain Exception
         return again
     unknown = getattr(own.model, "unk_token", None)
-    change = _changed(
+    change = _first_change(
         lambda text: own.encode(text, add_special_tokens=False).ids,
         lambda ids: own.decode([id_ for id_ in ids if id_ not in special]),
         own.token_to_id(unknown) if unknown else None,

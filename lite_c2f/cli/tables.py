@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lite_c2f.actors.answers import unreached
+from lite_c2f.actors.answers import min_eos_message
 from lite_c2f.data.order import short_names
 from lite_c2f.evaluation.extras import across_turns
 
@@ -84,7 +84,7 @@ def ratio_table(result: dict[str, Any], run: Path, models: Any = None) -> None:
         table.add_row(*cells, style="bold" if row["ratio"] == result["chosen"] else "")
     console.print(table)
     console.print(f"chosen {result['chosen']:g}: {result['rule']}")
-    if shortfall := unreached(result):
+    if shortfall := min_eos_message(result):
         console.print(Text(f"warning: {shortfall}"), soft_wrap=True)
     grouped = result.get("groups")
     if grouped:

@@ -67,13 +67,13 @@ def plan(
 ) -> None:
     """Plan memory, batches and disk of each stage; no weights are loaded, nothing is downloaded."""
     from lite_c2f import memory
-    from lite_c2f.backbone.model_kind import check_lineage, check_named, here, is_like_llama
+    from lite_c2f.backbone.model_kind import check_lineage, check_named, is_like_llama, local_folders
     from lite_c2f.config.loading import load_config
 
     settings = load_config(*config_and_overrides(config, overrides))
     names = settings.model.base, settings.model.instruct
     check_named(*names)
-    if not all(is_like_llama(folder) for folder in here(*names)):
+    if not all(is_like_llama(folder) for folder in local_folders(*names)):
         exit_codes.quiet()
         from lite_c2f.runs.models import check_kinds
 

@@ -125,9 +125,9 @@ class CheckpointManager:
             )
         distributed.wait()
         self._restore(checkpoint)
-        state.slow_down(rollbacks)
+        state.set_learning_rates(rollbacks)
         state.skipped = skipped
-        rates = ", ".join(f"{name} {rate * SLOWER**rollbacks:.2g}" for name, rate in state.rates.items())
+        rates = ", ".join(f"{name} {rate * SLOWER**rollbacks:.2g}" for name, rate in state.learning_rates.items())
         self._on_message(f"going back to update {checkpoint.step}, with lower learning rates ({rates}) from there on")
 
     def clear(self) -> None:

@@ -110,7 +110,7 @@ class UpdateLog:
     def resumed(self) -> None:
         """Report the step of a run that resumes from a checkpoint."""
         if self._progress and self._state.step:
-            self._progress(self._state.step, self._state.expected(self._config.coarse), {})
+            self._progress(self._state.step, self._state.total_updates(self._config.coarse), {})
 
     def log_update(self, line: dict[str, float], timer: Timer) -> None:
         """Record a finished update in the state, the files and the tracker, with its warnings and progress.
@@ -136,7 +136,7 @@ class UpdateLog:
             for warning in warnings(state.lines):
                 self._on_message(f"update {state.step}: {warning}")
         if self._progress:
-            self._progress(state.step, state.expected(settings), line)
+            self._progress(state.step, state.total_updates(settings), line)
 
     @torch.no_grad()
     def _write_samples(self) -> None:

@@ -110,8 +110,8 @@ class TrainState:
     length: LengthState
     kl_coef: float
     response_lengths: ResponseLengths = field(default_factory=ResponseLengths)
-    rates: dict[str, float] = field(default_factory=dict)  # learning rates as configured
-    scales: dict[str, LossScale] = field(default_factory=dict)  # of the losses, in float16
+    learning_rates: dict[str, float] = field(default_factory=dict)  # as configured, by optimiser
+    loss_scales: dict[str, LossScale] = field(default_factory=dict)  # of the losses, in float16
     step: int = 0  # updates done
     skipped: int = 0  # updates undone because a number was not finite
     rollbacks: int = 0  # returns to a checkpoint after skipped updates, each with half the learning rates
@@ -127,13 +127,13 @@ class TrainState:
             tensors |= optimizer_tensors(f"optimizer.{name}", self.optimizers[name])
         return tensors | {f"head.critic.{key}": v for key, v in self.roles.heads["critic"].state_dict().items()}
 
-    def put_back(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put weights of an earlier `weights` or `snapshot` back into the models and optimisers."""
+    def restore_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors of `weights` or `snapshot` back into the models and optimisers."""
         for name in self._adapters():
-            set_peft_model_state_dict(self.roles.model, _under(name, tensors), adapter_name=name)
+            set_peft_model_state_dict(self.roles.model, _with_prefix(name, tensors), adapter_name=name)
         for name in TRAINED:
             restore_optimizer(f"optimizer.{name}", self.optimizers[name], tensors)
-        self.roles.heads["critic"].load_state_dict(_under("head.critic", tensors))
+        self.roles.heads["critic"].load_state_dict(_with_prefix("head.critic", tensors))
 
     def _adapters(self) -> list[str]:
         return [name for name in TRAINED if name in self.roles.adapters]
@@ -143,8 +143,8 @@ class TrainState:
         spent = sum(line["tokens"] for line in self.lines) * settings.rollouts
         return self.step >= settings.updates or (settings.token_budget is not None and spent >= settings.token_budget)
 
-    def expected(self, settings: Coarse) -> int:
-        """Total number of updates: as configured, or what the token budget allows at the last response length."""
+    def total_updates(self, settings: Coarse) -> int:
+        """Number of updates in all: as configured, or what the token budget allows at the last response length."""
         if settings.token_budget is None or not self.lines:
             return settings.updates
         left = settings.token_budget / settings.rollouts - sum(line["tokens"] for line in self.lines)
@@ -167,7 +167,7 @@ class TrainState:
                 "length": [self.length.limit, list(self.length.reward), list(self.length.value_loss), self.length.gate],
                 "kl_coef": self.kl_coef,
                 "loss_scales": {
-                    name: [scale.value, scale.steps] for name, scale in self.scales.items() if scale.active
+                    name: [scale.value, scale.steps] for name, scale in self.loss_scales.items() if scale.active
                 },
                 "skipped": self.skipped,
                 "rollbacks": self.rollbacks,
@@ -177,9 +177,9 @@ class TrainState:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to the state of a checkpoint."""
+        """Restore the state of a checkpoint."""
         state, tensors = checkpoint.state, checkpoint.tensors
-        self.put_back(tensors)
+        self.restore_weights(tensors)
         self.prompts.go_to(state["taken"])
         for name, size in state["shrunk"].items():  # halved before the checkpoint
             batch = getattr(self.batches, name)
@@ -188,20 +188,20 @@ class TrainState:
         self.length = LengthState(limit, Running(*reward), Running(*value_loss), gate)
         self.kl_coef = state["kl_coef"]
         for name, (value, steps) in state.get("loss_scales", {}).items():
-            self.scales[name].value, self.scales[name].steps = value, steps
+            self.loss_scales[name].value, self.loss_scales[name].steps = value, steps
         self.response_lengths.lengths = dict(map(tuple, tensors["known_lengths"].tolist()))
         self.skipped = state["skipped"]
         self.step = checkpoint.step
-        self.slow_down(state["rollbacks"])
+        self.set_learning_rates(state["rollbacks"])
         self.lines = [dict(line) for line in state["lines"]]
         restore_generators(state["generators"], tensors, {"shuffler": self.shuffler})
 
-    def slow_down(self, rollbacks: int) -> None:
+    def set_learning_rates(self, rollbacks: int) -> None:
         """Set the learning rates to their values after `rollbacks` rollbacks."""
         self.rollbacks = rollbacks
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = self.rates[name] * SLOWER**rollbacks
+                group["lr"] = self.learning_rates[name] * SLOWER**rollbacks
 
     def checksum(self) -> float:
         """A number that differs when two processes no longer hold the same weights."""
@@ -210,5 +210,5 @@ class TrainState:
         )
 
 
-def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}

@@ -99,15 +99,15 @@ def train_coarse(
                     advantages,
                     settings,
                     state.shuffler,
-                    warm=step > settings.critic_warmup,
+                    train_policy=step > settings.critic_warmup,
                     batches=state.batches,
-                    scales=state.scales,
+                    loss_scales=state.loss_scales,
                 )
                 line = update_metrics(rollout, advantages, losses, state)
                 check_models(roles, rollout)
                 timer.end_update()
             except NonFiniteError as error:
-                state.put_back(before)
+                state.restore_weights(before)
                 checkpoints.after_failure(error, agree_to_stop(state, interruption.asked))
                 continue
             # 5. limit
@@ -119,7 +119,7 @@ def train_coarse(
             log.log_update(line, timer)
             checkpoints.after_update(agree_to_stop(state, interruption.asked))
 
-        check_learned(state, settings)
+        check_policy_trained(state, settings)
         metrics = publish(roles, config, models, run, state, checkpoints) if distributed.is_first() else {}
         checkpoints.clear()
         # All is published: a stop signal now takes effect at the end of this block.
@@ -134,7 +134,7 @@ def response_ends(config: Config, tokenizer: Any, model: Any) -> ResponseEnds:
     return ResponseEnds(end, padding_id(tokenizer), Stops(tokenizer, config.model.stop), other_eos_ids)
 
 
-def check_learned(state: TrainState, settings: Coarse) -> None:
+def check_policy_trained(state: TrainState, settings: Coarse) -> None:
     """Raise ConfigError when the token budget was spent while the critic warmed up: the policy is still the base."""
     if state.step <= settings.critic_warmup:
         raise ConfigError.because(
@@ -194,8 +194,8 @@ def initial_state(
         batches=RolloutBatches.of(settings, on_message),
         length=start(settings.length),
         kl_coef=settings.kl_coef,
-        rates=rates,
-        scales={name: LossScale(roles.dtype) for name in rates},
+        learning_rates=rates,
+        loss_scales={name: LossScale(roles.dtype) for name in rates},
     )
 
 

@@ -28,20 +28,20 @@ def update(
     settings: Coarse,
     shuffler: torch.Generator,
     *,
-    warm: bool,
+    train_policy: bool,
     batches: RolloutBatches | None = None,
-    scales: Mapping[str, LossScale] | None,
+    loss_scales: Mapping[str, LossScale] | None = None,
 ) -> dict[str, float]:
-    """`epochs` passes of `minibatches` optimiser steps for the critic and, once warm, the policy.
+    """`epochs` passes of `minibatches` optimiser steps for the critic and, with `train_policy`, the policy.
 
-    A critic that shares the policy's adapter learns in the policy's pass, once that is warm, and alone before.
+    A critic that shares the policy's adapter trains in the policy's pass with `train_policy`, and alone without.
     Losses are means over the tokens of a minibatch. Returns token-weighted means of the losses, the entropy and the
     clip fraction, and the mean gradient norms. With several processes each does a part of every minibatch, and their
-    gradients are summed. scales: of the losses of each pass, in float16. Raises NonFiniteError at the first step whose
-    loss or gradient is not finite, without taking it.
+    gradients are summed. loss_scales: one per pass, for float16. Raises NonFiniteError at the first step whose loss or
+    gradient is not finite, without taking it.
     """
     batches = batches or RolloutBatches.of(settings)
-    passes = ("critic",) if not warm else ("policy",) if "critic" in roles.shares else ("critic", "policy")
+    passes = ("critic",) if not train_policy else ("policy",) if "critic" in roles.shares else ("critic", "policy")
     totals: Sums = {}
     norms: dict[str, list[Tensor]] = {name: [] for name in ("critic", "policy")}
     counted = 0
@@ -53,13 +53,13 @@ def update(
             counted += tokens
             for name in passes:
                 minibatch = Minibatch(rollout, advantages, distributed.share(rows, rollout.lengths), tokens)
-                sums = gradients(roles, name, minibatch, settings, batches, scales[name] if scales else None)
+                sums = gradients(roles, name, minibatch, settings, batches, loss_scales[name] if loss_scales else None)
                 learners = {learner: roles.trainable(learner) for learner in roles.learners(name)}
                 add(totals, sums)
                 for learner, parameters in learners.items():
                     norms[learner].append(_step(learner, optimizers[learner], parameters, sums, settings.max_grad_norm))
     means = {name: float(total) / counted for name, total in totals.items()}
-    if not warm:
+    if not train_policy:
         means |= dict.fromkeys(("policy_loss", "entropy", "clip_fraction"), 0.0)
     return means | {
         f"{name}_grad_norm": float(torch.stack(values).mean()) if values else 0.0 for name, values in norms.items()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from lite_c2f.actors.answers import unreached
+from lite_c2f.actors.answers import min_eos_message
 from lite_c2f.data.order import short_names
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation import charts
@@ -165,7 +165,7 @@ def ratios(file: Path) -> list[Block]:
     """The ratios that were tried, and the chosen one."""
     sweep = read_json(file)
     rows = {f"{row['ratio']:g}": {key: row[key] for key in row if key != "ratio"} for row in sweep["tried"]}
-    shortfall = unreached(sweep)
+    shortfall = min_eos_message(sweep)
     return [
         Heading("Ratio of the residue"),
         Text(f"Chosen: {sweep['chosen']:g}; {sweep['rule']}."),

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from lite_c2f.actors.answers import unreached
+from lite_c2f.actors.answers import min_eos_message
 from lite_c2f.config.settings import Config
 from lite_c2f.fine import groups
 from lite_c2f.fine.chart import ratio_chart
@@ -39,7 +39,7 @@ def make_fine(
         write_text(run / "fine" / "ratios.svg", document(ratio_chart(result)))
         ratio = result["chosen"]
         sink.on_message(f"ratios tried: {len(result['tried'])}; chosen {ratio}")
-        if shortfall := unreached(result):
+        if shortfall := min_eos_message(result):
             sink.on_message(f"warning: {shortfall}")
     if settings.group_budget and trials is not None:
         grouped = search_groups(trials, float(ratio), settings.group_budget, config, run, sink)

@@ -9,7 +9,7 @@ from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.end_tokens import unlisted_turn_end
 from lite_c2f.backbone.folder import check_architecture, check_weights
 from lite_c2f.backbone.load import load_tokenizer, pick_device, pick_dtype
-from lite_c2f.backbone.model_kind import check_kind, here
+from lite_c2f.backbone.model_kind import check_kind, local_folders
 from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.backbone.round_trip import check_round_trip
 from lite_c2f.config.data import Source
@@ -37,7 +37,7 @@ def check_kinds(config: Config) -> None:
 
     From config.json alone, and nothing is downloaded. What the keys say, `model_kind.check_named` says faster.
     """
-    for folder in here(config.model.base, config.model.instruct):
+    for folder in local_folders(config.model.base, config.model.instruct):
         check_trainable(folder, config)
 
 

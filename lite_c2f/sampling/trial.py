@@ -54,11 +54,11 @@ def try_kind(folder: Path, *, quantized: bool) -> None:
         reason = "has a sequence classifier whose head is not one linear layer"
     if reason is not None:
         raise refused(folder, reason)
-    other_linear = own_linear(model)
-    if quantized and other_linear:
+    custom = custom_linear(model)
+    if quantized and custom:
         raise refused(
             folder,
-            f"has linear layers of another class ({other_linear}), which Transformers {__version__} leaves unquantised",
+            f"has linear layers of another class ({custom}), which Transformers {__version__} leaves unquantised",
             f"set model.quantization=none if there is memory for it, or {OTHER_MODEL}",
         )
     PASSED.add(key)
@@ -107,7 +107,7 @@ def difference(model: Any) -> str | None:
     return None
 
 
-def own_linear(model: Any) -> str | None:
+def custom_linear(model: Any) -> str | None:
     """The class of a linear layer that is derived from nn.Linear, which Transformers does not make 4-bit."""
     head = model.get_output_embeddings()
     for module in model.modules():

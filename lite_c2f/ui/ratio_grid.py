@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from lite_c2f.actors.answers import unreached
+from lite_c2f.actors.answers import min_eos_message
 from lite_c2f.chat import ChatSettings, Pane
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
@@ -101,7 +101,7 @@ def curve(served: Served) -> str:
     for name in ("sweep.json", "ratios.json"):
         with contextlib.suppress(C2FError, KeyError, TypeError, ValueError):
             result = read_json(served.chat.run / "fine" / name)
-            shortfall = unreached(result)
+            shortfall = min_eos_message(result)
             return ratio_chart(result) + (f'<p class="hint">Warning: {escape(shortfall)}.</p>' if shortfall else "")
     return (
         '<p class="hint">The ratio of this run was given, not chosen: '

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from lite_c2f.backbone.load import load_tokenizer
-from lite_c2f.backbone.round_trip import TextChange, changed, check_round_trip
+from lite_c2f.backbone.round_trip import TextChange, check_round_trip, first_change
 from lite_c2f.cli.doctor import tokenizer_problem
 from lite_c2f.errors import ModelError
 
@@ -74,7 +74,7 @@ def sentencepiece_of(split):
 
 @pytest.mark.parametrize("kind", SOUND)
 def test_a_sound_tokenizer_raises_no_alarm(kind):
-    assert changed(SOUND[kind]()) is None
+    assert first_change(SOUND[kind]()) is None
 
 
 def with_parts(tokenizer, **parts):
@@ -97,14 +97,14 @@ BROKEN = {  # how a tokenizer is broken, and what is made of "sum of 9 an"
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_tokenizer_that_changes_texts_is_named(fault):
     make, got = BROKEN[fault]
-    change = changed(make())
+    change = first_change(make())
     assert change.expected.startswith("a sum of 9 ") and change.got.startswith(got)
 
 
 def test_bytes_that_are_left_in_letters():
     """SentencePiece without ByteFallback: spaces are right, line breaks are `<0x0A>`."""
     decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    change = changed(with_parts(sentencepiece(), decoder=decoder))
+    change = first_change(with_parts(sentencepiece(), decoder=decoder))
     assert change == TextChange("to add them.\n\nHuman: Why", "to add them.<0x0A><0x0A>")
 
 

@@ -78,16 +78,18 @@ def standing(roles):
     scales = {name: LossScale(torch.float16) for name in optimizers}
     rates = dict.fromkeys(optimizers, 0.1)
     shuffler = torch.Generator()
-    return TrainState(roles, optimizers, shuffler, prompts, batches, LengthState(8), 0.1, rates=rates, scales=scales)
+    return TrainState(
+        roles, optimizers, shuffler, prompts, batches, LengthState(8), 0.1, learning_rates=rates, loss_scales=scales
+    )
 
 
 def test_a_checkpoint_brings_the_scales_back(in_float16):
     roles = in_float16(torch.float32)
     before, after = standing(roles), standing(roles)
-    before.scales["policy"].value, before.scales["policy"].steps = 2.0**11, 7
+    before.loss_scales["policy"].value, before.loss_scales["policy"].steps = 2.0**11, 7
     saved = before.checkpoint()
     after.restore(saved)
-    assert {name: (scale.value, scale.steps) for name, scale in after.scales.items()} == {
+    assert {name: (scale.value, scale.steps) for name, scale in after.loss_scales.items()} == {
         "policy": (2.0**11, 7),
         "critic": (2.0**16, 0),
     }
@@ -99,7 +101,7 @@ def test_a_checkpoint_brings_the_scales_back(in_float16):
 def test_the_loop_scales_its_losses_in_float16_alone(in_float16, dtype):
     config = load_config({}, ["coarse.micro_batch=1", "coarse.sampling_batch=1"])
     corpus = Corpus([], [], [], [], {})
-    scales = initial_state(config, corpus, in_float16(dtype), None, None).scales
+    scales = initial_state(config, corpus, in_float16(dtype), None, None).loss_scales
     assert set(scales) == {"policy", "critic"}
     assert {scale.active for scale in scales.values()} == {dtype == torch.float16}
 
@@ -166,7 +168,9 @@ def test_an_update_makes_an_overflowing_step_again_with_a_smaller_scale(in_float
                 weight.data.copy_(start)
         optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=1e-2) for name in before}
         shuffler = torch.Generator().manual_seed(0)
-        update(roles, optimizers, rollout, wanted, settings, shuffler, warm=True, batches=sizes, scales=scales)
+        update(
+            roles, optimizers, rollout, wanted, settings, shuffler, train_policy=True, batches=sizes, loss_scales=scales
+        )
         return torch.cat([weight.detach().flatten() for name in before for weight in roles.trainable(name)])
 
     scales = {name: LossScale(torch.float16) for name in before}

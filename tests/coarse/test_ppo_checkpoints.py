@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lite_c2f.coarse.checkpoints import CheckpointManager
 from lite_c2f.coarse.length import LengthState
-from lite_c2f.coarse.train import check_learned
+from lite_c2f.coarse.train import check_policy_trained
 from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
 from lite_c2f.storage.checkpoints import Checkpoint
@@ -28,10 +28,10 @@ class Loop:
     def __init__(self):
         self.step, self.lines = 0, []
         self.skipped = self.rollbacks = 0
-        self.rates = {"policy": 0.1}
+        self.learning_rates = {"policy": 0.1}
         self.length = LengthState(128)
 
-    def slow_down(self, rollbacks):
+    def set_learning_rates(self, rollbacks):
         self.rollbacks = rollbacks
 
     def checkpoint(self):
@@ -199,8 +199,8 @@ def test_a_budget_that_ends_before_the_policy_has_trained_is_refused():
     with pytest.raises(
         ConfigError, match=r"coarse\.token_budget=300 is spent after 2 updates; expected more updates than"
     ):
-        check_learned(SimpleNamespace(step=2), settings)
-    check_learned(SimpleNamespace(step=3), settings)
+        check_policy_trained(SimpleNamespace(step=2), settings)
+    check_policy_trained(SimpleNamespace(step=3), settings)
 
 
 def test_a_run_that_is_removed_meanwhile_does_not_grow_again(place):

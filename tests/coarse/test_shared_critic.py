@@ -40,12 +40,12 @@ def rollout(roles):
     return collect(context, RolloutRequest(PROMPTS, limit=6, seed=1))
 
 
-def moved_by(roles, rollout, warm):
+def moved_by(roles, rollout, train_policy):
     optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=0.1) for name in ("policy", "critic")}
     before = {name: [p.detach().clone() for p in roles.trainable(name)] for name in ("policy", "critic", "reward")}
     wanted = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
     figures = update(
-        roles, optimizers, rollout, wanted, SETTINGS, torch.Generator().manual_seed(0), warm=warm, scales=None
+        roles, optimizers, rollout, wanted, SETTINGS, torch.Generator().manual_seed(0), train_policy=train_policy
     )
     return figures, {
         name: [now.detach() - old for now, old in zip(roles.trainable(name), olds, strict=True)]
@@ -67,7 +67,7 @@ def test_it_reads_the_policys_adapter_with_its_own_head(roles):
 
 
 def test_warm_up_trains_the_head_alone(roles, rollout):
-    _, moved = moved_by(roles, rollout, warm=False)
+    _, moved = moved_by(roles, rollout, train_policy=False)
     assert largest(moved["critic"]) > 0 and largest(moved["policy"]) == largest(moved["reward"]) == 0
 
 
@@ -85,7 +85,7 @@ def test_one_step_is_that_of_both_losses(roles, rollout):
     for name in wanted:
         for parameter in roles.trainable(name):
             parameter.grad = None
-    figures, moved = moved_by(roles, rollout, warm=True)
+    figures, moved = moved_by(roles, rollout, train_policy=True)
     for name, grads in wanted.items():
         assert largest(grads) > 1e-4
         for change, grad in zip(moved[name], grads, strict=True):
@@ -112,13 +112,13 @@ def test_a_checkpoint_brings_back_adapter_head_and_both_optimisers(roles, rollou
     flat = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
 
     def step():
-        update(roles, optimizers, rollout, flat, SETTINGS, torch.Generator().manual_seed(0), warm=True, scales=None)
+        update(roles, optimizers, rollout, flat, SETTINGS, torch.Generator().manual_seed(0), train_policy=True)
         return state.snapshot()
 
     first = step()
     assert {name.split(".")[0] for name in first} == {"policy", "optimizer", "head"}
     second = step()
-    state.put_back(first)
+    state.restore_weights(first)
     again = step()
     assert all(torch.equal(second[name], again[name]) for name in second)
 

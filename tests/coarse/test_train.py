@@ -83,12 +83,12 @@ def test_the_length_controllers_figures_are_means_over_the_responses(rollout):
     assert (scored.reward, scored.hit_limit) == (1.0, 0.75)
 
 
-def run_update(roles, rollout, settings, advantages=None, warm=True, lr=1e-2, batches=None):
+def run_update(roles, rollout, settings, advantages=None, train_policy=True, lr=1e-2, batches=None):
     optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=lr) for name in ("policy", "critic")}
     before = {name: [p.detach().clone() for p in roles.trainable(name)] for name in ("policy", "critic", "reward")}
     found = advantages or Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
     shuffler = torch.Generator().manual_seed(0)
-    figures = update(roles, optimizers, rollout, found, settings, shuffler, warm=warm, batches=batches, scales=None)
+    figures = update(roles, optimizers, rollout, found, settings, shuffler, train_policy=train_policy, batches=batches)
     moved = {
         name: [now.detach() - old for now, old in zip(roles.trainable(name), olds, strict=True)]
         for name, olds in before.items()
@@ -101,7 +101,7 @@ def size(changes):
 
 
 def test_warm_up_trains_the_critic_alone(roles, rollout):
-    _, moved = run_update(roles, rollout, config(), warm=False)
+    _, moved = run_update(roles, rollout, config(), train_policy=False)
     assert size(moved["critic"]) > 0 and size(moved["policy"]) == size(moved["reward"]) == 0
     _, moved = run_update(roles, rollout, config())
     assert size(moved["critic"]) > 0 and size(moved["policy"]) > 0 and size(moved["reward"]) == 0
@@ -140,7 +140,7 @@ def test_epochs_and_minibatches_are_optimiser_steps(roles, rollout):
         optimizer.register_step_post_hook(lambda *_, name=name: steps.append(name))
     flat = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
     settings = config("coarse.epochs=3", "coarse.minibatches=2")
-    update(roles, optimizers, rollout, flat, settings, torch.Generator().manual_seed(0), warm=True, scales=None)
+    update(roles, optimizers, rollout, flat, settings, torch.Generator().manual_seed(0), train_policy=True)
     assert steps.count("policy") == steps.count("critic") == 6
     assert all(parameter.grad is None for name in ("policy", "critic") for parameter in roles.trainable(name))
 
@@ -317,7 +317,7 @@ def test_a_skipped_update_leaves_nothing_behind(roles, rollout, monkeypatch):
 
     def learn():
         made = Advantages(ones, 2 * ones)
-        update(roles, optimizers, rollout, made, config("coarse.minibatches=2"), state.shuffler, warm=True, scales=None)
+        update(roles, optimizers, rollout, made, config("coarse.minibatches=2"), state.shuffler, train_policy=True)
 
     learn()  # so that both optimisers remember something
     before = state.snapshot()
@@ -335,7 +335,7 @@ def test_a_skipped_update_leaves_nothing_behind(roles, rollout, monkeypatch):
     moved = state.snapshot()
     for part in ("policy.", "critic.", "optimizer.policy", "optimizer.critic", "head."):
         assert any(not torch.equal(before[name], moved[name]) for name in before if name.startswith(part)), part
-    state.put_back(before)
+    state.restore_weights(before)
     after = state.snapshot()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 

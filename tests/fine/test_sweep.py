@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lite_c2f.actors.answers import unreached
+from lite_c2f.actors.answers import min_eos_message
 from lite_c2f.cli.merge import parse_ratios
 from lite_c2f.cli.tables import ratio_table
 from lite_c2f.config.loading import load_config
@@ -68,7 +68,7 @@ def test_every_row_has_its_paired_difference_to_the_best():
     assert result["chosen"] == 1.0 and result["reached"] is True
     rows = {row["ratio"]: (row["behind"], row["behind_se"]) for row in result["tried"]}
     assert rows == {0.0: (16.0, 6.455), 0.5: (1.0, 0.0), 1.0: (0.0, 0.0), 2.0: (-1.0, 0.0)}
-    assert "paired difference" in result["rule"] and unreached(result) is None
+    assert "paired difference" in result["rule"] and min_eos_message(result) is None
 
 
 UNENDED = {0.0: INSTRUCT, 0.5: trial([1, 1, 1, 1], 0.2), 1.0: trial([3, 3, 3, 3], 0.1)}
@@ -78,7 +78,7 @@ SHARES = "no ratio reaches fine.min_eos=0.95: the share of responses that ended 
 def test_where_no_ratio_ends_often_enough_that_is_reported():
     result = sweep(Bench(UNENDED), [0.5, 1.0], 0.95)
     assert result["chosen"] == 0.5 and result["reached"] is False
-    assert unreached(result).startswith(SHARES)
+    assert min_eos_message(result).startswith(SHARES)
     assert sweep(Bench(UNENDED), [0.5, 1.0], 0.2)["reached"] is True  # at the share itself it is reached
     same = {0.5: trial([1, 1], 0.2), 1.0: trial([3, 3], 0.2), 2.0: trial([3, 3], 0.2)}
     assert choose(same, 0.95).ratio == 1.0  # by reward, then the smaller
@@ -124,7 +124,7 @@ def test_files_of_earlier_versions_still_open(tmp_path, capsys):
     assert reward_errors([{**tried[0], "behind_se": 0.03}]) == [0.03]
     ratio_table(before, tmp_path)
     assert SHARES in capsys.readouterr().out
-    assert unreached({"chosen": 0.5, "rule": "best", "tried": [{"ratio": 0.5, "reward": 0.1}]}) is None
+    assert min_eos_message({"chosen": 0.5, "rule": "best", "tried": [{"ratio": 0.5, "reward": 0.1}]}) is None
 
 
 def test_ratios_from_text():
