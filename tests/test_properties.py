@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lite_c2f.coarse import rollout
 from lite_c2f.coarse.advantage import gae, token_rewards
-from lite_c2f.coarse.length import LengthState, Running, advance, start
+from lite_c2f.coarse.length import LengthState, RunningStats, advance, start
 from lite_c2f.coarse.rollout import (
     ResponseEnds,
     RolloutBatches,
@@ -367,7 +367,7 @@ def test_the_limit_grows_by_the_gate_and_survives_json(limits, seen):
             assert after.limit == limits.max and limits.step * after.gate >= grown - limits.multiple / 2
         assert 0 <= grown <= limits.step + limits.multiple / 2
         stored = json.loads(json.dumps([after.limit, list(after.reward), list(after.value_loss), after.gate]))
-        state = LengthState(stored[0], Running(*stored[1]), Running(*stored[2]), stored[3])
+        state = LengthState(stored[0], RunningStats(*stored[1]), RunningStats(*stored[2]), stored[3])
         assert state == after
 
 
@@ -389,7 +389,7 @@ def test_more_reward_never_slows_and_more_critic_loss_never_speeds(limits, seen,
 @examples(80)
 @given(st.lists(st.integers(-9, 9), min_size=1, max_size=12), st.sampled_from([0, 0.5, 0.8, 0.95]), numbers)
 def test_running_is_a_weighted_mean_and_spread(seen, decay, value):
-    running = Running()
+    running = RunningStats()
     for each in seen:
         running = running.add(each, decay)
     latest = [max(1 - decay, 1 / (index + 1)) for index in range(len(seen))]

@@ -97,7 +97,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
     restore_bos(tokenizer)
     tokenizer.clean_up_tokenization_spaces = False  # Llama-3's files set it; it removes spaces from "x != y"
     limits = read_limits(model, revision)
-    check_embedded(tokenizer, model, limits.size)
+    check_embedded(tokenizer, model, limits.embeddings)
     resolve_padding(tokenizer, limits)
     return tokenizer
 

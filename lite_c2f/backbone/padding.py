@@ -27,11 +27,11 @@ class Padding(NamedTuple):
     reason: str | None
 
 
-class Limits(NamedTuple):
+class TokenLimits(NamedTuple):
     """End tokens and embedding size, from a model's configuration files."""
 
-    ends: frozenset[int]  # of config.json and generation_config.json
-    size: int | None  # rows of the embedding; None where config.json does not say
+    end_ids: frozenset[int]  # of config.json and generation_config.json
+    embeddings: int | None  # rows of the embedding; None where config.json does not say
 
 
 def padding_id(tokenizer: Any) -> int:
@@ -41,10 +41,10 @@ def padding_id(tokenizer: Any) -> int:
     from answers once the tokenizer is saved and read again.
     """
     padding: Padding | None = vars(tokenizer).get("_padding")
-    return choose_padding(tokenizer, Limits(frozenset(), None)) if padding is None else padding.id
+    return choose_padding(tokenizer, TokenLimits(frozenset(), None)) if padding is None else padding.id
 
 
-def resolve_padding(tokenizer: Any, limits: Limits) -> None:
+def resolve_padding(tokenizer: Any, limits: TokenLimits) -> None:
     """Choose the padding of a tokenizer that was just loaded, for `padding_id` to give.
 
     Its own `pad_token`, which other libraries pad with, becomes the same token where that is a special one, else EOS
@@ -59,7 +59,7 @@ def resolve_padding(tokenizer: Any, limits: Limits) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def choose_padding(tokenizer: Any, limits: Limits) -> int:
+def choose_padding(tokenizer: Any, limits: TokenLimits) -> int:
     """The first of these ids that has an embedding and ends neither a text nor a chat's turn.
 
     The tokenizer's own padding; its unknown token; a special token that is named padding, reserved or unused; the
@@ -86,14 +86,14 @@ def with_padding_token(tokenizer: Any) -> Any:
     return published
 
 
-def read_limits(model: str, revision: str | None = None) -> Limits:
+def read_limits(model: str, revision: str | None = None) -> TokenLimits:
     """End tokens and embedding size from config.json and generation_config.json, where they are there."""
     config, generation = (_json(model, name, revision) for name in ("config.json", "generation_config.json"))
     config = {**config, **(config.get("text_config") or {})}
     listed = [config.get("eos_token_id"), generation.get("eos_token_id")]
     ids = [id_ for entry in listed for id_ in (entry if isinstance(entry, list) else [entry])]
     size = config.get("vocab_size")
-    return Limits(frozenset(id_ for id_ in ids if isinstance(id_, int)), size if isinstance(size, int) else None)
+    return TokenLimits(frozenset(id_ for id_ in ids if isinstance(id_, int)), size if isinstance(size, int) else None)
 
 
 def check_embedded(tokenizer: Any, model: str, size: int | None) -> None:
@@ -129,13 +129,13 @@ def _candidates(tokenizer: Any) -> Iterator[int | None]:
     yield from sorted(id_ for id_ in vocabulary.values() if id_ not in special)
 
 
-def _within(id_: int, limits: Limits) -> bool:
-    return limits.size is None or id_ < limits.size
+def _within(id_: int, limits: TokenLimits) -> bool:
+    return limits.embeddings is None or id_ < limits.embeddings
 
 
-def _ends(tokenizer: Any, id_: int, limits: Limits) -> bool:
+def _ends(tokenizer: Any, id_: int, limits: TokenLimits) -> bool:
     """Whether an id ends a text or may end a turn: any special token in the chat template but BOS may."""
-    if id_ == tokenizer.eos_token_id or id_ in limits.ends:
+    if id_ == tokenizer.eos_token_id or id_ in limits.end_ids:
         return True
     token = _special(tokenizer).get(id_)
     return token is not None and id_ != tokenizer.bos_token_id and token in _template(tokenizer)
@@ -153,13 +153,15 @@ def _template(tokenizer: Any) -> str:
     return template if isinstance(template, str) else " ".join(template.values())
 
 
-def _reason_against(tokenizer: Any, own: int | None, limits: Limits) -> str:
+def _reason_against(tokenizer: Any, own: int | None, limits: TokenLimits) -> str:
     """Why the tokenizer's own padding is not used."""
     if own is None:
         return "the tokenizer has no padding token"
     token = tokenizer.convert_ids_to_tokens(own)
     if not _within(own, limits):
-        return f"the tokenizer's padding token {token!r} (id {own}) is beyond the model's {limits.size} embeddings"
+        return (
+            f"the tokenizer's padding token {token!r} (id {own}) is beyond the model's {limits.embeddings} embeddings"
+        )
     return f"the tokenizer's padding token {token!r} ends a text"
 
 

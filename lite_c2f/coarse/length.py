@@ -18,7 +18,7 @@ from typing import NamedTuple
 from lite_c2f.config.settings import Length
 
 
-class Running(NamedTuple):
+class RunningStats(NamedTuple):
     """Exponentially weighted mean and variance of a number, one value per update."""
 
     updates: int = 0
@@ -31,19 +31,19 @@ class Running(NamedTuple):
             return 0.0
         return max(-3.0, min(3.0, (value - self.mean) / math.sqrt(self.var)))
 
-    def add(self, value: float, decay: float) -> "Running":
+    def add(self, value: float, decay: float) -> "RunningStats":
         """The estimate after one more value. Early values have equal weights, until the decay reaches `decay`."""
         weight = max(1 - decay, 1 / (self.updates + 1))
         gap = value - self.mean
-        return Running(self.updates + 1, self.mean + weight * gap, (1 - weight) * (self.var + weight * gap * gap))
+        return RunningStats(self.updates + 1, self.mean + weight * gap, (1 - weight) * (self.var + weight * gap * gap))
 
 
 class LengthState(NamedTuple):
     """State of the length controller, as a checkpoint stores it."""
 
     limit: int
-    reward: Running = Running()
-    value_loss: Running = Running()
+    reward: RunningStats = RunningStats()
+    value_loss: RunningStats = RunningStats()
     gate: float = 0.0  # of the last update, for the log
 
 

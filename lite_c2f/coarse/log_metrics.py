@@ -24,7 +24,7 @@ from lite_c2f.sampling import Sampling, sample
 from lite_c2f.storage.files import append_line
 from lite_c2f.storage.metrics import Metrics
 
-Progress = Callable[[int, int, dict[str, float]], None]
+StepCallback = Callable[[int, int, dict[str, float]], None]  # (update, updates, line of metrics.jsonl)
 MEBIBYTE = 2**20
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class UpdateLog:
         tokenizer: Any,
         sample_prompts: list[list[int]],
         tracker: Any,
-        progress: Progress | None,
+        progress: StepCallback | None,
         on_message: Callable[[str], None] | None,
     ) -> None:
         self._config, self._state, self._context, self._tokenizer = config, state, context, tokenizer

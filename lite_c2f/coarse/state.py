@@ -11,7 +11,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.coarse.length import LengthState, Running
+from lite_c2f.coarse.length import LengthState, RunningStats
 from lite_c2f.coarse.loss_scale import LossScale
 from lite_c2f.coarse.rollout import RolloutBatches
 from lite_c2f.config.settings import Coarse, Config
@@ -185,7 +185,7 @@ class TrainState:
             batch = getattr(self.batches, name)
             batch.size = min(batch.size, size)
         limit, reward, value_loss, gate = state["length"]
-        self.length = LengthState(limit, Running(*reward), Running(*value_loss), gate)
+        self.length = LengthState(limit, RunningStats(*reward), RunningStats(*value_loss), gate)
         self.kl_coef = state["kl_coef"]
         for name, (value, steps) in state.get("loss_scales", {}).items():
             self.loss_scales[name].value, self.loss_scales[name].steps = value, steps

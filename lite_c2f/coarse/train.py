@@ -14,7 +14,7 @@ from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import gae, token_rewards
 from lite_c2f.coarse.checkpoints import CheckpointManager
 from lite_c2f.coarse.length import advance, start
-from lite_c2f.coarse.log_metrics import Progress, Timer, UpdateLog, update_metrics
+from lite_c2f.coarse.log_metrics import StepCallback, Timer, UpdateLog, update_metrics
 from lite_c2f.coarse.loss import adapt_kl
 from lite_c2f.coarse.loss_scale import LossScale
 from lite_c2f.coarse.rollout import (
@@ -45,7 +45,7 @@ def train_coarse(
     models: ModelPair,
     corpus: Corpus,
     run: Path,
-    progress: Progress | None = None,
+    progress: StepCallback | None = None,
     on_tokens: Callable[[int], None] | None = None,
     tracker: Any = None,
     on_message: Callable[[str], None] | None = None,

@@ -32,7 +32,7 @@ from lite_c2f.storage.checkpoints import ROLLBACKS, SLOWER, CheckpointStore, Sav
 from lite_c2f.storage.files import publish_folder, read_json, write_json
 from lite_c2f.storage.metrics import Metrics
 
-Progress = Callable[[int, int, dict[str, float]], None]
+StepCallback = Callable[[int, int, dict[str, float]], None]  # (step, steps, line of metrics.jsonl)
 
 
 def train_reward(
@@ -40,7 +40,7 @@ def train_reward(
     models: ModelPair,
     corpus: Corpus,
     run: Path,
-    progress: Progress | None = None,
+    progress: StepCallback | None = None,
     tracker: Any = None,
     on_message: Callable[[str], None] | None = None,
     *,
@@ -270,7 +270,7 @@ def measure(
 class _LogCallback(TrainerCallback):
     """Callback that writes the trainer's log lines to metrics.jsonl and the terminal."""
 
-    def __init__(self, metrics: Metrics, progress: Progress | None, state: RewardState) -> None:
+    def __init__(self, metrics: Metrics, progress: StepCallback | None, state: RewardState) -> None:
         self.metrics, self.progress, self.state = metrics, progress, state
 
     def on_log(self, args, state, control, logs=None, **_):

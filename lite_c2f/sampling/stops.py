@@ -21,7 +21,7 @@ from lite_c2f.errors import ConfigError
 _BYTES: WeakKeyDictionary[Any, tuple[int, list[bytes]]] = WeakKeyDictionary()  # by tokenizer: its size, token bytes
 
 
-class Cut(NamedTuple):
+class CutResponse(NamedTuple):
     """A response up to its marker."""
 
     text: list[int]  # token ids of the text before the marker
@@ -73,7 +73,7 @@ class Stops:
         """The state after one more token; `end` once a marker is complete. A response begins in state 0."""
         return int(self.table[state, token]) if token < self.table.shape[1] else state
 
-    def cut(self, tokens: Sequence[int]) -> Cut:
+    def cut(self, tokens: Sequence[int]) -> CutResponse:
         """A response without its marker; all of it where there is none.
 
         Where one token holds the end of the text and the beginning of the marker (`.` and a line break), the text keeps
@@ -83,7 +83,7 @@ class Stops:
         text = b"".join(parts)
         span = first_marker(text, self._markers)
         if span is None:
-            return Cut(list(tokens), 0)
+            return CutResponse(list(tokens), 0)
         before = whole_tokens = 0  # bytes and tokens that are wholly of the text
         while whole_tokens < len(parts) and before + len(parts[whole_tokens]) <= span[0]:
             before += len(parts[whole_tokens])
@@ -91,7 +91,7 @@ class Stops:
         whole = list(tokens[:whole_tokens])
         if before < span[0]:
             whole = self._encoded(whole, text[before : span[0]])
-        return Cut(whole, len(tokens) - whole_tokens)
+        return CutResponse(whole, len(tokens) - whole_tokens)
 
     def _encoded(self, whole: list[int], rest: bytes) -> list[int]:
         """Ids of a text: that of these whole tokens, then `rest`, which is the beginning of a token.

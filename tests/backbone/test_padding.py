@@ -7,12 +7,12 @@ from tokenizer_kinds import CHATML, byte_level, made
 from transformers import AddedToken, AutoTokenizer
 
 from lite_c2f.backbone.load import load_tokenizer
-from lite_c2f.backbone.padding import Limits, choose_padding, padding_id, padding_note, with_padding_token
+from lite_c2f.backbone.padding import TokenLimits, choose_padding, padding_id, padding_note, with_padding_token
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ModelError
 
 END = "<|endoftext|>"
-ANY = Limits(frozenset(), None)
+ANY = TokenLimits(frozenset(), None)
 
 
 def saved(tokenizer, folder, size=None, **generation):
@@ -56,11 +56,13 @@ def test_end_tokens_are_never_padding():
     names = [END, "<|im_start|>", "<|im_end|>", "<pad>"]
     tokenizer = byte_level(names, bos_token=names[1], eos_token=END, unk_token=names[2], pad_token=names[3])
     assert chosen(tokenizer) == "<pad>"
-    assert chosen(tokenizer, Limits(frozenset({3}), None)) == "<|im_end|>"  # unknown; no template says that it ends
+    assert (
+        chosen(tokenizer, TokenLimits(frozenset({3}), None)) == "<|im_end|>"
+    )  # unknown; no template says that it ends
     tokenizer.chat_template = CHATML
-    assert chosen(tokenizer, Limits(frozenset({3}), None)) == "<|im_start|>"  # the beginning
-    assert chosen(tokenizer, Limits(frozenset({1, 3}), None)) == "ÿ"
-    fewer = Limits(frozenset({1, 3}), tokenizer.convert_tokens_to_ids("ÿ"))
+    assert chosen(tokenizer, TokenLimits(frozenset({3}), None)) == "<|im_start|>"  # the beginning
+    assert chosen(tokenizer, TokenLimits(frozenset({1, 3}), None)) == "ÿ"
+    fewer = TokenLimits(frozenset({1, 3}), tokenizer.convert_tokens_to_ids("ÿ"))
     assert choose_padding(tokenizer, fewer) == 4  # the first that is no special token
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lite_c2f.coarse.length import LengthState, Running, advance, round_to, sigmoid, start
+from lite_c2f.coarse.length import LengthState, RunningStats, advance, round_to, sigmoid, start
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Length
 
@@ -22,7 +22,7 @@ def test_a_run_by_hand():
     state = start(PLAIN)
     for reward in (0.0, 1.0):  # mean 0 then 0.5, variance 0 then 0.25; both gates half open
         state = advance(state, PLAIN, reward, 1.0, 1.0)
-    assert state.reward == Running(2, 0.5, 0.25)
+    assert state.reward == RunningStats(2, 0.5, 0.25)
     assert state.limit == 24
     state = advance(state, PLAIN, 1.5, 1.0, 1.0)  # z = (1.5 - 0.5) / 0.5 = 2, the critic loss never moved
     assert state.gate == pytest.approx(0.8808, abs=5e-5)  # 1 / (1 + e^-2), e^-2 = 0.1353
@@ -40,7 +40,7 @@ def test_a_run_by_hand():
 )
 def test_a_rising_critic_loss_closes_the_gate(value_loss, gate, limit):
     """The reward is as usual, z = 0; the critic's loss weighs a half."""
-    state = LengthState(16, reward=Running(5, 0.0, 1.0), value_loss=Running(5, 4.0, 1.0))
+    state = LengthState(16, reward=RunningStats(5, 0.0, 1.0), value_loss=RunningStats(5, 4.0, 1.0))
     after = advance(state, PLAIN, 0.0, value_loss, 1.0)
     assert after.gate == pytest.approx(gate, abs=5e-5) and after.limit == limit
 
@@ -54,13 +54,13 @@ def test_modes():
     fixed = PLAIN.model_copy(update={"mode": "fixed"})
     assert advance(start(fixed), fixed, 5.0, 0.0, 1.0).limit == 16
     linear = PLAIN.model_copy(update={"mode": "linear"})
-    state = LengthState(16, reward=Running(5, 0.0, 1.0))
+    state = LengthState(16, reward=RunningStats(5, 0.0, 1.0))
     assert advance(state, linear, 1.0, 0.0, 1.0).gate == 0.75  # 0.5 + 1 / 4
     assert advance(state, linear, 3.0, 0.0, 1.0).gate == 1.0
 
 
 def test_numbers_that_are_not_finite_change_nothing():
-    state = LengthState(16, reward=Running(5, 0.0, 1.0))
+    state = LengthState(16, reward=RunningStats(5, 0.0, 1.0))
     assert advance(state, PLAIN, math.nan, 1.0, 1.0) == state
     assert advance(state, PLAIN, 1.0, math.inf, 1.0) == state
 
