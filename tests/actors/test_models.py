@@ -37,8 +37,8 @@ def test_kl_along_answers_by_definition(instruct, ratio):
         Answer("", 5, "limit", [20, 21, 22, 23, 24]),
     ]
     total, count = 0.0, 0
-    for asked, answer in zip(turns, answers, strict=True):
-        prompt = encode_chat(instruct.tokenizer, asked, 16)
+    for conversation, answer in zip(turns, answers, strict=True):
+        prompt = encode_chat(instruct.tokenizer, conversation, 16)
         p, q = (logits(instruct, prompt + answer.text_tokens, share).softmax(-1) for share in (ratio, 0.0))
         for place in range(len(answer.text_tokens)):
             row = len(prompt) - 1 + place  # what is said at a place is decided one before it
@@ -66,13 +66,13 @@ def test_kl_of_the_coarse_actor_by_definition(quantized, pico):
     turns = [(Turn("human", "w1 w2"),), (Turn("human", "w3"),)]
     answers = [Answer("", 3, "eos", [10, 11, 12]), Answer("", 2, "limit", [20, 21])]
     total = 0.0
-    for asked, answer in zip(turns, answers, strict=True):
-        ids = encode_prompt(tokenizer, asked, 32, template="{prompt}")[0]
-        found = []
+    for conversation, answer in zip(turns, answers, strict=True):
+        ids = encode_prompt(tokenizer, conversation, 32, template="{prompt}")[0]
+        result = []
         for role in ("policy", "reference"):
             with roles.use(role):
-                found.append(roles.lm_head(roles.hidden(torch.tensor([ids + answer.text_tokens])))[0].double())
-        p, q = (logits.softmax(-1)[len(ids) - 1 : -1] for logits in found)
+                result.append(roles.lm_head(roles.hidden(torch.tensor([ids + answer.text_tokens])))[0].double())
+        p, q = (logits.softmax(-1)[len(ids) - 1 : -1] for logits in result)
         total += float((p * (p / q).log()).sum())
     assert total > 1e-3
     for batch in (1, 2):
@@ -101,8 +101,8 @@ def test_ratios_by_weight_are_what_a_merge_writes(tmp_path, pico, instruct):
 def test_the_end_of_a_turn_ends_answers(pico, editable):
     """The token that ends a turn in the chat template is no end token of the model's files."""
     settings = ["model.quantization=none", "data.max_prompt_tokens=16", "evaluation.max_tokens=32"]
-    asked, greedy = [(Turn("human", "w1 w2"),)], Sampling(12, temperature=0.0)
-    (before,) = InstructModel(load_config({}, settings), str(pico["instruct"])).answer(asked, greedy)
+    conversation, greedy = [(Turn("human", "w1 w2"),)], Sampling(12, temperature=0.0)
+    (before,) = InstructModel(load_config({}, settings), str(pico["instruct"])).answer(conversation, greedy)
     words = before.text.split()
     end = next(word for place, word in enumerate(words[3:], 3) if word not in words[:place] and word.startswith("w"))
     folder = editable("instruct")
@@ -116,7 +116,7 @@ def test_the_end_of_a_turn_ends_answers(pico, editable):
     actor = InstructModel(load_config({}, settings), str(folder))
     number = tokenizer.convert_tokens_to_ids(end)
     assert actor.eos_ids == sorted([2, number])  # `</s>` is 2
-    (answer,) = actor.answer(asked, greedy)
+    (answer,) = actor.answer(conversation, greedy)
     place = words.index(end)
     assert answer == Answer(" ".join(words[:place]), place + 1, "eos", before.text_tokens[:place], chat=True)
 

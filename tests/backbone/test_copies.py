@@ -77,8 +77,8 @@ def test_half_copies_are_of_the_active_adapter_and_the_float32_weights_come_back
     with roles.use("policy"), torch.no_grad(), torch.autocast("cpu", enabled=False), half_copies(layers):
         assert {p.dtype for p in roles.adapter_parameters("policy")} == {torch.bfloat16}
         assert {p.dtype for p in roles.adapter_parameters("critic")} == {torch.float32}
-        found = logits(roles).float()
-    assert (found - expected).norm() < 0.03 * expected.norm()
+        result = logits(roles).float()
+    assert (result - expected).norm() < 0.03 * expected.norm()
     for name, before in originals.items():
         for parameter, data in zip(roles.adapter_parameters(name), before, strict=True):
             assert parameter.data.data_ptr() == data.data_ptr() and parameter.dtype == torch.float32
@@ -111,9 +111,9 @@ def test_a_small_adapter_is_not_rounded_away_in_bfloat16(pico, quantization):
     with roles.use("policy"), torch.no_grad():
         delta = layer.get_delta_weight("policy").float()
     with roles.sampling("policy"), torch.no_grad():
-        found = layer(hidden).T - bare
+        result = layer(hidden).T - bare
     assert delta.abs().mean() < 0.05 * bare.abs().mean()
-    assert (found - delta).norm() < 0.01 * delta.norm()
+    assert (result - delta).norm() < 0.01 * delta.norm()
 
 
 def test_a_model_in_float32_needs_no_half_copies(quantized):

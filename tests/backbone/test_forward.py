@@ -16,14 +16,14 @@ class Before:
     def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None):
         raise AssertionError("hooks wrap the instance's")
 
-    def __call__(self, **given):
-        self.given = given
+    def __call__(self, **options):
+        self.options = options
         return Output
 
 
 def renamed(forward):
     @functools.wraps(forward)
-    def wrapper(self, **given):
+    def wrapper(self, **options):
         raise AssertionError("not called here")
 
     return wrapper
@@ -40,7 +40,7 @@ def test_the_cache_goes_by_the_name_of_the_release():
     for decoder, name in ((Before(), "past_key_values"), (After(), "cache")):
         assert hidden_states(decoder, tokens, "the cache", mask=None, positions=positions) == "states"
         named = {"input_ids": tokens, "attention_mask": None, "position_ids": positions, "use_cache": True}
-        assert decoder.given == named | {name: "the cache"}
+        assert decoder.options == named | {name: "the cache"}
 
 
 def test_transformers_own_decoders_have_one_of_the_names():

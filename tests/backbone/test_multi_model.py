@@ -100,14 +100,14 @@ def test_nothing_changes_in_the_models(roles, instruct):
 
 def test_rows_of_one_model_alone_do_not_ask_the_other(roles, instruct):
     multi_model = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
-    asked = []
+    calls = []
     for layer in multi_model.decoder.modules():
         if isinstance(layer, module.PerModelLinear):
             base, other = layer.layers
-            layer.layers = [base, lambda states, other=other: asked.append(1) or other(states)]
+            layer.layers = [base, lambda states, other=other: calls.append(1) or other(states)]
     with torch.inference_mode():
         multi_model.hidden(TOKENS, [0, 0, 0, 0], [0.0, 1.0, 0.0, 1.0], None)
-    assert not asked
+    assert not calls
 
 
 def test_a_residue_for_a_layer_that_is_not_there_is_refused(roles, instruct):

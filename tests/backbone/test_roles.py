@@ -28,10 +28,10 @@ def make(quantized, checkpointing=False):
 def gradients(roles, name):
     with roles.use(name, train=True):
         (roles.hidden(TOKENS) ** 2).sum().backward()
-    found = [parameter.grad.clone() for parameter in roles.adapter_parameters(name)]
+    grads = [parameter.grad.clone() for parameter in roles.adapter_parameters(name)]
     for parameter in roles.adapter_parameters(name):
         parameter.grad = None
-    return torch.cat([grad.flatten() for grad in found])
+    return torch.cat([grad.flatten() for grad in grads])
 
 
 def test_the_base_is_real_nf4_with_double_quantisation(quantized):
@@ -42,15 +42,15 @@ def test_the_base_is_real_nf4_with_double_quantisation(quantized):
 
 def test_roles_differ_and_the_reference_is_the_bare_base(quantized):
     roles, base = make(quantized), quantized()
-    found = {}
+    result = {}
     for name in ("policy", "critic", "reward", "reference"):
         with roles.use(name):
-            found[name] = roles.hidden(TOKENS)
+            result[name] = roles.hidden(TOKENS)
     with torch.no_grad():
         bare = base.model(input_ids=TOKENS, use_cache=False).last_hidden_state
-    torch.testing.assert_close(found["reference"], bare, rtol=0, atol=0)
+    torch.testing.assert_close(result["reference"], bare, rtol=0, atol=0)
     for one, other in (("policy", "critic"), ("critic", "reward"), ("policy", "reference")):
-        assert (found[one] - found[other]).abs().max() > 1e-3
+        assert (result[one] - result[other]).abs().max() > 1e-3
 
 
 def test_trap_1_a_backward_under_another_role_raises(quantized):

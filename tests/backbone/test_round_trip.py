@@ -141,9 +141,9 @@ def test_a_tokenizer_that_is_wrong_itself(tmp_path):
 
 def test_spaces_before_marks_stay_whatever_the_files_ask_for(tmp_path):
     """Llama-3's files have clean_up_tokenization_spaces; releases before 5.7, and this switch in later ones, obey."""
-    asked = {"clean_up_tokenization_spaces": True}
-    asked["clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"] = True
-    folder = saved(made("llama3"), tmp_path, **asked)
+    settings = {"clean_up_tokenization_spaces": True}
+    settings["clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"] = True
+    folder = saved(made("llama3"), tmp_path, **settings)
     plain = AutoTokenizer.from_pretrained(folder)
     assert plain.decode(plain("x != y .")["input_ids"]) == "x!= y."
     tokenizer = load_tokenizer(folder)

@@ -264,7 +264,7 @@ def test_a_bug_in_the_batch_ends_every_question_and_not_the_chat(chat, monkeypat
 
 @pytest.mark.slow
 def test_visitors_at_once_get_what_each_gets_alone(chat):
-    """More than fit into one batch; each with a question, a ratio and a seed of his own."""
+    """More than fit into one batch; each with a question, a ratio and a seed of its own."""
 
     def visit(number):
         question = f"Tom has {number % 9 + 1} apples, finds 4, loses 2. How many now?"

@@ -60,7 +60,7 @@ def test_who_comes_late_has_saved_up_no_turns():
     assert list(started(queue)) == [late[0], many[3], late[1]]
 
 
-def test_a_client_whose_questions_are_active_has_had_his_turn():
+def test_a_client_whose_questions_are_active_has_had_its_turn():
     queue = FairQueue()
     put(queue, "ann")
     active = [queue.pop()]  # turn 0

@@ -23,10 +23,10 @@ def test_gae_by_hand():
     rewards = torch.tensor([[0.0, 1.0, 0.0]])
     values = torch.tensor([[0.5, 0.25, 99.0]])
     mask = torch.tensor([[True, True, False]])
-    found = gae(rewards, values, mask, gamma=1.0, lam=0.5)
+    result = gae(rewards, values, mask, gamma=1.0, lam=0.5)
     # delta_1 = 1 - 0.25 = 0.75; delta_0 = 0 + 0.25 - 0.5 = -0.25; A_1 = 0.75; A_0 = -0.25 + 0.5 * 0.75 = 0.125
-    torch.testing.assert_close(found.returns, torch.tensor([[0.625, 1.0, 0.0]]))
-    torch.testing.assert_close(found.advantages, torch.tensor([[-1.0, 1.0, 0.0]]), atol=1e-5, rtol=0)  # whitened
+    torch.testing.assert_close(result.returns, torch.tensor([[0.625, 1.0, 0.0]]))
+    torch.testing.assert_close(result.advantages, torch.tensor([[-1.0, 1.0, 0.0]]), atol=1e-5, rtol=0)  # whitened
 
 
 @settings(max_examples=40, deadline=None)
@@ -41,16 +41,16 @@ def test_gae_is_the_discounted_sum_of_temporal_differences(seed, gamma, lam):
         mask[row, first : random.integers(first + 1, width + 1)] = True
     returns = np.zeros((rows, width))
     for row in range(rows):
-        kept = np.flatnonzero(mask[row])
-        for t in kept:
+        indices = np.flatnonzero(mask[row])
+        for t in indices:
             total = 0.0
-            for later in kept[kept >= t]:
-                following = values[row, later + 1] if later + 1 in kept else 0.0
+            for later in indices[indices >= t]:
+                following = values[row, later + 1] if later + 1 in indices else 0.0
                 delta = rewards[row, later] + gamma * following - values[row, later]
                 total += (gamma * lam) ** (later - t) * delta
             returns[row, t] = total + values[row, t]
-    found = gae(torch.tensor(rewards), torch.tensor(values), torch.tensor(mask), gamma, lam)
-    np.testing.assert_allclose(found.returns.numpy(), returns, atol=1e-9)
-    kept = found.advantages.numpy()[mask]
-    if len(kept) > 1 and kept.std() > 0:
-        assert abs(kept.mean()) < 1e-6 and kept.std() == pytest.approx(1.0, abs=1e-3)
+    result = gae(torch.tensor(rewards), torch.tensor(values), torch.tensor(mask), gamma, lam)
+    np.testing.assert_allclose(result.returns.numpy(), returns, atol=1e-9)
+    whitened = result.advantages.numpy()[mask]
+    if len(whitened) > 1 and whitened.std() > 0:
+        assert abs(whitened.mean()) < 1e-6 and whitened.std() == pytest.approx(1.0, abs=1e-3)

@@ -47,8 +47,8 @@ def test_a_calm_run_warns_of_nothing():
 )
 def test_each_sign_is_told_once_with_what_to_change(count, figures, words):
     rows = lines(count, **figures)
-    told = warnings(rows)
-    assert len(told) == 1 and all(word in told[0] for word in words)
+    messages = warnings(rows)
+    assert len(messages) == 1 and all(word in messages[0] for word in words)
     assert warnings(rows[:-1]) == []
     again = rows + [rows[-1]] * REPEAT_AFTER
     later = [size for size in range(len(rows) + 1, len(again) + 1) if warnings(again[:size])]

@@ -20,8 +20,8 @@ from lite_c2f.coarse.loss import adapt_kl, policy_loss, value_loss
 )
 def test_policy_loss(ratio, advantage, loss, clipped):
     old = torch.tensor([-1.0])
-    found, was_clipped = policy_loss(old + math.log(ratio), old, torch.tensor([advantage]), 0.2)
-    assert found.item() == pytest.approx(loss, abs=1e-6)
+    result, was_clipped = policy_loss(old + math.log(ratio), old, torch.tensor([advantage]), 0.2)
+    assert result.item() == pytest.approx(loss, abs=1e-6)
     assert was_clipped.item() is clipped
 
 
@@ -41,8 +41,8 @@ def test_policy_gradient_raises_what_was_good():
     ],
 )
 def test_value_loss(value, old, target, loss):
-    found = value_loss(torch.tensor([value]), torch.tensor([old]), torch.tensor([target]), 0.2)
-    assert found.item() == pytest.approx(loss, abs=1e-6)
+    result = value_loss(torch.tensor([value]), torch.tensor([old]), torch.tensor([target]), 0.2)
+    assert result.item() == pytest.approx(loss, abs=1e-6)
 
 
 def test_kl_coefficient_moves_towards_the_target():

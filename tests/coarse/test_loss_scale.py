@@ -33,9 +33,9 @@ def half(value, scale):
 def test_a_gradient_that_float16_loses_survives_scaled():
     """The smallest number of float16 is 2**-24, 6e-8: 1e-8 becomes 0, and 1e-8 * 2**16 does not."""
     off, scale = LossScale(torch.float32), LossScale(torch.float16)
-    lost, found = half(1e-8, off), half(1e-8, scale)
+    lost, result = half(1e-8, off), half(1e-8, scale)
     assert off.accept(lost, FINE) and lost[0].item() == 0.0
-    assert scale.accept(found, FINE) and found[0].item() == pytest.approx(1e-8, rel=1e-3)
+    assert scale.accept(result, FINE) and result[0].item() == pytest.approx(1e-8, rel=1e-3)
 
 
 def test_an_overflow_halves_the_scale_until_it_is_gone():
@@ -159,7 +159,7 @@ def test_an_update_makes_an_overflowing_step_again_with_a_smaller_scale(in_float
     roles = in_float16(torch.float32)
     sizes = RolloutBatches(*(BatchSize(name, 2) for name in RolloutBatches._fields))
     rollout = two_responses(roles, settings, sizes)
-    wanted = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
+    targets = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
     before = {name: [weight.detach().clone() for weight in roles.trainable(name)] for name in ("policy", "critic")}
 
     def updated(scales):
@@ -169,7 +169,15 @@ def test_an_update_makes_an_overflowing_step_again_with_a_smaller_scale(in_float
         optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=1e-2) for name in before}
         shuffler = torch.Generator().manual_seed(0)
         update(
-            roles, optimizers, rollout, wanted, settings, shuffler, train_policy=True, batches=sizes, loss_scales=scales
+            roles,
+            optimizers,
+            rollout,
+            targets,
+            settings,
+            shuffler,
+            train_policy=True,
+            batches=sizes,
+            loss_scales=scales,
         )
         return torch.cat([weight.detach().flatten() for name in before for weight in roles.trainable(name)])
 

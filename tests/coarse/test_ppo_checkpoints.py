@@ -18,8 +18,8 @@ from lite_c2f.storage.files import hash_of
 from lite_c2f.storage.metrics import Metrics
 
 
-def line(reward, spread=0.3):
-    return {"reward": reward, "reward_std": spread}
+def line(reward, std=0.3):
+    return {"reward": reward, "reward_std": std}
 
 
 class Loop:
@@ -41,9 +41,9 @@ class Loop:
             {"policy.lora_A": torch.tensor([float(self.step)]), "critic.x": torch.ones(1)},
         )
 
-    def restore(self, found):
-        self.step = found.step
-        self.length = LengthState(found.state.get("limit", 128))
+    def restore(self, checkpoint):
+        self.step = checkpoint.step
+        self.length = LengthState(checkpoint.state.get("limit", 128))
 
 
 @pytest.fixture
@@ -52,15 +52,15 @@ def place(tmp_path):
     folder.mkdir(parents=True)
     save_file({"w": torch.ones(1)}, folder / "adapter_model.safetensors")
     (tmp_path / "reward" / "metrics.json").write_text('{"mean": 0.5, "std": 2.0}')
-    told = []
+    messages = []
 
     def saves(*more):
         settings = ["coarse.rollouts=16", "coarse.critic_warmup=0", "run.checkpoint_every=1", "run.keep_checkpoints=1"]
         config = load_config({}, [*settings, *more])
-        return CheckpointManager(config, tmp_path, loop, Metrics(tmp_path), told.append)
+        return CheckpointManager(config, tmp_path, loop, Metrics(tmp_path), messages.append)
 
     loop = Loop()
-    return SimpleNamespace(run=tmp_path, told=told, loop=loop, saves=saves)
+    return SimpleNamespace(run=tmp_path, messages=messages, loop=loop, saves=saves)
 
 
 def learn(place, saves, rewards):
@@ -99,7 +99,7 @@ def test_in_a_collapse_the_policy_that_earned_the_high_reward_stays(place):
     assert weights == 1.0
     assert figures == {"step": 1, "reward": 5.0, "reward_last": -3.0, "reward_last_step": 3}
     words = "after update 1 earned a mean reward of +5.00, the last one that was measured (after update 3) -3.00"
-    assert words in place.told[-1]
+    assert words in place.messages[-1]
 
 
 @pytest.mark.parametrize("rewards", [[0.1, 0.9, 0.75], [0.1, 0.5, 0.9], [0.1, 0.9], [0.1], [9.0, 0.1, 0.1]])
@@ -109,7 +109,7 @@ def test_a_better_one_by_chance_the_last_and_the_untrained_do_not(place, rewards
     saves.resume()
     learn(place, saves, rewards)
     publish(place, saves)
-    assert not (place.run / "coarse" / "best").exists() and place.told == []
+    assert not (place.run / "coarse" / "best").exists() and place.messages == []
 
 
 def test_policies_of_the_critics_warm_up_are_the_base_and_do_not_count(place):
@@ -153,7 +153,7 @@ def test_scores_of_earlier_versions_are_not_believed(place):
         (folder / "hashes.json").write_text(json.dumps(hashes | {"score.json": hash_of(score)}))
     saves = place.saves()
     saves.resume()
-    assert "going on after update 2" in place.told[-1]
+    assert "going on after update 2" in place.messages[-1]
     learn(place, saves, [1.0, 5.0, -3.0])
     publish(place, saves)
     assert best_of(place)[0] == 1.0
@@ -167,15 +167,15 @@ def test_a_checkpoint_beyond_the_end_is_refused(place):
         place.saves("coarse.critic_warmup=1", "coarse.updates=4").resume()
     place.loop.step = 0
     place.saves("coarse.critic_warmup=1", "coarse.updates=12").resume()
-    assert place.loop.step == 6 and "going on after update 6" in place.told[-1]
+    assert place.loop.step == 6 and "going on after update 6" in place.messages[-1]
 
 
 def test_a_checkpoint_beyond_the_token_budget_is_refused(place):
     """Three updates of 16 responses of 10 tokens: 480. A budget of 320 was spent after two, one of 321 by the third."""
     saves = place.saves()
     place.loop.step = 3
-    found = place.loop.checkpoint()
-    place.loop.checkpoint = lambda: found._replace(state={"lines": [line(0.0) | {"tokens": 10.0}] * 3})
+    checkpoint = place.loop.checkpoint()
+    place.loop.checkpoint = lambda: checkpoint._replace(state={"lines": [line(0.0) | {"tokens": 10.0}] * 3})
     saves.after_update(stop_asked=False)
     with pytest.raises(RunError, match=r"is after 480 tokens, coarse\.token_budget=320; expected as many or more"):
         place.saves("coarse.token_budget=320").resume()
@@ -224,8 +224,8 @@ def test_a_checkpoint_of_another_version_is_refused(place, form, words):
     saves = place.saves()
     saves.resume()
     store = saves._store
-    found, _ = store.newest()
-    store.save(found._replace(state={**found.state, "format": form}))
+    checkpoint, _ = store.newest()
+    store.save(checkpoint._replace(state={**checkpoint.state, "format": form}))
     with pytest.raises(RunError, match=words):
         place.saves().resume()
 
@@ -233,7 +233,7 @@ def test_a_checkpoint_of_another_version_is_refused(place, form, words):
 def test_a_checkpoint_that_does_not_fit_is_named(place):
     place.saves().resume()
 
-    def restore(found):
+    def restore(checkpoint):
         raise KeyError("policy.lora_B")
 
     place.loop.restore = restore
@@ -311,5 +311,5 @@ def test_a_restored_limit_obeys_settings_that_were_forced(place, settings, limit
     saves._force = True
     saves.resume()
     assert place.loop.length.limit == limit and place.loop.step == 3
-    told = any(f"the response limit was 512 tokens, now {limit}" in text for text in place.told)
-    assert told == (limit != 512)
+    reported = any(f"the response limit was 512 tokens, now {limit}" in text for text in place.messages)
+    assert reported == (limit != 512)

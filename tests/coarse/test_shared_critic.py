@@ -43,9 +43,9 @@ def rollout(roles):
 def moved_by(roles, rollout, train_policy):
     optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=0.1) for name in ("policy", "critic")}
     before = {name: [p.detach().clone() for p in roles.trainable(name)] for name in ("policy", "critic", "reward")}
-    wanted = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
+    targets = Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
     figures = update(
-        roles, optimizers, rollout, wanted, SETTINGS, torch.Generator().manual_seed(0), train_policy=train_policy
+        roles, optimizers, rollout, targets, SETTINGS, torch.Generator().manual_seed(0), train_policy=train_policy
     )
     return figures, {
         name: [now.detach() - old for now, old in zip(roles.trainable(name), olds, strict=True)]
@@ -75,18 +75,18 @@ def test_one_step_is_that_of_both_losses(roles, rollout):
     total = torch.zeros(())
     with roles.use("policy", train=True):
         for index, prompt in enumerate(PROMPTS):
-            said = rollout.responses.tokens[index]
-            hidden = roles.hidden(torch.tensor([prompt + said]))[0, len(prompt) - 1 : -1]
-            logprobs = roles.lm_head(hidden).log_softmax(-1)[range(len(said)), said]
+            generated = rollout.responses.tokens[index]
+            hidden = roles.hidden(torch.tensor([prompt + generated]))[0, len(prompt) - 1 : -1]
+            logprobs = roles.lm_head(hidden).log_softmax(-1)[range(len(generated)), generated]
             values = roles.heads["critic"](hidden)
             total = total + (-logprobs + 0.5 * 0.5 * (values - 2.0) ** 2).sum()  # no value has moved: nothing clipped
         (total / rollout.mask.sum()).backward()
-    wanted = {name: [p.grad.clone() for p in roles.trainable(name)] for name in ("policy", "critic")}
-    for name in wanted:
+    targets = {name: [p.grad.clone() for p in roles.trainable(name)] for name in ("policy", "critic")}
+    for name in targets:
         for parameter in roles.trainable(name):
             parameter.grad = None
     figures, moved = moved_by(roles, rollout, train_policy=True)
-    for name, grads in wanted.items():
+    for name, grads in targets.items():
         assert largest(grads) > 1e-4
         for change, grad in zip(moved[name], grads, strict=True):
             torch.testing.assert_close(change, -0.1 * grad, atol=1e-6, rtol=1e-3)
@@ -154,14 +154,14 @@ def test_what_the_critic_starts_as(pico, tmp_path, start):
     (tmp_path / "reward" / "metrics.json").write_text(json.dumps({"mean": 3.0, "std": 2.0}))
     config = load_config({}, ["lora.r=4", "lora.alpha=8", "data.max_prompt_tokens=16", f"coarse.critic={start}"])
     made, normalizer = prepare_roles(config, ModelPair(str(pico["base"]), str(pico["instruct"])), tmp_path)
-    tokens, found = torch.tensor([[1, 5, 9, 12]]), {}
+    tokens, result = torch.tensor([[1, 5, 9, 12]]), {}
     for role in ("critic", "reward"):
         with made.use(role):
-            found[role] = made.value(tokens)
+            result[role] = made.value(tokens)
     assert ("critic" in made.adapters) is (start != "shared")
-    expected = (found["reward"] - 3.0) / 2.0 if start == "reward_model" else torch.zeros(1, 4)
-    torch.testing.assert_close(found["critic"], expected, atol=1e-5, rtol=1e-5)
-    assert found["reward"].abs().max() > 1e-2 and normalizer == (3.0, 2.0)
+    expected = (result["reward"] - 3.0) / 2.0 if start == "reward_model" else torch.zeros(1, 4)
+    torch.testing.assert_close(result["critic"], expected, atol=1e-5, rtol=1e-5)
+    assert result["reward"].abs().max() > 1e-2 and normalizer == (3.0, 2.0)
 
 
 @pytest.mark.slow
@@ -174,10 +174,10 @@ def test_a_run_with_a_budget_and_a_shared_critic(toy_run, in_process, tmp_path):
     more = ["coarse.token_budget=3000", "coarse.critic=shared", "coarse.sample_tokens=40", "coarse.sample_prompts=8"]
     done = in_process("train", run / "config.yaml", *more, f"--run-dir={run}", "--stage=coarse")
     assert done.returncode == 0, done.stderr
-    found = json.loads((run / "coarse" / "metrics.json").read_text())
+    result = json.loads((run / "coarse" / "metrics.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     spent = [48 * line["tokens"] for line in lines if line["stage"] == "coarse"]
-    assert sum(spent) >= 3000 > sum(spent[:-1]) and found["updates"] == len(spent) < 40
+    assert sum(spent) >= 3000 > sum(spent[:-1]) and result["updates"] == len(spent) < 40
     samples = [json.loads(line) for line in (run / "coarse" / "samples.jsonl").read_text().splitlines()]
     assert {row["limit"] for row in samples} == {40} and 16 < max(row["tokens"] for row in samples) <= 40
     assert {row["step"] for row in samples} == {1, 5, len(spent)} - ({5} if len(spent) < 5 else set())

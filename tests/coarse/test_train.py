@@ -57,17 +57,17 @@ def direct_logprobs(roles, role, row):
 def test_a_rollout_row_by_row(roles, rollout):
     assert "stop" in rollout.responses.finish  # the reward model reads none of the stop text
     for index, prompt in enumerate(PROMPTS):
-        said = rollout.responses.tokens[index]
-        row, first, last = prompt + said, len(prompt) - 1, len(prompt) + len(said) - 1
+        generated = rollout.responses.tokens[index]
+        row, first, last = prompt + generated, len(prompt) - 1, len(prompt) + len(generated) - 1
         assert rollout.tokens[index, : len(row)].tolist() == row
         assert rollout.mask[index].nonzero().flatten().tolist() == list(range(first, last))
-        for role, found in (("policy", rollout.logprobs), ("reference", rollout.reference)):
-            expected = direct_logprobs(roles, role, row)[range(first, last), said]
-            torch.testing.assert_close(found[index, first:last].double(), expected, atol=2e-5, rtol=0)
+        for role, result in (("policy", rollout.logprobs), ("reference", rollout.reference)):
+            expected = direct_logprobs(roles, role, row)[range(first, last), generated]
+            torch.testing.assert_close(result[index, first:last].double(), expected, atol=2e-5, rtol=0)
         with roles.use("critic"):
             values = roles.value(torch.tensor([row]))[0, first:last]
         torch.testing.assert_close(rollout.values[index, first:last], values, atol=2e-5, rtol=0)
-        text = said[: len(said) - rollout.responses.ending[index]]
+        text = generated[: len(generated) - rollout.responses.ending[index]]
         judged = prompt + text + ([2] if rollout.responses.finish[index] != "limit" else [])
         with roles.use("reward"):
             raw = roles.value(torch.tensor([judged]))[0, -1]
@@ -86,9 +86,9 @@ def test_the_length_controllers_figures_are_means_over_the_responses(rollout):
 def run_update(roles, rollout, settings, advantages=None, train_policy=True, lr=1e-2, batches=None):
     optimizers = {name: torch.optim.SGD(roles.trainable(name), lr=lr) for name in ("policy", "critic")}
     before = {name: [p.detach().clone() for p in roles.trainable(name)] for name in ("policy", "critic", "reward")}
-    found = advantages or Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
+    result = advantages or Advantages(torch.where(rollout.mask, 1.0, 0.0), torch.where(rollout.mask, 2.0, 0.0))
     shuffler = torch.Generator().manual_seed(0)
-    figures = update(roles, optimizers, rollout, found, settings, shuffler, train_policy=train_policy, batches=batches)
+    figures = update(roles, optimizers, rollout, result, settings, shuffler, train_policy=train_policy, batches=batches)
     moved = {
         name: [now.detach() - old for now, old in zip(roles.trainable(name), olds, strict=True)]
         for name, olds in before.items()
@@ -112,17 +112,17 @@ def test_the_policy_step_is_that_of_one_unbatched_mean(roles, rollout):
     total = torch.zeros(())
     with roles.use("policy", train=True):
         for index, prompt in enumerate(PROMPTS):
-            said = rollout.responses.tokens[index]
-            logits = roles.lm_head(roles.hidden(torch.tensor([prompt + said])))[0, len(prompt) - 1 : -1]
-            total = total - (logits / 0.7).log_softmax(-1)[range(len(said)), said].sum()
+            generated = rollout.responses.tokens[index]
+            logits = roles.lm_head(roles.hidden(torch.tensor([prompt + generated])))[0, len(prompt) - 1 : -1]
+            total = total - (logits / 0.7).log_softmax(-1)[range(len(generated)), generated].sum()
         (total / rollout.mask.sum()).backward()  # at ratio 1 the gradient of -ratio * 1 is that of -log pi
-    wanted = [parameter.grad.clone() for parameter in roles.trainable("policy")]
-    norm = torch.stack([grad.norm() for grad in wanted]).norm()
+    targets = [parameter.grad.clone() for parameter in roles.trainable("policy")]
+    norm = torch.stack([grad.norm() for grad in targets]).norm()
     for parameter in roles.trainable("policy"):
         parameter.grad = None
     figures, moved = run_update(roles, rollout, config())
     assert figures["policy_grad_norm"] == pytest.approx(float(norm), rel=1e-4)
-    for change, grad in zip(moved["policy"], wanted, strict=True):
+    for change, grad in zip(moved["policy"], targets, strict=True):
         torch.testing.assert_close(change, -1e-2 * grad / max(1.0, float(norm)), atol=1e-6, rtol=1e-3)
 
 
@@ -188,7 +188,7 @@ def test_half_made_gradients_do_not_count(roles, rollout, monkeypatch, epochs):
     settings = config(f"coarse.epochs={epochs}", "coarse.micro_batch=1")
     parameters = roles.trainable("policy") + roles.trainable("critic")
     before = [parameter.detach().clone() for parameter in parameters]
-    expected, wanted = run_update(roles, rollout, settings, lr=0.05)
+    expected, targets = run_update(roles, rollout, settings, lr=0.05)
     with torch.no_grad():
         for parameter, value in zip(parameters, before, strict=True):
             parameter.copy_(value)
@@ -210,8 +210,8 @@ def test_half_made_gradients_do_not_count(roles, rollout, monkeypatch, epochs):
     assert batches.update.halved == 2 and len(calls) >= 4 + 3 + 4
     assert figures == pytest.approx(expected, rel=1e-4, abs=1e-6)
     for name in ("policy", "critic"):
-        assert size(wanted[name]) > 1e-3
-        for change, other in zip(moved[name], wanted[name], strict=True):
+        assert size(targets[name]) > 1e-3
+        for change, other in zip(moved[name], targets[name], strict=True):
             torch.testing.assert_close(change, other, atol=1e-6, rtol=1e-4)
 
 
@@ -324,8 +324,8 @@ def test_a_skipped_update_leaves_nothing_behind(roles, rollout, monkeypatch):
     assert {name.split(".")[0] for name in before} == {"policy", "critic", "optimizer", "head"}
     original, calls = update_module.policy_loss, []
 
-    def breaking(*given):
-        losses, clipped = original(*given)
+    def breaking(*options):
+        losses, clipped = original(*options)
         calls.append(1)
         return (losses * torch.nan if len(calls) > 1 else losses), clipped
 

@@ -131,5 +131,5 @@ def test_the_lines_in_the_documentation_give_these_scores(trained):
     (lines,) = (block for block in blocks if "AutoPeftModelForSequenceClassification" in block)
     names = {}
     exec(lines.replace("runs/toy", str(trained.run)), names)
-    found = names["scores"].detach().flatten()
-    torch.testing.assert_close(found, trained.expected[[0, 4]], atol=1e-5, rtol=0)
+    result = names["scores"].detach().flatten()
+    torch.testing.assert_close(result, trained.expected[[0, 4]], atol=1e-5, rtol=0)

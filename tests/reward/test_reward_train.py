@@ -34,35 +34,35 @@ def pairs(count):
     ]
 
 
-def train(run, pico, micro_batch, told=None):
+def train(run, pico, micro_batch, messages=None):
     config = load_config({}, [*SETTINGS, f"reward.micro_batch={micro_batch}"])
     corpus = Corpus(pairs(16), pairs(24)[16:], [], [], {})
     models = ModelPair(str(pico["base"]), str(pico["instruct"]))
-    return train_reward(config, models, corpus, run, on_message=told)
+    return train_reward(config, models, corpus, run, on_message=messages)
 
 
 @pytest.mark.filterwarnings("ignore")  # the libraries' own, about pin_memory and the CPU
 def test_out_of_memory_gives_the_same_reward_model_in_smaller_parts(pico, tmp_path, monkeypatch):
     expected = train(tmp_path / "small", pico, 2)
-    original, told = RewardTrainer.training_step, []
+    original, messages = RewardTrainer.training_step, []
 
-    def step(self, model, inputs, *more, **given):
+    def step(self, model, inputs, *more, **options):
         if len(inputs["input_ids"]) > 4:  # two pairs
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
-        return original(self, model, inputs, *more, **given)
+        return original(self, model, inputs, *more, **options)
 
     monkeypatch.setattr(RewardTrainer, "training_step", step)
-    found = train(tmp_path / "large", pico, 4, told.append)
+    result = train(tmp_path / "large", pico, 4, messages.append)
     padding = "padding: rows are filled up with '<unk>' (id 0), as the tokenizer has no padding token"
-    assert told == [padding, "out of memory: reward.micro_batch 4 -> 2, doing that part again"]
+    assert messages == [padding, "out of memory: reward.micro_batch 4 -> 2, doing that part again"]
     for name in ("accuracy", "margin", "mean", "std"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-4)
+        assert result[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-4)
     monkeypatch.setattr(RewardTrainer, "training_step", full)
     # Of sixteen pairs every fourth is of b; of the eight that are held out too.
-    assert found["pairs_by_source"] == {"a": 12, "b": 4} and found["held_out_pairs_by_source"] == {"a": 6, "b": 2}
-    of_each = found["accuracy_by_source"]
+    assert result["pairs_by_source"] == {"a": 12, "b": 4} and result["held_out_pairs_by_source"] == {"a": 6, "b": 2}
+    of_each = result["accuracy_by_source"]
     assert list(of_each) == ["a", "b"] and (6 * of_each["a"] + 2 * of_each["b"]) / 8 == pytest.approx(
-        found["accuracy"], abs=1e-3
+        result["accuracy"], abs=1e-3
     )
     with pytest.raises(MemoryFullError, match=r"reward\.micro_batch=1"):
         train(tmp_path / "none", pico, 2)
@@ -80,8 +80,8 @@ def test_accuracy_of_each_source_by_hand():
     sides = [([5], [3]), ([5], [7]), ([9, 9], [4]), ([2], [1, 1, 1]), ([6], [2])]  # right, wrong, right, wrong, right
     rows = [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in sides]
     batch = BatchSize("rows", 2)
-    found = measure(SumOfTokens(), rows, 0, load_config({}), torch.device("cpu"), batch, ["b", "a", "b", "a", "a"])
-    assert found["accuracy"] == 0.6 and found["accuracy_by_source"] == {"a": 0.3333, "b": 1.0}
+    result = measure(SumOfTokens(), rows, 0, load_config({}), torch.device("cpu"), batch, ["b", "a", "b", "a", "a"])
+    assert result["accuracy"] == 0.6 and result["accuracy_by_source"] == {"a": 0.3333, "b": 1.0}
     one = measure(SumOfTokens(), rows, 0, load_config({}), torch.device("cpu"), batch, ["toy"] * 5)
     assert one["accuracy_by_source"] == {"toy": 0.6}
 
@@ -91,16 +91,16 @@ def test_pairs_of_each_source_are_those_that_are_trained_on(pico):
 
     question = (Turn("human", "w1"),)
     same = Pair(question, "w2 w3 w4 w5 w6 w7 w8 w9", "w2 w3 w4 w5 w6 w7 w8", source="a")  # equal within six tokens
-    given = [same, Pair(question, "w2 w3 w4 w5 w6", "w3", source="a"), Pair(question, "w4", "w5", source="b")]
+    pairs = [same, Pair(question, "w2 w3 w4 w5 w6", "w3", source="a"), Pair(question, "w4", "w5", source="b")]
     config = load_config({}, ["data.max_answer_tokens=8", "data.max_prompt_tokens=16"])
     config = config.model_copy(update={"data": config.data.model_copy(update={"max_answer_tokens": 6})})
-    encoded = encode_pairs(given, load_tokenizer(str(pico["base"])), config, truncated=1.0)
+    encoded = encode_pairs(pairs, load_tokenizer(str(pico["base"])), config, truncated=1.0)
     assert encoded.by_source == {"a": 1, "b": 1} and encoded.report["pairs"] == 2
     # The chosen answer of five words and EOS is also set over itself cut off; one of a word and EOS is too short.
     assert encoded.sources == ["a", "a", "b"] and len(encoded.rows) == 3 and encoded.report["cut_off_pairs_added"] == 1
 
 
-def full(self, model, inputs, *more, **given):
+def full(self, model, inputs, *more, **options):
     raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
@@ -119,20 +119,20 @@ def test_pairs_in_a_chat_template_are_its_own_ids():
     assert report["answers_cut"] == 1
 
 
-@pytest.mark.parametrize(("asked", "used"), [(4, 4), (3, 2), (8, 6), (1, 1)])
-def test_micro_batches_make_up_the_batch_exactly(asked, used, tmp_path):
-    config = load_config({}, ["reward.batch=6"] if asked == 8 else ["reward.batch=4"])
-    found = trainer_arguments(config, torch.device("cpu"), str(tmp_path), 100, asked)
-    assert found.per_device_train_batch_size == used
-    assert found.per_device_train_batch_size * found.gradient_accumulation_steps == config.reward.batch
+@pytest.mark.parametrize(("micro_batch", "used"), [(4, 4), (3, 2), (8, 6), (1, 1)])
+def test_micro_batches_make_up_the_batch_exactly(micro_batch, used, tmp_path):
+    config = load_config({}, ["reward.batch=6"] if micro_batch == 8 else ["reward.batch=4"])
+    result = trainer_arguments(config, torch.device("cpu"), str(tmp_path), 100, micro_batch)
+    assert result.per_device_train_batch_size == used
+    assert result.per_device_train_batch_size * result.gradient_accumulation_steps == config.reward.batch
 
 
 @pytest.mark.parametrize(("count", "processes", "each"), [(5, 2, 2), (3, 3, 1), (40, 2, 4), (1, 1, 1)])
 def test_few_pairs_are_shared_out_among_the_processes(count, processes, each, tmp_path, monkeypatch):
     """A batch of 8 pairs, or as many as there are, in equal parts."""
     monkeypatch.setattr(distributed, "world", lambda: processes)
-    found = trainer_arguments(load_config({}, ["reward.batch=8"]), torch.device("cpu"), str(tmp_path), count, 8)
-    assert found.per_device_train_batch_size * found.gradient_accumulation_steps == each and found.max_steps >= 1
+    result = trainer_arguments(load_config({}, ["reward.batch=8"]), torch.device("cpu"), str(tmp_path), count, 8)
+    assert result.per_device_train_batch_size * result.gradient_accumulation_steps == each and result.max_steps >= 1
 
 
 def test_fewer_pairs_than_processes_are_refused(tmp_path, monkeypatch):

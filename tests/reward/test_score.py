@@ -31,10 +31,10 @@ def test_scores_by_one_row_at_a_time(quantized, batch):
             parameter.normal_(std=0.1)
     weight = torch.randn(1, 32)
     roles.add_head("reward", ScalarHead.of(weight))
-    found = score(roles, ROWS, pad_id=0, batch=batch)
+    result = score(roles, ROWS, pad_id=0, batch=batch)
     with roles.use("reward"):
         expected = [float(roles.hidden(torch.tensor([row]))[0, -1].double() @ weight[0].double()) for row in ROWS]
-    torch.testing.assert_close(found.double(), torch.tensor(expected).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.double(), torch.tensor(expected).double(), atol=1e-5, rtol=0)
 
 
 def test_a_sequence_classifier_reads_rows_that_end_with_the_padding():
@@ -56,8 +56,8 @@ def test_a_sequence_classifier_reads_rows_that_end_with_the_padding():
     rows = [[1, 7, 20, 5], [1, 7, 20], [1, 7, 20, 5, 5, 5], [5]]
     tokens, mask = pad_right(rows, 5)
     with torch.no_grad():
-        found = model(input_ids=tokens, attention_mask=mask.long()).logits
+        result = model(input_ids=tokens, attention_mask=mask.long()).logits
         last = [model.model(input_ids=torch.tensor([row])).last_hidden_state[0, len(row) - 1] for row in rows]
     expected = torch.stack(last) @ model.score.weight.T
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert (found[:3] - found[[1, 2, 0]]).abs().min() > 1e-4
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+    assert (result[:3] - result[[1, 2, 0]]).abs().min() > 1e-4

@@ -39,8 +39,8 @@ def tokenizer(pico):
     return AutoTokenizer.from_pretrained(pico["base"])
 
 
-def answer(model, sampling, prompts=PROMPTS, **given):
-    return sample(model, prompts, sampling, **{"eos_ids": [2], "pad_id": 0, **given})
+def answer(model, sampling, prompts=PROMPTS, **options):
+    return sample(model, prompts, sampling, **{"eos_ids": [2], "pad_id": 0, **options})
 
 
 def oracle(model, prompt, limit, eos=2):
@@ -57,19 +57,19 @@ def oracle(model, prompt, limit, eos=2):
 
 
 def test_greedy_is_generate_for_prompts_of_mixed_lengths(model):
-    found = answer(model, Sampling(12, temperature=0))
-    assert found.tokens == [oracle(model, prompt, 12) for prompt in PROMPTS]
+    result = answer(model, Sampling(12, temperature=0))
+    assert result.tokens == [oracle(model, prompt, 12) for prompt in PROMPTS]
 
 
 def test_greedy_is_generate_when_rows_end_at_different_steps(model):
     """Tokens that some rows say early are made EOS, so that rows leave the batch one after another."""
-    said = [oracle(model, prompt, 12) for prompt in PROMPTS]
-    eos = said[0][3]
-    found = answer(model, Sampling(12, temperature=0), eos_ids=[eos])
-    assert found.tokens == [oracle(model, prompt, 12, eos) for prompt in PROMPTS]
-    lengths = {len(tokens) for tokens in found.tokens}
+    generated = [oracle(model, prompt, 12) for prompt in PROMPTS]
+    eos = generated[0][3]
+    result = answer(model, Sampling(12, temperature=0), eos_ids=[eos])
+    assert result.tokens == [oracle(model, prompt, 12, eos) for prompt in PROMPTS]
+    lengths = {len(tokens) for tokens in result.tokens}
     assert len(lengths) > 1 and min(lengths) < 12
-    for tokens, finish, ending in zip(found.tokens, found.finish, found.ending, strict=True):
+    for tokens, finish, ending in zip(result.tokens, result.finish, result.ending, strict=True):
         assert (finish, ending) == (("eos", 1) if tokens[-1] == eos else ("limit", 0))
 
 
@@ -77,15 +77,15 @@ def test_a_stop_text_ends_the_response_and_is_cut_from_it(model, tokenizer):
     free = answer(model, Sampling(12, temperature=0), [PROMPTS[0]]).tokens[0]
     words = [f" {word}" for word in tokenizer.convert_ids_to_tokens(free)]
     stop = "".join(words[4:6])
-    found = answer(model, Sampling(12, temperature=0), [PROMPTS[0]], stops=Stops(tokenizer, [stop]))
+    result = answer(model, Sampling(12, temperature=0), [PROMPTS[0]], stops=Stops(tokenizer, [stop]))
     first = next(i for i in range(2, 13) if stop in "".join(words[:i]))
-    assert found.tokens[0] == free[:first] and found.finish == ["stop"] and found.ending == [2]
-    assert found.text_tokens(0) == free[: first - 2]
+    assert result.tokens[0] == free[:first] and result.finish == ["stop"] and result.ending == [2]
+    assert result.text_tokens(0) == free[: first - 2]
 
 
 def test_logprobs_are_those_of_the_model(model):
-    found = answer(model, Sampling(6, temperature=0.8, seed=3))
-    for prompt, tokens, logprobs in zip(PROMPTS, found.tokens, found.logprobs, strict=True):
+    result = answer(model, Sampling(6, temperature=0.8, seed=3))
+    for prompt, tokens, logprobs in zip(PROMPTS, result.tokens, result.logprobs, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
         expected = (logits / 0.8).log_softmax(-1)[range(len(tokens)), tokens]
@@ -123,7 +123,7 @@ def by_generate(quantized):
     roles, prompts = adapted(quantized), mixed_prompts(17)
     with roles.use("policy"):
         free = [oracle(roles.model, prompt, 24, None) for prompt in prompts]
-        counted = Counter(token for said in free for token in set(said[2:])).most_common(2)
+        counted = Counter(token for generated in free for token in set(generated[2:])).most_common(2)
         eos = [token for token, _ in counted]
         return prompts, eos, [oracle(roles.model, prompt, 24, eos) for prompt in prompts]
 
@@ -142,10 +142,10 @@ def test_greedy_is_generate_on_nf4_and_lora_with_refill(roles, by_generate, batc
     prompts, eos, expected = by_generate
     ticks = []
     with roles.sampling("policy"):
-        found = answer(
+        result = answer(
             roles.model, Sampling(24, temperature=0), prompts, eos_ids=eos, batch=batch, on_tokens=ticks.append
         )
-    assert found.tokens == expected
+    assert result.tokens == expected
     lengths = [len(tokens) for tokens in expected]
     assert len(set(lengths)) > 4 and min(lengths) < 6 and max(lengths) == 24
     assert sum(ticks) == sum(lengths)
@@ -164,11 +164,11 @@ def test_slots_are_filled_again_longest_expected_first(roles, monkeypatch):
     prompts = mixed_prompts(8)
     limits = [3, 9, 2, 7, 4, 1, 8, 5]
     with roles.sampling("policy"):
-        given = {"batch": 4, "limits": limits, "eos_ids": []}
-        plain = answer(roles.model, Sampling(9, seed=2), prompts, **given)
+        options = {"batch": 4, "limits": limits, "eos_ids": []}
+        plain = answer(roles.model, Sampling(9, seed=2), prompts, **options)
         assert started[0] == [0, 1, 2, 3] and [row for group in started for row in group] == list(range(8))
         started.clear()
-        first = answer(roles.model, Sampling(9, seed=2), prompts, expected=limits, **given)
+        first = answer(roles.model, Sampling(9, seed=2), prompts, expected=limits, **options)
     assert started[0] == [1, 6, 3, 7] and [row for group in started for row in group] == [1, 6, 3, 7, 4, 0, 2, 5]
     assert len(started) > 2 and set(sizes) == {4}
     assert [len(tokens) for tokens in plain.tokens] == limits and set(plain.finish) == {"limit"}
@@ -185,9 +185,9 @@ def test_slots_are_given_up_when_nobody_waits_for_them(roles, monkeypatch):
 
     monkeypatch.setattr(Slots, "advance", advance)
     with roles.sampling("policy"):
-        found = answer(roles.model, Sampling(12), mixed_prompts(4), limits=[2, 12, 4, 12], eos_ids=[], batch=4)
+        result = answer(roles.model, Sampling(12), mixed_prompts(4), limits=[2, 12, 4, 12], eos_ids=[], batch=4)
     # first tokens come from the prompts; with 3 of 4 left the idle one goes, with 2 of 3 another
-    assert sizes == [4] + [3] * 2 + [2] * 8 and [len(tokens) for tokens in found.tokens] == [2, 12, 4, 12]
+    assert sizes == [4] + [3] * 2 + [2] * 8 and [len(tokens) for tokens in result.tokens] == [2, 12, 4, 12]
 
 
 def test_out_of_memory_while_sampling_gives_the_same_words_in_fewer_slots(roles, monkeypatch):
@@ -210,15 +210,15 @@ def test_out_of_memory_while_sampling_gives_the_same_words_in_fewer_slots(roles,
         return original(self, tokens, mask, positions)
 
     monkeypatch.setattr(Slots, "_forward", forward)
-    told = []
-    batch = BatchSize("coarse.sampling_batch", 8, told.append)
+    messages = []
+    batch = BatchSize("coarse.sampling_batch", 8, messages.append)
     limits = [10, 2, 10, 10, 2, 10, 10, 10, 10]
     with roles.sampling("policy"):
-        found = answer(roles.model, sampling, prompts, batch=batch, limits=limits)
-    assert batch.size == 2 and len(told) == 2
+        result = answer(roles.model, sampling, prompts, batch=batch, limits=limits)
+    assert batch.size == 2 and len(messages) == 2
     assert {1, 4} <= {*started[0]} and all(row not in group for group in started[1:] for row in (1, 4))
     for row, limit in enumerate(limits):
-        assert found.tokens[row] == expected.tokens[row][:limit]
+        assert result.tokens[row] == expected.tokens[row][:limit]
     monkeypatch.setattr(Slots, "_forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     with pytest.raises(MemoryFullError, match=r"coarse\.sampling_batch=1"), roles.sampling("policy"):
         answer(roles.model, sampling, prompts, batch=batch)
@@ -228,30 +228,30 @@ def test_sampled_frequencies_match_the_softmax_of_the_model(roles):
     """6,000 responses to one prompt through the slots: first and second tokens against the model's own softmax."""
     prompt, count = [1, 5, 9], 6000
     with roles.sampling("policy"):
-        said = answer(roles.model, Sampling(2, temperature=0.6, seed=1), [prompt] * count, eos_ids=[], batch=2000)
+        generated = answer(roles.model, Sampling(2, temperature=0.6, seed=1), [prompt] * count, eos_ids=[], batch=2000)
         with torch.no_grad():
             logits = roles.model(torch.tensor([prompt])).logits[0, -1]
-    firsts = torch.bincount(torch.tensor([tokens[0] for tokens in said.tokens]), minlength=64) / count
+    firsts = torch.bincount(torch.tensor([tokens[0] for tokens in generated.tokens]), minlength=64) / count
     expected = (logits / 0.6).softmax(-1)
-    spread = (expected * (1 - expected) / count).sqrt()
-    assert ((firsts - expected).abs() / spread.clamp(min=1e-4)).max() < 4.5  # 64 words at once
+    standard_error = (expected * (1 - expected) / count).sqrt()
+    assert ((firsts - expected).abs() / standard_error.clamp(min=1e-4)).max() < 4.5  # 64 words at once
     likely = int(expected.argmax())
     with torch.no_grad(), roles.sampling("policy"):
         logits = roles.model(torch.tensor([[*prompt, likely]])).logits[0, -1]
-    after = [tokens[1] for tokens in said.tokens if tokens[0] == likely]
+    after = [tokens[1] for tokens in generated.tokens if tokens[0] == likely]
     share = (logits / 0.6).softmax(-1)
-    found = torch.bincount(torch.tensor(after), minlength=64) / len(after)
-    assert ((found - share).abs() / (share * (1 - share) / len(after)).sqrt()).max() < 4.5
+    result = torch.bincount(torch.tensor(after), minlength=64) / len(after)
+    assert ((result - share).abs() / (share * (1 - share) / len(after)).sqrt()).max() < 4.5
     assert math.isclose(sum(Counter(after).values()), len(after)) and len(after) > 100
 
 
 def test_sliding_windows_are_kept(pico):
     model = AutoModelForCausalLM.from_pretrained(pico["base"], dtype=torch.float32).eval()
     model.config.sliding_window = 6
-    found = answer(model, Sampling(14, temperature=0), eos_ids=[])
-    assert found.tokens == [oracle(model, prompt, 14, None) for prompt in PROMPTS]
+    result = answer(model, Sampling(14, temperature=0), eos_ids=[])
+    assert result.tokens == [oracle(model, prompt, 14, None) for prompt in PROMPTS]
     model.config.sliding_window = None
-    assert found.tokens != answer(model, Sampling(14, temperature=0), eos_ids=[]).tokens
+    assert result.tokens != answer(model, Sampling(14, temperature=0), eos_ids=[]).tokens
 
 
 def test_frequencies_match_the_softmax():
@@ -259,8 +259,8 @@ def test_frequencies_match_the_softmax():
     uniforms = torch.rand(40_000, generator=torch.Generator().manual_seed(0))
     drawn, logprobs = draw(logits.expand(40_000, 4), uniforms, Sampling(1, temperature=0.5))
     expected = (logits[0] / 0.5).softmax(-1)
-    found = torch.bincount(drawn, minlength=4) / 40_000
-    assert (found - expected).abs().max() < 3 * (0.25 / 40_000) ** 0.5  # three standard errors at most
+    result = torch.bincount(drawn, minlength=4) / 40_000
+    assert (result - expected).abs().max() < 3 * (0.25 / 40_000) ** 0.5  # three standard errors at most
     torch.testing.assert_close(logprobs.exp(), expected[drawn], atol=1e-6, rtol=0)
 
 
@@ -299,7 +299,7 @@ def test_bad_requests(model, sampling, prompts, words):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("options", "words"),
     [
         ({"batch": 0}, "batch of 0"),
         ({"limits": [3, 0, 3, 3]}, "limit 0"),
@@ -307,16 +307,16 @@ def test_bad_requests(model, sampling, prompts, words):
         ({"expected": [3, 4]}, "2 expected lengths for 4 prompts"),
     ],
 )
-def test_more_bad_requests(model, given, words):
+def test_more_bad_requests(model, options, words):
     with pytest.raises(ConfigError, match=words):
-        answer(model, Sampling(4), **given)
+        answer(model, Sampling(4), **options)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_not_finite_name_row_and_step(model, value):
     calls = []
 
-    def breaks(module, given, logits):
+    def breaks(module, options, logits):
         calls.append(1)
         if len(calls) == 3:
             logits[1] = value
@@ -356,8 +356,8 @@ def test_other_models_of_the_same_form(kind):
     else:
         made = MistralForCausalLM(MistralConfig(**shape, attn_implementation="eager"))
     made.eval()
-    found = answer(made, Sampling(12, temperature=0), mixed_prompts(7), eos_ids=[], batch=3)
-    assert found.tokens == [oracle(made, prompt, 12, None) for prompt in mixed_prompts(7)]
+    result = answer(made, Sampling(12, temperature=0), mixed_prompts(7), eos_ids=[], batch=3)
+    assert result.tokens == [oracle(made, prompt, 12, None) for prompt in mixed_prompts(7)]
 
 
 @pytest.mark.parametrize(
@@ -376,17 +376,17 @@ class HostQuestions(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.asked = []
+        self.queries = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket._qualified_op_name
         indices = args[1] if name in ("aten::index", "aten::index_put_", "aten::index_put") else ()
         by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
         if by_mask or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique"):
-            self.asked.append(name)
+            self.queries.append(name)
         made = function(*args, **(kwargs or {}))
         if name in ("aten::scalar_tensor", "aten::lift_fresh", "aten::lift_fresh_copy"):
-            self.asked.append(name)
+            self.queries.append(name)
         return made
 
 
@@ -402,7 +402,7 @@ def test_a_step_asks_the_host_nothing(roles, sampling, tokenizer):
         deepest = slots.snapshot().deepest
         with HostQuestions() as questions:
             slots.advance(3, deepest)
-    assert questions.asked == []
+    assert questions.queries == []
     assert slots.snapshot().drawn == 9
 
 
@@ -470,7 +470,7 @@ def test_rows_that_have_ended_stay_within_their_slot(roles, monkeypatch):
     monkeypatch.setattr(schedule, "steps_per_snapshot", lambda device: 20)
     prompts = [[1, 5, 9, 12], [1, 7, 8, 3]]
     with roles.sampling("policy"):
-        found = answer(roles.model, Sampling(4, seed=1), prompts, eos_ids=[])
+        result = answer(roles.model, Sampling(4, seed=1), prompts, eos_ids=[])
     monkeypatch.setattr(schedule, "steps_per_snapshot", lambda device: 1)
     with roles.sampling("policy"):
-        assert answer(roles.model, Sampling(4, seed=1), prompts, eos_ids=[]) == found
+        assert answer(roles.model, Sampling(4, seed=1), prompts, eos_ids=[]) == result

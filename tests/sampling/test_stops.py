@@ -99,8 +99,8 @@ def test_the_marker_that_ends_first_wins_and_of_several_the_longest(markers, tex
     assert first_marker(text, markers) == (expected and expected[::-1])
     assert before_stop(text, markers) == (text if expected is None else text[: expected[1]])
     tokenizer = made("gpt2")
-    found = followed(Stops(tokenizer, markers), spelt(tokenizer, text, random.Random(text)))
-    assert (found and found[1]) == (None if expected is None else text[: expected[1]])
+    result = followed(Stops(tokenizer, markers), spelt(tokenizer, text, random.Random(text)))
+    assert (result and result[1]) == (None if expected is None else text[: expected[1]])
 
 
 @pytest.mark.parametrize("kind", KINDS)
