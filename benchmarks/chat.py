@@ -38,7 +38,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def endless(chat: Chat) -> None:
     """No answer ends before its limit: equal lengths, the worst case of several panes."""
-    chat.actors._eos = [[] for _ in chat.actors._eos]
+    chat.actors._eos_ids = [[] for _ in chat.actors._eos_ids]
     chat.actors._stops = None  # type: ignore[assignment]
 
 

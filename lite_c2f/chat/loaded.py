@@ -40,8 +40,8 @@ class LoadedActors:
 
     def __init__(self, run: Path, merged: bool) -> None:
         self.config, models = open_run(run)
-        self.ratio, single = merged_ratio(run / "fine" / "merge.json")
-        self.merged = merged or not single
+        self.ratio, uniform = merged_ratio(run / "fine" / "merge.json")
+        self.merged = merged or not uniform
         self.roles, self.reward_model = load_coarse(self.config, models, run)
         self.tokenizer, self.instruct_tokenizer = self.reward_model.tokenizer, load_tokenizer(models.instruct)
         # Tokenizers are not thread-safe: those above are for the answering thread, these for its callers.
@@ -52,9 +52,9 @@ class LoadedActors:
         loaded = [self.roles.model, *(load_model(folder, self.config) for folder in folders)]
         self.multi_model = MultiModel(loaded, residue_of(self.roles.model, "policy"))
         template, variables = self.config.model.prompt_template, self.config.model.chat_template_kwargs
-        self._eos = [end_tokens(loaded[0], self.tokenizer, turn_end(self.tokenizer, template, variables))]
+        self._eos_ids = [end_tokens(loaded[0], self.tokenizer, turn_end(self.tokenizer, template, variables))]
         turn = turn_end(self.instruct_tokenizer, CHAT, variables)
-        self._eos += [end_tokens(model, self.instruct_tokenizer, turn) for model in loaded[1:]]
+        self._eos_ids += [end_tokens(model, self.instruct_tokenizer, turn) for model in loaded[1:]]
         self._stops = Stops(self.tokenizer, self.config.model.stop)
         self.context = context_of(loaded, models.base)
         free()  # memory that only loading needed
@@ -90,7 +90,7 @@ class LoadedActors:
             prompt.ids,
             Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p, settings.seed),
             penalty=settings.repetition_penalty,
-            eos_ids=self._eos[model],
+            eos_ids=self._eos_ids[model],
             stops=self._stops if on_base else None,
         )
         return row, prompt

@@ -63,9 +63,8 @@ def value_loss_explodes(lines: Sequence[Line]) -> str | None:
 
 def entropy_collapses(lines: Sequence[Line]) -> str | None:
     """Entropy is near zero, and responses are alike or repeat themselves."""
-    trained = [
-        line for line in lines if line["entropy"] > 0 or line.get("policy_grad_norm", 0) > 0
-    ]  # without the warm-up
+    # without the critic's warm-up
+    trained = [line for line in lines if line["entropy"] > 0 or line.get("policy_grad_norm", 0) > 0]
     if len(trained) <= FIRST_UPDATES:
         return None
     first, now = fmean(line["entropy"] for line in trained[:FIRST_UPDATES]), trained[-1]
