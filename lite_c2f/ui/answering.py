@@ -37,7 +37,7 @@ class Served(NamedTuple):
     """What the views of a page have in common."""
 
     chat: Chat
-    visits: PageSessions
+    pages: PageSessions
     folder: Path  # RUN/app: sessions and votes
     facts: dict[str, Any]  # of the run: its name, hashes of its models and adapter
 
@@ -59,7 +59,7 @@ class Snapshot(NamedTuple):
 
 def answers(
     served: Served,
-    visit: PageSession,
+    page: PageSession,
     view: str,
     turns: Mapping[str, History],
     panes: Sequence[str | Pane],
@@ -70,20 +70,20 @@ def answers(
     Raises gr.Error, in one line, for what a user can correct.
     """
     try:
-        stream = served.chat.stream(turns, panes, settings, score=True, pause=PAUSE, asker=visit.owner)
+        stream = served.chat.stream(turns, panes, settings, score=True, pause=PAUSE, asker=page.owner)
     except C2FError as error:
         raise failure(error) from None
-    visit.begin(view, stream)
+    page.begin(view, stream)
     replies: dict[str, Reply] = {}
     try:
         yield Snapshot({}, stream.waiting)
         for events in stream.batches(PATIENCE):
-            if not visit.is_current(view, stream):
+            if not page.is_current(view, stream):
                 return
             replies |= {event.pane: event for event in events}
             yield Snapshot(dict(replies), stream.waiting)
     finally:
-        visit.end(view, stream)
+        page.end(view, stream)
 
 
 class Notice(Exception):  # noqa: N818  it is no error

@@ -1,4 +1,4 @@
-"""The page of a run: compare, vote blindly, try ratios, watch and start training."""
+"""Web app of a run: compare the actors, vote blindly, try ratios, follow and start training."""
 
 from pathlib import Path
 
@@ -47,10 +47,10 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
                 run_view(folder.parent, folder.name, configs(folder), may_train)
         add_api(served)
 
-        def leave(request: gr.Request) -> None:
-            served.visits.leave(request.session_hash)
+        def close(request: gr.Request) -> None:
+            served.pages.close(request.session_hash)
 
-        page.unload(leave)
+        page.unload(close)
     return page
 
 

@@ -23,6 +23,7 @@ from lite_c2f.ui.store.tuples import as_row, decoded, encoded, from_row
 SCHEMA = 1
 MOST = 500  # sessions kept for an owner
 TITLE = 60  # characters
+PREVIOUS_FINE = "fine before"  # key among a round's replies: the Fine Actor's previous one, at another ratio
 _ID = re.compile(r"[0-9a-f]{32}")
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _WRITING = threading.Lock()  # `write_text` names its unfinished file by the process alone
