@@ -150,10 +150,9 @@ def _worker(run: Path) -> int:
         if started is None or not started.alive:
             raise RunError.because(f"nobody trains in '{run}'", "a run that trains", "start it")
         return started.process
-    match = re.fullmatch(r"process (\d+)", holder)
-    if match is None:
+    if holder.process is None:
         raise RunError.because(f"'{run}' is in use by {holder}", "a process of this machine", "end it where it runs")
-    return int(match[1])
+    return holder.process
 
 
 def _launch(run: Path, words: list[str]) -> int:

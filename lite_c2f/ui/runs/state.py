@@ -83,7 +83,7 @@ def follow(run: Path) -> RunState:
         return RunState(
             name=run.name,
             state=state,
-            working=progress.worker,
+            working=str(progress.worker) if progress.worker else None,
             why=why,
             stages=stages,
             series=files.series,
