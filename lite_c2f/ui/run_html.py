@@ -169,7 +169,7 @@ def _cell(sample: Sample) -> str:
 
 def said(state: RunState) -> str:
     """The last lines of the log, or of a start that has not written one."""
-    return f'<pre class="said">{escape(chr(10).join(state.said)) or "no log yet"}</pre>'
+    return f'<pre class="said">{escape(chr(10).join(state.log)) or "no log yet"}</pre>'
 
 
 def duration(seconds: float) -> str:

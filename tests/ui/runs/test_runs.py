@@ -10,7 +10,7 @@ import pytest
 
 from lite_c2f.storage.lock import locked
 from lite_c2f.ui.runs import downsample, follow, names
-from lite_c2f.ui.runs.curves import Sample, curves, spread
+from lite_c2f.ui.runs.curves import Sample, curves, evenly_spaced
 from lite_c2f.ui.runs.follow import Tail
 from lite_c2f.ui.runs.starts import trains
 
@@ -172,18 +172,18 @@ def test_downsampling_keeps_ends_and_spikes():
 def test_samples_of_a_few_updates():
     rows = [Sample(step, 8, prompt, f"{prompt}{step}", "stop", 3, 0.0) for step in range(1, 10) for prompt in "ab"]
     again = Sample(9, 8, "b", "again", "stop", 3, 0.0)
-    found = spread([*rows, again], 3)
+    found = evenly_spaced([*rows, again], 3)
     assert [(sample.step, sample.response) for sample in found] == [
         (1, "a1"), (1, "b1"), (5, "a5"), (5, "b5"), (9, "a9"), (9, "again"),
     ]  # fmt: skip
-    assert [sample.step for sample in spread(rows[:2], 3)] == [1, 1]
+    assert [sample.step for sample in evenly_spaced(rows[:2], 3)] == [1, 1]
 
 
 def test_what_was_read_is_not_read_again(tmp_path):
     parsed = []
     file = tmp_path / "file"
     tail = Tail(file, lambda line: parsed.append(line) or line)
-    assert tail.read() == [] and tail.changed is None
+    assert tail.read() == []
     file.write_bytes(b"a\nb\n")
     assert tail.read() == [b"a", b"b"]
     with file.open("ab") as more:
