@@ -15,8 +15,8 @@ from lite_c2f.chat import ALL_PANES, TITLES, ChatSettings, Pane
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.ui.answering import (
+    NOTIFYING,
     QUICK,
-    SPEAKING,
     Notice,
     Served,
     answers,
@@ -137,7 +137,7 @@ def blind_view(served: Served, identity: list[Any]) -> None:
     if Context.root_block is not None:  # the page is as old as the server
         Context.root_block.load(lambda: standings(served), None, count, **QUICK)
     for choice, button in buttons.items():
-        button.click(_voter(served, choice, draw), identity, [*shown, count], trigger_mode="once", **SPEAKING).then(
+        button.click(_voter(served, choice, draw), identity, [*shown, count], trigger_mode="once", **NOTIFYING).then(
             None, None, None, js=FOCUS
         )
 

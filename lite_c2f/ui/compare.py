@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lite_c2f.chat import ALL_PANES, PANES, TITLES
-from lite_c2f.ui.answering import QUICK, SPEAKING, Served, ask_row, examples, ratio_slider, settings_fold
+from lite_c2f.ui.answering import NOTIFYING, QUICK, Served, ask_row, examples, ratio_slider, settings_fold
 from lite_c2f.ui.handlers import Handlers
 from lite_c2f.ui.render import insight, talk, title
 from lite_c2f.ui.sessions import sessions_fold
@@ -112,7 +112,7 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
         "inputs": inputs,
         "outputs": [parts.prompt, session, *drawn],
         "trigger_mode": "multiple",  # a second question gets a notice
-        **SPEAKING,
+        **NOTIFYING,
     }
     drawing: dict[str, Any] = {"inputs": [*display, *identity], "outputs": drawn}
     restored = [parts.show_base, parts.ratio, *parts.settings[:-1]]
@@ -121,14 +121,14 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     changes_session(parts.regenerate.click(handlers.regenerate, **streaming))
     changes_session(parts.regenerate_fine.click(handlers.regenerate_fine, **streaming))
     changes_session(parts.show_base.input(handlers.show_base, **streaming))
-    changes_session(parts.undo.click(handlers.undo_last, **drawing, **SPEAKING))
-    changes_session(parts.edit.click(handlers.edit_last, drawing["inputs"], [parts.prompt, *drawn], **SPEAKING))
+    changes_session(parts.undo.click(handlers.undo_last, **drawing, **NOTIFYING))
+    changes_session(parts.edit.click(handlers.edit_last, drawing["inputs"], [parts.prompt, *drawn], **NOTIFYING))
     changes_session(parts.clear.click(handlers.start_over, **drawing, **QUICK))
     for pane, button in (*parts.stop.items(), (None, parts.stop_all)):
         button.click(handlers.stop(pane), None, None, **QUICK)
-    parts.ratio.change(handlers.redraw, **drawing, trigger_mode="always_last", **SPEAKING)
+    parts.ratio.change(handlers.redraw, **drawing, trigger_mode="always_last", **NOTIFYING)
     parts.marks.change(handlers.redraw, **drawing, **QUICK)
     parts.marks.change(lambda shown: gr.HTML(visible=shown), parts.marks, parts.legend, **QUICK)
     parts.show_base.change(lambda shown: gr.Column(visible=shown), parts.show_base, parts.columns["base"], **QUICK)
     for event in (parts.show_prompts.click, parts.prompts_fold.expand):
-        event(handlers.rendered_prompts, inputs, parts.prompts, **SPEAKING)
+        event(handlers.rendered_prompts, inputs, parts.prompts, **NOTIFYING)

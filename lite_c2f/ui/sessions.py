@@ -12,7 +12,7 @@ from gradio.context import Context
 from lite_c2f.chat import TITLES, ChatSettings
 from lite_c2f.errors import C2FError
 from lite_c2f.ui import saving
-from lite_c2f.ui.answering import QUICK, SPEAKING, Served, failure
+from lite_c2f.ui.answering import NOTIFYING, QUICK, Served, failure
 from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import Round, Transcript
@@ -128,14 +128,14 @@ def sessions_fold(
             load, [*identity, *display], [owner, *drawn, *settings, *sessions], js=IDENTITY, **QUICK
         )
     session.change(None, session, None, js=STORE_SESSION)
-    fold.chosen.input(switch, chosen, [*drawn, *settings, *sessions], **SPEAKING)
-    fold.remove.click(delete, chosen, [*drawn, *sessions], **SPEAKING)
+    fold.chosen.input(switch, chosen, [*drawn, *settings, *sessions], **NOTIFYING)
+    fold.remove.click(delete, chosen, [*drawn, *sessions], **NOTIFYING)
     file = [fold.text, fold.name]
     for button, write, ending in (
         (fold.as_json, conversations.as_json, "json"),
         (fold.as_markdown, lambda transcript: conversations.as_markdown(transcript, TITLES), "md"),
     ):
-        button.click(_export(served, write, ending), identity, file, **SPEAKING).then(None, file, None, js=DOWNLOAD)
+        button.click(_export(served, write, ending), identity, file, **NOTIFYING).then(None, file, None, js=DOWNLOAD)
     return lambda event: event.then(refresh, None, sessions, **QUICK)
 
 
