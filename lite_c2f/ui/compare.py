@@ -61,19 +61,24 @@ def _lay_out(served: Served) -> Parts:
                     gr.HTML(title(TITLES[pane], ABOUT[pane]))
                     stop[pane] = gr.Button("Stop", size="sm", elem_id=f"stop-{pane}")
                 views[pane] = gr.HTML(talk([], pane), elem_classes="view", elem_id=f"view-{pane}")
-    summary = gr.HTML(insight(None), elem_classes="tale", elem_id="tale")
+    summary = gr.HTML(insight(None), elem_classes="summary-line", elem_id="summary-line")
     legend = gr.HTML(LEGEND, visible=False)
     prompt, send, stop_all = ask_row("Ask all of them: Enter sends, Shift+Enter makes a new line", focus=True)
     with gr.Row(elem_classes="tools"):
         regenerate, edit, undo, clear = (
             gr.Button(label, size="sm", elem_id=name)
-            for name, label in (("again", "Regenerate"), ("edit", "Edit last"), ("undo", "Undo"), ("clear", "New chat"))
+            for name, label in (
+                ("regenerate", "Regenerate"),
+                ("edit", "Edit last"),
+                ("undo", "Undo"),
+                ("clear", "New chat"),
+            )
         )
         show_base = gr.Checkbox(False, label="Show the base", container=False, min_width=120, elem_id="show-base")
         marks = gr.Checkbox(False, label="Mark repeats and what Fine kept", container=False, min_width=220)
     with gr.Row(elem_classes="tools"):
         ratio = ratio_slider(served.chat, "ratio")
-        regenerate_fine = gr.Button("Fine at this ratio", size="sm", elem_id="anew")
+        regenerate_fine = gr.Button("Fine at this ratio", size="sm", elem_id="regenerate-fine")
     gr.Examples(examples(served.chat), prompt, label="Try one of these")
     settings = settings_fold(served.chat)
     with gr.Accordion("What each actor reads", open=False) as prompts_fold:

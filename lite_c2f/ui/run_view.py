@@ -24,57 +24,10 @@ NO_TRAINING = (
     "Runs cannot be started or stopped from this server. On its machine: "
     "<code>lite-c2f train CONFIG --run-dir RUN</code>; Ctrl-C saves and stops."
 )
-RUN_CSS = """
-:root { --line-1: #2563eb; --line-2: #b45309; }
-.dark { --line-1: #60a5fa; --line-2: #fbbf24; }
-.run-view h3 { margin: 14px 0 4px; font-size: 1rem; }
-.run-view h3 span, .run-view .none, .run-view small, .run-view figcaption span, .run-view .stage span {
-  color: var(--body-text-color-subdued); font-weight: 400; font-size: .8125rem; }
-.run-state { margin: 4px 0; overflow-wrap: anywhere; }
-.run-state b { padding: 2px 8px; border-radius: 99px; border: 1px solid currentColor; font-size: .8125rem; }
-.run-state.running b, .run-state.starting b, .run-state.stopping b { color: #2563eb; }
-.run-state.finished b { color: #15803d; }
-.run-state.failed b, .run-state.killed b { color: #b91c1c; }
-.dark .run-state.running b, .dark .run-state.starting b, .dark .run-state.stopping b { color: #93c5fd; }
-.dark .run-state.finished b { color: #86efac; }
-.dark .run-state.failed b, .dark .run-state.killed b { color: #fca5a5; }
-.stages { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); gap: 6px 18px; }
-.stage b { font-size: .875rem; }
-.stage .bar { height: 6px; margin-top: 3px; border-radius: 3px; overflow: hidden;
-  background: var(--border-color-primary); }
-.stage .bar i { display: block; height: 100%; background: #3b82f6; }
-.stage.done .bar i { background: #16a34a; }
-.stage.interrupted .bar i { background: #f59e0b; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 270px), 1fr)); gap: 10px 16px; }
-.plot { margin: 0; min-width: 0; }
-.plot figcaption { font-size: .8125rem; display: flex; flex-wrap: wrap; gap: 0 6px; align-items: baseline; }
-.plot figcaption em { margin-left: auto; font-style: normal; font-variant-numeric: tabular-nums; font-weight: 600; }
-.plot figcaption em + em { margin-left: 0; }
-.plot svg { display: block; width: 100%; height: auto; }
-.plot text { fill: var(--body-text-color-subdued); font-size: 11px; }
-.plot .grid { stroke: var(--border-color-primary); stroke-opacity: 1; }
-.plot polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
-.run-view blockquote { margin: 8px 0 4px; padding: 0 0 0 8px; border-left: 3px solid var(--border-color-primary);
-  white-space: pre-wrap; overflow-wrap: anywhere; font-size: .875rem; }
-.cells { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 210px), 1fr)); gap: 8px; }
-.cell { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 6px 8px; min-width: 0; }
-.run-view pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; background: none; padding: 0; border: 0;
-  font-size: .8125rem; max-height: 15em; overflow-y: auto; color: var(--body-text-color); }
-.cell pre { font-family: inherit; }
-.run-view .said { max-height: none; }
-.run-view { gap: 8px !important; }
-@media (max-width: 640px) {
-  .cells { display: flex; overflow-x: auto; width: 0; min-width: 100%; }
-  .cell { flex: 0 0 78%; }
-}
-.run-said { margin: 0; overflow-wrap: anywhere; }
-.run-said.failed { color: #b91c1c; }
-.dark .run-said.failed { color: #fca5a5; }
-"""
 
 
 def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: bool) -> None:
-    """Build the view inside an open gr.Tab of a gr.Blocks, whose CSS needs RUN_CSS.
+    """Build the view inside an open gr.Tab of a gr.Blocks.
 
     runs: the folder of the runs; shown: the one shown first where none is active; configs: those that a run can be
     started from, by name; may_train: may visitors start and stop processes of this machine?
@@ -239,9 +192,9 @@ def _result_of(action: Callable[[], str], request: gr.Request) -> tuple[str, boo
     """Do what a button is for: (its message as HTML, whether it was done)."""
     try:
         check_origin(request.headers.get("sec-fetch-site"))
-        return f'<p class="run-said">{html.escape(action())}</p>', True
+        return f'<p class="run-message">{html.escape(action())}</p>', True
     except C2FError as error:
-        return f'<p class="run-said failed">{html.escape(str(error))}</p>', False
+        return f'<p class="run-message failed">{html.escape(str(error))}</p>', False
 
 
 def check_origin(site: str | None) -> None:

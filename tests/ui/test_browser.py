@@ -237,7 +237,7 @@ def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
     tab.press("#ratio input[type=number]", "Tab")
     tab.wait_for_selector("#view-fine .chip.stale")
     assert said(tab, "fine") == fine
-    tab.click("#anew")
+    tab.click("#regenerate-fine")
     tab.wait_for_function("document.querySelector('#view-fine').innerText.includes('ratio 0\\n')")
     ended(tab, "fine", chip="reward")
     assert tab.locator(".chip.stale").count() == 0
@@ -250,7 +250,7 @@ def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
     tab.fill("#ratio input[type=number]", ratio_of(tab))
     tab.press("#ratio input[type=number]", "Tab")
     tab.wait_for_selector("#view-fine .chip.stale")
-    tab.click("#anew")
+    tab.click("#regenerate-fine")
     tab.wait_for_function("document.querySelector('#view-fine .before summary')?.textContent.includes('at ratio 0:')")
     ended(tab, "fine", chip="reward")
     saved(tab, ["fine"], ratio=float(ratio_of(tab)))
@@ -277,7 +277,7 @@ def test_edit_undo_regenerate_clear(tab):
     ask(tab, QUESTION)
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     first = tab.inner_text("#view-fine .chip >> nth=-1")
-    tab.click("#again")
+    tab.click("#regenerate")
     tab.wait_for_timeout(100)
     (kept,) = session_of(tab).rounds
     assert kept.prompt == QUESTION and kept.replies  # kept until there is something new
@@ -325,7 +325,7 @@ def test_in_the_midst_of_an_answer(site, tab):
         ask(tab, "too early")
         tab.wait_for_selector("text=still being written")
         assert tab.input_value("#prompt textarea") == "too early"
-        tab.click("#again")  # is told to wait too
+        tab.click("#regenerate")  # is told to wait too
         tab.wait_for_timeout(300)
         assert questions(tab) == ["Alpha", QUESTION]
         tab.click("#edit")
@@ -342,10 +342,10 @@ def test_in_the_midst_of_an_answer(site, tab):
         assert tab.locator("#view-fine .said.writing").count() == 0
     tab.get_by_text("Settings of this tab").first.click()
     tab.get_by_label("Seed").first.fill("abc")
-    tab.click("#again")
+    tab.click("#regenerate")
     tab.wait_for_selector("text=seed 'abc'")
     tab.get_by_label("Seed").first.fill("3")
-    tab.click("#again")
+    tab.click("#regenerate")
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     assert "seed 3" in tab.inner_text("#view-fine .talk > :last-child")
     assert questions(tab) == ["Alpha", QUESTION]
