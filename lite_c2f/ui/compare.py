@@ -17,8 +17,8 @@ ABOUT = {
     "base": "before this run",
 }
 LEGEND = (
-    '<div class="legend hint"><mark class="kept">four words or signs, or more, in Coarse and Fine alike</mark> '
-    '<mark class="again">said before in the same answer</mark></div>'
+    '<div class="legend hint"><mark class="kept">four or more words or signs that Coarse and Fine share</mark> '
+    '<mark class="again">repeated within the same answer</mark></div>'
 )
 
 

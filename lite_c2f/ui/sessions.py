@@ -41,7 +41,7 @@ Draw = Callable[[PageSession, bool, float], list[str]]
 
 
 class Fold(NamedTuple):
-    """Components of the fold. text, name: hidden boxes of a file that the browser makes."""
+    """Components of the fold. text, name: hidden boxes with the file that the browser saves."""
 
     chosen: gr.Dropdown
     remove: gr.Button
@@ -65,7 +65,7 @@ def _components() -> Fold:
         remove = gr.Button("Delete", size="sm", elem_id="delete-session")
         as_json = gr.Button("Export JSON", size="sm", elem_id="export-json")
         as_markdown = gr.Button("Export Markdown", size="sm", elem_id="export-markdown")
-    return Fold(chosen, remove, as_json, as_markdown, text, name)
+    return Fold(chosen=chosen, remove=remove, as_json=as_json, as_markdown=as_markdown, text=text, name=name)
 
 
 def sessions_fold(

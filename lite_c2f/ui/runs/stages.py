@@ -46,23 +46,32 @@ def _stage(files: RunFiles, name: str, recorded: Mapping[str, Any]) -> StageStat
     logged = sum(row["seconds"] for row in rows if isinstance(row.get("seconds"), int | float))
     earlier = recorded.get("evaluation" if name == "comparison" else name)
     earlier = float(earlier) if isinstance(earlier, int | float) else 0.0
-    done, seconds = (rows[-1]["step"] if rows else None), max(earlier, logged) or None
+    stage = StageState(
+        name=name,
+        state="waiting",
+        done=rows[-1]["step"] if rows else None,
+        total=None,
+        unit=UNITS[name],
+        seconds=max(earlier, logged) or None,
+        left=None,
+    )
     progress = files.progress if files.progress is not None and files.progress.stage == name else None
     if is_published(files.run, name) and not (progress and name == "comparison"):  # which may be made again
-        return StageState(name, "done", done, done, UNITS[name], seconds, None)
+        return stage._replace(state="done", total=stage.done)
     if progress is not None:
         began = time.time() if progress.stage_began is None else progress.stage_began
-        if name == "fine":  # a merge counts bytes, not ratios
+        seconds = max(earlier + time.time() - began, logged)
+        stage = stage._replace(state="running", seconds=seconds, left=progress.seconds_left)
+        if name == "fine":  # whose merge counts bytes, not ratios
             done, total = (files.trials, progress.of) if progress.part == "ratios" else (None, None)
-        else:
-            done, total = (progress.step if done is None else done), progress.of or _updates(files.run, name)
-        spent = max(earlier + time.time() - began, logged)
-        return StageState(name, "running", done, total, UNITS[name], spent, progress.seconds_left)
+            return stage._replace(done=done, total=total)
+        done = progress.step if stage.done is None else stage.done
+        return stage._replace(done=done, total=progress.of or _updates(files.run, name))
     last = files.last if files.last is not None and files.last.stage == name else None
-    begun = bool(rows) or last is not None or any(files.run.glob(f"{name}/checkpoints/step-*"))
+    if rows or last is not None or any(files.run.glob(f"{name}/checkpoints/step-*")):
+        stage = stage._replace(state="interrupted")
     total = last.of if last is not None and name != "fine" else None
-    state = "interrupted" if begun else "waiting"
-    return StageState(name, state, done, total or _updates(files.run, name), UNITS[name], seconds, None)
+    return stage._replace(total=total or _updates(files.run, name))
 
 
 def _updates(run: Path, name: str) -> int | None:
