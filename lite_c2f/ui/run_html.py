@@ -67,7 +67,7 @@ def header(state: RunState) -> str:
         spent = sum(stage.seconds or 0.0 for stage in state.stages)
         about = f"all stages are done, after {duration(spent)}"
     if state.state == "failed":
-        about = state.why
+        about = state.message
     who = f" <small>{escape(state.working)}</small>" if state.working else ""
     return f'<p class="run-state {state.state}"><b>{STATES[state.state]}</b> <span>{escape(about)}</span>{who}</p>'
 

@@ -18,7 +18,7 @@ from lite_c2f.storage import lock
 from lite_c2f.storage.files import write_json
 from lite_c2f.ui.runs import follow, names
 from lite_c2f.ui.runs.stages import mapping
-from lite_c2f.ui.runs.starts import PROGRAM, file_of, read_start, trains
+from lite_c2f.ui.runs.starts import PROGRAM, file_of, is_training, read_start
 
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # Windows opens a device under these names
@@ -115,13 +115,15 @@ def stop(run: Path) -> int:
         number = _worker(run)
         try:
             process = psutil.Process(number)
-            if not trains(process.cmdline()):
+            if not is_training(process.cmdline()):
                 got = f"process {number} in '{run}' is no training of lite-c2f"
                 raise RunError.because(got, "`lite-c2f train`", "end it where it was started")
             if follow(run).state == "stopping" or _signalled.get(number) == process.create_time():
-                raise RunError.because(f"'{run}' was asked to stop", "patience", "it ends after its step")
+                raise RunError.because(
+                    f"'{run}' is stopping already", "one signal", "wait until it has finished its step"
+                )
             if _worker(run) != number:
-                raise RunError.because(f"'{run}' has ended meanwhile", "a run that trains", "look again")
+                raise RunError.because(f"'{run}' has ended meanwhile", "a running training", "reload the page")
             _signalled[number] = process.create_time()
             process.terminate()
             _write_stopped(run, number)
@@ -145,7 +147,7 @@ def _worker(run: Path) -> int:
     if holder is None:
         started = read_start(run)
         if started is None or not started.alive:
-            raise RunError.because(f"nobody trains in '{run}'", "a run that trains", "start it")
+            raise RunError.because(f"no process trains in '{run}'", "a running training", "start it")
         return started.process
     if holder.process is None:
         raise RunError.because(f"'{run}' is in use by {holder}", "a process of this machine", "end it where it runs")
@@ -158,7 +160,9 @@ def _launch(run: Path, arguments: list[str]) -> int:
         started = read_start(run)
         if (holder := lock.owner(run)) or (started is not None and started.alive):
             who = holder or "a process that was just started"
-            raise RunError.because(f"'{run}' is in use by {who}", "a run at rest", "wait for it, or stop it")
+            raise RunError.because(
+                f"'{run}' is in use by {who}", "a run that no process uses", "wait for it, or stop it"
+            )
         output = file_of(run, "log")
         try:
             output.parent.mkdir(parents=True, exist_ok=True)

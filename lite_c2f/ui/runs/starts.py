@@ -4,6 +4,7 @@ Beside the runs and not in them: `train` refuses a folder that holds anything bu
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,14 +65,10 @@ def is_alive(process: int, created: float) -> bool:
         return False
 
 
-def trains(words: list[str]) -> bool:
+def is_training(arguments: list[str]) -> bool:
     """Is this the command line of `lite-c2f train` or `demo`, however it was called?"""
-    before = ["", *words]
-    program = [
-        place
-        for place, word in enumerate(words)
-        if Path(word).name == "lite-c2f"
-        or (word == PROGRAM and before[place] == "-m")
-        or Path(word).parts[-2:] == (PROGRAM, "__main__.py")
-    ]
-    return bool(program) and bool({"train", "demo"} & set(words[program[0] + 1 :]))
+    for index, (previous, word) in enumerate(pairwise(["", *arguments])):
+        is_module = word == PROGRAM and previous == "-m"
+        if is_module or Path(word).name == "lite-c2f" or Path(word).parts[-2:] == (PROGRAM, "__main__.py"):
+            return bool({"train", "demo"} & set(arguments[index + 1 :]))
+    return False

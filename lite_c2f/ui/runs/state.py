@@ -24,7 +24,7 @@ class RunState(NamedTuple):
     name: str
     state: str  # empty, starting, running, stopping, interrupted, unfinished, failed, killed or finished
     working: str | None  # `process N`
-    why: str  # the message of a failure, one line
+    message: str  # of a failure, one line
     stages: tuple[StageState, ...]
     series: Mapping[str, Mapping[str, Sequence[Point]]]  # by stage, then by the name in metrics.jsonl
     samples: tuple[Sample, ...]
@@ -78,13 +78,13 @@ def follow(run: Path) -> RunState:
         early = (
             started if started is not None and (progress.last is None or started.began > progress.last.began) else None
         )
-        state, why = (progress.state, progress.message) if progress.worker else _idle_state(progress, stages, early)
+        state, message = (progress.state, progress.message) if progress.worker else _idle_state(progress, stages, early)
         lines = early.log if early is not None else files.log.rows[-LOG_LINES:]
         return RunState(
             name=run.name,
             state=state,
             working=str(progress.worker) if progress.worker else None,
-            why=why,
+            message=message,
             stages=stages,
             series=files.series,
             samples=files.shown_samples,

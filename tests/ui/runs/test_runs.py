@@ -12,7 +12,7 @@ from lite_c2f.storage.lock import locked
 from lite_c2f.ui.runs import downsample, follow, names
 from lite_c2f.ui.runs.curves import Sample, curves, evenly_spaced
 from lite_c2f.ui.runs.follow import Tail
-from lite_c2f.ui.runs.starts import trains
+from lite_c2f.ui.runs.starts import is_training
 
 
 def write_progress(run, **values):
@@ -103,7 +103,7 @@ def test_progress_of_another_process_is_not_that_of_the_one_that_works(run):
 
 
 @pytest.mark.parametrize(
-    ("saved", "state", "why"),
+    ("saved", "state", "message"),
     [
         ({"state": "stopped", "interrupted": True}, "interrupted", ""),
         ({"state": "stopped"}, "unfinished", ""),
@@ -112,10 +112,10 @@ def test_progress_of_another_process_is_not_that_of_the_one_that_works(run):
         ({"state": "running", "stage": "coarse"}, "killed", ""),
     ],
 )
-def test_how_a_run_was_left(run, saved, state, why):
+def test_how_a_run_was_left(run, saved, state, message):
     write_progress(run, **saved)
     found = follow(run)
-    assert (found.state, found.why) == (state, why)
+    assert (found.state, found.message) == (state, message)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_start_that_failed_is_told(run):
     (folder / "new.log").write_text("reading\n\x1b[1merror: no config file at 'x'; try y\n\n")
     (folder / "new.json").write_text(json.dumps({"process": 0, "created": 1.0, "began": 2.0, "command": "lite-c2f"}))
     state = follow(run.parent / "new")
-    assert (state.state, state.why) == ("failed", "[1merror: no config file at 'x'; try y")
+    assert (state.state, state.message) == ("failed", "[1merror: no config file at 'x'; try y")
     assert names(run.parent) == ["new"]  # the other one is an empty folder
 
 
@@ -221,7 +221,7 @@ def test_a_second_look_at_ten_thousand_updates_is_cheap(run):
 
 
 @pytest.mark.parametrize(
-    ("words", "is_training"),
+    ("words", "expected"),
     [
         (["/usr/bin/python", "-m", "lite_c2f", "train", "x.yaml"], True),
         (["/usr/bin/python", "/home/me/lite_c2f/__main__.py", "demo"], True),
@@ -232,5 +232,5 @@ def test_a_second_look_at_ten_thousand_updates_is_cheap(run):
         ([], False),
     ],
 )
-def test_which_processes_train(words, is_training):
-    assert trains(words) is is_training
+def test_which_processes_train(words, expected):
+    assert is_training(words) is expected
