@@ -50,16 +50,16 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
 
     def refresh(name: str | None, sent: dict[str, Any]) -> list[Any]:
         now = _content(runs, name, sent)
-        outputs = [gr.skip() if now[key] == sent.get(key) else now[key] for key in ("list", *parts)]
+        updates = [gr.skip() if now[key] == sent.get(key) else now[key] for key in ("list", *parts)]
         if now["list"] != sent.get("list"):
-            outputs[0] = gr.Dropdown(choices=list(now["list"]), value=now["name"])
+            updates[0] = gr.Dropdown(choices=list(now["list"]), value=now["name"])
         enabled_changed = now["enabled"] != sent.get("enabled")
         for enabled in now["enabled"][: len(buttons)]:
-            outputs.append(gr.Button(interactive=enabled) if enabled_changed else gr.skip())
+            updates.append(gr.Button(interactive=enabled) if enabled_changed else gr.skip())
         if notice is not None:  # a button's message is removed when the run it was about has stopped
             stopped = enabled_changed and now["name"] == sent.get("name") and not now["enabled"][0]
-            outputs.append("" if stopped else gr.skip())
-        return [*outputs, now]
+            updates.append("" if stopped else gr.skip())
+        return [*updates, now]
 
     outputs = [chosen, *parts.values(), *buttons, *([] if notice is None else [notice]), sent]
     timer.tick(refresh, [chosen, sent], outputs, trigger_mode="once", **QUICK)
