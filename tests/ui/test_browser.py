@@ -455,7 +455,7 @@ def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab)
     assert not re.search("Answer A:|EOS|tokens/s|reward [+-]", shown)  # nothing tells who it is
     tab.click("#vote-B")
     tab.wait_for_selector("text=/Answer B: (Coarse|Fine|Baseline)/")
-    assert tab.locator("#vote-B:enabled").count() == 0  # once
+    tab.wait_for_selector("#vote-B:disabled")  # once
     *_, vote = votes.read(site.run / "app" / "votes.jsonl")
     assert vote.choice == "B" and vote.turns[0].text == QUESTION
     assert tab.inner_text("#blind-A .said") == as_shown(tab, vote.answers[vote.shown[0]])
