@@ -81,10 +81,8 @@ def sessions_fold(
 
     def listed(page: PageSession) -> list[Any]:
         entries, id = saving.choices(served, page), page.transcript.id if page.transcript else None
-        return [
-            id or "",
-            gr.Dropdown(choices=list(entries), value=id if id in [entry[1] for entry in entries] else None),
-        ]
+        value = id if id in [entry[1] for entry in entries] else None
+        return [id or "", gr.Dropdown(choices=list(entries), value=value)]
 
     def refresh(request: gr.Request) -> list[Any]:
         return listed(served.pages.of(request.session_hash))

@@ -75,9 +75,7 @@ def follow(run: Path) -> RunState:
         trials = max(0, len(files.trials.rows) - 1)  # the first line is their header
         stages = stages_of(RunFiles(run, files.metrics.rows, progress.current, progress.last, trials))
         # a start that has written no progress yet; runs of version 0.1.0 never did
-        early = (
-            started if started is not None and (progress.last is None or started.began > progress.last.began) else None
-        )
+        early = started if started and (progress.last is None or started.began > progress.last.began) else None
         state, message = (progress.state, progress.message) if progress.worker else _idle_state(progress, stages, early)
         lines = early.log if early is not None else files.log.rows[-LOG_LINES:]
         return RunState(
