@@ -153,7 +153,7 @@ def examine_run(run: Path) -> dict[str, Any]:
         problems.append(str(error))
     progress, line = progress_of(run), last_line(run)
     worker = progress.worker
-    report["in use"] = worker or "no"
+    report["in use"] = str(worker or "no")
     report["state"] = STATES[progress.state] + (f": {progress.message}" if progress.message else "")
     if progress.current is not None and progress.current.part is not None:
         report["state"] += f", {doing(progress.current)}"

@@ -16,7 +16,7 @@ class RunProgress(NamedTuple):
 
     state: str  # running, stopping, finished, failed, killed, interrupted, unfinished, or unknown
     message: str  # of a failure
-    worker: str | None  # `process N`, where one works in the run
+    worker: lock.LockOwner | None  # where one works in the run
     current: Progress | None  # of that process, once it has written some
     last: Progress | None  # of the last process, whether it still works or not
 
@@ -29,7 +29,7 @@ def progress_of(run: Path) -> RunProgress:
     """
     worker, last = lock.owner(run), read_progress(run)
     if worker is not None:
-        current = last if last is not None and worker == f"process {last.process}" else None
+        current = last if last is not None and worker.process == last.process else None
         stopping = current is not None and current.stopping
         return RunProgress("stopping" if stopping else "running", "", worker, current, last)
     if is_finished(run):

@@ -1,19 +1,29 @@
 """Lock of a run directory: one process at a time. The lock ends with its process, however that ends.
 
-Not filelock's: a reader of the owner's name would have to take the lock, of which filelock has no shared form.
+Not filelock's: whoever asks for the owner would have to take the lock, of which filelock has no shared form.
 """
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from lite_c2f.errors import RunError
 
 NAME = ".lock"
 ATTEMPTS = 5  # `owner` holds the lock for a moment, too
+
+
+class LockOwner(NamedTuple):
+    """The process that holds the lock of a run."""
+
+    process: int | None  # None where the lock does not name it
+
+    def __str__(self) -> str:
+        return "another process" if self.process is None else f"process {self.process}"
 
 
 @contextlib.contextmanager
@@ -35,13 +45,13 @@ def locked(run: Path) -> Iterator[None]:
         raise RunError.because(f"run.dir '{run}': {error.strerror}", "a writable folder", "choose another") from None
     with file:
         if not _take_soon(file):
-            owner = (run / NAME).read_text(encoding="utf-8").strip()
-            who = f" ({owner})" if owner else ""
+            holder = _named_in(file)
+            who = f" ({holder})" if holder.process is not None else ""
             raise RunError.because(
                 f"'{run}' is in use by another process{who}", "one at a time", "wait for it, or choose another run.dir"
             )
         file.truncate(0)
-        file.write(f"process {os.getpid()}\n")
+        file.write(f"{LockOwner(os.getpid())}\n")
         file.flush()
         try:
             yield
@@ -52,13 +62,18 @@ def locked(run: Path) -> Iterator[None]:
                     folder.rmdir()  # only where nothing else is in it
 
 
-def owner(run: Path) -> str | None:
-    """The process that works in a run, as `process N`; None where there is none."""
+def owner(run: Path) -> LockOwner | None:
+    """The process that works in a run; None where there is none."""
     try:
         with (run / NAME).open("r+", encoding="utf-8") as file:
-            return None if take(file, shared=True) else file.read().strip() or "another process"
+            return None if take(file, shared=True) else _named_in(file)
     except OSError:
         return None
+
+
+def _named_in(file: IO[str]) -> LockOwner:
+    match = re.fullmatch(r"process ([0-9]+)\n?", file.read())
+    return LockOwner(int(match[1]) if match else None)
 
 
 def take(file: IO[str], *, shared: bool = False) -> bool:

@@ -9,19 +9,14 @@ from urllib.parse import urlsplit
 from lite_c2f.errors import ConfigError, RunError
 
 DEFAULT_RUN = Path("runs/toy")
-
-
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
-
-
-AUTH_VARIABLE = "LITE_C2F_AUTH"  # a command line is seen by everybody on the machine, an environment is not
+AUTH_VARIABLE = "LITE_C2F_AUTH"  # every user of the machine can read a command line, but not an environment
 
 
 def check_address(host: str, port: int, auth: tuple[str, str] | None, root_path: str | None) -> str:
-    """Refuse what cannot be served; returns the root path in the form that Gradio takes.
+    """Check the address of a server; returns the root path in the form that Gradio takes.
 
-    Raises ConfigError for a host that is open to the network without a password, a root path that is none, a port that
-    is taken.
+    Raises ConfigError for a host that is open to the network without a password, an invalid root path, a port in use.
     """
     root = checked_root(root_path)
     allowed_hosts(host, auth, root)
@@ -41,7 +36,7 @@ def parse_auth(text: str | None) -> tuple[str, str] | None:
 
 
 def find_run(run: str | Path | None) -> Path:
-    """The run to show: as given, else runs/toy. Raises RunError when that one is not finished."""
+    """The run to show: `run`, else runs/toy. Raises RunError when that one is not finished."""
     if run is not None:
         return Path(run)
     if not has_toy_run():
@@ -54,12 +49,12 @@ def find_run(run: str | Path | None) -> Path:
 
 
 def has_toy_run() -> bool:
-    """Is there a finished runs/toy to show when no run is given?"""
+    """Is there a finished runs/toy?"""
     return (DEFAULT_RUN / "fine" / "model" / "config.json").is_file()
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise ConfigError for a port that is taken, or not to be had, at an address of this machine."""
+    """Raise ConfigError for a port that is in use or not permitted at an address of this machine."""
     name = host.strip("[]")
     try:
         with socket.socket(socket.AF_INET6 if ":" in name else socket.AF_INET) as probe:
@@ -74,12 +69,12 @@ def checked_root(root_path: str | None) -> str:
     root = (root_path or "").rstrip("/")
     try:
         parts = urlsplit(root)
-        fine = bool(parts.hostname and parts.port != 0) if parts.scheme in ("http", "https") else not parts.scheme
+        valid = bool(parts.hostname and parts.port != 0) if parts.scheme in ("http", "https") else not parts.scheme
     except ValueError:
-        fine = False
-    if root.startswith("//") or not (fine and (not root or "://" in root or root.startswith("/"))):
-        fine = False
-    if not fine or any(letter.isspace() or letter in "?#\\%" or not letter.isprintable() for letter in root):
+        valid = False
+    if root.startswith("//") or not (valid and (not root or "://" in root or root.startswith("/"))):
+        valid = False
+    if not valid or any(letter.isspace() or letter in "?#\\%" or not letter.isprintable() for letter in root):
         raise ConfigError.because(
             f"--root-path {root_path!r}", "a path such as /c2f, or https://example.org/c2f", "correct it"
         )
@@ -87,7 +82,7 @@ def checked_root(root_path: str | None) -> str:
 
 
 def allowed_hosts(host: str, auth: tuple[str, str] | None, root_path: str | None = None) -> list[str]:
-    """Names a browser may call this server by, so that no foreign page can reach it under a name of its own.
+    """Host names that requests may have, so that no foreign page can reach the server under a name of its own.
 
     Raises ConfigError when other machines could reach it without a password.
     """
@@ -99,13 +94,13 @@ def allowed_hosts(host: str, auth: tuple[str, str] | None, root_path: str | None
     names = [*LOCAL_NAMES, *([outside] if outside else [])]
     if is_loopback(host):
         return names if bracketed(host) in names else [*names, bracketed(host)]
-    if host.strip("[]") in ("0.0.0.0", "::"):  # every address of this machine, and only it knows which
+    if host.strip("[]") in ("0.0.0.0", "::"):  # every address of this machine
         return ["*"]
     return [*names, bracketed(host), socket.gethostname()]
 
 
 def is_loopback(host: str) -> bool:
-    """Does a host stand for this machine alone?"""
+    """Is the server reachable from this machine alone?"""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -113,7 +108,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands in an address: IPv6 in brackets, without which Gradio builds an address that is none."""
+    """A host as in an address: IPv6 in brackets, without which Gradio builds an invalid address."""
     return f"[{host.strip('[]')}]" if ":" in host else host
 
 

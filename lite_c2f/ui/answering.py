@@ -1,4 +1,4 @@
-"""From a question on a page to answers that grow on it; the same for every view."""
+"""Questions and their streamed answers, and the components around them: shared by all views."""
 
 import random
 import re
@@ -18,8 +18,8 @@ from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSession, PageSessions
 from lite_c2f.ui.store.votes import votes_of
 
-PAUSE = 0.08  # seconds between two looks at the answers
-PATIENCE = 1.0  # seconds after which a page that waits is told how many are before it
+PAUSE = 0.08  # seconds between two updates of the answers
+PATIENCE = 1.0  # seconds after which a waiting page shows how many questions are before it
 EXAMPLES = (
     "Explain why the sky is blue to a ten-year-old.",
     "What should I weigh up before I change jobs?",
@@ -27,17 +27,17 @@ EXAMPLES = (
 )
 
 
-# Of events that only draw or stop: at once, beside the queue.
+# For events that only draw or stop: at once, beside the queue.
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-# Of events that may have something to say: Gradio shows notices and errors of queued events alone.
-SPEAKING: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+# For events that may show a notice or an error: Gradio shows those of queued events alone.
+NOTIFYING: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
 
 class Served(NamedTuple):
-    """What the views of a page have in common."""
+    """What all views of the app share."""
 
     chat: Chat
-    visits: PageSessions
+    pages: PageSessions
     folder: Path  # RUN/app: sessions and votes
     facts: dict[str, Any]  # of the run: its name, hashes of its models and adapter
 
@@ -54,51 +54,51 @@ class Snapshot(NamedTuple):
     """How far the answers of a question are."""
 
     replies: dict[str, Reply]  # by pane
-    waiting: int  # questions before this one; 0 once it is begun
+    waiting: int  # questions before this one; 0 once it has begun
 
 
 def answers(
     served: Served,
-    visit: PageSession,
+    page: PageSession,
     view: str,
     turns: Mapping[str, History],
     panes: Sequence[str | Pane],
     settings: ChatSettings,
 ) -> Iterator[Snapshot]:
-    """Looks at the answers as they grow; the last one is whole. Ends early where the page has gone on to other things.
+    """Snapshots of the answers as they grow; the last one is complete. Ends early where the page has left them.
 
     Raises gr.Error, in one line, for what a user can correct.
     """
     try:
-        stream = served.chat.stream(turns, panes, settings, score=True, pause=PAUSE, asker=visit.owner)
+        stream = served.chat.stream(turns, panes, settings, score=True, pause=PAUSE, asker=page.owner)
     except C2FError as error:
         raise failure(error) from None
-    visit.begin(view, stream)
+    page.begin(view, stream)
     replies: dict[str, Reply] = {}
     try:
         yield Snapshot({}, stream.waiting)
-        for events in stream.batches(PATIENCE):
-            if not visit.is_current(view, stream):
+        for batch in stream.batches(PATIENCE):
+            if not page.is_current(view, stream):
                 return
-            replies |= {event.pane: event for event in events}
+            replies |= {reply.pane: reply for reply in batch}
             yield Snapshot(dict(replies), stream.waiting)
     finally:
-        visit.end(view, stream)
+        page.end(view, stream)
 
 
 class Notice(Exception):  # noqa: N818  it is no error
-    """What a visitor is told instead of an answer."""
+    """A message to the visitor instead of an answer."""
 
 
 def question_of(text: str | None) -> str:
-    """What was typed into the box. Raises Notice where that is nothing."""
+    """The question typed into the box. Raises Notice where it is empty."""
     if not (text or "").strip():
         raise Notice("Type a question first")
     return clean(text or "").strip()
 
 
 def failure(error: Exception) -> gr.Error:
-    """What a page shows for an error of ours."""
+    """The error as a page shows it."""
     return gr.Error(escape(str(error)), print_exception=False)
 
 
@@ -112,34 +112,34 @@ def settings_of(
     max_tokens: float | None = None,
     seed: str | int | None = None,
 ) -> ChatSettings:
-    """Settings from a page's inputs: an empty one is its default, an empty seed a new one. Raises ConfigError."""
+    """Settings from a page's inputs: an empty one is its default, an empty seed a random one. Raises ConfigError."""
     default = ChatSettings()
-    text = str("" if seed is None else seed).strip()
-    if not re.fullmatch("[0-9]*", text):
-        raise ConfigError.because(f"seed '{text}'", "a whole number, or nothing", "correct it")
+    digits = str("" if seed is None else seed).strip()
+    if not re.fullmatch("[0-9]*", digits):
+        raise ConfigError.because(f"seed '{digits}'", "a whole number, or nothing", "correct it")
     return ChatSettings(
         max_tokens=int(default.max_tokens if max_tokens is None else max_tokens),
         temperature=default.temperature if temperature is None else temperature,
         top_p=default.top_p if top_p is None else top_p,
         top_k=int(top_k or 0),
         repetition_penalty=default.repetition_penalty if penalty is None else penalty,
-        seed=int(text) if text else secrets.randbelow(1 << 31),
+        seed=int(digits) if digits else secrets.randbelow(1 << 31),
         ratio=ratio,
         system=clean(system or ""),
     )
 
 
-def page_settings(*given: Any) -> ChatSettings:
+def page_settings(*values: Any) -> ChatSettings:
     """`settings_of`, for a page. Raises gr.Error."""
     try:
-        return settings_of(*given)
+        return settings_of(*values)
     except ConfigError as error:
         raise failure(error) from None
 
 
 def settings_fold(chat: Chat) -> list[gr.components.Component]:
     """The fold of settings; its inputs in the order of `settings_of` without the ratio."""
-    most, default = min(1024, chat.context // 2), ChatSettings()
+    max_tokens, default = min(1024, chat.context // 2), ChatSettings()
     with gr.Accordion("Settings of this tab", open=False):
         system = gr.Textbox(
             label="System prompt",
@@ -155,14 +155,19 @@ def settings_fold(chat: Chat) -> list[gr.components.Component]:
         with gr.Row():
             penalty = gr.Slider(1, 2, 1, step=0.05, label="Repetition penalty", info="1 is off.")
             tokens = gr.Slider(
-                1, most, min(default.max_tokens, most), step=1, label="Max new tokens", info="The ending counts."
+                1,
+                max_tokens,
+                min(default.max_tokens, max_tokens),
+                step=1,
+                label="Max new tokens",
+                info="The ending counts.",
             )
             seed = gr.Textbox(label="Seed", info="Empty: a new one for each question.", max_lines=1, max_length=19)
     return [system, temperature, top_p, top_k, penalty, tokens, seed]
 
 
 def ask_row(placeholder: str, prefix: str = "", *, focus: bool = False) -> tuple[gr.Textbox, gr.Button, gr.Button]:
-    """(prompt box, Send, Stop all), at the bottom of the window. prefix: of their names on the page."""
+    """(prompt box, Send, Stop all), at the bottom of the window. prefix: of their element ids."""
     with gr.Row(elem_id=f"{prefix}ask", elem_classes="asking"):
         prompt = gr.Textbox(
             placeholder=placeholder,
@@ -176,8 +181,8 @@ def ask_row(placeholder: str, prefix: str = "", *, focus: bool = False) -> tuple
             autofocus=focus,
         )
         send = gr.Button("Send", variant="primary", scale=1, min_width=70, elem_id=f"{prefix}send")
-        halt = gr.Button("Stop all", scale=1, min_width=70, elem_classes="stop-all", elem_id=f"{prefix}stop-all")
-    return prompt, send, halt
+        stop_all = gr.Button("Stop all", scale=1, min_width=70, elem_classes="stop-all", elem_id=f"{prefix}stop-all")
+    return prompt, send, stop_all
 
 
 def ratio_slider(chat: Chat, name: str) -> gr.Slider:
@@ -196,7 +201,7 @@ def ratio_slider(chat: Chat, name: str) -> gr.Slider:
 
 
 def examples(chat: Chat) -> list[list[str]]:
-    """Questions to begin with: of the toy world where the run has learned no other."""
+    """Example questions: of the toy world where the run was trained on it alone."""
     if not uses_toy_data(chat.config):
         return [[question] for question in EXAMPLES]
     from lite_c2f.toy.world import problems

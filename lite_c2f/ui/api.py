@@ -1,4 +1,4 @@
-"""What scripts may ask a served page for, with types: `/compare`, `/facts`."""
+"""API of a served page for scripts, with types: `/compare`, `/facts`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +10,11 @@ from lite_c2f.chat import ALL_PANES, PANES
 from lite_c2f.errors import C2FError, ConfigError
 from lite_c2f.ui.answering import PATIENCE, Served, settings_of
 
-PAUSE = 0.25  # seconds between two looks at the answers
+PAUSE = 0.25  # seconds between two updates of the answers
 
 
 def as_json(reply: Reply) -> dict[str, Any]:
-    """A reply as scripts get it; `finish` is "" while it grows."""
+    """A reply as scripts receive it; `finish` is "" while it grows."""
     return reply._asdict() | {"finish": reply.finish or ""}
 
 
@@ -37,7 +37,7 @@ def add_api(served: Served) -> None:
     ) -> Iterator[dict[str, Any]]:
         """Answer a question with several actors: each one's answer by its name, with its figures, as it grows.
 
-        panes: of coarse, fine, baseline, base. ratio: the Fine Actor's; none is the merged one. The last one is whole.
+        panes: of coarse, fine, baseline, base. ratio: the Fine Actor's, else the merged one. The last result is whole.
         """
         texts = [prompt, system, *(panes if isinstance(panes, list) else [panes])]
         try:
@@ -50,9 +50,9 @@ def add_api(served: Served) -> None:
         except (TypeError, ValueError, OverflowError) as error:
             raise gr.Error(f"a setting of the wrong type: {error}", print_exception=False) from None
         replies: dict[str, Any] = {}
-        try:  # a script that goes away is noticed between two looks
-            for news in stream.batches(PATIENCE):
-                replies = {**replies, **{reply.pane: as_json(reply) for reply in news}}
+        try:  # a script that disconnects is noticed between two updates
+            for batch in stream.batches(PATIENCE):
+                replies = {**replies, **{reply.pane: as_json(reply) for reply in batch}}
                 yield replies
         finally:
             stream.close()

@@ -1,4 +1,4 @@
-"""The page of a run: compare, vote blindly, try ratios, watch and start training."""
+"""Web app of a run: compare the actors, vote blindly, try ratios, follow and start training."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from lite_c2f.ui.compare import compare_view
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSessions
 from lite_c2f.ui.ratio_grid import strip_view
-from lite_c2f.ui.run_view import RUN_CSS, run_view
+from lite_c2f.ui.run_view import run_view
 from lite_c2f.ui.serve import launch
 
 HERE = Path(__file__).parent
@@ -47,10 +47,10 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
                 run_view(folder.parent, folder.name, configs(folder), may_train)
         add_api(served)
 
-        def leave(request: gr.Request) -> None:
-            served.visits.leave(request.session_hash)
+        def close(request: gr.Request) -> None:
+            served.pages.close(request.session_hash)
 
-        page.unload(leave)
+        page.unload(close)
     return page
 
 
@@ -89,6 +89,6 @@ def serve(
     folder = find_run(run)
     may_train = is_loopback(host) and not root_path if training is None else training
     page = build(folder, merged=merged, may_train=may_train)
-    css = (HERE / "page.css").read_text(encoding="utf-8") + RUN_CSS
+    css = (HERE / "page.css").read_text(encoding="utf-8")
     js = (HERE / "page.js").read_text(encoding="utf-8")
     return launch(page, str(folder), host, port, pair, root_path, css, js, prevent_thread_lock)

@@ -15,8 +15,8 @@ from lite_c2f.chat import ALL_PANES, TITLES, ChatSettings, Pane
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.ui.answering import (
+    NOTIFYING,
     QUICK,
-    SPEAKING,
     Notice,
     Served,
     answers,
@@ -31,7 +31,7 @@ from lite_c2f.ui.answering import (
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.render import chips, said, title
-from lite_c2f.ui.saving import visit_of
+from lite_c2f.ui.saving import page_of
 from lite_c2f.ui.store import votes
 from lite_c2f.ui.store.conversations import Reply
 
@@ -103,7 +103,7 @@ def blind_view(served: Served, identity: list[Any]) -> None:
     def ask(request: gr.Request, text: str, pair: str, ratio: float, *others: Any) -> Iterator[list[Any]]:
         """Two answers in an order that nobody knows."""
         *inputs, owner, session = others
-        visit, settings = visit_of(served, request.session_hash, owner, session), page_settings(ratio, *inputs)
+        page, settings = page_of(served, request.session_hash, owner, session), page_settings(ratio, *inputs)
         actors = tuple(pair.split()) if pair else tuple(random.sample(ALL_PANES[:3], 2))
         actors = tuple(random.sample(actors, 2))
         try:
@@ -114,14 +114,14 @@ def blind_view(served: Served, identity: list[Any]) -> None:
             return
         panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, actors, strict=True)]
         question, box = [Turn("human", ballot.prompt)], ""
-        for look in answers(served, visit, VIEW, dict.fromkeys(LETTERS, question), panes, settings):
+        for look in answers(served, page, VIEW, dict.fromkeys(LETTERS, question), panes, settings):
             ballot = ballot._replace(replies=look.replies)
-            visit.extra[VIEW] = ballot
+            page.view_state[VIEW] = ballot
             yield [box, *draw(ballot)]
             box = gr.skip()
 
     def stop(request: gr.Request) -> None:
-        served.visits.of(request.session_hash).stop(VIEW)
+        served.pages.of(request.session_hash).stop(VIEW)
 
     gr.on(
         [prompt.submit, send.click],
@@ -137,36 +137,36 @@ def blind_view(served: Served, identity: list[Any]) -> None:
     if Context.root_block is not None:  # the page is as old as the server
         Context.root_block.load(lambda: standings(served), None, count, **QUICK)
     for choice, button in buttons.items():
-        button.click(_voter(served, choice, draw), identity, [*shown, count], trigger_mode="once", **SPEAKING).then(
+        button.click(_voter(served, choice, draw), identity, [*shown, count], trigger_mode="once", **NOTIFYING).then(
             None, None, None, js=FOCUS
         )
 
 
 def _voter(served: Served, choice: str, draw: Any) -> Any:
     def vote(owner: str, session: str, request: gr.Request) -> list[Any]:
-        visit = visit_of(served, request.session_hash, owner, session)
-        with visit.changing:
-            ballot = visit.extra.get(VIEW)
+        page = page_of(served, request.session_hash, owner, session)
+        with page.lock:
+            ballot = page.view_state.get(VIEW)
             if ballot is None or not ballot.complete or ballot.choice:
                 raise gr.Error("There is nothing to vote on yet", print_exception=False)
             ballot = ballot._replace(choice=choice)
             try:
-                votes.record(served.votes, vote_of(ballot, visit, served))
+                votes.record(served.votes, vote_of(ballot, page, served))
             except (C2FError, OSError) as error:
                 raise failure(error) from None
-            visit.extra[VIEW] = ballot
+            page.view_state[VIEW] = ballot
         return [*draw(ballot), standings(served)]
 
     return vote
 
 
-def vote_of(ballot: Ballot, visit: PageSession, served: Served) -> votes.Vote:
+def vote_of(ballot: Ballot, page: PageSession, served: Served) -> votes.Vote:
     """A ballot as it is written down."""
     by_actor = {actor: ballot.replies[letter] for letter, actor in zip(LETTERS, ballot.actors, strict=True)}
     settings = ballot.settings._asdict()
     return votes.Vote(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        voter=hashlib.sha256(visit.owner.encode()).hexdigest()[:32],  # tells voters apart, and opens nothing
+        voter=hashlib.sha256(page.owner.encode()).hexdigest()[:32],  # tells voters apart, and opens nothing
         turns=(Turn("human", ballot.prompt),),
         shown=ballot.actors,
         answers={actor: reply.text for actor, reply in by_actor.items()},

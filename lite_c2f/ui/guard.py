@@ -1,7 +1,7 @@
-"""What stands between the network and Gradio: an ASGI middleware that refuses, limits and adds headers.
+"""ASGI middleware between the network and Gradio: refuses requests, limits their rate and size, adds headers.
 
-It passes answers on as they come: nothing is buffered but the request, up to its limit. Gradio puts its CORS answers to
-preflights (OPTIONS) before it; these reach no route.
+Responses are streamed through: only the request is buffered, up to its limit. Gradio answers CORS preflights (OPTIONS)
+before the middleware; these reach no route.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from starlette._utils import get_route_path  # the router's own, so that both judge the same text
+from starlette._utils import get_route_path  # the router's own, so that both compare the same text
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,8 +20,8 @@ from lite_c2f.ui.limits import Logins, Rate, client_of
 from lite_c2f.ui.paths import Kind, kind_of, names_a_file
 
 MIB = 2**20
-BODY_SECONDS = 30.0  # within which a request has to be here
-DRAINED = 8  # times the limit that is read of one that is too large
+BODY_SECONDS = 30.0  # within which the body of a request has to arrive
+DRAINED = 8  # times the limit: how much is read of a body that is too large
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -53,22 +53,22 @@ HEADERS = {
 
 
 class HttpRefusal(NamedTuple):
-    """An answer instead of the app's."""
+    """Response to a request that does not reach the app."""
 
     status: int
-    why: str
-    wait: float = 0.0  # seconds until it is worth another try
+    reason: str
+    wait: float = 0.0  # seconds until another attempt may succeed
 
 
-class _Left(Exception):  # noqa: N818 - no error: the client went away before its request was whole
+class _Disconnected(Exception):  # noqa: N818 - no error: the client left before its request was complete
     pass
 
 
 class Guard:
-    """The middleware. app: what it guards; origins: `host:port` of a proxy that serves the page under its own name.
+    """The middleware. origins: `host:port` of a proxy that serves the page under its own name.
 
-    body: bytes a request may have; pages: further pages of the app; rate: of POSTs, a client; logins: wrong passwords,
-    a client; all_logins: of all clients together, since addresses are cheap to some.
+    body: bytes a request may have; pages: further pages of the app; rate: of POSTs per client; logins: wrong passwords
+    per client; all_logins: of all clients together, since some have many addresses.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Response(send)
+        response = _Response(send)
         client = client_of(scope["client"][0] if scope.get("client") else "")
         kind = kind_of(scope["method"], get_route_path(scope), self.pages)
-        refusal = self._judge(scope, kind, client)
+        refusal = self._refusal(scope, kind, client)
         try:
             if refusal is not None and refusal.status == 413:
                 async with asyncio.timeout(BODY_SECONDS):
@@ -107,28 +107,28 @@ class Guard:
             if refusal is None and kind in (Kind.action, Kind.login):
                 async with asyncio.timeout(BODY_SECONDS):
                     body = await read_body(receive, self.body)
-                refusal = judge_body(body, self.body, kind)
+                refusal = body_refusal(body, self.body, kind)
                 receive = replayed(body, receive)
-        except _Left:
+        except _Disconnected:
             return
         except TimeoutError:
             refusal = HttpRefusal(408, "the request took too long")
         if refusal is None and kind is Kind.login:
-            refusal = self._judge_login(client)
+            refusal = self._login_refusal(client)
         if refusal is not None:
-            await refused(refusal)(scope, receive, answer)
+            await refused(refusal)(scope, receive, response)
             return
         try:
-            await self.app(scope, receive, answer)
+            await self.app(scope, receive, response)
         except Exception:
-            if not answer.status:
-                await refused(HttpRefusal(500, "an error in the app"))(scope, receive, answer)
+            if not response.status:
+                await refused(HttpRefusal(500, "an error in the app"))(scope, receive, response)
             raise  # the server logs it
-        if kind is Kind.login and 200 <= answer.status < 400:
+        if kind is Kind.login and 200 <= response.status < 400:
             self.logins.succeeded(client)
 
-    def _judge(self, scope: Scope, kind: Kind | None, client: str) -> HttpRefusal | None:
-        """What can be said of a request before its body is read; None when nothing speaks against it."""
+    def _refusal(self, scope: Scope, kind: Kind | None, client: str) -> HttpRefusal | None:
+        """Why a request is refused before its body is read; None where it is not."""
         headers = Headers(scope=scope)
         if kind is None or names_a_file(scope.get("query_string", b"")):
             return HttpRefusal(404, "not found")
@@ -138,32 +138,32 @@ class Guard:
             return None
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
-            return HttpRefusal(400, "content-length is no number")
+            return HttpRefusal(400, "content-length is not a number")
         if len(length) > 15 or int(length) > self.body:
             return HttpRefusal(413, f"a request may have {self.body} bytes")
         if wait := self.rate.wait(client):
             return HttpRefusal(429, "too many requests", wait)
         return None
 
-    def _judge_login(self, client: str) -> HttpRefusal | None:
+    def _login_refusal(self, client: str) -> HttpRefusal | None:
         wait = self.logins.wait(client) or self.all_logins.wait("")
         return HttpRefusal(429, "too many logins; wait", wait) if wait else None
 
     def _is_foreign(self, headers: Headers, kind: Kind, scheme: str) -> bool:
-        """Did a page of another site send it? A link to the page itself is fine."""
+        """Was it sent by a page of another site? A link to the page itself is allowed."""
         if kind is not Kind.page and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return True
         origin = headers.get("origin")
         if origin is None:
             return False
-        # Not by x-forwarded-host: Gradio's CORS answers let a page on another port of this host set it. A proxy that
-        # asks under a name of its own is named by --root-path.
+        # Not by x-forwarded-host: Gradio's CORS answers let a page on another port of this host set it. A proxy with a
+        # name of its own is given by --root-path.
         address = netloc(origin)
         return not address or address not in self.origins | {netloc(f"{scheme}://{headers.get('host', '')}", origin)}
 
 
 class _Response:
-    """`send` with our headers on it, and the status it sent."""
+    """`send` with HEADERS added, and the status that was sent."""
 
     def __init__(self, send: Send) -> None:
         self.send, self.status = send, 0
@@ -174,23 +174,23 @@ class _Response:
             others = [
                 (name, value) for name, value in message.get("headers", ()) if name.decode().lower() not in HEADERS
             ]
-            ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-            message = {**message, "headers": [*others, *ours]}
+            added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+            message = {**message, "headers": [*others, *added]}
         await self.send(message)
 
 
 def refused(refusal: HttpRefusal) -> JSONResponse:
-    """The answer to a request that is not let through; it names the reason as Gradio's own errors do."""
+    """The response to a request that is refused, with the reason where Gradio's own errors have it."""
     headers = {"connection": "close"} if refusal.status in (408, 413) else {}
     if refusal.wait:
         headers["retry-after"] = str(max(1, math.ceil(refusal.wait)))
-    return JSONResponse({"detail": refusal.why}, refusal.status, headers)
+    return JSONResponse({"detail": refusal.reason}, refusal.status, headers)
 
 
 def netloc(url: str, like: str = "") -> str:
-    """host:port of an address, lower case, without the scheme's own port; "" for none, as in `Origin: null`.
+    """host:port of an address, lower case, without the scheme's default port; "" for none, as in `Origin: null`.
 
-    like: take the scheme of this one; a proxy that speaks https for us may ask in plain http.
+    like: the address whose scheme counts; a proxy that serves https may forward plain http.
     """
     try:
         parts, port = urlsplit(url), urlsplit(url).port
@@ -198,21 +198,21 @@ def netloc(url: str, like: str = "") -> str:
     except ValueError:
         return ""
     host = (parts.hostname or "").lower()
-    usual = {"http": 80, "https": 443}.get(scheme)
-    return host if not host or port in (None, usual) else f"{host}:{port}"
+    default = {"http": 80, "https": 443}.get(scheme)
+    return host if not host or port in (None, default) else f"{host}:{port}"
 
 
 async def read_body(receive: Receive, most: int) -> bytes:
     """The body of a request, or `most` + 1 bytes of one that is larger.
 
-    More of that is read, DRAINED times as much, and thrown away: a client that is still sending when its connection
-    ends sees no answer.
+    Of a larger one, up to DRAINED times as much is read and dropped: a client that is still sending when its connection
+    is closed sees no response.
     """
     body, read, more = bytearray(), 0, True
     while more and read <= DRAINED * most:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _Left
+            raise _Disconnected
         part, more = message.get("body", b""), message.get("more_body", False)
         read += len(part)
         body += part[: most + 1 - len(body)]
@@ -220,17 +220,17 @@ async def read_body(receive: Receive, most: int) -> bytes:
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives a body that was read before, then whatever comes next."""
-    left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    """A `receive` that returns a body that was read before, then whatever comes next."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
-        return left.pop() if left else await receive()
+        return pending.pop() if pending else await receive()
 
     return again
 
 
-def judge_body(body: bytes, most: int, kind: Kind) -> HttpRefusal | None:
-    """Refuse a body that is too large, is no JSON, or names a file: Gradio would open a path, fetch an address."""
+def body_refusal(body: bytes, most: int, kind: Kind) -> HttpRefusal | None:
+    """Why a body is refused: too large, not JSON, or it names a file, which Gradio would open or fetch."""
     if len(body) > most:
         return HttpRefusal(413, f"a request may have {most} bytes")
     if kind is Kind.login:
@@ -238,19 +238,19 @@ def judge_body(body: bytes, most: int, kind: Kind) -> HttpRefusal | None:
     try:
         content = json.loads(body or b"null")
     except (ValueError, RecursionError):
-        return HttpRefusal(400, "no JSON")
+        return HttpRefusal(400, "not JSON")
     return HttpRefusal(400, "files are not accepted") if has_file(content) else None
 
 
 def has_file(value: Any) -> bool:
-    """Is there anything in a JSON value that Gradio takes for a file, an object with a path and a meta?"""
-    left = [value]
-    while left:
-        value = left.pop()
+    """Does a JSON value hold an object with a path and a meta, which Gradio takes for a file?"""
+    stack = [value]
+    while stack:
+        value = stack.pop()
         if isinstance(value, dict):
             if "path" in value and "meta" in value:
                 return True
-            left.extend(value.values())
+            stack.extend(value.values())
         elif isinstance(value, list):
-            left.extend(value)
+            stack.extend(value)
     return False

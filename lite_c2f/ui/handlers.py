@@ -15,15 +15,15 @@ from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSession, history
 from lite_c2f.ui.render import insight, talk
 from lite_c2f.ui.rounds import VIEW, ShownRounds
-from lite_c2f.ui.saving import visit_of
+from lite_c2f.ui.saving import page_of
 from lite_c2f.ui.store.conversations import Transcript
 
-DRAWN = len(ALL_PANES) + 1  # the panes and the line below them
-STREAMED = 2 + DRAWN  # the prompt box and the session before them
+DRAWN = len(ALL_PANES) + 1  # outputs of `draw`: the panes and the summary below them
+STREAMED = 2 + DRAWN  # outputs of a handler that streams answers: the prompt box and the session id before those
 
 
 class PageInputs(NamedTuple):
-    """What the page holds beside the question, in the order of `inputs` in compare.py."""
+    """Values of the page's inputs beside the question, in the order of `inputs` in compare.py."""
 
     base: bool  # is the base model's pane shown?
     marks: bool  # are repeats marked?
@@ -50,92 +50,87 @@ class PageInputs(NamedTuple):
 
 
 class Handlers:
-    """Two kinds of handlers. Those that ask take the question and `PageInputs`; they yield question, session, panes and
-    the line below them. The others take `marks`, `ratio`, owner and session, and return the panes and that line.
+    """Two kinds of handlers. Those that stream answers take the question and `PageInputs`, and yield prompt box,
+    session id, panes and summary. The others take marks, ratio, owner and session id, and return panes and summary.
     """
 
     def __init__(self, served: Served) -> None:
         self.served = served
 
-    def page(self, visit: PageSession, marks: bool, ratio: float) -> list[str]:
-        """Panes, and the line below them, of the conversation as it is."""
-        return _draw(rounds.shown(visit), marks, ratio)
+    def draw(self, page: PageSession, marks: bool, ratio: float) -> list[str]:
+        """Panes and summary of the conversation as it is."""
+        return _draw(rounds.shown(page), marks, ratio)
 
     def ask(self, request: gr.Request, text: str, *values: Any) -> Any:
         """Answer in every pane."""
-        page = PageInputs.of(*values)
-        visit, settings = self._session(request, page.owner, page.session), page.chat_settings
-        yield from _streamed(
-            visit, lambda: rounds.ask(self.served, visit, text or "", page.panes, settings), page.marks, page.ratio, ""
+        inputs, page = self._read(request, values)
+        settings = inputs.chat_settings
+        yield from _stream(
+            page, inputs, lambda: rounds.ask(self.served, page, text or "", inputs.panes, settings), prompt=""
         )
 
-    def ask_again(self, request: gr.Request, _: str, *values: Any) -> Any:
-        """The last question once more, with what is set now."""
-        page = PageInputs.of(*values)
-        visit, settings = self._session(request, page.owner, page.session), page.chat_settings
-        yield from _streamed(
-            visit, lambda: rounds.ask_again(self.served, visit, page.panes, settings), page.marks, page.ratio
-        )
+    def regenerate(self, request: gr.Request, _: str, *values: Any) -> Any:
+        """The last question again, with the settings as they are now."""
+        inputs, page = self._read(request, values)
+        settings = inputs.chat_settings
+        yield from _stream(page, inputs, lambda: rounds.regenerate(self.served, page, inputs.panes, settings))
 
-    def fine_anew(self, request: gr.Request, _: str, *values: Any) -> Any:
-        """The Fine Actor's last answer at another ratio, everything else as it was, the random numbers too."""
-        page = PageInputs.of(*values)
-        visit = self._session(request, page.owner, page.session)
-        yield from _streamed(visit, lambda: rounds.only(self.served, visit, [FINE], page.ratio), page.marks, page.ratio)
+    def regenerate_fine(self, request: gr.Request, _: str, *values: Any) -> Any:
+        """The Fine Actor's last answer at another ratio, with the same settings and random numbers."""
+        inputs, page = self._read(request, values)
+        yield from _stream(page, inputs, lambda: rounds.regenerate_panes(self.served, page, [FINE], inputs.ratio))
 
-    def base_too(self, request: gr.Request, _: str, *values: Any) -> Any:
-        """The base's answer to the last question, when it is first shown."""
-        base, marks, ratio, _settings, owner, session = PageInputs.of(*values)
-        visit = self._session(request, owner, session)
-        last = visit.transcript.rounds[-1] if visit.transcript and visit.transcript.rounds else None
-        if VIEW in visit.asked:
-            if base:
+    def show_base(self, request: gr.Request, _: str, *values: Any) -> Any:
+        """The base's answer to the last question, when its pane is first shown."""
+        inputs, page = self._read(request, values)
+        last = page.transcript.rounds[-1] if page.transcript and page.transcript.rounds else None
+        if VIEW in page.streams:
+            if inputs.base:
                 gr.Info("The base answers from the next question on; for this one, tick it again when the others end")
             yield [gr.skip()] * STREAMED
-        elif not base or last is None or BASE in last.replies:
-            yield [gr.skip(), gr.skip(), *self.page(visit, marks, ratio)]
+        elif not inputs.base or last is None or BASE in last.replies:
+            yield [gr.skip(), gr.skip(), *self.draw(page, inputs.marks, inputs.ratio)]
         else:
-            yield from _streamed(visit, lambda: rounds.only(self.served, visit, [BASE]), marks, ratio)
+            yield from _stream(page, inputs, lambda: rounds.regenerate_panes(self.served, page, [BASE]))
 
     def edit_last(self, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
-        """Forget the last round, and put its question into the box, the first that is returned."""
-        visit = self._session(request, owner, session)
+        """Remove the last round, and put its question into the prompt box, the first value returned."""
+        page = self._page(request, owner, session)
         try:
-            text: Any = rounds.take_back(self.served, visit)
+            text: Any = rounds.undo(self.served, page)
         except Notice as notice:
             gr.Info(str(notice))
             text = gr.skip()
-        return [text, *self.page(visit, marks, ratio)]
+        return [text, *self.draw(page, marks, ratio)]
 
     def undo_last(self, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
-        """Forget the last round."""
+        """Remove the last round."""
         return self.edit_last(marks, ratio, owner, session, request)[1:]
 
     def start_over(self, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
-        """Begin another conversation."""
-        visit = self._session(request, owner, session)
-        rounds.start_over(visit)
-        return self.page(visit, marks, ratio)
+        """Begin a new conversation."""
+        page = self._page(request, owner, session)
+        rounds.start_over(page)
+        return self.draw(page, marks, ratio)
 
     def redraw(self, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
         """Marks or ratio have changed."""
-        visit = self._session(request, owner, session)
-        visit.knobs = (marks, ratio)
-        if VIEW in visit.asked:
-            return [gr.skip()] * DRAWN  # the answers under way draw themselves
-        return self.page(visit, marks, ratio)
+        page = self._page(request, owner, session)
+        page.display = (marks, ratio)
+        if VIEW in page.streams:
+            return [gr.skip()] * DRAWN  # the answers being written draw themselves
+        return self.draw(page, marks, ratio)
 
-    def read(self, request: gr.Request, text: str, *values: Any) -> str:
-        """The very text each actor reads, of the question in the box or else of the last one, as HTML."""
-        page = PageInputs.of(*values)
-        visit, settings = self._session(request, page.owner, page.session), page.chat_settings
-        transcript = visit.transcript or Transcript("", "", "", "", (), {})
+    def rendered_prompts(self, request: gr.Request, text: str, *values: Any) -> str:
+        """The exact text each actor reads, for the question in the box or else the last one, as HTML."""
+        inputs, page = self._read(request, values)
+        settings, transcript = inputs.chat_settings, page.transcript or Transcript("", "", "", "", (), {})
         if not (text or "").strip():
             if not transcript.rounds:
                 return '<p class="hint">Type a question first.</p>'
             text, transcript = transcript.rounds[-1].prompt, transcript._replace(rounds=transcript.rounds[:-1])
         parts = []
-        for pane in page.panes:
+        for pane in inputs.panes:
             turns = [*history(transcript, pane), Turn("human", text.strip())]
             try:
                 prompt = self.served.chat.rendered(turns, pane, settings)
@@ -144,35 +139,39 @@ class Handlers:
             parts.append(f"<h4>{escape(TITLES[pane])}</h4><pre>{escape(prompt)}</pre>")
         return "".join(parts)
 
-    def stopper(self, pane: str | None) -> Callable[[gr.Request], None]:
-        """What ends the answer of a pane, or all of them."""
+    def stop(self, pane: str | None) -> Callable[[gr.Request], None]:
+        """The handler that ends the answer of a pane, or all of them."""
 
         def stop(request: gr.Request) -> None:
-            self.served.visits.of(request.session_hash).stop(VIEW, pane)
+            self.served.pages.of(request.session_hash).stop(VIEW, pane)
 
         return stop
 
-    def _session(self, request: gr.Request, owner: str, session: str) -> PageSession:
-        return visit_of(self.served, request.session_hash, owner, session)
+    def _page(self, request: gr.Request, owner: str, session: str) -> PageSession:
+        return page_of(self.served, request.session_hash, owner, session)
+
+    def _read(self, request: gr.Request, values: tuple[Any, ...]) -> tuple[PageInputs, PageSession]:
+        inputs = PageInputs.of(*values)
+        return inputs, self._page(request, inputs.owner, inputs.session)
 
 
-def _draw(now: ShownRounds, marks: bool, ratio: float) -> list[str]:
-    waiting = "" if now.waiting is None else f"{now.waiting} before you" if now.waiting else "reading the question"
-    panes = [talk(now.rounds, pane, marks=marks, ratio=ratio, waiting=waiting) for pane in ALL_PANES]
-    return [*panes, insight(now.rounds[-1] if now.rounds else None)]
+def _draw(state: ShownRounds, marks: bool, ratio: float) -> list[str]:
+    waiting = "" if state.queued is None else f"{state.queued} before you" if state.queued else "reading the question"
+    panes = [talk(state.rounds, pane, marks=marks, ratio=ratio, waiting=waiting) for pane in ALL_PANES]
+    return [*panes, insight(state.rounds[-1] if state.rounds else None)]
 
 
-def _streamed(
-    visit: PageSession, looks: Callable[[], Iterator[ShownRounds]], marks: bool, ratio: float, text: Any = None
+def _stream(
+    page: PageSession, inputs: PageInputs, begin: Callable[[], Iterator[ShownRounds]], prompt: str | None = None
 ) -> Iterator[list[Any]]:
-    """Updates while answers are written. text: what the first puts into the box, where more may be typed then."""
-    visit.knobs = (marks, ratio)  # which may be moved meanwhile
-    box, notice = gr.skip() if text is None else text, None
+    """Updates while answers are written. prompt: what the first update puts into the box; None leaves it alone."""
+    page.display = (inputs.marks, inputs.ratio)  # which may change meanwhile
+    box, sent = gr.skip() if prompt is None else prompt, None
     try:
-        for now in looks():
-            session = visit.transcript.id if visit.transcript else ""  # a reload asks for it
-            yield [box, gr.skip() if session == notice else session, *_draw(now, *visit.knobs)]
-            box, notice = gr.skip(), session
-    except Notice as reason:
-        gr.Info(str(reason))
+        for state in begin():
+            session = page.transcript.id if page.transcript else ""  # with which a reload reopens it
+            yield [box, gr.skip() if session == sent else session, *_draw(state, *page.display)]
+            box, sent = gr.skip(), session
+    except Notice as notice:
+        gr.Info(str(notice))
         yield [gr.skip()] * STREAMED

@@ -1,4 +1,4 @@
-"""How often a client may ask, and how soon after wrong passwords: counts kept in memory, for some thousand clients."""
+"""Rate limits per client, for requests and for wrong passwords: kept in memory, for some thousand clients."""
 
 import ipaddress
 import time
@@ -7,33 +7,33 @@ from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 Clock = Callable[[], float]  # seconds, never going back
-KEPT = 4096  # clients remembered; the one not seen for longest makes room
+MAX_CLIENTS = 4096  # remembered; the one not seen for longest is forgotten first
 
 Value = TypeVar("Value")
 
 
 def client_of(address: str) -> str:
-    """Whom an address stands for: an IPv6 host owns its whole /64, so that is one client.
+    """The client that an address belongs to: an IPv6 host owns its whole /64, so that is one client.
 
     >>> client_of("2001:db8::1") == client_of("2001:db8::ffff")
     True
     """
     try:
-        address_found = ipaddress.ip_address(address.partition("%")[0])
+        parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
-    if isinstance(address_found, ipaddress.IPv4Address):
-        return str(address_found)
-    if address_found.ipv4_mapped:
-        return str(address_found.ipv4_mapped)
-    return str(ipaddress.ip_network((address_found, 64), strict=False))
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
 class Recent(Generic[Value]):
-    """A mapping that keeps the newest KEPT entries."""
+    """A mapping that keeps the newest `max_clients` entries."""
 
-    def __init__(self, kept: int = KEPT) -> None:
-        self.kept, self.entries = kept, OrderedDict[str, Value]()
+    def __init__(self, max_clients: int = MAX_CLIENTS) -> None:
+        self.max_clients, self.entries = max_clients, OrderedDict[str, Value]()
 
     def get(self, key: str) -> Value | None:
         return self.entries.get(key)
@@ -41,7 +41,7 @@ class Recent(Generic[Value]):
     def put(self, key: str, value: Value) -> None:
         self.entries[key] = value
         self.entries.move_to_end(key)
-        while len(self.entries) > self.kept:
+        while len(self.entries) > self.max_clients:
             self.entries.popitem(last=False)
 
     def drop(self, key: str) -> None:
@@ -49,22 +49,24 @@ class Recent(Generic[Value]):
 
 
 class Rate:
-    """A token bucket a client: `burst` requests at once, then `per_second`.
+    """A token bucket per client: `burst` requests at once, then `per_second`.
 
     wait(client) -> 0.0 when the request may pass (it is counted), else seconds until the next one may.
     """
 
-    def __init__(self, per_second: float, burst: int, clock: Clock = time.monotonic, kept: int = KEPT) -> None:
+    def __init__(
+        self, per_second: float, burst: int, clock: Clock = time.monotonic, max_clients: int = MAX_CLIENTS
+    ) -> None:
         self.per_second, self.burst, self.clock = per_second, float(burst), clock
-        self.buckets: Recent[tuple[float, float]] = Recent(kept)  # tokens left, and when that was
+        self.buckets: Recent[tuple[float, float]] = Recent(max_clients)  # tokens, and when they were counted
 
     def wait(self, client: str) -> float:
         now = self.clock()
-        left, then = self.buckets.get(client) or (self.burst, now)
-        left = min(self.burst, left + (now - then) * self.per_second)
-        passes = left >= 1
-        self.buckets.put(client, (left - 1 if passes else left, now))
-        return 0.0 if passes else (1 - left) / self.per_second
+        tokens, then = self.buckets.get(client) or (self.burst, now)
+        tokens = min(self.burst, tokens + (now - then) * self.per_second)
+        passes = tokens >= 1
+        self.buckets.put(client, (tokens - 1 if passes else tokens, now))
+        return 0.0 if passes else (1 - tokens) / self.per_second
 
 
 class LoginTries(NamedTuple):
@@ -77,8 +79,8 @@ class LoginTries(NamedTuple):
 class Logins:
     """Wrong passwords: `free` of them at once, then one after 30 s, one after 60 s, ... at most one every 15 min.
 
-    A try counts when it begins, so that many at once are no way around; the right password forgets them all, and so
-    does an hour without a try.
+    A try counts when it begins, so that many at once do not get around it; they are forgotten after the right password,
+    and after an hour without a try.
     """
 
     def __init__(
@@ -88,25 +90,25 @@ class Logins:
         first: float = 30.0,
         longest: float = 900.0,
         forget: float = 3600.0,
-        kept: int = KEPT,
+        max_clients: int = MAX_CLIENTS,
     ) -> None:
         self.clock, self.free, self.first, self.longest, self.forget = clock, free, first, longest, forget
-        self.tried: Recent[LoginTries] = Recent(kept)
+        self.tries: Recent[LoginTries] = Recent(max_clients)
 
     def wait(self, client: str) -> float:
         """0.0 when a client may try now, and the try is counted; else seconds until it may."""
         now = self.clock()
-        tried = self.tried.get(client)
-        if tried is None or now - tried.last >= self.forget:
-            tried = LoginTries(0, now)
-        if tried.times >= self.free:
-            doubled = min(tried.times - self.free, 32)  # beyond that it is the longest wait anyway
-            left = tried.last + min(self.longest, self.first * 2**doubled) - now
-            if left > 0:
-                return left
-        self.tried.put(client, LoginTries(tried.times + 1, now))
+        tries = self.tries.get(client)
+        if tries is None or now - tries.last >= self.forget:
+            tries = LoginTries(0, now)
+        if tries.times >= self.free:
+            doublings = min(tries.times - self.free, 32)  # beyond that it is the longest wait anyway
+            seconds = tries.last + min(self.longest, self.first * 2**doublings) - now
+            if seconds > 0:
+                return seconds
+        self.tries.put(client, LoginTries(tries.times + 1, now))
         return 0.0
 
     def succeeded(self, client: str) -> None:
-        """The password was right: forget what the client tried before."""
-        self.tried.drop(client)
+        """The password was right: forget the client's tries."""
+        self.tries.drop(client)

@@ -1,5 +1,5 @@
 () => {
-  // A view follows its text while its reader is at the end of it.
+  // A view scrolls with its text while it is scrolled to the end.
   const near = (view) => view.scrollHeight - view.scrollTop - view.clientHeight < 48;
   const follows = new WeakMap();
   document.addEventListener("scroll", (event) => {
@@ -33,7 +33,7 @@
     copy(button.dataset.text).then(() => { button.textContent = "copied"; });
   });
 
-  // What was typed and not sent survives a reload; Gradio loads a page anew when its server was restarted.
+  // Text typed and not sent survives a reload; Gradio reloads a page when its server was restarted.
   const draft = (change) => { try { return change(sessionStorage) } catch { return null } };
   document.addEventListener("input", (event) => {
     if (event.target.matches?.("#prompt textarea")) draft((store) => store.setItem("lite_c2f.draft", event.target.value));
@@ -49,7 +49,7 @@
   }, 100);
   const sent = () => draft((store) => store.removeItem("lite_c2f.draft"));
 
-  // What comes into the box by a click is asked with Enter.
+  // After a click that fills the prompt box, Enter sends it.
   document.addEventListener("click", (event) => {
     if (event.target.closest?.("#edit, .gallery-item, .gallery button, .examples button")) {
       setTimeout(() => visible(".prompt textarea")?.focus(), 300);
@@ -62,7 +62,7 @@
   }, true);
 
   // Escape stops all answers, "/" goes to the prompt.
-  const visible = (selector) => [...document.querySelectorAll(selector)].find((found) => found.offsetParent);
+  const visible = (selector) => [...document.querySelectorAll(selector)].find((element) => element.offsetParent);
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && event.target.matches?.("#prompt textarea")) sent();
     if (event.key === "Escape") visible(".stop-all, .stop-all button")?.click();

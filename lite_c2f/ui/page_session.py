@@ -1,4 +1,4 @@
-"""What each visitor's page is at: his conversation and the answers under way. By Gradio's session, never by a name."""
+"""Page sessions: the conversation and the running answers of each open page, by Gradio's session, never by a name."""
 
 import secrets
 import threading
@@ -9,79 +9,76 @@ from lite_c2f.chat import AnswerStream
 from lite_c2f.data.records import Turn
 from lite_c2f.ui.store.conversations import Round, Transcript
 
-MOST_VISITS = 1000  # pages that are remembered; the one not used for longest is forgotten first
+MAX_PAGES = 1000  # pages that are remembered; the one not used for longest is forgotten first
 
 
 class PageSession:
     """One page in one browser."""
 
     def __init__(self) -> None:
-        self.owner = secrets.token_hex(16)  # until the browser tells the one it keeps
-        self.arrived = False  # has it told?
+        self.owner = secrets.token_hex(16)  # until the browser sends the one in its local storage
+        self.identified = False  # has it been sent?
         self.transcript: Transcript | None = None
-        self.changing = threading.RLock()  # held by who looks at the transcript and then puts another in its place
-        self.saved: tuple[Round, ...] = ()  # of the transcript, as this page saved them last
-        self.asked: dict[str, AnswerStream] = {}  # what is being answered, by view
-        self.knobs = (False, 0.0)  # marks and ratio, as the page has them
-        self.extra: dict[str, Any] = {}  # what a view keeps between two requests
+        self.lock = threading.RLock()  # held while the transcript is read and then replaced
+        self.saved_rounds: tuple[Round, ...] = ()  # of the transcript, as this page saved them last
+        self.streams: dict[str, AnswerStream] = {}  # answers being written, by view
+        self.display = (False, 0.0)  # marks and ratio, as set on the page
+        self.view_state: dict[str, Any] = {}  # of a view, between two requests
 
     def begin(self, view: str, stream: AnswerStream) -> None:
-        """The one question a view has under way; an earlier one ends."""
+        """Make this the one stream of a view; an earlier one ends."""
         self.stop(view)
-        self.asked[view] = stream
+        self.streams[view] = stream
 
     def end(self, view: str, stream: AnswerStream) -> None:
-        """These answers are over; nothing here waits, so that a server's event loop may call it."""
+        """Close a stream. Nothing here waits, so that a server's event loop may call it."""
         stream.close()
-        if self.asked.get(view) is stream:
-            self.asked.pop(view, None)
+        if self.is_current(view, stream):
+            self.streams.pop(view, None)
 
     def is_current(self, view: str, stream: AnswerStream) -> bool:
-        """Does somebody still look at these answers?"""
-        return self.asked.get(view) is stream
+        """Does the page still show these answers?"""
+        return self.streams.get(view) is stream
 
     def stop(self, view: str | None = None, pane: str | None = None) -> None:
         """End the answers of a view, or of all; pane: only that one."""
-        for name in [view] if view else list(self.asked):
-            if name in self.asked:
-                self.asked[name].stop(pane)
+        for name in [view] if view else list(self.streams):
+            if name in self.streams:
+                self.streams[name].stop(pane)
 
     def forget(self, view: str) -> None:
-        """End the answers of a view, and let nothing of them be shown any more."""
+        """End the answers of a view; what still comes of them is not shown."""
         self.stop(view)
-        self.asked.pop(view, None)
+        self.streams.pop(view, None)
 
 
 class PageSessions:
-    """All visits of a server; bounded, and safe to use from several threads."""
+    """All pages of a server; bounded, and safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._lock, self._visits = threading.Lock(), OrderedDict[str, PageSession]()
+        self._lock, self._pages = threading.Lock(), OrderedDict[str, PageSession]()
 
-    def of(self, session: str | None) -> PageSession:
-        """The visit of a Gradio session; a call without one (a script's) has a visit for itself."""
-        if session is None:
+    def of(self, session_hash: str | None) -> PageSession:
+        """The page of a Gradio session; a call without one (a script's) gets a page of its own."""
+        if session_hash is None:
             return PageSession()
         with self._lock:
-            visit = self._visits.setdefault(session, PageSession())
-            self._visits.move_to_end(session)
-            while len(self._visits) > MOST_VISITS:
-                self._visits.popitem(last=False)[1].stop()
-            return visit
+            page = self._pages.setdefault(session_hash, PageSession())
+            self._pages.move_to_end(session_hash)
+            while len(self._pages) > MAX_PAGES:
+                self._pages.popitem(last=False)[1].stop()
+            return page
 
-    def leave(self, session: str | None) -> None:
+    def close(self, session_hash: str | None) -> None:
         """The page was closed: its answers end."""
         with self._lock:
-            visit = self._visits.pop(session or "", None)
-        if visit is not None:
-            visit.stop()
-
-    def __len__(self) -> int:
-        return len(self._visits)
+            page = self._pages.pop(session_hash or "", None)
+        if page is not None:
+            page.stop()
 
 
 def history(transcript: Transcript, pane: str) -> list[Turn]:
-    """The conversation of one pane; a round it failed in, or was not shown in, is as if it had not been."""
+    """The conversation of one pane, without the rounds in which it failed or was not shown."""
     turns: list[Turn] = []
     for round_ in transcript.rounds:
         reply = round_.replies.get(pane)

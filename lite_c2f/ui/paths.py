@@ -1,16 +1,16 @@
-"""Which of Gradio's routes are served, chosen from the list of gradio 6.31's routes.py; all others are 404.
+"""Allowed routes of Gradio, chosen from the list of gradio 6.31's routes.py; all others are 404.
 
-A list of what is allowed, compared with the very text that the router compares: another spelling (`//login`, `/LOGIN`,
+The list is compared with the exact text that the router compares: another spelling (`//login`, `/LOGIN`,
 `%2e%2e`, a prefix more or less) is another path, on no list. Left out, as the page needs none of them:
 
 - they open, fetch or store what a client names: file=, file/, proxy=, upload, upload_progress, process_recording,
   custom_component, svelte, pwa_icon, deep_link (also as a parameter of the page), run-history, runs, stream;
-- they run or tell more than the page does: component_server, vibe-*, undo-vibe-edit, dev/reload, profiling,
+- they run or reveal more than the page does: component_server, vibe-*, undo-vibe-edit, dev/reload, profiling,
   monitoring, mcp, openapi.json, token, user, login_check, queue/status, api/NAME (run/NAME is the same).
 
 Gradio's page fetches /assets, /static, theme.css and manifest.json, never file=; its queue uses run, queue, heartbeat,
-cancel and reset, and app_id, which tells a page that its server was restarted; its Python client config, info, call
-or queue.
+cancel and reset, and app_id, by which a page notices that its server was restarted; its Python client uses config,
+info, call or queue.
 """
 
 import re

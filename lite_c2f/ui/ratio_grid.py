@@ -56,13 +56,13 @@ def strip_view(served: Served) -> None:
             yield [gr.skip(), gr.skip()]
             return
         panes = [Pane(f"{ratio:g}", "fine", ratio) for ratio in wanted]
-        visit, settings = served.visits.of(request.session_hash), page_settings(None, *given)
+        page, settings = served.pages.of(request.session_hash), page_settings(None, *given)
         question = [Turn("human", text)]
-        for look in answers(served, visit, VIEW, {pane.key: question for pane in panes}, panes, settings):
+        for look in answers(served, page, VIEW, {pane.key: question for pane in panes}, panes, settings):
             yield [gr.skip(), _strip(look.replies, wanted, chat.ratio, text, settings)]
 
     def stop(request: gr.Request) -> None:
-        served.visits.of(request.session_hash).stop(VIEW)
+        served.pages.of(request.session_hash).stop(VIEW)
 
     gr.on(
         [prompt.submit, send.click],

@@ -8,7 +8,7 @@ from lite_c2f.actors.reply import ENDINGS
 from lite_c2f.evaluation.overlap import Span, kept, kept_share, repeated
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.markdown import formatted
-from lite_c2f.ui.store.conversations import Reply, Round
+from lite_c2f.ui.store.conversations import PREVIOUS_FINE, Reply, Round
 
 EMPTY = {
     "coarse": "The base model after PPO, under a response limit that grew as it earned it.",
@@ -16,7 +16,6 @@ EMPTY = {
     "baseline": "The instruct model as it was.",
     "base": "The base model before this run.",
 }
-BEFORE = "fine before"  # among a round's replies: the Fine Actor's at another ratio
 REWARD = "how the reward model likes it: 0 is its average answer, +1 one spread better than that"
 REPEATED = "share of its stretches of four tokens that it had said before"
 NO_ROOM = "the model's context, less the answer's tokens, has no room for it: what came first is left out"
@@ -59,8 +58,8 @@ def talk(
         if reply is not None:
             # Only the last answer can be made anew.
             parts.append(answer(reply, round_, marks=marks, ratio=ratio if round_ is rounds[-1] else None))
-            if pane == "fine" and BEFORE in round_.replies and reply.finish:
-                parts.append(before(round_.replies[BEFORE], reply))
+            if pane == "fine" and PREVIOUS_FINE in round_.replies and reply.finish:
+                parts.append(before(round_.replies[PREVIOUS_FINE], reply))
         elif waiting and not round_.replies:
             parts.append(f'<div class="chips"><span class="chip live">{escape(waiting)}</span></div>')
     if not parts:

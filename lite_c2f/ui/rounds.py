@@ -1,4 +1,4 @@
-"""The rounds of a conversation: asked, asked again, taken back, at another ratio."""
+"""Rounds of a conversation: a new one, the last one regenerated, taken back, or at another ratio."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,134 +9,134 @@ from lite_c2f.chat import ChatSettings
 from lite_c2f.data.records import Turn
 from lite_c2f.ui.answering import Notice, Served, answers, question_of
 from lite_c2f.ui.page_session import PageSession, history
-from lite_c2f.ui.render import BEFORE
-from lite_c2f.ui.saving import keep, new_transcript
-from lite_c2f.ui.store.conversations import Reply, Round, Transcript
+from lite_c2f.ui.saving import new_transcript, save_transcript
+from lite_c2f.ui.store.conversations import PREVIOUS_FINE, Reply, Round, Transcript
 
 VIEW = "compare"
 SAVE_EVERY = 0.5  # seconds, while answers are written
 
 
 class ShownRounds(NamedTuple):
-    """What a page shows."""
+    """What a page shows. queued: questions before the last round's, whose panes may be empty; None: none was asked."""
 
     rounds: tuple[Round, ...]
-    waiting: int | None = (
-        None  # questions before the last round's, whose panes may be empty yet; None: nothing is asked
-    )
+    queued: int | None = None
 
 
-def shown(visit: PageSession) -> ShownRounds:
+def shown(page: PageSession) -> ShownRounds:
     """The conversation as it is."""
-    return ShownRounds(visit.transcript.rounds if visit.transcript else ())
+    return ShownRounds(page.transcript.rounds if page.transcript else ())
 
 
 class BegunRound(NamedTuple):
-    """A round that is asked."""
+    """A round whose answers are about to be written."""
 
-    before: Transcript  # the rounds before it
-    saved: Round  # as it stands on the disk until there is something new to save
+    transcript: Transcript  # the rounds before it
+    saved: Round  # what is saved as this round until there are new answers
     round_: Round
     settings: ChatSettings
 
 
 def ask(
-    served: Served, visit: PageSession, text: str, panes: Sequence[str], settings: ChatSettings
+    served: Served, page: PageSession, text: str, panes: Sequence[str], settings: ChatSettings
 ) -> Iterator[ShownRounds]:
-    """One round more."""
+    """Another round."""
 
     def begin() -> BegunRound:
         round_ = Round(question_of(text), settings._asdict(), {})
-        return BegunRound(visit.transcript or new_transcript(served, visit), round_, round_, settings)
+        return BegunRound(page.transcript or new_transcript(served, page), round_, round_, settings)
 
-    return _run(served, visit, begin, panes)
+    return _stream_round(served, page, begin, panes)
 
 
-def ask_again(
-    served: Served, visit: PageSession, panes: Sequence[str], settings: ChatSettings
+def regenerate(
+    served: Served, page: PageSession, panes: Sequence[str], settings: ChatSettings
 ) -> Iterator[ShownRounds]:
-    """The last question once more, with other settings or random numbers."""
+    """The last question again, with other settings or random numbers."""
 
     def begin() -> BegunRound:
-        before, last = _last(visit)
-        return BegunRound(before, last, Round(last.prompt, settings._asdict(), {}), settings)
+        transcript, last = _split_last(page)
+        return BegunRound(transcript, last, Round(last.prompt, settings._asdict(), {}), settings)
 
-    return _run(served, visit, begin, panes)
+    return _stream_round(served, page, begin, panes)
 
 
-def only(served: Served, visit: PageSession, panes: Sequence[str], ratio: float | None = None) -> Iterator[ShownRounds]:
-    """Some panes of the last round, as it was asked, the random numbers included; the others keep their answers.
+def regenerate_panes(
+    served: Served, page: PageSession, panes: Sequence[str], ratio: float | None = None
+) -> Iterator[ShownRounds]:
+    """Some panes of the last round, with the same settings and random numbers; the others keep their answers.
 
-    At another ratio, the Fine Actor's answer so far stays beside the new one.
+    At another ratio, the Fine Actor's previous answer is shown beside the new one.
     """
 
     def begin() -> BegunRound:
-        before, last = _last(visit)
+        transcript, last = _split_last(page)
         settings = ChatSettings(**last.settings)
         if ratio is not None and "fine" in last.replies:
-            last = last._replace(replies={**last.replies, BEFORE: last.replies["fine"]})
-        return BegunRound(before, last, last, settings if ratio is None else settings._replace(ratio=ratio))
+            last = last._replace(replies={**last.replies, PREVIOUS_FINE: last.replies["fine"]})
+        return BegunRound(transcript, last, last, settings if ratio is None else settings._replace(ratio=ratio))
 
-    return _run(served, visit, begin, panes)
+    return _stream_round(served, page, begin, panes)
 
 
-def take_back(served: Served, visit: PageSession) -> str:
-    """Forget the last round, whether it is answered or not; returns its question."""
-    with visit.changing:
-        visit.forget(VIEW)
-        transcript, last = _last(visit)
-        keep(served, visit, transcript)
+def undo(served: Served, page: PageSession) -> str:
+    """Remove the last round, whether it is answered or not; returns its question."""
+    with page.lock:
+        page.forget(VIEW)
+        transcript, last = _split_last(page)
+        save_transcript(served, page, transcript)
     return last.prompt
 
 
-def start_over(visit: PageSession) -> None:
-    """A new conversation; the one so far stays saved."""
-    with visit.changing:
-        visit.forget(VIEW)
-        visit.transcript = None
+def start_over(page: PageSession) -> None:
+    """Begin a new conversation; the previous one stays saved."""
+    with page.lock:
+        page.forget(VIEW)
+        page.transcript = None
 
 
-def _last(visit: PageSession) -> tuple[Transcript, Round]:
+def _split_last(page: PageSession) -> tuple[Transcript, Round]:
     """(the conversation before the last round, the last round)."""
-    if visit.transcript is None or not visit.transcript.rounds:
+    if page.transcript is None or not page.transcript.rounds:
         raise Notice("Ask something first")
-    *before, last = visit.transcript.rounds
-    return visit.transcript._replace(rounds=tuple(before)), last
+    *earlier, last = page.transcript.rounds
+    return page.transcript._replace(rounds=tuple(earlier)), last
 
 
-def _run(
-    served: Served, visit: PageSession, begin: Callable[[], BegunRound], panes: Sequence[str]
+def _stream_round(
+    served: Served, page: PageSession, begin: Callable[[], BegunRound], panes: Sequence[str]
 ) -> Iterator[ShownRounds]:
-    """Have a round answered. It is saved as it goes, so that a reload loses neither the question nor what was said."""
-    with visit.changing:
-        if VIEW in visit.asked:
+    """Write the answers of a round, saving them as they grow: a reload loses neither the question nor their text."""
+    with page.lock:
+        if VIEW in page.streams:
             raise Notice("The last answers are still being written: stop them, or wait")
         transcript, saved, round_, settings = begin()
         turns = {pane: [*history(transcript, pane), Turn("human", round_.prompt)] for pane in panes}
-        looks = answers(served, visit, VIEW, turns, panes, settings)
-        first = next(looks)  # settings are refused here, before anything has changed
-        keep(served, visit, transcript._replace(rounds=(*transcript.rounds, saved)))
-        before, when = visit.transcript, time.monotonic()
+        snapshots = answers(served, page, VIEW, turns, panes, settings)
+        first = next(snapshots)  # settings are refused here, before anything has changed
+        save_transcript(served, page, transcript._replace(rounds=(*transcript.rounds, saved)))
+        last_saved, saved_at = page.transcript, time.monotonic()
 
     def save(quiet: bool) -> None:
-        nonlocal before, when
-        with visit.changing:
-            if before is not None and visit.transcript is before:  # it was not taken back meanwhile
-                keep(served, visit, before._replace(rounds=(*transcript.rounds, _finished(round_))), quiet=quiet)
-                before, when = visit.transcript, time.monotonic()
+        nonlocal last_saved, saved_at
+        with page.lock:
+            if last_saved is not None and page.transcript is last_saved:  # the round was not undone meanwhile
+                rounds = (*transcript.rounds, _with_endings(round_))
+                save_transcript(served, page, last_saved._replace(rounds=rounds), quiet=quiet)
+                last_saved, saved_at = page.transcript, time.monotonic()
 
-    for look in chain([first], looks):
-        round_ = round_._replace(replies={**round_.replies, **look.replies})
-        yield ShownRounds((*transcript.rounds, round_), look.waiting)
-        if look.replies and time.monotonic() - when > SAVE_EVERY:
+    for snapshot in chain([first], snapshots):
+        round_ = round_._replace(replies={**round_.replies, **snapshot.replies})
+        yield ShownRounds((*transcript.rounds, round_), snapshot.waiting)
+        if snapshot.replies and time.monotonic() - saved_at > SAVE_EVERY:
             save(quiet=True)
     save(quiet=False)
     # Shown last whatever happened meanwhile: Gradio sends an event's last update once more when it ends.
-    yield shown(visit)
+    yield shown(page)
 
 
-def _finished(round_: Round) -> Round:
-    """As it is saved: answers without an end were stopped."""
+def _with_endings(round_: Round) -> Round:
+    """The round as it is saved: answers without an ending were stopped."""
 
     def ended(reply: Reply) -> Reply:
         return reply if reply.finish else reply._replace(finish="stopped")

@@ -67,7 +67,7 @@ def header(state: RunState) -> str:
         spent = sum(stage.seconds or 0.0 for stage in state.stages)
         about = f"all stages are done, after {duration(spent)}"
     if state.state == "failed":
-        about = state.why
+        about = state.message
     who = f" <small>{escape(state.working)}</small>" if state.working else ""
     return f'<p class="run-state {state.state}"><b>{STATES[state.state]}</b> <span>{escape(about)}</span>{who}</p>'
 
@@ -169,7 +169,7 @@ def _cell(sample: Sample) -> str:
 
 def said(state: RunState) -> str:
     """The last lines of the log, or of a start that has not written one."""
-    return f'<pre class="said">{escape(chr(10).join(state.said)) or "no log yet"}</pre>'
+    return f'<pre class="said">{escape(chr(10).join(state.log)) or "no log yet"}</pre>'
 
 
 def duration(seconds: float) -> str:

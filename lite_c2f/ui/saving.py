@@ -1,4 +1,4 @@
-"""Conversations on the disk: saved as they grow, by their owner."""
+"""Saving of conversations: written to disk as they grow, by owner."""
 
 import contextlib
 import secrets
@@ -15,86 +15,87 @@ from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import Round, Transcript
 
 
-def new_transcript(served: Served, visit: PageSession) -> Transcript:
-    """An empty session of this visitor."""
-    return conversations.new(visit.owner, served.facts)
+def new_transcript(served: Served, page: PageSession) -> Transcript:
+    """An empty conversation of this page's owner."""
+    return conversations.new(page.owner, served.facts)
 
 
-def keep(served: Served, visit: PageSession, transcript: Transcript, *, quiet: bool = False) -> None:
-    """Make it the visitor's conversation, and save it. One that another page has gone on with is saved beside that.
+def save_transcript(served: Served, page: PageSession, transcript: Transcript, *, quiet: bool = False) -> None:
+    """Make it the page's conversation, and save it: under a new id where another page has continued the saved one.
 
-    quiet: say nothing where it cannot be saved; it is tried again soon.
+    quiet: no warning where it cannot be saved; another attempt follows soon.
     """
     system = str(transcript.rounds[-1].settings.get("system", "")) if transcript.rounds else ""
     transcript = transcript._replace(system=system)
     with contextlib.suppress(C2FError, OSError):
-        if not is_same(visit.saved, conversations.load(served.sessions, visit.owner, transcript.id).rounds):
+        on_disk = conversations.load(served.sessions, page.owner, transcript.id).rounds
+        if not is_continuation(page.saved_rounds, on_disk):
             transcript = transcript._replace(id=secrets.token_hex(16))
-    visit.transcript = transcript
+    page.transcript = transcript
     try:
         if transcript.rounds:
             conversations.save(served.sessions, transcript)
         else:
             with contextlib.suppress(RunError):
-                conversations.delete(served.sessions, visit.owner, transcript.id)
-        visit.saved = transcript.rounds
-    except (C2FError, OSError, ValueError) as error:  # a full disk, a folder that is gone: the answers are there
+                conversations.delete(served.sessions, page.owner, transcript.id)
+        page.saved_rounds = transcript.rounds
+    except (C2FError, OSError, ValueError) as error:  # a full disk, a folder that is gone: the answers are still shown
         if not quiet:
             gr.Warning(f"This conversation is not saved: {escape(' '.join(str(error).split())[:200])}")
 
 
-def is_same(saved: Sequence[Round], found: Sequence[Round]) -> bool:
-    """Is what is found on the disk what was saved, or that with more of its last answers?
+def is_continuation(saved: Sequence[Round], on_disk: Sequence[Round]) -> bool:
+    """Are the rounds on disk those that were saved, or the same with longer last answers?
 
-    A page that is loaded anew while answers are written finds them as far as they have come; until the server has
-    noticed that the old page is gone, they are saved once more.
+    A page that is reloaded while answers are written reads them as far as they have come; until the server has noticed
+    that the old page is gone, they are saved once more.
     """
-    if len(saved) != len(found) or saved[:-1] != found[:-1]:
+    if len(saved) != len(on_disk) or saved[:-1] != on_disk[:-1]:
         return False
-    for mine, there in zip(saved[-1:], found[-1:], strict=True):
-        if mine._replace(replies={}) != there._replace(replies={}):
+    for before, after in zip(saved[-1:], on_disk[-1:], strict=True):
+        if before._replace(replies={}) != after._replace(replies={}):
             return False
-        for pane, reply in mine.replies.items():
-            other = there.replies.get(pane)
-            if other == reply:
+        for pane, reply in before.replies.items():
+            longer = after.replies.get(pane)
+            if longer == reply:
                 continue
-            if other is None or reply.finish != "stopped" or not other.text.startswith(reply.text):
+            if longer is None or reply.finish != "stopped" or not longer.text.startswith(reply.text):
                 return False
     return True
 
 
-def reopen(served: Served, visit: PageSession, id: str) -> None:
-    """Make a saved session the visitor's conversation. Raises RunError where there is no such session."""
-    transcript = conversations.load(served.sessions, visit.owner, id)
-    with visit.changing:
-        visit.forget("compare")
-        visit.transcript, visit.saved = transcript, transcript.rounds
+def reopen(served: Served, page: PageSession, id: str) -> None:
+    """Make a saved session the page's conversation. Raises RunError where there is no such session."""
+    transcript = conversations.load(served.sessions, page.owner, id)
+    with page.lock:
+        page.forget("compare")
+        page.transcript, page.saved_rounds = transcript, transcript.rounds
 
 
-def arrive(served: Served, visit: PageSession, owner: str, id: str) -> None:
-    """A page was loaded in a browser that knows its owner, and in a tab that may know its session."""
-    visit.arrived = True
+def identify(served: Served, page: PageSession, owner: str, id: str) -> None:
+    """Take the owner that a browser has stored, and reopen the session that its tab has stored, if it has one."""
+    page.identified = True
     with contextlib.suppress(C2FError, OSError):
         conversations.check_ids(owner)
-        visit.owner = owner
-        reopen(served, visit, id)
+        page.owner = owner
+        reopen(served, page, id)
 
 
-def choices(served: Served, visit: PageSession) -> Sequence[tuple[str, str]]:
-    """The visitor's sessions, newest first: (what it is called, its id)."""
+def choices(served: Served, page: PageSession) -> Sequence[tuple[str, str]]:
+    """The owner's sessions, newest first: (label, id)."""
     return [
         (
             f"{clean(entry.title) or 'empty'} ({entry.created[:16].replace('T', ' ')} UTC, "
             f"{entry.rounds} round{'s'[: entry.rounds != 1]})",
             entry.id,
         )
-        for entry in conversations.listing(served.sessions, visit.owner)
+        for entry in conversations.listing(served.sessions, page.owner)
     ]
 
 
-def visit_of(served: Served, session_hash: str | None, owner: str, id: str) -> PageSession:
-    """The visit of a Gradio session; one that a restarted server does not know is taken up where it was saved."""
-    visit = served.visits.of(session_hash)
-    if not visit.arrived:
-        arrive(served, visit, owner, id)
-    return visit
+def page_of(served: Served, session_hash: str | None, owner: str, id: str) -> PageSession:
+    """The page of a Gradio session; one that a restarted server does not know continues its saved session."""
+    page = served.pages.of(session_hash)
+    if not page.identified:
+        identify(served, page, owner, id)
+    return page

@@ -1,9 +1,9 @@
-"""Serve a page, to this machine unless there is a password: which addresses, which names, and nothing from outside.
+"""Server of a page: to this machine alone unless there is a password, and without a request to any other machine.
 
-What Gradio would ask other machines, and what keeps it from that: the look for a newer version and the telemetry of
-every page built (GRADIO_ANALYTICS_ENABLED, set in this package), the tunnel of share=True, fonts of its themes from
-Google (`theme` names the visitor's own), its calls of its own address at launch, which httpx would send through a proxy
-(`unproxied`). Files named by an address in a question, which it would fetch, end in the guard.
+Requests that Gradio would make, and what prevents each: the check for a newer version and the telemetry of every page
+built (GRADIO_ANALYTICS_ENABLED, set in this package), the tunnel of share=True, fonts of its themes from Google
+(`theme` names the visitor's own), calls of its own address at launch, which httpx would send through a proxy
+(`unproxied`), and files named by an address in a question, which it would fetch (the guard refuses them).
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from lite_c2f.ui.address import allowed_hosts, bracketed, check_address, port_error
 from lite_c2f.ui.guard import Guard, netloc
 
-WAITING = 64  # questions in line; more are told that the server is busy
-THREADS = 128  # an answer that is watched holds one, a question in line too, and buttons need some as well
-SESSIONS = 100  # pages whose state Gradio keeps, 270 KiB each; conversations are kept apart
+WAITING = 64  # questions in the queue; beyond that Gradio answers that the server is busy
+THREADS = 128  # each streamed answer holds one, each waiting question too, and buttons need some as well
+SESSIONS = 100  # pages whose state Gradio keeps, 270 KiB each; conversations are saved elsewhere
 
 
 def launch(
@@ -35,7 +35,7 @@ def launch(
 ) -> gr.Blocks:
     """Serve a page until interrupted, or in the background with `prevent_thread_lock`.
 
-    about: what is served, for the line that says so. auth: a user and a password, needed to serve other machines.
+    about: what is served, for the line that is printed. auth: a user and a password, needed to serve other machines.
     root_path: where a reverse proxy serves the page, a path or an address. Raises ConfigError as `check_address` does;
     call that before gigabytes are loaded.
     """
@@ -57,7 +57,7 @@ def launch(
                 root_path=root_path,
                 prevent_thread_lock=True,
                 quiet=True,
-                show_error=False,  # a bug is told on the terminal; visitors read only what was written for them
+                show_error=False,  # a bug is printed on the terminal; visitors read only messages written for them
                 share=False,
                 ssr_mode=False,
                 run_history=False,
@@ -85,7 +85,7 @@ def launch(
 
 @contextlib.contextmanager
 def unproxied() -> Iterator[None]:
-    """Inside the block httpx asks nobody through a proxy: Gradio calls its own address there."""
+    """Inside the block httpx uses no proxy: Gradio calls its own address there."""
     before = os.environ.get("no_proxy")
     os.environ["no_proxy"] = "*"
     try:

@@ -1,6 +1,6 @@
-"""Sessions: a conversation survives a reload, is found again later, and can be taken along as JSON or Markdown.
+"""Saved sessions on the page: a conversation survives a reload, is reopened later, and exported as JSON or Markdown.
 
-A browser knows its owner by a random number in its local storage, and a tab its session by one in its session storage.
+A browser keeps the owner's random number in its local storage, and a tab that of its session in its session storage.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from gradio.context import Context
 from lite_c2f.chat import TITLES, ChatSettings
 from lite_c2f.errors import C2FError
 from lite_c2f.ui import saving
-from lite_c2f.ui.answering import QUICK, SPEAKING, Served, failure
+from lite_c2f.ui.answering import NOTIFYING, QUICK, Served, failure
 from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import Round, Transcript
@@ -27,7 +27,7 @@ IDENTITY = """(_, __, marks, ratio) => {
   }
   return [owner, read("sessionStorage", "lite_c2f.session"), marks, ratio];
 }"""
-KEEP = "(id) => { try { sessionStorage.setItem('lite_c2f.session', id) } catch {} }"
+STORE_SESSION = "(id) => { try { sessionStorage.setItem('lite_c2f.session', id) } catch {} }"
 # The file is made in the browser: the server hands out no files at all.
 DOWNLOAD = """(text, name) => {
   if (!name) return;
@@ -37,11 +37,11 @@ DOWNLOAD = """(text, name) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }"""
-Page = Callable[[PageSession, bool, float], list[str]]
+Draw = Callable[[PageSession, bool, float], list[str]]
 
 
 class Fold(NamedTuple):
-    """Components of the fold. text, name: hidden boxes of a file that the browser makes."""
+    """Components of the fold. text, name: hidden boxes with the file that the browser saves."""
 
     chosen: gr.Dropdown
     remove: gr.Button
@@ -65,93 +65,90 @@ def _components() -> Fold:
         remove = gr.Button("Delete", size="sm", elem_id="delete-session")
         as_json = gr.Button("Export JSON", size="sm", elem_id="export-json")
         as_markdown = gr.Button("Export Markdown", size="sm", elem_id="export-markdown")
-    return Fold(chosen, remove, as_json, as_markdown, text, name)
+    return Fold(chosen=chosen, remove=remove, as_json=as_json, as_markdown=as_markdown, text=text, name=name)
 
 
 def sessions_fold(
-    served: Served, identity: list[Any], knob: list[Any], settings: list[Any], drawn: list[Any], page: Page
+    served: Served, identity: list[Any], display: list[Any], settings: list[Any], drawn: list[Any], draw: Draw
 ) -> Callable[[Any], Any]:
     """The fold of sessions.
 
-    identity: hidden boxes of owner and session; knob: marks and ratio, for `page`, which draws `drawn`; settings: those
-    of `settings_in`.
-    Returns what to call with each event that changes the conversation.
+    identity: hidden boxes of owner and session id; display: marks and ratio; settings: the inputs that `settings_in`
+    fills; drawn: the outputs of `draw`. Returns what to call with each event that changes the conversation.
     """
     owner, session = identity
     fold = _components()
-    chosen, text, name = fold.chosen, fold.text, fold.name
 
-    def state(visit: PageSession) -> list[Any]:
-        found = saving.choices(served, visit)
-        now = visit.transcript.id if visit.transcript else None
-        known = any(now == id for _, id in found)
-        return [now or "", gr.Dropdown(choices=list(found), value=now if known else None)]
+    def listed(page: PageSession) -> list[Any]:
+        entries, id = saving.choices(served, page), page.transcript.id if page.transcript else None
+        value = id if id in [entry[1] for entry in entries] else None
+        return [id or "", gr.Dropdown(choices=list(entries), value=value)]
 
-    def after(request: gr.Request) -> list[Any]:
-        return state(served.visits.of(request.session_hash))
+    def refresh(request: gr.Request) -> list[Any]:
+        return listed(served.pages.of(request.session_hash))
 
-    def everything(visit: PageSession, marks: bool, ratio: float) -> list[Any]:
+    def restore(page: PageSession, marks: bool, ratio: float) -> list[Any]:
         """The page with the settings of the last round: an answer made with them is then not stale."""
-        rounds = visit.transcript.rounds if visit.transcript else ()
-        found = settings_in(rounds[-1]) if rounds else [gr.skip()] * len(settings)
-        shown = found[1] if rounds and isinstance(found[1], int | float) else ratio
-        return [*page(visit, marks, shown), *found, *state(visit)]
+        rounds = page.transcript.rounds if page.transcript else ()
+        values = settings_in(rounds[-1]) if rounds else [gr.skip()] * len(settings)
+        shown_ratio = values[1] if rounds and isinstance(values[1], int | float) else ratio
+        return [*draw(page, marks, shown_ratio), *values, *listed(page)]
 
-    def arrive(who: str, id: str, marks: bool, ratio: float, request: gr.Request) -> list[Any]:
-        visit = served.visits.of(request.session_hash)
-        saving.arrive(served, visit, who, id)
-        return [visit.owner, *everything(visit, marks, ratio)]
+    def load(owner: str, id: str, marks: bool, ratio: float, request: gr.Request) -> list[Any]:
+        page = served.pages.of(request.session_hash)
+        saving.identify(served, page, owner, id)
+        return [page.owner, *restore(page, marks, ratio)]
 
-    def switch(id: str | None, marks: bool, ratio: float, who: str, now: str, request: gr.Request) -> list[Any]:
-        visit = saving.visit_of(served, request.session_hash, who, now)
+    def switch(id: str | None, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
+        page = saving.page_of(served, request.session_hash, owner, session)
         try:
-            saving.reopen(served, visit, id or "")
+            saving.reopen(served, page, id or "")
         except (C2FError, OSError) as error:
             raise failure(error) from None
-        return everything(visit, marks, ratio)
+        return restore(page, marks, ratio)
 
-    def drop(id: str | None, marks: bool, ratio: float, who: str, now: str, request: gr.Request) -> list[Any]:
-        visit = saving.visit_of(served, request.session_hash, who, now)
+    def delete(id: str | None, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
+        page = saving.page_of(served, request.session_hash, owner, session)
         try:
-            conversations.delete(served.sessions, visit.owner, id or "")
+            conversations.delete(served.sessions, page.owner, id or "")
         except (C2FError, OSError) as error:
             raise failure(error) from None
-        with visit.changing:
-            if visit.transcript is not None and visit.transcript.id == id:
-                visit.forget("compare")
-                visit.transcript = None
-        return [*page(visit, marks, ratio), *state(visit)]
+        with page.lock:
+            if page.transcript is not None and page.transcript.id == id:
+                page.forget("compare")
+                page.transcript = None
+        return [*draw(page, marks, ratio), *listed(page)]
 
-    both = [session, chosen]
+    chosen = [fold.chosen, *display, *identity]
+    sessions = [session, fold.chosen]
     if Context.root_block is not None:
         Context.root_block.load(
-            arrive, [owner, session, *knob], [owner, *drawn, *settings, *both], js=IDENTITY, **QUICK
+            load, [*identity, *display], [owner, *drawn, *settings, *sessions], js=IDENTITY, **QUICK
         )
-    session.change(None, session, None, js=KEEP)
-    chosen.input(switch, [chosen, *knob, *identity], [*drawn, *settings, *both], **SPEAKING)
-    fold.remove.click(drop, [chosen, *knob, *identity], [*drawn, *both], **SPEAKING)
+    session.change(None, session, None, js=STORE_SESSION)
+    fold.chosen.input(switch, chosen, [*drawn, *settings, *sessions], **NOTIFYING)
+    fold.remove.click(delete, chosen, [*drawn, *sessions], **NOTIFYING)
+    file = [fold.text, fold.name]
     for button, write, ending in (
         (fold.as_json, conversations.as_json, "json"),
         (fold.as_markdown, lambda transcript: conversations.as_markdown(transcript, TITLES), "md"),
     ):
-        button.click(_export(served, write, ending), identity, [text, name], **SPEAKING).then(
-            None, [text, name], None, js=DOWNLOAD
-        )
-    return lambda event: event.then(after, None, both, **QUICK)
+        button.click(_export(served, write, ending), identity, file, **NOTIFYING).then(None, file, None, js=DOWNLOAD)
+    return lambda event: event.then(refresh, None, sessions, **QUICK)
 
 
 def _export(served: Served, write: Callable[[Transcript], str], ending: str) -> Any:
     """The handler of a button that saves the conversation as a file."""
 
-    def exported(who: str, now: str, request: gr.Request) -> list[Any]:
-        visit = saving.visit_of(served, request.session_hash, who, now)
-        if visit.transcript is None or not visit.transcript.rounds:
+    def export(owner: str, session: str, request: gr.Request) -> list[Any]:
+        page = saving.page_of(served, request.session_hash, owner, session)
+        if page.transcript is None or not page.transcript.rounds:
             gr.Info("Ask something first")
             return ["", ""]
-        # The owner's number opens all sessions of that owner: it is not for those who are shown one.
-        return [write(visit.transcript._replace(owner="0" * 32)), f"lite_c2f-{visit.transcript.id[:8]}.{ending}"]
+        # The owner's number opens all sessions of that owner: it is not for others who see the file.
+        return [write(page.transcript._replace(owner="0" * 32)), f"lite_c2f-{page.transcript.id[:8]}.{ending}"]
 
-    return exported
+    return export
 
 
 def settings_in(round_: Round) -> list[Any]:

@@ -79,23 +79,23 @@ def browser():
 
 @pytest.fixture
 def tab(site, browser):
-    """A new visitor's page; at its end it has asked nobody else for anything, and has not complained."""
+    """A new visitor's page, which at its end has sent no request elsewhere and reported no error."""
     context = browser.new_context(viewport={"width": 1300, "height": 850}, accept_downloads=True)
-    page = visit(context, site)
+    page = open_page(context, site)
     yield page
-    assert [url for url in page.asked if not url.startswith((site.url, "data:", "blob:"))] == []
-    assert page.goes_away or page.said == []  # who reloads in the midst of an answer leaves a broken stream
+    assert [url for url in page.requests if not url.startswith((site.url, "data:", "blob:"))] == []
+    assert page.goes_away or page.errors == []  # a reload while answers are written leaves a broken stream
     assert page.evaluate("window.hit") is None
     context.close()
 
 
-def visit(context, site):
+def open_page(context, site):
     page = context.new_page()
     page.set_default_timeout(PATIENCE * 1000)
-    page.asked, page.said, page.run, page.hold = [], [], site.run, site.log.with_name("hold")
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.on("pageerror", lambda error: page.said.append(str(error)))
-    page.on("console", lambda told: page.said.append(told.text) if told.type == "error" else None)
+    page.requests, page.errors, page.run, page.hold = [], [], site.run, site.log.with_name("hold")
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
     page.goes_away = False
     with page.expect_response(lambda response: "/run/" in response.url):  # the conversation of the session
         page.goto(site.url)
@@ -120,14 +120,14 @@ def ended(page, *panes, chip="ended"):
         saved(page, panes)
 
 
-def saved(page, panes, **given):
-    """Until the round is over for the server too: it tells who asks before that to wait. given: what replies have."""
+def saved(page, panes, **fields):
+    """Wait until the server has ended the round too: before that it refuses a question. fields: of the replies."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         with contextlib.suppress(C2FError, KeyError):
             replies = session_of(page).rounds[-1].replies
             wanted = [replies[pane] for pane in panes]  # while answers are written, what is saved has no reward
-            if all(reply.reward is not None and given.items() <= reply._asdict().items() for reply in wanted):
+            if all(reply.reward is not None and fields.items() <= reply._asdict().items() for reply in wanted):
                 return
         page.wait_for_timeout(50)
     raise AssertionError("the round was never saved")
@@ -140,7 +140,7 @@ def session_of(page):
     return conversations.load(page.run / "app" / "sessions", owner, session or "")
 
 
-def said(page, pane):
+def answer_of(page, pane):
     return page.inner_text(f"#view-{pane} .said >> nth=-1")
 
 
@@ -232,25 +232,27 @@ def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
     tab.get_by_label("number input for Temperature").first.press("Tab")
     ask(tab, QUESTION)
     ended(tab, "coarse", "fine", "baseline", chip="reward")
-    coarse, fine = said(tab, "coarse"), said(tab, "fine")
+    coarse, fine = answer_of(tab, "coarse"), answer_of(tab, "fine")
     tab.fill("#ratio input[type=number]", "0")
     tab.press("#ratio input[type=number]", "Tab")
     tab.wait_for_selector("#view-fine .chip.stale")
-    assert said(tab, "fine") == fine
-    tab.click("#anew")
+    assert answer_of(tab, "fine") == fine
+    tab.click("#regenerate-fine")
     tab.wait_for_function("document.querySelector('#view-fine').innerText.includes('ratio 0\\n')")
     ended(tab, "fine", chip="reward")
     assert tab.locator(".chip.stale").count() == 0
     shown = tab.inner_text("#view-fine .said >> nth=0")
-    assert shown == said(tab, "baseline")  # the same random numbers: only the ratio differs
-    assert said(tab, "coarse") == coarse
+    assert shown == answer_of(tab, "baseline")  # the same random numbers: only the ratio differs
+    assert answer_of(tab, "coarse") == coarse
     tab.click("#view-fine .before summary")
-    assert said(tab, "fine") == fine and f"at ratio {ratio_of(tab)}:" in tab.inner_text("#view-fine .before summary")
+    assert answer_of(tab, "fine") == fine and f"at ratio {ratio_of(tab)}:" in tab.inner_text(
+        "#view-fine .before summary"
+    )
     tab.get_by_label("Mark repeats").check()
     tab.fill("#ratio input[type=number]", ratio_of(tab))
     tab.press("#ratio input[type=number]", "Tab")
     tab.wait_for_selector("#view-fine .chip.stale")
-    tab.click("#anew")
+    tab.click("#regenerate-fine")
     tab.wait_for_function("document.querySelector('#view-fine .before summary')?.textContent.includes('at ratio 0:')")
     ended(tab, "fine", chip="reward")
     saved(tab, ["fine"], ratio=float(ratio_of(tab)))
@@ -277,7 +279,7 @@ def test_edit_undo_regenerate_clear(tab):
     ask(tab, QUESTION)
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     first = tab.inner_text("#view-fine .chip >> nth=-1")
-    tab.click("#again")
+    tab.click("#regenerate")
     tab.wait_for_timeout(100)
     (kept,) = session_of(tab).rounds
     assert kept.prompt == QUESTION and kept.replies  # kept until there is something new
@@ -325,7 +327,7 @@ def test_in_the_midst_of_an_answer(site, tab):
         ask(tab, "too early")
         tab.wait_for_selector("text=still being written")
         assert tab.input_value("#prompt textarea") == "too early"
-        tab.click("#again")  # is told to wait too
+        tab.click("#regenerate")  # is told to wait too
         tab.wait_for_timeout(300)
         assert questions(tab) == ["Alpha", QUESTION]
         tab.click("#edit")
@@ -342,10 +344,10 @@ def test_in_the_midst_of_an_answer(site, tab):
         assert tab.locator("#view-fine .said.writing").count() == 0
     tab.get_by_text("Settings of this tab").first.click()
     tab.get_by_label("Seed").first.fill("abc")
-    tab.click("#again")
+    tab.click("#regenerate")
     tab.wait_for_selector("text=seed 'abc'")
     tab.get_by_label("Seed").first.fill("3")
-    tab.click("#again")
+    tab.click("#regenerate")
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     assert "seed 3" in tab.inner_text("#view-fine .talk > :last-child")
     assert questions(tab) == ["Alpha", QUESTION]
@@ -355,7 +357,7 @@ def test_a_reload_in_the_midst_of_the_first_answer_keeps_what_was_said(tab):
     with held(tab) as allow:
         ask(tab, QUESTION)
         tab.wait_for_function("document.querySelector('#view-coarse .said.writing')?.innerText.length > 0")
-        seen = said(tab, "coarse")
+        seen = answer_of(tab, "coarse")
         for tokens in range(3, 40):  # it is saved now and then, with the next word
             allow(tokens)
             tab.wait_for_timeout(600)
@@ -364,7 +366,7 @@ def test_a_reload_in_the_midst_of_the_first_answer_keeps_what_was_said(tab):
         tab.goes_away = True
         tab.reload()
         ended(tab, "coarse", chip="stopped")
-        assert seen and said(tab, "coarse").startswith(seen) and questions(tab) == [QUESTION] == on_disk(tab)
+        assert seen and answer_of(tab, "coarse").startswith(seen) and questions(tab) == [QUESTION] == on_disk(tab)
         assert session_of(tab).rounds[-1].replies["coarse"].finish == "stopped"
     ask(tab, "Beta")
     ended(tab, "coarse", "fine", "baseline", chip="reward")
@@ -381,22 +383,22 @@ def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
         tab.wait_for_selector("text=The base answers from the next question on")
         tab.click("#show-base input")
     ended(tab, "coarse", "fine", "baseline", chip="reward")
-    coarse = said(tab, "coarse")
+    coarse = answer_of(tab, "coarse")
     tab.click("#show-base input")
     ended(tab, "base", chip="reward")
     seed = re.search(r"seed \d+", tab.inner_text("#view-coarse")).group()
-    assert seed in tab.inner_text("#view-base") and said(tab, "coarse") == coarse
+    assert seed in tab.inner_text("#view-base") and answer_of(tab, "coarse") == coarse
 
 
 def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser):
     ask(tab, "my secret question")
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     tab.wait_for_function("sessionStorage.getItem('lite_c2f.session')")
-    fine = said(tab, "fine")
+    fine = answer_of(tab, "fine")
     tab.fill("#prompt textarea", "not sent yet")
     tab.reload()
     tab.wait_for_selector("#view-fine .said")
-    assert said(tab, "fine") == fine
+    assert answer_of(tab, "fine") == fine
     tab.wait_for_function("document.querySelector('#prompt textarea').value === 'not sent yet'")
     ask(tab, "sent")
     tab.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
@@ -409,7 +411,7 @@ def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser)
     tab.click("#undo")
     tab.wait_for_function("document.querySelectorAll('#view-fine .said').length === 1")
     other = browser.new_context()
-    page = visit(other, site)
+    page = open_page(other, site)
     page.get_by_text(re.compile("^Sessions")).click()
     page.click("#sessions input")
     page.wait_for_timeout(300)
@@ -421,7 +423,7 @@ def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser)
     tab.click("#sessions input")
     tab.get_by_role("option", name=re.compile("my secret question")).click()
     tab.wait_for_selector("#view-fine .said")
-    assert said(tab, "fine") == fine
+    assert answer_of(tab, "fine") == fine
     with tab.expect_download() as download:
         tab.click("#export-json")
     taken = conversations.from_json(Path(download.value.path()).read_text(encoding="utf-8"))
@@ -453,7 +455,7 @@ def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab)
     assert not re.search("Answer A:|EOS|tokens/s|reward [+-]", shown)  # nothing tells who it is
     tab.click("#vote-B")
     tab.wait_for_selector("text=/Answer B: (Coarse|Fine|Baseline)/")
-    assert tab.locator("#vote-B:enabled").count() == 0  # once
+    tab.wait_for_selector("#vote-B:disabled")  # once
     *_, vote = votes.read(site.run / "app" / "votes.jsonl")
     assert vote.choice == "B" and vote.turns[0].text == QUESTION
     assert tab.inner_text("#blind-A .said") == as_shown(tab, vote.answers[vote.shown[0]])
@@ -503,7 +505,7 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
     crafted = conversations.new(owner, {"name": EVIL})._replace(rounds=(round_,))
     conversations.save(site.run / "app" / "sessions", crafted)
     tab.evaluate("id => sessionStorage.setItem('lite_c2f.session', id)", crafted.id)
-    assert tab.said == []
+    assert tab.errors == []
     tab.goes_away = True  # the stream of the answers may not be closed yet
     tab.reload()
     tab.wait_for_selector("#view-fine .said")
@@ -521,7 +523,7 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (768, "dark"), (1300, "dark")])
 def test_nothing_is_wider_than_the_window_and_text_can_be_read(site, browser, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
-    page = visit(context, site)
+    page = open_page(context, site)
     ask(page, QUESTION)
     ended(page, "fine", chip="reward")
     for name in ("Compare", "Blind vote", "Ratios", "Runs"):
@@ -583,10 +585,10 @@ def test_the_rendered_prompt_is_shown(tab):
 def test_an_open_page_finds_its_session_after_a_restart(toy_run, browser, tmp_path):
     run = shutil.copytree(toy_run, tmp_path / "toy", ignore=shutil.ignore_patterns("app"))
     first = start(run, tmp_path / "attempts", 0)
-    page = visit(browser.new_context(), first)
+    page = open_page(browser.new_context(), first)
     ask(page, QUESTION)
     ended(page, "coarse", "fine", "baseline", chip="reward")
-    fine = said(page, "fine")
+    fine = answer_of(page, "fine")
     first.process.kill()
     first.process.wait()
     second = start(run, tmp_path / "attempts", 0, first.url.rsplit(":", 1)[1].strip("/"))

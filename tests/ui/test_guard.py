@@ -573,10 +573,10 @@ def test_sixteen_people_behind_one_proxy_pass():
 
 def test_memory_is_bounded_and_the_newest_are_kept():
     clock = Clock()
-    rate, logins = Rate(1, 1, clock, kept=100), Logins(clock, kept=100)
+    rate, logins = Rate(1, 1, clock, max_clients=100), Logins(clock, max_clients=100)
     for number in range(1000):
         rate.wait(f"{number}"), logins.wait(f"{number}")
-    assert len(rate.buckets.entries) == len(logins.tried.entries) == 100
+    assert len(rate.buckets.entries) == len(logins.tries.entries) == 100
     recent = Recent(2)
     for key in "abac":  # a is seen again: b is the oldest
         recent.put(key, key)

@@ -123,19 +123,19 @@ def browser():
         opened.close()
 
 
-class Visit:
-    """A tab that remembers what it asked for, and what it complained about."""
+class RecordedTab:
+    """A browser tab that records its requests and its console."""
 
     def __init__(self, context):
-        self.tab, self.asked, self.said, self.failed = context.new_page(), [], [], []
+        self.tab, self.requests, self.console, self.failed = context.new_page(), [], [], []
         self.tab.set_default_timeout(600_000)  # ms; only what hangs takes so long
-        self.tab.on("request", lambda request: self.asked.append(request.url))
-        self.tab.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
-        self.tab.on("pageerror", lambda error: self.said.append(str(error)))
-        self.tab.on("response", lambda answer: self.failed.append(answer.url) if answer.status >= 400 else None)
+        self.tab.on("request", lambda request: self.requests.append(request.url))
+        self.tab.on("console", lambda message: self.console.append(f"{message.type}: {message.text}"))
+        self.tab.on("pageerror", lambda error: self.console.append(str(error)))
+        self.tab.on("response", lambda response: self.failed.append(response.url) if response.status >= 400 else None)
 
     def outside(self, url):
-        return [asked for asked in self.asked if not asked.startswith((url, "data:", "blob:"))]
+        return [address for address in self.requests if not address.startswith((url, "data:", "blob:"))]
 
     def use(self, server):
         """Ask a question, see the answer grow part by part, press a button."""
@@ -156,28 +156,28 @@ class Visit:
 def test_a_browser_can_use_it_and_nothing_leaves_the_machine(open_page, browser, record_property):
     context, seconds = browser.new_context(), []
     for _ in range(3):
-        visit = Visit(context)
+        recorded = RecordedTab(context)
         begun = time.monotonic()
-        visit.tab.goto(open_page.url, wait_until="commit")
-        visit.tab.wait_for_selector("#ask textarea:enabled")
+        recorded.tab.goto(open_page.url, wait_until="commit")
+        recorded.tab.wait_for_selector("#ask textarea:enabled")
         seconds.append(time.monotonic() - begun)
-        visit.use(open_page)
-        assert visit.tab.evaluate("window.started")
-        assert visit.tab.evaluate("getComputedStyle(document.querySelector('#ask')).color") == "rgb(1, 2, 3)"
-        assert visit.tab.evaluate("[...document.fonts].every(f => f.status !== 'error')")
-        assert len(visit.asked) > 10 and visit.outside(open_page.url) == []
-        assert visit.said == [] and visit.failed == []
-        visit.tab.close()
+        recorded.use(open_page)
+        assert recorded.tab.evaluate("window.started")
+        assert recorded.tab.evaluate("getComputedStyle(document.querySelector('#ask')).color") == "rgb(1, 2, 3)"
+        assert recorded.tab.evaluate("[...document.fonts].every(f => f.status !== 'error')")
+        assert len(recorded.requests) > 10 and recorded.outside(open_page.url) == []
+        assert recorded.console == [] and recorded.failed == []
+        recorded.tab.close()
     print("seconds from navigation to a usable textbox:", [round(each, 2) for each in seconds])
     record_property("seconds_to_usable", seconds)
     assert open_page.attempts() == [f"socket.getaddrinfo {OUTSIDE}"]  # the one that shows that the block works
 
 
 def test_the_policy_keeps_a_script_from_the_network(open_page, browser):
-    visit = Visit(browser.new_context())
-    visit.tab.goto(open_page.url)
-    visit.tab.wait_for_selector("#ask textarea:enabled")
-    tried = visit.tab.evaluate(
+    recorded = RecordedTab(browser.new_context())
+    recorded.tab.goto(open_page.url)
+    recorded.tab.wait_for_selector("#ask textarea:enabled")
+    tried = recorded.tab.evaluate(
         """async () => {
             const blocked = [];
             document.addEventListener('securitypolicyviolation', e => blocked.push(e.effectiveDirective));
@@ -211,29 +211,29 @@ def test_the_policy_keeps_a_script_from_the_network(open_page, browser):
 
 
 def test_it_cannot_be_framed(open_page, browser, serve):
-    visit = Visit(browser.new_context())
-    visit.tab.set_content(f"<iframe src='{open_page.url}'></iframe>")
+    recorded = RecordedTab(browser.new_context())
+    recorded.tab.set_content(f"<iframe src='{open_page.url}'></iframe>")
     end = time.monotonic() + 300
-    while "frame-ancestors" not in " ".join(visit.said):
-        assert time.monotonic() < end, visit.said
-        visit.tab.wait_for_timeout(50)
-    assert not any(frame.query_selector("#ask") for frame in visit.tab.frames)
+    while "frame-ancestors" not in " ".join(recorded.console):
+        assert time.monotonic() < end, recorded.console
+        recorded.tab.wait_for_timeout(50)
+    assert not any(frame.query_selector("#ask") for frame in recorded.tab.frames)
 
 
 def test_it_works_with_a_password(serve, browser):
     server = serve(auth=["u", "right"])
-    visit = Visit(browser.new_context())
-    visit.tab.goto(server.url)
-    boxes = visit.tab.locator("input")
+    recorded = RecordedTab(browser.new_context())
+    recorded.tab.goto(server.url)
+    boxes = recorded.tab.locator("input")
     for password in ("wrong", "right"):
         boxes.nth(0).fill("u")  # Gradio empties both boxes after a wrong one
         boxes.nth(1).fill(password)
-        visit.tab.get_by_role("button", name="Login").click()
+        recorded.tab.get_by_role("button", name="Login").click()
         if password == "wrong":
-            visit.tab.get_by_text("Incorrect").wait_for()
-            visit.tab.wait_for_function("document.querySelector('input').value === ''")
-    visit.use(server)
-    assert visit.outside(server.url) == []
+            recorded.tab.get_by_text("Incorrect").wait_for()
+            recorded.tab.wait_for_function("document.querySelector('input').value === ''")
+    recorded.use(server)
+    assert recorded.outside(server.url) == []
     assert server.attempts() == [f"socket.getaddrinfo {OUTSIDE}"]
 
 
@@ -241,10 +241,10 @@ def test_it_works_with_a_password(serve, browser):
 def test_it_works_at_the_ipv6_loopback(serve, browser):
     server = serve("::1")
     assert server.url == f"http://[::1]:{server.port}/"
-    visit = Visit(browser.new_context())
-    visit.tab.goto(server.url)
-    visit.use(server)
-    assert visit.outside(server.url) == []
+    recorded = RecordedTab(browser.new_context())
+    recorded.tab.goto(server.url)
+    recorded.use(server)
+    assert recorded.outside(server.url) == []
 
 
 def test_it_works_with_gradios_own_client(open_page):

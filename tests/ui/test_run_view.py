@@ -83,13 +83,13 @@ def test_a_page_is_sent_what_has_changed(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"stage": "coarse", "step": 1, "reward": 0.5}\n')
-    first = run_view._now(tmp_path, "run", {})
-    again = run_view._now(tmp_path, "run", first)
+    first = run_view._content(tmp_path, "run", {})
+    again = run_view._content(tmp_path, "run", first)
     assert again == first and again["charts"] is first["charts"]  # not made again
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "coarse", "step": 2, "reward": 0.75}\n')
-    third = run_view._now(tmp_path, "run", again)
-    assert third["charts"] != first["charts"] and third["said"] == first["said"]
+    third = run_view._content(tmp_path, "run", again)
+    assert third["charts"] != first["charts"] and third["log"] == first["log"]
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc", "..", "missing", EVIL])
@@ -98,10 +98,10 @@ def test_only_runs_of_the_list_are_opened(tmp_path, name):
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text("{}")
         (folder / "log.txt").write_text("secret\n")
-    now = run_view._now(tmp_path / "runs", name, {})
+    now = run_view._content(tmp_path / "runs", name, {})
     assert "There is no run" in now["header"] and "secret" not in str(now) and "<img" not in now["header"]
-    assert now["able"] == (False, False)
-    assert "secret" in run_view._now(tmp_path / "runs", "there", {})["said"]
+    assert now["enabled"] == (False, False)
+    assert "secret" in run_view._content(tmp_path / "runs", "there", {})["log"]
 
 
 def test_pages_of_other_sites_start_nothing():
@@ -127,7 +127,8 @@ def test_without_leave_nothing_that_starts_is_there(tmp_path, may_train):
     buttons = [block.value for block in page.blocks.values() if isinstance(block, gr.Button)]
     assert ("Start a new run" in buttons) is may_train
     calls = {getattr(function.fn, "__name__", "") for function in page.fns.values()}
-    assert {"begin", "end", "go_on"} <= calls if may_train else calls.isdisjoint({"begin", "end", "go_on"})
+    starters = {"start_run", "stop_run", "resume_run"}
+    assert starters <= calls if may_train else calls.isdisjoint(starters)
     shown = [str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML)]
     assert any(run_view.NO_TRAINING in text for text in shown) is not may_train
     del page, buttons, calls

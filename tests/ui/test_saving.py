@@ -24,18 +24,18 @@ def served(tmp_path):
     return Served(None, PageSessions(), tmp_path / "app", {"name": "toy"})
 
 
-def visit():
-    made = PageSession()
-    made.owner = OWNER
-    return made
+def new_page():
+    page = PageSession()
+    page.owner = OWNER
+    return page
 
 
-def on_disk(served):
+def rounds_on_disk(served):
     return {entry.id: entry.rounds for entry in conversations.listing(served.sessions, OWNER)}
 
 
 @pytest.mark.parametrize(
-    ("saved", "found", "same"),
+    ("saved", "on_disk", "expected"),
     [
         ([], [], True),
         ([round_("a", fine=CUT)], [round_("a", fine=REPLY)], True),  # it went on being written
@@ -51,48 +51,48 @@ def on_disk(served):
         ([round_("a")], [round_("a"), round_("b")], False),
     ],
 )
-def test_what_another_page_has_gone_on_with(saved, found, same):
-    assert saving.is_same(saved, found) is same
+def test_what_another_page_has_gone_on_with(saved, on_disk, expected):
+    assert saving.is_continuation(saved, on_disk) is expected
 
 
 def test_a_page_loaded_anew_goes_on_with_its_session(served):
     """The old page saves once more after the new one has read: still one session."""
-    old, new = visit(), visit()
+    old, new = new_page(), new_page()
     begun = saving.new_transcript(served, old)
-    saving.keep(served, old, begun._replace(rounds=(round_("a", fine=CUT),)))
+    saving.save_transcript(served, old, begun._replace(rounds=(round_("a", fine=CUT),)))
     saving.reopen(served, new, begun.id)
-    saving.keep(served, old, old.transcript._replace(rounds=(round_("a", fine=REPLY),)))
-    saving.keep(served, new, new.transcript._replace(rounds=(*new.transcript.rounds, round_("b"))))
-    assert on_disk(served) == {begun.id: 2}
+    saving.save_transcript(served, old, old.transcript._replace(rounds=(round_("a", fine=REPLY),)))
+    saving.save_transcript(served, new, new.transcript._replace(rounds=(*new.transcript.rounds, round_("b"))))
+    assert rounds_on_disk(served) == {begun.id: 2}
 
 
 def test_what_two_tabs_go_on_with_is_saved_twice(served):
-    one, other = visit(), visit()
+    one, other = new_page(), new_page()
     begun = saving.new_transcript(served, one)
-    saving.keep(served, one, begun._replace(rounds=(round_("a", fine=REPLY),)))
+    saving.save_transcript(served, one, begun._replace(rounds=(round_("a", fine=REPLY),)))
     saving.reopen(served, other, begun.id)
     for page, prompt in ((one, "b"), (other, "c")):
-        saving.keep(served, page, page.transcript._replace(rounds=(*page.transcript.rounds, round_(prompt))))
-    assert sorted(on_disk(served).values()) == [2, 2]
+        saving.save_transcript(served, page, page.transcript._replace(rounds=(*page.transcript.rounds, round_(prompt))))
+    assert sorted(rounds_on_disk(served).values()) == [2, 2]
     assert other.transcript.id != begun.id == one.transcript.id
 
 
 def test_a_save_that_failed_is_made_good_by_the_next(served, monkeypatch):
-    page = visit()
+    page = new_page()
     begun = saving.new_transcript(served, page)
-    saving.keep(served, page, begun._replace(rounds=(round_("a"),)))
+    saving.save_transcript(served, page, begun._replace(rounds=(round_("a"),)))
     with monkeypatch.context() as patched:
         patched.setattr(conversations, "save", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
-        saving.keep(served, page, page.transcript._replace(rounds=(round_("a", fine=CUT),)), quiet=True)
+        saving.save_transcript(served, page, page.transcript._replace(rounds=(round_("a", fine=CUT),)), quiet=True)
     assert page.transcript.rounds[0].replies["fine"] == CUT
-    saving.keep(served, page, page.transcript._replace(rounds=(round_("a", fine=REPLY),)))
-    assert on_disk(served) == {begun.id: 1}
+    saving.save_transcript(served, page, page.transcript._replace(rounds=(round_("a", fine=REPLY),)))
+    assert rounds_on_disk(served) == {begun.id: 1}
     assert conversations.load(served.sessions, OWNER, begun.id).rounds[0].replies["fine"] == REPLY
 
 
 def test_a_folder_that_may_not_be_read_ends_no_answer(served, monkeypatch):
-    page = visit()
+    page = new_page()
     monkeypatch.setattr(conversations, "load", lambda *_: (_ for _ in ()).throw(PermissionError("not yours")))
-    saving.keep(served, page, saving.new_transcript(served, page)._replace(rounds=(round_("a"),)))
+    saving.save_transcript(served, page, saving.new_transcript(served, page)._replace(rounds=(round_("a"),)))
     assert page.transcript.rounds[0].prompt == "a"
-    saving.arrive(served, visit(), OWNER, "cd" * 16)
+    saving.identify(served, new_page(), OWNER, "cd" * 16)

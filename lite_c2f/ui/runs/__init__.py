@@ -1,4 +1,4 @@
-"""Looks at a run directory at any moment of its life: while it is written, and after any end."""
+"""State of run directories as the Runs view shows it; starting and stopping of runs."""
 
 from lite_c2f.ui.runs.curves import Point, Sample, downsample
 from lite_c2f.ui.runs.stages import StageState

@@ -1,4 +1,4 @@
-"""Curves out of metrics.jsonl, few enough points to draw, and samples of a few updates out of samples.jsonl."""
+"""Curves from metrics.jsonl, with few enough points to draw, and samples of a few updates from samples.jsonl."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 POINTS = 400  # of a curve at most
-SPREAD = 5  # updates whose samples are chosen
+UPDATES = 5  # whose samples are shown
 Point = tuple[float, float]  # step, value
 
 
@@ -22,14 +22,13 @@ class Sample(NamedTuple):
     reward: float  # in standard deviations of the reward model's scores
 
 
-def metrics_line(line: bytes) -> dict[str, Any] | None:
+def metrics_row(line: bytes) -> dict[str, Any] | None:
     """An object of metrics.jsonl, None for anything else."""
     row = _object(line)
-    named = row is not None and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int)
-    return row if named else None
+    return row if row and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int) else None
 
 
-def sample_line(line: bytes) -> Sample | None:
+def sample_row(line: bytes) -> Sample | None:
     """A row of samples.jsonl, None for anything else."""
     row = _object(line)
     try:
@@ -42,20 +41,20 @@ def sample_line(line: bytes) -> Sample | None:
 
 
 def _whole(digits: str) -> int | None:
-    """No count of ours has more digits, and a float cannot hold some that do."""
+    """No count of a run has more digits, and a float cannot hold every larger one."""
     return int(digits) if len(digits) < 19 else None
 
 
-def curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Sequence[Point]]]:
-    """By stage and name the points to draw. A step that was done again counts once, as it was done last."""
-    found: dict[str, dict[str, dict[float, float]]] = {}
-    for line in lines:
-        for name, value in line.items():
+def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Sequence[Point]]]:
+    """The points to draw, by stage and name. Of a step that was repeated, the last value counts."""
+    values: dict[str, dict[str, dict[float, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
             if name not in ("stage", "step") and isinstance(value, int | float) and math.isfinite(value):
-                found.setdefault(line["stage"], {}).setdefault(name, {})[line["step"]] = float(value)
+                values.setdefault(row["stage"], {}).setdefault(name, {})[row["step"]] = float(value)
     return {
         stage: {name: downsample(sorted(points.items())) for name, points in named.items()}
-        for stage, named in found.items()
+        for stage, named in values.items()
     }
 
 
@@ -74,8 +73,8 @@ def downsample(points: Sequence[Point], most: int = POINTS) -> Sequence[Point]:
     return [*chosen, points[-1]]
 
 
-def spread(rows: Sequence[Sample], count: int = SPREAD) -> tuple[Sample, ...]:
-    """The samples of a few updates, evenly from the first to the newest; one a prompt and update, the last written."""
+def evenly_spaced(rows: Sequence[Sample], count: int = UPDATES) -> tuple[Sample, ...]:
+    """The samples of a few updates, evenly from the first to the last; one per prompt and update, the newest."""
     steps = sorted({row.step for row in rows})
     count = min(count, len(steps))
     chosen = {steps[round(place * (len(steps) - 1) / max(count - 1, 1))] for place in range(count)}

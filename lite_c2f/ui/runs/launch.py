@@ -1,4 +1,4 @@
-"""Starts and stops training as processes of their own, which outlive who started them."""
+"""Training processes that a page starts and stops; they outlive the server."""
 
 import os
 import re
@@ -18,11 +18,12 @@ from lite_c2f.storage import lock
 from lite_c2f.storage.files import write_json
 from lite_c2f.ui.runs import follow, names
 from lite_c2f.ui.runs.stages import mapping
-from lite_c2f.ui.runs.starts import PROGRAM, file_of, read_start, trains
+from lite_c2f.ui.runs.starts import PROGRAM, file_of, is_training, read_start
 
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # Windows opens a device under these names
-_one_at_a_time = threading.Lock()
+_starting = threading.Lock()  # one start or stop at a time
+_signalled: dict[int, float] = {}  # processes that were sent SIGTERM, with the times they began
 
 
 def new_run(runs: Path, name: str) -> Path:
@@ -53,16 +54,16 @@ def config_of(configs: Mapping[str, Path], name: str) -> Path:
 def command(
     config: Path, run: Path, seed: int | None = None, updates: int | None = None, resume: bool = False
 ) -> list[str]:
-    """The command that trains, as one types it. seed, updates: None leaves the configuration's.
+    """The command that trains, as it is typed. seed, updates: None leaves the configuration's.
 
     >>> " ".join(command(Path("configs/toy.yaml"), Path("runs/toy"), seed=1))
     'lite-c2f train configs/toy.yaml run.seed=1 --run-dir runs/toy'
     """
-    arguments = _given(seed, updates)
+    arguments = _overrides(seed, updates)
     return ["lite-c2f", "train", str(config), *arguments, "--run-dir", str(run), *(["--resume"] if resume else [])]
 
 
-def _given(seed: int | None, updates: int | None) -> list[str]:
+def _overrides(seed: int | None, updates: int | None) -> list[str]:
     changes = {"run.seed": seed, "coarse.updates": updates}
     return [f"{key}={_whole(key, value)}" for key, value in changes.items() if value is not None]
 
@@ -76,7 +77,7 @@ def new_command(
     that the training would refuse.
     """
     run, file = new_run(runs, name), config_of(configs, config)
-    load_config(str(file), _given(seed, updates))
+    load_config(str(file), _overrides(seed, updates))
     return command(file, run, seed, updates)
 
 
@@ -87,12 +88,12 @@ def start(
 
     Raises as `new_command` does, and RunError where the run is in use.
     """
-    words = new_command(runs, name, configs, config, seed, updates)
-    return _launch(new_run(runs, name), words)
+    arguments = new_command(runs, name, configs, config, seed, updates)
+    return _launch(new_run(runs, name), arguments)
 
 
 def resume(runs: Path, name: str) -> int:
-    """Go on with a run of the list, with the settings it began with; returns the number of the process."""
+    """Resume a run of the list, with the settings it began with; returns the number of its process."""
     run = known_run(runs, name)
     if not (run / "config.yaml").is_file():
         raise RunError.because(f"'{name}' has not begun", "a run with a config.yaml", "start it")
@@ -100,29 +101,30 @@ def resume(runs: Path, name: str) -> int:
 
 
 def resume_command(run: Path) -> list[str]:
-    """The command that goes on with a run."""
+    """The command that resumes a run."""
     return command(run / "config.yaml", run, resume=True)
 
 
 def stop(run: Path) -> int:
     """Ask the training in a run to finish its step, save and end (SIGTERM); returns the number of its process.
 
-    A second signal would end it before it has saved: it is not sent. Raises RunError where nobody trains, where it
-    was asked already, or where who works there is no `lite-c2f train` or `demo`.
+    A second signal would end it before it has saved: it is not sent. Raises RunError where no process works in the run,
+    where it was sent before, or where the process is no `lite-c2f train` or `demo`.
     """
-    with _one_at_a_time:
+    with _starting:
         number = _worker(run)
         try:
             process = psutil.Process(number)
-            words = process.cmdline()
-            if not trains(words):
+            if not is_training(process.cmdline()):
                 got = f"process {number} in '{run}' is no training of lite-c2f"
                 raise RunError.because(got, "`lite-c2f train`", "end it where it was started")
-            if follow(run).state == "stopping" or _asked.get(number) == process.create_time():
-                raise RunError.because(f"'{run}' was asked to stop", "patience", "it ends after its step")
+            if follow(run).state == "stopping" or _signalled.get(number) == process.create_time():
+                raise RunError.because(
+                    f"'{run}' is stopping already", "one signal", "wait until it has finished its step"
+                )
             if _worker(run) != number:
-                raise RunError.because(f"'{run}' has ended meanwhile", "a run that trains", "look again")
-            _asked[number] = process.create_time()
+                raise RunError.because(f"'{run}' has ended meanwhile", "a running training", "reload the page")
+            _signalled[number] = process.create_time()
             process.terminate()
             _write_stopped(run, number)
         except psutil.Error as error:
@@ -133,42 +135,40 @@ def stop(run: Path) -> int:
 
 
 def _write_stopped(run: Path, process: int) -> None:
-    """Write down beside a start that a page has asked it to end: it may not come to write that itself."""
+    """Note in the start's file that a page has stopped it: the process may end before it notes that itself."""
     saved = mapping(file_of(run, "json"))
     if saved.get("process") == process:
         write_json(file_of(run, "json"), saved | {"stopped": True})
 
 
-_asked: dict[int, float] = {}  # processes that were sent the signal, with the times they began
-
-
 def _worker(run: Path) -> int:
-    """The process that holds the run's lock, or that was started and has not come to take it."""
+    """The process that holds the run's lock, or that was started and has not taken it yet."""
     holder = lock.owner(run)
     if holder is None:
         started = read_start(run)
         if started is None or not started.alive:
-            raise RunError.because(f"nobody trains in '{run}'", "a run that trains", "start it")
+            raise RunError.because(f"no process trains in '{run}'", "a running training", "start it")
         return started.process
-    match = re.fullmatch(r"process (\d+)", holder)
-    if match is None:
+    if holder.process is None:
         raise RunError.because(f"'{run}' is in use by {holder}", "a process of this machine", "end it where it runs")
-    return int(match[1])
+    return holder.process
 
 
-def _launch(run: Path, words: list[str]) -> int:
-    """Start a command in a session of its own, its output in a file beside the runs."""
-    with _one_at_a_time:
+def _launch(run: Path, arguments: list[str]) -> int:
+    """Start a command in a process session of its own, its output in a file beside the runs."""
+    with _starting:
         started = read_start(run)
         if (holder := lock.owner(run)) or (started is not None and started.alive):
             who = holder or "a process that was just started"
-            raise RunError.because(f"'{run}' is in use by {who}", "a run at rest", "wait for it, or stop it")
+            raise RunError.because(
+                f"'{run}' is in use by {who}", "a run that no process uses", "wait for it, or stop it"
+            )
         output = file_of(run, "log")
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             with output.open("wb") as file:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", PROGRAM, *words[1:]],
+                    [sys.executable, "-m", PROGRAM, *arguments[1:]],
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
@@ -179,7 +179,7 @@ def _launch(run: Path, words: list[str]) -> int:
             raise RunError.because(f"cannot start '{run}': {error.strerror}", "a writable folder", "check it") from None
         threading.Thread(target=process.wait, daemon=True).start()  # or it would stay as a zombie
         saved = {"process": process.pid, "created": _created(process.pid), "began": time.time()}
-        write_json(file_of(run, "json"), saved | {"command": shlex.join(words)})
+        write_json(file_of(run, "json"), saved | {"command": shlex.join(arguments)})
     return process.pid
 
 
@@ -191,7 +191,7 @@ def _created(number: int) -> float:
 
 
 def _whole(key: str, value: float) -> int:
-    """A number from a form, where it is whole."""
+    """A whole number from a form. Raises RunError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
         raise RunError.because(f"{key}={str(value)[:40]!r}", "a whole number", "correct it")
     return int(value)

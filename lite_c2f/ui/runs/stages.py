@@ -1,4 +1,4 @@
-"""Stages of a run as a page shows them: how far each is, how long it took, and how long it will take."""
+"""Stages of a run as a page shows them: how far each is, how long it took, and the time left."""
 
 import json
 import time
@@ -21,7 +21,7 @@ class StageState(NamedTuple):
     done: int | None
     total: int | None
     unit: str
-    seconds: float | None  # in all attempts that left word of it
+    seconds: float | None  # in all attempts that are recorded
     left: float | None  # seconds at its present pace, only while it runs
 
 
@@ -29,7 +29,7 @@ class RunFiles(NamedTuple):
     """What was read of a run. progress: of the process that works in it, None where none does or it only began."""
 
     run: Path
-    lines: Sequence[Mapping[str, Any]]  # of metrics.jsonl
+    metrics: Sequence[Mapping[str, Any]]  # rows of metrics.jsonl
     progress: Progress | None
     last: Progress | None  # of the last process, whether it still works or not
     trials: int  # ratios tried
@@ -41,28 +41,37 @@ def stages_of(files: RunFiles) -> tuple[StageState, ...]:
     return tuple(_stage(files, name, seconds if isinstance(seconds, dict) else {}) for name in ORDER)
 
 
-def _stage(files: RunFiles, name: str, earlier: Mapping[str, Any]) -> StageState:
-    lines = [line for line in files.lines if line["stage"] == name]
-    took = sum(line["seconds"] for line in lines if isinstance(line.get("seconds"), int | float))
-    before = earlier.get("evaluation" if name == "comparison" else name)
-    before = float(before) if isinstance(before, int | float) else 0.0
-    done, seconds = (lines[-1]["step"] if lines else None), max(before, took) or None
+def _stage(files: RunFiles, name: str, recorded: Mapping[str, Any]) -> StageState:
+    rows = [row for row in files.metrics if row["stage"] == name]
+    logged = sum(row["seconds"] for row in rows if isinstance(row.get("seconds"), int | float))
+    earlier = recorded.get("evaluation" if name == "comparison" else name)
+    earlier = float(earlier) if isinstance(earlier, int | float) else 0.0
+    stage = StageState(
+        name=name,
+        state="waiting",
+        done=rows[-1]["step"] if rows else None,
+        total=None,
+        unit=UNITS[name],
+        seconds=max(earlier, logged) or None,
+        left=None,
+    )
     progress = files.progress if files.progress is not None and files.progress.stage == name else None
     if is_published(files.run, name) and not (progress and name == "comparison"):  # which may be made again
-        return StageState(name, "done", done, done, UNITS[name], seconds, None)
+        return stage._replace(state="done", total=stage.done)
     if progress is not None:
         began = time.time() if progress.stage_began is None else progress.stage_began
-        if name == "fine":  # a merge counts bytes
+        seconds = max(earlier + time.time() - began, logged)
+        stage = stage._replace(state="running", seconds=seconds, left=progress.seconds_left)
+        if name == "fine":  # whose merge counts bytes, not ratios
             done, total = (files.trials, progress.of) if progress.part == "ratios" else (None, None)
-        else:
-            done, total = (progress.step if done is None else done), progress.of or _updates(files.run, name)
-        spent = max(before + time.time() - began, took)
-        return StageState(name, "running", done, total, UNITS[name], spent, progress.seconds_left)
+            return stage._replace(done=done, total=total)
+        done = progress.step if stage.done is None else stage.done
+        return stage._replace(done=done, total=progress.of or _updates(files.run, name))
     last = files.last if files.last is not None and files.last.stage == name else None
-    begun = bool(lines) or last is not None or any(files.run.glob(f"{name}/checkpoints/step-*"))
+    if rows or last is not None or any(files.run.glob(f"{name}/checkpoints/step-*")):
+        stage = stage._replace(state="interrupted")
     total = last.of if last is not None and name != "fine" else None
-    state = "interrupted" if begun else "waiting"
-    return StageState(name, state, done, total or _updates(files.run, name), UNITS[name], seconds, None)
+    return stage._replace(total=total or _updates(files.run, name))
 
 
 def _updates(run: Path, name: str) -> int | None:

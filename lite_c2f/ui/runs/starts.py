@@ -1,16 +1,17 @@
-"""What is known of runs that a page started: RUNS/.started/NAME.json says how, NAME.log is what the process said.
+"""Starts of runs from a page: RUNS/.started/NAME.json holds the command, NAME.log what the process printed.
 
 Beside the runs and not in them: `train` refuses a folder that holds anything but a run.
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
 FOLDER = ".started"
-LAST = 8192  # bytes of what it said that are looked at
+LOG_TAIL = 8192  # bytes of the log that are read
 PROGRAM = "lite_c2f"
 
 
@@ -20,10 +21,10 @@ class Started(NamedTuple):
     process: int
     created: float  # when the system made it: another process of that number has another time
     began: float  # seconds since the epoch
-    command: str  # as it was shown
+    command: str
     alive: bool
-    said: tuple[str, ...]  # its last lines
-    stopped: bool = False  # a page has asked it to end
+    log: tuple[str, ...]  # its last lines
+    stopped: bool = False  # by a page
 
 
 def file_of(run: Path, kind: str) -> Path:
@@ -32,26 +33,26 @@ def file_of(run: Path, kind: str) -> Path:
 
 
 def read_start(run: Path) -> Started | None:
-    """How a run was started last from a page; None where it was not, or what was written down is damaged."""
+    """The last start of a run from a page; None where there was none, or its file is damaged."""
     try:
         saved = json.loads(file_of(run, "json").read_text(encoding="utf-8"))
         process, created = int(saved["process"]), float(saved["created"])
         alive = is_alive(process, created)
         began, command, stopped = float(saved["began"]), str(saved["command"]), saved.get("stopped") is True
-        return Started(process, created, began, command, alive, last_said(run), stopped)
+        return Started(process, created, began, command, alive, last_lines(run), stopped)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def last_said(run: Path) -> tuple[str, ...]:
+def last_lines(run: Path) -> tuple[str, ...]:
     """The last lines that the process printed, without empty ones and control characters."""
     try:
         with file_of(run, "log").open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - LAST))
+            file.seek(max(0, file.seek(0, 2) - LOG_TAIL))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ()
-    lines = ("".join(sign for sign in line if sign.isprintable()).rstrip() for line in text.splitlines())
+    lines = ("".join(character for character in line if character.isprintable()).rstrip() for line in text.splitlines())
     return tuple(line for line in lines if line)
 
 
@@ -64,14 +65,10 @@ def is_alive(process: int, created: float) -> bool:
         return False
 
 
-def trains(words: list[str]) -> bool:
+def is_training(arguments: list[str]) -> bool:
     """Is this the command line of `lite-c2f train` or `demo`, however it was called?"""
-    before = ["", *words]
-    program = [
-        place
-        for place, word in enumerate(words)
-        if Path(word).name == "lite-c2f"
-        or (word == PROGRAM and before[place] == "-m")
-        or Path(word).parts[-2:] == (PROGRAM, "__main__.py")
-    ]
-    return bool(program) and bool({"train", "demo"} & set(words[program[0] + 1 :]))
+    for index, (previous, word) in enumerate(pairwise(["", *arguments])):
+        is_module = word == PROGRAM and previous == "-m"
+        if is_module or Path(word).name == "lite-c2f" or Path(word).parts[-2:] == (PROGRAM, "__main__.py"):
+            return bool({"train", "demo"} & set(arguments[index + 1 :]))
+    return False

@@ -1,4 +1,4 @@
-"""A run as it stands at this moment. Nothing is kept but what was read: every process that looks sees the same."""
+"""State of a run, read from its files: every process that reads them gets the same."""
 
 import functools
 import threading
@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from lite_c2f.runs.state import RunProgress, progress_of
 from lite_c2f.storage import lock
-from lite_c2f.ui.runs.curves import Point, Sample, curves, metrics_line, sample_line, spread
+from lite_c2f.ui.runs.curves import Point, Sample, curves, evenly_spaced, metrics_row, sample_row
 from lite_c2f.ui.runs.follow import Tail
 from lite_c2f.ui.runs.stages import RunFiles, StageState, mapping, stages_of
 from lite_c2f.ui.runs.starts import FOLDER, Started, read_start
 
-LINES = 14  # last lines of what was said
-KEPT = 8  # runs whose files stay in memory
+LOG_LINES = 14  # shown
+CACHED = 8  # runs whose files stay in memory
 SILENT = "it ended without a message"
 
 
@@ -24,47 +24,47 @@ class RunState(NamedTuple):
     name: str
     state: str  # empty, starting, running, stopping, interrupted, unfinished, failed, killed or finished
     working: str | None  # `process N`
-    why: str  # what a failure said, in a line
+    message: str  # of a failure, one line
     stages: tuple[StageState, ...]
     series: Mapping[str, Mapping[str, Sequence[Point]]]  # by stage, then by the name in metrics.jsonl
     samples: tuple[Sample, ...]
     summary: Mapping[str, Any]  # {} until the run is finished
-    said: tuple[str, ...]  # last lines of the log, or of a start that has not come to write one
+    log: tuple[str, ...]  # last lines of the log, or of a start that has not written one yet
     started: Started | None  # from a page
     version: tuple[int, int]  # other numbers when series or samples have changed
 
 
 class Files:
-    """What was read of a run so far."""
+    """The files of a run that grow, as far as they were read."""
 
     def __init__(self, run: Path) -> None:
         self.lock = threading.Lock()
         self.log = Tail(run / "log.txt", lambda line: line.decode("utf-8", errors="replace").rstrip("\r"))
-        self.metrics = Tail(run / "metrics.jsonl", metrics_line)
-        self.samples = Tail(run / "coarse" / "samples.jsonl", sample_line)
+        self.metrics = Tail(run / "metrics.jsonl", metrics_row)
+        self.samples = Tail(run / "coarse" / "samples.jsonl", sample_row)
         self.trials = Tail(run / "fine" / "trials.jsonl", lambda line: line)
         self.series: dict[str, dict[str, Sequence[Point]]] = {}
-        self.chosen: tuple[Sample, ...] = ()
+        self.shown_samples: tuple[Sample, ...] = ()
         self.version = (-1, -1)
 
     def read(self) -> None:
-        """Read what is new; curves and samples are made again only where there is something."""
+        """Read what is new; curves and samples are computed again only where their file has changed."""
         self.log.read(), self.trials.read(), self.metrics.read(), self.samples.read()
-        now = (self.metrics.version, self.samples.version)
-        if now[0] != self.version[0]:
-            self.series = curves(self.metrics.lines)
-        if now[1] != self.version[1]:
-            self.chosen = spread(self.samples.lines)
-        self.version = now
+        versions = (self.metrics.version, self.samples.version)
+        if versions[0] != self.version[0]:
+            self.series = curves(self.metrics.rows)
+        if versions[1] != self.version[1]:
+            self.shown_samples = evenly_spaced(self.samples.rows)
+        self.version = versions
 
 
-@functools.lru_cache(maxsize=KEPT)
+@functools.lru_cache(maxsize=CACHED)
 def files_of(run: Path) -> Files:
     return Files(run)
 
 
 def follow(run: Path) -> RunState:
-    """Look at a run directory; it may be empty, missing, damaged, or be written to at the same time.
+    """The state of a run directory, which may be empty, missing, damaged, or written to at the same time.
 
     What was read of a long file is not read again, and a file that has not changed is not opened.
     """
@@ -72,37 +72,35 @@ def follow(run: Path) -> RunState:
     with files.lock:
         progress, started = progress_of(run), read_start(run)
         files.read()
-        trials = max(0, len(files.trials.lines) - 1)  # the first line says what they are of
-        stages = stages_of(RunFiles(run, files.metrics.lines, progress.current, progress.last, trials))
-        # a start that has not come to write any progress; one of version 0.1.0 never did
-        early = (
-            started if started is not None and (progress.last is None or started.began > progress.last.began) else None
-        )
-        state, why = (progress.state, progress.message) if progress.worker else _left(progress, stages, early)
-        lines = early.said if early is not None else files.log.lines[-LINES:]
+        trials = max(0, len(files.trials.rows) - 1)  # the first line is their header
+        stages = stages_of(RunFiles(run, files.metrics.rows, progress.current, progress.last, trials))
+        # a start that has written no progress yet; runs of version 0.1.0 never did
+        early = started if started and (progress.last is None or started.began > progress.last.began) else None
+        state, message = (progress.state, progress.message) if progress.worker else _idle_state(progress, stages, early)
+        lines = early.log if early is not None else files.log.rows[-LOG_LINES:]
         return RunState(
             name=run.name,
             state=state,
-            working=progress.worker,
-            why=why,
+            working=str(progress.worker) if progress.worker else None,
+            message=message,
             stages=stages,
             series=files.series,
-            samples=files.chosen,
+            samples=files.shown_samples,
             summary=mapping(run / "summary.json") if state == "finished" else {},
-            said=tuple(_redacted(line) for line in lines[-LINES:]),
+            log=tuple(_redacted(line) for line in lines[-LOG_LINES:]),
             started=started,
             version=files.version,
         )
 
 
-def _left(progress: RunProgress, stages: Sequence[StageState], early: Started | None) -> tuple[str, str]:
-    """How a run was left that nobody works in, and what a failure said."""
+def _idle_state(progress: RunProgress, stages: Sequence[StageState], early: Started | None) -> tuple[str, str]:
+    """(state, message of a failure) of a run that no process works in."""
     if early is not None and early.alive:
         return "starting", ""
     if progress.state == "finished":
         return "finished", ""
     if early is not None:
-        return ("interrupted", "") if early.stopped else ("failed", _redacted(early.said[-1] if early.said else SILENT))
+        return ("interrupted", "") if early.stopped else ("failed", _redacted(early.log[-1] if early.log else SILENT))
     if progress.state == "unknown":
         return ("interrupted" if any(stage.state != "waiting" for stage in stages) else "empty"), ""
     return progress.state, progress.message
@@ -129,7 +127,7 @@ def names(runs: Path) -> list[str]:
 
 
 def _is_text(name: str) -> bool:
-    """Can a page show it? A name on the disk may be any bytes."""
+    """Can a page show it? A name on disk may be any bytes."""
     return name.isprintable()
 
 

@@ -1,7 +1,7 @@
-"""Sessions of the app, saved on the server: a JSON file each, in a folder for each owner; and as Markdown, to keep.
+"""Saved sessions of the app: one JSON file each, in a folder per owner; exported as JSON or Markdown.
 
-An owner is told nothing of the sessions of others, not even that they exist: what is not one's own is "no such
-session", and so is what is no id. Nothing but plain files is read: no symlink is followed.
+An owner learns nothing about the sessions of others, not even that they exist: both those and malformed ids are "no
+such session". Only plain files are read: no symlink is followed.
 """
 
 import contextlib
@@ -21,8 +21,9 @@ from lite_c2f.storage.files import write_text
 from lite_c2f.ui.store.tuples import as_row, decoded, encoded, from_row
 
 SCHEMA = 1
-MOST = 500  # sessions kept for an owner
-TITLE = 60  # characters
+MAX_SESSIONS = 500  # per owner
+TITLE_LENGTH = 60  # characters
+PREVIOUS_FINE = "fine before"  # key among a round's replies: the Fine Actor's previous one, at another ratio
 _ID = re.compile(r"[0-9a-f]{32}")
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _WRITING = threading.Lock()  # `write_text` names its unfinished file by the process alone
@@ -37,14 +38,14 @@ class Round(NamedTuple):
 
 
 class Transcript(NamedTuple):
-    """A session. JSON-ready: what `settings` and `run` hold is JSON too."""
+    """A session. All of it is JSON, the contents of `settings` and `run` too."""
 
     id: str  # 32 hex digits, as is `owner`
     owner: str
     created: str  # UTC, ISO 8601, seconds
     system: str  # the system prompt, or ""
     rounds: tuple[Round, ...]
-    run: dict[str, Any]  # its name, and hashes of its models and its adapter
+    run: dict[str, Any]  # its name, and hashes of its models and adapter
 
 
 class ConversationEntry(NamedTuple):
@@ -57,16 +58,16 @@ class ConversationEntry(NamedTuple):
 
 
 def new(owner: str, run: Mapping[str, Any]) -> Transcript:
-    """An empty session that begins now; it is not saved yet. Raises RunError for an owner that is none."""
+    """An empty session that begins now, not saved yet. Raises RunError for a malformed owner."""
     check_ids(owner)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return Transcript(secrets.token_hex(16), owner, created, "", (), dict(run))
 
 
-def save(folder: Path, transcript: Transcript, most: int = MOST) -> None:
-    """Write FOLDER/OWNER/ID.json, whole or not at all; beyond `most` sessions the owner's oldest others go.
+def save(folder: Path, transcript: Transcript, most: int = MAX_SESSIONS) -> None:
+    """Write FOLDER/OWNER/ID.json, whole or not at all; beyond `most` sessions the owner's oldest others are removed.
 
-    Raises RunError for ids that are none, ValueError for NaN or infinity, which are not JSON.
+    Raises RunError for malformed ids, ValueError for NaN or infinity, which are not JSON.
     """
     check_ids(transcript.owner, transcript.id)
     own = folder / transcript.owner
@@ -98,7 +99,7 @@ def load(folder: Path, owner: str, id: str) -> Transcript:
 
 
 def listing(folder: Path, owner: str) -> list[ConversationEntry]:
-    """An owner's sessions, the newest first; files that cannot be read are left out. Raises RunError for no owner."""
+    """An owner's sessions, the newest first; unreadable files are left out. Raises RunError for a malformed owner."""
     check_ids(owner)
     entries = []
     for path in (folder / owner).glob("*.json"):
@@ -109,9 +110,11 @@ def listing(folder: Path, owner: str) -> list[ConversationEntry]:
     return [entry for *_, entry in sorted(entries, reverse=True)]
 
 
-@lru_cache(maxsize=4 * MOST)  # 500 sessions take half a second to read, and a page lists them after every answer
+@lru_cache(
+    maxsize=4 * MAX_SESSIONS
+)  # 500 sessions take half a second to read, and a page lists them after every answer
 def _entry(folder: Path, owner: str, id: str, *state: int) -> ConversationEntry:
-    """A session in the list; state: of its file, another one when it is written again."""
+    """A session in the list. state: time and size of its file, which change when it is written again."""
     transcript = load(folder, owner, id)
     return ConversationEntry(transcript.id, title_of(transcript), transcript.created, len(transcript.rounds))
 
@@ -127,7 +130,7 @@ def delete(folder: Path, owner: str, id: str) -> None:
 def title_of(transcript: Transcript) -> str:
     """The beginning of the first prompt on one line, "" where there is none."""
     line = " ".join(transcript.rounds[0].prompt.split()) if transcript.rounds else ""
-    return line if len(line) <= TITLE else line[: TITLE - 1].rstrip() + "…"
+    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
 
 
 def as_json(transcript: Transcript) -> str:
@@ -136,9 +139,9 @@ def as_json(transcript: Transcript) -> str:
 
 
 def from_json(text: str, name: str = "the session") -> Transcript:
-    """What `as_json` wrote; the fields' types are checked. Raises RunError for anything else, naming what is wrong.
+    """The session that `as_json` wrote, its types checked. Raises RunError naming the field that is wrong.
 
-    name: of the session, in that message. Whoever takes a session from a visitor gives it an id and an owner anew.
+    name: of the session, in that message. A session that comes from a visitor needs a new id and owner.
     """
     try:
         row = decoded(text)
@@ -159,10 +162,10 @@ def from_json(text: str, name: str = "the session") -> Transcript:
 
 
 def as_markdown(transcript: Transcript, titles: Mapping[str, str] | None = None) -> str:
-    """The session to read: each prompt, then each pane's title, its figures in a line, and what it said.
+    """The session as Markdown: each prompt, then each pane's title, figures and text.
 
-    titles: of the panes, by name. All text of people and models stands in fences longer than any run of backticks in
-    it, or has its signs escaped: none of it can become markup of the document.
+    titles: of the panes, by name. All text of people and models is in fences longer than any run of backticks in it, or
+    escaped: none of it can become markup of the document.
     """
     parts = ["# Session", f"Begun {transcript.created}, {len(transcript.rounds)} round(s)."]
     if transcript.run:
@@ -180,7 +183,7 @@ def as_markdown(transcript: Transcript, titles: Mapping[str, str] | None = None)
 
 
 def _figures(reply: Reply) -> str:
-    """One line of Markdown on how a reply went; what is not known is left out."""
+    """The figures of a reply in one line of Markdown; unknown ones are left out."""
     parts = [f"{reply.tokens} tokens", f"{reply.tokens_per_s:.0f} tokens/s"]
     if reply.first_token_s is not None:
         parts.append(f"first after {reply.first_token_s:.2f} s")
@@ -194,13 +197,13 @@ def _figures(reply: Reply) -> str:
 
 
 def fenced(text: str, kind: str = "text") -> str:
-    """Text as a Markdown code block: the fence is longer than any run of backticks inside, so that none closes it."""
+    """Text as a Markdown code block, its fence longer than any run of backticks inside."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{kind}\n{text}\n{fence}"
 
 
 def escaped(text: str) -> str:
-    """Text on one line of Markdown, none of its signs taken for markup."""
+    """Text on one line of Markdown, with all markup characters escaped."""
     return re.sub(r"([\\`*_{}\[\]<>#+|~!&:@$^=.-])", r"\\\1", " ".join(text.split()))
 
 
@@ -213,13 +216,13 @@ def _is_id(name: Any) -> bool:
 
 
 def check_ids(*names: Any) -> None:
-    """Raise RunError for what is no id of an owner or a session."""
+    """Raise RunError for malformed ids of owners or sessions."""
     if not all(map(_is_id, names)):
         raise _no_such_session()
 
 
 def _find(folder: Path, owner: str, id: str) -> Path:
-    """The file of a session, if it is a plain one in the owner's own folder."""
+    """The file of a session, if it is a plain file in the owner's folder."""
     check_ids(owner, id)
     path = folder / owner / f"{id}.json"
     if path.parent.is_symlink() or path.is_symlink() or not path.is_file():
@@ -228,7 +231,7 @@ def _find(folder: Path, owner: str, id: str) -> Path:
 
 
 def _no_such_session() -> RunError:
-    """The same for every reason: nothing is told of the sessions of others."""
+    """The same error for every reason, so that it reveals nothing about the sessions of others."""
     return RunError.because("no such session", "one of your own", "choose another from the list")
 
 

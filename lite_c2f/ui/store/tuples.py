@@ -1,4 +1,8 @@
-"""NamedTuples as JSON objects, and back with every type checked: what was saved may have been changed since."""
+"""NamedTuples as JSON objects, and back with every type checked: a saved file may have been edited.
+
+Not pydantic's TypeAdapter: for a NamedTuple it also takes a list, by position; strictly, it takes lists for tuples only
+from JSON text; there it rounds whole numbers above 2**53 for a float, and refuses halves of surrogate pairs.
+"""
 
 import json
 import math
@@ -24,7 +28,7 @@ def from_row(kind: type[_Kind], row: Any) -> _Kind:
 
 
 def encoded(value: Any, indent: int | None = None) -> str:
-    """JSON of NamedTuples and all else. Half of a surrogate pair, which no file can hold, becomes a question mark.
+    """JSON text of NamedTuples and other values. Half of a surrogate pair, which no file can hold, becomes "?".
 
     Raises ValueError for NaN and infinity: they are not JSON.
     """
@@ -33,7 +37,7 @@ def encoded(value: Any, indent: int | None = None) -> str:
 
 
 def decoded(text: str) -> Any:
-    """What JSON text says. Raises ValueError for any other text, NaN, infinity and what is nested too deeply."""
+    """The value of JSON text. Raises ValueError for any other text, NaN, infinity and too deep nesting."""
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
@@ -52,7 +56,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hasattr(hint, "_fields"):
         return _tuple(hint, value, where)
     origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):  # something or null: nothing else is in use
+    if origin in (Union, types.UnionType):  # a type or null: no other union is in use
         return None if value is None else _value(inner[0], value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_value(inner[0], item, f"{where}[{index}]") for index, item in enumerate(value))

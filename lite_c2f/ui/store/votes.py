@@ -1,4 +1,4 @@
-"""Blind votes: which of the answers shown as A, B (and C) people prefer; counted, and as data to train on."""
+"""Blind votes on answers shown as A, B (and C): recorded, counted, and exported as preference data."""
 
 import threading
 from collections import Counter
@@ -16,12 +16,12 @@ from lite_c2f.ui.store.tuples import decoded, encoded, from_row
 
 LETTERS = "ABC"
 TIE, BOTH_BAD = "tie", "both_bad"
-PANES = (FINE, COARSE, BASELINE, BASE)  # the one that comes first is the one that wins or loses
+PANES = (FINE, COARSE, BASELINE, BASE)  # order in which a pair is counted: left before right
 _WRITING = threading.Lock()
 
 
 class Vote(NamedTuple):
-    """One voter's word on the answers to one question. JSON-ready, as are `settings` and `run`."""
+    """One vote on the answers to one question. All of it is JSON, the contents of `settings` and `run` too."""
 
     time: str  # UTC, ISO 8601
     voter: str
@@ -32,13 +32,13 @@ class Vote(NamedTuple):
     choice: str  # "A" | "B" | "C" | "tie" | "both_bad" (with three: all bad)
     seeds: dict[str, int]
     ratio: float | None  # share of the residue in the Fine Actor
-    settings: dict[str, Any]  # how answers were drawn
+    settings: dict[str, Any]  # of sampling
     run: dict[str, Any]  # its name, and hashes of its models and its adapter
     system: str = ""  # the system prompt
 
     @property
     def winner(self) -> str | None:
-        """The pane that was chosen; None for a tie and for both bad."""
+        """The chosen pane; None for a tie and for both bad."""
         return self.shown[LETTERS.index(self.choice)] if self.choice in (*LETTERS,) else None
 
 
@@ -54,11 +54,11 @@ class Tally(NamedTuple):
     rate: float | None  # wins among wins and losses; None where there are none
     low: float  # of its 95% interval
     high: float
-    p: float  # that chance alone gives a difference as large
+    p: float  # of the sign test
 
 
 class Exported(NamedTuple):
-    """How many pairs were written, and what made none, by reason."""
+    """Number of pairs written, and of votes left out by reason."""
 
     pairs: int
     skipped: dict[str, int]
@@ -70,28 +70,28 @@ class _Side(NamedTuple):
 
 
 def votes_of(run: Path) -> Path:
-    """Where the votes of a run are: RUN/app/votes.jsonl."""
+    """File of a run's votes: RUN/app/votes.jsonl."""
     return run / "app" / "votes.jsonl"
 
 
 def record(file: Path, vote: Vote) -> None:
-    """Append a vote, as one line. Several threads may.
+    """Append a vote, as one line. Safe to call from several threads.
 
     Raises DataError for a vote that contradicts itself, ValueError for NaN or infinity, which are not JSON.
     """
     _check(vote, "the vote")
-    row = decoded(encoded(vote))  # half of a surrogate pair is gone then
+    row = decoded(encoded(vote))  # without halves of surrogate pairs
     with _WRITING:
         if file.is_file() and not _ends_a_line(file):
             with file.open("a", encoding="utf-8") as broken:
-                broken.write("\n")  # a kill left half a line: only that one is lost
+                broken.write("\n")  # a killed process left half a line: only that vote is lost
         append_line(file, row)
 
 
 def read(file: Path) -> list[Vote]:
-    """The votes of a file in their order, none where there is no file. Raises an error naming the line that is damaged.
+    """The votes of a file in order, none where there is no file.
 
-    RunError for a line that is no JSON, DataError for one that is no vote.
+    Raises RunError for a line that is not JSON, DataError for one that is not a vote; both name the line.
     """
     votes = []
     for number, row in enumerate(read_lines(file), 1):
@@ -105,7 +105,7 @@ def read(file: Path) -> list[Vote]:
 
 
 def current(votes: Iterable[Vote]) -> list[Vote]:
-    """The votes that count: who votes again on the same answers to the same question has changed their mind."""
+    """The votes that count: of one voter's votes on the same answers to the same question, the last."""
     last: dict[Any, Vote] = {}
     for vote in votes:
         key = (vote.voter, vote.system, tuple(vote.turns), tuple(sorted(vote.answers.items())))
@@ -115,11 +115,11 @@ def current(votes: Iterable[Vote]) -> list[Vote]:
 
 
 def tally(votes: Iterable[Vote]) -> list[Tally]:
-    """Wins, ties and losses of each pair of panes that were shown together, votes that were changed counted once.
+    """Wins, ties and losses of each pair of panes that were shown together; changed votes count once (`current`).
 
-    Of three panes the chosen one wins against both others; nothing is said of these two. The panes are ordered as in
-    `PANES`. p is `sign_test`, the interval is `wilson`: both take votes as independent, which several of one voter are
-    not quite.
+    Of three panes the chosen one wins against both others; between those two nothing is counted. Panes are ordered as
+    in `PANES`. p is from `sign_test`, the interval from `wilson`: both assume independent votes, which several votes of
+    one voter are not quite.
     """
     counts: dict[tuple[str, str], Counter[str]] = {}
     for vote in current(votes):
@@ -142,13 +142,13 @@ def tally(votes: Iterable[Vote]) -> list[Tally]:
 
 
 def export(votes: Sequence[Vote], file: Path) -> Exported:
-    """Write a preference dataset, one pair a line, that `load_pairs` and `lite-c2f train` take as it is.
+    """Write a preference dataset, one pair per line, that `load_pairs` and `lite-c2f train` read.
 
     {"prompt": [messages], "chosen": [message], "rejected": [message], "chosen_ended", "rejected_ended", "chosen_pane",
     "rejected_pane"}: TRL's conversational form, and whether a text ended by itself. Of three answers the chosen one
-    makes a pair with each of the others. The same pair is written once, however many voted so. Where people disagree
-    on a pair, the side with more votes counts, and the others are "outvoted"; at equal votes the pair is left out
-    ("contradictory"): two opposite pairs would only pull their margin to zero.
+    makes a pair with each of the others. The same pair is written once, however many votes it has. Where votes on a
+    pair disagree, the side with more votes is written and the others are "outvoted"; at equal votes the pair is left
+    out ("contradictory"): two opposite pairs would only pull their margin to zero.
 
     The file appears whole or not at all. Raises DataError for a file that exists or is no .jsonl, and when no vote
     makes a pair.
@@ -184,10 +184,10 @@ def export(votes: Sequence[Vote], file: Path) -> Exported:
     return Exported(len(pairs), left_out)
 
 
-def _wins(key: Any, said: Counter[Any], skipped: Counter[str]) -> bool:
-    """Is this pair to be written: did more people vote so than the other way round? Counts what is left out."""
+def _wins(key: Any, counts: Counter[Any], skipped: Counter[str]) -> bool:
+    """Has this pair more votes than its opposite? Counts the votes that are left out."""
     prompt, chosen, rejected = key
-    count, opposite = said[key], said[prompt, rejected, chosen]
+    count, opposite = counts[key], counts[prompt, rejected, chosen]
     if count > opposite:
         skipped["repeated"] += count - 1
         return True
@@ -203,7 +203,7 @@ def _losers(vote: Vote, skipped: Counter[str]) -> Iterator[str]:
 
 
 def _row(vote: Vote, loser: str) -> dict[str, Any]:
-    """Lists of messages: nothing in a text can be taken for a speaker's marker, as in a transcript of plain text."""
+    """A row of the dataset. In lists of messages no text can be taken for a speaker's marker."""
     winner = str(vote.winner)
     system = [{"role": "system", "content": vote.system}] if vote.system.strip() else []
     roles = {"human": "user", "assistant": "assistant"}

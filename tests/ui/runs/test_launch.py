@@ -94,12 +94,12 @@ def test_a_run_that_exists_or_is_in_use_is_not_started(tmp_path):
 
 
 def test_only_training_is_stopped(tmp_path):
-    with pytest.raises(RunError, match="nobody trains"):
+    with pytest.raises(RunError, match="no process trains"):
         launch.stop(tmp_path)
     with locked(tmp_path), pytest.raises(RunError, match="is no training"):
         launch.stop(tmp_path)  # this very process
     (tmp_path / ".lock").write_text("process 1\n")  # nobody holds it
-    with pytest.raises(RunError, match="nobody trains"):
+    with pytest.raises(RunError, match="no process trains"):
         launch.stop(tmp_path)
 
 
@@ -129,7 +129,7 @@ def test_a_start_that_fails_says_why(tmp_path):
     bad.write_text("data: {preferences: [nowhere.jsonl]}\n")  # settings that are right, and data that is not there
     launch.start(tmp_path / "runs", "failing", {"bad": bad}, "bad")
     state = until(lambda: (found := follow(tmp_path / "runs" / "failing")).state == "failed" and found)
-    assert state.why.startswith("error: ") and "no such file or folder 'nowhere.jsonl'" in state.why
+    assert state.message.startswith("error: ") and "no such file or folder 'nowhere.jsonl'" in state.message
     assert names(tmp_path / "runs") == ["failing"]
     assert not (tmp_path / "runs" / "failing").exists()
 
@@ -155,7 +155,7 @@ def test_a_run_is_started_followed_stopped_and_resumed(tmp_path, toy_models):
         assert os.getsid(number) == number  # a terminal that closes does not take it along
 
         assert launch.stop(run) == number
-        with pytest.raises(RunError, match="was asked to stop"):
+        with pytest.raises(RunError, match="is stopping already"):
             launch.stop(run)  # a second signal would lose the update under way
         state = until(lambda: (found := follow(run)).working is None and found)
         assert (state.state, state.stages[1].state) == ("interrupted", "interrupted")
@@ -164,12 +164,12 @@ def test_a_run_is_started_followed_stopped_and_resumed(tmp_path, toy_models):
 
         launch.resume(runs, "small")
         state = until(lambda: (found := follow(run)).stages[1].done > stopped_at and found)
-        assert state.state == "running" and owner(run) != f"process {number}"
+        assert state.state == "running" and owner(run).process != number
         steps = [step for step, _ in state.series["coarse"]["reward"]]
         assert steps == list(range(1, len(steps) + 1))  # none lost, none twice
         launch.stop(run)
         assert until(lambda: follow(run).working is None)
     finally:
         for process in (number, getattr(follow(run).started, "process", number)):
-            if psutil.pid_exists(process) and launch.trains(psutil.Process(process).cmdline()):
+            if psutil.pid_exists(process) and launch.is_training(psutil.Process(process).cmdline()):
                 os.kill(process, signal.SIGKILL)

@@ -10,9 +10,9 @@ import pytest
 
 from lite_c2f.storage.lock import locked
 from lite_c2f.ui.runs import downsample, follow, names
-from lite_c2f.ui.runs.curves import Sample, curves, spread
+from lite_c2f.ui.runs.curves import Sample, curves, evenly_spaced
 from lite_c2f.ui.runs.follow import Tail
-from lite_c2f.ui.runs.starts import trains
+from lite_c2f.ui.runs.starts import is_training
 
 
 def write_progress(run, **values):
@@ -103,7 +103,7 @@ def test_progress_of_another_process_is_not_that_of_the_one_that_works(run):
 
 
 @pytest.mark.parametrize(
-    ("saved", "state", "why"),
+    ("saved", "state", "message"),
     [
         ({"state": "stopped", "interrupted": True}, "interrupted", ""),
         ({"state": "stopped"}, "unfinished", ""),
@@ -112,10 +112,10 @@ def test_progress_of_another_process_is_not_that_of_the_one_that_works(run):
         ({"state": "running", "stage": "coarse"}, "killed", ""),
     ],
 )
-def test_how_a_run_was_left(run, saved, state, why):
+def test_how_a_run_was_left(run, saved, state, message):
     write_progress(run, **saved)
     found = follow(run)
-    assert (found.state, found.why) == (state, why)
+    assert (found.state, found.message) == (state, message)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_start_that_failed_is_told(run):
     (folder / "new.log").write_text("reading\n\x1b[1merror: no config file at 'x'; try y\n\n")
     (folder / "new.json").write_text(json.dumps({"process": 0, "created": 1.0, "began": 2.0, "command": "lite-c2f"}))
     state = follow(run.parent / "new")
-    assert (state.state, state.why) == ("failed", "[1merror: no config file at 'x'; try y")
+    assert (state.state, state.message) == ("failed", "[1merror: no config file at 'x'; try y")
     assert names(run.parent) == ["new"]  # the other one is an empty folder
 
 
@@ -172,18 +172,18 @@ def test_downsampling_keeps_ends_and_spikes():
 def test_samples_of_a_few_updates():
     rows = [Sample(step, 8, prompt, f"{prompt}{step}", "stop", 3, 0.0) for step in range(1, 10) for prompt in "ab"]
     again = Sample(9, 8, "b", "again", "stop", 3, 0.0)
-    found = spread([*rows, again], 3)
+    found = evenly_spaced([*rows, again], 3)
     assert [(sample.step, sample.response) for sample in found] == [
         (1, "a1"), (1, "b1"), (5, "a5"), (5, "b5"), (9, "a9"), (9, "again"),
     ]  # fmt: skip
-    assert [sample.step for sample in spread(rows[:2], 3)] == [1, 1]
+    assert [sample.step for sample in evenly_spaced(rows[:2], 3)] == [1, 1]
 
 
 def test_what_was_read_is_not_read_again(tmp_path):
     parsed = []
     file = tmp_path / "file"
     tail = Tail(file, lambda line: parsed.append(line) or line)
-    assert tail.read() == [] and tail.changed is None
+    assert tail.read() == []
     file.write_bytes(b"a\nb\n")
     assert tail.read() == [b"a", b"b"]
     with file.open("ab") as more:
@@ -221,7 +221,7 @@ def test_a_second_look_at_ten_thousand_updates_is_cheap(run):
 
 
 @pytest.mark.parametrize(
-    ("words", "is_training"),
+    ("words", "expected"),
     [
         (["/usr/bin/python", "-m", "lite_c2f", "train", "x.yaml"], True),
         (["/usr/bin/python", "/home/me/lite_c2f/__main__.py", "demo"], True),
@@ -232,5 +232,5 @@ def test_a_second_look_at_ten_thousand_updates_is_cheap(run):
         ([], False),
     ],
 )
-def test_which_processes_train(words, is_training):
-    assert trains(words) is is_training
+def test_which_processes_train(words, expected):
+    assert is_training(words) is expected
