@@ -25,7 +25,7 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, eps:
 
 
 def explained_variance(predicted: Tensor, target: Tensor, mask: Tensor) -> float:
-    """1 - Var(target - predicted) / Var(target) over the mask's entries: 1 is a perfect critic, 0 a constant one."""
+    """1 - Var(target - predicted) / Var(target) over the mask's entries: 1 for a perfect critic, 0 a constant one."""
     variance = masked_var(target, mask)
     if variance <= 1e-12:
         return 0.0

@@ -11,7 +11,7 @@ import torch
 
 from lite_c2f.config.settings_diff import first_difference
 from lite_c2f.errors import ModelError, RunError
-from lite_c2f.runs.fingerprints import changes, fingerprint, refuse_changes
+from lite_c2f.runs.fingerprints import changed_inputs, fingerprint, refuse_changes
 from lite_c2f.runtime import disk_errors
 from lite_c2f.runtime.log import FILE, LoggedSink, redact, written_to_log
 from lite_c2f.runtime.progress import SilentSink
@@ -162,7 +162,7 @@ def test_inputs_are_told_apart(tmp_path):
             file.write(b"x")
         marks.append(fingerprint(large))
     assert len(set(marks)) == 3 and "ends" in marks[0]
-    told = changes({"a": "1", "b": "2"}, {"b": "3", "c": "4"})
+    told = changed_inputs({"a": "1", "b": "2"}, {"b": "3", "c": "4"})
     assert told == ["a was 1, is gone", "b was 2, is 3", "c was not there, is 4"]
     with pytest.raises(RunError, match=r"a was 1, is gone \(and 2 more\).*--force"):
         refuse_changes(tmp_path, {"a": "1", "b": "2"}, {"b": "3", "c": "4"}, force=False)

@@ -108,7 +108,7 @@ def train_coarse(
                 timer.updated()
             except NonFiniteError as error:
                 state.put_back(before)
-                checkpoints.after_failure(error, agree(state, interruption.asked))
+                checkpoints.after_failure(error, agree(state, interruption.requested))
                 continue
             # 5. limit
             state.length = advance(
@@ -117,13 +117,13 @@ def train_coarse(
             state.kl_coef = adapt_kl(state.kl_coef, rollout.kl, settings.kl_target, settings.rollouts)
             state.step = step
             log.log_update(line, timer)
-            checkpoints.after_update(agree(state, interruption.asked))
+            checkpoints.after_update(agree(state, interruption.requested))
 
         check_learned(state, settings)
         metrics = publish(roles, config, models, run, state, checkpoints) if distributed.is_first() else {}
         checkpoints.clear()
         # All is published: a request to stop acts at the end of this block.
-        interruption.asked = agree(state, interruption.asked)
+        interruption.requested = agree(state, interruption.requested)
     return metrics
 
 

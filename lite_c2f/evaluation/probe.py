@@ -20,7 +20,7 @@ from lite_c2f.backbone.padding import padding_id
 from lite_c2f.data.encode import encode_chat, pad_right
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError
-from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
+from lite_c2f.runtime.batch_size import BatchSize, groups_by_length, retry_smaller
 from lite_c2f.runtime.svg import Panel, Series, figure
 
 REFUSALS = (
@@ -76,7 +76,9 @@ def by_layer(
 
     def attempt(at_once: int) -> Tensor:
         total = torch.zeros(0)
-        for chosen in groups(sorted(range(len(rows)), key=lengths.__getitem__), lengths, at_once * max(lengths)):
+        for chosen in groups_by_length(
+            sorted(range(len(rows)), key=lengths.__getitem__), lengths, at_once * max(lengths)
+        ):
             tokens, real = pad_right([rows[row] for row in chosen], padding_id(actor.tokenizer))
             last = real.sum(1) - 1
             with actor.ratio(ratio):

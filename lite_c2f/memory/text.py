@@ -1,10 +1,10 @@
-"""The plan as text and as JSON."""
+"""Plan as text and as JSON."""
 
 import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from lite_c2f.memory.plan import Plan, usable
+from lite_c2f.memory.plan import Plan, usable_bytes
 from lite_c2f.memory.sizes import GIBIBYTE
 
 
@@ -13,7 +13,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     return {
         "shape": {**plan.shape._asdict(), "from": plan.source},
         "vram_gib": plan.vram_gib,
-        "usable_gib": None if plan.vram_gib is None else _gib(usable(plan.vram_gib)),
+        "usable_gib": None if plan.vram_gib is None else _gib(usable_bytes(plan.vram_gib)),
         "compute": plan.compute._asdict(),
         "fits": plan.fits,
         "refusals": [refusal.line for refusal in plan.refusals],
@@ -60,10 +60,10 @@ def explain(plan: Plan) -> str:
 
 def _verdict(plan: Plan) -> str:
     if plan.vram_gib is None:
-        return "no card named: --vram GIB says what fits"
+        return "no card given: --vram GIB shows what fits"
     guess = ", if the model has that shape" if plan.assumed else ""
     verdict = "fits" if plan.fits else "does not fit"
-    text = f"a card of {plan.vram_gib:g} GiB ({_gib(usable(plan.vram_gib)):.2f} usable): {verdict}{guess}"
+    text = f"a card of {plan.vram_gib:g} GiB ({_gib(usable_bytes(plan.vram_gib)):.2f} usable): {verdict}{guess}"
     if plan.largest_limit:
         text += f"; with these batches up to a response limit of {plan.largest_limit} tokens"
     return text

@@ -12,7 +12,7 @@ from lite_c2f.config.settings import Config
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.signals import Interruption
-from lite_c2f.storage.checkpoints import FORMAT, SKIPS, SLOWER, CheckpointStore, SaveSchedule, refuse_other
+from lite_c2f.storage.checkpoints import FORMAT, LR_FACTOR, SKIPS, CheckpointStore, SaveSchedule, check_identity
 from lite_c2f.storage.files import read_json, write_json
 
 SECTIONS = ("model", "data", "lora", "reward")
@@ -35,7 +35,7 @@ class RewardState:
         saved, anew = read_json(self.folder / OURS), f"remove '{self.store.folder}' to begin the reward stage anew"
         before, form = saved.get("identity"), saved.get("format")
         forcible = ("reward", "data", "processes")
-        refuse_other(self.folder, form, before, self.identity, anew, force=force, forcible=forcible)
+        check_identity(self.folder, form, before, self.identity, anew, force=force, forcible=forcible)
         self.rollbacks, self.skipped = saved["rollbacks"], saved["skipped"]
 
     def resume(self, on_message: Callable[[str], None]) -> None:
@@ -76,7 +76,7 @@ class TrainerCheckpoints(TrainerCallback):
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **_):
         """Set the learning rate: a checkpoint brings the one it was made with, which a rollback or `force` changes."""
-        rate = self._lr * SLOWER**self._state.rollbacks
+        rate = self._lr * LR_FACTOR**self._state.rollbacks
         schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
         schedule.base_lrs = [rate] * len(schedule.base_lrs)
         for group, shape in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
@@ -111,7 +111,7 @@ class TrainerCheckpoints(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         last = state.global_step >= state.max_steps  # what follows is the stage's publication
-        replies = distributed.gather((self._interruption.asked, self._schedule.due(state.global_step)))
+        replies = distributed.gather((self._interruption.requested, self._schedule.due(state.global_step)))
         self._stop_asked = any(stop_asked for stop_asked, _ in replies)
         finite = self._state.failures == 0  # else the checkpoint would lead back into what went wrong
         control.should_save = (self._stop_asked or (replies[0][1] and finite)) and not last

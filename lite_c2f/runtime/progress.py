@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class ProgressSink(Protocol):
-    """Receives the progress of a run, as the terminal does. Every method may do nothing."""
+    """Receiver of a run's progress, such as the terminal. Every method may do nothing."""
 
     def on_stage(self, name: str, total: int, unit: str) -> None: ...
     def on_step(self, done: int, values: dict[str, float]) -> None: ...

@@ -25,7 +25,7 @@ from lite_c2f.evaluation.llm_judge.questions import load_questions
 from lite_c2f.evaluation.llm_judge.verdicts import read_grade, read_verdict
 from lite_c2f.evaluation.metrics import repeated_across
 from lite_c2f.memory import resolve
-from lite_c2f.runs.manifest import check_own, open_run
+from lite_c2f.runs.manifest import check_actor_settings, open_run
 from lite_c2f.runs.published import is_finished
 from lite_c2f.runtime import disk_errors
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
@@ -69,7 +69,7 @@ def judge(
     loaded = load_questions(Path(questions), Path(references) if references else None, limit)
     made, models = open_run(run)
     config = load_config(made.model_dump(), overrides)
-    check_own(config, made)
+    check_actor_settings(config, made)
     config = resolve(config, plan_here(config, models.base))
     folder = run / "evaluation"
     answers_file, judged_file = folder / "judge-answers.jsonl", folder / f"judge-{mode}.jsonl"

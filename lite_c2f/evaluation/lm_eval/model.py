@@ -24,7 +24,7 @@ from lite_c2f.backbone.load import end_tokens
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.config.settings import CHAT, Config
 from lite_c2f.data.chat_template import ChatTemplate, chat_template
-from lite_c2f.data.encode import beginning, pad_left, turn_end
+from lite_c2f.data.encode import leading_ids, pad_left, turn_end
 from lite_c2f.errors import C2FError, DataError
 from lite_c2f.evaluation.actor_names import ratio_of
 from lite_c2f.evaluation.lm_eval.conversations import as_jinja, as_turns
@@ -105,7 +105,7 @@ class ActorLM(huggingface.HFLM):
         if context.endswith(self.form.opening):  # otherwise the answer has begun
             answering = self._answering(context)
             context, continuation = answering.rstrip(" "), self._spaced(continuation)
-        return self.tok_encode(context), self.form.follow(context, continuation)
+        return self.tok_encode(context), self.form.continuation(context, continuation)
 
     def _spaced(self, answer: str) -> str:
         """An answer with the space that the form has before answers, whatever the task has there."""
@@ -139,7 +139,7 @@ def load(source: str, config: Config, models: ModelPair, run: Path, actors: Sequ
     if source == "base":
         roles, judge = load_coarse(config, models, run)
         tokenizer, model = judge.tokenizer, roles.model.get_base_model()
-        first = beginning(tokenizer) if template != CHAT else []
+        first = leading_ids(tokenizer) if template != CHAT else []
         eos = end_tokens(model, tokenizer, turn_end(tokenizer, template, variables))
         if chat and template != CHAT:
             tokenizer.chat_template = as_jinja(template)

@@ -25,7 +25,7 @@ from lite_c2f.evaluation.lm_eval.tasks import (
 )
 from lite_c2f.memory import resolve
 from lite_c2f.runs.fingerprints import fingerprints_of_models
-from lite_c2f.runs.manifest import LOADED, check_own, open_run
+from lite_c2f.runs.manifest import LOADING_KEYS, check_actor_settings, open_run
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.runs.published import is_finished
 from lite_c2f.runtime import disk_errors
@@ -77,7 +77,7 @@ def benchmark(
             raise ConfigError.because(f"--{name} {number}", f"a whole number from {least}", "correct it")
     made, models = open_run(run)
     config = load_config(made.model_dump(), overrides)
-    check_own(config, made)
+    check_actor_settings(config, made)
     rows = ROWS if config.evaluation.batch == "auto" else resolved(config.evaluation.batch)
     config = resolve(config, plan_here(config, models.base))
     from lite_c2f.evaluation.lm_eval.model import quiet
@@ -91,7 +91,7 @@ def benchmark(
         sink.on_stage("tasks", 0, "tasks")
         request = load_tasks(tasks, fewshot, lambda done, total: show_loading(sink, done, total))
         check_answers_fit(request.tasks, context_of(models))
-        loaded = {name: str(getattr(config.model, name)) for name in sorted(LOADED)}
+        loaded = {name: str(getattr(config.model, name)) for name in sorted(LOADING_KEYS)}
         made_by = f"{version} {loaded}"
         hashes = {name: depends_on(task, limit, chat_template, made_by) for name, task in request.tasks.items()}
         options = TaskOptions(hashes, limit, chat_template, BatchSize("evaluation.batch", rows, sink.on_message))
@@ -130,7 +130,7 @@ def context_of(models: ModelPair) -> int:
 
 def identity_of(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
     """The actors: what every figure depends on, whatever the task and however models are loaded."""
-    actors = {"model": config.model.model_dump(mode="json", exclude=LOADED), "made_of": made_of(run)}
+    actors = {"model": config.model.model_dump(mode="json", exclude=LOADING_KEYS), "made_of": made_of(run)}
     return actors | fingerprints_of_models(models)
 
 

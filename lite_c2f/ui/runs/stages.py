@@ -53,14 +53,14 @@ def _stage(files: RunFiles, name: str, earlier: Mapping[str, Any]) -> StageState
     if progress is not None:
         began = time.time() if progress.stage_began is None else progress.stage_began
         if name == "fine":  # a merge counts bytes
-            done, total = (files.trials, progress.of) if progress.part == "ratios" else (None, None)
+            done, total = (files.trials, progress.total_steps) if progress.part == "ratios" else (None, None)
         else:
-            done, total = (progress.step if done is None else done), progress.of or _updates(files.run, name)
+            done, total = (progress.step if done is None else done), progress.total_steps or _updates(files.run, name)
         spent = max(before + time.time() - began, took)
         return StageState(name, "running", done, total, UNITS[name], spent, progress.seconds_left)
     last = files.last if files.last is not None and files.last.stage == name else None
     begun = bool(lines) or last is not None or any(files.run.glob(f"{name}/checkpoints/step-*"))
-    total = last.of if last is not None and name != "fine" else None
+    total = last.total_steps if last is not None and name != "fine" else None
     state = "interrupted" if begun else "waiting"
     return StageState(name, state, done, total or _updates(files.run, name), UNITS[name], seconds, None)
 

@@ -16,7 +16,7 @@ from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import PROMPT_TEMPLATE
 from lite_c2f.data.chat_template import chat_template
-from lite_c2f.data.encode import beginning, encode_chat
+from lite_c2f.data.encode import encode_chat, leading_ids
 from lite_c2f.data.records import Turn
 from lite_c2f.evaluation.actor_names import source_of
 from lite_c2f.evaluation.lm_eval import model as harness
@@ -158,7 +158,7 @@ def speaker(pico):
         if kind == "bos":  # Llama-3's own puts it there
             bos = (tokenizer.bos_token, tokenizer.bos_token_id)
             tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
-        first = [] if template else beginning(tokenizer)
+        first = [] if template else leading_ids(tokenizer)
         tokenizer.chat_template = template or as_jinja(PROMPT_TEMPLATE)
         model = load_model(str(pico["base"]), load_config({}, ["model.quantization=none", *SHORT]))
         return harness.ActorLM(model, tokenizer, [2], form=chat_template(tokenizer), first=first)
