@@ -8,7 +8,7 @@ from typing import Any
 from lite_c2f.backbone.load import plan_here
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
-from lite_c2f.evaluation.compare import compare_actors, made_of
+from lite_c2f.evaluation.compare import actor_hashes, compare_actors
 from lite_c2f.fine.stage import try_ratios
 from lite_c2f.memory import resolve
 from lite_c2f.runs.corpus import Corpus, load_corpus
@@ -96,7 +96,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, sink: ProgressSi
 
 def comparison_settings(config: Config, run: Path) -> dict[str, Any]:
     """The settings of a comparison, and the hashes of what it compares."""
-    return {"settings": config.evaluation.model_dump(mode="json"), "made_of": made_of(run)}
+    return {"settings": config.evaluation.model_dump(mode="json"), "made_of": actor_hashes(run)}
 
 
 def last_comparison_settings(run: Path) -> dict[str, Any] | None:

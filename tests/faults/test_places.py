@@ -11,7 +11,7 @@ from test_refusals import SHORT, TOY, Place, pairs
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings_diff import in_recorded_format, without_locations
 from lite_c2f.errors import RunError
-from lite_c2f.evaluation.compare import made_of
+from lite_c2f.evaluation.compare import actor_hashes
 from lite_c2f.runs.fingerprints import changed_inputs, fingerprint, fingerprints, refuse_changes
 from lite_c2f.runs.manifest import save_settings
 from lite_c2f.runs.models import ModelPair
@@ -43,7 +43,7 @@ def build(root, pico):
         write_json(run / file, settings | {"base_model_name_or_path": models.base})
     actors = {actor: {"reward": 0.1, "tokens": 5.0} for actor in ("base", "instruct", "coarse", "fine")}
     write_json(run / "evaluation" / "actors.json", actors)
-    asked = {"settings": config.evaluation.model_dump(mode="json"), "made_of": made_of(run)}
+    asked = {"settings": config.evaluation.model_dump(mode="json"), "made_of": actor_hashes(run)}
     write_json(run / "evaluation" / "settings.json", asked)
     return run
 
