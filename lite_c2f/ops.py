@@ -43,8 +43,8 @@ def token_logprobs(
     Logits of 32,000 words cost 125 KiB per token in float32; TRL's kernel works on tiles of them.
     """
     tile = min(4096, head.weight.shape[0])
-    wanted = ("entropy",) if entropy else ()
+    outputs = ("entropy",) if entropy else ()
     logprobs, entropies, *_ = ChunkedLogProbFunction.apply(
-        hidden, head.weight, head.bias, targets, temperature, tile, head.softcap, head.scale, wanted
+        hidden, head.weight, head.bias, targets, temperature, tile, head.softcap, head.scale, outputs
     )
     return logprobs, entropies

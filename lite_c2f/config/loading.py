@@ -61,11 +61,14 @@ def with_defaults(before: Any, now: Any) -> Any:
     before, now: mappings of sections as of `Config.identity`; only keys of `now` are added.
     """
 
-    def filled(saved: Any, wanted: Any, defaults: Any) -> Any:
-        if not (isinstance(saved, dict) and isinstance(wanted, dict) and isinstance(defaults, dict)):
+    def filled(saved: Any, wanted_keys: Any, defaults: Any) -> Any:
+        if not (isinstance(saved, dict) and isinstance(wanted_keys, dict) and isinstance(defaults, dict)):
             return saved
-        missing = {key: defaults[key] for key in wanted if key in defaults and key not in saved}
-        return {**missing, **{key: filled(value, wanted.get(key), defaults.get(key)) for key, value in saved.items()}}
+        missing = {key: defaults[key] for key in wanted_keys if key in defaults and key not in saved}
+        return {
+            **missing,
+            **{key: filled(value, wanted_keys.get(key), defaults.get(key)) for key, value in saved.items()},
+        }
 
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return before

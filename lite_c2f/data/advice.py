@@ -57,10 +57,8 @@ def columns_advice(row: dict[str, Any], source: SourceSettings, *, pairs: bool) 
 
 def _known_layout(row: dict[str, Any]) -> dict[str, Any] | None:
     names = spellings(tuple(row))
-    paths_by_layout = [
-        (layout, [path for key in layout if key != "values" for path in as_list(layout[key])]) for layout in LAYOUTS
-    ]
-    for layout, paths in paths_by_layout:
+    for layout in LAYOUTS:
+        paths = [path for key in layout if key != "values" for path in as_list(layout[key])]
         try:
             for path in paths:
                 value_at(row, names, path, set())

@@ -82,44 +82,45 @@ def conversation_hash(turns: Sequence[tuple[str, str]], seed: int) -> int:
 
 
 def held_out(
-    parts: Sequence[Sequence[tuple[str, int]]], share: float, most: int, own: Collection[int] = ()
+    parts: Sequence[Sequence[tuple[str, int]]], share: float, max_count: int, already_held: Collection[int] = ()
 ) -> set[int]:
     """Hashes of the prompts that are never trained on, chosen once for all parts (pairs, prompts).
 
     parts: (source, `conversation_hash`) of every row. Of each part a share of its different prompts is held out, at
-    most `most`, at least one where there are two, from each source in proportion: those with the lowest hashes, so that
-    the order of rows does not matter and rows that are added later move few others. own: prompts that are held out
-    already. What is held out of one part is held out of all, which may make it more than `most` in another.
+    most `max_count`, at least one where there are two, from each source in proportion: those with the lowest hashes, so
+    that the order of rows does not matter and rows that are added later move few others. already_held: prompts that are
+    held out in any case. What is held out of one part is held out of all, which may make it more than `max_count` in
+    another.
     """
-    chosen = set(own)
+    chosen = set(already_held)
     members = [_numbers_by_source(part) for part in parts]
     trainable = [set().union(*sources.values()) - chosen for sources in members]  # of each part
     for sources in sorted(members, key=lambda sources: sum(map(len, sources.values()))):
-        wanted = _quotas(sources, share, most)
+        quotas = _quotas(sources, share, max_count)
         for source, numbers in sources.items():
-            wanted[source] -= len(numbers & chosen)
+            quotas[source] -= len(numbers & chosen)
         for number in sorted(set().union(*sources.values()) - chosen):
-            if all(count <= 0 for count in wanted.values()):
+            if all(count <= 0 for count in quotas.values()):
                 break
             owners = [source for source, numbers in sources.items() if number in numbers]
-            if any(wanted[source] > 0 for source in owners) and {number} not in trainable:  # never the last to train on
+            if any(quotas[source] > 0 for source in owners) and {number} not in trainable:  # never the last to train on
                 chosen.add(number)
-                wanted.update({source: wanted[source] - 1 for source in owners})
-                for rest in trainable:
-                    rest.discard(number)
+                quotas.update({source: quotas[source] - 1 for source in owners})
+                for remaining in trainable:
+                    remaining.discard(number)
     return chosen
 
 
-def at_most(part: Sequence[tuple[str, int]], held: set[int], most: int) -> set[int]:
-    """The held-out prompts that a part is evaluated on: at most `most`, where other parts made them more.
+def at_most(part: Sequence[tuple[str, int]], held: set[int], max_count: int) -> set[int]:
+    """The held-out prompts that a part is evaluated on: at most `max_count`, where other parts made them more.
 
     From each source in proportion to its prompts, those with the lowest hashes. The others are not trained on either.
     """
     sources = _numbers_by_source(part)
-    if len(set().union(*sources.values()) & held) <= most:
+    if len(set().union(*sources.values()) & held) <= max_count:
         return held
-    wanted = _quotas(sources, 1.0, most)
-    return {number for name, numbers in sources.items() for number in sorted(numbers & held)[: wanted[name]]}
+    quotas = _quotas(sources, 1.0, max_count)
+    return {number for name, numbers in sources.items() for number in sorted(numbers & held)[: quotas[name]]}
 
 
 def _numbers_by_source(rows: Sequence[tuple[str, int]]) -> dict[str, set[int]]:
@@ -131,10 +132,10 @@ def _numbers_by_source(rows: Sequence[tuple[str, int]]) -> dict[str, set[int]]:
     )  # independent of the order of files
 
 
-def _quotas(sources: dict[str, set[int]], share: float, most: int) -> dict[str, int]:
+def _quotas(sources: dict[str, set[int]], share: float, max_count: int) -> dict[str, int]:
     """How many prompts of each source to hold out."""
     sizes = [len(numbers) for numbers in sources.values()]
-    count = max(1, min(round(sum(sizes) * share), most)) if sum(sizes) > 1 else 0
+    count = max(1, min(round(sum(sizes) * share), max_count)) if sum(sizes) > 1 else 0
     counts = Counter(islice(interleaved(sizes), count))
     return {source: counts[place] for place, source in enumerate(sources)}
 

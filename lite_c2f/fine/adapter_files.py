@@ -99,22 +99,22 @@ def _not_plain(tensor: Any) -> str | None:
 
 def no_adapter_error(folder: Path) -> ModelError:
     """The error for a folder without adapter_config.json, by what it contains."""
-    wanted = "an adapter folder saved by PEFT"
+    expected = "an adapter folder saved by PEFT"
     if folder.suffix.lower() == ".gguf" or any(folder.glob("*.gguf")):
-        return ModelError.because(f"'{folder}' is of llama.cpp", wanted, "give the folder that it was converted from")
+        return ModelError.because(f"'{folder}' is of llama.cpp", expected, "give the folder that it was converted from")
     if folder.is_file():
         remedy = f"did you mean '{folder.parent}'?" if (folder.parent / CONFIG).is_file() else "give its folder"
-        return ModelError.because(f"'{folder}' is a file", wanted, remedy)
+        return ModelError.because(f"'{folder}' is a file", expected, remedy)
     if near := _nearby_adapter(folder):
-        return ModelError.because(f"no '{folder / CONFIG}'", wanted, f"did you mean '{near}'?")
+        return ModelError.because(f"no '{folder / CONFIG}'", expected, f"did you mean '{near}'?")
     if (folder / "config.json").is_file() and not list(folder.glob(f"{STEM}*")):
         got = f"'{folder}' holds a whole model and no '{CONFIG}'"
-        return ModelError.because(got, wanted, "give the folder of the LoRA adapter, before it was merged")
+        return ModelError.because(got, expected, "give the folder of the LoRA adapter, before it was merged")
     if list(folder.glob(f"{STEM}*")):
         got = f"no '{CONFIG}' beside the weights in '{folder}'"
         return ModelError.because(got, "both, as PEFT saved them", "copy it there: without it rank and alpha are lost")
     remedy = "check the path (a folder on this machine, no hub name)"
-    return ModelError.because(f"no '{folder / CONFIG}'", wanted, remedy)
+    return ModelError.because(f"no '{folder / CONFIG}'", expected, remedy)
 
 
 def _nearby_adapter(folder: Path) -> Path | None:

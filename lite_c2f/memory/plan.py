@@ -96,10 +96,10 @@ def make_plan(
         compute.on_gpu,
         config.longest_row,
     )
-    room = usable_bytes(vram) if vram is not None else None
-    batches = choose_batches(config, sizes, room)
+    available = usable_bytes(vram) if vram is not None else None
+    batches = choose_batches(config, sizes, available)
     needs = stage_needs(config, sizes, batches)
-    unfit = [] if room is None else [stage_refusal(config, sizes, need, room) for need in needs]
+    unfit = [] if available is None else [stage_refusal(config, sizes, need, available) for need in needs]
     return Plan(
         shape,
         source,
@@ -108,7 +108,7 @@ def make_plan(
         batches,
         needs,
         needs_by_limit(config, sizes, batches),
-        None if room is None else largest_limit(config, sizes, batches, room),
+        None if available is None else largest_limit(config, sizes, batches, available),
         [refusal for refusal in (context_plan_refusal(config, sizes), *unfit) if refusal],
         source == ASSUMED,
         disk_bytes(config, shape, sizes),
@@ -132,7 +132,7 @@ def resolve(config: Config, plan: Plan) -> Config:
 
 def check(plan: Plan, stages: Sequence[str] = ("reward", "coarse", "fine")) -> None:
     """Raise ConfigError with the first refusal of these stages; a guessed shape raises nothing."""
-    lines = [refusal.line for refusal in plan.refusals if refusal.stage in ("", *stages)]
+    lines = [refusal.message for refusal in plan.refusals if refusal.stage in ("", *stages)]
     if lines and not plan.assumed:
         more = f" (and {len(lines) - 1} more: lite-c2f plan shows them)" if len(lines) > 1 else ""
         raise ConfigError(lines[0] + more)
@@ -178,9 +178,9 @@ def same_model(config: Config) -> bool:
     return model.base == model.instruct or Path(model.base).resolve() == Path(model.instruct).resolve()
 
 
-def choose_batches(config: Config, sizes: Bytes, room: float | None) -> BatchPlan:
+def choose_batches(config: Config, sizes: Bytes, available: float | None) -> BatchPlan:
     """The configured batches; for `auto`, the largest that fit into `room` bytes and are useful."""
-    max_tokens = MAX_MICRO_BATCH_TOKENS if room is not None else CPU_MAX_MICRO_BATCH_TOKENS
+    max_tokens = MAX_MICRO_BATCH_TOKENS if available is not None else CPU_MAX_MICRO_BATCH_TOKENS
 
     def fitting(batch: int | str, rows: int, useful: int, *names: str) -> int:
         """rows: number of all rows; useful: more make nothing faster; names: the stages that use the batch."""
@@ -188,7 +188,10 @@ def choose_batches(config: Config, sizes: Bytes, room: float | None) -> BatchPla
             return min(int(batch), rows)
         top = max(min(rows, useful), 1)
         return largest_fitting(
-            top, lambda size: room is None or all(_stage_need(config, sizes, n, size).total <= room for n in names)
+            top,
+            lambda size: (
+                available is None or all(_stage_need(config, sizes, n, size).total <= available for n in names)
+            ),
         )
 
     reward, coarse, evaluation = config.reward, config.coarse, config.evaluation
@@ -196,7 +199,10 @@ def choose_batches(config: Config, sizes: Bytes, room: float | None) -> BatchPla
     if reward.micro_batch == "auto":  # whole micro-batches make up the batch
         micro = next(size for size in range(micro, 0, -1) if reward.batch % size == 0)
     rows, useful = coarse.rollouts // coarse.minibatches, max_tokens // sum(lengths_of(config, "coarse"))
-    prompts, side_by_side = max(evaluation.prompts, config.fine.prompts), EVALUATION_ROWS * (4 if room is None else 1)
+    prompts, side_by_side = (
+        max(evaluation.prompts, config.fine.prompts),
+        EVALUATION_ROWS * (4 if available is None else 1),
+    )
     return BatchPlan(
         micro,
         fitting(coarse.sampling_batch, coarse.rollouts, coarse.rollouts, "coarse_sampling"),
@@ -233,7 +239,7 @@ def needs_by_limit(config: Config, sizes: Bytes, batches: BatchPlan) -> list[tup
     ]
 
 
-def largest_limit(config: Config, sizes: Bytes, batches: BatchPlan, room: float) -> int:
+def largest_limit(config: Config, sizes: Bytes, batches: BatchPlan, available: float) -> int:
     """The largest response limit at which sampling, scoring and update fit with these batches; 0 if none does."""
     prompt = config.data.max_prompt_tokens
     sizes_of = {name: batches.micro_batch for name in ("coarse_scoring", "coarse_update")}
@@ -241,7 +247,7 @@ def largest_limit(config: Config, sizes: Bytes, batches: BatchPlan, room: float)
 
     def fits(limit: int) -> bool:
         return all(
-            STAGES[name].need(config, sizes, size, Lengths(prompt, limit)).total <= room
+            STAGES[name].need(config, sizes, size, Lengths(prompt, limit)).total <= available
             for name, size in sizes_of.items()
         )
 

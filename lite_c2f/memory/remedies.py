@@ -23,7 +23,7 @@ class PlanRefusal(NamedTuple):
     """One reason why a run does not fit."""
 
     stage: str  # "reward" | "coarse" | "fine", or "" if it concerns all of them
-    line: str
+    message: str
 
 
 def context_refusal(config: Config, context: int, whose: str) -> tuple[str, str, str] | None:
@@ -47,12 +47,12 @@ def stage_refusal(config: Config, sizes: Bytes, need: Need, available: float) ->
     """The refusal of a stage that needs more than `available` bytes; None if it fits."""
     if need.total <= available:
         return None
-    line = ConfigError.because(
+    message = ConfigError.because(
         f"{need.stage.replace('_', ' ')} needs {need.total / GIBIBYTE:.2f} GiB with {need.setting}={need.batch}",
         f"at most {max(available, 0) / GIBIBYTE:.2f} GiB",
         _remedy(config, sizes, need, available),
     )
-    return PlanRefusal(STAGES[need.stage].command, str(line))
+    return PlanRefusal(STAGES[need.stage].command, str(message))
 
 
 def _remedy(config: Config, sizes: Bytes, need: Need, available: float) -> str:

@@ -13,14 +13,8 @@ from lite_c2f.fine.stage import try_ratios
 from lite_c2f.memory import resolve
 from lite_c2f.runs.corpus import Corpus, load_corpus
 from lite_c2f.runs.manifest import check_actor_settings, check_run, open_run, save_manifest, write_summary
-from lite_c2f.runs.messages import (
-    StageProgress,
-    report_split,
-)
-from lite_c2f.runs.models import (
-    ModelPair,
-    check_context,
-)
+from lite_c2f.runs.messages import StageProgress, report_split
+from lite_c2f.runs.models import ModelPair, check_context
 from lite_c2f.runs.published import is_finished
 from lite_c2f.runtime import disk_errors
 from lite_c2f.runtime.progress import ProgressSink, SilentSink

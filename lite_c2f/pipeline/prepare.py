@@ -28,9 +28,7 @@ from lite_c2f.runs.manifest import (
     save_config,
     save_manifest,
 )
-from lite_c2f.runs.messages import (
-    ToyProgress,
-)
+from lite_c2f.runs.messages import ToyProgress
 from lite_c2f.runs.models import (
     TOY,
     ModelPair,

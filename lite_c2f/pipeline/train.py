@@ -1,7 +1,6 @@
 """Training of a run: reward model, Coarse Actor, Fine Actor, comparison. Stages exchange results through files."""
 
 import contextlib
-import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,19 +18,12 @@ from lite_c2f.pipeline.comparison import compare, comparison_settings, last_comp
 from lite_c2f.pipeline.prepare import PreparedRun, prepare
 from lite_c2f.reward.train import train_reward as reward_stage
 from lite_c2f.runs.corpus import Corpus
-from lite_c2f.runs.manifest import (
-    save_manifest,
-    save_settings,
-    write_summary,
-)
+from lite_c2f.runs.manifest import save_manifest, save_settings, write_summary
 from lite_c2f.runs.messages import report_data, report_plan, report_split, report_truncation, step_callback
-from lite_c2f.runs.models import (
-    ModelPair,
-    absolute,
-)
+from lite_c2f.runs.models import ModelPair, absolute
 from lite_c2f.runs.published import STAGES, is_finished, is_published
 from lite_c2f.runtime import disk_errors, distributed
-from lite_c2f.runtime.batch_size import is_out_of_memory
+from lite_c2f.runtime.batch_size import free, is_out_of_memory
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
 from lite_c2f.runtime.record import recording
 from lite_c2f.storage.files import read_json
@@ -221,7 +213,6 @@ def accuracy_messages(metrics: dict[str, Any]) -> list[str]:
 
 def free_memory() -> None:
     """Free the memory of the last stage, whose trainer is held by reference cycles, and reset the peak."""
-    gc.collect()
+    free()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

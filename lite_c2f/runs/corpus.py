@@ -98,9 +98,9 @@ def split(
     def training_part(items: list) -> list:
         return shuffled([item for item in items if numbers[item.turns] not in held], seed)
 
-    def held_out_part(items: list, wanted: set[int], presplit_items: list) -> list:
+    def held_out_part(items: list, selected: set[int], presplit_items: list) -> list:
         presplit_rows = [item for item in presplit_items if numbers[item.turns] in held]
-        return shuffled([item for item in items if numbers[item.turns] in wanted] + presplit_rows, seed)
+        return shuffled([item for item in items if numbers[item.turns] in selected] + presplit_rows, seed)
 
     def distinct(items: list) -> list:
         return list({numbers[item.turns]: item for item in reversed(items)}.values())[::-1]

@@ -43,11 +43,11 @@ def report_data(sink: ProgressSink, corpus: Corpus, config: Config) -> None:
             sink.on_message(
                 f"  {name}: {trained} pairs and {prompts} prompts, {held_pairs} and {held_prompts} held out"
             )
-    wanted = config.evaluation.prompts + config.fine.prompts
-    if len(corpus.held_out_prompts) < wanted:
+    requested = config.evaluation.prompts + config.fine.prompts
+    if len(corpus.held_out_prompts) < requested:
         sink.on_message(
-            f"evaluation.prompts and fine.prompts ask for {wanted} held-out prompts: there are fewer, so the ratio is "
-            "chosen on some of those it is compared on"
+            f"evaluation.prompts and fine.prompts ask for {requested} held-out prompts: there are fewer, so the ratio "
+            "is chosen on some of those it is compared on"
         )
     if corpus.skipped:
         sink.on_message(f"rows skipped: {skipped_rows(corpus)}")

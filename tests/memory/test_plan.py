@@ -259,18 +259,18 @@ def test_advice_names_the_setting_and_leads_to_a_plan_that_fits(case):
     """What a refusal says is done, again and again, until the plan fits."""
     more, vram, words = TOO_MUCH[case]
     plan = make_plan(config(*more), vram)
-    assert plan.fits is False and any(words in refusal.line for refusal in plan.refusals)
+    assert plan.fits is False and any(words in refusal.message for refusal in plan.refusals)
     for refusal in plan.refusals:
-        assert "; expected at most " in refusal.line and "\n" not in refusal.line
+        assert "; expected at most " in refusal.message and "\n" not in refusal.message
     with pytest.raises(ConfigError) as error:
         check(plan)
-    assert str(error.value).startswith(plan.refusals[0].line)
+    assert str(error.value).startswith(plan.refusals[0].message)
     more = list(more)
     for _ in range(12):
         plan = make_plan(config(*more), vram)
         if plan.fits:
             break
-        advice = plan.refusals[0].line.rsplit("; ", 1)[1]
+        advice = plan.refusals[0].message.rsplit("; ", 1)[1]
         told = re.fullmatch(r"(?:set|lower) (.+?) to (\d+)(?: or auto| and set (\S+) to auto)?", advice)
         assert told, advice
         more += [f"{key}={told[2]}" for key in told[1].split(" and ")] + ([f"{told[3]}=auto"] if told[3] else [])
@@ -280,8 +280,8 @@ def test_advice_names_the_setting_and_leads_to_a_plan_that_fits(case):
 @pytest.mark.parametrize("vram", [0.5, 3, 5, 8])
 def test_what_no_setting_helps_is_said_so(vram):
     plan = make_plan(config(), vram)
-    assert plan.fits is False and all("-" not in refusal.line.split("expected")[1] for refusal in plan.refusals)
-    assert "are needed at any batch and length: use smaller models or a larger card" in plan.refusals[-1].line
+    assert plan.fits is False and all("-" not in refusal.message.split("expected")[1] for refusal in plan.refusals)
+    assert "are needed at any batch and length: use smaller models or a larger card" in plan.refusals[-1].message
 
 
 def test_only_the_stages_to_be_run_are_refused():
@@ -297,7 +297,9 @@ def test_only_the_stages_to_be_run_are_refused():
 
 def test_rows_longer_than_the_context_are_refused_without_a_card_too():
     plan = make_plan(config("coarse.length.max=40000"), 80)
-    assert plan.fits is False and "40256 tokens; expected at most the model's context of 32768" in plan.refusals[0].line
+    assert (
+        plan.fits is False and "40256 tokens; expected at most the model's context of 32768" in plan.refusals[0].message
+    )
     with pytest.raises(ConfigError, match="context"):
         check(make_plan(load_config(CONFIGS / "toy.yaml", ["data.max_answer_tokens=5000"])), ["reward"])
 
