@@ -20,9 +20,7 @@ class JudgeMode(StrEnum):
 
 
 @app.command(
-    "eval",
-    rich_help_panel=LOOK_GROUP,
-    epilog="Example: lite-c2f eval runs/toy --tasks gsm8k,arc_challenge --limit 200",
+    "eval", rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f eval runs/toy --tasks gsm8k,arc_challenge --limit 200"
 )
 def evaluate(
     run: Run,

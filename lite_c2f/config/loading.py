@@ -65,10 +65,7 @@ def with_defaults(before: Any, now: Any) -> Any:
         if not (isinstance(saved, dict) and isinstance(wanted_keys, dict) and isinstance(defaults, dict)):
             return saved
         missing = {key: defaults[key] for key in wanted_keys if key in defaults and key not in saved}
-        return {
-            **missing,
-            **{key: filled(value, wanted_keys.get(key), defaults.get(key)) for key, value in saved.items()},
-        }
+        return missing | {key: filled(value, wanted_keys.get(key), defaults.get(key)) for key, value in saved.items()}
 
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return before

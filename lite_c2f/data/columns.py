@@ -10,34 +10,14 @@ from typing import Any, NamedTuple
 from lite_c2f.config.data import Columns
 from lite_c2f.data.turns import NoOptionError, UnusableError, describe, is_empty, messages_or_value, parse_literal
 
-PROMPT_COLUMNS = (
-    "prompt",
-    "question",
-    "instruction",
-    "messages",
-    "conversations",
-    "input",
-)  # the first that holds something
+PROMPT_COLUMNS = ("prompt", "question", "instruction", "messages", "conversations", "input")  # in this order
 SYSTEM_COLUMNS = ("system", "system_prompt")
 ENDED_COLUMNS = ("chosen_ended", "rejected_ended")
 ATTACHMENT_COLUMNS = ("images", "image", "videos", "video", "audios", "audio", "tools")  # part of the prompt
 _MISSING = object()
 
 
-TIE_VALUES = {
-    "",
-    "none",
-    "null",
-    "nan",
-    "0.5",
-    "tie",
-    "tied",
-    "draw",
-    "both",
-    "neither",
-    "equal",
-    "same",
-}  # and others by `values`
+TIE_VALUES = {"", "none", "null", "nan", "0.5", "tie", "tied", "draw", "both", "neither", "equal", "same"}
 
 
 class Cells(NamedTuple):

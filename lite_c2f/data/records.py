@@ -169,11 +169,8 @@ def _other_format(
     counts += f"; {len(reasons) - 4} more reasons" if len(reasons) > 4 else ""
     got = f"'{source.path}': {share} rows can be used ({counts})"
     if not isinstance(row, dict):
-        do = (
-            "rename the file to .json"
-            if is_messages(row) or describe(row) == "a list of objects"
-            else "convert the file"
-        )
+        is_json = is_messages(row) or describe(row) == "a list of objects"
+        do = "rename the file to .json" if is_json else "convert the file"
         return DataError.because(f"{got}, the first is {type_and_text(row)}", "an object with columns in each row", do)
     got += f", its columns are {describe_columns(row)}"
     expected = "'chosen' and 'rejected', each a text, a message or messages, with or without 'prompt'"

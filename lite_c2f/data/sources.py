@@ -77,9 +77,7 @@ def local_files(path: str) -> list[Path]:
         try:
             files = list(Path(local.anchor).glob(str(local.relative_to(local.anchor))))
         except ValueError as error:
-            raise DataError.because(
-                f"'{path}': {_first_line(error)}", "a pattern like data/*.jsonl", "correct it"
-            ) from None
+            raise DataError.because(f"'{path}': {_brief(error)}", "a pattern like data/*.jsonl", "correct it") from None
     elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not _is_data_file(local):
         return []
     else:
@@ -105,9 +103,7 @@ def _file_rows(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         data = gzip.decompress(file.read_bytes()) if name.endswith(".gz") else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError.because(
-            f"{file}: cannot be read ({_first_line(error)})", "a whole file", "fetch it again"
-        ) from None
+        raise DataError.because(f"{file}: cannot be read ({_brief(error)})", "a whole file", "fetch it again") from None
     yield from readers[Path(name.removesuffix(".gz")).suffix](data, str(file))
 
 
@@ -135,7 +131,7 @@ def _parsed(data: bytes, where: str, expected: str, first_line: int) -> Any:
         problem = f"{error.msg} at column {error.colno}"
         raise DataError.because(f"{where}: not JSON ({problem})", expected, "correct that line") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
-        raise DataError.because(f"{where}: not usable JSON ({_first_line(error)})", expected, "correct it") from None
+        raise DataError.because(f"{where}: not usable JSON ({_brief(error)})", expected, "correct it") from None
 
 
 def _decoded(data: bytes, where: str) -> str:
@@ -165,9 +161,7 @@ def _csv(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
             rows.append(row)
     except csv.Error as error:
         where = f"{name}: row {number + 1}"
-        raise DataError.because(
-            f"{where}: not CSV ({_first_line(error)})", "comma-separated rows", "quote it"
-        ) from None
+        raise DataError.because(f"{where}: not CSV ({_brief(error)})", "comma-separated rows", "quote it") from None
     finally:
         csv.field_size_limit(limit)
     yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
@@ -182,9 +176,7 @@ def _parquet(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
         yield from _table_rows(table, name)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError.because(
-            f"{name}: not Parquet ({_first_line(error)})", "a Parquet file", "fetch it again"
-        ) from None
+        raise DataError.because(f"{name}: not Parquet ({_brief(error)})", "a Parquet file", "fetch it again") from None
 
 
 def _table_rows(table: Any, name: str, before: int = 0) -> Iterator[tuple[str, Any]]:
@@ -229,7 +221,7 @@ def _hub_rows(source: SourceSettings) -> Iterator[tuple[str, Any]]:
     try:
         rows = datasets.load_dataset(source.path, **options)
     except Exception as error:  # the hub client raises many unrelated exceptions
-        got = f"'{source.path}': no such folder here, and not loaded from the hub ({_first_line(error)})"
+        got = f"'{source.path}': no such folder here, and not loaded from the hub ({_brief(error)})"
         raise DataError.because(
             got, f"a local path, or a dataset with split '{options['split']}'", "check it"
         ) from None
@@ -242,7 +234,7 @@ def _hub_rows(source: SourceSettings) -> Iterator[tuple[str, Any]]:
         yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _first_line(error: BaseException) -> str:
+def _brief(error: BaseException) -> str:
     """The first line of an error message, which may be a paragraph."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 

@@ -27,13 +27,7 @@ IGNORED_KEYS = {
 MODULE_NAME_KEYS = ("rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters", "trainable_token_indices")
 IGNORED_PREFIX = "lorap_"  # ms-swift's: learning rates of LoRA+
 OTHER_FORM = "train a plain LoRA or rsLoRA adapter"
-PLAIN_INITS = (
-    "true",
-    "false",
-    "gaussian",
-    "orthogonal",
-    "eva",
-)  # initialisations that do not change the base's weights
+PLAIN_INITS = ("true", "false", "gaussian", "orthogonal", "eva")  # keep the base's weights
 POLICY = "merge the adapter of the policy, not that of a reward model or a critic"
 TASKS = dict.fromkeys(("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"), POLICY)
 REMEDIES = {

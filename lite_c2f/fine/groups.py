@@ -102,14 +102,8 @@ def search(
         group_trial = measure(current, confirmation_prompts)
         gain, error = paired_difference(group_trial.rewards, single_trial.rewards)
         ended = group_trial.figures["eos"] >= min_eos
-        result |= {
-            "confirmation": {
-                "single": single_trial.figures,
-                "groups": group_trial.figures,
-                "gain": gain,
-                "gain_se": error,
-            }
-        }
+        figures = {"single": single_trial.figures, "groups": group_trial.figures}
+        result["confirmation"] = {**figures, "gain": gain, "gain_se": error}
         result["better"] = bool(ended and gain > MIN_STANDARD_ERRORS * error)
     result["untried"] = max(0, len(candidates) - max(0, budget - 3))
     result["verdict"] = verdict(result)

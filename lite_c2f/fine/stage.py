@@ -20,13 +20,7 @@ from lite_c2f.runtime.svg import document
 from lite_c2f.storage.files import write_json, write_text
 
 
-def make_fine(
-    config: Config,
-    models: ModelPair,
-    corpus: Corpus,
-    run: Path,
-    sink: ProgressSink,
-) -> None:
+def make_fine(config: Config, models: ModelPair, corpus: Corpus, run: Path, sink: ProgressSink) -> None:
     """Choose a ratio (unless it is configured) and merge the residue into the instruct model."""
     settings, layer_ratios = config.fine, None
     ratio = settings.ratio

@@ -13,9 +13,7 @@ from lite_c2f.fine.delta import read_tensor
 from lite_c2f.fine.shards import TensorEntry, part_of
 from lite_c2f.fine.tensor_names import EMBEDDINGS, HEADS, is_embedding, is_named
 
-UNTOUCHED_REMEDY = (
-    "train without the embedding and the head (all-linear leaves them out, and no modules_to_save of them)"
-)
+KEEP_EMBEDDING = "train without the embedding and the head (all-linear leaves them out, and no modules_to_save of them)"
 
 
 def check_tokens(base: Path, instruct: Path, changed: list[str]) -> str | None:
@@ -49,12 +47,11 @@ def check_tokens(base: Path, instruct: Path, changed: list[str]) -> str | None:
     rows = (
         [] if sizes[0] == sizes[1] else [f"vocab_size is {sizes[0]} in the base and {sizes[1]} in the instruct model"]
     )
-    differ = ", ".join(
-        [f"{len(base_tokens.keys() & instruct_tokens.keys())} tokens are in both vocabularies", *counts, *rows]
-    )
+    shared = len(base_tokens.keys() & instruct_tokens.keys())
+    differ = ", ".join([f"{shared} tokens are in both vocabularies", *counts, *rows])
     if touched := [name for name in changed if is_embedding(name)]:
         got = f"the adapter changes '{touched[0]}', and the tokens of '{base}' and '{instruct}' differ: {differ}"
-        raise ModelError.because(got, "the same tokens in both, or a change of the layers alone", UNTOUCHED_REMEDY)
+        raise ModelError.because(got, "the same tokens in both, or a change of the layers alone", KEEP_EMBEDDING)
     return f"{differ}; the adapter changes neither embedding nor head, so that both stay the instruct model's"
 
 

@@ -187,27 +187,24 @@ def choose_batches(config: Config, sizes: Bytes, available: float | None) -> Bat
         if batch != "auto":
             return min(int(batch), rows)
         top = max(min(rows, useful), 1)
-        return largest_fitting(
-            top,
-            lambda size: (
-                available is None or all(_stage_need(config, sizes, n, size).total <= available for n in names)
-            ),
-        )
+
+        def fits(size: int) -> bool:
+            return available is None or all(_stage_need(config, sizes, n, size).total <= available for n in names)
+
+        return largest_fitting(top, fits)
 
     reward, coarse, evaluation = config.reward, config.coarse, config.evaluation
     micro = fitting(reward.micro_batch, reward.batch, max_tokens // (2 * sum(lengths_of(config, "reward"))), "reward")
     if reward.micro_batch == "auto":  # whole micro-batches make up the batch
         micro = next(size for size in range(micro, 0, -1) if reward.batch % size == 0)
     rows, useful = coarse.rollouts // coarse.minibatches, max_tokens // sum(lengths_of(config, "coarse"))
-    prompts, side_by_side = (
-        max(evaluation.prompts, config.fine.prompts),
-        EVALUATION_ROWS * (4 if available is None else 1),
-    )
+    prompts = max(evaluation.prompts, config.fine.prompts)
+    evaluation_rows = EVALUATION_ROWS * (4 if available is None else 1)
     return BatchPlan(
         micro,
         fitting(coarse.sampling_batch, coarse.rollouts, coarse.rollouts, "coarse_sampling"),
         fitting(coarse.micro_batch, rows, useful, "coarse_update", "coarse_scoring"),
-        fitting(evaluation.batch, prompts, side_by_side, "comparison"),
+        fitting(evaluation.batch, prompts, evaluation_rows, "comparison"),
     )
 
 

@@ -10,11 +10,7 @@ from lite_c2f.errors import ConfigError
 from lite_c2f.memory.sizes import GIBIBYTE, Bytes
 from lite_c2f.memory.stages import STAGES, Need, answer_settings, largest_fitting, lengths_of
 
-VARIABLE_PARTS = (
-    "activations",
-    "KV cache",
-    "log-prob tile",
-)  # parts of a need that depend on batches and lengths
+VARIABLE_PARTS = ("activations", "KV cache", "log-prob tile")  # parts of a need that depend on batches and lengths
 PROMPT_KEY = "data.max_prompt_tokens"
 MIN_TOKENS = 8  # smallest allowed prompt and answer length, in tokens
 

@@ -37,11 +37,7 @@ def compare(
 
 
 def sweep(
-    run: str | Path,
-    ratios: Sequence[float] | None = None,
-    *,
-    sink: ProgressSink | None = None,
-    group_budget: int = 0,
+    run: str | Path, ratios: Sequence[float] | None = None, *, sink: ProgressSink | None = None, group_budget: int = 0
 ) -> dict[str, Any]:
     """Score ratios of a finished run's residue without merging; returns what it writes to RUN/fine/sweep.json.
 

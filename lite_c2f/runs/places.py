@@ -49,9 +49,7 @@ def check_places(
     """
     if recorded is None:
         return _check_files(run, config, before, models)
-    places = {
-        name: (_name_and_revision(recorded, name), _name_and_revision(config, name)) for name in ModelPair._fields
-    }
+    places = {name: (_location(recorded, name), _location(config, name)) for name in ModelPair._fields}
     moved = [f"model.{name}={shlex.quote(new[0])}" for name, (old, new) in places.items() if new != old]
     unchanged = {name: new[0] for name, (old, new) in places.items() if new == old and Path(new[0]).is_absolute()}
     check_model_folders(run, config, unchanged, moved)
@@ -91,9 +89,7 @@ def _check_files(run: Path, config: Config, before: Mapping[str, str], models: M
     """Raise RunError unless the models have the recorded files; their former location is not known."""
     for name, folder in _folders(config, models).items():
         if any(key.startswith(f"model.{name}: ") for key in before):
-            _check_same_files(
-                run, name, None, _name_and_revision(config, name)[0], before, fingerprints_of(name, folder)
-            )
+            _check_same_files(run, name, None, _location(config, name)[0], before, fingerprints_of(name, folder))
     return {}
 
 
@@ -101,7 +97,7 @@ def _folders(config: Config, models: ModelPair | None) -> dict[str, str]:
     """The models' folders by name; without those of unresolved hub names."""
     if models:
         return models._asdict()
-    places = {name: _name_and_revision(config, name)[0] for name in ModelPair._fields}
+    places = {name: _location(config, name)[0] for name in ModelPair._fields}
     return {name: place for name, place in places.items() if place != TOY and Path(place).is_dir()}
 
 
@@ -124,5 +120,5 @@ def _check_same_files(
             raise RunError.because(got, "a folder with the same files", "name that folder, or use another --run-dir")
 
 
-def _name_and_revision(config: Config, name: str) -> tuple[str, str | None]:
+def _location(config: Config, name: str) -> tuple[str, str | None]:
     return getattr(config.model, name), getattr(config.model, f"{name}_revision")

@@ -45,12 +45,7 @@ class Panel(NamedTuple):
 
 
 def figure(
-    panels: Sequence[Panel],
-    columns: int = 1,
-    width: int = 320,
-    height: int = 150,
-    label: str = "",
-    legend: bool = True,
+    panels: Sequence[Panel], columns: int = 1, width: int = 320, height: int = 150, label: str = "", legend: bool = True
 ) -> str:
     """Panels as one <svg>, row by row; a legend below them where there is more than one name.
 

@@ -82,12 +82,7 @@ def benchmark(
     config = resolve(config, plan_here(config, models.base))
     from lite_c2f.evaluation.lm_eval.model import silence_harness
 
-    with (
-        disk_errors.as_user_errors(run),
-        locked(run),
-        recording(run, sink, is_finished) as sink,
-        silence_harness(),
-    ):
+    with disk_errors.as_user_errors(run), locked(run), recording(run, sink, is_finished) as sink, silence_harness():
         sink.on_stage("tasks", 0, "tasks")
         request = load_tasks(tasks, fewshot, lambda done, total: show_loading(sink, done, total))
         check_answers_fit(request.tasks, shared_context(models))
