@@ -16,7 +16,7 @@ import typer
 from lite_c2f.errors import C2FError, FollowerError
 from lite_c2f.runtime.signals import HANGUP, discard_output
 
-PROCESS_LOST = "another process ended (killed, or out of memory?); the same command goes on from the last checkpoint"
+PROCESS_LOST = "another process ended (killed, or out of memory?); the same command continues from the last checkpoint"
 
 
 @contextlib.contextmanager

@@ -158,7 +158,7 @@ def print_judgment(judgment: dict[str, Any], run: Path) -> None:
             table.add_row(category, *(str(row[name]) for name in ("win", "tie", "loss", "unread")), rate)
         console.print(table)
         if result["agreement"] is not None:
-            console.print(f"the judge says the same in both orders in {result['agreement']:.0%} of the pairs")
+            console.print(f"the same verdict in both orders in {result['agreement']:.0%} of the pairs")
     if grades := judgment.get("grades"):
         names = list(dict.fromkeys(name for row in grades.values() for name in row))
         table = Table(title="Grades, 1 to 10", title_justify="left")
@@ -187,7 +187,9 @@ def print_probe(result: dict[str, Any], run: Path) -> None:
         table.add_row(str(layer) if layer else "embeddings", *(f"{value:.2e}" for value in row))
     console.print(table)
     for name, row in result["said"].items():
-        console.print(f"{name:<10} says one in {row['bad_words']:.1%} of its answers, refuses in {row['refusals']:.1%}")
+        console.print(
+            f"{name:<10} unwanted words in {row['bad_words']:.1%} of the answers, refusals in {row['refusals']:.1%}"
+        )
     ratio = "ratios by layer" if result.get("layer_ratios") else f"ratio {result['ratio']:g}"
     about = f"{result['prompts']} prompts, {ratio}; the curve is in {run / 'evaluation' / 'probe.svg'}"
     console.print(Text(about), soft_wrap=True)

@@ -8,7 +8,7 @@ from rich.table import Column
 from rich.text import Text
 
 FIGURES = ("reward", "limit", "hit_limit", "kl", "tokens_per_s", "accuracy", "loss", "ratio", "eos")
-PLAIN_LINE_SECONDS = 10.0  # seconds between lines where there is no terminal
+PLAIN_LINE_SECONDS = 10.0  # seconds between lines without a terminal
 
 
 class TerminalSink:

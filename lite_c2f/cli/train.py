@@ -39,7 +39,7 @@ def train(
     run_dir: Annotated[Path | None, typer.Option(help="Run directory (default: run.dir of the config).")] = None,
     stage: Annotated[Stage | None, typer.Option(help="Run this stage alone.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Fail where there is no run yet; one that exists continues anyway.")
+        bool, typer.Option("--resume", help="Fail if there is no run yet; an existing one continues in any case.")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Continue although data, models or settings have changed.")

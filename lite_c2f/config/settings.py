@@ -232,9 +232,7 @@ class Run(Section):
         10, ge=1, description="Steps (PPO updates, reward model's optimiser steps) between checkpoints."
     )
     checkpoint_minutes: float = Field(10.0, gt=0, description="Longest time between checkpoints, at the next update.")
-    keep_checkpoints: int = Field(
-        2, ge=1, description="Checkpoints kept, beside the one whose policy earned the best reward."
-    )
+    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept, besides the one with the best reward.")
 
 
 class Hardware(Section):

@@ -23,7 +23,7 @@ TIE_VALUES = {"", "none", "null", "nan", "0.5", "tie", "tied", "draw", "both", "
 class Cells(NamedTuple):
     """Cells of a row by their use, and the columns without one."""
 
-    prompt: Any  # None where there is none, or an empty one
+    prompt: Any  # None if missing or empty
     input: Any  # Alpaca's input: appended to the prompt
     history: Any  # Alpaca's history: pairs of earlier prompts and answers
     system: Any
@@ -61,7 +61,7 @@ def cells_of(row: dict[str, Any], columns: Columns | None = None, *, pairs: bool
     used: set[str] = set()
 
     def first(options: Sequence[str]) -> Any:
-        """The first of these columns that holds something, else any of them; _MISSING where there is none."""
+        """The cell of the first of these columns that is not empty, else of the first; _MISSING without columns."""
         if not options:
             return _MISSING
         column = options[0]

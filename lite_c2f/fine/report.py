@@ -188,7 +188,7 @@ def model_card(report: MergeReport, instruct: Path, base: Path | None, trained_o
 
 
 def card_metadata(file: Path) -> dict[str, Any]:
-    """The YAML block at the head of a model card; {} where there is none."""
+    """The YAML block at the head of a model card; {} if there is none."""
     try:
         match = re.match(r"---\n(.*?)\n---", file.read_text(encoding="utf-8"), re.DOTALL)
         metadata = yaml.safe_load(match[1]) if match else None

@@ -20,20 +20,20 @@ def check_model_folders(run: Path, config: Config, folders: Mapping[str, str], s
 
     folders: by name (`base`, `instruct`); settings: further overrides for that command.
     """
-    gone = {name: folder for name, folder in folders.items() if not Path(folder).is_dir()}
-    if not gone:
+    missing = {name: folder for name, folder in folders.items() if not Path(folder).is_dir()}
+    if not missing:
         return
-    moved = [name for name in gone if Path(getattr(config.model, name)).is_absolute()]
+    moved = [name for name in missing if Path(getattr(config.model, name)).is_absolute()]
     new = {name: "NEW" if len(moved) == 1 else f"NEW_{name.upper()}" for name in moved}
     words = ["lite-c2f", "train", shlex.quote(str(run)), *settings]
     command = " ".join([*words, *(f"model.{name}={new[name]}" for name in moved)])
     if moved:
         remedy = f"name the new folder: `{command}`"
     else:
-        verb, pronoun = "make" if config.model.base == TOY else "fetch", "it" if len(gone) == 1 else "them"
+        verb, pronoun = "make" if config.model.base == TOY else "fetch", "it" if len(missing) == 1 else "them"
         remedy = f"{verb} {pronoun} again: `{command}`"
-    what = " and ".join(f"{name} model '{folder}'" for name, folder in gone.items())
-    got, expected = ("is gone", "the folder") if len(gone) == 1 else ("are gone", "the folders")
+    what = " and ".join(f"{name} model '{folder}'" for name, folder in missing.items())
+    got, expected = ("is gone", "the folder") if len(missing) == 1 else ("are gone", "the folders")
     raise RunError.because(f"{what} of '{run}' {got}", f"{expected} it was made with", remedy)
 
 

@@ -111,14 +111,14 @@ class ProgressFile:
         """Write the file with these fields changed. On a full disk the file stays unchanged and nothing is raised."""
         self.progress = self.progress._replace(updated=time.time(), **changes)
         self._written = time.monotonic()
-        beside = self._file.with_name(f".{FILE}.partial-{os.getpid()}")
+        temporary = self._file.with_name(f".{FILE}.partial-{os.getpid()}")
         try:
             content = {FILE_KEYS.get(name, name): value for name, value in self.progress._asdict().items()}
-            beside.write_text(json.dumps({"schema": SCHEMA, **content}) + "\n", encoding="utf-8")
-            beside.replace(self._file)
+            temporary.write_text(json.dumps({"schema": SCHEMA, **content}) + "\n", encoding="utf-8")
+            temporary.replace(self._file)
         except OSError:
             with contextlib.suppress(OSError):
-                beside.unlink()
+                temporary.unlink()
 
 
 @contextlib.contextmanager

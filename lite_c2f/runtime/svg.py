@@ -47,7 +47,7 @@ class Panel(NamedTuple):
 def figure(
     panels: Sequence[Panel], columns: int = 1, width: int = 320, height: int = 150, label: str = "", legend: bool = True
 ) -> str:
-    """Panels as one <svg>, row by row; a legend below them where there is more than one name.
+    """Panels as one <svg>, row by row; a legend below them if there is more than one name.
 
     width, height: of a panel, in units of the viewBox, in which text is 11 high. label: for readers who cannot see it.
     """

@@ -73,7 +73,7 @@ FORMAT_NOTES = {
 class ServerError(NamedTuple):
     """The error of a server that did not answer a request."""
 
-    message: str  # "" where there is none
+    message: str  # "" if there is none
     param: str  # the parameter it is about, if named
     code: str  # codes and types, with spaces between
 
