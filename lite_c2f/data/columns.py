@@ -34,7 +34,7 @@ class Cells(NamedTuple):
     rest: dict[str, Any]  # the other columns whose cell is not null
 
 
-class UsualColumns(NamedTuple):
+class _UsualColumns(NamedTuple):
     """The columns of a row that have usual names, by use, in the order in which they are tried."""
 
     spellings: dict[str, str]  # name in small letters -> column
@@ -100,30 +100,30 @@ def cells_of(row: dict[str, Any], columns: Columns | None = None, *, pairs: bool
     values = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     rest = {str(name): cell for name, cell in row.items() if name not in used and cell is not None}
     return Cells(
-        value_or_none(messages_or_value(prompt)),
-        value_or_none(extra_input),
-        value_or_none(history),
-        value_or_none(system),
-        value_or_none(chosen),
-        value_or_none(rejected),
-        (value_or_none(ended[0]), value_or_none(ended[1])),
+        _value_or_none(messages_or_value(prompt)),
+        _value_or_none(extra_input),
+        _value_or_none(history),
+        _value_or_none(system),
+        _value_or_none(chosen),
+        _value_or_none(rejected),
+        (_value_or_none(ended[0]), _value_or_none(ended[1])),
         frozenset([name for name, value in values.items() if value is not _MISSING]),
         rest,
     )
 
 
-def value_or_none(value: Any) -> Any:
+def _value_or_none(value: Any) -> Any:
     return None if value is _MISSING or is_empty(value) else value
 
 
 @lru_cache(maxsize=64)
-def _usual_columns(columns: tuple[str, ...], pairs: bool) -> UsualColumns:
+def _usual_columns(columns: tuple[str, ...], pairs: bool) -> _UsualColumns:
     names = spellings(columns)
 
     def present(*options: str) -> tuple[str, ...]:
         return tuple(names[name] for name in options if name in names)
 
-    return UsualColumns(
+    return _UsualColumns(
         spellings=names,
         prompt=present(*PROMPT_COLUMNS) if pairs else present(*PROMPT_COLUMNS[:3], "turns", *PROMPT_COLUMNS[3:]),
         input=present("input"),
