@@ -55,7 +55,7 @@ def test_no_pickle_no_shell_no_foreign_code_no_clock_that_can_be_set(file):
                 assert given["trust_remote_code"] == "False", f"line {node.lineno}"  # left out, it asks at a terminal
                 assert "Model" not in name or given["use_safetensors"] == "True", f"line {node.lineno}"
             if name == "yaml.load":
-                assert given["Loader"] == "NoKeyTwice"  # a SafeLoader
+                assert given["Loader"] == "UniqueKeyLoader"  # a SafeLoader
 
 
 def test_code_in_a_model_folder_is_not_run(editable, edit_json, capsys):
