@@ -1,4 +1,4 @@
-"""Errors a user can fix. The CLI prints them as one line on stderr and exits with code 2."""
+"""Errors that a user can fix. The command line prints them as one line on stderr and exits with code 2."""
 
 from typing import Self
 
@@ -13,7 +13,7 @@ class C2FError(Exception):
 
     @classmethod
     def because(cls, got: str, expected: str, do: str) -> Self:
-        """Build the one-line message every error of ours has: got / expected / do this."""
+        """An error whose one-line message says what was got, what was expected and what to do."""
         return cls(f"{got}; expected {expected}; {do}")
 
 
@@ -22,7 +22,7 @@ class ConfigError(C2FError):
 
 
 class EmptyConfigError(ConfigError):
-    """A configuration file sets nothing: it was cut off, or never written."""
+    """A configuration file without any setting: truncated, or never written."""
 
 
 class DataError(C2FError):
@@ -30,29 +30,29 @@ class DataError(C2FError):
 
 
 class ModelError(C2FError):
-    """A model folder, a tokenizer or an adapter cannot be used, alone or together with another."""
+    """A model folder, a tokenizer or an adapter cannot be used, or does not fit the others."""
 
     @classmethod
-    def of_gguf(cls, place: str) -> Self:
-        """For a model in llama.cpp's format. place: the subject of the sentence."""
+    def for_gguf(cls, subject: str) -> Self:
+        """An error for a model in llama.cpp's format. subject: of the message, such as a quoted path."""
         return cls.because(
-            f"{place} is a GGUF, quantised weights in llama.cpp's format",
+            f"{subject} is a GGUF, quantised weights in llama.cpp's format",
             "a full-precision model folder with safetensors",
             "take the original model that it was made from, or convert it to such a folder",
         )
 
 
 class NonFiniteError(ModelError):
-    """A number is infinite or none at all, where training or sampling needs a finite one."""
+    """A value is infinite or NaN where training or sampling needs a finite one."""
 
 
 class FollowerError(C2FError):
-    """Another process of the same run has failed, and says why."""
+    """Another process of the same run has failed and reports the reason."""
 
 
 class RunError(C2FError):
-    """A run directory is missing something, is in the way, or belongs to another configuration."""
+    """A run directory is incomplete, cannot be written to, or belongs to another configuration."""
 
 
 class MemoryFullError(C2FError):
-    """Memory ran out, and there is nothing left to make smaller."""
+    """Memory ran out, and no batch size can be reduced further."""

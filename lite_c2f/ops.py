@@ -25,7 +25,7 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, eps:
 
 
 def explained_variance(predicted: Tensor, target: Tensor, mask: Tensor) -> float:
-    """1 - Var(target - predicted) / Var(target) over the mask's entries: 1 is a perfect critic, 0 a constant one."""
+    """1 - Var(target - predicted) / Var(target) over the mask's entries: 1 for a perfect critic, 0 a constant one."""
     variance = masked_var(target, mask)
     if variance <= 1e-12:
         return 0.0
@@ -43,8 +43,8 @@ def token_logprobs(
     Logits of 32,000 words cost 125 KiB per token in float32; TRL's kernel works on tiles of them.
     """
     tile = min(4096, head.weight.shape[0])
-    wanted = ("entropy",) if entropy else ()
+    outputs = ("entropy",) if entropy else ()
     logprobs, entropies, *_ = ChunkedLogProbFunction.apply(
-        hidden, head.weight, head.bias, targets, temperature, tile, head.softcap, head.scale, wanted
+        hidden, head.weight, head.bias, targets, temperature, tile, head.softcap, head.scale, outputs
     )
     return logprobs, entropies

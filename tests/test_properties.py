@@ -41,7 +41,7 @@ from lite_c2f.reward.score import Normalizer
 from lite_c2f.runtime.batch_size import ENOUGH_TOKENS, BatchSize
 from lite_c2f.sampling import Responses
 from lite_c2f.storage.checkpoints import HASHES, STATE, TENSORS, Checkpoint, CheckpointStore
-from lite_c2f.storage.files import append_line, cut_lines, read_lines, write_jsonl
+from lite_c2f.storage.files import append_line, filter_lines, read_lines, write_jsonl
 from lite_c2f.toy.build import CHAT_TEMPLATE, make_tokenizer
 
 
@@ -634,8 +634,8 @@ def test_lines_come_back_and_a_half_written_one_goes(tmp_path_factory, records, 
     content = file.read_bytes()
     file.write_bytes(content[: chooser.randint(0, len(content))])
     whole = file.read_bytes().count(b"\n")
-    cut_lines(file, lambda record: True)
+    filter_lines(file, lambda record: True)
     assert read_lines(file) in (records[:whole], records[: whole + 1])  # one may lack its line break alone
     kept = len(read_lines(file))
-    cut_lines(file, lambda record: record != records[0])
+    filter_lines(file, lambda record: record != records[0])
     assert read_lines(file) == [record for record in records[:kept] if record != records[0]]

@@ -11,7 +11,7 @@ import torch
 
 from lite_c2f.config.settings_diff import first_difference
 from lite_c2f.errors import ModelError, RunError
-from lite_c2f.runs.fingerprints import changes, fingerprint, refuse_changes
+from lite_c2f.runs.fingerprints import changed_inputs, fingerprint, refuse_changes
 from lite_c2f.runtime import disk_errors
 from lite_c2f.runtime.log import FILE, LoggedSink, redact, written_to_log
 from lite_c2f.runtime.progress import SilentSink
@@ -55,7 +55,7 @@ def test_no_pickle_no_shell_no_foreign_code_no_clock_that_can_be_set(file):
                 assert given["trust_remote_code"] == "False", f"line {node.lineno}"  # left out, it asks at a terminal
                 assert "Model" not in name or given["use_safetensors"] == "True", f"line {node.lineno}"
             if name == "yaml.load":
-                assert given["Loader"] == "NoKeyTwice"  # a SafeLoader
+                assert given["Loader"] == "UniqueKeyLoader"  # a SafeLoader
 
 
 def test_code_in_a_model_folder_is_not_run(editable, edit_json, capsys):
@@ -162,7 +162,7 @@ def test_inputs_are_told_apart(tmp_path):
             file.write(b"x")
         marks.append(fingerprint(large))
     assert len(set(marks)) == 3 and "ends" in marks[0]
-    told = changes({"a": "1", "b": "2"}, {"b": "3", "c": "4"})
+    told = changed_inputs({"a": "1", "b": "2"}, {"b": "3", "c": "4"})
     assert told == ["a was 1, is gone", "b was 2, is 3", "c was not there, is 4"]
     with pytest.raises(RunError, match=r"a was 1, is gone \(and 2 more\).*--force"):
         refuse_changes(tmp_path, {"a": "1", "b": "2"}, {"b": "3", "c": "4"}, force=False)

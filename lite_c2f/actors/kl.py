@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lite_c2f.actors.answers import Answer
 from lite_c2f.data.encode import pad_right
-from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
+from lite_c2f.runtime.batch_size import BatchSize, groups_by_length, retry_smaller
 
 Hidden = Callable[[Tensor], Tensor]  # tokens (B, T) -> final hidden states (B, T, H)
 KL_TOKENS = 256  # positions whose logits are in memory at once: 64 MiB at vocabulary 32,000
@@ -41,7 +41,9 @@ def mean_kl(
 
     def summed_kl(at_once: int) -> float:
         total = 0.0
-        for chosen in groups(sorted(range(len(rows)), key=lengths.__getitem__), lengths, at_once * max(lengths)):
+        for chosen in groups_by_length(
+            sorted(range(len(rows)), key=lengths.__getitem__), lengths, at_once * max(lengths)
+        ):
             tokens, real = pad_right([rows[row][0] + rows[row][1] for row in chosen], pad_id)
             for index, row in enumerate(chosen):
                 real[index, : len(rows[row][0])] = False

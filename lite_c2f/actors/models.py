@@ -21,7 +21,7 @@ from lite_c2f.config.settings import CHAT, Config
 from lite_c2f.data.encode import answer_end, encode_answer, encode_chat, encode_prompt, turn_end
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ModelError, RunError
-from lite_c2f.memory.stages import JUDGED_ROWS
+from lite_c2f.memory.stages import SCORED_ROWS
 from lite_c2f.reward.score import Normalizer, score, scored_row
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.runtime.batch_size import BatchSize
@@ -201,7 +201,7 @@ class RewardModel:
         """One normalised reward per answer, all read in the base's prompt style, which the reward model learned."""
         rows = self.rows(prompts, answers)
         batch = self.config.evaluation.batch
-        at_once = JUDGED_ROWS if batch == "auto" else min(JUDGED_ROWS, batch)
+        at_once = SCORED_ROWS if batch == "auto" else min(SCORED_ROWS, batch)
         raw = score(self.roles, rows, pad_id=padding_id(self.tokenizer), batch=at_once)
         return [self.normalizer(float(value)) for value in raw]
 

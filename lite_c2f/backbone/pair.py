@@ -96,7 +96,7 @@ def different_token(
 def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json of a model folder. Raises ModelError naming the folder or the file."""
     if folder.suffix.lower() == ".gguf" and not folder.is_dir():
-        raise ModelError.of_gguf(f"'{folder}'")
+        raise ModelError.for_gguf(f"'{folder}'")
     if not folder.is_dir():
         raise ModelError.because(
             f"no folder '{folder}'",
@@ -104,7 +104,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "check the path; of a hub model, `hf download` it",
         )
     if not (folder / "config.json").is_file() and (gguf := first_gguf(folder)):
-        raise ModelError.of_gguf(f"'{folder}' holds '{gguf}' and no config.json: it")
+        raise ModelError.for_gguf(f"'{folder}' holds '{gguf}' and no config.json: it")
     return _read_object(folder / "config.json")
 
 

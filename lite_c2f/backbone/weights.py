@@ -53,7 +53,7 @@ def read_index(folder: Path) -> dict[str, str]:
 def no_weights(folder: Path) -> ModelError:
     """The error for a folder without safetensors, naming what it holds instead."""
     if gguf := first_gguf(folder):
-        return ModelError.of_gguf(f"'{folder}' holds '{gguf}' and no safetensors: it")
+        return ModelError.for_gguf(f"'{folder}' holds '{gguf}' and no safetensors: it")
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
     return ModelError.because(
         f"no {SINGLE} or {INDEX} in '{folder}'" + (f", only the pickle '{pickles[0]}'" if pickles else ""),

@@ -23,7 +23,7 @@ from lite_c2f.chat.prompts import one_line
 from lite_c2f.data.encode import pad_right
 from lite_c2f.errors import ModelError
 from lite_c2f.memory.sizes import PROMPT_TOKENS
-from lite_c2f.runtime.batch_size import free, groups, is_out_of_memory
+from lite_c2f.runtime.batch_size import free, groups_by_length, is_out_of_memory
 from lite_c2f.sampling.cache import SlotCache
 from lite_c2f.sampling.draw import Sampling, draw, penalize, uniforms
 from lite_c2f.sampling.stops import Stops
@@ -111,7 +111,9 @@ class AnswerRows:
         self._arrange(sorted([*self.rows, *new], key=lambda row: row.model))
         slots = {id(row): slot for slot, row in enumerate(self.rows)}
         lengths = [len(row.prompt) for row in new]
-        for group in groups(sorted(range(len(new)), key=lambda index: lengths[index]), lengths, PROMPT_TOKENS):
+        for group in groups_by_length(
+            sorted(range(len(new)), key=lambda index: lengths[index]), lengths, PROMPT_TOKENS
+        ):
             rows = sorted((new[index] for index in group), key=lambda row: row.model)
             _by_halves(rows, lambda part: self._prefill(part, [slots[id(row)] for row in part]))
 

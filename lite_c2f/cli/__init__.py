@@ -7,17 +7,17 @@ from lite_c2f.cli.root import app
 
 # in the order of --help
 # isort: off
-from lite_c2f.cli import train, merge, chat, evaluate, votes, tools  # noqa: F401  they add their subcommands
+from lite_c2f.cli import train, merge, chat, evaluate, votes, tools  # noqa: F401  imported to register their subcommands
 # isort: on
 
 __all__ = ["app", "main"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: 0 done, 2 the user can fix it, 1 a bug, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 2 an error that the user can fix, 1 a bug, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
     commands = {command.name or str(getattr(command.callback, "__name__", "")) for command in app.registered_commands}
-    with exit_codes.codes(words, commands):
-        code = app(args=exit_codes.debug_first(words), standalone_mode=False)
-    if code:  # typer hands back 130 for Ctrl-C
+    with exit_codes.handled_errors(words, commands):
+        code = app(args=exit_codes.move_debug_first(words), standalone_mode=False)
+    if code:  # typer returns 130 for Ctrl-C
         sys.exit(code)

@@ -1,4 +1,4 @@
-"""Subcommands to talk to a run: chat, app."""
+"""Subcommands that chat with a run: chat, app."""
 
 import sys
 from pathlib import Path
@@ -7,34 +7,34 @@ from typing import Annotated
 import typer
 
 from lite_c2f.cli import exit_codes
-from lite_c2f.cli.root import LOOK, Run, app
+from lite_c2f.cli.root import LOOK_GROUP, Run, app
 from lite_c2f.cli.train import demo
 from lite_c2f.runs.published import check_actors_published
 
 
-@app.command(rich_help_panel=LOOK, epilog="Example: lite-c2f chat runs/toy")
+@app.command(rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f chat runs/toy")
 def chat(run: Run) -> None:
     """Talk to Coarse, Fine and baseline in the terminal."""
-    exit_codes.quiet()
+    exit_codes.silence_libraries()
     from lite_c2f.cli.chat_terminal import run_terminal
 
     run_terminal(run)
 
 
-@app.command("app", rich_help_panel=LOOK, epilog="Example: lite-c2f app runs/toy --port 7860")
+@app.command("app", rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f app runs/toy --port 7860")
 def web(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run directory (default: runs/toy).")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --auth.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
     auth: Annotated[
         str | None,
-        typer.Option(help="user:password; in the variable nobody else on the machine sees it.", envvar="LITE_C2F_AUTH"),
+        typer.Option(help="user:password; other users cannot see it in the variable.", envvar="LITE_C2F_AUTH"),
     ] = None,
     root_path: Annotated[
         str | None, typer.Option(help="Behind a proxy: the page's address there, or its path alone.")
     ] = None,
     merged: Annotated[
-        bool, typer.Option(help="Also load the published model: the Fine Actor at the merged ratio is then that one.")
+        bool, typer.Option(help="Also load the published model, and use it for the Fine Actor at the merged ratio.")
     ] = False,
     training: Annotated[
         bool | None,
@@ -48,14 +48,14 @@ def web(
     if run is None and not has_toy_run():
         _offer_toy_run(DEFAULT_RUN)
     check_actors_published(find_run(run))
-    exit_codes.quiet()
+    exit_codes.silence_libraries()
     from lite_c2f.ui.app import serve
 
     serve(run, host, port, auth, root_path, merged=merged, training=training)
 
 
 def _offer_toy_run(run: Path) -> None:
-    """Ask a person at a terminal whether to make the toy run now; others are told how by `find_run`."""
+    """Offer to make the toy run if stdin is a terminal; otherwise `find_run` raises an error that names the command."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
     question = f"No run given and none in {run}: make the toy run now (about 4 minutes)?"

@@ -1,4 +1,4 @@
-"""A chat with the actors in the terminal: live panels for a person, plain lines for a pipe."""
+"""Terminal chat with the actors: live panels on a terminal, plain lines for a pipe."""
 
 import contextlib
 import sys
@@ -18,12 +18,12 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError
 
 REFRESH = 20  # screen updates a second
-WIDE = 100  # columns of a terminal in which answers stand side by side
+WIDE = 100  # terminal width from which answers are shown side by side
 HELP = "/ratio 0.5   /seed 1   /tokens 256   /clear   /help   /quit"
 
 
 def run_terminal(run_dir: str | Path) -> None:
-    """Chat with the three actors of a run; prompts from a pipe are answered line by line, plainly.
+    """Chat with the three actors of a run; prompts from a pipe are answered one per line as plain text.
 
     Commands: /ratio 0.5, /seed N, /tokens N, /clear, /quit. Raises RunError for an unfinished run.
     """
@@ -67,7 +67,7 @@ class ChatTerminal:
                 return
 
     def _command(self, name: str = "", value: str = "") -> bool:
-        """Carry out one command; False means leave."""
+        """Run one command; returns False for /quit."""
         if name == "quit":
             return False
         if name == "help":
@@ -90,48 +90,48 @@ class ChatTerminal:
 
     def _ask(self, prompt: str) -> None:
         histories = {pane: [*turns, Turn("human", prompt)] for pane, turns in self.histories.items()}
-        events = {pane: Reply(pane, "", 0, 0.0, None) for pane in PANES}
+        replies = {pane: Reply(pane, "", 0, 0.0, None) for pane in PANES}
         stream = self.chat.stream(histories, settings=self.settings)
         if self.live:
-            events = self._watch(stream, events)
-            self.console.print(_panels(events, self.console.width))
+            replies = self._show_live(stream, replies)
+            self.console.print(_panels(replies, self.console.width))
         else:
-            events.update({event.pane: event for event in stream})
-            for event in events.values():
-                self.console.print(Text(f"{event.pane} ({event.status}): {printable(event.text)}"), soft_wrap=True)
-        self.histories = with_answers(histories, events)
+            replies.update({reply.pane: reply for reply in stream})
+            for reply in replies.values():
+                self.console.print(Text(f"{reply.pane} ({reply.status}): {printable(reply.text)}"), soft_wrap=True)
+        self.histories = with_answers(histories, replies)
 
-    def _watch(self, stream: Iterator[Reply], events: dict[str, Reply]) -> dict[str, Reply]:
-        """Show the answers while they grow; Ctrl-C ends them."""
+    def _show_live(self, stream: Iterator[Reply], replies: dict[str, Reply]) -> dict[str, Reply]:
+        """Show the answers while they are generated; Ctrl-C stops them."""
         width, drawn = self.console.width, 0.0
-        with Live(_panels(events, width), console=self.console, auto_refresh=False, transient=True) as live:
+        with Live(_panels(replies, width), console=self.console, auto_refresh=False, transient=True) as live:
             try:
-                for event in stream:
-                    events[event.pane] = event
+                for reply in stream:
+                    replies[reply.pane] = reply
                     if time.monotonic() - drawn > 1 / REFRESH:
                         drawn = time.monotonic()
-                        live.update(_panels(events, width), refresh=True)
+                        live.update(_panels(replies, width), refresh=True)
             except KeyboardInterrupt:
                 return {
-                    pane: event if event.finish else event._replace(finish="stopped") for pane, event in events.items()
+                    pane: reply if reply.finish else reply._replace(finish="stopped") for pane, reply in replies.items()
                 }
-        return events
+        return replies
 
 
-def _panels(events: Mapping[str, Reply], width: int) -> Columns | Group:
-    """The answers side by side where there is room, else one below the other."""
+def _panels(replies: Mapping[str, Reply], width: int) -> Columns | Group:
+    """The answers side by side if the terminal is wide enough, else one below the other."""
     wide = width >= WIDE
     panels = [
         Panel(
-            Group(Text(printable(event.text)), Text(event.status, style="dim")),
-            title=TITLES[event.pane],
-            width=width // len(events) - 1 if wide else None,
+            Group(Text(printable(reply.text)), Text(reply.status, style="dim")),
+            title=TITLES[reply.pane],
+            width=width // len(replies) - 1 if wide else None,
         )
-        for event in events.values()
+        for reply in replies.values()
     ]
     return Columns(panels, padding=(0, 1, 0, 0)) if wide else Group(*panels)
 
 
 def printable(text: str) -> str:
-    """Text without control characters: a model may not steer the terminal."""
+    """Text without control characters, with which a model could control the terminal."""
     return "".join(char for char in text if char.isprintable() or char in "\n\t")

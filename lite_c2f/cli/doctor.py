@@ -1,4 +1,4 @@
-"""What somebody needs to know to help: versions, GPU, whether 4-bit works, disk, tokenizers; and how a run is doing."""
+"""Doctor: versions, GPU, 4-bit check, disk and tokenizers for a problem report; and the state of a run."""
 
 import os
 import platform
@@ -10,26 +10,26 @@ from typing import Any
 
 from lite_c2f.errors import C2FError, RunError
 
-STATES = {
+STATE_TEXTS = {
     "running": "running",
-    "stopping": "running; it was asked to stop, and finishes its step",
+    "stopping": "running; stops after this step",
     "finished": "finished: everything is published",
     "failed": "failed",
     "killed": "stopped without a message: killed, or the machine went down",
-    "interrupted": "stopped by a signal; what was done is saved",
-    "unfinished": "stopped; the stages that were asked for are done",
-    "unknown": "stopped; how is not written down",
+    "interrupted": "stopped by a signal; its work is saved",
+    "unfinished": "stopped; the requested stages are done",
+    "unknown": "stopped; there is no record of how",
 }
-NEEDED_GIB = 5.0  # for adapters, checkpoints and libraries' caches; models need what `plan` says
+NEEDED_GIB = 5.0  # for adapters, checkpoints and libraries' caches; for models see `plan`
 
 
 WIDTHS = (64, 576, 4096)  # input features that 4-bit layers are tried with: the toy pair's, SmolLM2's, a 7B model's
 
 
-def examine(models: Sequence[Path] = ()) -> dict[str, Any]:
-    """A flat block of facts, and under `problems` what has to be mended and how; nothing in it is secret.
+def system_report(models: Sequence[Path] = ()) -> dict[str, Any]:
+    """{name: value} of the system, and a list of `problems` with remedies; it contains no secrets.
 
-    models: folders whose tokenizers are tried too.
+    models: folders whose tokenizers are checked too.
     """
     import psutil
     import torch
@@ -42,7 +42,7 @@ def examine(models: Sequence[Path] = ()) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
     }
-    for requirement in required():
+    for requirement in requirements():
         try:
             report[requirement.name] = version(requirement.name)
         except PackageNotFoundError:
@@ -59,7 +59,7 @@ def examine(models: Sequence[Path] = ()) -> dict[str, Any]:
         report["bfloat16"] = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         report["gpu"] = "none"
-    report["4-bit"] = four_bit()
+    report["4-bit"] = check_four_bit()
     free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
     report["disk free"] = f"{free_gib:.1f} GiB"
     report["toy models"] = str(cache_root())
@@ -72,15 +72,15 @@ def examine(models: Sequence[Path] = ()) -> dict[str, Any]:
     return report
 
 
-def required() -> list[Any]:
-    """What lite_c2f itself requires, without its extras: `packaging` requirements."""
+def requirements() -> list[Any]:
+    """Requirements of lite_c2f (`packaging` objects), without those of its extras."""
     from packaging.requirements import Requirement
 
-    return [wanted for wanted in map(Requirement, requires("lite_c2f") or ()) if wanted.marker is None]
+    return [requirement for requirement in map(Requirement, requires("lite_c2f") or ()) if requirement.marker is None]
 
 
 def tokenizer_problem(model: Path) -> str | None:
-    """What is wrong with the tokenizer in a model folder, and what to do; None where it gives texts back unchanged."""
+    """Problem and remedy of the tokenizer in a model folder; None if it decodes texts unchanged."""
     from lite_c2f.backbone.load import load_tokenizer
     from lite_c2f.backbone.round_trip import check_round_trip
 
@@ -92,10 +92,10 @@ def tokenizer_problem(model: Path) -> str | None:
 
 
 def problems(report: dict[str, Any], free_gib: float) -> list[str]:
-    """What keeps a run from working here, each with what to do."""
+    """Problems that keep a run from working here, each with its remedy."""
     sentences = []
-    for requirement in required():
-        if (problem := unmet(str(requirement))) is not None:
+    for requirement in requirements():
+        if (problem := requirement_problem(str(requirement))) is not None:
             sentences.append(problem)
     if not str(report["4-bit"]).startswith("works"):
         sentences.append(f"4-bit weights: {report['4-bit']}; reinstall bitsandbytes for this system")
@@ -109,30 +109,30 @@ def problems(report: dict[str, Any], free_gib: float) -> list[str]:
     return sentences
 
 
-def unmet(requirement: str) -> str | None:
-    """What is wrong with an installed package, None where it is as required."""
+def requirement_problem(requirement: str) -> str | None:
+    """Problem and remedy of a required package; None if it is installed as required."""
     from packaging.requirements import Requirement
 
-    wanted = Requirement(requirement)
+    required = Requirement(requirement)
     try:
-        installed = version(wanted.name)
+        installed = version(required.name)
     except PackageNotFoundError:
-        return f"{wanted.name} is missing; pip install '{wanted}'"
-    if not wanted.specifier.contains(installed, prereleases=True):
-        return f"{wanted.name} is {installed}; pip install '{wanted}'"
+        return f"{required.name} is missing; pip install '{required}'"
+    if not required.specifier.contains(installed, prereleases=True):
+        return f"{required.name} is {installed}; pip install '{required}'"
     return None
 
 
-def examine_run(run: Path) -> dict[str, Any]:
-    """How far a run is, which checkpoints are whole, who works in it, how its log ends, and what to do next.
+def run_report(run: Path) -> dict[str, Any]:
+    """Progress of a run, its checkpoints, the process that works in it, the last log line, and the next command.
 
-    Raises RunError where there is none.
+    Raises RunError if there is no run.
     """
     from lite_c2f.config.loading import load_config
     from lite_c2f.runs.manifest import check_run, read_manifest
-    from lite_c2f.runs.places import refuse_gone
+    from lite_c2f.runs.places import check_model_folders
     from lite_c2f.runs.published import STAGES, is_published
-    from lite_c2f.runs.state import progress_of
+    from lite_c2f.runs.state import read_run_progress
     from lite_c2f.runtime.log import last_line
 
     if not (run / "run.json").is_file():
@@ -142,22 +142,22 @@ def examine_run(run: Path) -> dict[str, Any]:
     report: dict[str, Any] = {"run": str(run), "made with": manifest.get("lite_c2f", "?")}
     problems: list[str] = []
     for stage in STAGES:
-        report[stage], damaged = stage_of(run, stage, is_published(run, stage))
+        report[stage], damaged = stage_report(run, stage, is_published(run, stage))
         problems += damaged
     report["comparison"] = "made" if (run / "evaluation" / "actors.json").is_file() else "not made"
     try:
         config = load_config(run / "config.yaml")
         check_run(run, config)
-        refuse_gone(run, config, manifest["models"])
+        check_model_folders(run, config, manifest["models"])
     except C2FError as error:
         problems.append(str(error))
-    progress, line = progress_of(run), last_line(run)
+    progress, last_log_line = read_run_progress(run), last_line(run)
     worker = progress.worker
     report["in use"] = str(worker or "no")
-    report["state"] = STATES[progress.state] + (f": {progress.message}" if progress.message else "")
+    report["state"] = STATE_TEXTS[progress.state] + (f": {progress.message}" if progress.message else "")
     if progress.current is not None and progress.current.part is not None:
-        report["state"] += f", {doing(progress.current)}"
-    report["log ends"] = line or "no log"
+        report["state"] += f", {progress_text(progress.current)}"
+    report["log ends"] = last_log_line or "no log"
     unfinished = report["comparison"] == "not made"
     if worker is None and unfinished and not problems:
         report["continue with"] = f"lite-c2f train {run / 'config.yaml'}"
@@ -165,45 +165,45 @@ def examine_run(run: Path) -> dict[str, Any]:
     return report
 
 
-def doing(progress: Any) -> str:
-    """What a process is at, in words: the part, its step, and the time left where that is known."""
-    steps = "" if progress.step is None else f" {progress.step} of {progress.of or '?'} {progress.unit}"
+def progress_text(progress: Any) -> str:
+    """Progress of a process as text: the part, its step, and the time left if known."""
+    steps = "" if progress.step is None else f" {progress.step} of {progress.total_steps or '?'} {progress.unit}"
     left = "" if progress.seconds_left is None else f", about {progress.seconds_left / 60:.0f} minutes left in it"
     return f"{progress.part}{steps}{left}"
 
 
-def stage_of(run: Path, stage: str, published: bool) -> tuple[str, list[str]]:
-    """A stage in a line, and a sentence for each checkpoint that is damaged."""
+def stage_report(run: Path, stage: str, published: bool) -> tuple[str, list[str]]:
+    """(one line about a stage, a sentence for each damaged checkpoint)."""
     from lite_c2f.storage.checkpoints import CheckpointStore
     from lite_c2f.storage.files import read_lines
 
     store = CheckpointStore(run / stage / "checkpoints")
-    whole, damaged = store.newest_folder()
+    intact, damaged = store.newest_folder()
     if published:
         return "published", damaged
-    lines = [line for line in read_lines(run / "metrics.jsonl") if line.get("stage") == stage]
-    parts = [f"{lines[-1]['step']} steps done" if lines else "not begun"]
-    if lines and "reward" in lines[-1]:
-        parts.append(f"reward {lines[-1]['reward']:+.2f}, limit {lines[-1]['limit']:.0f}")
-    if whole is not None:
-        best = store.best_folder(scores_of(run, lines)) if stage == "coarse" else None
-        parts.append(f"goes on from {whole.name}" + (f", best {best.name}" if best not in (None, whole) else ""))
+    rows = [row for row in read_lines(run / "metrics.jsonl") if row.get("stage") == stage]
+    parts = [f"{rows[-1]['step']} steps done" if rows else "not begun"]
+    if rows and "reward" in rows[-1]:
+        parts.append(f"reward {rows[-1]['reward']:+.2f}, limit {rows[-1]['limit']:.0f}")
+    if intact is not None:
+        best = store.best_folder(checkpoint_scores(run, rows)) if stage == "coarse" else None
+        parts.append(f"goes on from {intact.name}" + (f", best {best.name}" if best not in (None, intact) else ""))
     return "; ".join(parts), damaged
 
 
-def scores_of(run: Path, lines: list[dict[str, Any]]) -> dict[int, float]:
-    """What the policies of a coarse stage's checkpoints earned; nothing where the settings cannot be read."""
+def checkpoint_scores(run: Path, rows: list[dict[str, Any]]) -> dict[int, float]:
+    """Rewards of the policies in a coarse stage's checkpoints; empty if the settings cannot be read."""
     from lite_c2f.coarse.checkpoints import policy_rewards
     from lite_c2f.config.loading import load_config
 
     try:
-        return policy_rewards([line["reward"] for line in lines], load_config(run / "config.yaml"))
+        return policy_rewards([row["reward"] for row in rows], load_config(run / "config.yaml"))
     except (C2FError, KeyError):
         return {}
 
 
-def four_bit() -> str:
-    """Whether 4-bit layers compute on this device what their unpacked weights compute, in each type they may use."""
+def check_four_bit() -> str:
+    """Result of comparing 4-bit layers with their unpacked weights on this device, for each dtype in use."""
     import torch
 
     from lite_c2f.backbone.four_bit import describe, trials
@@ -213,12 +213,12 @@ def four_bit() -> str:
         device = torch.device("cuda" if on_gpu else "cpu")
         dtypes = [torch.float32] + [torch.float16] * on_gpu
         dtypes += [torch.bfloat16] * (not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False))
-        tried = trials(device, dtypes, WIDTHS)
+        results = trials(device, dtypes, WIDTHS)
     except Exception as error:
         return f"fails: {' '.join(str(error).split())[:120]}"
-    bad = [trial for trial in tried if not trial.passed]
+    bad = [trial for trial in results if not trial.passed]
     if bad:
         return f"wrong: {describe(max(bad, key=lambda trial: trial.error / trial.tolerance), device)}"
-    largest = (max(trial.error for trial in tried if trial.dtype == dtype and trial.product) for dtype in dtypes)
+    largest = (max(trial.error for trial in results if trial.dtype == dtype and trial.product) for dtype in dtypes)
     errors = (f"{str(dtype).removeprefix('torch.')} {error:.1g}" for dtype, error in zip(dtypes, largest, strict=True))
-    return f"works (relative errors: {', '.join(errors)}; packing {tried[0].error:.3f})"
+    return f"works (relative errors: {', '.join(errors)}; packing {results[0].error:.3f})"

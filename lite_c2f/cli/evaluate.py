@@ -1,4 +1,4 @@
-"""Subcommands that say how good a run is: eval, judge, probe, report."""
+"""Subcommands that evaluate a run: eval, judge, probe, report."""
 
 import json
 from enum import StrEnum
@@ -8,21 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from lite_c2f.cli import exit_codes
-from lite_c2f.cli.root import LOOK, Overrides, Run, app
+from lite_c2f.cli.root import LOOK_GROUP, Overrides, Run, app
 from lite_c2f.errors import ConfigError
 
 
 class JudgeMode(StrEnum):
-    """Ways to judge."""
+    """Judging modes."""
 
     pairwise = "pairwise"
     single = "single"
 
 
 @app.command(
-    "eval",
-    rich_help_panel=LOOK,
-    epilog="Example: lite-c2f eval runs/toy --tasks gsm8k,arc_challenge --limit 200",
+    "eval", rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f eval runs/toy --tasks gsm8k,arc_challenge --limit 200"
 )
 def evaluate(
     run: Run,
@@ -35,7 +33,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Most documents of a task.")] = None,
     fewshot: Annotated[int | None, typer.Option(min=0, help="Examples in a prompt (default: each task's own).")] = None,
     chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Ask each actor in the form it was trained in.")
+        bool, typer.Option("--chat-template", help="Use each actor's own prompt template.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -47,7 +45,7 @@ def evaluate(
     if tasks is None and options:
         option = next(iter(options)).replace("_", "-")
         raise ConfigError.because(f"--{option} without --tasks", "tasks to use it on", "add --tasks, or leave it out")
-    exit_codes.quiet()
+    exit_codes.silence_libraries()
     if tasks is not None:
         _benchmark(run, tasks.split(","), overrides or [], options, as_json=as_json)
         return
@@ -56,7 +54,7 @@ def evaluate(
     from lite_c2f.pipeline.comparison import evaluate as run_evaluate
 
     sink = TerminalSink()
-    with exit_codes.going_on(sink.close, "the same command"):
+    with exit_codes.interruption_hint(sink.close, "the same command"):
         summary = run_evaluate(run, overrides or [], sink=sink)
     if as_json:
         typer.echo(json.dumps(summary["actors"]))
@@ -65,7 +63,7 @@ def evaluate(
 
 
 @app.command(
-    rich_help_panel=LOOK,
+    rich_help_panel=LOOK_GROUP,
     epilog="Example: lite-c2f judge runs/a --questions question.jsonl --url http://127.0.0.1:8000/v1 --judge M",
 )
 def judge(
@@ -89,17 +87,17 @@ def judge(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Let a language model judge the actors, in the way of MT-Bench; writes RUN/evaluation/judge-MODE.json."""
-    exit_codes.quiet()
+    exit_codes.silence_libraries()
     from lite_c2f.cli.tables import print_judgment
     from lite_c2f.cli.terminal import TerminalSink
     from lite_c2f.evaluation.llm_judge.judges import Endpoint, Local
     from lite_c2f.evaluation.llm_judge.stage import judge as run_judge
 
-    server = Endpoint(url, judge) if url else None  # an address that is none is refused before anything is loaded
+    server = Endpoint(url, judge) if url else None  # raises for an invalid address before anything is loaded
     if server is None and not Path(judge).is_dir():
         raise ConfigError.because(f"--judge '{judge}': no such folder", "a model folder, or --url", "check the path")
     sink = TerminalSink()
-    with exit_codes.going_on(sink.close, "the same command"):
+    with exit_codes.interruption_hint(sink.close, "the same command"):
         result = run_judge(
             run,
             questions,
@@ -114,16 +112,16 @@ def judge(
     typer.echo(json.dumps(result)) if as_json else print_judgment(result, run)
 
 
-@app.command(rich_help_panel=LOOK, epilog="Example: lite-c2f probe runs/toy --words bad-words.txt")
+@app.command(rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f probe runs/toy --words bad-words.txt")
 def probe(
     run: Run,
-    words: Annotated[Path, typer.Option(help="A text file with an unwanted word or phrase a line.")],
+    words: Annotated[Path, typer.Option(help="A text file with one unwanted word or phrase per line.")],
     prompts: Annotated[Path | None, typer.Option(help="Prompts, a data file (default: held-out prompts).")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most prompts to use.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Where unwanted words begin, layer by layer, with the residue and without; and how often they are said."""
-    exit_codes.quiet()
+    """Probability of unwanted words by layer, with and without the residue; and how often answers contain them."""
+    exit_codes.silence_libraries()
     from lite_c2f.cli.tables import print_probe
     from lite_c2f.cli.terminal import TerminalSink
     from lite_c2f.evaluation.probe_stage import probe as run_probe
@@ -136,12 +134,12 @@ def probe(
     typer.echo(json.dumps(result)) if as_json else print_probe(result, run)
 
 
-@app.command(rich_help_panel=LOOK, epilog="Example: lite-c2f report runs/toy")
+@app.command(rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f report runs/toy")
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN]...", help="A run directory, or several to compare.")],
     out: Annotated[Path | None, typer.Option(help="The page to write about several runs.")] = None,
 ) -> None:
-    """Write one HTML page of a run (RUN/report/index.html), or of several next to each other; and as Markdown."""
+    """Write an HTML and a Markdown report of a run (RUN/report/index.html), or of several for comparison."""
     from lite_c2f.evaluation.report import write_comparison, write_report
 
     if len(runs) == 1 and out is not None:
@@ -156,6 +154,6 @@ def _benchmark(run: Path, tasks: list[str], overrides: list[str], options: dict[
     from lite_c2f.evaluation.lm_eval.table import print_benchmarks
 
     sink = TerminalSink()
-    with exit_codes.going_on(sink.close, "the same command"):
+    with exit_codes.interruption_hint(sink.close, "the same command"):
         result = benchmark(run, tasks, overrides=overrides, sink=sink, **options)
     typer.echo(json.dumps(result)) if as_json else print_benchmarks(result, run)

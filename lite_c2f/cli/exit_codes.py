@@ -1,4 +1,4 @@
-"""How a command ends (0 done, 2 the user can fix it, 1 a bug, 130 interrupted), and what libraries may say in it."""
+"""Exit codes (0 done, 2 an error that the user can fix, 1 a bug, 130 interrupted), and the libraries' output."""
 
 import contextlib
 import logging
@@ -14,19 +14,19 @@ from types import FrameType
 import typer
 
 from lite_c2f.errors import C2FError, FollowerError
-from lite_c2f.runtime.signals import HANGUP, fall_silent
+from lite_c2f.runtime.signals import HANGUP, discard_output
 
-LOST = "another process ended (killed, or out of memory?); the same command goes on from the last checkpoint"
+PROCESS_LOST = "another process ended (killed, or out of memory?); the same command continues from the last checkpoint"
 
 
 @contextlib.contextmanager
-def codes(words: Sequence[str], commands: Collection[str]) -> Iterator[None]:
-    """Inside the block what people can fix ends in one line on stderr and code 2; with --debug in a traceback.
+def handled_errors(words: Sequence[str], commands: Collection[str]) -> Iterator[None]:
+    """In the block, an error that the user can fix becomes one line on stderr and exit code 2 (--debug: a traceback).
 
-    given: the words of the command line; commands: names of the commands, to say whose --help to read.
+    words: of the command line; commands: names of the commands, to name the --help to read.
     """
     debug = "--debug" in words
-    _end_on_sigterm()
+    _interrupt_on_sigterm()
     try:
         yield
     except FollowerError as error:
@@ -49,8 +49,8 @@ def codes(words: Sequence[str], commands: Collection[str]) -> Iterator[None]:
         sys.exit(_fail(f"error: {message}", 2))
     except Exception as error:
         if _process_lost(error):
-            sys.exit(_fail(f"error: {LOST}", 1))
-        if not hasattr(error, "format_message"):  # not typer's own usage errors: a bug of ours
+            sys.exit(_fail(f"error: {PROCESS_LOST}", 1))
+        if not hasattr(error, "format_message"):  # no usage error of typer's: a bug
             raise
         text = " ".join(error.format_message().split()) if words else error.format_message()
         command = next((f" {word}" for word in words if word in commands), "")
@@ -58,16 +58,18 @@ def codes(words: Sequence[str], commands: Collection[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def going_on(close: Callable[[], None], command: str, begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Inside the block an interruption is followed by what to do to go on.
+def interruption_hint(
+    close: Callable[[], None], command: str, begun: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
+    """In the block, an interruption prints how to continue.
 
-    close: called at the end in any case; command: to continue with; begun: is there anything to continue?
+    close: always called at the end; command: to continue with; begun: whether there is anything to continue.
     """
     try:
         yield
     except KeyboardInterrupt:
         close()
-        if process() == 0:
+        if process_number() == 0:
             saved = f"what was done is saved. Continue with: {command}" if begun() else "nothing was begun"
             typer.echo(f"interrupted; {saved}", err=True)
         raise
@@ -75,21 +77,21 @@ def going_on(close: Callable[[], None], command: str, begun: Callable[[], bool] 
         close()
 
 
-def debug_first(words: Sequence[str]) -> list[str]:
-    """Let --debug stand anywhere in the command."""
+def move_debug_first(words: Sequence[str]) -> list[str]:
+    """The words with --debug first, so that it is accepted anywhere in the command."""
     return [*(["--debug"] if "--debug" in words else []), *(word for word in words if word != "--debug")]
 
 
-def process() -> int:
+def process_number() -> int:
     """The number of this process among those of a launcher, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
-def quiet() -> None:
-    """Keep the libraries' own bars and notices off the terminal, unless --debug asks for them.
+def silence_libraries() -> None:
+    """Silence the libraries' progress bars and messages, unless --debug is given.
 
-    Threads that wait for each other spin only shortly: with the default, a second busy process on a two-core machine
-    made training 5 to 20 times slower; with this 2.5 times, and nothing is lost alone (benchmarks/LOG.md).
+    Also shortens the busy waiting of OpenMP threads: with the default, a second busy process on a two-core machine made
+    training 5 to 20 times slower, with this 2.5 times; alone it makes no difference (benchmarks/LOG.md).
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -108,7 +110,7 @@ def quiet() -> None:
 
 
 def _fail(text: str, code: int) -> int:
-    number = process()
+    number = process_number()
     print(text if number == 0 else f"process {number}: {text}", file=sys.stderr)
     return code
 
@@ -121,8 +123,8 @@ def _process_lost(error: Exception) -> bool:
     return is_lost(error)
 
 
-def _end_on_sigterm() -> None:
-    """SIGTERM and a closed terminal end a command as Ctrl-C does: things are put away, exit code 130."""
+def _interrupt_on_sigterm() -> None:
+    """Let SIGTERM and a closed terminal end a command as Ctrl-C does: with cleanup and exit code 130."""
     if threading.current_thread() is not threading.main_thread():
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -131,5 +133,5 @@ def _end_on_sigterm() -> None:
 
 
 def _hung_up(number: int, frame: FrameType | None) -> None:
-    fall_silent()
+    discard_output()
     raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Subcommands around the Knowledge Residue Merger: merge, sweep."""
+"""Subcommands of the Knowledge Residue Merger: merge, sweep."""
 
 import json
 import math
@@ -9,20 +9,20 @@ from typing import Annotated
 import typer
 
 from lite_c2f.cli import exit_codes
-from lite_c2f.cli.root import TRAIN, Run, app
+from lite_c2f.cli.root import TRAIN_GROUP, Run, app
 from lite_c2f.errors import ConfigError
 from lite_c2f.fine.sparsify import NONE, SPARSIFY, Treatment
 
 
 class Rounding(StrEnum):
-    """Ways to round merged weights."""
+    """Rounding modes of merged weights."""
 
     nearest = "nearest"
     stochastic = "stochastic"
 
 
 class Dtype(StrEnum):
-    """Types of merged weights."""
+    """Dtypes of merged weights."""
 
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -30,7 +30,7 @@ class Dtype(StrEnum):
 
 
 @app.command(
-    rich_help_panel=TRAIN,
+    rich_help_panel=TRAIN_GROUP,
     epilog="Example: lite-c2f merge --adapter runs/a/coarse/adapter --base B --instruct I --out fine --ratio 0.75",
 )
 def merge(
@@ -44,7 +44,7 @@ def merge(
     ] = None,
     allow_negative: Annotated[bool, typer.Option(help="Allow negative ratios.")] = False,
     sparsify: Annotated[
-        str, typer.Option(metavar="|".join(SPARSIFY), help="Thin the residue out; needs --density.")
+        str, typer.Option(metavar="|".join(SPARSIFY), help="Sparsify the residue; needs --density.")
     ] = NONE,
     density: Annotated[float | None, typer.Option(help="Share of the residue's elements to keep, 0 to 1.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of dare and of stochastic rounding.")] = 0,
@@ -60,7 +60,7 @@ def merge(
 ) -> None:
     """The Knowledge Residue Merger alone: W_fine = W_instruct + ratio * dW."""
     if verify:
-        exit_codes.quiet()
+        exit_codes.silence_libraries()
     from lite_c2f.cli.tables import print_merge
     from lite_c2f.cli.terminal import TerminalSink
     from lite_c2f.fine.merge import merge as run_merge
@@ -97,7 +97,7 @@ def merge(
 
 
 def parse_ratios(text: str) -> list[float]:
-    """Ratios from text with commas between. Raises ConfigError for anything but finite numbers above 0.
+    """Ratios of a comma-separated text. Raises ConfigError for anything but finite numbers above 0.
 
     >>> parse_ratios("0.5,1")
     [0.5, 1.0]
@@ -116,7 +116,7 @@ def _checked_ratios(text: str) -> str:
     return text
 
 
-@app.command(rich_help_panel=TRAIN, epilog="Example: lite-c2f sweep runs/toy --ratios 0.25,0.5,0.75,1.0,1.25")
+@app.command(rich_help_panel=TRAIN_GROUP, epilog="Example: lite-c2f sweep runs/toy --ratios 0.25,0.5,0.75,1.0,1.25")
 def sweep(
     run: Run,
     ratios: Annotated[
@@ -129,16 +129,16 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score ratios of the residue without merging; writes RUN/fine/sweep.json and its curve sweep.svg."""
-    exit_codes.quiet()
-    wanted = parse_ratios(ratios)
+    exit_codes.silence_libraries()
+    parsed_ratios = parse_ratios(ratios)
     from lite_c2f.cli.tables import ratio_table
     from lite_c2f.cli.terminal import TerminalSink
     from lite_c2f.pipeline.comparison import sweep as run_sweep
     from lite_c2f.runs.manifest import open_run
 
     sink = TerminalSink()
-    with exit_codes.going_on(sink.close, "the same command"):
-        result = run_sweep(run, wanted, sink=sink, group_budget=budget if per_layer_groups else 0)
+    with exit_codes.interruption_hint(sink.close, "the same command"):
+        result = run_sweep(run, parsed_ratios, sink=sink, group_budget=budget if per_layer_groups else 0)
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -1,4 +1,4 @@
-"""The command `lite-c2f` itself, and what its subcommands share."""
+"""Root of the command `lite-c2f`, and the arguments that its subcommands share."""
 
 import re
 from pathlib import Path
@@ -17,50 +17,50 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-SETTING = re.compile(r"[a-z_]+(\.\w+)*=")
-CONFIG = "A YAML file, such as configs/toy.yaml; a first KEY=VALUE instead changes the defaults."
+OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=")
+CONFIG_HELP = "A YAML file, such as configs/toy.yaml; a first KEY=VALUE instead changes the defaults."
 
 
-def _without_zero(name: str) -> str:
-    if "\0" in name:  # no file has one
+def _without_null(name: str) -> str:
+    if "\0" in name:  # not allowed in file names
         raise typer.BadParameter("embedded null byte")
     return name
 
 
 def config_and_overrides(config: str, overrides: list[str] | None) -> tuple[Path | None, list[str]]:
-    """The configuration file, None where the first word is a setting already, and all settings.
+    """(configuration file, overrides); the file is None if the first word is an override already.
 
     >>> config_and_overrides("run.seed=1", ["lora.r=4"])
     (None, ['run.seed=1', 'lora.r=4'])
     """
     settings = list(overrides or [])
-    if SETTING.match(config) and not is_file(config):
+    if OVERRIDE.match(config) and not is_file(config):
         return None, [config, *settings]
     return Path(config), settings
 
 
 def is_file(name: str) -> bool:
-    """Is there such a file? Not under a name that no disk takes."""
+    """Whether the file exists; False for names that the system refuses."""
     try:
         return Path(name).is_file()
     except OSError:
         return False
 
 
-def finished_run(run: Path) -> Path:
-    """The run directory, refused before any library is imported where it has no actors to ask."""
+def checked_run(run: Path) -> Path:
+    """The run directory. Raises RunError before slow imports if its Coarse or Fine Actor is not published."""
     check_actors_published(run)
     return run
 
 
-TRAIN, LOOK, TOOLS = "Train", "Look", "Tools"  # groups of commands in --help
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", callback=finished_run)]
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG, callback=_without_zero)]
+TRAIN_GROUP, LOOK_GROUP, TOOLS_GROUP = "Train", "Look", "Tools"  # groups of commands in --help
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", callback=checked_run)]
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HELP, callback=_without_null)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(version: bool) -> None:
+    if version:
         from lite_c2f import __version__
 
         typer.echo(__version__)
@@ -74,4 +74,4 @@ def root(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    """The options that all commands share, which are read by `exit_codes` and by the callback."""

@@ -1,4 +1,4 @@
-"""Tables that a command ends with, and what to do next."""
+"""Tables of results that commands print, with the next commands."""
 
 import sys
 from pathlib import Path
@@ -24,50 +24,52 @@ def comparison_table(summary: dict[str, Any]) -> Table:
         "analytic": "analytic",
     }
     actors = summary["actors"]
-    shown = [name for name in columns if all(name in figures for figures in actors.values())]
+    names = [name for name in columns if all(name in figures for figures in actors.values())]
     table = Table(title="Held-out prompts", title_justify="left")
     table.add_column("actor")
-    for name in shown:
+    for name in names:
         table.add_column(columns[name], justify="right")
-    for actor, found in actors.items():
+    for actor, figures in actors.items():
         style = "bold" if actor == "fine" else ""
-        table.add_row(actor, *(_cell(name, found[name]) for name in shown), style=style)
+        table.add_row(actor, *(_format(name, figures[name]) for name in names), style=style)
     return table
 
 
 def source_table(summary: dict[str, Any]) -> Table | None:
-    """What the actors and the reward model reach on each data source; None where there are not several.
+    """Results of the actors and the reward model by data source; None for a single source.
 
-    The accuracies after the reward are the toy world's; the reward model's is on held-out pairs.
+    The accuracy after the reward exists for the toy world only; the reward model's accuracy is on held-out pairs.
     """
-    of_actors = summary.get("by_source", {})
-    of_pairs = summary.get("reward_model", {}).get("accuracy_by_source", {})
-    names = short_names([*of_actors, *of_pairs])
+    actor_figures = summary.get("by_source", {})
+    pair_accuracies = summary.get("reward_model", {}).get("accuracy_by_source", {})
+    names = short_names([*actor_figures, *pair_accuracies])
     if len(names) < 2:
         return None
     table = Table(title="By data source: mean reward, and accuracy where answers can be checked", title_justify="left")
     table.add_column("actor")
     for name in names.values():
         table.add_column(Text(name), justify="right", overflow="fold")
-    for actor in dict.fromkeys(actor for row in of_actors.values() for actor in row):
-        cells = [of_actors.get(source, {}).get(actor, {}) for source in names]
+    for actor in dict.fromkeys(actor for row in actor_figures.values() for actor in row):
+        cells = [actor_figures.get(source, {}).get(actor, {}) for source in names]
         table.add_row(actor, *map(_reward_cell, cells), style="bold" if actor == "fine" else "")
-    if of_actors:
-        prompts = [max((row["prompts"] for row in of_actors.get(source, {}).values()), default=0) for source in names]
+    if actor_figures:
+        prompts = [
+            max((row["prompts"] for row in actor_figures.get(source, {}).values()), default=0) for source in names
+        ]
         table.add_row("prompts", *(f"{count}" for count in prompts), end_section=True)
-    if of_pairs:
-        ranked = (f"{of_pairs[source]:.3f}" if source in of_pairs else "" for source in names)
+    if pair_accuracies:
+        ranked = (f"{pair_accuracies[source]:.3f}" if source in pair_accuracies else "" for source in names)
         table.add_row("pairs ranked right", *ranked)
     return table
 
 
-def _reward_cell(figures_of: dict[str, float]) -> str:
-    right = f" ({figures_of['accuracy']:.3f})" if "accuracy" in figures_of else ""
-    return _cell("reward", figures_of["reward"]) + right if figures_of else ""
+def _reward_cell(figures: dict[str, float]) -> str:
+    accuracy = f" ({figures['accuracy']:.3f})" if "accuracy" in figures else ""
+    return _format("reward", figures["reward"]) + accuracy if figures else ""
 
 
 def ratio_table(result: dict[str, Any], run: Path, models: Any = None) -> None:
-    """Print the ratios that were tried, the chosen one marked; those by group of layers; and what to do next.
+    """Print the ratios that were tried with the chosen one marked, those by group of layers, and the next command.
 
     models: the base and the instruct model of the run.
     """
@@ -80,7 +82,7 @@ def ratio_table(result: dict[str, Any], run: Path, models: Any = None) -> None:
     for name in columns:
         table.add_column(short.get(name, name), justify="right", overflow="fold")
     for row in result["tried"]:
-        cells = (f"{row[name]:g}" if name == "ratio" else _cell(name, row[name]) for name in columns)
+        cells = (f"{row[name]:g}" if name == "ratio" else _format(name, row[name]) for name in columns)
         table.add_row(*cells, style="bold" if row["ratio"] == result["chosen"] else "")
     console.print(table)
     console.print(f"chosen {result['chosen']:g}: {result['rule']}")
@@ -93,8 +95,8 @@ def ratio_table(result: dict[str, Any], run: Path, models: Any = None) -> None:
             table.add_column(name, justify="left" if name == "tried" else "right")
         for trial in grouped["trials"]:
             gain = (f"{trial['gain']:+.3f}", f"{trial['gain_se']:.3f}") if "gain" in trial else ("", "")
-            figures_of = (f"{trial['reward']:+.3f}", f"{trial['eos']:.3f}", *gain, "yes" if trial["kept"] else "no")
-            table.add_row(trial["change"], *figures_of, style="bold" if trial["kept"] else "")
+            figures = (f"{trial['reward']:+.3f}", f"{trial['eos']:.3f}", *gain, "yes" if trial["kept"] else "no")
+            table.add_row(trial["change"], *figures, style="bold" if trial["kept"] else "")
         console.print(table)
         console.print(Text(grouped["verdict"]), soft_wrap=True)
     console.print(Text(f"\nThe curve is in {run / 'fine' / 'sweep.svg'}."), soft_wrap=True)
@@ -103,11 +105,11 @@ def ratio_table(result: dict[str, Any], run: Path, models: Any = None) -> None:
         option = f"--layer-ratios {run / 'fine' / 'layer-ratios.yaml'}"
     base, instruct = (models.base, models.instruct) if models else ("BASE", "INSTRUCT")
     command = f"lite-c2f merge --adapter {run / 'coarse' / 'adapter'} --base {base} --instruct {instruct} --out OUT"
-    console.print(Text(f"Next, to merge at what was found:\n  {command} {option}"), soft_wrap=True)
+    console.print(Text(f"Next, to merge with this:\n  {command} {option}"), soft_wrap=True)
 
 
 def print_merge(report: Any, out: Path) -> None:
-    """What a merge did, in figures that say whether it worked, and what to do next. report: a `MergeReport`."""
+    """Print the figures that show whether a merge worked, and the next command. report: a `MergeReport`."""
     console, totals = Console(highlight=False), report.totals
     rows = {"weights changed": f"{totals['tensors']} tensors, {totals['elements']:,} elements"}
     if totals["relative_change"] is not None:
@@ -140,14 +142,14 @@ def print_merge(report: Any, out: Path) -> None:
     shares = sorted({row["ratio"] for row in report.tensors.values()})
     ratio = f"ratio {shares[0]:g}" if len(shares) == 1 else f"ratios {shares[0]:g} to {shares[-1]:g}"
     text = f"merged at {ratio} into {out}; every figure in {out / 'merge.json'}"
-    following = f'AutoModelForCausalLM.from_pretrained("{out}"), or any server that reads such folders'
-    console.print(Text(f"{text}\n\nNext:\n  {following}"), soft_wrap=True)
+    next_commands = f'AutoModelForCausalLM.from_pretrained("{out}"), or any server that reads such folders'
+    console.print(Text(f"{text}\n\nNext:\n  {next_commands}"), soft_wrap=True)
 
 
-def print_judgment(found: dict[str, Any], run: Path) -> None:
-    """Tables of a judgment, by category, and where the texts are."""
+def print_judgment(judgment: dict[str, Any], run: Path) -> None:
+    """Print the tables of a judgment by category, and the file with all texts."""
     console = Console(highlight=False)
-    for title, result in found.get("pairs", {}).items():
+    for title, result in judgment.get("pairs", {}).items():
         table = Table(title=title, title_justify="left")
         for name in ("category", "win", "tie", "loss", "unread", "rate"):
             table.add_column(name, justify="left" if name == "category" else "right")
@@ -156,8 +158,8 @@ def print_judgment(found: dict[str, Any], run: Path) -> None:
             table.add_row(category, *(str(row[name]) for name in ("win", "tie", "loss", "unread")), rate)
         console.print(table)
         if result["agreement"] is not None:
-            console.print(f"the judge says the same in both orders in {result['agreement']:.0%} of the pairs")
-    if grades := found.get("grades"):
+            console.print(f"the same verdict in both orders in {result['agreement']:.0%} of the pairs")
+    if grades := judgment.get("grades"):
         names = list(dict.fromkeys(name for row in grades.values() for name in row))
         table = Table(title="Grades, 1 to 10", title_justify="left")
         table.add_column("")
@@ -166,16 +168,17 @@ def print_judgment(found: dict[str, Any], run: Path) -> None:
         for name in names:
             table.add_row(name, *(f"{row[name]:g}" if name in row else "" for row in grades.values()))
         console.print(table)
-    for sentence in across_turns(found):
+    for sentence in across_turns(judgment):
         console.print(sentence)
-    about = f"{found['questions']} questions, judged by {found['judge']}"
+    about = f"{judgment['questions']} questions, judged by {judgment['judge']}"
     console.print(
-        Text(f"{about}; every text is in {run / 'evaluation' / ('judge-' + found['mode'] + '.json')}"), soft_wrap=True
+        Text(f"{about}; every text is in {run / 'evaluation' / ('judge-' + judgment['mode'] + '.json')}"),
+        soft_wrap=True,
     )
 
 
 def print_probe(result: dict[str, Any], run: Path) -> None:
-    """Probability of unwanted words by layer, and how often they are said."""
+    """Print the probability of unwanted words by layer, and how often answers contain them."""
     console = Console(highlight=False)
     table = Table(title="Probability that an answer begins with an unwanted word", title_justify="left")
     for name in ("layer", *result["layers"]):
@@ -184,20 +187,22 @@ def print_probe(result: dict[str, Any], run: Path) -> None:
         table.add_row(str(layer) if layer else "embeddings", *(f"{value:.2e}" for value in row))
     console.print(table)
     for name, row in result["said"].items():
-        console.print(f"{name:<10} says one in {row['bad_words']:.1%} of its answers, refuses in {row['refusals']:.1%}")
+        console.print(
+            f"{name:<10} unwanted words in {row['bad_words']:.1%} of the answers, refusals in {row['refusals']:.1%}"
+        )
     ratio = "ratios by layer" if result.get("layer_ratios") else f"ratio {result['ratio']:g}"
     about = f"{result['prompts']} prompts, {ratio}; the curve is in {run / 'evaluation' / 'probe.svg'}"
     console.print(Text(about), soft_wrap=True)
 
 
-def _cell(name: str, value: float) -> str:
+def _format(name: str, value: float) -> str:
     if name == "reward":
         return f"{value:+.2f}"
     return f"{value:.1f}" if name == "tokens" else f"{value:.3f}"
 
 
 def print_summary(summary: dict[str, Any], run: Path) -> None:
-    """The end of a run: the table, the figures of the stages, and what to do next."""
+    """Print the comparison, the figures of the stages, and the next commands."""
     console = Console(highlight=False)
     if "actors" in summary:
         console.print(comparison_table(summary))
@@ -223,12 +228,12 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
     seconds = summary["seconds"]
     console.print(f"time  {', '.join(f'{stage} {value:.0f} s' for stage, value in seconds.items())}")
     console.print(Text(f"saved in {run}"))
-    following = [f"lite-c2f train {run}/config.yaml --run-dir {run}"]
+    next_commands = [f"lite-c2f train {run}/config.yaml --run-dir {run}"]
     if "actors" in summary:
-        following = [
+        next_commands = [
             f"lite-c2f chat {run}      talk to all of them",
             f"lite-c2f app {run}       in the browser",
             f"lite-c2f report {run}    curves and samples",
         ]
-    console.print("\nNext:", Text("".join(f"\n  {line}" for line in following)))
+    console.print("\nNext:", Text("".join(f"\n  {line}" for line in next_commands)))
     sys.stdout.flush()

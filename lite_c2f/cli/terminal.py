@@ -1,4 +1,4 @@
-"""Progress of a run on a terminal: a live bar for a person, plain lines elsewhere."""
+"""Progress display of a run: a live bar on a terminal, plain lines elsewhere."""
 
 import time
 
@@ -7,24 +7,24 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 from rich.text import Text
 
-SHOWN = ("reward", "limit", "hit_limit", "kl", "tokens_per_s", "accuracy", "loss", "ratio", "eos")
-PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+FIGURES = ("reward", "limit", "hit_limit", "kl", "tokens_per_s", "accuracy", "loss", "ratio", "eos")
+PLAIN_LINE_SECONDS = 10.0  # seconds between lines without a terminal
 
 
 class TerminalSink:
-    """A sink of a run. On a terminal one live line; otherwise a plain line every ten seconds."""
+    """Progress sink with a live line on a terminal; otherwise a plain line every ten seconds."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self.live: Progress | None = None
         self.task: TaskID | None = None
         self.name, self.total, self.unit = "", 0, "steps"
-        self.began = self.last_line = self.last_tick = 0.0
+        self.began = self.last_line = self.last_refresh = 0.0
         self.figures, self.tokens = "", 0
-        self.before: int | None = None  # steps that an earlier process did
+        self.before: int | None = None  # number of steps done by an earlier process
 
     def on_stage(self, name: str, total: int, unit: str) -> None:
-        """Begin a stage, or tell its length once it is known; total 0 means that it is not known yet."""
+        """Begin a stage, or update its number of steps; total 0: not known yet."""
         if self.live is not None and self.task is not None and name == self.name:
             self.total = total
             self.live.update(self.task, total=total, of=total)
@@ -38,7 +38,7 @@ class TerminalSink:
         self.figures, self.tokens, self.before = "", 0, None
         if self.console.is_terminal:
             wide = self.console.width >= 120
-            columns = [  # what is last is cut where the line is too short
+            columns = [  # the last column is cut if the line is too short
                 TextColumn("{task.description}", table_column=Column(no_wrap=True)),
                 *([BarColumn(24)] if wide else []),
                 TextColumn(
@@ -57,32 +57,34 @@ class TerminalSink:
             self.console.print(f"{name} ...")
 
     def on_step(self, done: int, values: dict[str, float]) -> None:
-        """After a step of the stage: how many are done, and its figures."""
-        self.figures, self.tokens = figures(values), 0
+        """Show the number of steps done and the figures of the last one."""
+        self.figures, self.tokens = format_figures(values), 0
         if self.before is None:
-            self.before = max(0, done - 1) if values else done  # without figures: where an earlier process stopped
+            self.before = max(0, done - 1) if values else done  # without figures: reported by a process that resumes
             if self.before and self.live is not None and self.task is not None:
-                self.live.reset(self.task, completed=self.before, total=self.total or None)  # they took no time here
+                self.live.reset(
+                    self.task, completed=self.before, total=self.total or None
+                )  # for the time left, count only steps of this process
         if self.live is not None and self.task is not None:
             self.live.update(self.task, completed=done, figures=self.figures)
-        elif time.monotonic() - self.last_line >= PLAIN_EVERY:
+        elif time.monotonic() - self.last_line >= PLAIN_LINE_SECONDS:
             self.last_line = time.monotonic()
             left = (time.monotonic() - self.began) / max(done - self.before, 1) * max(self.total - done, 0)
             self.console.print(f"{self.name} {done}/{self.total or '?'} {self.unit}  {self.figures}  {left:.0f} s left")
 
     def on_tokens(self, tokens: int) -> None:
-        """While a batch is being sampled: it may take minutes at 7B."""
+        """Show the tokens sampled so far in this batch, which may take minutes at 7B."""
         self.tokens += tokens
-        if self.live is not None and self.task is not None and time.monotonic() - self.last_tick > 0.2:
-            self.last_tick = time.monotonic()
+        if self.live is not None and self.task is not None and time.monotonic() - self.last_refresh > 0.2:
+            self.last_refresh = time.monotonic()
             self.live.update(self.task, figures=f"{self.figures}  +{self.tokens} tokens")
 
     def on_message(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the live one."""
         (self.live.console if self.live else self.console).print(Text(text), soft_wrap=True)
 
     def close(self) -> None:
-        """End the live line; what was printed stays."""
+        """End the live line; printed lines stay."""
         if self.live is not None:
             self.live.stop()
             if (seconds := time.monotonic() - self.began) >= 1 or self.figures:
@@ -90,10 +92,10 @@ class TerminalSink:
             self.live = self.task = None
 
 
-def figures(values: dict[str, float]) -> str:
-    """The few figures worth a glance, short."""
+def format_figures(values: dict[str, float]) -> str:
+    """The most important figures in one short text."""
     parts = []
-    for name in SHOWN:
+    for name in FIGURES:
         if name in values:
             value = values[name]
             text = f"{value:.0f}" if name in ("limit", "tokens_per_s") else f"{value:.2f}"

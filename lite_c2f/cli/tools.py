@@ -1,4 +1,4 @@
-"""Subcommands beside a run: doctor, schema."""
+"""Subcommands that need no run: doctor, schema."""
 
 import json
 from pathlib import Path
@@ -7,28 +7,28 @@ from typing import Annotated
 import typer
 
 from lite_c2f.cli import exit_codes
-from lite_c2f.cli.root import TOOLS, app
+from lite_c2f.cli.root import TOOLS_GROUP, app
 from lite_c2f.errors import RunError
 
 
-@app.command(rich_help_panel=TOOLS, epilog="Example: lite-c2f doctor runs/toy")
+@app.command(rich_help_panel=TOOLS_GROUP, epilog="Example: lite-c2f doctor runs/toy")
 def doctor(
     places: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN | MODEL...]", help="Look at this run instead, or try these tokenizers too."),
+        typer.Argument(metavar="[RUN | MODEL...]", help="Report on this run instead, or check these tokenizers too."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Versions, GPU, whether 4-bit works, disk: a block to paste into a report. Or how a run is doing."""
-    for place in places or ():  # before libraries are imported
+    """Versions, GPU, 4-bit check and disk, to paste into a problem report; or the state of a run."""
+    for place in places or ():  # before slow imports
         if not place.is_dir():
             got = f"'{place}' is no run directory and no model folder"
             raise RunError.because(got, "one with run.json or config.json in it", "make a run with `lite-c2f demo`")
-    exit_codes.quiet()
-    from lite_c2f.cli.doctor import examine, examine_run
+    exit_codes.silence_libraries()
+    from lite_c2f.cli.doctor import run_report, system_report
 
     is_run = places is not None and len(places) == 1 and not (places[0] / "config.json").is_file()
-    report = examine_run(places[0]) if places and is_run else examine(places or ())
+    report = run_report(places[0]) if places and is_run else system_report(places or ())
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
@@ -40,13 +40,13 @@ def doctor(
         raise typer.Exit(2)
 
 
-@app.command(rich_help_panel=TOOLS, epilog="Example: lite-c2f schema coarse.length")
+@app.command(rich_help_panel=TOOLS_GROUP, epilog="Example: lite-c2f schema coarse.length")
 def schema(
     key: Annotated[str, typer.Argument(metavar="[KEY]", help="Only this key, or this section.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON schema.")] = False,
 ) -> None:
     """Every configuration key with its default and its meaning."""
-    from lite_c2f.config.loading import documented
+    from lite_c2f.config.loading import documented_keys
     from lite_c2f.config.loading import schema as config_schema
 
     if as_json:
@@ -57,6 +57,6 @@ def schema(
     from rich.text import Text
 
     table = Table("key", "default", "meaning", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for setting in documented(key):
+    for setting in documented_keys(key):
         table.add_row(Text(setting.key, style="bold"), Text(setting.default), Text(setting.meaning))
     Console(highlight=False).print(table)

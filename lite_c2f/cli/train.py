@@ -1,4 +1,4 @@
-"""Subcommands that train, and what is asked before: demo, train, plan."""
+"""Subcommands that train or plan: demo, train, plan."""
 
 import json
 from enum import StrEnum
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lite_c2f.cli import exit_codes
-from lite_c2f.cli.root import TRAIN, Config, Overrides, app, config_and_overrides
+from lite_c2f.cli.root import TRAIN_GROUP, Config, Overrides, app, config_and_overrides
 from lite_c2f.toy import CONFIG as TOY_CONFIG
 
 
@@ -20,7 +20,7 @@ class Stage(StrEnum):
     fine = "fine"
 
 
-@app.command(rich_help_panel=TRAIN, epilog="Example: lite-c2f demo --out runs/toy --seed 1")
+@app.command(rich_help_panel=TRAIN_GROUP, epilog="Example: lite-c2f demo --out runs/toy --seed 1")
 def demo(
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/toy"),
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -30,7 +30,7 @@ def demo(
 
 
 @app.command(
-    rich_help_panel=TRAIN,
+    rich_help_panel=TRAIN_GROUP,
     epilog="Example: lite-c2f train configs/mistral-7b-24gb.yaml coarse.updates=300 --run-dir runs/m7b",
 )
 def train(
@@ -39,16 +39,16 @@ def train(
     run_dir: Annotated[Path | None, typer.Option(help="Run directory (default: run.dir of the config).")] = None,
     stage: Annotated[Stage | None, typer.Option(help="Run this stage alone.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Fail where there is no run yet; one that exists continues anyway.")
+        bool, typer.Option("--resume", help="Fail if there is no run yet; an existing one continues in any case.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Go on although data, models or settings are no longer the same.")
+        bool, typer.Option("--force", help="Continue although data, models or settings have changed.")
     ] = False,
     dry_run: Annotated[bool, typer.Option(help="Print configuration, stages, sizes and disk; train nothing.")] = False,
 ) -> None:
     """Train all stages, or one; what is already published is skipped. CONFIG may be a run, to continue it.
 
-    Of a run whose models were moved, `lite-c2f train RUN model.base=NEW` records where the same files are now.
+    If a run's models were moved, `lite-c2f train RUN model.base=NEW` records their new folder.
     """
     stages = [stage] if stage else list(Stage)
     file, settings = config_and_overrides(config, overrides)
@@ -58,7 +58,7 @@ def train(
         _train(file, settings, run_dir, stages, resume=resume, force=force)
 
 
-@app.command(rich_help_panel=TRAIN, epilog="Example: lite-c2f plan configs/mistral-7b-24gb.yaml --vram 24")
+@app.command(rich_help_panel=TRAIN_GROUP, epilog="Example: lite-c2f plan configs/mistral-7b-24gb.yaml --vram 24")
 def plan(
     config: Config,
     overrides: Overrides = None,
@@ -74,7 +74,7 @@ def plan(
     names = settings.model.base, settings.model.instruct
     check_named(*names)
     if not all(is_like_llama(folder) for folder in local_folders(*names)):
-        exit_codes.quiet()
+        exit_codes.silence_libraries()
         from lite_c2f.runs.models import check_kinds
 
         check_kinds(settings)
@@ -100,22 +100,22 @@ def _train(
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
     check_named(settings.model.base, settings.model.instruct)
     run = Path(settings.run.dir)
-    exit_codes.quiet()
+    exit_codes.silence_libraries()
     from lite_c2f.cli.tables import print_summary
     from lite_c2f.cli.terminal import TerminalSink
     from lite_c2f.pipeline.train import train as run_train
 
     sink, names = TerminalSink(), [stage.value for stage in stages]
-    again = f"lite-c2f train {run / 'config.yaml'}" + (f" --stage {names[0]}" if len(names) == 1 else "")
-    with exit_codes.going_on(sink.close, again, (run / "config.yaml").is_file):
+    resume_command = f"lite-c2f train {run / 'config.yaml'}" + (f" --stage {names[0]}" if len(names) == 1 else "")
+    with exit_codes.interruption_hint(sink.close, resume_command, (run / "config.yaml").is_file):
         summary = run_train(settings, run, names, resume=resume, force=force, sink=sink)
-    if summary:  # other processes than the first have none
+    if summary:  # None in all processes but the first
         print_summary(summary, run)
 
 
 def _plan(settings: Any) -> Any:
-    """The plan for this machine's card, or for the one that the configuration names."""
-    exit_codes.quiet()
+    """The plan for this machine's GPU, or for the memory size in the configuration."""
+    exit_codes.silence_libraries()
     from lite_c2f.backbone.load import plan_named
 
     return plan_named(settings)
@@ -128,7 +128,7 @@ def _dry_run(config: Path | None, overrides: list[str], run_dir: Path | None, st
 
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
     check_named(settings.model.base, settings.model.instruct)
-    exit_codes.quiet()
+    exit_codes.silence_libraries()
     from lite_c2f.runs.corpus import check_sources
     from lite_c2f.runs.models import check_kinds
 

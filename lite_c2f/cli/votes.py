@@ -1,4 +1,4 @@
-"""Subcommand for what people preferred in the app: votes."""
+"""Subcommand for the blind votes of the app: votes."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lite_c2f.cli.root import LOOK, app
+from lite_c2f.cli.root import LOOK_GROUP, app
 from lite_c2f.errors import RunError
 from lite_c2f.runs.published import check_run_folder
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lite_c2f.ui.store.votes import Tally, Vote
 
 
-@app.command(rich_help_panel=LOOK, epilog="Example: lite-c2f votes runs/toy --export preferences.jsonl")
+@app.command(rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f votes runs/toy --export preferences.jsonl")
 def votes(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     export: Annotated[Path | None, typer.Option(help="A new .jsonl file of preference pairs to train on.")] = None,
@@ -44,7 +44,7 @@ def votes(
 
 
 def _print(rows: Sequence["Tally"], all_votes: Sequence["Vote"]) -> None:
-    """The tally as a table, and what to think of it."""
+    """Print the tally as a table, with notes on its columns."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

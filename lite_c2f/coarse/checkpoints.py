@@ -11,23 +11,23 @@ from safetensors.torch import save_file
 
 from lite_c2f.coarse.length import bounded
 from lite_c2f.coarse.state import TrainState
-from lite_c2f.config.loading import completed
+from lite_c2f.config.loading import with_defaults
 from lite_c2f.config.settings import Coarse, Config
 from lite_c2f.errors import ModelError, NonFiniteError, RunError
 from lite_c2f.runtime import distributed
 from lite_c2f.storage.checkpoints import (
     FORMAT,
+    LR_FACTOR,
     ROLLBACKS,
     SKIPS,
-    SLOWER,
     STATE,
     TENSORS,
     Checkpoint,
     CheckpointStore,
     SaveSchedule,
-    refuse_other,
+    check_identity,
 )
-from lite_c2f.storage.files import cut_lines, hash_of, publish_folder, read_json, write_json
+from lite_c2f.storage.files import filter_lines, hash_of, publish_folder, read_json, write_json
 from lite_c2f.storage.metrics import Metrics
 
 SECTIONS = ("model", "data", "lora", "reward", "coarse")
@@ -127,7 +127,7 @@ class CheckpointManager:
         self._restore(checkpoint)
         state.set_learning_rates(rollbacks)
         state.skipped = skipped
-        rates = ", ".join(f"{name} {rate * SLOWER**rollbacks:.2g}" for name, rate in state.learning_rates.items())
+        rates = ", ".join(f"{name} {rate * LR_FACTOR**rollbacks:.2g}" for name, rate in state.learning_rates.items())
         self._on_message(f"going back to update {checkpoint.step}, with lower learning rates ({rates}) from there on")
 
     def clear(self) -> None:
@@ -198,7 +198,7 @@ class CheckpointManager:
             self._bound_limit()
         if distributed.is_first():
             self._metrics.put_back("coarse", self._state.lines)
-            cut_lines(self._run / "coarse" / "samples.jsonl", lambda line: line["step"] <= step)
+            filter_lines(self._run / "coarse" / "samples.jsonl", lambda line: line["step"] <= step)
         distributed.wait()
 
 
@@ -250,12 +250,12 @@ def check_newest(checkpoint: Checkpoint, now: dict[str, Any], settings: Coarse, 
     restart = f"remove '{folder}' to begin the coarse stage anew"
     before, file_format = checkpoint.state.get("identity"), checkpoint.state.get("format")
     forcible = ("reward", "coarse", "data", "processes", "reward_model")  # not another model or shape of the adapters
-    critic = ((completed(before, now) if isinstance(before, dict) else {}).get("coarse") or {}).get("critic")
+    critic = ((with_defaults(before, now) if isinstance(before, dict) else {}).get("coarse") or {}).get("critic")
     # a shared critic has other tensors, so that `force` does not help
     if critic is not None and critic != settings.critic and "shared" in (critic, settings.critic):
         got = f"'{checkpoint.folder}' was made with coarse.critic={critic!r}, now {settings.critic!r}"
         raise RunError.because(got, "the same value", f"set it back, or {restart}")
-    refuse_other(checkpoint.folder or folder, file_format, before, now, restart, force=force, forcible=forcible)
+    check_identity(checkpoint.folder or folder, file_format, before, now, restart, force=force, forcible=forcible)
     if checkpoint.step > settings.updates:
         raise RunError.because(
             f"'{checkpoint.folder}' is after {checkpoint.step} updates, coarse.updates={settings.updates}",

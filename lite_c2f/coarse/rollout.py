@@ -13,7 +13,7 @@ from lite_c2f.errors import NonFiniteError
 from lite_c2f.ops import token_logprobs
 from lite_c2f.reward.score import Normalizer, score, scored_row
 from lite_c2f.runtime import distributed
-from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
+from lite_c2f.runtime.batch_size import BatchSize, groups_by_length, retry_smaller
 from lite_c2f.sampling import Responses, Sampling, Stops, sample
 
 
@@ -200,7 +200,7 @@ def micro_batches(lengths: Sequence[int], rows: Sequence[int], at_once: int) -> 
     """
     budget = at_once * max(lengths)
     order = sorted(rows, key=lambda row: lengths[row])
-    for group in groups(order, lengths, budget):
+    for group in groups_by_length(order, lengths, budget):
         yield group, lengths[group[-1]]
 
 

@@ -19,9 +19,9 @@ from lite_c2f.data.encode import encode_prompt
 from lite_c2f.data.records import Prompt
 from lite_c2f.runs.corpus import Corpus
 from lite_c2f.storage.checkpoints import (
-    SLOWER,
+    LR_FACTOR,
     Checkpoint,
-    generators,
+    generator_states,
     optimizer_tensors,
     restore_generators,
     restore_optimizer,
@@ -156,7 +156,7 @@ class TrainState:
 
     def checkpoint(self) -> Checkpoint:
         """The whole state, for `restore`."""
-        state, tensors = generators({"shuffler": self.shuffler})
+        state, tensors = generator_states({"shuffler": self.shuffler})
         lengths = torch.tensor(list(self.response_lengths.lengths.items()), dtype=torch.int64).view(-1, 2)
         return Checkpoint(
             self.step,
@@ -201,7 +201,7 @@ class TrainState:
         self.rollbacks = rollbacks
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rates[name] * SLOWER**rollbacks
+                group["lr"] = self.learning_rates[name] * LR_FACTOR**rollbacks
 
     def checksum(self) -> float:
         """A number that differs when two processes no longer hold the same weights."""

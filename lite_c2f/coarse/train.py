@@ -108,7 +108,7 @@ def train_coarse(
                 timer.end_update()
             except NonFiniteError as error:
                 state.restore_weights(before)
-                checkpoints.after_failure(error, agree_to_stop(state, interruption.asked))
+                checkpoints.after_failure(error, agree_to_stop(state, interruption.requested))
                 continue
             # 5. limit
             state.length = advance(
@@ -117,13 +117,13 @@ def train_coarse(
             state.kl_coef = adapt_kl(state.kl_coef, rollout.kl, settings.kl_target, settings.rollouts)
             state.step = step
             log.log_update(line, timer)
-            checkpoints.after_update(agree_to_stop(state, interruption.asked))
+            checkpoints.after_update(agree_to_stop(state, interruption.requested))
 
         check_policy_trained(state, settings)
         metrics = publish(roles, config, models, run, state, checkpoints) if distributed.is_first() else {}
         checkpoints.clear()
         # All is published: a stop signal now takes effect at the end of this block.
-        interruption.asked = agree_to_stop(state, interruption.asked)
+        interruption.requested = agree_to_stop(state, interruption.requested)
     return metrics
 
 

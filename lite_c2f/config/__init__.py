@@ -1,1 +1,1 @@
-"""Settings of a run: what they are, and how they are read."""
+"""Settings of a run, and how they are loaded."""

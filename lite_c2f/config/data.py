@@ -1,4 +1,4 @@
-"""Settings of the data: sources, their columns, weights and splits; and what is cut or held out."""
+"""Settings of the data: sources with columns, weights and splits; truncation and the held-out share."""
 
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ _Cells = _Cell | tuple[_Cell, ...]
 
 
 class Columns(Section):
-    """Which columns of a source hold what, where they are not among the usual names (docs/data.md).
+    """Uses of a source's columns that have other than the usual names (docs/data.md).
 
     `a.b` names the key b within column a, of every item where a is a list.
     """
@@ -54,10 +54,12 @@ class Columns(Section):
         if self.values is not None and len(self.values) != 2:
             raise ValueError("columns.values needs two entries, for the first answer and for the second; correct it")
         if not isinstance(self.answers, str | None):
-            marks = self.rank or self.score
+            score_columns = self.rank or self.score
             if len(self.answers) < 2 or (self.best and len(self.answers) != 2):
                 raise ValueError(f"columns.answers={list(self.answers)}: best compares two columns, rank or score more")
-            if marks is not None and (isinstance(marks, str) or len(marks) != len(self.answers)):
+            if score_columns is not None and (
+                isinstance(score_columns, str) or len(score_columns) != len(self.answers)
+            ):
                 raise ValueError("columns.rank and columns.score need a column for each of columns.answers; list them")
         elif isinstance(self.rank or self.score, tuple):
             raise ValueError("columns.answers is one column, a list of answers; name one column of ranks or scores")
@@ -87,7 +89,7 @@ Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources)]
 
 
 def refuse_address(key: str, name: str, expected: str) -> None:
-    """Nothing reads from an address; and one may hold a password, which is not to be printed or written to a run."""
+    """Raise ValueError for a URL, which nothing can read and which may hold a password that must not be saved."""
     if "://" in name:
         scheme = name.partition("://")[0][:20]
         raise ValueError(f"{key} is an address ({scheme}://...); expected {expected}; download it and name the files")

@@ -1,6 +1,6 @@
 """Loading a configuration: YAML and dotted `key=value` overrides become one `Config`.
 
-Unknown keys are refused with the nearest right one; settings that an earlier version wrote down are completed.
+Unknown keys raise an error that names the nearest known one; settings saved by an earlier version get defaults.
 """
 
 import copy
@@ -33,20 +33,20 @@ def load_config(source: str | Path | dict[str, Any] | None = None, overrides: Se
     empty = isinstance(source, str | Path) and _sets_nothing(values)
     for override in overrides:
         apply_override(values, override)
-    _refuse_unknown(Config, values, origin, "")
+    _check_keys(Config, values, origin, "")
     if empty:
-        raise _empty(Path(str(source)))
+        raise _empty_error(Path(str(source)))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_explain(error)}") from None
+        raise ConfigError(f"{origin}: {_validation_message(error)}") from None
 
 
 def _sets_nothing(values: Any) -> bool:
     return isinstance(values, dict) and all(map(_sets_nothing, values.values()))
 
 
-def _empty(file: Path) -> EmptyConfigError:
+def _empty_error(file: Path) -> EmptyConfigError:
     got, run = f"'{file}' sets nothing", file.parent
     if file.name == "config.yaml" and (run / "run.json").is_file():
         remedy = f"give the file that the run was made from: `lite-c2f train CONFIG --run-dir {run}`"
@@ -55,17 +55,17 @@ def _empty(file: Path) -> EmptyConfigError:
     return EmptyConfigError.because(got, "sections such as model and data", remedy)
 
 
-def completed(before: Any, now: Any) -> Any:
-    """Settings that were written down by an earlier version, with those that it did not have at their defaults.
+def with_defaults(before: Any, now: Any) -> Any:
+    """Settings saved by an earlier version, with defaults for the settings that it did not have.
 
-    before, now: mappings of sections, as `Config.identity` gives them; only what `now` has is added.
+    before, now: mappings of sections as of `Config.identity`; only keys of `now` are added.
     """
 
-    def filled(saved: Any, wanted: Any, defaults: Any) -> Any:
-        if not (isinstance(saved, dict) and isinstance(wanted, dict) and isinstance(defaults, dict)):
+    def filled(saved: Any, wanted_keys: Any, defaults: Any) -> Any:
+        if not (isinstance(saved, dict) and isinstance(wanted_keys, dict) and isinstance(defaults, dict)):
             return saved
-        missing = {key: defaults[key] for key in wanted if key in defaults and key not in saved}
-        return {**missing, **{key: filled(value, wanted.get(key), defaults.get(key)) for key, value in saved.items()}}
+        missing = {key: defaults[key] for key in wanted_keys if key in defaults and key not in saved}
+        return missing | {key: filled(value, wanted_keys.get(key), defaults.get(key)) for key, value in saved.items()}
 
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return before
@@ -73,7 +73,7 @@ def completed(before: Any, now: Any) -> Any:
     return {key: filled(value, now.get(key), defaults.get(key)) for key, value in before.items()}
 
 
-class Documented(NamedTuple):
+class DocumentedKey(NamedTuple):
     """A key of the configuration file, with its default and its meaning as texts."""
 
     key: str
@@ -81,31 +81,33 @@ class Documented(NamedTuple):
     meaning: str
 
 
-def documented(key: str = "") -> list[Documented]:
+def documented_keys(key: str = "") -> list[DocumentedKey]:
     """All keys of the configuration, or those of a section (`coarse.length`), or one; with defaults and meanings.
 
-    Raises ConfigError for a key that there is not, naming the nearest.
+    Raises ConfigError for an unknown key, naming the nearest.
     """
-    every = list(_documented(Config, ""))
-    chosen = [row for row in every if not key or row.key == key or row.key.startswith(f"{key}.")]
+    all_keys = list(_section_keys(Config, ""))
+    chosen = [row for row in all_keys if not key or row.key == key or row.key.startswith(f"{key}.")]
     if not chosen:
-        raise ConfigError.because(f"key '{key}'", _nearest(key, [row.key for row in every]), "correct or leave it out")
+        raise ConfigError.because(
+            f"key '{key}'", _nearest(key, [row.key for row in all_keys]), "correct or leave it out"
+        )
     return chosen
 
 
-def _documented(section: Any, prefix: str) -> Iterator[Documented]:
+def _section_keys(section: Any, prefix: str) -> Iterator[DocumentedKey]:
     for name, field in section.model_fields.items():
         inner = _section_of(field.annotation)
-        if inner is not None and field.annotation is inner:  # not a list of sections, or none
-            yield from _documented(inner, f"{prefix}{name}.")
+        if inner is not None and field.annotation is inner:  # not a list of sections nor an optional one
+            yield from _section_keys(inner, f"{prefix}{name}.")
             continue
         value = field.get_default(call_default_factory=True)
-        default = "required" if field.is_required() else json.dumps(_plain(value), ensure_ascii=False)
-        yield Documented(prefix + name, default, field.description or "")
+        default = "required" if field.is_required() else json.dumps(_as_json(value), ensure_ascii=False)
+        yield DocumentedKey(prefix + name, default, field.description or "")
 
 
-def _plain(value: Any) -> Any:
-    """A default as JSON has it."""
+def _as_json(value: Any) -> Any:
+    """A default in JSON's types."""
     return json.loads(TypeAdapter(Any).dump_json(value))
 
 
@@ -135,7 +137,7 @@ def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
     return keys
 
 
-def _refuse_unknown(section: type[Section], values: Any, origin: str, prefix: str) -> None:
+def _check_keys(section: type[Section], values: Any, origin: str, prefix: str) -> None:
     if not isinstance(values, dict):
         kind = type(values).__name__
         raise ConfigError.because(
@@ -144,49 +146,49 @@ def _refuse_unknown(section: type[Section], values: Any, origin: str, prefix: st
     for key, value in values.items():
         field = section.model_fields.get(str(key))
         if field is None:
-            near = _nearest(f"{prefix}{key}", [prefix + name for name in section.model_fields])
-            raise ConfigError.because(f"{origin}: unknown key '{prefix}{key}'", near, "correct or remove it")
+            expected = _nearest(f"{prefix}{key}", [prefix + name for name in section.model_fields])
+            raise ConfigError.because(f"{origin}: unknown key '{prefix}{key}'", expected, "correct or remove it")
         if isinstance(value, bool) and not _takes_bool(field.annotation):  # pydantic would read true as 1
             raise ConfigError.because(f"{origin}: {prefix}{key}={value}", "a number or a text", "quote a word like off")
         inner = _section_of(field.annotation)
         if inner is not None and value is not None:
-            _refuse_unknown(inner, value, origin, f"{prefix}{key}.")
+            _check_keys(inner, value, origin, f"{prefix}{key}.")
 
 
 def _nearest(key: str, siblings: list[str]) -> str:
-    """The key that was meant: a sibling spelt alike, or the same name in another section."""
-    everywhere = _known_keys(Config)
-    name = _last(key)
-    alike = difflib.get_close_matches(name, [_last(sibling) for sibling in siblings], 1, 0.6)
-    near = (
-        [sibling for sibling in siblings if _last(sibling) in alike]
-        or [known for known in everywhere if _last(known) == name]
-        or difflib.get_close_matches(key, everywhere, 1)
+    """The expected key, for a message: a sibling with a similar name, or the same name in another section."""
+    known_keys = _known_keys(Config)
+    name = _key_name(key)
+    similar = difflib.get_close_matches(name, [_key_name(sibling) for sibling in siblings], 1, 0.6)
+    nearest = (
+        [sibling for sibling in siblings if _key_name(sibling) in similar]
+        or [known for known in known_keys if _key_name(known) == name]
+        or difflib.get_close_matches(key, known_keys, 1)
     )
-    return f"'{near[0]}' (did you mean that?)" if near else "one of " + ", ".join(siblings)
+    return f"'{nearest[0]}' (did you mean that?)" if nearest else "one of " + ", ".join(siblings)
 
 
-def _last(key: str) -> str:
+def _key_name(key: str) -> str:
     return key.rsplit(".", 1)[-1]
 
 
-def _explain(error: ValidationError) -> str:
+def _validation_message(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = _key(first["loc"])
-    if first["type"] == "extra_forbidden":  # in a list, where `_refuse_unknown` does not look
+    key = _dotted_key(first["loc"])
+    if first["type"] == "extra_forbidden":  # in a list, which `_check_keys` does not check
         names = list((Columns if "columns" in first["loc"] else Source).model_fields)
-        return f"unknown key '{key}'; expected {_nearest(_last(key), names)}; correct or remove it"
+        return f"unknown key '{key}'; expected {_nearest(_key_name(key), names)}; correct or remove it"
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
-    alternatives = [other["msg"] for other in error.errors() if _key(other["loc"]) == key]
-    message = " or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(alternatives))
+    messages = [other["msg"] for other in error.errors() if _dotted_key(other["loc"]) == key]
+    message = " or ".join(text[0].lower() + text[1:] for text in dict.fromkeys(messages))
     more = len(error.errors()) - 1
     return f"{key}={first['input']!r}: {message}; correct the value" + (
         f" (and {more} more)" if more and len({e["loc"][:2] for e in error.errors()}) > 1 else ""
     )
 
 
-def _key(location: tuple[int | str, ...]) -> str:
-    """The dotted key, without what pydantic adds for alternatives and validators."""
+def _dotted_key(location: tuple[int | str, ...]) -> str:
+    """The dotted key, without the parts that pydantic adds for unions and validators."""
     inner = ("function-", "tuple[", "literal[", "constrained-")
     return ".".join(str(part) for part in location if not str(part).startswith(inner))

@@ -1,4 +1,4 @@
-"""Settings of a run: frozen models, one place where every setting is documented and checked."""
+"""Settings of a run: frozen pydantic models that document and check every setting."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ import yaml
 from pydantic import Field, JsonValue, model_validator
 
 from lite_c2f.config.data import Data, Section, Source, refuse_address
-from lite_c2f.config.settings_diff import without_places
+from lite_c2f.config.settings_diff import without_locations
 
 PROMPT_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant:"
-CHAT = "chat"  # in its place: the tokenizer's own chat template
+CHAT = "chat"  # value of prompt_template: the tokenizer's own chat template
 _OWN_KWARGS = {"add_generation_prompt", "chat_template", "continue_final_message", "conversation", "tokenize"}
 
 
@@ -96,8 +96,8 @@ class Length(Section):
     start: int = Field(
         128,
         ge=1,
-        description="First limit, in tokens. Below what a usual good answer needs, a base that rambles may learn to "
-        "ramble first: docs/evidence.md.",
+        description="First limit, in tokens. If it is shorter than a usual good answer, the policy may first learn to "
+        "ramble: docs/evidence.md.",
     )
     max: int = Field(1024, ge=1, description="Largest limit, in tokens.")
     step: int = Field(64, ge=1, description="Most tokens one update adds, before rounding.")
@@ -126,7 +126,7 @@ class Length(Section):
 
     @property
     def largest_key(self) -> str:
-        """The setting that it comes from."""
+        """The setting that `largest` comes from."""
         return "coarse.length.start" if self.mode == "fixed" else "coarse.length.max"
 
 
@@ -141,8 +141,8 @@ class Coarse(Section):
     sampling_batch: Batch = Field("auto", description="Responses sampled side by side; auto: what fits.")
     micro_batch: Batch = Field(
         "auto",
-        description="Responses of full length a forward and backward pass; of shorter ones, as many as make up their "
-        "tokens. auto: what fits, up to 16,384 tokens.",
+        description="Responses of full length per forward and backward pass; of shorter ones, as many as have the same "
+        "number of tokens. auto: what fits, up to 16,384 tokens.",
     )
     minibatches: int = Field(2, ge=1, description="Optimiser steps per pass over the rollouts.")
     epochs: int = Field(2, ge=1, description="Passes over the rollouts per update.")
@@ -150,8 +150,8 @@ class Coarse(Section):
     critic_lr: float = Field(1e-4, gt=0, description="Learning rate of the critic (AdamW).")
     critic: Literal["reward_model", "zero", "shared"] = Field(
         "reward_model",
-        description="What the critic starts as: a copy of the reward model; zero, an adapter and a head that know "
-        "nothing; shared, a head on the policy's own adapter, which learns from both losses.",
+        description="What the critic starts as: a copy of the reward model; zero, a new adapter and "
+        "head; shared, a head on the policy's own adapter, which learns from both losses.",
     )
     value_coef: float = Field(0.1, gt=0, description="Weight of the value loss in the policy's, with critic=shared.")
     critic_warmup: int = Field(3, ge=0, description="First updates that train the critic alone.")
@@ -167,7 +167,7 @@ class Coarse(Section):
     sample_every: int = Field(5, ge=1, description="Store samples of the same few prompts every so many updates.")
     sample_prompts: int = Field(4, ge=1, description="How many prompts those are.")
     sample_tokens: int | None = Field(
-        None, ge=1, description="Longest of these samples, in tokens (default: the limit of the moment)."
+        None, ge=1, description="Longest of these samples, in tokens (default: the current limit)."
     )
     length: Length = Field(Length(), description="Continuous Maximization.")
 
@@ -223,7 +223,7 @@ class Evaluation(Section):
 
 
 class Run(Section):
-    """Where the run lives and how it is followed."""
+    """The run directory, tracking and checkpoints."""
 
     dir: str = Field("runs/c2f", min_length=1, description="Run directory.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random.")
@@ -232,15 +232,13 @@ class Run(Section):
         10, ge=1, description="Steps (PPO updates, reward model's optimiser steps) between checkpoints."
     )
     checkpoint_minutes: float = Field(10.0, gt=0, description="Longest time between checkpoints, at the next update.")
-    keep_checkpoints: int = Field(
-        2, ge=1, description="Checkpoints kept, beside the one whose policy earned the best reward."
-    )
+    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints kept, besides the one with the best reward.")
 
 
 class Hardware(Section):
     """The machine."""
 
-    vram_gib: float | None = Field(None, gt=0, description="GPU memory to plan for (default: what is found).")
+    vram_gib: float | None = Field(None, gt=0, description="GPU memory to plan for (default: this machine's).")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where to run.")
     gradient_checkpointing: bool | Literal["auto"] = Field("auto", description="auto: on a GPU only.")
 
@@ -271,7 +269,7 @@ class Config(Section):
 
     @property
     def longest_row(self) -> int:
-        """Most tokens of a prompt with its answer in any stage."""
+        """Largest number of tokens of a prompt with its answer in any stage."""
         answers = (
             self.coarse.length.largest,
             self.coarse.sample_tokens or 0,
@@ -282,19 +280,19 @@ class Config(Section):
         return self.data.max_prompt_tokens + max(answers)
 
     def identity(self, sections: Sequence[str]) -> dict[str, Any]:
-        """What a result depends on: these sections without the batch sizes, and the seed. JSON-ready.
+        """The settings that a result depends on: these sections without batch sizes, and the seed; in JSON's types.
 
-        Local data files by their names alone, and models without their places: what is in the files is compared by
-        itself (fingerprints.py).
+        Local data files count by name only and models without their locations: the content of files is compared by
+        fingerprints (runs/fingerprints.py).
         """
         values = self.model_dump(mode="json")
         for section, key in (("reward", "micro_batch"), ("coarse", "micro_batch"), ("coarse", "sampling_batch")):
             del values[section][key]
         for source in (*values["data"]["preferences"], *values["data"]["prompts"]):
             source["path"] = source["path"].rsplit("/", 1)[-1] if source["path"].startswith("/") else source["path"]
-            if source["columns"] is None:  # as runs have it that began before there was such a setting
+            if source["columns"] is None:  # as in runs older than this setting
                 del source["columns"]
-        return without_places({**{section: values[section] for section in sections}, "run": {"seed": self.run.seed}})
+        return without_locations({**{section: values[section] for section in sections}, "run": {"seed": self.run.seed}})
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load_config` reads back to an equal one."""
@@ -302,7 +300,7 @@ class Config(Section):
 
 
 def resolved(batch: int | str) -> int:
-    """A batch size that the planner has resolved; ValueError where `auto` was left (see `memory.resolve`)."""
+    """A batch size that the planner has resolved; raises ValueError for `auto` (see `memory.resolve`)."""
     if isinstance(batch, str):
         raise ValueError("a batch size is still `auto`: resolve the configuration first (lite_c2f.memory.resolve)")
     return batch

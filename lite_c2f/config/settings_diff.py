@@ -1,12 +1,12 @@
-"""Is it still the same run? Settings and inputs, compared with what was written down when it began."""
+"""Differences between the settings and inputs recorded at the start of a run and the current ones."""
 
 from typing import Any
 
-PLACES = ("base", "instruct", "base_revision", "instruct_revision")  # keys of `model`: where its files come from
+LOCATION_KEYS = ("base", "instruct", "base_revision", "instruct_revision")  # keys of `model`: where its files come from
 
 
-def without_places(identity: Any) -> Any:
-    """An identity, of this version or an earlier one, without the places of its models.
+def without_locations(identity: Any) -> Any:
+    """An identity (`Config.identity`), of this version or an earlier one, without the locations of its models.
 
     The files themselves are compared (fingerprints.py): the same files in another folder are the same model.
 
@@ -15,19 +15,19 @@ def without_places(identity: Any) -> Any:
     """
     if not (isinstance(identity, dict) and isinstance(identity.get("model"), dict)):
         return identity
-    return {**identity, "model": {key: value for key, value in identity["model"].items() if key not in PLACES}}
+    return {**identity, "model": {key: value for key, value in identity["model"].items() if key not in LOCATION_KEYS}}
 
 
-def in_recorded_form(recorded: Any, now: Any) -> Any:
-    """`now`, in which fingerprints of large files have the form of an earlier version where `recorded` has that one.
+def in_recorded_format(recorded: Any, now: Any) -> Any:
+    """`now`, with fingerprints of large files in the format of an earlier version where `recorded` has that format.
 
-    It had no hash of blocks (fingerprints.py): what a run of an earlier version began with is compared without.
+    That format has no hash of blocks (fingerprints.py), which is then not compared.
 
     >>> in_recorded_form({"a": "9 bytes, ends x"}, {"a": "9 bytes, ends x, blocks y", "b": 1})
     {'a': '9 bytes, ends x', 'b': 1}
     """
     if isinstance(recorded, dict) and isinstance(now, dict):
-        return {key: in_recorded_form(recorded.get(key), value) for key, value in now.items()}
+        return {key: in_recorded_format(recorded.get(key), value) for key, value in now.items()}
     if isinstance(recorded, str) and isinstance(now, str) and " bytes, ends " in recorded:
         return recorded if now.startswith(f"{recorded}, blocks ") else now
     return now
@@ -50,7 +50,7 @@ def differences(before: Any, after: Any, key: str = "") -> list[tuple[str, Any, 
 
 
 def first_difference(before: Any, after: Any) -> tuple[str, Any, Any] | None:
-    """The first of all differences; None where there is none.
+    """The first of all differences; None if there is none.
 
     >>> first_difference({"coarse": {"lr": 0.1}}, {"coarse": {"lr": 0.2}})
     ('coarse.lr', 0.1, 0.2)

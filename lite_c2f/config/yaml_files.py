@@ -1,4 +1,4 @@
-"""YAML as people write it: files of sections, and `key=value` on the command line."""
+"""YAML of configurations: files of sections, and `key=value` overrides."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,12 @@ import yaml
 from lite_c2f.errors import ConfigError
 
 
-class KeyTwiceError(yaml.MarkedYAMLError):
-    """A mapping of a YAML file has a key twice; `problem` and `problem_mark` say which and where."""
+class DuplicateKeyError(yaml.MarkedYAMLError):
+    """A mapping of a YAML file has a key twice; `problem` names it, `problem_mark` its position."""
 
 
-class NoKeyTwice(yaml.SafeLoader):
-    """YAML where the first of two equal keys would be lost without a word. Raises KeyTwiceError."""
+class UniqueKeyLoader(yaml.SafeLoader):
+    """A safe YAML loader that raises DuplicateKeyError for a repeated key, whose first value would be lost silently."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -21,12 +21,12 @@ class NoKeyTwice(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if (key.tag, key.value) in seen:
-                    raise KeyTwiceError(problem=f"{key.value!r} twice", problem_mark=key.start_mark)
+                    raise DuplicateKeyError(problem=f"{key.value!r} twice", problem_mark=key.start_mark)
                 seen.add((key.tag, key.value))
         return node
 
 
-# What yaml raises: beside its own errors those of a value that is not of its tag (`!!int x`), and of endless nesting.
+# What yaml raises: its own errors, those of a value that does not fit its tag (`!!int x`), and those of deep nesting.
 YAML_ERRORS = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -35,7 +35,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError.because(f"no config file at '{path}'", "a YAML file", "try configs/toy.yaml")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=NoKeyTwice)  # a SafeLoader
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # a SafeLoader
     except OSError as error:
         raise ConfigError.because(f"cannot read '{path}': {error.strerror}", "a YAML file", "check it") from None
     except YAML_ERRORS as error:
@@ -51,14 +51,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Put `a.b=value` into a mapping of mappings. Raises ConfigError for what is not of that form."""
+    """Set `a.b=value` in a mapping of mappings. Raises ConfigError for an override of another form."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError.because(f"override '{override}'", "key=value", "write e.g. coarse.updates=10")
     try:
-        value = yaml.load(text, Loader=NoKeyTwice) if text else ""  # a SafeLoader
-        if isinstance(value, str) and value == text.strip():  # not quoted
-            value = _number(value)
+        value = yaml.load(text, Loader=UniqueKeyLoader) if text else ""  # a SafeLoader
+        if isinstance(value, str) and value == text.strip():  # it was not quoted
+            value = _number_or_text(value)
     except YAML_ERRORS:
         raise ConfigError.because(f"override '{override}'", "a YAML value after =", "quote the value") from None
     *parents, last = key.split(".")
@@ -72,8 +72,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _number(text: str) -> float | str:
-    """YAML 1.1 reads 2e-5 as text: people mean the number."""
+def _number_or_text(text: str) -> float | str:
+    """The number that a text means: YAML 1.1 parses 2e-5 as text."""
     try:
         return float(text)
     except ValueError:

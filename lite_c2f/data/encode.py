@@ -1,8 +1,8 @@
-"""From conversations to token ids: prompts, answers, chats, stop sequences and padded batches.
+"""Token ids of conversations: prompts, answers and chats; and padded batches.
 
-Prompt and answer are tokenised apart and their ids are joined, in training and in sampling alike, so that a prompt has
-the same ids whatever follows it. Text of the data never becomes a special token: `</s>` within a message stays four
-characters, on a base model and in a chat template alike.
+Prompt and answer are tokenised separately and their ids concatenated, both in training and in sampling, so that a
+prompt has the same ids whatever follows it. Text of the data never becomes a special token: `</s>` within a message
+stays four characters, with a base model's prompt template and with a chat template.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lite_c2f.config.settings import CHAT
-from lite_c2f.data.chat_template import behind, chat_template
+from lite_c2f.data.chat_template import chat_template, ids_after
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError, ConfigError, DataError, ModelError
 
@@ -38,10 +38,10 @@ def render(turns: Sequence[Turn], template: str = HH) -> str:
     return text
 
 
-def beginning(tokenizer: Any) -> list[int]:
-    """The ids that a base model's prompt begins with: BOS where the tokenizer itself puts it before a text, else none.
+def leading_ids(tokenizer: Any) -> list[int]:
+    """Ids before a base model's prompt: BOS if the tokenizer itself puts it before a text, else none.
 
-    A tokenizer may define a BOS that its model never read at the beginning of a text (`<|im_start|>` of SmolLM2).
+    A tokenizer may define a BOS that its model never saw at the start of a text (`<|im_start|>` of SmolLM2).
     """
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos] else []
@@ -54,7 +54,7 @@ def encode_prompt(
     template: str = HH,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], int]:
-    """(ids, turns dropped) of a base model's prompt in at most `max_tokens` tokens, after its `beginning`.
+    """(ids, turns dropped) of a base model's prompt in at most `max_tokens` tokens, after its `leading_ids`.
 
     The oldest turns are dropped first, so that the rest begins with a human turn; then the last turn's text loses its
     beginning, but never its markers. With the template `chat` the tokenizer's own is used, as `encode_chat` does, with
@@ -67,7 +67,7 @@ def encode_prompt(
             got = "model.prompt_template is chat, but the tokenizer has no chat template"
             raise ModelError.because(got, "an instruct model", "write a template with {prompt} in it")
         return _encode_chat(tokenizer, turns, max_tokens, template_kwargs)
-    bos = beginning(tokenizer)
+    bos = leading_ids(tokenizer)
     for dropped, rest in _suffixes(turns):
         ids = bos + _ids(tokenizer, render(rest, template))
         if len(ids) <= max_tokens:
@@ -77,11 +77,11 @@ def encode_prompt(
     space = head[len(marker) :]
     before = bos + (_ids(tokenizer, marker) if marker else [])
     after = continuation(tokenizer, tail)
-    room = max_tokens - len(before) - len(after)
-    if room < 0:
-        raise _no_room(max_tokens, len(before) + len(after))
+    available = max_tokens - len(before) - len(after)
+    if available < 0:
+        raise _no_room_error(max_tokens, len(before) + len(after))
     text = continuation(tokenizer, space + turns[-1].text)
-    return before + _last(tokenizer, text, room) + after, len(turns) - 1
+    return before + _last_ids(tokenizer, text, available) + after, len(turns) - 1
 
 
 def encode_answer(
@@ -93,12 +93,12 @@ def encode_answer(
     template: str = HH,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Ids of an answer as it follows its prompt, with its end if it ended within `max_tokens` tokens, the end included.
+    """Token ids of an answer after its prompt, cut to `max_tokens` tokens.
 
-    It follows after a space and ends with EOS; with the template `chat` as the tokenizer's own renders it, so that
-    prompt and answer are the ids of the whole conversation, and ends with `answer_end`. A longer answer is cut and has
-    no end. Raises ModelError when EOS is needed and the tokenizer has none, ConfigError for a template whose answers do
-    not follow its prompts.
+    ended: append the end token, which counts towards `max_tokens`, so that a longer answer loses it. An answer follows
+    its prompt after a space and ends with EOS; with the template `chat` it is rendered by the tokenizer's own template,
+    so that prompt and answer are the ids of the whole conversation, and ends with `answer_end`. Raises ModelError when
+    EOS is needed and the tokenizer has none, ConfigError for a template whose answers do not follow its prompts.
     """
     if template == CHAT:
         ids = chat_template(tokenizer, template_kwargs).answer(text, ended=ended)
@@ -110,10 +110,10 @@ def encode_answer(
 
 
 def answer_end(tokenizer: Any, template: str = HH, template_kwargs: Mapping[str, Any] | None = None) -> int:
-    """The token that the reward model reads behind an answer that has ended, in training and in scoring alike.
+    """The token that follows an ended answer where the reward model scores it, both in training and in scoring.
 
-    EOS; with the template `chat` the token that ends a turn there, such as `<|im_end|>`, where it has one: a model that
-    answers in its template ends with that. Raises ModelError when EOS is needed and the tokenizer has none.
+    EOS; with the template `chat` the token that ends a turn there, such as `<|im_end|>`, if it has one. Raises
+    ModelError when EOS is needed and the tokenizer has none.
     """
     end = turn_end(tokenizer, template, template_kwargs)
     if end is None and (end := tokenizer.eos_token_id) is None:
@@ -122,7 +122,7 @@ def answer_end(tokenizer: Any, template: str = HH, template_kwargs: Mapping[str,
 
 
 def turn_end(tokenizer: Any, template: str, template_kwargs: Mapping[str, Any] | None = None) -> int | None:
-    """The token that ends an assistant's turn in the template `chat`; None where it has none, and for other templates.
+    """The token that ends an assistant's turn in the template `chat`; None if it has none, and for other templates.
 
     It ends an answer as EOS does, whether the model lists it among its end tokens or not.
     """
@@ -150,15 +150,15 @@ def _encode_chat(
         ids = chat.prompt(rest)
         if len(ids) <= max_tokens:
             return ids, dropped
-    # A chat template is a closed box: shorten the text, tokenise the whole again, until it fits.
+    # How a chat template renders a text is not known: shorten the text and tokenise all again until it fits.
     text = _ids(tokenizer, turns[-1].text)
-    room = len(text)
+    count = len(text)
     while len(ids) > max_tokens:
-        if room <= 0:
-            raise _no_room(max_tokens, len(ids))
-        room = max(0, room - (len(ids) - max_tokens))
-        kept = tokenizer.decode(_last(tokenizer, text, room)) if room else ""
-        ids = chat.prompt([Turn("human", kept)])
+        if count <= 0:
+            raise _no_room_error(max_tokens, len(ids))
+        count = max(0, count - (len(ids) - max_tokens))
+        shortened = tokenizer.decode(_last_ids(tokenizer, text, count)) if count else ""
+        ids = chat.prompt([Turn("human", shortened)])
     return ids, len(turns) - 1
 
 
@@ -204,21 +204,21 @@ def _suffixes(turns: Sequence[Turn]) -> Iterator[tuple[int, Sequence[Turn]]]:
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     """Ids without BOS and EOS; special tokens in the text are read as plain characters."""
-    # verbose=False: texts longer than the model's window are cut here, and not worth a warning each.
+    # verbose=False: no warning for texts longer than the model's context, which are cut here.
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
 
 
 def continuation(tokenizer: Any, text: str) -> list[int]:
-    """Ids of `text` as it appears after other text.
+    """Token ids of `text` as it appears after other text.
 
-    SentencePiece puts a space before whatever it is given, so the text is tokenised behind an anchor whose own ids are
-    then taken off. The first anchor that does not fuse with the text is used.
+    SentencePiece puts a space before every text, so the text is tokenised after an anchor whose own ids are then
+    removed. The first anchor is used that no token shares with the text.
     """
-    return behind(partial(_ids, tokenizer), text, ("a", ":", "\n"))
+    return ids_after(partial(_ids, tokenizer), text, ("a", ":", "\n"))
 
 
-def _last(tokenizer: Any, ids: list[int], count: int) -> list[int]:
-    """The last `count` ids, or up to three fewer where the first would be the rest of a multi-byte character."""
+def _last_ids(tokenizer: Any, ids: list[int], count: int) -> list[int]:
+    """The last `count` ids, or up to three fewer where the first would be part of a multi-byte character."""
     rest = ids[len(ids) - count :] if count < len(ids) else ids
     for _ in range(3):
         if len(rest) == len(ids) or not rest or not tokenizer.decode(rest).startswith(_REPLACEMENT):
@@ -227,6 +227,6 @@ def _last(tokenizer: Any, ids: list[int], count: int) -> list[int]:
     return rest
 
 
-def _no_room(max_tokens: int, needed: int) -> C2FError:
+def _no_room_error(max_tokens: int, needed: int) -> C2FError:
     got = f"data.max_prompt_tokens={max_tokens} has no room for the prompt's markers"
     return ConfigError.because(got, f"more than {needed}", "raise it")

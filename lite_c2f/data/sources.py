@@ -1,4 +1,4 @@
-"""From a source (file, glob, folder, hub dataset) to rows, each with the place to name in a message."""
+"""Rows of a data source (file, glob, folder, hub dataset), each with its location for messages."""
 
 import csv
 import gzip
@@ -15,11 +15,11 @@ from lite_c2f.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 JSON_TYPE = "extension<arrow.json>"
-BATCH = 1000  # rows of a hub dataset at once
+BATCH = 1000  # rows of a hub dataset that are converted together
 
 
 class SourceSettings(Protocol):
-    """Where rows come from. A weight below 1 keeps that share of the usable rows, above 1 repeats them."""
+    """Settings of a source. A weight below 1 keeps that share of the usable rows, above 1 repeats them."""
 
     @property
     def path(self) -> str: ...
@@ -32,9 +32,9 @@ class SourceSettings(Protocol):
 
 
 def name_of(source: SourceSettings) -> str:
-    """What a source is called in figures: its path or hub name, the folder within it, and a split that is not train.
+    """Name of a source in results: its path or hub name, the folder within it, and a split other than train.
 
-    Sources of one name (the same hub dataset at two revisions, the same file twice) are counted as one.
+    Sources of the same name (a hub dataset at two revisions, a file twice) are counted as one.
     """
     folder, split = getattr(source, "data_dir", None), source.split
     name = f"{source.path}/{folder}" if folder else source.path
@@ -42,9 +42,9 @@ def name_of(source: SourceSettings) -> str:
 
 
 def read_rows(source: SourceSettings) -> Iterator[tuple[str, Any]]:
-    """Every row of a source, with the place (file and row) to name in a message.
+    """(location, row) of every row of a source; the location (file and row) is for messages.
 
-    Usually a row is {column: cell}, but JSON may hold anything where a row belongs. Cells of CSV are text.
+    A row is usually {column: cell}, but a JSON file may hold any value instead. Cells of CSV are text.
     """
     files = local_files(source.path)
     for key in ("split", "revision", "data_dir"):
@@ -54,42 +54,42 @@ def read_rows(source: SourceSettings) -> Iterator[tuple[str, Any]]:
                 f"{key} for hub datasets only",
                 f"remove {key}",
             )
-    tables = [(str(file), _read(file)) for file in files] if files else [(source.path, _hub_rows(source))]
+    tables = [(str(file), _file_rows(file)) for file in files] if files else [(source.path, _hub_rows(source))]
     for name, rows in tables:
         empty = True
         for place, row in rows:
             empty = False
             yield f"{name}{place}", row
         if empty:
-            raise DataError.because(f"{name}: no rows", "at least one", "check that the file is whole")
+            raise DataError.because(f"{name}: no rows", "at least one", "check that the file is complete")
 
 
 def local_files(path: str) -> list[Path]:
-    """The local files that `path` means; none when it can only be a hub dataset."""
+    """The local files of a file, folder or glob path; empty when it can only be a hub dataset."""
     local = Path(path).expanduser()
     if local.is_file():
-        if not _is_ours(local):
+        if not _is_data_file(local):
             raise DataError.because(f"{path}: suffix '{local.suffix}'", _suffixes(), "convert the file")
         return [local]
     if local.is_dir():
         files = list(local.iterdir())
-    elif any(sign in path for sign in "*?["):
+    elif any(character in path for character in "*?["):
         try:
             files = list(Path(local.anchor).glob(str(local.relative_to(local.anchor))))
         except ValueError as error:
-            raise DataError.because(f"'{path}': {_line(error)}", "a pattern like data/*.jsonl", "correct it") from None
-    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not _is_ours(local):
+            raise DataError.because(f"'{path}': {_brief(error)}", "a pattern like data/*.jsonl", "correct it") from None
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and not _is_data_file(local):
         return []
     else:
         raise DataError.because(f"no such file or folder '{path}'", f"{_suffixes()} or owner/name", "check the path")
-    files = sorted(file for file in files if file.is_file() and _is_ours(file))
+    files = sorted(file for file in files if file.is_file() and _is_data_file(file))
     if not files:
         what = "folder" if local.is_dir() else "pattern"
         raise DataError.because(f"no data file in {what} '{path}'", _suffixes(), "check the path")
     return files
 
 
-def _is_ours(file: Path) -> bool:
+def _is_data_file(file: Path) -> bool:
     return file.name.lower().removesuffix(".gz").endswith(SUFFIXES) and not file.name.startswith(".")
 
 
@@ -97,21 +97,21 @@ def _suffixes() -> str:
     return ", ".join(SUFFIXES) + " (or those with .gz)"
 
 
-def _read(file: Path) -> Iterator[tuple[str, Any]]:
+def _file_rows(file: Path) -> Iterator[tuple[str, Any]]:
     name = file.name.lower()
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     try:
         data = gzip.decompress(file.read_bytes()) if name.endswith(".gz") else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError.because(f"{file}: cannot be read ({_line(error)})", "a whole file", "fetch it again") from None
+        raise DataError.because(f"{file}: cannot be read ({_brief(error)})", "a whole file", "fetch it again") from None
     yield from readers[Path(name.removesuffix(".gz")).suffix](data, str(file))
 
 
 def _jsonl(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
-    # By hand: a builder would not name the line. Split as bytes, because text may hold U+2028.
+    # Not by `datasets`, which would not name the line. Split as bytes, because text may hold U+2028.
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
-            yield f":{number}", _parsed(line, f"{name}:{number}", "one JSON object a line", 0)
+            yield f":{number}", _parsed(line, f"{name}:{number}", "one JSON object per line", 0)
 
 
 def _json(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
@@ -119,7 +119,7 @@ def _json(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(rows, list):
         inside = [key for key, value in rows.items() if isinstance(value, list)] if isinstance(rows, dict) else []
         do = f"write the list under '{inside[0]}' as the file" if len(inside) == 1 else "write the rows as one list"
-        raise DataError.because(f"{name}: {kind(rows)}", "a JSON list of rows", do)
+        raise DataError.because(f"{name}: {type_and_text(rows)}", "a JSON list of rows", do)
     yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
 
 
@@ -131,7 +131,7 @@ def _parsed(data: bytes, where: str, expected: str, first_line: int) -> Any:
         problem = f"{error.msg} at column {error.colno}"
         raise DataError.because(f"{where}: not JSON ({problem})", expected, "correct that line") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
-        raise DataError.because(f"{where}: not usable JSON ({_line(error)})", expected, "correct it") from None
+        raise DataError.because(f"{where}: not usable JSON ({_brief(error)})", expected, "correct it") from None
 
 
 def _decoded(data: bytes, where: str) -> str:
@@ -142,14 +142,14 @@ def _decoded(data: bytes, where: str) -> str:
 
 
 def _csv(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
-    # By hand: type inference would turn the answers "42" and "None" into a number and a gap.
-    limit = csv.field_size_limit(sys.maxsize)  # transcripts outgrow the 128 KiB default
+    # Not by `datasets`: type inference would turn the answers "42" and "None" into a number and a missing value.
+    limit = csv.field_size_limit(sys.maxsize)  # transcripts exceed the 128 KiB default
     number = 0
     rows = []
     try:
         reader = csv.DictReader(io.StringIO(_decoded(data, name), newline=""), strict=True)
-        if len(names := list(reader.fieldnames or ())) == 1 and (sign := re.search("[;\t]", names[0])):
-            got = f"{name}: one column, whose name holds {sign[0]!r}"
+        if len(names := list(reader.fieldnames or ())) == 1 and (separator := re.search("[;\t]", names[0])):
+            got = f"{name}: one column, whose name holds {separator[0]!r}"
             raise DataError.because(got, "commas between the cells", "save it with commas")
         for column in reader.fieldnames or ():
             if list(reader.fieldnames or ()).count(column) > 1:
@@ -161,14 +161,14 @@ def _csv(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
             rows.append(row)
     except csv.Error as error:
         where = f"{name}: row {number + 1}"
-        raise DataError.because(f"{where}: not CSV ({_line(error)})", "comma-separated rows", "quote it") from None
+        raise DataError.because(f"{where}: not CSV ({_brief(error)})", "comma-separated rows", "quote it") from None
     finally:
         csv.field_size_limit(limit)
     yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _parquet(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
-    # pyarrow comes with datasets; its own builder would first copy everything into a cache folder.
+    # Not by `datasets`, which would first copy everything into a cache folder.
     import pyarrow
     import pyarrow.parquet
 
@@ -176,11 +176,11 @@ def _parquet(data: bytes, name: str) -> Iterator[tuple[str, Any]]:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
         yield from _table_rows(table, name)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError.because(f"{name}: not Parquet ({_line(error)})", "a Parquet file", "fetch it again") from None
+        raise DataError.because(f"{name}: not Parquet ({_brief(error)})", "a Parquet file", "fetch it again") from None
 
 
 def _table_rows(table: Any, name: str, before: int = 0) -> Iterator[tuple[str, Any]]:
-    """Rows of an Arrow table, JSON text decoded; before: rows of the source that came before."""
+    """Rows of an Arrow table, with JSON text decoded. before: number of rows of the source before this table."""
     columns = [(field.name, field.type) for field in table.schema if JSON_TYPE in str(field.type)]
     for number, row in enumerate(table.to_pylist(), before + 1):
         for column, arrow in columns:
@@ -189,12 +189,12 @@ def _table_rows(table: Any, name: str, before: int = 0) -> Iterator[tuple[str, A
 
 
 def _json_decoded(value: Any, arrow: Any, where: str) -> Any:
-    """A value of an Arrow type, what is JSON text in it decoded.
+    """A value of an Arrow type, with the JSON text in it decoded.
 
-    `datasets` stores values that differ in kind or in keys (a text here, messages there) as JSON text of the type
-    arrow.json, at any depth, and pyarrow hands that text out. A text that is JSON itself it stores as it is, so that
-    the answer "42" cannot be told from the number: numbers, true, false and null stay text, the one that can be used.
-    Raises DataError for what is no JSON.
+    `datasets` stores values of mixed types or keys (a text in one row, messages in another) as JSON text of the type
+    arrow.json, at any depth, and pyarrow returns that text. A text that is JSON itself is stored unchanged, so that the
+    answer "42" cannot be distinguished from the number: numbers, true, false and null stay text, which can be used.
+    Raises DataError for a text that is not JSON.
     """
     import pyarrow.types as kinds
 
@@ -213,28 +213,32 @@ def _json_decoded(value: Any, arrow: Any, where: str) -> Any:
 
 
 def _hub_rows(source: SourceSettings) -> Iterator[tuple[str, Any]]:
-    import datasets  # slow to import, and needed for the hub alone
+    import datasets  # slow to import, and needed for the hub only
 
-    where = {"split": source.split or "train", "revision": source.revision}
+    options = {"split": source.split or "train", "revision": source.revision}
     if folder := getattr(source, "data_dir", None):
-        where["data_dir"] = folder
+        options["data_dir"] = folder
     try:
-        rows = datasets.load_dataset(source.path, **where)
-    except Exception as error:  # the hub client raises a dozen unrelated kinds
-        got = f"'{source.path}': no such folder here, and not loaded from the hub ({_line(error)})"
-        raise DataError.because(got, f"a local path, or a dataset with split '{where['split']}'", "check it") from None
+        rows = datasets.load_dataset(source.path, **options)
+    except Exception as error:  # the hub client raises many unrelated exceptions
+        got = f"'{source.path}': no such folder here, and not loaded from the hub ({_brief(error)})"
+        raise DataError.because(
+            got, f"a local path, or a dataset with split '{options['split']}'", "check it"
+        ) from None
     if isinstance(rows, datasets.Dataset) and JSON_TYPE in str(rows.features.arrow_schema):
-        for batch, table in enumerate(rows.with_format("arrow").iter(BATCH)):  # its own decoding makes numbers of texts
+        for batch, table in enumerate(
+            rows.with_format("arrow").iter(BATCH)
+        ):  # `datasets` itself would decode texts to numbers
             yield from _table_rows(table, source.path, batch * BATCH)
     else:
         yield from ((f": row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _line(error: BaseException) -> str:
-    """The first line of an error: some libraries write a paragraph."""
+def _brief(error: BaseException) -> str:
+    """The first line of an error message, which may be a paragraph."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def kind(value: Any) -> str:
-    """Type and short text of a value, for a message."""
+def type_and_text(value: Any) -> str:
+    """Type and shortened text of a value, for a message."""
     return f"{type(value).__name__} {json.dumps(value, ensure_ascii=True, default=str)[:60]}"

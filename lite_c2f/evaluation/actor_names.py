@@ -11,9 +11,9 @@ from lite_c2f.errors import ConfigError
 
 
 def check_actors(names: Sequence[str], *, ratios: bool = False) -> list[str]:
-    """The names without blanks around them. Raises ConfigError unless they are different actors.
+    """The names, stripped. Raises ConfigError unless they are different actors.
 
-    ratios: whether fine@RATIO is one.
+    ratios: whether fine@RATIO is allowed.
     """
     names = [name.strip() for name in names]
     expected = f"one of {', '.join(ACTORS)}" + (f", or {FINE}@RATIO such as {FINE}@0.5" if ratios else "")
@@ -33,7 +33,7 @@ def check_baseline(baseline: str, names: Sequence[str]) -> None:
 
 
 def ratio_in(name: str) -> float | None:
-    """The number behind `fine@`; None where there is none that is finite and at least 0."""
+    """The ratio in `fine@RATIO`; None unless it is a finite number of at least 0."""
     try:
         ratio = float(name.removeprefix(f"{FINE}@"))
     except ValueError:
@@ -49,5 +49,5 @@ def source_of(actor: str) -> str:
 
 
 def ratio_of(actor: str) -> float:
-    """The ratio at which the residue is added to the model that is loaded; 0 for the merged one, which contains it."""
+    """The ratio at which the residue is added to the loaded model; 0 for the merged one, which contains it."""
     return (ratio_in(actor) or 0.0) if "@" in actor else 0.0

@@ -1,4 +1,4 @@
-"""The comparison: base, instruct, Coarse and Fine on the same held-out prompts."""
+"""Comparison of base, instruct, Coarse and Fine on the same held-out prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -113,8 +113,8 @@ def kl_of_fine(
 ) -> float:
     """Mean KL(instruct with the residue || instruct) in nats per token, along the Fine Actor's answers.
 
-    The residue is unmerged, at the ratios of RUN/fine/merge.json: the same but for the rounding of the merged weights,
-    to their type and to 4 bits.
+    The residue is unmerged, at the ratios of RUN/fine/merge.json: equal to the merged model up to the rounding of the
+    merged weights to their dtype and to 4 bits.
     """
     model = InstructModel(config, models.instruct, run / "coarse" / "adapter")
     return model.kl(turns, answers, merged_ratios(run, model.weights), batch)
@@ -163,8 +163,8 @@ def more_figures(
     return result
 
 
-def made_of(run: Path) -> dict[str, str]:
-    """Hashes of the actors that a comparison compares, and of its judge."""
+def actor_hashes(run: Path) -> dict[str, str]:
+    """Hashes of the compared actors and of the reward model."""
     files = {
         "coarse": run / "coarse" / "adapter" / "adapter_model.safetensors",
         "reward": run / "reward" / "adapter" / "adapter_model.safetensors",
@@ -174,7 +174,7 @@ def made_of(run: Path) -> dict[str, str]:
 
 
 def answer_cache(config: Config, models: ModelPair, run: Path, turns: Sequence[Any]) -> ResultCache:
-    """The answers of a comparison that was stopped, of the same actors to the same prompts."""
-    identity = config.identity(("model", "data", "evaluation")) | made_of(run) | fingerprints(config, models)
+    """Cache of the answers of an interrupted comparison, of the same actors to the same prompts."""
+    identity = config.identity(("model", "data", "evaluation")) | actor_hashes(run) | fingerprints(config, models)
     identity["turns"] = xxhash.xxh3_128(repr(turns).encode()).hexdigest()
     return ResultCache(run / "evaluation" / "answers.jsonl", identity)

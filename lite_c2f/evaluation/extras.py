@@ -1,4 +1,4 @@
-"""Sections of the report about what was measured after the run: general benchmarks, judgments and unwanted words."""
+"""Report sections of later evaluations: general benchmarks, judgments and unwanted words."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from lite_c2f.storage.files import read_json
 def general(file: Path) -> list[Block]:
     """Figures of `lite-c2f eval RUN --tasks ...`, each with its standard error and its difference to the baseline."""
     result = read_json(file)
-    columns = [*result["actors"], *(f"{actor} to {result['baseline']}" for actor in others(result))]
+    columns = [*result["actors"], *(f"{actor} to {result['baseline']}" for actor in compared_actors(result))]
     rows = {
         f"{task}, {metric}": benchmark_row(result, row)
         for task in result["shown"]
@@ -29,7 +29,7 @@ def general(file: Path) -> list[Block]:
     return [Heading("General benchmarks"), Text(text), Table("task", columns, rows)]
 
 
-def others(result: Mapping[str, Any]) -> list[str]:
+def compared_actors(result: Mapping[str, Any]) -> list[str]:
     """The actors that are compared with the baseline."""
     return [actor for actor in result["actors"] if actor != result["baseline"]]
 
@@ -37,56 +37,56 @@ def others(result: Mapping[str, Any]) -> list[str]:
 def benchmark_row(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     """The actors' figures in one metric, then differences to the baseline; a cell without a value is empty."""
     cells = [with_error(row["actors"][actor], "") for actor in result["actors"]]
-    for actor in others(result):
+    for actor in compared_actors(result):
         difference = row["differences"].get(actor)
         cells.append(with_error(difference, "+") + ("*" if difference["clear"] else "") if difference else "")
     return cells
 
 
 def with_error(figure: Mapping[str, Any], sign: str) -> str:
-    """`0.500 ± 0.020`, without an error where there is none; "" for no value."""
+    """`0.500 ± 0.020`, without the error if there is none; "" for no value."""
     if figure["value"] is None:
         return ""
     return f"{figure['value']:{sign}.3f}" + ("" if figure["se"] is None else f" ± {figure['se']:.3f}")
 
 
-def judged(run: Path) -> list[Block]:
-    """What `lite-c2f judge` measured, by category: wins in pairs, and grades."""
-    return [*judged_in_pairs(run), *graded(run)]
+def judgments(run: Path) -> list[Block]:
+    """Results of `lite-c2f judge` by category: wins in pairs, and grades."""
+    return [*pairwise_judgments(run), *grades(run)]
 
 
 JUDGE_AGAIN = "run `lite-c2f judge` again, or remove it"
 
 
 @section("evaluation/judge-pairwise.json", JUDGE_AGAIN)
-def judged_in_pairs(file: Path) -> list[Block]:
+def pairwise_judgments(file: Path) -> list[Block]:
     """Wins by category for each pair of actors."""
     result = read_json(file)
     text, tables = judge_text(result), []
     for title, pair in result["pairs"].items():
         if pair["agreement"] is not None:
             text += f" {title}: the same verdict in both orders in {pair['agreement']:.0%} of the pairs."
-        tables.append(plain_table(pair["categories"], title))
+        tables.append(counts_table(pair["categories"], title))
     return [Heading("Judged by a model, in pairs"), *tables, Text(" ".join([text, *across_turns(result)]))]
 
 
 @section("evaluation/judge-single.json", JUDGE_AGAIN)
-def graded(file: Path) -> list[Block]:
+def grades(file: Path) -> list[Block]:
     """Mean grades by category."""
     result = read_json(file)
-    table = plain_table(result["grades"], "grades, 1 to 10")
+    table = counts_table(result["grades"], "grades, 1 to 10")
     text = " ".join([judge_text(result), *across_turns(result)])
     return [Heading("Judged by a model, by grades"), table, Text(text)]
 
 
 def judge_text(result: Mapping[str, Any]) -> str:
-    """How many questions there were, and the judge."""
+    """A sentence on the number of questions and the judge."""
     return f"{result['questions']} questions, judged by {result['judge']}."
 
 
 @section("evaluation/probe.json", "run `lite-c2f probe` again, or remove it")
-def probed(file: Path) -> list[Block]:
-    """What `lite-c2f probe` measured: unwanted words by layer, and how often they occur in answers."""
+def unwanted_words(file: Path) -> list[Block]:
+    """Results of `lite-c2f probe`: unwanted words by layer, and how often they occur in answers."""
     result = read_json(file)
     layers = {
         f"layer {layer}" if layer else "embeddings": [f"{value:.2e}" for value in values]
@@ -108,14 +108,14 @@ def probed(file: Path) -> list[Block]:
 
 
 def across_turns(result: Mapping[str, Any]) -> list[str]:
-    """A sentence about how much of their earlier turns the actors repeat, where the questions have several turns."""
+    """A sentence on how much the actors repeat of their earlier turns; [] for questions of one turn."""
     repeated = {name: share for name, share in result.get("repeated_across_turns", {}).items() if share is not None}
     shares = ", ".join(f"{name} {share:.1%}" for name, share in repeated.items())
     return [f"Of the 4-word sequences in later turns, earlier turns had: {shares}."] if repeated else []
 
 
-def plain_table(rows: Mapping[str, Mapping[str, Any]], first: str) -> Table:
-    """A table of counts and rates, as short as they can be written."""
+def counts_table(rows: Mapping[str, Mapping[str, Any]], first: str) -> Table:
+    """A table of counts and rates in short form."""
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     cells = {name: [f"{row[key]:g}" if key in row else "" for key in columns] for name, row in rows.items()}
     return Table(first, columns, cells)

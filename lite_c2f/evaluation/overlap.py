@@ -1,8 +1,8 @@
-"""Overlap of texts: what a text repeats of itself, and keeps of another one; spans of characters, to mark on a page.
+"""Overlap of texts: repetition within a text and word sequences shared with another one, as spans of characters.
 
-Words are runs of letters and digits (an apostrophe inside belongs to them) or runs of punctuation, compared without
-regard to case; scripts that put no blanks between words count a clause as one. `answers.repeated_ngrams`, the figure of
-the comparison, counts n-grams of tokens; here words are counted, so that what is marked can be read.
+Words are runs of letters and digits (with inner apostrophes) or runs of punctuation, compared case-insensitively; in
+scripts without spaces a clause counts as one word. `answers.repeated_ngrams`, the metric of the comparison, counts
+n-grams of tokens; here n-grams are of words, so that the marked spans are readable.
 """
 
 import itertools
@@ -14,64 +14,64 @@ _WORD = re.compile(r"\w+(?:['’]\w+|[\u0300-\u036f]+\w*)*|[^\w\s]+")  # U+0300-
 
 
 class Span(NamedTuple):
-    """A stretch of a text, from the first character of a word to behind the last one of another."""
+    """A span of a text: index of its first character, and index after its last one."""
 
     start: int
     end: int
 
 
-def repeated(text: str, n: int = 4) -> list[Span]:
-    """Stretches that were said before: the words of n-grams that occurred earlier in the text (they may overlap).
+def repeated_spans(text: str, n: int = 4) -> list[Span]:
+    """Spans of the word n-grams that occurred earlier in the text (the n-grams may overlap).
 
-    Sorted, apart from each other: stretches that touch are one. Time and memory grow with the number of words times n.
+    Sorted and disjoint: touching spans are merged. Time and memory grow with the number of words times n.
     Raises ValueError for n below 1.
 
     >>> repeated("One two three four. And one two three four!", 4)
     [Span(start=24, end=42)]
     """
-    words, grams = _read(text, n, {})
-    return _spans(words, _again(grams), n)
+    words, grams = _words_and_ngrams(text, n, {})
+    return _spans(words, _repeated_starts(grams), n)
 
 
-def pieces(text: str, n: int = 4) -> list[tuple[str, bool]]:
-    """The text in pieces, each with whether it repeats what came before; joined they are the text again.
+def marked_pieces(text: str, n: int = 4) -> list[tuple[str, bool]]:
+    """(part of the text, whether it repeats earlier text) for all parts; joined they give the text.
 
     >>> pieces("a b c d e a b c d")[-1]
     ('a b c d', True)
     """
     parts, last = [], 0
-    for start, end in repeated(text, n):
+    for start, end in repeated_spans(text, n):
         parts += [(text[last:start], False), (text[start:end], True)]
         last = end
-    return [(part, again) for part, again in [*parts, (text[last:], False)] if part]
+    return [(part, is_repeated) for part, is_repeated in [*parts, (text[last:], False)] if part]
 
 
-def kept(fine: str, coarse: str, n: int = 4) -> list[Span]:
-    """Stretches of `fine`, of n words or more, that occur in `coarse` too, wherever it has them.
+def shared_spans(fine: str, coarse: str, n: int = 4) -> list[Span]:
+    """Spans of `fine`, of n words or more, that also occur anywhere in `coarse`.
 
-    Sorted, apart from each other: two stretches that touch are one, even if `coarse` says them in different places.
+    Sorted and disjoint: touching spans are merged, even if they occur in different places of `coarse`.
     Time and memory grow with the number of words of both times n. Raises ValueError for n below 1.
 
     >>> kept("So the sky is very blue.", "The sky is very large.", 4)
     [Span(start=3, end=18)]
     """
-    words, spans = _kept(fine, coarse, n)
+    words, spans = _shared_starts(fine, coarse, n)
     return _spans(words, spans, n)
 
 
-def kept_share(fine: str, coarse: str, n: int = 4) -> float:
-    """Share of the words of `fine` within `kept`, 0 to 1; 0 for a text without words."""
-    words, spans = _kept(fine, coarse, n)
+def shared_share(fine: str, coarse: str, n: int = 4) -> float:
+    """Share of the words of `fine` within `shared_spans`, 0 to 1; 0 for a text without words."""
+    words, spans = _shared_starts(fine, coarse, n)
     return _share(words, spans, n)
 
 
 Gram = tuple[int, ...]
 
 
-def _read(text: str, n: int, numbers: dict[str, int]) -> tuple[list[Span], Iterable[Gram]]:
-    """Places of the words, and the n-grams that begin at each of them. numbers: of the words that are known."""
+def _words_and_ngrams(text: str, n: int, numbers: dict[str, int]) -> tuple[list[Span], Iterable[Gram]]:
+    """(spans of the words, n-grams by first word). numbers: ids of known words, extended here."""
     if n < 1:
-        raise ValueError(f"n={n}: stretches of at least one word")
+        raise ValueError(f"n={n}: expected at least one word")
     words, ids = [], []
     for match in _WORD.finditer(text):
         words.append(Span(*match.span()))
@@ -79,8 +79,8 @@ def _read(text: str, n: int, numbers: dict[str, int]) -> tuple[list[Span], Itera
     return words, zip(*(itertools.islice(ids, first, None) for first in range(n)), strict=False)
 
 
-def _again(grams: Iterable[Gram]) -> list[int]:
-    """Where n-grams begin that occurred earlier."""
+def _repeated_starts(grams: Iterable[Gram]) -> list[int]:
+    """Index of the first word of each n-gram that occurred earlier."""
     seen: set[Gram] = set()
     spans = []
     for first, gram in enumerate(grams):
@@ -91,16 +91,16 @@ def _again(grams: Iterable[Gram]) -> list[int]:
     return spans
 
 
-def _kept(fine: str, coarse: str, n: int) -> tuple[list[Span], list[int]]:
-    """Places of the words of `fine`, and where n-grams begin in it that `coarse` has."""
+def _shared_starts(fine: str, coarse: str, n: int) -> tuple[list[Span], list[int]]:
+    """(spans of the words of `fine`, first word of each n-gram that `coarse` has too)."""
     numbers: dict[str, int] = {}
-    known = set(_read(coarse, n, numbers)[1])
-    words, grams = _read(fine, n, numbers)
+    known = set(_words_and_ngrams(coarse, n, numbers)[1])
+    words, grams = _words_and_ngrams(fine, n, numbers)
     return words, [first for first, gram in enumerate(grams) if gram in known]
 
 
 def _runs(starts: Iterable[int], n: int) -> list[tuple[int, int]]:
-    """(first, behind the last) word of what n-grams that begin at `starts`, in order, cover together."""
+    """(first word, word after the last) of the merged n-grams that begin at `starts`, in order."""
     runs: list[tuple[int, int]] = []
     for first in starts:
         if runs and first <= runs[-1][1]:

@@ -1,9 +1,9 @@
-"""Blocks of a report, and the page made of them: self-contained HTML (light and dark, no network) and Markdown."""
+"""Page of a report: its blocks, as self-contained HTML (light and dark, no network) and as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lite_c2f.evaluation.overlap import pieces
+from lite_c2f.evaluation.overlap import marked_pieces
 from lite_c2f.runtime.html import render
 
 
@@ -25,7 +25,7 @@ class Table(NamedTuple):
     first: str  # header of the column of names
     columns: Sequence[str]
     rows: Mapping[str, Sequence[str]]
-    bold: str | None = None  # name of the row that stands out
+    bold: str | None = None  # name of the highlighted row
 
 
 class Chart(NamedTuple):
@@ -43,7 +43,7 @@ class AnswerBlock(NamedTuple):
 
 
 class Code(NamedTuple):
-    """Text as it is, folded away under its name."""
+    """Preformatted text, collapsed under its name."""
 
     name: str
     text: str
@@ -68,7 +68,7 @@ def figures_table(rows: Mapping[str, Mapping[str, Any]], first: str, bold: str |
 def as_html(title: str, blocks: Sequence[Block]) -> str:
     """The page (templates/report.html). Everything that comes from data or models is escaped."""
     kinds = [(type(block).__name__, block) for block in blocks]
-    return render("lite_c2f.evaluation", "report.html", title=title, blocks=kinds, pieces=pieces)
+    return render("lite_c2f.evaluation", "report.html", title=title, blocks=kinds, pieces=marked_pieces)
 
 
 def as_markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -101,6 +101,6 @@ def _markdown(block: Block) -> str:
 def _plain(text: str) -> str:
     """The text on one line, with Markdown's special characters escaped."""
     line = " ".join(text.split())
-    for sign in "\\`*_<>[]|#":
-        line = line.replace(sign, f"\\{sign}")
+    for character in "\\`*_<>[]|#":
+        line = line.replace(character, f"\\{character}")
     return line

@@ -1,8 +1,8 @@
 """Logit lens for unwanted words: their probability layer by layer, with and without the residue.
 
-As in Mistral-Plus (arXiv 2403.02513): after each prompt, every layer's hidden state is read as if it were the last
-(final norm and head), and the probability of a list of bad words as the next word is summed. Beside it, how often
-those words and refusals occur in the answers.
+As in Mistral-Plus (arXiv 2403.02513): after each prompt, every layer's hidden state is decoded as if it were the last
+(final norm and head), and the probabilities of a list of bad words as the next word are summed. Also the rates of
+those words and of refusals in answers.
 """
 
 import re
@@ -20,7 +20,7 @@ from lite_c2f.backbone.padding import padding_id
 from lite_c2f.data.encode import encode_chat, pad_right
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError
-from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
+from lite_c2f.runtime.batch_size import BatchSize, groups_by_length, retry_smaller
 from lite_c2f.runtime.svg import Panel, Series, figure
 
 REFUSALS = (
@@ -45,7 +45,7 @@ def read_words(file: Path) -> list[str]:
 
 
 def first_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
-    """Ids with which these words begin, at the start of a text and behind a space, without special tokens."""
+    """First token ids of these words, at the start of a text and after a space, without special tokens."""
     first = set()
     for word in words:
         for text in (word, f" {word}", word.capitalize(), f" {word.capitalize()}"):
@@ -57,14 +57,14 @@ def first_tokens(tokenizer: Any, words: Sequence[str]) -> list[int]:
 
 
 @torch.no_grad()
-def by_layer(
+def probabilities_by_layer(
     actor: InstructModel,
     prompts: Sequence[tuple[Turn, ...]],
     words: Sequence[str],
     ratio: Ratio,
     batch: int | BatchSize,
 ) -> list[float]:
-    """Mean probability, over prompts, that the answer's first token begins one of the words, read at every layer.
+    """Mean probability, over prompts, that the answer's first token begins one of the words, decoded at every layer.
 
     One number per layer, the embeddings first; the last is the model's own prediction.
     """
@@ -72,23 +72,25 @@ def by_layer(
     limit, variables = actor.config.data.max_prompt_tokens, actor.config.model.chat_template_kwargs
     rows = [encode_chat(actor.tokenizer, turns, limit, variables) for turns in prompts]
     lengths = [len(row) for row in rows]
-    wanted = torch.tensor(first_tokens(actor.tokenizer, words), device=actor.model.device)
+    token_ids = torch.tensor(first_tokens(actor.tokenizer, words), device=actor.model.device)
 
     def attempt(at_once: int) -> Tensor:
         total = torch.zeros(0)
-        for chosen in groups(sorted(range(len(rows)), key=lengths.__getitem__), lengths, at_once * max(lengths)):
+        for chosen in groups_by_length(
+            sorted(range(len(rows)), key=lengths.__getitem__), lengths, at_once * max(lengths)
+        ):
             tokens, real = pad_right([rows[row] for row in chosen], padding_id(actor.tokenizer))
             last = real.sum(1) - 1
             with actor.ratio(ratio):
-                summed = lens(actor, tokens.to(actor.model.device), last.to(actor.model.device), wanted)
+                summed = logit_lens(actor, tokens.to(actor.model.device), last.to(actor.model.device), token_ids)
             total = summed if not len(total) else total + summed
         return total
 
     return (retry_smaller(size, attempt) / len(rows)).tolist()
 
 
-def lens(actor: InstructModel, tokens: Tensor, last: Tensor, wanted: Tensor) -> Tensor:
-    """(layers + 1,) summed over rows: probability of the wanted tokens after each row, read from every layer.
+def logit_lens(actor: InstructModel, tokens: Tensor, last: Tensor, token_ids: Tensor) -> Tensor:
+    """(layers + 1,) summed over rows: probability of the given tokens after each row, decoded at every layer.
 
     tokens: (B, T) right-padded; last: (B,) positions of the last real token.
     """
@@ -97,17 +99,17 @@ def lens(actor: InstructModel, tokens: Tensor, last: Tensor, wanted: Tensor) -> 
     states = decoder(input_ids=tokens, use_cache=False, output_hidden_states=True)
     rows = torch.arange(len(tokens), device=tokens.device)
     norm = final_norm(decoder)
-    read = [norm(state[rows, last]) for state in states.hidden_states[:-1]]
-    read.append(states.last_hidden_state[rows, last])  # normed already
-    return torch.stack([head(state).softmax(-1)[:, wanted].sum() for state in read]).cpu()
+    decoded = [norm(state[rows, last]) for state in states.hidden_states[:-1]]
+    decoded.append(states.last_hidden_state[rows, last])  # already normalised
+    return torch.stack([head(state).softmax(-1)[:, token_ids].sum() for state in decoded]).cpu()
 
 
 def final_norm(decoder: Any) -> Any:
-    """The normalisation behind the last layer, whatever its name: the decoder's last child with a vector as weight."""
+    """The normalisation after the last layer: the decoder's last child with a vector as weight, whatever its name."""
     return [child for child in decoder.children() if getattr(getattr(child, "weight", None), "ndim", 0) == 1][-1]
 
 
-def rates(answers: Sequence[Answer], words: Sequence[str]) -> dict[str, float]:
+def word_rates(answers: Sequence[Answer], words: Sequence[str]) -> dict[str, float]:
     """Share of answers with one of the words (as whole words, in any case), and share of refusals."""
     bad = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.IGNORECASE)
     refusal = re.compile("|".join(REFUSALS), re.IGNORECASE)
@@ -119,7 +121,7 @@ def rates(answers: Sequence[Answer], words: Sequence[str]) -> dict[str, float]:
 
 
 def probe_chart(layers: Mapping[str, Sequence[float]]) -> str:
-    """Probability of an unwanted word by layer, a line per actor, as an <svg>. layers: as `by_layer` gives them."""
+    """Probability of an unwanted word by layer, a line per actor, as an <svg>. layers: `probabilities_by_layer`."""
     series = [Series(name, list(enumerate(values)), dots=True) for name, values in layers.items()]
     panel = Panel(series, x_label="layer (0: embeddings)", y_label="probability of an unwanted word", whole=True)
     return figure([panel], width=640, height=300, label="Probability of an unwanted word by layer")

@@ -1,4 +1,4 @@
-"""The probe stage: unwanted words in a finished run, by layer and in answers."""
+"""Probe of a finished run: unwanted words by layer and in answers."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from lite_c2f.config.settings import resolved
 from lite_c2f.data.order import shuffled
 from lite_c2f.data.records import load_prompts
 from lite_c2f.evaluation.compare import merged_ratios
-from lite_c2f.evaluation.probe import by_layer, probe_chart, rates, read_words
+from lite_c2f.evaluation.probe import probabilities_by_layer, probe_chart, read_words, word_rates
 from lite_c2f.memory import resolve
 from lite_c2f.runs.corpus import load_corpus
 from lite_c2f.runs.manifest import open_run
@@ -47,7 +47,7 @@ def probe(
     config = resolve(config, plan_here(config, models.base))
     if prompts is None:
         chosen = load_corpus(config).held_out_prompts[:limit]
-    else:  # files are often sorted: the first rows would be of one kind
+    else:  # shuffled, because files are often sorted
         chosen = shuffled(load_prompts([Source(path=str(prompts))]).items, config.run.seed)[:limit]
     turns = [prompt.turns for prompt in chosen]
     report = read_json(run / "fine" / "merge.json")
@@ -67,9 +67,9 @@ def probe(
         }
         ratios: dict[str, Ratio] = {INSTRUCT: 0.0, FINE: merged_ratios(run, actor.weights)}
         for done, (name, ratio) in enumerate(ratios.items(), 1):
-            result["layers"][name] = by_layer(actor, turns, unwanted, ratio, batch)
+            result["layers"][name] = probabilities_by_layer(actor, turns, unwanted, ratio, batch)
             with actor.ratio(ratio):
-                result["said"][name] = rates(actor.answer(turns, sampling, batch), unwanted)
+                result["said"][name] = word_rates(actor.answer(turns, sampling, batch), unwanted)
             sink.on_step(done, {})
         write_json(run / "evaluation" / "probe.json", result)
         write_text(run / "evaluation" / "probe.svg", document(probe_chart(result["layers"])))

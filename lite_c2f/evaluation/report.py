@@ -1,4 +1,4 @@
-"""The report: one HTML page about a run, or about several next to each other, and the same as Markdown.
+"""Report of a run, or of several for comparison: one HTML page, and the same as Markdown.
 
 SECTIONS has the order of the page. To add a field, change its section in sections.py (of the run's own files) or in
 extras.py (of `eval --tasks`, `judge` and `probe`); to add a section, write a function there and name it here.
@@ -22,12 +22,12 @@ SECTIONS = (
     sections.comparison,
     sections.by_source,
     extras.general,
-    extras.judged,
-    extras.probed,
+    extras.judgments,
+    extras.unwanted_words,
     sections.learning,
     sections.ratios,
     sections.responses,
-    sections.over_time,
+    sections.samples_over_time,
     sections.configuration,
     sections.versions,
 )
@@ -36,8 +36,7 @@ SECTIONS = (
 def write_report(run: Path) -> Path:
     """Write RUN/report/index.html and report.md; no network is needed to read them. Returns the page's path.
 
-    Of a run that is not finished, what there is. Raises RunError where there is nothing yet, and naming the file that
-    is not as lite-c2f writes it.
+    For an unfinished run, with the results so far. Raises RunError if there are none, and for a file of another format.
     """
     if run.exists() and not run.is_dir():
         raise RunError.because(f"'{run}' is a file", "a run directory", "give one made by lite-c2f")

@@ -23,7 +23,7 @@ def responder(
     batch: BatchSize,
     coarse: tuple[Roles, RewardModel] | None = None,
 ) -> Responder:
-    """Load an actor, to answer as the settings of `evaluation` want it. It is in memory as long as the function is.
+    """Load an actor, to answer with the settings of `evaluation`. It stays in memory as long as the function.
 
     coarse: what `load_coarse` returned, if it is loaded already; base and Coarse Actor share it.
     """

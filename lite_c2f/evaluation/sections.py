@@ -1,7 +1,7 @@
-"""Sections of the report that are made of a run's own files. The order of all sections is in report.py.
+"""Report sections of a run's own files. The order of all sections is in report.py.
 
-To add a field: name it in the function of its section below; columns of figures that the files hold already (such as a
-new figure in summary.json) appear by themselves.
+To add a field: name it in the function of its section below; figures in the files (such as a new one
+in summary.json) get their columns automatically.
 """
 
 import functools
@@ -35,7 +35,7 @@ WINS = (
     "answers. controlled is the rate at equal length by a logistic fit; length effect is what one standard deviation "
     "of difference in length adds to the log-odds: a guess where the lengths of the two sides hardly overlap."
 )
-DAMAGED = (
+FORMAT_ERRORS = (
     KeyError,
     TypeError,
     ValueError,
@@ -44,24 +44,24 @@ DAMAGED = (
     IndexError,
     OSError,
     yaml.YAMLError,
-)  # what reading a file of another form raises
+)  # raised by reading a file of another format
 
 
 def read_part(file: Path, read: Callable[[Path], Result], remedy: str = "train that stage again") -> Result:
-    """What `read` makes of a file. Raises RunError, with the remedy, naming a file that is gone or of another form."""
+    """The result of `read(file)`. Raises RunError with the remedy for a missing file or one of another format."""
     try:
         return read(file)
-    except DAMAGED as error:
-        why = "cannot be read" if isinstance(error, OSError) else "has another form than lite-c2f gives it"
+    except FORMAT_ERRORS as error:
+        why = "cannot be read" if isinstance(error, OSError) else "has another format than lite-c2f writes"
         raise RunError.because(f"'{file}' {why}", "a file of a run, unchanged", remedy) from None
 
 
 def section(
     name: str, remedy: str = "train that stage again", *, required: bool = False
 ) -> Callable[[Section], Section]:
-    """A section made of the file RUN/name: none where there is no such file, unless it is required.
+    """Decorator of a section of the file RUN/name, which is empty if the file does not exist, unless it is required.
 
-    The function gets the file; what is decorated takes the run's folder, and raises RunError as `read_part` does.
+    The function gets the file; the decorated one takes the run's folder, and raises RunError as `read_part` does.
     """
 
     def decorate(make: Section) -> Section:
@@ -77,7 +77,7 @@ def section(
 
 @section("config.yaml", required=True)
 def header(file: Path) -> list[Block]:
-    """What was trained from what, in one line."""
+    """One line on the models and the training."""
     settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     pair, coarse = settings["model"], settings["coarse"]
     length = coarse["length"]
@@ -89,7 +89,7 @@ def header(file: Path) -> list[Block]:
 def comparison(run: Path) -> list[Block]:
     """The actors next to each other, the win rates, and the distributions of lengths and rewards."""
     if not (run / "summary.json").is_file():
-        return [Text("This run is not finished: what follows is what there is so far.")]
+        return [Text("This run is not finished: these are its results so far.")]
     blocks = actors(run)
     return [*blocks, *more_figures(run), *distributions(run)] if blocks else []
 
@@ -117,7 +117,7 @@ def distributions(file: Path) -> list[Block]:
 
 
 def by_source(run: Path) -> list[Block]:
-    """Figures of the actors, and accuracy of the reward model, on each data source; nothing where there is only one."""
+    """Figures of the actors, and accuracy of the reward model, on each data source; empty for a single source."""
     blocks = [*actors_by_source(run), *reward_model_by_source(run)]
     return [Heading("By data source"), *blocks] if blocks else []
 
@@ -137,7 +137,7 @@ def actors_by_source(file: Path) -> list[Block]:
 
 @section("reward/metrics.json")
 def reward_model_by_source(file: Path) -> list[Block]:
-    """How many pairs of each source there were, and how many held-out ones are ranked right."""
+    """Number of pairs of each source, and the share of held-out pairs ranked right."""
     metrics = read_json(file)
     accuracy = metrics.get("accuracy_by_source", {})
     counts = {"training pairs": "pairs_by_source", "held-out pairs": "held_out_pairs_by_source"}
@@ -150,7 +150,7 @@ def reward_model_by_source(file: Path) -> list[Block]:
 
 @section("metrics.jsonl")
 def learning(file: Path) -> list[Block]:
-    """The learning curves of the coarse stage; nothing before its first update."""
+    """Learning curves of the coarse stage; empty before its first update."""
     rows = read_updates(file)
     if not rows:
         return []
@@ -187,28 +187,28 @@ def responses(file: Path) -> list[Block]:
 
 
 @section("coarse/samples.jsonl")
-def over_time(file: Path) -> list[Block]:
+def samples_over_time(file: Path) -> list[Block]:
     """Responses to one prompt at several moments of the training."""
     samples = read_lines(file)
     if not samples:
         return []
     prompt = samples[0]["prompt"]
-    every = [row for row in samples if row["prompt"] == prompt]
-    step = max(1, (len(every) - 1) // (MOMENTS - 1))
+    of_prompt = [row for row in samples if row["prompt"] == prompt]
+    step = max(1, (len(of_prompt) - 1) // (MOMENTS - 1))
     rows = [
         (
             f"update {row['step']}",
             f"{row['reward']:+.2f} · limit {row['limit']} · {row['tokens']} tokens · {row['finish']}",
             row["response"],
         )
-        for row in [*every[:-1:step][: MOMENTS - 1], every[-1]]
+        for row in [*of_prompt[:-1:step][: MOMENTS - 1], of_prompt[-1]]
     ]
     return [Heading("The Coarse Actor while it learned"), AnswerBlock(prompt, rows)]
 
 
 @section("config.yaml", required=True)
 def configuration(file: Path) -> list[Block]:
-    """The configuration as it is."""
+    """The configuration file."""
     return [Heading("Configuration"), Code("config.yaml", file.read_text(encoding="utf-8"))]
 
 
@@ -223,7 +223,7 @@ def versions(file: Path) -> list[Block]:
 
 
 def read_actors(file: Path) -> dict[str, dict[str, float]]:
-    """Figures of the actors from summary.json; {} where they are not compared yet. Raises TypeError or ValueError."""
+    """Figures of the actors from summary.json; {} if they are not compared yet. Raises TypeError or ValueError."""
     summary = read_json(file)
     if not isinstance(summary, dict):
         raise TypeError("not a summary")

@@ -1,4 +1,4 @@
-"""Win rates from paired scores, as they are and at equal length; sign test and interval for counts of votes."""
+"""Win rates from paired scores, raw and at equal length; sign test and interval for counts of votes."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import numpy as np
 
 from lite_c2f.actors.answers import standard_error
 
-RIDGE = 1e-3  # keeps the fit finite where one side always wins
-STEPS = 50
+RIDGE = 1e-3  # keeps the fit finite if one side always wins
+NEWTON_STEPS = 50
 Z = 1.959964  # 95% of a normal distribution lie within so many standard deviations
 
 
@@ -29,10 +29,10 @@ def paired_wins(
 ) -> Wins:
     """Win rate of `left` over `right` by their scores, as it is and at equal length.
 
-    The controlled rate is in the way of length-controlled AlpacaEval (arXiv 2404.04475): a logistic regression of the
+    The controlled rate follows length-controlled AlpacaEval (arXiv 2404.04475): a logistic regression of the
     win on tanh of the standardised difference in length, read where that difference is 0. Without its terms for the
-    instruction, which need many judged models. Where the same reward model trained the policy, all of it is circular:
-    the policy was trained to score high with this judge.
+    instruction, which need many judged models. If the same reward model trained the policy, the result is circular:
+    the policy was trained for high scores by this judge.
 
     Raises ValueError for sides of different size, or none.
     """
@@ -51,7 +51,7 @@ def logistic(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Intercept and slope of a logistic regression with a small ridge, by Newton's method. x, y: (N,), y in 0..1."""
     design = np.stack([np.ones_like(x), x], axis=1)
     weights = np.zeros(2)
-    for _ in range(STEPS):
+    for _ in range(NEWTON_STEPS):
         p = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
         gradient = design.T @ (y - p) - RIDGE * weights
         hessian = (design * (p * (1 - p))[:, None]).T @ design + RIDGE * np.eye(2)

@@ -1,4 +1,4 @@
-"""adapter_config.json of a LoRA adapter: which keys are understood, and the rank and scaling of each module."""
+"""Configuration of a LoRA adapter (adapter_config.json): its known keys, and the rank and scaling of each module."""
 
 import json
 import math
@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from lite_c2f.errors import C2FError, ModelError
-from lite_c2f.fine.adapter_files import CONFIG, no_adapter
+from lite_c2f.fine.adapter_files import CONFIG, no_adapter_error
 from lite_c2f.fine.ratios import is_number
 from lite_c2f.fine.tensor_names import PREFIX, plain_pattern
 
-# Keys that are read below, and keys on how the adapter was trained or runs, which do not change its values. Every other
-# key has to be null, false or empty: a key we do not know may change what the tensors mean.
+# Keys that are read below, and keys about training or inference, which do not change the adapter's values. Every other
+# key has to be null, false or empty, because it may change the meaning of the tensors.
 READ_KEYS = {
     *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "rank_pattern"),
     *("alpha_pattern", "init_lora_weights", "bias", "lora_bias", "fan_in_fan_out", "modules_to_save"),
     *("trainable_token_indices", "target_parameters", "ensure_weight_tying", "eva_config"),
 }
-INERT_KEYS = {
+IGNORED_KEYS = {
     *("auto_mapping", "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout"),
     *("megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules"),
     "lora_dtype",  # ms-swift's: the type that it trained in
 }
-NAMING_KEYS = ("rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters", "trainable_token_indices")
-INERT_PREFIX = "lorap_"  # ms-swift's: learning rates of LoRA+
+MODULE_NAME_KEYS = ("rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters", "trainable_token_indices")
+IGNORED_PREFIX = "lorap_"  # ms-swift's: learning rates of LoRA+
 OTHER_FORM = "train a plain LoRA or rsLoRA adapter"
-PLAIN_INITS = ("true", "false", "gaussian", "orthogonal", "eva")  # those that leave the base's weights alone
+PLAIN_INITS = ("true", "false", "gaussian", "orthogonal", "eva")  # keep the base's weights
 POLICY = "merge the adapter of the policy, not that of a reward model or a critic"
 TASKS = dict.fromkeys(("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"), POLICY)
 REMEDIES = {
@@ -48,17 +48,17 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
-        raise no_adapter(folder) from None
+        raise no_adapter_error(folder) from None
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path"), str | None):
         got = f"'{file}' is not a JSON object, or its base_model_name_or_path no text"
         raise ModelError.because(got, "the file PEFT wrote", "save the adapter again")
-    return config | {key: _plain(key, config[key], file) for key in NAMING_KEYS if key in config}
+    return config | {key: _plain_names(key, config[key], file) for key in MODULE_NAME_KEYS if key in config}
 
 
-def _plain(key: str, value: Any, file: Path) -> Any:
-    """A key's names without the parts of wrappers; anything but names is left to the checks of that key."""
+def _plain_names(key: str, value: Any, file: Path) -> Any:
+    """A key's module names without the parts of wrappers; other values unchanged, for the checks of that key."""
     if isinstance(value, list):
         return [plain_pattern(name) if isinstance(name, str) else name for name in value]
     if not isinstance(value, dict):
@@ -68,49 +68,49 @@ def _plain(key: str, value: Any, file: Path) -> Any:
         name = plain_pattern(pattern)
         if plain.setdefault(name, of_modules) != of_modules:
             got = f"{plain[name]!r} and {of_modules!r} for '{name}', once with a wrapper's name in it"
-            raise _refused(file, key, got, "one value for a module", "remove the one that was not trained with")
+            raise _key_error(file, key, got, "one value for a module", "remove the one that was not trained with")
     return plain
 
 
 def check_adapter_config(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse every adapter_config.json that is not a LoRA or rsLoRA of a causal language model on an unchanged base.
+    """Raise ModelError unless it is a LoRA or rsLoRA of a causal language model on an unchanged base.
 
-    Raises ModelError naming the key, its value and the remedy.
+    The message names the key, its value and the remedy.
     """
     if config.get("peft_type") is None and config.get("swift_type"):
         remedy = "train without use_swift_lora: its PEFT backend writes what can be merged"
-        raise _refused(file, "swift_type", config["swift_type"], "an adapter of PEFT", remedy)
+        raise _key_error(file, "swift_type", config["swift_type"], "an adapter of PEFT", remedy)
     if config.get("peft_type") != "LORA":
-        raise _refused(file, "peft_type", config.get("peft_type"), "'LORA'", OTHER_FORM)
+        raise _key_error(file, "peft_type", config.get("peft_type"), "'LORA'", OTHER_FORM)
     if config.get("task_type") not in ("CAUSAL_LM", None):
         remedy = TASKS.get(str(config["task_type"]), "merge a causal language model's adapter")
-        raise _refused(file, "task_type", config.get("task_type"), "'CAUSAL_LM'", remedy)
+        raise _key_error(file, "task_type", config.get("task_type"), "'CAUSAL_LM'", remedy)
     init = config.get("init_lora_weights", True)
     if str(init).lower() not in PLAIN_INITS:
-        raise _refused(
+        raise _key_error(
             file, "init_lora_weights", init, "one of " + ", ".join(PLAIN_INITS), REMEDIES["init_lora_weights"]
         )
     if config.get("eva_config") and init != "eva":
-        raise _refused(file, "eva_config", config["eva_config"], "null unless init_lora_weights is 'eva'", OTHER_FORM)
+        raise _key_error(file, "eva_config", config["eva_config"], "null unless init_lora_weights is 'eva'", OTHER_FORM)
     if config.get("bias", "none") not in ("none", "lora_only", "all"):
-        raise _refused(file, "bias", config["bias"], "'none', 'lora_only' or 'all'", "save the adapter again")
+        raise _key_error(file, "bias", config["bias"], "'none', 'lora_only' or 'all'", "save the adapter again")
     for key in ("use_rslora", "lora_bias", "fan_in_fan_out", "ensure_weight_tying"):
         if config.get(key, False) not in (True, False, None):
-            raise _refused(file, key, config[key], "true or false", "save the adapter again")
+            raise _key_error(file, key, config[key], "true or false", "save the adapter again")
     for key in ("modules_to_save", "target_parameters"):
         value = config.get(key) or []
         if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
-            raise _refused(file, key, value, "a list of names", "save the adapter again")
+            raise _key_error(file, key, value, "a list of names", "save the adapter again")
     if config.get("target_parameters") and (config.get("rank_pattern") or config.get("alpha_pattern")):
         got = config["target_parameters"]
-        raise _refused(file, "target_parameters", got, "it without rank_pattern and alpha_pattern", OTHER_FORM)
+        raise _key_error(file, "target_parameters", got, "it without rank_pattern and alpha_pattern", OTHER_FORM)
     for key, value in sorted(config.items()):
         if (
-            key not in READ_KEYS | INERT_KEYS
-            and not key.startswith(INERT_PREFIX)
+            key not in READ_KEYS | IGNORED_KEYS
+            and not key.startswith(IGNORED_PREFIX)
             and value not in (None, False, [], {})
         ):
-            raise _refused(file, key, value, "null, false or empty", REMEDIES.get(key, OTHER_FORM))
+            raise _key_error(file, key, value, "null, false or empty", REMEDIES.get(key, OTHER_FORM))
 
 
 def rank_and_scaling(config: Mapping[str, Any], module: str) -> tuple[int, float]:
@@ -131,17 +131,17 @@ def rank_and_scaling(config: Mapping[str, Any], module: str) -> tuple[int, float
 def unused_patterns(config: Mapping[str, Any], modules: Mapping[str, str], file: Path) -> list[str]:
     """A note for each pattern of rank_pattern and alpha_pattern that fits no module of the adapter.
 
-    PEFT ignores such a pattern, in training and in merging, and so does the merge. modules: {plain name: as its tensors
-    are named in the file}. Raises ModelError for one that fits a module by a wrapper's name for it: it may have counted
-    in training, where the module had that name.
+    PEFT ignores such a pattern both in training and in merging, and so does this merge. modules: {plain name: name in
+    the file}. Raises ModelError for one that fits a module's name with a wrapper, which may have been its name in
+    training.
     """
     notes = []
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern, value in (config.get(key) or {}).items():
-            if any(_fits(pattern, module) for module in modules):
+            if any(_pattern_matches(pattern, module) for module in modules):
                 continue
-            if module := next((plain for plain, raw in modules.items() if _fits_wrapped(pattern, plain, raw)), None):
-                raise _refused(
+            if module := next((plain for plain, raw in modules.items() if _matches_wrapped(pattern, plain, raw)), None):
+                raise _key_error(
                     file,
                     key,
                     {pattern: value},
@@ -152,26 +152,26 @@ def unused_patterns(config: Mapping[str, Any], modules: Mapping[str, str], file:
     return notes
 
 
-def _fits(pattern: str, module: str) -> bool:
+def _pattern_matches(pattern: str, module: str) -> bool:
     return re.match(rf"(.*\.)?({pattern})$", module) is not None
 
 
-def _fits_wrapped(pattern: str, plain: str, raw: str) -> bool:
-    """raw: may begin with the names of any number of wrappers, of which the model in training had some."""
+def _matches_wrapped(pattern: str, plain: str, raw: str) -> bool:
+    """Whether a pattern fits a name with some of the wrappers. raw: the name with all of them."""
     parts = raw.split(".")
     names: Iterable[str] = (".".join(parts[start:]) for start in range(len(parts)))
-    return any(_fits(pattern, name) for name in (*names, f"module.{plain}", ".".join([*PREFIX, plain])))
+    return any(_pattern_matches(pattern, name) for name in (*names, f"module.{plain}", ".".join([*PREFIX, plain])))
 
 
 def _by_pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
     try:
         for pattern, value in (config.get(key) or {}).items():
-            if _fits(pattern, module):
+            if _pattern_matches(pattern, module):
                 return value
     except (re.error, AttributeError) as error:
         raise ModelError.because(f"'{key}' {error}", "regular expressions -> numbers", f"correct {CONFIG}") from None
     return default
 
 
-def _refused(file: Path, key: str, value: Any, expected: str, remedy: str) -> C2FError:
+def _key_error(file: Path, key: str, value: Any, expected: str, remedy: str) -> C2FError:
     return ModelError.because(f"'{key}' is {value!r} in '{file}'", expected, remedy)

@@ -1,4 +1,4 @@
-"""Files of an adapter folder: safetensors in one file or in several, pickles, and folders that hold others."""
+"""Files of an adapter folder: safetensors (one file or several) or pickles; and errors for other folders."""
 
 import contextlib
 import re
@@ -11,8 +11,8 @@ from lite_c2f.errors import ModelError
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 STEM = "adapter_model"
-PLACES = ("coarse/adapter", "adapter", "*", "*/*")  # of an adapter below a folder, the first that holds one
-GATHER = (
+NEARBY_PATTERNS = ("coarse/adapter", "adapter", "*", "*/*")  # where an adapter may be below a folder, in this order
+GATHER_REMEDY = (
     "from a checkpoint with a global_step folder: `python zero_to_fp32.py CHECKPOINT OUT --safe_serialization "
     f"--exclude_frozen_parameters`, and OUT/model.safetensors beside {CONFIG} as {WEIGHTS}; else train again with "
     "stage3_gather_16bit_weights_on_model_save: true"
@@ -20,7 +20,7 @@ GATHER = (
 
 
 def adapter_weights(folder: Path) -> list[Path]:
-    """The weight files of an adapter folder: safetensors where there are any, pickles otherwise.
+    """The weight files of an adapter folder: safetensors if there are any, else pickles.
 
     One file, or all of `adapter_model-00001-of-00002.safetensors`. Raises ModelError naming what is missing.
     """
@@ -41,7 +41,7 @@ def adapter_weights(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(names)]
     remedy = "copy them there, or check the path"
     if any(folder.glob("global_step*")):
-        remedy = f"this is a checkpoint of DeepSpeed's: {GATHER}"
+        remedy = f"this is a checkpoint of DeepSpeed's: {GATHER_REMEDY}"
     elif fsdp := next(folder.glob("pytorch_model_fsdp_*"), None):
         remedy = (
             f"this is a checkpoint of FSDP's: `accelerate merge-weights {fsdp} OUT`, and OUT/model.safetensors beside "
@@ -51,7 +51,7 @@ def adapter_weights(folder: Path) -> list[Path]:
 
 
 def as_safetensors(pickles: list[Path], stack: contextlib.ExitStack) -> list[Path]:
-    """The tensors of pickles in safetensors files, which are gone when the stack is closed.
+    """The tensors of pickles as safetensors files, which are removed when the stack is closed.
 
     They are unpickled with `weights_only`, which runs no code. Raises ModelError for pickles that hold anything but
     plain tensors by name.
@@ -64,23 +64,23 @@ def as_safetensors(pickles: list[Path], stack: contextlib.ExitStack) -> list[Pat
     for source in pickles:
         try:
             tensors = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:  # of many classes for a file that is damaged, and one for what would run code
+        except Exception as error:  # various classes for a damaged file, and one for a pickle that would run code
             reason = str(error).split("\n")[0][:120]
-            raise _no_tensors(source, f"cannot be read without running code, or is damaged ({reason})") from None
+            raise _pickle_error(source, f"cannot be read without running code, or is damaged ({reason})") from None
         if not isinstance(tensors, dict) or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()
         ):
-            raise _no_tensors(source, "holds more than tensors by name")
+            raise _pickle_error(source, "holds more than tensors by name")
         for name, value in tensors.items():
-            if odd := _not_plain(value):
-                raise _no_tensors(source, f"has '{name}', which is {odd}")
+            if problem := _not_plain(value):
+                raise _pickle_error(source, f"has '{name}', which is {problem}")
         files.append(folder / f"{source.stem}.safetensors")
         save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, files[-1])
     return files
 
 
 def _not_plain(tensor: Any) -> str | None:
-    """What a tensor is that cannot be copied as it is; None for a dense floating-point one with values of its own."""
+    """Why a tensor cannot be copied; None for a dense floating-point tensor with storage for all its values."""
     import torch
 
     if tensor.is_nested or tensor.is_quantized:
@@ -91,35 +91,35 @@ def _not_plain(tensor: Any) -> str | None:
         return f"on the device '{tensor.device.type}', without values"
     if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"{tensor.dtype}, and not bfloat16, float16 or float32"
-    # A view repeats what it is of any number of times: a file of 1 kB may ask for terabytes.
-    if tensor.numel() > (held := tensor.untyped_storage().nbytes() // tensor.element_size()):
-        return f"{tensor.numel()} values repeated from {held}"
+    # A view may repeat its storage any number of times: a file of 1 kB could need terabytes.
+    if tensor.numel() > (stored := tensor.untyped_storage().nbytes() // tensor.element_size()):
+        return f"{tensor.numel()} values repeated from {stored}"
     return None
 
 
-def no_adapter(folder: Path) -> ModelError:
-    """What a folder without adapter_config.json is instead."""
-    wanted = "an adapter folder saved by PEFT"
+def no_adapter_error(folder: Path) -> ModelError:
+    """The error for a folder without adapter_config.json, by what it contains."""
+    expected = "an adapter folder saved by PEFT"
     if folder.suffix.lower() == ".gguf" or any(folder.glob("*.gguf")):
-        return ModelError.because(f"'{folder}' is of llama.cpp", wanted, "give the folder that it was converted from")
+        return ModelError.because(f"'{folder}' is of llama.cpp", expected, "give the folder that it was converted from")
     if folder.is_file():
         remedy = f"did you mean '{folder.parent}'?" if (folder.parent / CONFIG).is_file() else "give its folder"
-        return ModelError.because(f"'{folder}' is a file", wanted, remedy)
-    if near := _below(folder):
-        return ModelError.because(f"no '{folder / CONFIG}'", wanted, f"did you mean '{near}'?")
+        return ModelError.because(f"'{folder}' is a file", expected, remedy)
+    if near := _nearby_adapter(folder):
+        return ModelError.because(f"no '{folder / CONFIG}'", expected, f"did you mean '{near}'?")
     if (folder / "config.json").is_file() and not list(folder.glob(f"{STEM}*")):
         got = f"'{folder}' holds a whole model and no '{CONFIG}'"
-        return ModelError.because(got, wanted, "give the folder of the LoRA adapter, before it was merged")
+        return ModelError.because(got, expected, "give the folder of the LoRA adapter, before it was merged")
     if list(folder.glob(f"{STEM}*")):
         got = f"no '{CONFIG}' beside the weights in '{folder}'"
         return ModelError.because(got, "both, as PEFT saved them", "copy it there: without it rank and alpha are lost")
     remedy = "check the path (a folder on this machine, no hub name)"
-    return ModelError.because(f"no '{folder / CONFIG}'", wanted, remedy)
+    return ModelError.because(f"no '{folder / CONFIG}'", expected, remedy)
 
 
-def _below(folder: Path) -> Path | None:
-    """The adapter in a folder below, the one of most steps where they are a trainer's checkpoints."""
-    for place in PLACES:
+def _nearby_adapter(folder: Path) -> Path | None:
+    """An adapter in a folder below; of a trainer's checkpoints the one with the most steps."""
+    for place in NEARBY_PATTERNS:
         with contextlib.suppress(OSError):
             if near := [file.parent for file in folder.glob(f"{place}/{CONFIG}") if file.is_file()]:
                 return max(near, key=_steps_of)
@@ -131,6 +131,6 @@ def _steps_of(folder: Path) -> tuple[int, str]:
     return int(match[1]) if match else -1, str(folder)
 
 
-def _no_tensors(file: Path, what: str) -> ModelError:
+def _pickle_error(file: Path, what: str) -> ModelError:
     remedy = "load the adapter with PEFT where it comes from and save it again: save_pretrained writes safetensors"
     return ModelError.because(f"the pickle '{file}' {what}", "an adapter's tensors", remedy)

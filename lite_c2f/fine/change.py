@@ -1,4 +1,4 @@
-"""The change of one weight, chunk of rows by chunk of rows: residue, treatment, rounding, and its sums."""
+"""Change of one weight, by chunks of rows: residue, treatment, rounding, and sums for the report."""
 
 import math
 from functools import partial
@@ -12,14 +12,14 @@ from lite_c2f.fine.delta import DTYPES, Delta, LowRank, read_tensor
 from lite_c2f.fine.report import TensorChange
 from lite_c2f.fine.shards import Buffer, TensorEntry, part_of
 from lite_c2f.fine.sparsify import Chunk, Treatment
-from lite_c2f.fine.threshold import Parts, magnitude_threshold
+from lite_c2f.fine.threshold import MapChunks, magnitude_threshold
 
 
 class WeightChange:
-    """ratio * dW of one weight as treated; opened before its first chunk, used by several threads at once.
+    """ratio * dW of one weight after its treatment; used by several threads at once.
 
-    What has to be known of the whole weight first (the threshold of a magnitude, the norms for a cap) is computed here,
-    in passes over its chunks.
+    What depends on the whole weight (a magnitude threshold, norms for a cap) is computed in the constructor, in passes
+    over its chunks.
     """
 
     def __init__(
@@ -29,14 +29,14 @@ class WeightChange:
         delta: Delta,
         ratio: float,
         treatment: Treatment,
-        parts: Parts,
+        parts: MapChunks,
         random_name: str | None = None,
     ) -> None:
         self.entry, self.base, self.ratio, self.treatment = entry, base, ratio, treatment
         self._random_name = random_name or entry.name  # copies of a tied weight share their random bits
         self.columns = math.prod(entry.shape[1:])
         self.cap: float | None = None
-        self.touched = False  # has a chunk been seen to change?
+        self.touched = False  # whether a chunk changed
         plain = treatment._replace(seed=0) == Treatment()
         self.sum = delta.open_sum(ratio) if plain and isinstance(delta, LowRank) else None
         self._dw, self._delta_needs_base = delta.open(), delta.needs_base
@@ -83,8 +83,8 @@ class WeightChange:
     def _untreated(self, rows: slice) -> Tensor:
         return self._dw(rows, self._base_rows(rows) if self._delta_needs_base else None)
 
-    def _cap(self, parts: Parts, norm_cap: float) -> float:
-        """What the change has to be multiplied by so that |change| <= norm_cap * |W_instruct|."""
+    def _cap(self, parts: MapChunks, norm_cap: float) -> float:
+        """The factor for the change so that |change| <= norm_cap * |W_instruct|."""
 
         def squares(rows: slice) -> tuple[float, float]:
             weight = read_tensor(part_of(self.entry, rows.start, rows.stop - rows.start))
@@ -96,10 +96,10 @@ class WeightChange:
         return min(1.0, norm_cap * weight / change) if change else 1.0
 
 
-def apply(
+def merged_rows(
     work: WeightChange, rows: slice, weight: Tensor, dtype: torch.dtype, counts: bool
 ) -> tuple[Tensor, TensorChange]:
-    """W_fine for these rows in the output's dtype, rounded once, and its sums; where it does not count, hardly any.
+    """(W_fine of these rows in the output's dtype, rounded once; its sums, which are nearly empty unless `counts`).
 
     weight (rows, ...) as stored; the sum is in float32, or in float64 where the delta is.
     """
@@ -115,16 +115,16 @@ def apply(
         rounded = merged.to(dtype)
     if not counts:
         return rounded, _uncounted(work, weight, rounded)
-    return rounded, measure(weight, change.float(), rounded, base, sparse=work.treatment.sparsify != "none")
+    return rounded, compare_rows(weight, change.float(), rounded, base, sparse=work.treatment.sparsify != "none")
 
 
-def measure(
+def compare_rows(
     weight: Tensor, intended: Tensor, merged: Tensor, base: Tensor | None = None, sparse: bool = True
 ) -> TensorChange:
-    """Compare merged rows with the instruct model's own in the same dtype: the dtype's change is not the residue's.
+    """Compare merged rows with the instruct model's rows in the same dtype, so that a change of dtype does not count.
 
     weight (rows, in) as stored; intended (rows, in) float32; merged (rows, in) in the output's dtype; base as stored.
-    sparse: may the intended change have zeros? Every pass over a chunk counts here: nine of them are half of a merge.
+    sparse: whether the intended change may have zeros. Nine passes over a chunk here are half of a merge's time.
     """
     stored = weight.float()
     before, same = (stored, weight) if weight.dtype == merged.dtype else (rounded := weight.to(merged.dtype), rounded)
@@ -138,22 +138,22 @@ def measure(
         counted=weight.numel(),
         kept=nonzero,
         unchanged=max(0, nonzero - different),
-        weight_square=_dot(stored, stored),
-        intended_square=_dot(intended, intended),
-        realised_intended=_dot(realised, intended),
+        weight_square=_dot_product(stored, stored),
+        intended_square=_dot_product(intended, intended),
+        realised_intended=_dot_product(realised, intended),
     )
     if base is not None:
         task = base.to(torch.float32, copy=True)
         change.compared = base.numel()
-        change.base_square = _dot(task, task)
+        change.base_square = _dot_product(task, task)
         task.sub_(stored)  # -T
-        change.task_square, change.task_intended = _dot(task, task), -_dot(task, intended)
+        change.task_square, change.task_intended = _dot_product(task, task), -_dot_product(task, intended)
     return change
 
 
 def _uncounted(work: WeightChange, weight: Tensor, rounded: Tensor) -> TensorChange:
-    """The sums of a chunk that is not counted: whether anything changed, unless that is known already."""
-    if not work.touched:  # stops at the first that differs
+    """The sums of a chunk that is not counted: only whether anything changed."""
+    if not work.touched:  # stops at the first difference
         work.touched = not torch.equal(_bits(rounded), _bits(weight.to(rounded.dtype)))
     return TensorChange(elements=weight.numel(), touched=int(work.touched))
 
@@ -186,8 +186,8 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def _dot(left: Tensor, right: Tensor) -> float:
-    # A chunk in float32 is right to about 3e-6 and 15 times as fast as a float64 sum; it may overflow, though.
+def _dot_product(left: Tensor, right: Tensor) -> float:
+    # float32 is exact to about 3e-6 and 15 times as fast as a float64 sum, but may overflow.
     left, right = left.reshape(-1), right.reshape(-1)
     value = float(torch.dot(left, right))
     return value if math.isfinite(value) else float(torch.dot(left.double(), right.double()))

@@ -1,4 +1,4 @@
-"""Chart of the ratios that a sweep tried, for its file, the report and the app."""
+"""Chart of a sweep's ratios, for its file, the report and the app."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ PANELS = (  # keys of ratios.json, and the titles of their panels
     ("repeated_4gram", "repeated 4-grams"),
     ("kl", "KL to instruct (nats per token)"),
 )
-CAPTION = "What each ratio gave; the dashed line is the chosen one, bars are one standard error"
+CAPTION = "Results by ratio; the dashed line is the chosen one, bars are one standard error"
 
 
 def ratio_chart(sweep: Mapping[str, Any]) -> str:

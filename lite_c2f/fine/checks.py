@@ -20,18 +20,17 @@ from lite_c2f.fine.shards import TensorEntry
 from lite_c2f.fine.sparsify import Treatment
 from lite_c2f.fine.tensor_names import is_embedding, is_expert, is_reward_head
 
-SAME_BASE = "take the instruct model of the same base"
-RESIZED = (
+SAME_BASE_REMEDY = "take the instruct model of the same base"
+RESIZED_REMEDY = (
     "the adapter's vocabulary has another size (tokens were added in training, or it is of another base): train "
     "without the embedding and the head"
 )
-TRANSPOSED_FAMILIES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # made of Conv1D
 
 
 def check_out(out: Path, inputs: list[Path], hidden: bool = False) -> None:
-    """Raise RunError when the resolved `out` holds something, is no folder, or lies in a folder that is read.
+    """Raise RunError when the resolved `out` is not empty, is no folder, or lies in an input folder.
 
-    hidden: it is the folder where the output grows, which may hold something but no input.
+    hidden: `out` is the staging folder, which may hold files but no input.
     """
     for folder in inputs:
         if out.is_relative_to(folder) or (hidden and folder.is_relative_to(out)):
@@ -42,22 +41,22 @@ def check_out(out: Path, inputs: list[Path], hidden: bool = False) -> None:
 
 
 def check_origin(residue: Adapter, base: Path, instruct: Path) -> str | None:
-    """A sentence where the base that the adapter recorded may be another one than `base`; None where it is the same.
+    """A sentence if the adapter's recorded base may differ from `base`; None if it is the same.
 
-    Raises ModelError where it is at hand and is another kind of model, or is the instruct model.
+    Raises ModelError if the recorded base exists here and is another kind of model, or is the instruct model.
     """
     name = residue.base_model_name
     if not name:
         return None
-    with contextlib.suppress(OSError):  # a text that is no path at all
-        at_hand = (Path(name) / "config.json").is_file()
-        if at_hand and Path(name).resolve() == base:
+    with contextlib.suppress(OSError):  # a text that is no valid path
+        exists = (Path(name) / "config.json").is_file()
+        if exists and Path(name).resolve() == base:
             return None
-        if at_hand and Path(name).resolve() == instruct:
+        if exists and Path(name).resolve() == instruct:
             got = f"the adapter was trained on '{name}', which is given as the instruct model"
             raise ModelError.because(got, "it as the base", "swap the two (--base and --instruct)")
         try:
-            if at_hand:
+            if exists:
                 check_configs(Path(name), base, leave_out=("vocab_size", "architectures"))
         except ModelError as error:
             raise ModelError.because(
@@ -65,17 +64,17 @@ def check_origin(residue: Adapter, base: Path, instruct: Path) -> str | None:
                 "the base that the adapter was trained on",
                 "give that base, and the instruct model tuned from it",
             ) from None
-        with contextlib.suppress(ModelError):  # it may have no weights any more
-            if at_hand and _file_ends(Path(name)) == _file_ends(base):
+        with contextlib.suppress(ModelError):  # it may have no weights
+            if exists and _file_ends(Path(name)) == _file_ends(base):
                 return None
     recorded, chosen = hub_name(name) or name, hub_name(str(base)) or str(base)
-    if _last_part(recorded) == _last_part(chosen):
+    if _model_name(recorded) == _model_name(chosen):
         return None
     return f"the adapter was trained on '{recorded}', and the base given is '{chosen}': are they the same model?"
 
 
 def _file_ends(folder: Path) -> list[tuple[str, int, bytes]]:
-    """Name, size and the last MiB of every weight file: what copies of one model have in common, and tuned ones not."""
+    """(name, size, last MiB) of every weight file, which are equal for copies of a model and not for tuned ones."""
     ends = []
     for file in weight_files(folder):
         with file.open("rb") as source:
@@ -85,14 +84,14 @@ def _file_ends(folder: Path) -> list[tuple[str, int, bytes]]:
     return ends
 
 
-def _last_part(name: str) -> str:
-    """A model's own name, without owner or folder, nor what names the 4-bit copy that an adapter is trained on."""
+def _model_name(name: str) -> str:
+    """A model's name without owner or folder, and without the suffix of a 4-bit copy."""
     last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
     return re.sub(r"(-unsloth)?-bnb-4bit$", "", last)
 
 
-def resolved(folder: str | Path) -> Path:
-    """An absolute path without links. Raises RunError for links that lead in a circle, and names no disk takes."""
+def resolved_path(folder: str | Path) -> Path:
+    """The absolute path without links. Raises RunError for circular links and invalid names."""
     try:
         path = Path(folder).resolve()
         path.exists()
@@ -104,7 +103,7 @@ def resolved(folder: str | Path) -> Path:
 
 
 def check_report(report: Path, out: Path, written: Iterable[str], inputs: Iterable[Path]) -> None:
-    """Raise RunError when the report would replace a file of the model, or lie in a folder that is read."""
+    """Raise RunError when the report would replace a file of the model, or lie in an input folder."""
     taken = report.is_relative_to(out) and str(report.relative_to(out)) in {".", *written}
     if taken or any(report.is_relative_to(folder) for folder in inputs):
         raise RunError.because(
@@ -127,26 +126,26 @@ def check_fit(
             raise ModelError.because(got, "a plain full-precision model", "take the model before it was changed")
     for name, delta in deltas.items():
         if name not in entries:
-            raise _missing(name, instruct, entries, of_base, residue.base_model_name)
+            raise _missing_weight_error(name, instruct, entries, of_base, residue.base_model_name)
         entry = entries[name]
         if len(entry.shape) > 2:
             got = f"the adapter changes '{name}' of shape {entry.shape}"
             raise ModelError.because(got, "a matrix or a vector", EXPERTS)
-        if not _fits(delta, entry.shape):
+        if not _shape_fits(delta, entry.shape):
             got = f"the delta of '{name}' is {delta.shape}, its weight in '{instruct}' {entry.shape}"
             rows = is_embedding(name) and delta.shape[1:] == entry.shape[1:]
-            raise ModelError.because(got, "the same shape", RESIZED if rows else SAME_BASE)
+            raise ModelError.because(got, "the same shape", RESIZED_REMEDY if rows else SAME_BASE_REMEDY)
         if entry.dtype not in DTYPES:
             got = f"'{name}' of '{instruct}' is {entry.dtype}"
             raise ModelError.because(got, "BF16, F16 or F32", "take the model before it was quantised")
 
 
-def _missing(
+def _missing_weight_error(
     name: str, instruct: Path, entries: Mapping[str, TensorEntry], of_base: Mapping[str, TensorEntry], trained_on: Any
 ) -> ModelError:
     """Why a weight that the adapter changes is not in the instruct model."""
     got = f"the adapter changes '{name}', which '{instruct}' does not have"
-    remedy = SAME_BASE
+    remedy = SAME_BASE_REMEDY
     if is_reward_head(name):
         remedy = "this is a classifier's or a value head: merge the adapter of the policy, not that of a reward model"
     elif is_expert(name):
@@ -171,9 +170,9 @@ def check_base(
     base: Path | None,
     treatment: Treatment,
 ) -> None:
-    """Raise unless the base's weights are there where they are needed, and of the shapes the adapter was trained on.
+    """Raise ConfigError or ModelError unless the base has the needed weights, in the adapter's shapes.
 
-    Whether they are the very weights shows only where PEFT saved some of them beside the adapter (`check_copies`).
+    Whether the values are the same is only known if PEFT saved some of them with the adapter (`check_copies`).
     """
     if base is None:
         absolute = [name for name, delta in deltas.items() if delta.needs_base]
@@ -197,14 +196,14 @@ def check_base(
             )
 
 
-def _fits(delta: Delta, shape: tuple[int, ...]) -> bool:
-    if isinstance(delta, TokenRows):  # knows its largest token, not the vocabulary
+def _shape_fits(delta: Delta, shape: tuple[int, ...]) -> bool:
+    if isinstance(delta, TokenRows):  # its shape depends on its largest token, not on the vocabulary
         return len(shape) == 2 and delta.shape[0] <= shape[0] and delta.shape[1] == shape[1]
     return delta.shape == shape
 
 
 def check_disk(out: Path, needed: int) -> None:
-    """Raise RunError when `out` cannot be made, or the disk under it has no room for `needed` bytes."""
+    """Raise RunError when `out` cannot be made, or its disk has less than `needed` bytes free."""
     parent = next(folder for folder in out.parents if folder.exists())
     if not os.access(parent, os.W_OK):
         raise RunError.because(f"cannot write to '{parent}'", "a folder of yours", "choose another output folder")

@@ -1,4 +1,4 @@
-"""Delta of one weight under an adapter, as rows of dW: read from the file when they are needed."""
+"""Delta of one weight by an adapter, as rows of dW that are read from the file when needed."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from lite_c2f.fine.shards import TensorEntry, part_of, read_bytes
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 Rows = Callable[[slice, Tensor | None], Tensor]
-"""(which rows of the weight, from start to stop, the base's same rows) -> those rows of dW, float32 or float64."""
+"""(slice of rows, the base's rows in it) -> the same rows of dW, float32 or float64."""
 
 
 def read_tensor(entry: TensorEntry) -> Tensor:
@@ -23,20 +23,20 @@ def read_tensor(entry: TensorEntry) -> Tensor:
 
 @dataclass(frozen=True)
 class Factor:
-    """One of the two matrices of a low-rank delta, where it lies."""
+    """One of the two matrices of a low-rank delta, in its file."""
 
     entry: TensorEntry
-    turned: bool = False  # stored as its transpose
+    transposed: bool = False  # stored as its transpose
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(rows, columns) as it is used."""
-        return self.entry.shape[::-1] if self.turned else self.entry.shape
+        """(rows, columns) as used, after transposing."""
+        return self.entry.shape[::-1] if self.transposed else self.entry.shape
 
     def read(self) -> Tensor:
         """The matrix in float32."""
         tensor = read_tensor(self.entry).float()
-        return tensor.T.contiguous() if self.turned else tensor
+        return tensor.T.contiguous() if self.transposed else tensor
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class LowRank:
 
     def transposed(self) -> "LowRank":
         """The delta of the transposed weight: (B @ A)^T = A^T @ B^T."""
-        down, up = (Factor(factor.entry, not factor.turned) for factor in (self.up, self.down))
+        down, up = (Factor(factor.entry, not factor.transposed) for factor in (self.up, self.down))
         return LowRank(down, up, self.scaling)
 
     def open(self) -> Rows:
@@ -68,10 +68,10 @@ class LowRank:
         return rows_of
 
     def open_sum(self, ratio: float) -> Callable[[slice, Tensor], Tensor] | None:
-        """(rows, W's same rows) -> W + ratio * dW in float32, in one pass over W; None where that rounds otherwise.
+        """(rows, W's same rows) -> W + ratio * dW in float32, in one pass over W; None if that rounds differently.
 
-        With a factor that is a power of two it may be multiplied into B beforehand, without rounding. Up to rank 128
-        the same bits as the product and then the sum (from 256 on BLAS sums in parts), in 80% of the time.
+        A factor that is a power of two can be multiplied into B beforehand without rounding. Up to rank 128 this gives
+        the same bits as product and sum (from 256 on BLAS sums in parts), in 80% of the time.
         """
         factor = self.scaling * ratio
         if abs(math.frexp(factor)[0]) != 0.5 or self.down.shape[0] > 128:
@@ -137,7 +137,7 @@ class TokenRows:
 
     entry: TensorEntry  # (tokens, in)
     tokens: tuple[int, ...]
-    shape: tuple[int, ...]  # (largest token + 1, in): the least the weight has to have
+    shape: tuple[int, ...]  # (largest token + 1, in): the smallest possible shape of the weight
     needs_base = True
 
     def open(self) -> Rows:

@@ -1,4 +1,4 @@
-"""Ratios by group of layers (attention and MLP, early, middle and late): a search, confirmed on unseen prompts."""
+"""Search of ratios by group of layers (attention and MLP; early, middle, late), confirmed on unseen prompts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from lite_c2f.fine.ratios import layer_of
 from lite_c2f.fine.sweep import RatioTrial, RatioTrials
 
 THIRDS = ("early", "middle", "late")
-STEPS = (0.5, 1.5)  # what a group's ratio is multiplied by when it is tried
-SURE = 2.0  # standard errors; with one, a dozen changes that do nothing would give one or two that seem better
+FACTORS = (0.5, 1.5)  # tried multiples of a group's ratio
+MIN_STANDARD_ERRORS = 2.0  # with one, one or two of a dozen ineffective changes would seem better
 LEAST_PROMPTS, LEAST_BUDGET = 8, 4
 RULE = (
     "starting from the single ratio, each group's ratio is tried at half and at one and a half of it; a change is kept "
@@ -42,8 +42,8 @@ def search(
 ) -> dict[str, Any]:
     """Search ratios by group from a single ratio, in at most `budget` trials; our own. Returns all that was tried.
 
-    Half of the prompts of `trials` serve the search, the others the comparison at its end (two trials, counted in the
-    budget, as is the first of the single ratio).
+    Half of the prompts of `trials` are for the search, the others for the comparison at its end (two trials within the
+    budget, as is the first trial of the single ratio).
     """
     half = len(trials.prompts) // 2
     if half < LEAST_PROMPTS:
@@ -54,7 +54,7 @@ def search(
     if budget < LEAST_BUDGET:
         got = f"a budget of {budget} trials"
         raise ConfigError.because(got, f"at least {LEAST_BUDGET}", "15 tries every group of a model")
-    seen, unseen = trials.prompts[:half], trials.prompts[half:]
+    search_prompts, confirmation_prompts = trials.prompts[:half], trials.prompts[half:]
     layers = 1 + max((layer_of(name) or 0 for name in trials.instruct.weights), default=0)
     groups = {name: group_of(name, layers) for name in trials.instruct.weights}
     names = list(dict.fromkeys(group for group in groups.values() if group is not None))
@@ -73,16 +73,16 @@ def search(
             progress(done, budget, trial.figures)
         return trial
 
-    best = measure(current, seen)
+    best = measure(current, search_prompts)
     tried.append({"change": f"all at {single:g}", "ratios": dict(current), **best.figures, "kept": True})
-    candidates = [(group, step) for group in names for step in STEPS]
-    for group, step in candidates[: max(0, budget - 3)]:
+    candidates = [(group, factor) for group in names for factor in FACTORS]
+    for group, factor in candidates[: max(0, budget - 3)]:
         if current[group] != single:
-            continue  # its first step is part of `current`: the other leads back
-        ratios = current | {group: round(single * step, 6)}
-        trial = measure(ratios, seen)
+            continue  # its first factor was accepted, so the other is skipped
+        ratios = current | {group: round(single * factor, 6)}
+        trial = measure(ratios, search_prompts)
         gain, error = paired_difference(trial.rewards, best.rewards)
-        better = trial.figures["eos"] >= min_eos and gain > SURE * error
+        better = trial.figures["eos"] >= min_eos and gain > MIN_STANDARD_ERRORS * error
         change = f"{group} at {ratios[group]:g}"
         tried.append(
             {"change": change, "ratios": ratios, **trial.figures, "gain": gain, "gain_se": error, "kept": better}
@@ -98,12 +98,13 @@ def search(
         "better": False,
     }
     if any(ratio != single for ratio in current.values()):
-        alone = measure(dict.fromkeys(names, single), unseen)
-        grouped = measure(current, unseen)
-        gain, error = paired_difference(grouped.rewards, alone.rewards)
-        ended = grouped.figures["eos"] >= min_eos
-        result |= {"confirmation": {"single": alone.figures, "groups": grouped.figures, "gain": gain, "gain_se": error}}
-        result["better"] = bool(ended and gain > SURE * error)
+        single_trial = measure(dict.fromkeys(names, single), confirmation_prompts)
+        group_trial = measure(current, confirmation_prompts)
+        gain, error = paired_difference(group_trial.rewards, single_trial.rewards)
+        ended = group_trial.figures["eos"] >= min_eos
+        figures = {"single": single_trial.figures, "groups": group_trial.figures}
+        result["confirmation"] = {**figures, "gain": gain, "gain_se": error}
+        result["better"] = bool(ended and gain > MIN_STANDARD_ERRORS * error)
     result["untried"] = max(0, len(candidates) - max(0, budget - 3))
     result["verdict"] = verdict(result)
     result["layer_ratios"] = [[weight, ratio] for weight, ratio in by_weight(current).items()]
@@ -111,7 +112,7 @@ def search(
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """One sentence on whether ratios by group beat the single one."""
+    """A sentence on whether ratios by group are better than the single one."""
     if "confirmation" not in result:
         untried = f" ({result['untried']} changes were beyond the budget)" if result.get("untried") else ""
         return (

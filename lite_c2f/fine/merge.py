@@ -1,4 +1,4 @@
-"""The Knowledge Residue Merger: W_fine = W_instruct + ratio * dW, shard by shard."""
+"""Knowledge Residue Merger: W_fine = W_instruct + ratio * dW, shard by shard."""
 
 import contextlib
 import errno
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lite_c2f.errors import ModelError, RunError
-from lite_c2f.fine.checks import resolved
+from lite_c2f.fine.checks import resolved_path
 from lite_c2f.fine.model_folder import write_other_files
 from lite_c2f.fine.prepare import AUTO, MergeRequest, PreparedMerge, prepare
 from lite_c2f.fine.ratios import LayerRatios, is_number
 from lite_c2f.fine.report import REPORT, MergeReport, TensorChange, warnings_of
 from lite_c2f.fine.shards import hash_of, sha256_of
 from lite_c2f.fine.sparsify import Treatment
-from lite_c2f.fine.staging import StagingFolder, size_of, unfinished
+from lite_c2f.fine.staging import StagingFolder, leftover_bytes, staging_folder
 from lite_c2f.fine.stream import Progress, stored_as, write_shards
 from lite_c2f.storage.files import write_json
 
@@ -58,72 +58,72 @@ def merge(
     ends answers too, to be added to generation_config.json, which is copied as it is otherwise; "auto" is the one that
     ends a turn of the instruct model's chat template, where its files do not list it. verify: a prompt on
     which the merged model's logits are compared with those of the unmerged adapter on the instruct model, before
-    anything is published. notice: called with sentences a person should read.
+    anything is published. notice: called with messages for the user.
 
-    Nothing appears at `out` unless everything does, and its tokenizer reads text as the instruct model's. Raises
-    ConfigError for settings, ModelError for an adapter or models that do not fit together, RunError when `out` is in
-    the way or the disk is too small.
+    `out` appears complete or not at all, with a tokenizer that encodes as the instruct model's. Raises
+    ConfigError for settings, ModelError for an adapter or models that do not fit together, RunError when `out`
+    exists or the disk is too small.
 
     >>> report = merge("runs/a/coarse/adapter", "Mistral-7B-v0.1", "Mistral-7B-Instruct-v0.1", "fine", ratio=0.75)
     >>> report.totals["projection"]
     """
     report = Path(out) / REPORT if report is None else report
-    base = None if base is None else resolved(base)
-    folders = (resolved(adapter), base, resolved(instruct), resolved(out), resolved(report))
+    base = None if base is None else resolved_path(base)
+    folders = (resolved_path(adapter), base, resolved_path(instruct), resolved_path(out), resolved_path(report))
     request = MergeRequest(*folders, ratio, layer_ratios, allow_negative, dtype, treatment, resume, end_token, verify)
     on_message = notice or (lambda text: None)
     with contextlib.ExitStack() as stack:
         prepared = prepare(request, stack)
         for note in prepared.job.notes:
             on_message(f"note: {note}")
-        with _disk_errors(request.out), unfinished(request.out, prepared.identity()) as work:  # renamed to `out`
-            written = _write(prepared, work, progress, on_message)
-            return _report(prepared, work, written, on_message)
+        with _disk_errors(request.out), staging_folder(request.out, prepared.identity()) as staging:  # renamed to `out`
+            written = _write_weights(prepared, staging, progress, on_message)
+            return _finish_folder(prepared, staging, written, on_message)
 
 
 class WrittenWeights(NamedTuple):
-    """What the weights of the output were made from and came to."""
+    """Records of the output's weights and of their inputs."""
 
     records: dict[str, dict[str, Any]]  # file name -> hashes, changes and caps of a shard
     base_hashes: dict[str, str]  # weight file of the base -> hash
 
 
-def _write(
-    prepared: PreparedMerge, work: StagingFolder, progress: Progress | None, on_message: Callable[[str], None]
+def _write_weights(
+    prepared: PreparedMerge, staging: StagingFolder, progress: Progress | None, on_message: Callable[[str], None]
 ) -> WrittenWeights:
-    """Write every shard that an interrupted merge has not left behind."""
+    """Write the weights, without the shards that an interrupted merge has finished."""
     if prepared.request.resume:
-        on_message(work.take_over(lambda name, record: _is_right(prepared, name, record)))
-    elif size_of(work.place):
-        on_message("an interrupted merge was there: started afresh; --resume would have kept its finished shards")
-    work.clean()
-    return WrittenWeights(*write_shards(prepared.job, work, progress))
+        on_message(staging.resume(lambda name, record: _shard_matches(prepared, name, record)))
+    elif leftover_bytes(staging.root):
+        on_message("an interrupted merge was discarded; --resume would have kept its finished shards")
+    staging.clean()
+    return WrittenWeights(*write_shards(prepared.job, staging, progress))
 
 
-def _report(
-    prepared: PreparedMerge, work: StagingFolder, written: WrittenWeights, on_message: Callable[[str], None]
+def _finish_folder(
+    prepared: PreparedMerge, staging: StagingFolder, written: WrittenWeights, on_message: Callable[[str], None]
 ) -> MergeReport:
-    """Write the rest of the model folder, verify it where that was requested, and write the report."""
+    """Write the other files of the model folder, verify it if requested, and write the report."""
     request, job = prepared.request, prepared.job
     result = _make_report(prepared, written)
     for warning in result.warnings:
         on_message(f"warning: {warning}")
-    result = replace(result, end_token=write_other_files(work.folder, prepared, result))
+    result = replace(result, end_token=write_other_files(staging.folder, prepared, result))
     if request.verify is not None:
         from lite_c2f.fine.verify import compare_logits
 
         residue = prepared.residue.tensors
         settings = (residue, job.deltas, job.ratios, job.treatment, request.verify)
-        result = replace(result, verified=compare_logits(work.folder, request.instruct, request.adapter, *settings))
-    # Before the rename: a published model always has its report.
+        result = replace(result, verified=compare_logits(staging.folder, request.instruct, request.adapter, *settings))
+    # Before the folder is published, so that a model always has its report.
     inside = request.report.is_relative_to(request.out)
-    write_json(work.folder / request.report.relative_to(request.out) if inside else request.report, asdict(result))
+    write_json(staging.folder / request.report.relative_to(request.out) if inside else request.report, asdict(result))
     return result
 
 
 @contextlib.contextmanager
 def _disk_errors(out: Path) -> Iterator[None]:
-    """OSError -> RunError that names the file and says what to do."""
+    """In the block, an OSError becomes a RunError that names the file and the remedy."""
     try:
         yield
     except OSError as error:
@@ -132,12 +132,12 @@ def _disk_errors(out: Path) -> Iterator[None]:
         raise RunError.because(
             f"the merge into '{out}' stopped: {error.strerror or error}{where}",
             "a disk that takes the whole model" if full else "folders that can be read and written",
-            "mend that and merge again; --resume keeps the shards that were finished",
+            "correct that and merge again; --resume keeps the shards that were finished",
         ) from error
 
 
-def _is_right(prepared: PreparedMerge, name: str, record: Any) -> bool:
-    """Does a finished shard's record hold what this merge would write, made from the input as it is now?"""
+def _shard_matches(prepared: PreparedMerge, name: str, record: Any) -> bool:
+    """Whether a finished shard's record is of what this merge would write, from the current input file."""
     job = prepared.job
     entries = next((group for file, group in job.files.items() if file.name == name), [])
     expected = {entry.name for entry in entries if entry.name in job.deltas and entry.size}
@@ -152,7 +152,7 @@ def _is_right(prepared: PreparedMerge, name: str, record: Any) -> bool:
 
 
 def _make_report(prepared: PreparedMerge, written: WrittenWeights) -> MergeReport:
-    """The report of what was written. Raises ModelError when not one element changed."""
+    """The report of what was written. Raises ModelError if no element changed."""
     request, job = prepared.request, prepared.job
     records, base_hashes = written
     codes = {entry.name: stored_as(entry, job.dtype) for entries in job.files.values() for entry in entries}
@@ -165,7 +165,7 @@ def _make_report(prepared: PreparedMerge, written: WrittenWeights) -> MergeRepor
             tensors[name] = {"ratio": job.ratios[name], "dtype": codes[name], **cap, **change.figures()}
     if not total.touched:
         raise ModelError.because(
-            "the merged weights are the instruct model's, all of them",
+            "the merged weights are all equal to the instruct model's",
             "a residue that survives rounding",
             "raise the ratio, round stochastically, merge into float32, or train the adapter: an untrained one is zero",
         )
@@ -190,7 +190,7 @@ def _make_report(prepared: PreparedMerge, written: WrittenWeights) -> MergeRepor
 
 
 def _hash_of_all(files: Sequence[Path]) -> str:
-    """The sha256 of a file; of several, that of their hashes in hex, one behind the other."""
+    """The sha256 of a file; for several, the sha256 of their concatenated hex hashes."""
     hashes = [sha256_of(file) for file in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 

@@ -54,7 +54,7 @@ def with_dtype(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any] |
 
 
 def with_end_token(generation: Mapping[str, Any] | None, config: Mapping[str, Any], token: int) -> dict[str, Any]:
-    """generation_config.json with one more end token. generation: the file's content; None where there is no file.
+    """generation_config.json with one more end token. generation: the file's content; None if there is no file.
 
     What stock libraries would then have read from config.json comes along.
     """

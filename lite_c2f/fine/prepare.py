@@ -16,7 +16,7 @@ from lite_c2f.fine.ratios import Gradient, LayerRatios, check_ratio, choose_rati
 from lite_c2f.fine.report import CARD, REPORT
 from lite_c2f.fine.shards import sha256_of
 from lite_c2f.fine.sparsify import Treatment
-from lite_c2f.fine.staging import size_of, unfinished_folder
+from lite_c2f.fine.staging import leftover_bytes, staging_path
 from lite_c2f.fine.stream import CODES, ChunkJob, stored_as, stored_size
 from lite_c2f.fine.tied import resolve_tied
 from lite_c2f.fine.vocabulary import check_copies, check_rows, check_tokens
@@ -25,7 +25,7 @@ AUTO = "auto"
 
 
 class MergeRequest(NamedTuple):
-    """What is to be merged into what, and how. The fields are the parameters of `lite_c2f.merge`."""
+    """Inputs and settings of a merge. The fields are the parameters of `lite_c2f.merge`."""
 
     adapter: Path
     base: Path | None
@@ -57,7 +57,7 @@ class PreparedMerge(NamedTuple):
     other_files: list[Path]  # of the instruct model, relative to it: all but weights
 
     def identity(self) -> dict[str, Any]:
-        """What two merges have to share for one to resume with the other's shards."""
+        """Inputs and settings that have to be equal for a merge to resume with another one's shards."""
 
         def stamps(files: Iterable[Path]) -> dict[str, list[int]]:
             return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
@@ -92,18 +92,18 @@ def prepare(request: MergeRequest, stack: contextlib.ExitStack) -> PreparedMerge
     request.treatment.check([] if dtype is None else [CODES[dtype]])
     checks.check_out(request.out, request.inputs)
 
-    # 2. do adapter, base and instruct model belong together?
+    # 2. adapter, base and instruct model fit together
     residue = read_adapter(request.adapter, stack)
     job = _make_job(request, residue, patterns)
 
-    # 3. the output: no file in the way of another, and room on the disk
+    # 3. the output: no conflicting files, and space on the disk
     others = [name for name in shards.other_files(request.instruct) if name != Path(REPORT)]
     written = [*(file.name for file in job.files), INDEX, CARD, *map(str, others)]
     checks.check_report(request.report, request.out, written, request.inputs)
-    hidden = unfinished_folder(request.out)
+    hidden = staging_path(request.out)
     checks.check_out(hidden, request.inputs, hidden=True)
     copied = sum((request.instruct / name).stat().st_size for name in others)
-    checks.check_disk(request.out, job.total + copied - size_of(hidden))
+    checks.check_disk(request.out, job.total + copied - leftover_bytes(hidden))
     return PreparedMerge(request, patterns, residue, job, others)
 
 

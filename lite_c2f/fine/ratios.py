@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lite_c2f.config.yaml_files import YAML_ERRORS, KeyTwiceError, NoKeyTwice
+from lite_c2f.config.yaml_files import YAML_ERRORS, DuplicateKeyError, UniqueKeyLoader
 from lite_c2f.errors import ConfigError
 
 Gradient = list[float]  # ratios at even distances over the layers, the first at the first layer, straight lines between
@@ -45,11 +45,11 @@ def read_layer_ratios(layer_ratios: LayerRatios | None, allow_negative: bool) ->
     if isinstance(layer_ratios, str | Path):
         where = str(layer_ratios)
         try:
-            content = yaml.load(Path(layer_ratios).read_text(encoding="utf-8"), Loader=NoKeyTwice)  # a SafeLoader
+            content = yaml.load(Path(layer_ratios).read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # a SafeLoader
         except OSError as error:
             got = f"cannot read '{where}': {error.strerror}"
             raise ConfigError.because(got, "a YAML file of ratios", "check the path") from None
-        except KeyTwiceError as error:
+        except DuplicateKeyError as error:
             raise ConfigError.because(f"'{where}' holds {error.problem}", "every pattern once", "remove one") from None
         except YAML_ERRORS:
             raise ConfigError.because(f"'{where}' is not YAML", "pattern: ratio lines", "correct the file") from None

@@ -17,7 +17,7 @@ CARD = "README.md"
 # a few hundredths, two models that were trained apart differ by about the square root of two.
 FAR_DRIFT = 0.3
 LARGE_RATIO, LARGE_CHANGE = 3.0, 0.5  # our own, too
-LITTLE_CARRIED = 0.5  # of the change, after rounding
+MIN_PROJECTION = 0.5  # of the change, after rounding
 
 
 @dataclass
@@ -25,7 +25,7 @@ class TensorChange:
     """Sums over the elements of one or more tensors; what the report is made of. W: W_instruct, T: W - W_base."""
 
     elements: int = 0
-    touched: int = 0  # above 0 when at least one element changed, counted or not
+    touched: int = 0  # above 0 if any element changed, counted or not
     counted: int = 0  # elements that the sums below are over: all, or a regular sample of the chunks of a large weight
     kept: int = 0  # elements of the change that are not zero; all of them without a treatment that makes zeros
     unchanged: int = 0  # of those, elements that rounding left equal to the instruct model's in the output's dtype
@@ -38,7 +38,7 @@ class TensorChange:
     task_intended: float = 0.0  # <T, change>
 
     def add(self, other: "TensorChange") -> None:
-        """Take over the sums of another part."""
+        """Add the sums of another part."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
@@ -47,23 +47,23 @@ class TensorChange:
         change, task = math.sqrt(self.intended_square), math.sqrt(self.task_square)
         return {
             "elements": self.elements,
-            "counted_share": _ratio(self.counted, self.elements),
-            "relative_change": _ratio(change, math.sqrt(self.weight_square)),
-            "kept_share": _ratio(self.kept, self.counted),
-            "unchanged_share": _ratio(self.unchanged, self.kept),
-            "projection": _ratio(self.realised_intended, self.intended_square),
-            "drift": _ratio(task, math.sqrt(self.base_square)) if self.compared else None,
-            "cosine": _ratio(self.task_intended, change * task) if self.compared else None,
+            "counted_share": _quotient(self.counted, self.elements),
+            "relative_change": _quotient(change, math.sqrt(self.weight_square)),
+            "kept_share": _quotient(self.kept, self.counted),
+            "unchanged_share": _quotient(self.unchanged, self.kept),
+            "projection": _quotient(self.realised_intended, self.intended_square),
+            "drift": _quotient(task, math.sqrt(self.base_square)) if self.compared else None,
+            "cosine": _quotient(self.task_intended, change * task) if self.compared else None,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """What was merged and what came of it; merge.json holds the same fields.
+    """Inputs, settings and figures of a merge; merge.json has the same fields.
 
     tensors and totals: `relative_change` |change| / |W_instruct| (Frobenius norms, before rounding; change is ratio *
-    dW as treated), `kept_share` the share of its elements that are not zero, `unchanged_share` the share of those whose
-    change rounding took, `projection` <realised, change> / <change, change>: 1.0 when the rounded weights
+    dW as treated), `kept_share` the share of its elements that are not zero, `unchanged_share` the share of those that
+    rounding left unchanged, `projection` <realised, change> / <change, change>: 1.0 when the rounded weights
     carry the whole residue, 0.0 when none of it, `drift` |W_instruct - W_base| / |W_base| and `cosine` that of the
     change with W_instruct - W_base (null without a base). Of a large weight these are taken from every eighth chunk of
     rows, a million elements or more; `counted_share` says of how many. tensors also: ratio, dtype, and `cap`, what
@@ -84,24 +84,24 @@ class MergeReport:
     tensors: dict[str, dict[str, Any]]
     totals: dict[str, Any]
     warnings: list[str]
-    notes: list[str] = field(default_factory=list)  # what was left out, or is to be looked at, and does no harm
+    notes: list[str] = field(default_factory=list)  # harmless findings, such as settings that were ignored
     end_token: int | None = None  # that was added to the end tokens of generation_config.json
     verified: dict[str, Any] | None = None
 
 
 def warnings_of(totals: Mapping[str, Any], largest_ratio: float) -> list[str]:
-    """Warnings about a merge that is possible and hardly intended."""
+    """Warnings about a merge that is valid and probably not intended."""
     messages = []
     drift, change = totals["drift"], totals["relative_change"]
     if drift is not None and drift > FAR_DRIFT:
         messages.append(
-            f"the instruct model is {drift:.2f} of |W_base| away from the base: the residue was learned elsewhere and "
-            "may do little good; is it tuned from this base?"
+            f"the instruct model is {drift:.2f} of |W_base| away from the base: the residue may not fit it; is "
+            "it tuned from this base?"
         )
     if drift == 0:
         messages.append("base and instruct hold the same weights: the residue was merged into its own base")
     carried = totals["projection"]
-    if carried is not None and carried < LITTLE_CARRIED:
+    if carried is not None and carried < MIN_PROJECTION:
         messages.append(
             f"rounding left {carried:.0%} of the change: it is smaller than the steps of the weights' type; train "
             "longer, or merge with a finer type (fine.dtype or --dtype float32)"
@@ -161,13 +161,17 @@ def model_card(report: MergeReport, instruct: Path, base: Path | None, trained_o
         "treatment": ", ".join(f"{key} {value}" for key, value in treated.items()) or "none",
         "weights changed": f"{totals['tensors']} tensors, {totals['elements']:,} elements",
         "type of their values": ", ".join(sorted({row["dtype"] for row in report.tensors.values()})),
-        "relative change": _shown(totals["relative_change"]),
-        **({"elements kept by the treatment": _shown(totals["kept_share"])} if treatment["sparsify"] != "none" else {}),
+        "relative change": _formatted(totals["relative_change"]),
+        **(
+            {"elements kept by the treatment": _formatted(totals["kept_share"])}
+            if treatment["sparsify"] != "none"
+            else {}
+        ),
         **({"scaled down by the norm cap": f"{sum(cap < 1 for cap in caps)} of {len(caps)} weights"} if caps else {}),
-        "changes lost to rounding": _shown(totals["unchanged_share"]),
-        "change carried after rounding": _shown(totals["projection"]),
-        "instruct away from base": _shown(totals["drift"]),
-        "cosine of change and instruct tuning": _shown(totals["cosine"]),
+        "changes lost to rounding": _formatted(totals["unchanged_share"]),
+        "change carried after rounding": _formatted(totals["projection"]),
+        "instruct away from base": _formatted(totals["drift"]),
+        "cosine of change and instruct tuning": _formatted(totals["cosine"]),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     warned = "".join(f"\n> **Warning:** {text}\n" for text in report.warnings)
@@ -184,7 +188,7 @@ def model_card(report: MergeReport, instruct: Path, base: Path | None, trained_o
 
 
 def card_metadata(file: Path) -> dict[str, Any]:
-    """The YAML block at the head of a model card; {} where there is none."""
+    """The YAML block at the head of a model card; {} if there is none."""
     try:
         match = re.match(r"---\n(.*?)\n---", file.read_text(encoding="utf-8"), re.DOTALL)
         metadata = yaml.safe_load(match[1]) if match else None
@@ -193,9 +197,9 @@ def card_metadata(file: Path) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _ratio(part: float, whole: float) -> float | None:
+def _quotient(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _shown(value: float | None) -> str:
+def _formatted(value: float | None) -> str:
     return "not known" if value is None else f"{value:.4f}"

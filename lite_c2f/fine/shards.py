@@ -1,4 +1,4 @@
-"""Stream safetensors in and out: never a whole shard, nor even a whole tensor, in memory. No torch in here."""
+"""Safetensors files as streams: no whole shard and no whole tensor in memory. Imports no torch."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from lite_c2f.backbone.weights import INDEX, SINGLE, read_index, weight_files
 from lite_c2f.errors import C2FError, ModelError
 from lite_c2f.storage.files import hash_of
 
-Buffer = npt.NDArray[np.uint8]  # not zeroed before it is filled, as a bytearray is
+Buffer = npt.NDArray[np.uint8]  # unlike a bytearray, not zeroed first
 Chunk = Any  # anything with a buffer: bytes, a memoryview, a NumPy array
 
 ITEM_BYTES = {
@@ -30,7 +30,7 @@ ITEM_BYTES = {
     **dict.fromkeys(("F32", "I32", "U32"), 4),
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
 }
-AHEAD = 4  # chunks that wait to be written
+MAX_PENDING_CHUNKS = 4  # chunks that may wait to be written
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 WEIGHT_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz"),
@@ -39,7 +39,7 @@ WEIGHT_SUFFIXES = (
 
 
 class TensorEntry(NamedTuple):
-    """Where one tensor lies."""
+    """Position of one tensor in a file."""
 
     name: str
     dtype: str  # as safetensors names it: "BF16", "F16", "F32", ...
@@ -108,15 +108,15 @@ def read_header(file: Path) -> list[TensorEntry]:
 
 
 def read_bytes(entry: TensorEntry) -> Buffer:
-    """The bytes of one tensor, in a buffer of its own. Raises ModelError naming the file when it ends early."""
+    """The bytes of one tensor in a new buffer. Raises ModelError naming the file when it ends early."""
     buffer = np.empty(entry.size, np.uint8)
     with entry.file.open("rb", buffering=0) as source:
         source.seek(entry.start)
-        fill(source, buffer, entry)
+        read_into(source, buffer, entry)
     return buffer
 
 
-def fill(source: FileIO, buffer: Buffer, entry: TensorEntry) -> None:
+def read_into(source: FileIO, buffer: Buffer, entry: TensorEntry) -> None:
     """Read the next bytes of a file into a buffer. Raises ModelError naming the file when there are too few."""
     view, done = buffer.data, 0
     while done < len(buffer):
@@ -127,7 +127,7 @@ def fill(source: FileIO, buffer: Buffer, entry: TensorEntry) -> None:
 
 
 def part_of(entry: TensorEntry, first: int, rows: int) -> TensorEntry:
-    """Rows `first` to `first + rows` of a tensor, as a tensor of its own."""
+    """The entry of rows `first` to `first + rows` of a tensor."""
     if not entry.shape:
         return entry
     width = entry.size // entry.shape[0] if entry.shape[0] else 0
@@ -135,7 +135,7 @@ def part_of(entry: TensorEntry, first: int, rows: int) -> TensorEntry:
 
 
 class Reader:
-    """Reads tensors of one file, or rows of them; hashed beside the reading where they are read in their order."""
+    """Reader of tensors, or rows of them, of one file; hashes the file while reading if that is in order."""
 
     def __init__(self, file: Path, in_order: bool) -> None:
         self.file, self._in_order = file, in_order
@@ -152,11 +152,11 @@ class Reader:
         self._source.close()
 
     def read(self, entry: TensorEntry) -> Buffer:
-        """The bytes of a tensor or of a part of it, in a buffer of its own (so that it can be kept, not changed)."""
+        """The bytes of a tensor or of a part of it, in a new buffer."""
         buffer = np.empty(entry.size, np.uint8)
         if self._source.tell() != entry.start:
             self._source.seek(entry.start)
-        fill(self._source, buffer, entry)
+        read_into(self._source, buffer, entry)
         if self._in_order:
             self._digest.update(buffer.data)
         return buffer
@@ -175,8 +175,8 @@ def sha256_of(file: Path) -> str:
 def write_shard(file: Path, layout: list[tuple[str, str, tuple[int, ...]]], chunks: Iterable[Chunk]) -> str:
     """Write one safetensors file, header first, from chunks of bytes in the layout's order; return its sha256.
 
-    layout: (name, dtype, shape) of every tensor. Writing and hashing run in a thread beside the making of the next
-    chunk, so a chunk must not be reused after it was given. The file is not flushed to the disk.
+    layout: (name, dtype, shape) of every tensor. Writing and hashing run in another thread while the next
+    chunk is computed, so a chunk must not be changed afterwards. The file is not flushed to the disk.
     Raises RuntimeError when the chunks do not fill the layout.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -197,7 +197,7 @@ def write_shard(file: Path, layout: list[tuple[str, str, tuple[int, ...]]], chun
         pending: deque[Future] = deque()
         for chunk in chain([len(text).to_bytes(8, "little") + text], chunks):
             pending.append(writer.submit(put, chunk))
-            while len(pending) > AHEAD:
+            while len(pending) > MAX_PENDING_CHUNKS:
                 pending.popleft().result()
             written += len(chunk)
         for future in pending:
@@ -208,7 +208,7 @@ def write_shard(file: Path, layout: list[tuple[str, str, tuple[int, ...]]], chun
 
 
 def allocate(file: FileIO, size: int) -> None:
-    """Take the room of a whole file at once: a full disk shows before the work, and writing costs a third less."""
+    """Allocate a whole file at once: a full disk is noticed early, and writing takes a third less time."""
     if size and hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
 

@@ -1,4 +1,4 @@
-"""Merge treatments: what is done to the residue before it is added. All off by default.
+"""Treatments of the residue before it is added: sparsification, norm cap, rounding. All off by default.
 
 A sparsification method is a function of this file and an entry of METHODS; `--sparsify` and `Treatment` offer what
 METHODS holds. No torch is imported here, so that the command line can read the table.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Chunk(NamedTuple):
-    """Rows of dW of one weight, and what a method may need to know about them."""
+    """Rows of dW of one weight, and what a method may need for them."""
 
     delta: "Tensor"  # (rows, ...) float32 or float64: changed in place
     density: float  # share of the elements to keep, above 0 up to 1
@@ -33,7 +33,7 @@ def magnitude(chunk: Chunk) -> "Tensor":
 
 
 def dare(chunk: Chunk) -> "Tensor":
-    """DARE (Yu et al. 2023): keep a random share of the elements and divide by it, right on average.
+    """DARE (Yu et al. 2023): keep a random share of the elements and divide by it, which is unbiased.
 
     An element is kept when its 16 bits are below density * 65536; the divisor is the share of numbers that are.
     """
@@ -78,7 +78,7 @@ class Treatment(NamedTuple):
 
     sparsify: one of SPARSIFY; the method of that name keeps about `density` of the elements of each weight's residue.
     norm_cap: |change| of a weight is at most this times |W_instruct| (our own). rounding: `stochastic` rounds to
-    bfloat16 up or down at random, right on average, so that changes below half a step survive. seed: of `dare` and of
+    bfloat16 up or down at random, unbiased, so that changes below half a step are not lost. seed: of `dare` and of
     stochastic rounding.
     """
 
@@ -114,12 +114,12 @@ class Treatment(NamedTuple):
 
     @property
     def needs_base(self) -> bool:
-        """Are the base's weights part of the arithmetic?"""
+        """Whether the method needs the base's weights."""
         return self.method is not None and self.method.base
 
     @property
     def is_random(self) -> bool:
-        """Does the result depend on the seed?"""
+        """Whether the result depends on the seed."""
         return self.rounding == "stochastic" or (self.method is not None and self.method.random)
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The third stage of a run: choose a ratio, or one for each group of layers, and merge."""
+"""Fine stage of a run: choose a ratio, or one for each group of layers, and merge."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +20,8 @@ from lite_c2f.runtime.svg import document
 from lite_c2f.storage.files import write_json, write_text
 
 
-def make_fine(
-    config: Config,
-    models: ModelPair,
-    corpus: Corpus,
-    run: Path,
-    sink: ProgressSink,
-) -> None:
-    """Choose a ratio (unless it is given) and merge the residue into the instruct model."""
+def make_fine(config: Config, models: ModelPair, corpus: Corpus, run: Path, sink: ProgressSink) -> None:
+    """Choose a ratio (unless it is configured) and merge the residue into the instruct model."""
     settings, layer_ratios = config.fine, None
     ratio = settings.ratio
     journal = run / "fine" / "trials.jsonl"
@@ -92,7 +86,7 @@ def try_ratios(
 def search_groups(
     trials: RatioTrials, single: float, budget: int, config: Config, run: Path, sink: ProgressSink
 ) -> dict[str, Any]:
-    """Search ratios by group of layers; writes RUN/fine/groups.json, and layer-ratios.yaml where they are better."""
+    """Search ratios by group of layers; writes RUN/fine/groups.json, and layer-ratios.yaml if they are better."""
     sink.on_stage("groups", budget, "trials")
     result = groups.search(trials, single, budget, config.fine.min_eos, lambda step, _, row: sink.on_step(step, row))
     write_json(run / "fine" / "groups.json", result)

@@ -1,7 +1,7 @@
 """Random bits of a weight's elements, and stochastic rounding with them.
 
-What happens to an element depends on the seed, the weight's name and the element's position alone: neither the order of
-shards nor the size of a chunk nor the number of threads changes a result.
+The bits depend only on the seed, the weight's name and the element's position, not on the order of shards, the size of
+chunks or the number of threads.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from torch import Tensor
 def random_bits(seed: int, name: str, purpose: str, start: int, count: int) -> Tensor:
     """16 random bits for `count` elements of a weight from its `start`-th on: (count,) int32, 0 to 65535.
 
-    Counter-based (Philox, Salmon et al. 2011): element i has the same bits whatever is drawn beside it.
+    Counter-based (Philox, Salmon et al. 2011): element i has the same bits in every call.
     """
     digest = hashlib.sha256(f"{seed}\n{purpose}\n{name}".encode()).digest()
     key = np.frombuffer(digest[:16], dtype="<u8")
@@ -26,9 +26,9 @@ def random_bits(seed: int, name: str, purpose: str, start: int, count: int) -> T
 
 
 def round_stochastically(values: Tensor, bits: Tensor) -> Tensor:
-    """float32 -> bfloat16, up with the probability of the part that is cut off: right on average.
+    """float32 -> bfloat16, up with the probability of the part that is cut off: unbiased.
 
-    Adding 16 random bits below bfloat16's last one carries into it just as often. Values that bfloat16 has stay.
+    Adding 16 random bits below bfloat16's last bit carries into it with that probability. Exact values stay.
     """
     raised = values.float().contiguous().view(torch.int32) + bits.view(values.shape)
     return (raised >> 16).to(torch.int16).view(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The stream of a merge: read in order, changed on several threads, written in order; a few chunks in memory."""
+"""Stream of a merge: read in order, changed on several threads, written in order; a few chunks in memory."""
 
 import contextlib
 import ctypes
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from lite_c2f.fine import shards
-from lite_c2f.fine.change import WeightChange, apply, bytes_of, check_finite, tensor_of
+from lite_c2f.fine.change import WeightChange, bytes_of, check_finite, merged_rows, tensor_of
 from lite_c2f.fine.delta import DTYPES, Delta
 from lite_c2f.fine.report import TensorChange
 from lite_c2f.fine.shards import TensorEntry, part_of
@@ -27,17 +27,17 @@ CODES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 # Elements worked on at once: the float32 temporaries (1 MiB each) stay in the processor's cache. Slower on 2 cores:
 # 2**16; no faster: 2**19 and 2**20, with 50 and 150 MiB more at the peak.
 CHUNK_ELEMENTS = 2**18
-# A product of 16 rows comes out of BLAS as the same rows of the whole product do, to the last bit; one single row does
-# not (another kernel: about half of its elements differ in the last bit).
+# BLAS computes a product of 16 rows bit-identically to the same rows of the whole product; a single row uses another
+# kernel, and about half of its elements differ in the last bit.
 CHUNK_ROWS = 16
-# The report's sums take as long as the merge itself. Of weights of more than 16 chunks (4 million elements) every
-# eighth is counted.
+# The report's sums take as long as the merge itself, so that only every eighth chunk is counted for weights of more
+# than 16 chunks (4 million elements).
 COUNT_ALL, COUNT_EVERY = 16, 8
 MAX_WORKERS = 4  # 20 MiB each at the peak
 
 
 class ChunkJob(NamedTuple):
-    """A checked merge, weight by weight: what is added to which file, and how it is stored."""
+    """A checked merge: the deltas and ratios by weight, the files, and the output's dtype."""
 
     config: dict[str, Any]  # config.json of the instruct model
     files: dict[Path, list[TensorEntry]]  # its weight files, in order
@@ -54,9 +54,9 @@ class ChunkJob(NamedTuple):
 
 
 def write_shards(
-    job: ChunkJob, work: StagingFolder, progress: Progress | None
+    job: ChunkJob, staging: StagingFolder, progress: Progress | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Write the shards that are not there yet; the records of all, and the hashes of the base's files, by file name."""
+    """Write the missing shards; (records of all shards, hashes of the base's files), each by file name."""
     done = 0
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     threads = torch.get_num_threads()
@@ -64,38 +64,38 @@ def write_shards(
     torch.set_num_threads(1)  # chunks go to different threads, not the rows of a chunk
     pool, flusher, hasher = ThreadPoolExecutor(workers), ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     try:
-        of_base = {file.name: hasher.submit(shards.hash_of, file) for file in job.base_files}
+        base_hashes = {file.name: hasher.submit(shards.hash_of, file) for file in job.base_files}
         flushing: list[Future] = []
         for file, entries in job.files.items():
             size = sum(stored_size(entry, job.dtype) for entry in entries)
-            if file.name not in work.shards:
+            if file.name not in staging.shards:
                 shard = _Shard(job, file, entries, pool, workers + 2)
-                before = done
+                bytes_before = done
 
-                def step(written: int, before: int = before) -> None:
+                def step(written: int, bytes_before: int = bytes_before) -> None:
                     if progress is not None:
-                        progress(before + written, job.total)
+                        progress(bytes_before + written, job.total)
 
-                sha256 = shard.write(work.folder / file.name, step)
+                sha256 = shard.write(staging.folder / file.name, step)
                 changes = {name: vars(change) for name, change in shard.changes.items()}
                 record = {"input": shard.input_hash(), "changes": changes, "caps": shard.caps}
-                flushing.append(flusher.submit(work.finish, file.name, sha256, **record))
+                flushing.append(flusher.submit(staging.finish, file.name, sha256, **record))
             elif progress is not None:
                 progress(done + size, job.total)
             done += size
         for future in flushing:
             future.result()
-        hashes = {name: future.result() for name, future in of_base.items()}
-        return {file.name: work.shards[file.name] for file in job.files}, hashes
+        hashes = {name: future.result() for name, future in base_hashes.items()}
+        return {file.name: staging.shards[file.name] for file in job.files}, hashes
     finally:
-        flusher.shutdown(wait=True)  # shards that are written may still get into the journal
-        for each in (pool, hasher):
-            each.shutdown(wait=True, cancel_futures=True)
+        flusher.shutdown(wait=True)  # finished shards are still added to the journal
+        for executor in (pool, hasher):
+            executor.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)
 
 
 class _Shard:
-    """One shard on its way: read in order by one thread, changed chunk by chunk by several, written in order."""
+    """One shard: read in order by one thread, changed by several, written in order."""
 
     def __init__(
         self, job: ChunkJob, file: Path, entries: Sequence[TensorEntry], pool: ThreadPoolExecutor, ahead: int
@@ -121,7 +121,7 @@ class _Shard:
 
     def _chunks(self, tasks: Iterator[Future], step: Callable[[int], None]) -> Iterator[shards.Chunk]:
         written = 0
-        for name, chunk, change in in_order(tasks, self.ahead):
+        for name, chunk, change in results_in_order(tasks, self.ahead):
             if change is not None:
                 self.changes.setdefault(name, TensorChange()).add(change)
             written += len(chunk)
@@ -129,15 +129,15 @@ class _Shard:
             step(written)
 
     def _tasks(self, entries: Sequence[TensorEntry]) -> Iterator[Future]:
-        """Read chunk after chunk, and hand each to a thread."""
+        """Read chunk after chunk, and submit each to a thread."""
         assert self._reader is not None
         for entry in entries:
-            work = self._open(entry)
+            weight_change = self._open(entry)
             chunks = row_chunks(entry)
             for index, rows in enumerate(chunks):
                 chunk = self._reader.read(part_of(entry, rows.start, rows.stop - rows.start))
                 counts = len(chunks) <= COUNT_ALL or index % COUNT_EVERY == 0
-                yield self.pool.submit(self._task, entry, work, rows, chunk, counts)
+                yield self.pool.submit(self._task, entry, weight_change, rows, chunk, counts)
 
     def _open(self, entry: TensorEntry) -> WeightChange | None:
         job = self.job
@@ -145,34 +145,36 @@ class _Shard:
             return None
 
         def parts(function: Callable[[slice], T]) -> Iterator[T]:
-            return in_order((self.pool.submit(function, rows) for rows in row_chunks(entry)), self.ahead)
+            return results_in_order((self.pool.submit(function, rows) for rows in row_chunks(entry)), self.ahead)
 
         name = entry.name
         ratio, random_name = job.ratios[name], job.aliases.get(name, name)
-        work = WeightChange(entry, job.base.get(name), job.deltas[name], ratio, job.treatment, parts, random_name)
-        if work.cap is not None:
-            self.caps[name] = work.cap
-        return work
+        weight_change = WeightChange(
+            entry, job.base.get(name), job.deltas[name], ratio, job.treatment, parts, random_name
+        )
+        if weight_change.cap is not None:
+            self.caps[name] = weight_change.cap
+        return weight_change
 
     def _task(
-        self, entry: TensorEntry, work: WeightChange | None, rows: slice, chunk: shards.Buffer, counts: bool
+        self, entry: TensorEntry, weight_change: WeightChange | None, rows: slice, chunk: shards.Buffer, counts: bool
     ) -> tuple[str, shards.Chunk, TensorChange | None]:
         code = stored_as(entry, self.job.dtype)
-        if work is None and code == entry.dtype:
+        if weight_change is None and code == entry.dtype:
             return entry.name, chunk, None
         weight, change = tensor_of(chunk, entry), None
-        if work is None:
+        if weight_change is None:
             weight = weight.to(DTYPES[code])
         else:
-            weight, change = apply(work, rows, weight, DTYPES[code], counts)
+            weight, change = merged_rows(weight_change, rows, weight, DTYPES[code], counts)
         check_finite(weight, entry)
         return entry.name, bytes_of(weight), change
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory of chunks that are done: else each is handed back and faulted in anew.
+    """Let glibc keep freed memory, which it would otherwise return to the system after every chunk.
 
-    1 million page faults in a merge of 1.7 GiB otherwise, and a third of its time; peak memory is the same.
+    That would cost 1 million page faults in a merge of 1.7 GiB and a third of its time; peak memory is the same.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
@@ -181,8 +183,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(-2, 2**24)  # M_TOP_PAD
 
 
-def in_order(tasks: Iterable[Future], ahead: int) -> Iterator[Any]:
-    """The results of futures in their order, never more than `ahead` of them under way."""
+def results_in_order(tasks: Iterable[Future], ahead: int) -> Iterator[Any]:
+    """The results of futures in their order, with at most `ahead` of them running."""
     waiting: deque[Future] = deque()
     try:
         for task in tasks:

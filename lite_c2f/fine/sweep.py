@@ -1,4 +1,4 @@
-"""Sweep of ratios without merging: the unmerged adapter is scaled at run time, only the chosen ratio is merged."""
+"""Sweep of ratios without merging: the unmerged adapter is scaled at run time; only the chosen ratio is merged."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,18 +34,18 @@ class RatioTrial(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The ratio that was chosen, and how far the others are behind the best."""
+    """The chosen ratio, and the reward deficit of each ratio."""
 
     ratio: float
-    reached: bool  # whether any ratio's share of ended responses is at least min_eos
-    behind: dict[float, tuple[float, float]]  # by ratio: mean of (best - this) in reward, and its standard error
+    eligible: bool  # whether any ratio's share of ended responses is at least min_eos
+    deficits: dict[float, tuple[float, float]]  # ratio -> (mean of best - this in reward, its standard error)
 
 
 class RatioTrials:
     """Trials of ratios: the instruct model with the unmerged residue, the reward model, and held-out prompts.
 
-    The prompts are not those of the final comparison, as long as enough are held out. trials: a file of the results,
-    for a process that resumes where this one was stopped; the caller removes it.
+    The prompts are not those of the final comparison if enough are held out. journal: a file of finished trials, with
+    which an interrupted process resumes; the caller removes it.
     """
 
     def __init__(
@@ -54,31 +54,31 @@ class RatioTrials:
         models: ModelPair,
         corpus: Corpus,
         run: Path,
-        trials: Path | None = None,
+        journal: Path | None = None,
         reward_model: RewardModel | None = None,
     ) -> None:
         settings = config.fine
         self._reward_model = reward_model or load_coarse(config, models, run)[1]
-        self._cache = ResultCache(trials, _inputs(config, models, run)) if trials else None
+        self._cache = ResultCache(journal, _inputs(config, models, run)) if journal else None
         self.instruct = InstructModel(config, models.instruct, run / "coarse" / "adapter")
         self.prompts = ratio_prompts(corpus, config)
         self._sampling = Sampling(settings.max_tokens, config.evaluation.temperature, seed=config.run.seed + 1)
         self._batch = BatchSize("evaluation.batch", resolved(config.evaluation.batch))
-        self._lengths: list[int] | None = None  # of the trial before: the longest answers start first
+        self._lengths: list[int] | None = None  # of the previous trial: the longest answers start first
 
     def measure(self, ratio: Ratio, prompts: Sequence[Prompt] | None = None) -> RatioTrial:
         """Answer the prompts with the residue at a ratio, and score the answers.
 
-        kl: mean KL(instruct with the residue || instruct) in nats per token along the answers. A trial that an earlier
-        process has made is read from its file.
+        kl: mean KL(instruct with the residue || instruct) in nats per token along the answers. A trial in the
+        journal is not repeated.
         """
         chosen = self.prompts if prompts is None else prompts
         turns = [prompt.turns for prompt in chosen]
         key = repr((sorted(ratio.items()) if isinstance(ratio, Mapping) else float(ratio), turns))
         name = xxhash.xxh3_128(key.encode()).hexdigest()
-        if self._cache is not None and (before := self._cache.get(name)) is not None:
-            self._lengths = before["lengths"]
-            return RatioTrial(before["figures"], before["rewards"])
+        if self._cache is not None and (cached := self._cache.get(name)) is not None:
+            self._lengths = cached["lengths"]
+            return RatioTrial(cached["figures"], cached["rewards"])
         expected = self._lengths if self._lengths and len(self._lengths) == len(chosen) else None
         with self.instruct.ratio(ratio):
             answers = self.instruct.answer(turns, self._sampling, self._batch, expected)
@@ -101,49 +101,49 @@ def sweep(
     """Try ratios of the residue on held-out prompts and choose one; returns rule, figures and choice.
 
     {"rule", "min_eos", "reached": whether any ratio reaches min_eos, "chosen", "tried": a row per ratio, with "behind",
-    the mean difference in reward to the best ratio (by which this one is lower), and its standard error "behind_se"}.
+    how much lower its mean reward is than the best ratio's, and the standard error of that, "behind_se"}.
     Ratio 0, the instruct model, is measured too but never chosen.
     """
     measured = {}
-    for ratio in (every := sorted({0.0, *ratios})):
+    for ratio in (all_ratios := sorted({0.0, *ratios})):
         measured[ratio] = trials.measure(ratio)
         if progress:
-            progress(len(measured), len(every), {"ratio": ratio, **measured[ratio].figures})
+            progress(len(measured), len(all_ratios), {"ratio": ratio, **measured[ratio].figures})
     choice = choose(measured, min_eos)
     tried = []
     for ratio, trial in measured.items():
-        behind, error = choice.behind[ratio]
-        tried.append({"ratio": ratio, **trial.figures, "behind": round(behind, 4), "behind_se": round(error, 4)})
-    return {"rule": RULE, "min_eos": min_eos, "reached": choice.reached, "chosen": choice.ratio, "tried": tried}
+        deficit, error = choice.deficits[ratio]
+        tried.append({"ratio": ratio, **trial.figures, "behind": round(deficit, 4), "behind_se": round(error, 4)})
+    return {"rule": RULE, "min_eos": min_eos, "reached": choice.eligible, "chosen": choice.ratio, "tried": tried}
 
 
 def _inputs(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
-    """What a trial's result depends on, beside its ratio and its prompts."""
+    """Settings and files that a trial's result depends on, besides its ratio and prompts."""
     adapters = {stage: hash_of(run / stage / "adapter" / "adapter_model.safetensors") for stage in ("reward", "coarse")}
     sampling = [config.fine.max_tokens, config.evaluation.temperature, config.evaluation.batch]
     return {**config.identity(("model", "data")), **adapters, **fingerprints(config, models), "sampling": sampling}
 
 
-def choose(trials: Mapping[float, RatioTrial], min_eos: float) -> Choice:
-    """The ratio by RULE. trials: by ratio, all on the same prompts; ratio 0 is compared but never chosen.
+def choose(results: Mapping[float, RatioTrial], min_eos: float) -> Choice:
+    """The ratio by RULE. results: by ratio, all on the same prompts; ratio 0 is compared but never chosen.
 
-    A ratio that is not measurably better is not worth changing more of the instruct model. Measurably: by the standard
-    error of the paired difference to the best ratio, sd(best_i - this_i) / sqrt(n) over prompts i; how much prompts
-    differ among themselves does not count. The best: of the ratios that end often enough, the one with the highest mean
-    reward; where none does, the chosen one.
+    A larger ratio changes more of the instruct model, and is chosen only if it is measurably better: by more than the
+    standard error of the paired difference, sd(best_i - this_i) / sqrt(n) over prompts i, which does not contain the
+    variance between prompts. best: the ratio with the highest mean reward of those that end often enough; if none
+    does, the chosen one.
 
-    >>> trials = {r: RatioTrial({"eos": e}, [r, r + 1]) for r, e in ((0.5, 1.0), (1.0, 0.2))}
-    >>> choose(trials, 0.95).ratio
+    >>> results = {r: RatioTrial({"eos": e}, [r, r + 1]) for r, e in ((0.5, 1.0), (1.0, 0.2))}
+    >>> choose(results, 0.95).ratio
     0.5
     """
-    candidates = sorted(ratio for ratio in trials if ratio > 0)
-    means = {ratio: fmean(trials[ratio].rewards) for ratio in candidates}
-    ended = {ratio: trials[ratio].figures["eos"] for ratio in candidates}
+    candidates = sorted(ratio for ratio in results if ratio > 0)
+    means = {ratio: fmean(results[ratio].rewards) for ratio in candidates}
+    ended = {ratio: results[ratio].figures["eos"] for ratio in candidates}
     eligible = [ratio for ratio in candidates if ended[ratio] >= min_eos]
     if eligible:
         best = max(eligible, key=lambda ratio: means[ratio])
     else:
         best = max(candidates, key=lambda ratio: (ended[ratio], means[ratio], -ratio))
-    behind = {ratio: paired_difference(trials[best].rewards, trial.rewards) for ratio, trial in trials.items()}
-    close = [ratio for ratio in eligible if behind[ratio][0] <= behind[ratio][1]]
-    return Choice(close[0] if close else best, bool(eligible), behind)
+    deficits = {ratio: paired_difference(results[best].rewards, trial.rewards) for ratio, trial in results.items()}
+    close = [ratio for ratio in eligible if deficits[ratio][0] <= deficits[ratio][1]]
+    return Choice(close[0] if close else best, bool(eligible), deficits)

@@ -3,8 +3,8 @@
 import re
 
 PREFIX = ("base_model", "model")  # PEFT's own wrapper
-# torch.compile, FSDP, activation checkpointing, and Lightning or DeepSpeed: attributes under which a wrapper holds the
-# module that it wraps. No model has modules of these names.
+# Attributes with which the wrappers of torch.compile, FSDP, activation checkpointing, and Lightning or DeepSpeed refer
+# to the wrapped module. No model has modules of these names.
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 FACTORS = {"lora_A", "lora_B", "lora_magnitude_vector"}  # a module or a parameter for each adapter's name below them
 NAMED = {"lora_embedding_A", "lora_embedding_B", "trainable_tokens_delta"}  # a parameter for each
@@ -59,21 +59,21 @@ def plain_pattern(pattern: str) -> str:
 
 
 def is_named(name: str, modules: tuple[str, ...]) -> bool:
-    """Is it the weight of a module whose name's last part is one of these?"""
+    """Whether it is the weight of a module whose last name part is one of these."""
     return name.endswith(".weight") and name.removesuffix(".weight").split(".")[-1] in modules
 
 
 def is_embedding(name: str) -> bool:
-    """Is it a tensor of an embedding or of a language model's head, by its name?"""
+    """Whether it is a tensor of an embedding or of a language model's head, by its name."""
     module, _, parameter = name.rpartition(".")
     return parameter in ("weight", "bias") and module.split(".")[-1] in (*EMBEDDINGS, *HEADS)
 
 
 def is_reward_head(name: str) -> bool:
-    """Is it a tensor of a classifier's or a value head?"""
+    """Whether it is a tensor of a classifier's or a value head."""
     return re.search(r"(^|\.)(score|classifier|v_head|value_head)\.", name) is not None
 
 
 def is_expert(name: str) -> bool:
-    """Is it a parameter of a mixture of experts, by its name?"""
+    """Whether it is a parameter of a mixture of experts, by its name."""
     return re.search(r"(^|\.)(experts|block_sparse_moe)(\.|$)", name) is not None

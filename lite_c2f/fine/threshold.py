@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Parts = Callable[[Callable[[slice], Any]], Iterable[Any]]
+MapChunks = Callable[[Callable[[slice], Any]], Iterable[Any]]
 """Calls a function for every chunk of rows of a weight, in order, and returns its results."""
 
 
-def magnitude_threshold(parts: Parts, delta: Callable[[slice], Tensor], elements: int, density: float) -> float:
+def magnitude_threshold(parts: MapChunks, delta: Callable[[slice], Tensor], elements: int, density: float) -> float:
     """The k-th largest |dW| of a weight, k = density * elements, exactly, in chunks: two counts of float32's bits.
 
     The bits of a float that is not negative are ordered as the float is: the upper 16 are counted first, then the lower

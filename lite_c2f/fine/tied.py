@@ -1,4 +1,4 @@
-"""Tied and transposed weights: the residue as the layout of the instruct model needs it."""
+"""Tied and transposed weights: the residue in the layout of the instruct model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ TRANSPOSED_FAMILIES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 
 class ResolvedDeltas(NamedTuple):
-    """What is added to which weight of the instruct model, once its shape is known."""
+    """Deltas in the layout of the instruct model's weights."""
 
     deltas: dict[str, Delta]
     aliases: dict[str, str]  # a second copy of a tied weight -> the weight it copies
@@ -27,13 +27,12 @@ class ResolvedDeltas(NamedTuple):
 def resolve_tied(
     residue: Adapter, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], instruct: Path
 ) -> ResolvedDeltas:
-    """The deltas as this model needs them: transposed weights turned, tied embeddings resolved.
+    """The deltas in this model's layout: transposed where its weights are, tied embeddings resolved.
 
-    One weight serves as embedding and as head: a delta for one of the two alone cannot be merged. It can where the
-    adapter was trained with both tied (ensure_weight_tying), or trains single tokens (PEFT keeps those tied). Raises
-    ModelError otherwise.
+    A tied weight is both embedding and head, so a delta for one of them cannot be merged: raises ModelError unless the
+    adapter was trained with both tied (ensure_weight_tying) or trains single tokens (which PEFT keeps tied).
     """
-    deltas = {name: _turned(name, delta, config, entries, residue) for name, delta in residue.deltas.items()}
+    deltas = {name: _in_layout(name, delta, config, entries, residue) for name, delta in residue.deltas.items()}
     stored_head = next((name for name in entries if is_named(name, HEADS)), None)
     tied = config.get("tie_word_embeddings") is True or (
         config.get("tie_word_embeddings") is None
@@ -45,8 +44,10 @@ def resolve_tied(
     embedding = next((name for name in deltas if name != head and _like_embedding(name, entries, rows)), None)
     if not tied or (embedding is None and head is None):
         return ResolvedDeltas(deltas, {}, None)
-    both = residue.ties and embedding is not None and head is not None and _same(deltas[embedding], deltas[head])
-    if not both and not (embedding is not None and head is None and isinstance(deltas[embedding], TokenRows)):
+    both_tied = (
+        residue.ties and embedding is not None and head is not None and _same_delta(deltas[embedding], deltas[head])
+    )
+    if not both_tied and not (embedding is not None and head is None and isinstance(deltas[embedding], TokenRows)):
         raise ModelError.because(
             f"the adapter changes '{embedding or head}', tied to another weight in '{instruct}' (tie_word_embeddings)",
             "a delta for both (ensure_weight_tying), or single tokens",
@@ -55,7 +56,7 @@ def resolve_tied(
     assert embedding is not None
     deltas.pop(head or "", None)
     aliases = {}
-    if stored_head is not None:  # written twice, though tied: both copies have to change, and alike
+    if stored_head is not None:  # stored twice although tied: both copies get the same change
         deltas[stored_head], aliases[stored_head] = deltas[embedding], embedding
     return ResolvedDeltas(deltas, aliases, f"'{embedding}' is tied to the head: its change is a change of both")
 
@@ -66,10 +67,10 @@ def _like_embedding(name: str, entries: Mapping[str, TensorEntry], rows: Any) ->
     return is_named(name, EMBEDDINGS) or (len(shape) == 2 and shape[0] == rows and layer_of(name) is None)
 
 
-def _turned(
+def _in_layout(
     name: str, delta: Delta, config: Mapping[str, Any], entries: Mapping[str, TensorEntry], residue: Adapter
 ) -> Delta:
-    """A delta of a weight that lies transposed, (in, out), turned. The shape tells, but for square ones the family."""
+    """The delta, transposed if its weight is stored as (in, out): by the shape, or the model family if it is square."""
     if not isinstance(delta, LowRank) or name not in entries or delta.shape[::-1] != entries[name].shape:
         return delta
     if delta.shape[0] != delta.shape[1]:
@@ -82,7 +83,7 @@ def _turned(
     return delta
 
 
-def _same(left: Delta, right: Delta) -> bool:
+def _same_delta(left: Delta, right: Delta) -> bool:
     if isinstance(left, LowRank) and isinstance(right, LowRank):
         factors = ((left.down, right.down), (left.up, right.up))
         return left.scaling == right.scaling and all(torch.equal(a.read(), b.read()) for a, b in factors)

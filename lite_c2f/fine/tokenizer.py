@@ -1,4 +1,4 @@
-"""The instruct model's tokenizer: does the merged folder read text as it does, and is its end of a turn listed?"""
+"""Tokenizer of the merged folder: the check that it equals the instruct model's, and the end-of-turn token."""
 
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,19 @@ NEXT = {"role": "user", "content": " And now?\n"}
 
 
 def load_own_tokenizer(folder: Path) -> Any | None:
-    """The tokenizer that stock Transformers loads from a folder; None where there is none that it can load."""
+    """The tokenizer that stock Transformers loads from a folder; None if it cannot load one."""
     if not any((folder / name).is_file() for name in FILES):
         return None
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception:  # the tokenizers library raises nothing narrower for a file that it cannot read
+    except Exception:  # the tokenizers library raises no specific class
         return None
 
 
 def turn_end_to_add(tokenizer: Any | None, instruct: Path) -> int | None:
-    """The token that ends a turn in the instruct model's chat template, where its files list it nowhere."""
+    """The token that ends a turn in the instruct model's chat template, if its files do not list it as an end token."""
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         return None
     try:
@@ -42,7 +42,7 @@ def turn_end_to_add(tokenizer: Any | None, instruct: Path) -> int | None:
 
 
 def check_tokenizer(tokenizer: Any, merged: Path, instruct: Path) -> None:
-    """Raise ModelError unless a merged folder's tokenizer does what the instruct model's does.
+    """Raise ModelError unless a merged folder's tokenizer equals the instruct model's.
 
     Compared: ids of texts with spaces, digits, other scripts and control tokens, what they decode to, and a
     conversation as the chat template renders it. tokenizer: the instruct model's.
@@ -73,7 +73,7 @@ def _pairs(left: Any, right: Any | None) -> Any:
 
 
 def _rendered(tokenizer: Any, chat: list[dict[str, str]]) -> str:
-    """The text of a conversation; the error's where there is no template, or it refuses such a conversation."""
+    """The text of a conversation; or of the error, if there is no template or it fails."""
     try:
         return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # whatever a template raises

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lite_c2f.errors import ModelError
-from lite_c2f.fine.adapter_config import INERT_KEYS, READ_KEYS, read_adapter_config
+from lite_c2f.fine.adapter_config import IGNORED_KEYS, READ_KEYS, read_adapter_config
 from lite_c2f.fine.adapter_files import CONFIG, WEIGHTS
 from lite_c2f.fine.delta import Delta, LowRank, read_tensor
 from lite_c2f.fine.shards import TensorEntry
@@ -41,7 +41,7 @@ def compare_logits(
     model, is measured.
 
     Raises ModelError when the folder does not load, its logits are not finite, or the merged model is nearer to the
-    plain instruct model than to the unmerged one (rounding has eaten the residue).
+    plain instruct model than to the unmerged one (rounding has removed the residue).
     """
     from transformers import AutoTokenizer
 
@@ -88,7 +88,7 @@ def _logits(
     tensors: Mapping[str, TensorEntry] | None = None,
     ratios: Mapping[str, float] | None = None,
 ) -> Tensor:
-    """(tokens, vocabulary) float32 logits; the model is gone afterwards."""
+    """(tokens, vocabulary) float32 logits; the model is freed afterwards."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -97,7 +97,7 @@ def _logits(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     if adapter is not None and tensors is not None and ratios is not None:
-        with _as_peft_saves_it(adapter, tensors) as folder:
+        with _plain_peft_folder(adapter, tensors) as folder:
             model = PeftModel.from_pretrained(model, str(folder))
         scale_layers(model, ratios)
     try:
@@ -109,11 +109,11 @@ def _logits(
 
 
 @contextlib.contextmanager
-def _as_peft_saves_it(adapter: Path, tensors: Mapping[str, TensorEntry]) -> Iterator[Path]:
+def _plain_peft_folder(adapter: Path, tensors: Mapping[str, TensorEntry]) -> Iterator[Path]:
     """The adapter with plain names and keys, without the base's weights saved beside it: they would replace the
     instruct model's."""
     config = read_adapter_config(adapter)
-    known = {key: value for key, value in config.items() if key in READ_KEYS | INERT_KEYS and key != "lora_dtype"}
+    known = {key: value for key, value in config.items() if key in READ_KEYS | IGNORED_KEYS and key != "lora_dtype"}
     with tempfile.TemporaryDirectory() as folder:
         weights = {f"base_model.model.{name}": read_tensor(entry) for name, entry in tensors.items()}
         save_file(weights, Path(folder) / WEIGHTS)

@@ -1,4 +1,4 @@
-"""Vocabularies of base, instruct model and adapter: where they may differ, and embeddings saved beside an adapter."""
+"""Vocabularies of base, instruct model and adapter: allowed differences, and embeddings saved with an adapter."""
 
 import re
 from collections.abc import Mapping
@@ -13,41 +13,45 @@ from lite_c2f.fine.delta import read_tensor
 from lite_c2f.fine.shards import TensorEntry, part_of
 from lite_c2f.fine.tensor_names import EMBEDDINGS, HEADS, is_embedding, is_named
 
-UNTOUCHED = "train without the embedding and the head (all-linear leaves them out, and no modules_to_save of them)"
+KEEP_EMBEDDING = "train without the embedding and the head (all-linear leaves them out, and no modules_to_save of them)"
 
 
 def check_tokens(base: Path, instruct: Path, changed: list[str]) -> str | None:
-    """A sentence on how the tokens of the two models differ; None where they do not. changed: weights of the adapter.
+    """A sentence on how the tokens of the two models differ; None if they do not. changed: weights of the adapter.
 
-    Tokens of one side alone, and added tokens of another name (reserved ones put to use), are no other lineage: the
-    layers of both models read the same hidden states. Raises ModelError where a token of the base's own vocabulary has
-    another number or another name, and where any differ and the adapter changes an embedding or a head: what its rows
-    mean for the other side's tokens is not known.
+    Tokens of one side only, and renamed added tokens (reserved ones in use), are allowed: the layers of both models
+    read the same hidden states. Raises ModelError if a token of the base's own vocabulary has another number or name,
+    and if any token differs and the adapter changes an embedding or a head, whose rows would belong to other tokens.
     """
-    ours, theirs = read_vocabulary(base), read_vocabulary(instruct)
+    base_tokens, instruct_tokens = read_vocabulary(base), read_vocabulary(instruct)
     sizes = [read_config(folder).get("vocab_size") for folder in (base, instruct)]
-    if ours == theirs and sizes[0] == sizes[1]:
+    if base_tokens == instruct_tokens and sizes[0] == sizes[1]:
         return None
-    named = {number: token for token, number in theirs.items()}
+    instruct_names = {number: token for token, number in instruct_tokens.items()}
     added = read_added_tokens(base)
     wrong = [
         token
-        for token, number in ours.items()
-        if token not in added and (theirs.get(token, number) != number or named.get(number, token) != token)
+        for token, number in base_tokens.items()
+        if token not in added
+        and (instruct_tokens.get(token, number) != number or instruct_names.get(number, token) != token)
     ]
     if wrong:
-        raise different_token(base, instruct, ours, theirs, wrong)
-    only = {"base": ours.keys() - theirs.keys(), "instruct model": theirs.keys() - ours.keys()}
+        raise different_token(base, instruct, base_tokens, instruct_tokens, wrong)
+    only = {
+        "base": base_tokens.keys() - instruct_tokens.keys(),
+        "instruct model": instruct_tokens.keys() - base_tokens.keys(),
+    }
     counts = [f"{len(tokens)} only in the {side} (such as {min(tokens)!r})" for side, tokens in only.items() if tokens]
-    moved = [token for token, number in ours.items() if theirs.get(token, number) != number]
+    moved = [token for token, number in base_tokens.items() if instruct_tokens.get(token, number) != number]
     counts += [f"{len(moved)} of them under other numbers (such as {moved[0]!r})"] if moved else []
     rows = (
         [] if sizes[0] == sizes[1] else [f"vocab_size is {sizes[0]} in the base and {sizes[1]} in the instruct model"]
     )
-    differ = ", ".join([f"{len(ours.keys() & theirs.keys())} tokens are in both vocabularies", *counts, *rows])
+    shared = len(base_tokens.keys() & instruct_tokens.keys())
+    differ = ", ".join([f"{shared} tokens are in both vocabularies", *counts, *rows])
     if touched := [name for name in changed if is_embedding(name)]:
         got = f"the adapter changes '{touched[0]}', and the tokens of '{base}' and '{instruct}' differ: {differ}"
-        raise ModelError.because(got, "the same tokens in both, or a change of the layers alone", UNTOUCHED)
+        raise ModelError.because(got, "the same tokens in both, or a change of the layers alone", KEEP_EMBEDDING)
     return f"{differ}; the adapter changes neither embedding nor head, so that both stay the instruct model's"
 
 
@@ -61,10 +65,10 @@ def check_rows(config: Mapping[str, object], entries: Mapping[str, TensorEntry],
 
 
 def check_copies(copies: Mapping[str, TensorEntry], of_base: Mapping[str, TensorEntry], base: Path) -> list[str]:
-    """Compare weights that were saved beside an adapter with the base's own; a sentence for each that may be left out.
+    """Compare weights that were saved beside an adapter with the base's own; a sentence for each that is not merged.
 
-    Equal is what the base's values round to in the copy's type. A vocabulary that was resized in training has more rows
-    or fewer: those that both have are compared. Raises ModelError naming the rows that differ.
+    Values are equal if the base's round to them in the copy's dtype. A vocabulary that was resized in training has more
+    or fewer rows: the common ones are compared. Raises ModelError naming the rows that differ.
     """
     embedding = next((entry for name, entry in of_base.items() if is_named(name, EMBEDDINGS)), None)
     sentences = []

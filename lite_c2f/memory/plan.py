@@ -1,4 +1,4 @@
-"""Plan of a run: the batches that fit the card, the largest limit that fits, disk, refusals and warnings."""
+"""Plan of a run: the batches and the largest response limit that fit into memory, disk, refusals and warnings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,22 +7,22 @@ from typing import NamedTuple
 from lite_c2f.config.settings import Config
 from lite_c2f.errors import ConfigError
 from lite_c2f.memory.compute import Compute, pick_compute
-from lite_c2f.memory.remedies import PlanRefusal, refuse, refuse_context
+from lite_c2f.memory.remedies import PlanRefusal, context_plan_refusal, stage_refusal
 from lite_c2f.memory.sizes import ASSUMED, GIBIBYTE, Bytes, Shape, model_shape
 from lite_c2f.memory.stages import (
     STAGES,
     Lengths,
     Need,
-    largest,
+    largest_fitting,
     lengths_of,
-    sampling,
+    sampling_need,
     trained_adapters,
-    update,
+    update_need,
 )
 
-TOKENS_AT_ONCE = 16384  # more tokens in a micro-batch do not make an update faster, they only take memory
-CPU_TOKENS_AT_ONCE = 5376
-ROWS_AT_ONCE = 64  # answers of the comparison side by side
+MAX_MICRO_BATCH_TOKENS = 16384  # more tokens in a micro-batch take memory and do not make an update faster
+CPU_MAX_MICRO_BATCH_TOKENS = 5376
+EVALUATION_ROWS = 64  # answers of the comparison sampled together
 SAME_MODEL = (
     "model.base and model.instruct are the same model: the residue will be merged into the weights that it was trained "
     "on, so that there is no instruction tuning for it to keep"
@@ -50,19 +50,19 @@ class Plan(NamedTuple):
     needs: list[Need]  # at the largest limit
     growth: list[tuple[int, Need, Need]]  # limit, and what sampling and update take under it
     largest_limit: int | None  # the largest response limit that fits with these batches; None without a card
-    refusals: list[PlanRefusal]  # what does not fit, and what to change
-    assumed: bool  # the shape is a guess: nothing is refused because of it
+    refusals: list[PlanRefusal]  # one per stage that does not fit, with what to change
+    assumed: bool  # the shape is a guess: then nothing is refused
     disk: dict[str, float]  # bytes
-    warnings: list[str]  # what is possible, and hardly intended
+    warnings: list[str]  # settings that are valid and probably not intended
 
     @property
     def fits(self) -> bool | None:
-        """None where no card is named."""
+        """Whether every stage fits; None if no card is given."""
         return None if self.vram_gib is None else not self.refusals
 
 
-def usable(vram_gib: float) -> float:
-    """Bytes a run may allocate of a card: the CUDA context takes about 1 GiB, fragments of blocks some 4%.
+def usable_bytes(vram_gib: float) -> float:
+    """Bytes of a card that a run may allocate: the CUDA context takes about 1 GiB, fragmentation about 4%.
 
     >>> round(usable(24) / 2**30, 1)
     22.0
@@ -75,9 +75,9 @@ def make_plan(
 ) -> Plan:
     """Plan a run for a card of so many GiB (default: `hardware.vram_gib`; without either, only count).
 
-    model: folder or name of the base, where it is not `model.base`. compute: what the run will compute in, as
-    `backbone.load.plan_here` finds it; on a CPU no card matters. By default that of a card with bfloat16. Nothing is
-    loaded or downloaded. Raises ModelError for a folder without configuration.
+    model: folder or name of the base, if it is not `model.base`. compute: device and dtype of the run, as of
+    `backbone.load.plan_here` (default: a card with bfloat16); on a CPU nothing is limited. Nothing is loaded or
+    downloaded. Raises ModelError for a folder without configuration.
     """
     if vram_gib is not None and not 0 < vram_gib < float("inf"):
         raise ConfigError.because(f"a card of {vram_gib:g} GiB", "GiB above 0", "write e.g. --vram 24")
@@ -96,10 +96,10 @@ def make_plan(
         compute.on_gpu,
         config.longest_row,
     )
-    room = usable(vram) if vram is not None else None
-    batches = choose(config, sizes, room)
-    needs = stages(config, sizes, batches)
-    unfit = [] if room is None else [refuse(config, sizes, need, room) for need in needs]
+    available = usable_bytes(vram) if vram is not None else None
+    batches = choose_batches(config, sizes, available)
+    needs = stage_needs(config, sizes, batches)
+    unfit = [] if available is None else [stage_refusal(config, sizes, need, available) for need in needs]
     return Plan(
         shape,
         source,
@@ -107,45 +107,45 @@ def make_plan(
         compute,
         batches,
         needs,
-        growth(config, sizes, batches),
-        None if room is None else largest_limit(config, sizes, batches, room),
-        [refusal for refusal in (refuse_context(config, sizes), *unfit) if refusal],
+        needs_by_limit(config, sizes, batches),
+        None if available is None else largest_limit(config, sizes, batches, available),
+        [refusal for refusal in (context_plan_refusal(config, sizes), *unfit) if refusal],
         source == ASSUMED,
-        disk(config, shape, sizes),
-        warnings(config, compute),
+        disk_bytes(config, shape, sizes),
+        plan_warnings(config, compute),
     )
 
 
 def resolve(config: Config, plan: Plan) -> Config:
     """The configuration with every `auto` batch replaced by the planned number."""
-    b = plan.batches
+    batches = plan.batches
     return config.model_copy(
         update={
-            "reward": config.reward.model_copy(update={"micro_batch": b.reward_micro_batch}),
+            "reward": config.reward.model_copy(update={"micro_batch": batches.reward_micro_batch}),
             "coarse": config.coarse.model_copy(
-                update={"sampling_batch": b.sampling_batch, "micro_batch": b.micro_batch}
+                update={"sampling_batch": batches.sampling_batch, "micro_batch": batches.micro_batch}
             ),
-            "evaluation": config.evaluation.model_copy(update={"batch": b.evaluation_batch}),
+            "evaluation": config.evaluation.model_copy(update={"batch": batches.evaluation_batch}),
         }
     )
 
 
 def check(plan: Plan, stages: Sequence[str] = ("reward", "coarse", "fine")) -> None:
-    """Raise ConfigError with the first reason why these stages cannot be run; a guessed shape refuses nothing."""
-    lines = [refusal.line for refusal in plan.refusals if refusal.stage in ("", *stages)]
+    """Raise ConfigError with the first refusal of these stages; a guessed shape raises nothing."""
+    lines = [refusal.message for refusal in plan.refusals if refusal.stage in ("", *stages)]
     if lines and not plan.assumed:
         more = f" (and {len(lines) - 1} more: lite-c2f plan shows them)" if len(lines) > 1 else ""
         raise ConfigError(lines[0] + more)
 
 
-def warnings(config: Config, compute: Compute) -> list[str]:
-    """Warnings, one line each, about what a configuration allows and hardly intends."""
+def plan_warnings(config: Config, compute: Compute) -> list[str]:
+    """Warnings, one line each, about settings that are valid and probably not intended."""
     messages = [
         f"model.{key}: no folder '{name}' here, so it is taken as a name on the hub; if it is a folder, correct it"
         for key, name in (("base", config.model.base), ("instruct", config.model.instruct))
         if "/" in name and not Path(name).exists() and Path(name).parent.is_dir()
     ]
-    read = config.data.max_answer_tokens
+    trained_tokens = config.data.max_answer_tokens
     length = config.coarse.length
     answers = {
         length.largest_key: length.largest,
@@ -153,11 +153,11 @@ def warnings(config: Config, compute: Compute) -> list[str]:
         "fine.max_tokens": config.fine.max_tokens,
         "evaluation.max_tokens": config.evaluation.max_tokens,
     }
-    longer = {key: tokens for key, tokens in answers.items() if tokens > read}
+    longer = {key: tokens for key, tokens in answers.items() if tokens > trained_tokens}
     if longer:
         messages.append(
             f"{', '.join(f'{key}={tokens}' for key, tokens in longer.items())}: longer than any answer that the reward "
-            f"model is trained on (data.max_answer_tokens={read}), so that its scores there are guesses; set "
+            f"model is trained on (data.max_answer_tokens={trained_tokens}), so that its scores there are guesses; set "
             f"data.max_answer_tokens={max(longer.values())}, or lower the limits"
         )
     if same_model(config):
@@ -171,42 +171,45 @@ def warnings(config: Config, compute: Compute) -> list[str]:
 
 
 def same_model(config: Config) -> bool:
-    """Are base and instruct model named alike? `toy` names a pair of two."""
+    """Whether base and instruct model have the same name; `toy` is a pair of two models."""
     model = config.model
     if model.base == "toy" or model.base_revision != model.instruct_revision:
         return False
     return model.base == model.instruct or Path(model.base).resolve() == Path(model.instruct).resolve()
 
 
-def choose(config: Config, sizes: Bytes, room: float | None) -> BatchPlan:
-    """The batches that are set, and for `auto` the largest that fit and still make a difference. room: bytes."""
-    at_once = TOKENS_AT_ONCE if room is not None else CPU_TOKENS_AT_ONCE
+def choose_batches(config: Config, sizes: Bytes, available: float | None) -> BatchPlan:
+    """The configured batches; for `auto`, the largest that fit into `room` bytes and are useful."""
+    max_tokens = MAX_MICRO_BATCH_TOKENS if available is not None else CPU_MAX_MICRO_BATCH_TOKENS
 
-    def most(batch: int | str, rows: int, enough: int, *names: str) -> int:
-        """rows: how many there are at all; enough: more make no difference; names: the stages that use the batch."""
+    def fitting(batch: int | str, rows: int, useful: int, *names: str) -> int:
+        """rows: number of all rows; useful: more make nothing faster; names: the stages that use the batch."""
         if batch != "auto":
             return min(int(batch), rows)
-        top = max(min(rows, enough), 1)
-        return largest(
-            top, lambda size: room is None or all(_need(config, sizes, n, size).total <= room for n in names)
-        )
+        top = max(min(rows, useful), 1)
+
+        def fits(size: int) -> bool:
+            return available is None or all(_stage_need(config, sizes, n, size).total <= available for n in names)
+
+        return largest_fitting(top, fits)
 
     reward, coarse, evaluation = config.reward, config.coarse, config.evaluation
-    micro = most(reward.micro_batch, reward.batch, at_once // (2 * sum(lengths_of(config, "reward"))), "reward")
+    micro = fitting(reward.micro_batch, reward.batch, max_tokens // (2 * sum(lengths_of(config, "reward"))), "reward")
     if reward.micro_batch == "auto":  # whole micro-batches make up the batch
         micro = next(size for size in range(micro, 0, -1) if reward.batch % size == 0)
-    rows, enough = coarse.rollouts // coarse.minibatches, at_once // sum(lengths_of(config, "coarse"))
-    prompts, side_by_side = max(evaluation.prompts, config.fine.prompts), ROWS_AT_ONCE * (4 if room is None else 1)
+    rows, useful = coarse.rollouts // coarse.minibatches, max_tokens // sum(lengths_of(config, "coarse"))
+    prompts = max(evaluation.prompts, config.fine.prompts)
+    evaluation_rows = EVALUATION_ROWS * (4 if available is None else 1)
     return BatchPlan(
         micro,
-        most(coarse.sampling_batch, coarse.rollouts, coarse.rollouts, "coarse_sampling"),
-        most(coarse.micro_batch, rows, enough, "coarse_update", "coarse_scoring"),
-        most(evaluation.batch, prompts, side_by_side, "comparison"),
+        fitting(coarse.sampling_batch, coarse.rollouts, coarse.rollouts, "coarse_sampling"),
+        fitting(coarse.micro_batch, rows, useful, "coarse_update", "coarse_scoring"),
+        fitting(evaluation.batch, prompts, evaluation_rows, "comparison"),
     )
 
 
-def stages(config: Config, sizes: Bytes, batches: BatchPlan) -> list[Need]:
-    """Every stage with these batches, the coarse stage at its largest limit."""
+def stage_needs(config: Config, sizes: Bytes, batches: BatchPlan) -> list[Need]:
+    """Memory of every stage with these batches, at the largest limit of the coarse stage."""
     sizes_of = (
         batches.reward_micro_batch,
         batches.sampling_batch,
@@ -214,11 +217,11 @@ def stages(config: Config, sizes: Bytes, batches: BatchPlan) -> list[Need]:
         batches.micro_batch,
         batches.evaluation_batch,
     )
-    return [_need(config, sizes, name, batch) for name, batch in zip(STAGES, sizes_of, strict=True)]
+    return [_stage_need(config, sizes, name, batch) for name, batch in zip(STAGES, sizes_of, strict=True)]
 
 
-def growth(config: Config, sizes: Bytes, batches: BatchPlan) -> list[tuple[int, Need, Need]]:
-    """Limits along the growth (the first, each doubling, the last), with what sampling and update take under each."""
+def needs_by_limit(config: Config, sizes: Bytes, batches: BatchPlan) -> list[tuple[int, Need, Need]]:
+    """(limit, memory of sampling, memory of the update) for the first limit, each doubling, and the last one."""
     prompt, last = lengths_of(config, "coarse")
     limits = [min(config.coarse.length.start, last)]
     while limits[-1] < last:
@@ -226,39 +229,39 @@ def growth(config: Config, sizes: Bytes, batches: BatchPlan) -> list[tuple[int, 
     return [
         (
             limit,
-            sampling(config, sizes, batches.sampling_batch, Lengths(prompt, limit)),
-            update(config, sizes, batches.micro_batch, Lengths(prompt, limit)),
+            sampling_need(config, sizes, batches.sampling_batch, Lengths(prompt, limit)),
+            update_need(config, sizes, batches.micro_batch, Lengths(prompt, limit)),
         )
         for limit in limits
     ]
 
 
-def largest_limit(config: Config, sizes: Bytes, batches: BatchPlan, room: float) -> int:
-    """The largest response limit at which sampling, scoring and update fit with these batches; 0 where none does."""
+def largest_limit(config: Config, sizes: Bytes, batches: BatchPlan, available: float) -> int:
+    """The largest response limit at which sampling, scoring and update fit with these batches; 0 if none does."""
     prompt = config.data.max_prompt_tokens
     sizes_of = {name: batches.micro_batch for name in ("coarse_scoring", "coarse_update")}
     sizes_of["coarse_sampling"] = batches.sampling_batch
 
     def fits(limit: int) -> bool:
         return all(
-            STAGES[name].need(config, sizes, size, Lengths(prompt, limit)).total <= room
+            STAGES[name].need(config, sizes, size, Lengths(prompt, limit)).total <= available
             for name, size in sizes_of.items()
         )
 
-    return largest(max(sizes.shape.context - prompt, 1), fits, 0)
+    return largest_fitting(max(sizes.shape.context - prompt, 1), fits, 0)
 
 
-def _need(config: Config, sizes: Bytes, name: str, batch: int) -> Need:
-    """What a stage takes with a batch, at the lengths of the configuration."""
+def _stage_need(config: Config, sizes: Bytes, name: str, batch: int) -> Need:
+    """Memory of a stage with a batch, at the configured lengths."""
     command, count = STAGES[name]
     return count(config, sizes, batch, lengths_of(config, command))
 
 
-def disk(config: Config, shape: Shape, sizes: Bytes) -> dict[str, float]:
+def disk_bytes(config: Config, shape: Shape, sizes: Bytes) -> dict[str, float]:
     """Bytes on disk: the downloads of hub models, the merged model, the adapters, and a stage's checkpoints.
 
-    A checkpoint is the adapters that PPO trains with both moments of each; beside those that are kept there is the best
-    one, and one that is being written.
+    A checkpoint holds the adapters that PPO trains with both moments of each; besides `run.keep_checkpoints` there are
+    the best one and one that is being written.
     """
     whole = shape.weights * (4 if config.model.base == "toy" else HUB_BYTES)
     names = (config.model.base, config.model.instruct)

@@ -1,6 +1,6 @@
-"""Refusals of a plan: which stage does not fit, and which setting to change to what.
+"""Refusals of a plan: the stage that does not fit, and the setting to change.
 
-Advice that is followed leads to a plan that fits.
+Following the advice always leads to a plan that fits.
 """
 
 from typing import NamedTuple
@@ -8,69 +8,69 @@ from typing import NamedTuple
 from lite_c2f.config.settings import Config
 from lite_c2f.errors import ConfigError
 from lite_c2f.memory.sizes import GIBIBYTE, Bytes
-from lite_c2f.memory.stages import STAGES, Need, answer_settings, largest, lengths_of
+from lite_c2f.memory.stages import STAGES, Need, answer_settings, largest_fitting, lengths_of
 
-GROWS = ("activations", "KV cache", "log-prob tile")  # parts that depend on batches and lengths; the others do not
-PROMPT = "data.max_prompt_tokens"
-FEWEST = 8  # tokens of the shortest prompt and answer a configuration may ask for
+VARIABLE_PARTS = ("activations", "KV cache", "log-prob tile")  # parts of a need that depend on batches and lengths
+PROMPT_KEY = "data.max_prompt_tokens"
+MIN_TOKENS = 8  # smallest allowed prompt and answer length, in tokens
 
 
 class PlanRefusal(NamedTuple):
-    """One reason why a run cannot be."""
+    """One reason why a run does not fit."""
 
-    stage: str  # "reward" | "coarse" | "fine", or "" where it concerns all of them
-    line: str
+    stage: str  # "reward" | "coarse" | "fine", or "" if it concerns all of them
+    message: str
 
 
-def context_refusal(config: Config, context: int, of: str) -> tuple[str, str, str] | None:
-    """Got, expected, do: where the longest row is longer than a context in tokens; None where it fits. of: whose."""
+def context_refusal(config: Config, context: int, whose: str) -> tuple[str, str, str] | None:
+    """(got, expected, do) if the longest row exceeds a context in tokens; None if it fits. whose: for the text."""
     if config.longest_row <= context:
         return None
     return (
-        f"{PROMPT} and the longest answer make {config.longest_row} tokens",
-        f"at most the {of} of {context}",
+        f"{PROMPT_KEY} and the longest answer make {config.longest_row} tokens",
+        f"at most the {whose} of {context}",
         "lower coarse.length.max, fine.max_tokens, evaluation.max_tokens or data.max_answer_tokens",
     )
 
 
-def refuse_context(config: Config, sizes: Bytes) -> PlanRefusal | None:
-    """A row that is longer than the model's context."""
+def context_plan_refusal(config: Config, sizes: Bytes) -> PlanRefusal | None:
+    """The refusal of a row that is longer than the model's context; None if all fit."""
     parts = context_refusal(config, sizes.shape.context, "model's context")
     return parts and PlanRefusal("", str(ConfigError.because(*parts)))
 
 
-def refuse(config: Config, sizes: Bytes, need: Need, room: float) -> PlanRefusal | None:
-    """A stage that takes more than there is room for, in bytes."""
-    if need.total <= room:
+def stage_refusal(config: Config, sizes: Bytes, need: Need, available: float) -> PlanRefusal | None:
+    """The refusal of a stage that needs more than `available` bytes; None if it fits."""
+    if need.total <= available:
         return None
-    line = ConfigError.because(
+    message = ConfigError.because(
         f"{need.stage.replace('_', ' ')} needs {need.total / GIBIBYTE:.2f} GiB with {need.setting}={need.batch}",
-        f"at most {max(room, 0) / GIBIBYTE:.2f} GiB",
-        _remedy(config, sizes, need, room),
+        f"at most {max(available, 0) / GIBIBYTE:.2f} GiB",
+        _remedy(config, sizes, need, available),
     )
-    return PlanRefusal(STAGES[need.stage].command, str(line))
+    return PlanRefusal(STAGES[need.stage].command, str(message))
 
 
-def _remedy(config: Config, sizes: Bytes, need: Need, room: float) -> str:
-    """A smaller batch where one fits, else shorter answers, else shorter prompts, else both."""
-    command, count = STAGES[need.stage]
+def _remedy(config: Config, sizes: Bytes, need: Need, available: float) -> str:
+    """What to change: a smaller batch if one fits, else shorter answers, else shorter prompts, else both."""
+    command, need_of = STAGES[need.stage]
     lengths, answers = lengths_of(config, command), answer_settings(config, command)
-    batch = largest(need.batch, lambda size: count(config, sizes, size, lengths).total <= room, 0)
+    batch = largest_fitting(need.batch, lambda size: need_of(config, sizes, size, lengths).total <= available, 0)
     if batch:
         return f"set {need.setting} to {batch} or auto"
-    for settings in (answers, {PROMPT: lengths.prompt}, answers | {PROMPT: lengths.prompt}):
+    for settings in (answers, {PROMPT_KEY: lengths.prompt}, answers | {PROMPT_KEY: lengths.prompt}):
 
         def fits(tokens: int, settings: dict[str, int] = settings) -> bool:
             shorter = lengths._replace(
-                prompt=min(lengths.prompt, tokens) if PROMPT in settings else lengths.prompt,
+                prompt=min(lengths.prompt, tokens) if PROMPT_KEY in settings else lengths.prompt,
                 answer=min(lengths.answer, tokens) if answers.keys() <= settings.keys() else lengths.answer,
             )
-            return count(config, sizes, 1, shorter).total <= room
+            return need_of(config, sizes, 1, shorter).total <= available
 
-        tokens = largest(max(settings.values()), fits, 0)
-        if tokens >= FEWEST:
-            longer = " and ".join(key for key, value in settings.items() if value > tokens)
-            return f"lower {longer} to {tokens}" + ("" if need.batch == 1 else f" and set {need.setting} to auto")
-    always = sum(size for part, size in need.parts.items() if part not in GROWS)
+        tokens = largest_fitting(max(settings.values()), fits, 0)
+        if tokens >= MIN_TOKENS:
+            too_long = " and ".join(key for key, value in settings.items() if value > tokens)
+            return f"lower {too_long} to {tokens}" + ("" if need.batch == 1 else f" and set {need.setting} to auto")
+    fixed = sum(size for part, size in need.parts.items() if part not in VARIABLE_PARTS)
     smaller = "smaller models" if command == "fine" else "a smaller model"
-    return f"{always / GIBIBYTE:.2f} GiB are taken at any batch and length: use {smaller} or a larger card"
+    return f"{fixed / GIBIBYTE:.2f} GiB are needed at any batch and length: use {smaller} or a larger card"

@@ -1,15 +1,14 @@
-"""What each part of a run takes, in bytes, from the model's shape alone. No weights; no torch for models like Llama.
+"""Sizes of the parts of a run, in bytes, from the model's shape. Loads no weights; no torch for models like Llama.
 
-Weights, adapters, optimiser and cache are counted: of layers like Llama's by formula, without their biases (at most
-0.02%), of others exactly, on Transformers' own class, built without memory. Only linear layers become 4-bit and take an
+Weights, adapters, optimiser and cache are counted: by formula for layers like Llama's, without their biases (at most
+0.02%); for others exactly, on Transformers' own class on the meta device. Only linear layers become 4-bit and get an
 adapter.
 
-Activations are per token of a micro-batch and were measured with the allocator's own trace (benchmarks/memory.py checks
-them against a real update, and says how far they are off); attention is flash attention, which keeps nothing of the
-size of (tokens x tokens). Widths: h hidden, i intermediate, k keys and values, r rank, L layers; b bytes of the
-arithmetic, 2 in bfloat16.
+Activations are per token of a micro-batch and were measured with the allocator's own trace (benchmarks/memory.py
+compares them with a real update); attention is flash attention, which stores nothing of size (tokens x tokens).
+Widths: h hidden, i intermediate, k keys and values, r rank, L layers; b bytes per number, 2 in bfloat16.
 
-    forward alone        4 b (i + h)                               the widest moment of one layer's MLP
+    forward only         4 b (i + h)                               the peak of one layer's MLP
     forward + backward   b L h + 9 b h + 6 b i + 2 b k + 6 b r     checkpoints, and one layer with its backward
 """
 
@@ -27,20 +26,20 @@ HEAD_TOKENS, HEAD_WORDS = 4096, 4096  # tile of logits in TRL's chunked log-prob
 WORKSPACE = 64 * 2**20  # of cuBLAS and the recorded graphs
 
 
-LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")  # seven linear modules a layer, and norms
+LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")  # seven linear modules per layer, and norms
 
 
-class Counted(NamedTuple):
+class CountedWeights(NamedTuple):
     """Weights of a model's decoder, counted module by module."""
 
     linear: dict[str, tuple[int, int]]  # by a module's last name: weights, and inner plus outer widths, of all layers
     other: int  # norms, biases, learned positions
-    embeddings: int  # of embeddings and head; one matrix once
-    scores: int = 0  # heads whose attention scores are kept whole, where SDPA cannot compute them
+    embeddings: int  # of embeddings and head; a shared matrix counts once
+    scores: int = 0  # heads whose attention scores are stored because SDPA cannot be used
 
 
 class Shape(NamedTuple):
-    """What matters of a model's config.json."""
+    """Sizes of a model, from its config.json."""
 
     hidden: int
     layers: int
@@ -50,7 +49,7 @@ class Shape(NamedTuple):
     vocabulary: int
     context: int
     tied: bool = False  # head and embeddings are one matrix
-    counted: Counted | None = None  # where the layers are not like Llama's
+    counted: CountedWeights | None = None  # for layers that are not like Llama's
 
     @property
     def modules(self) -> dict[str, tuple[int, int]]:
@@ -73,7 +72,7 @@ class Shape(NamedTuple):
 
     @property
     def other(self) -> int:
-        """Weights that are neither of linear layers nor of the embeddings; they stay in the arithmetic's type."""
+        """Weights that are neither of linear layers nor of the embeddings; they stay in the compute dtype."""
         return self.counted.other if self.counted else (2 * self.layers + 1) * self.hidden
 
     @property
@@ -99,7 +98,7 @@ class Shape(NamedTuple):
 
 ASSUMED = "Mistral-7B's shape, ASSUMED for a hub name that is not downloaded yet"
 MISTRAL_7B = Shape(4096, 32, 14336, 4096, 1024, 32000, 32768)
-KNOWN = {
+KNOWN_SHAPES = {
     "toy": Shape(128, 3, 256, 128, 64, 576, 4096),
     "mistralai/Mistral-7B-v0.1": MISTRAL_7B,
     "mistralai/Mistral-7B-v0.3": MISTRAL_7B._replace(vocabulary=32768),
@@ -107,29 +106,29 @@ KNOWN = {
 
 
 def model_shape(model: str) -> tuple[Shape, str]:
-    """Shape of a model, and where it came from: a local folder, the hub's cache, or what is known of the name.
+    """(shape of a model, its origin): a local folder, the hub's cache, or a known name.
 
-    A hub name that is neither here nor known is taken for Mistral-7B's. Raises ModelError for a folder without a
+    An unknown hub name that is not in the cache gets Mistral-7B's shape. Raises ModelError for a folder without a
     readable config.json.
     """
     if model == "toy":
-        return KNOWN[model], "the toy world"
+        return KNOWN_SHAPES[model], "the toy world"
     file = Path(model) / "config.json"
     if not file.is_file():
         if Path(model).suffix.lower() == ".gguf" or any(Path(model).glob("*.gguf")):
-            raise ModelError.of_gguf(f"model '{model}'")
+            raise ModelError.for_gguf(f"model '{model}'")
         if Path(model).is_dir() or model.startswith((".", "/", "~")):
             raise ModelError.because(f"model '{model}': no config.json", "a model folder", "check model.base")
         cached = cached_folder(model)
         if cached is None:
-            if model in KNOWN:
-                return KNOWN[model], model
+            if model in KNOWN_SHAPES:
+                return KNOWN_SHAPES[model], model
             return MISTRAL_7B, ASSUMED
         file = cached / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         like = config.get("model_type", LIKE_LLAMA[0]) in LIKE_LLAMA
-        shape = shape_of(config) if like else count(file.parent)
+        shape = shape_of(config) if like else count_shape(file.parent)
         if not all(isinstance(size, int) and size > 0 for size in shape[:7]):
             raise ValueError
         return shape, str(file)
@@ -155,11 +154,11 @@ def shape_of(config: Any) -> Shape:
     )
 
 
-def count(folder: Path) -> Shape:
+def count_shape(folder: Path) -> Shape:
     """The shape of a folder's model, by Transformers' own class on the meta device: half a second, and no memory.
 
-    Its names of sizes and its defaults are the class's own: Gemma ties its head without a key that says so, GPT-2 calls
-    its width n_embd. Raises ModelError for a model that Transformers cannot build from its config.json alone.
+    The class knows its own keys and defaults: Gemma ties its head without a key for it, GPT-2 calls its width n_embd.
+    Raises ModelError for a model that Transformers cannot build from its config.json alone.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -172,7 +171,7 @@ def count(folder: Path) -> Shape:
         embedded, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         heads = config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    except Exception as error:  # whatever a configuration of another version makes its class raise
+    except Exception as error:  # any, for a configuration of another version
         reason = " ".join(str(error).split())[:120]
         raise ModelError.because(
             f"'{folder / 'config.json'}': the sizes of its decoder are not known ({reason})",
@@ -188,7 +187,7 @@ def count(folder: Path) -> Shape:
             linear[last] = weights + weight.numel(), widths + sum(weight.shape)
             widest = max(widest, weight.shape[0 if isinstance(module, Conv1D) else 1])
     rest = sum(weight.numel() for weight in model.parameters() if weight is not embedded and weight is not head)
-    counted = Counted(
+    counted = CountedWeights(
         linear,
         rest - sum(weights for weights, _ in linear.values()),
         embedded.numel() + (0 if head is embedded else head.numel()),
@@ -197,7 +196,7 @@ def count(folder: Path) -> Shape:
     return Shape(
         config.hidden_size,
         config.num_hidden_layers,
-        widest,  # what the MLP's last layer reads
+        widest,  # input width of the MLP's last layer
         width * heads,
         width * (getattr(config, "num_key_value_heads", None) or heads),
         config.vocab_size,
@@ -208,18 +207,18 @@ def count(folder: Path) -> Shape:
 
 
 def cached_folder(model: str) -> Path | None:
-    """The folder with config.json of a hub model in the local cache; nothing is downloaded."""
+    """The folder of a hub model in the local cache, if config.json is in it; nothing is downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
         file = try_to_load_from_cache(model, "config.json")
-    except ValueError:  # not a name the hub could have
+    except ValueError:  # not a valid hub name
         return None
     return Path(file).parent if isinstance(file, str) else None
 
 
 class Bytes(NamedTuple):
-    """The sizes of a run's parts. dtype: bytes of the arithmetic; quantized: NF4 linear layers."""
+    """The sizes of a run's parts. dtype: bytes per number of the compute dtype; quantized: NF4 linear layers."""
 
     shape: Shape
     rank: int
@@ -228,11 +227,11 @@ class Bytes(NamedTuple):
     quantized: bool
     checkpointing: bool
     on_gpu: bool
-    longest_row: int = 0  # tokens; matters where attention scores are kept whole
+    longest_row: int = 0  # tokens; used if attention scores are stored
 
     @property
     def base(self) -> float:
-        """A model's weights as loaded: 4-bit linear layers; embeddings, head and norms in the arithmetic's type."""
+        """A model's weights as loaded: 4-bit linear layers; embeddings, head and norms in the compute dtype."""
         per_weight = NF4_BYTES if self.quantized else self.dtype
         return self.shape.linear * per_weight + (self.shape.embeddings + self.shape.other) * self.dtype
 
@@ -248,11 +247,11 @@ class Bytes(NamedTuple):
 
     @property
     def adapter_copy(self) -> int:
-        """An adapter in the arithmetic's type: what sampling uses, and what autocast keeps while a context is open."""
+        """An adapter in the compute dtype, as used by sampling and cached by autocast."""
         return self.dtype * self.shape.adapter(self.rank, self.targets) if self.dtype < 4 else 0
 
     def cache(self, tokens: int) -> int:
-        """Keys and values of so many tokens."""
+        """KV cache of so many tokens."""
         return 2 * self.shape.layers * self.shape.key_value * self.dtype * tokens
 
     def forward(self, tokens: int) -> float:
@@ -270,7 +269,7 @@ class Bytes(NamedTuple):
     def head(self, tokens: int, *, gradients: bool) -> float:
         """Log-probabilities of so many response tokens: their hidden states, and one tile of logits.
 
-        On a GPU a kernel folds the tile in place; on a CPU some float32 copies of it are made on the way.
+        On a GPU a kernel reduces the tile in place; on a CPU some float32 copies of it are made.
         """
         tile = min(tokens, HEAD_TOKENS) * min(self.shape.vocabulary, HEAD_WORDS)
         copies = self.dtype if self.on_gpu else self.dtype + 4 * (7 if gradients else 3)
@@ -278,11 +277,11 @@ class Bytes(NamedTuple):
         return tokens * states + tile * copies
 
     def drawing(self, rows: int) -> float:
-        """One step of the sampler: the MLP of one token a row, the logits and what is made of them to draw."""
+        """One step of the sampler: the MLP of one token per row, the logits and the copies needed for drawing."""
         return rows * (4 * self.dtype * self.shape.intermediate + self.shape.vocabulary * (self.dtype + 21))
 
     def _scores(self, copies: int) -> float:
-        """Attention scores of one token in one layer, where they are kept whole: some copies, and a float32 softmax."""
+        """Attention scores of one token in one layer, if they are stored: some copies, and a float32 softmax."""
         heads = self.shape.counted.scores if self.shape.counted else 0
         return heads * self.longest_row * (copies * self.dtype + 4)
 

@@ -1,4 +1,4 @@
-"""Memory of each stage: what it holds on the card at once, in bytes."""
+"""Memory of each stage on the card, in bytes."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from lite_c2f.config.settings import Config
 from lite_c2f.memory.sizes import PROMPT_TOKENS, WORKSPACE, Bytes
 
-JUDGED_ROWS = 8  # answers of the comparison that the reward model reads at once, no more than are sampled at once
+SCORED_ROWS = 8  # answers that the reward model scores together; never more than the sampling batch
 
 
 class Lengths(NamedTuple):
@@ -17,7 +17,7 @@ class Lengths(NamedTuple):
 
 
 class Need(NamedTuple):
-    """One stage on the card, in bytes."""
+    """Memory that one stage needs, in bytes."""
 
     stage: str
     setting: str  # the batch size it depends on
@@ -26,10 +26,11 @@ class Need(NamedTuple):
 
     @property
     def total(self) -> float:
+        """Sum of all parts."""
         return sum(self.parts.values())
 
 
-def reward(config: Config, sizes: Bytes, micro_batch: int, lengths: Lengths) -> Need:
+def reward_need(config: Config, sizes: Bytes, micro_batch: int, lengths: Lengths) -> Need:
     """Both sides of each pair in one pass; with an attention mask, keys and values are repeated for all heads."""
     tokens = 2 * micro_batch * sum(lengths)
     repeated = 2 * sizes.dtype * sizes.shape.hidden * tokens
@@ -49,13 +50,13 @@ def trained_adapters(config: Config) -> int:
 
 
 def _coarse_static(config: Config, sizes: Bytes) -> dict[str, float]:
-    """What stays on the card for the whole coarse stage: the adapters, the reward model's too, and AdamW."""
+    """Memory for the whole coarse stage: base, adapters with the reward model's, and AdamW."""
     trained = trained_adapters(config)
     return {"base": sizes.base, "adapters": (trained + 1) * sizes.adapter, "AdamW": 2 * trained * sizes.adapter}
 
 
-def sampling(config: Config, sizes: Bytes, batch: int, lengths: Lengths) -> Need:
-    """Responses sampled side by side, with their KV cache."""
+def sampling_need(config: Config, sizes: Bytes, batch: int, lengths: Lengths) -> Need:
+    """Sampling of a batch of responses, with their KV cache."""
     prompt = lengths.prompt
     reading = sizes.forward(min(batch * prompt, max(PROMPT_TOKENS, prompt)))
     parts = _coarse_static(config, sizes) | {
@@ -66,7 +67,7 @@ def sampling(config: Config, sizes: Bytes, batch: int, lengths: Lengths) -> Need
     return Need("coarse_sampling", "coarse.sampling_batch", batch, parts)
 
 
-def scoring(config: Config, sizes: Bytes, micro_batch: int, lengths: Lengths) -> Need:
+def scoring_need(config: Config, sizes: Bytes, micro_batch: int, lengths: Lengths) -> Need:
     """Log-probabilities, values and rewards of the responses, without gradients."""
     rows = 2 * micro_batch
     parts = _coarse_static(config, sizes) | {
@@ -76,11 +77,11 @@ def scoring(config: Config, sizes: Bytes, micro_batch: int, lengths: Lengths) ->
     return Need("coarse_scoring", "coarse.micro_batch", micro_batch, parts)
 
 
-def update(config: Config, sizes: Bytes, micro_batch: int, lengths: Lengths) -> Need:
+def update_need(config: Config, sizes: Bytes, micro_batch: int, lengths: Lengths) -> Need:
     """A forward and a backward pass of PPO."""
     tokens = micro_batch * sum(lengths)
     checkpointed = sizes.dtype * sizes.shape.layers * sizes.shape.hidden * tokens if sizes.checkpointing else 0.0
-    # Layers and head have their widest moments one after the other: only what the tile adds to the layers' counts.
+    # The peaks of layers and head follow each other: only what the head's peak exceeds the layers' counts.
     layers, tile = sizes.backward(tokens), sizes.head(micro_batch * lengths.answer, gradients=True)
     parts = _coarse_static(config, sizes) | {
         "gradients": sizes.adapter,
@@ -90,11 +91,11 @@ def update(config: Config, sizes: Bytes, micro_batch: int, lengths: Lengths) -> 
     return Need("coarse_update", "coarse.micro_batch", micro_batch, parts)
 
 
-def comparison(config: Config, sizes: Bytes, batch: int, lengths: Lengths) -> Need:
+def comparison_need(config: Config, sizes: Bytes, batch: int, lengths: Lengths) -> Need:
     """Base with policy and reward adapters, and the instruct model with the residue: both at once."""
     prompt = lengths.prompt
     reading = sizes.forward(min(batch * prompt, max(PROMPT_TOKENS, prompt)))
-    judging = sizes.forward(min(JUDGED_ROWS, batch) * sum(lengths))
+    judging = sizes.forward(min(SCORED_ROWS, batch) * sum(lengths))
     parts = {
         "base and instruct": 2 * sizes.base,
         "adapters": 2 * sizes.adapter + 2 * sizes.adapter_copy,
@@ -105,23 +106,23 @@ def comparison(config: Config, sizes: Bytes, batch: int, lengths: Lengths) -> Ne
 
 
 class StageMemory(NamedTuple):
-    """A part of a run that holds memory of its own."""
+    """A part of a run with its own memory."""
 
     command: str  # the stage as `train --stage` names it: "reward" | "coarse" | "fine"
     need: Callable[[Config, Bytes, int, Lengths], Need]
 
 
 STAGES = {
-    "reward": StageMemory("reward", reward),
-    "coarse_sampling": StageMemory("coarse", sampling),
-    "coarse_scoring": StageMemory("coarse", scoring),
-    "coarse_update": StageMemory("coarse", update),
-    "comparison": StageMemory("fine", comparison),
+    "reward": StageMemory("reward", reward_need),
+    "coarse_sampling": StageMemory("coarse", sampling_need),
+    "coarse_scoring": StageMemory("coarse", scoring_need),
+    "coarse_update": StageMemory("coarse", update_need),
+    "comparison": StageMemory("fine", comparison_need),
 }
 
 
 def answer_settings(config: Config, command: str) -> dict[str, int]:
-    """The settings that make a stage's answers long, with their tokens."""
+    """{setting: tokens} of the settings that bound a stage's answers."""
     if command == "reward":
         return {"data.max_answer_tokens": config.data.max_answer_tokens}
     if command == "fine":
@@ -132,14 +133,14 @@ def answer_settings(config: Config, command: str) -> dict[str, int]:
 
 
 def lengths_of(config: Config, command: str) -> Lengths:
-    """The longest prompt and answer of a stage; of the coarse stage at its largest limit."""
+    """The longest prompt and answer of a stage; for the coarse stage at its largest limit."""
     return Lengths(config.data.max_prompt_tokens, max(answer_settings(config, command).values()))
 
 
-def largest(most: int, fits: Callable[[int], bool], least: int = 1) -> int:
-    """The largest number from 1 to `most` that fits, by bisection; `least` where none does."""
-    low, high = 0, most
+def largest_fitting(top: int, fits: Callable[[int], bool], default: int = 1) -> int:
+    """The largest number from 1 to `top` that fits, by bisection; `default` if none does."""
+    low, high = 0, top
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return max(low, least)
+    return max(low, default)

@@ -1,10 +1,10 @@
-"""The plan as text and as JSON."""
+"""Plan as text and as JSON."""
 
 import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from lite_c2f.memory.plan import Plan, usable
+from lite_c2f.memory.plan import Plan, usable_bytes
 from lite_c2f.memory.sizes import GIBIBYTE
 
 
@@ -13,10 +13,10 @@ def as_json(plan: Plan) -> dict[str, Any]:
     return {
         "shape": {**plan.shape._asdict(), "from": plan.source},
         "vram_gib": plan.vram_gib,
-        "usable_gib": None if plan.vram_gib is None else _gib(usable(plan.vram_gib)),
+        "usable_gib": None if plan.vram_gib is None else _gib(usable_bytes(plan.vram_gib)),
         "compute": plan.compute._asdict(),
         "fits": plan.fits,
-        "refusals": [refusal.line for refusal in plan.refusals],
+        "refusals": [refusal.message for refusal in plan.refusals],
         "warnings": plan.warnings,
         "shape_assumed": plan.assumed,
         "batches": plan.batches._asdict(),
@@ -43,7 +43,7 @@ WIDTH = 80  # columns of the text
 def explain(plan: Plan) -> str:
     """The plan as a few readable lines of at most 80 columns, the verdict first."""
     paragraphs = [_verdict(plan)]
-    paragraphs += [refusal.line for refusal in plan.refusals]
+    paragraphs += [refusal.message for refusal in plan.refusals]
     paragraphs += [f"note: {warning}" for warning in plan.warnings]
     place = "card" if plan.compute.on_gpu else "CPU"
     stages = [f"GiB on the {place}, in {plan.compute.dtype}, at a response limit of {plan.growth[-1][0]} tokens:"]
@@ -60,10 +60,10 @@ def explain(plan: Plan) -> str:
 
 def _verdict(plan: Plan) -> str:
     if plan.vram_gib is None:
-        return "no card named: --vram GIB says what fits"
+        return "no card given: --vram GIB shows what fits"
     guess = ", if the model has that shape" if plan.assumed else ""
     verdict = "fits" if plan.fits else "does not fit"
-    text = f"a card of {plan.vram_gib:g} GiB ({_gib(usable(plan.vram_gib)):.2f} usable): {verdict}{guess}"
+    text = f"a card of {plan.vram_gib:g} GiB ({_gib(usable_bytes(plan.vram_gib)):.2f} usable): {verdict}{guess}"
     if plan.largest_limit:
         text += f"; with these batches up to a response limit of {plan.largest_limit} tokens"
     return text
@@ -73,13 +73,13 @@ def _parts(sizes: Mapping[str, float]) -> str:
     return ", ".join(f"{part} {size / GIBIBYTE:.2f}" for part, size in sizes.items() if size)
 
 
-def _wrapped(text: str, first: str, then: str | None = None) -> list[str]:
+def _wrapped(text: str, first: str, subsequent: str | None = None) -> list[str]:
     """Lines of at most `WIDTH` columns; a path or a setting is never broken."""
     return textwrap.wrap(
         text,
         WIDTH,
         initial_indent=first,
-        subsequent_indent=first if then is None else then,
+        subsequent_indent=first if subsequent is None else subsequent,
         break_long_words=False,
         break_on_hyphens=False,
     )

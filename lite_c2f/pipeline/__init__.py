@@ -1,1 +1,1 @@
-"""One command trains: reward model, Coarse Actor, Fine Actor, comparison. Stages meet on disk."""
+"""Pipeline of a run: preparation, training of the stages, comparison."""

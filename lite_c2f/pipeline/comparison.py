@@ -1,4 +1,4 @@
-"""Comparison of a run's actors, made at its end and again on request; and ratios tried again."""
+"""Comparison of a run's actors, at its end and on request; and the sweep of ratios on request."""
 
 import time
 from collections.abc import Sequence
@@ -8,25 +8,13 @@ from typing import Any
 from lite_c2f.backbone.load import plan_here
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
-from lite_c2f.evaluation.compare import compare_actors, made_of
+from lite_c2f.evaluation.compare import actor_hashes, compare_actors
 from lite_c2f.fine.stage import try_ratios
 from lite_c2f.memory import resolve
 from lite_c2f.runs.corpus import Corpus, load_corpus
-from lite_c2f.runs.manifest import (
-    check_own,
-    check_run,
-    open_run,
-    save_manifest,
-    write_summary,
-)
-from lite_c2f.runs.messages import (
-    StageProgress,
-    report_split,
-)
-from lite_c2f.runs.models import (
-    ModelPair,
-    check_context,
-)
+from lite_c2f.runs.manifest import check_actor_settings, check_run, open_run, save_manifest, write_summary
+from lite_c2f.runs.messages import StageProgress, report_split
+from lite_c2f.runs.models import ModelPair, check_context
 from lite_c2f.runs.published import is_finished
 from lite_c2f.runtime import disk_errors
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
@@ -36,41 +24,37 @@ from lite_c2f.storage.lock import locked
 
 
 def compare(
-    config: Config, models: ModelPair, corpus: Corpus, run: Path, sink: ProgressSink, config_asked: Config
+    config: Config, models: ModelPair, corpus: Corpus, run: Path, sink: ProgressSink, requested: Config
 ) -> None:
-    """The comparison of the four actors, into RUN/evaluation. config_asked: the settings before `auto` was settled."""
+    """Compare the four actors and write RUN/evaluation. requested: the settings with unresolved `auto` batches."""
     began = time.perf_counter()
     sink.on_stage("comparison", 4, "actors")
     actors = compare_actors(config, models, corpus, run, progress=StageProgress(sink))
     write_json(run / "evaluation" / "actors.json", actors)
-    write_json(run / "evaluation" / "settings.json", comparison_of(config_asked, run))
+    write_json(run / "evaluation" / "settings.json", comparison_settings(requested, run))
     save_manifest(run, config, models, {"evaluation": 0.0})
     save_manifest(run, config, models, {"evaluation": time.perf_counter() - began})
 
 
 def sweep(
-    run: str | Path,
-    ratios: Sequence[float] | None = None,
-    *,
-    sink: ProgressSink | None = None,
-    group_budget: int = 0,
+    run: str | Path, ratios: Sequence[float] | None = None, *, sink: ProgressSink | None = None, group_budget: int = 0
 ) -> dict[str, Any]:
     """Score ratios of a finished run's residue without merging; returns what it writes to RUN/fine/sweep.json.
 
     RUN/fine/ratios.json, from which the published ratio was chosen, stays as it is. The curve is in RUN/fine/sweep.svg.
-    group_budget: trials of a search for ratios by group of layers afterwards, in RUN/fine/groups.json; where they beat
-    the single ratio, RUN/fine/layer-ratios.yaml is made for `merge`.
+    group_budget: trials of a search for ratios by group of layers afterwards, in RUN/fine/groups.json; if they beat
+    the single ratio, RUN/fine/layer-ratios.yaml is written for `merge`.
 
     >>> sweep("runs/toy", [0.5, 1.0])["chosen"]
     """
     run, sink = Path(run), sink or SilentSink()
     config, models = open_run(run)
-    wanted = list(ratios or config.fine.ratios)
+    tried = list(ratios or config.fine.ratios)
     corpus = load_corpus(config)
     config = resolve(config, plan_here(config, models.base))
     with disk_errors.as_user_errors(run), locked(run), recording(run, sink, is_finished) as sink:
         report_split(sink, run)
-        return try_ratios(config, models, corpus, run, wanted, group_budget, sink)
+        return try_ratios(config, models, corpus, run, tried, group_budget, sink)
 
 
 def evaluate(run: str | Path, overrides: Sequence[str] = (), *, sink: ProgressSink | None = None) -> dict[str, Any]:
@@ -79,16 +63,16 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, sink: ProgressSi
     >>> evaluate("runs/toy", ["evaluation.prompts=500"])["actors"]["fine"]["reward"]
     """
     run = Path(run)
-    made, models = open_run(run)
-    config = load_config(made.model_dump(), overrides)
+    recorded, models = open_run(run)
+    config = load_config(recorded.model_dump(), overrides)
     check_run(run, config)
-    check_own(config, made)
+    check_actor_settings(config, recorded)
     check_context(config, models)
     corpus = load_corpus(config)
     plan = plan_here(config, models.base)
     with disk_errors.as_user_errors(run), locked(run), recording(run, sink or SilentSink(), is_finished) as sink:
         report_split(sink, run)
-        compare(resolve(config, plan), models, corpus, run, sink, config_asked=config)
+        compare(resolve(config, plan), models, corpus, run, sink, requested=config)
         if config.evaluation.prompts > len(corpus.held_out_prompts):
             sink.on_message(
                 f"evaluation.prompts={config.evaluation.prompts}: {len(corpus.held_out_prompts)} prompts are held out, "
@@ -100,12 +84,12 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, sink: ProgressSi
         return write_summary(run)
 
 
-def comparison_of(asked: Config, run: Path) -> dict[str, Any]:
+def comparison_settings(config: Config, run: Path) -> dict[str, Any]:
     """The settings of a comparison, and the hashes of what it compares."""
-    return {"settings": asked.evaluation.model_dump(mode="json"), "made_of": made_of(run)}
+    return {"settings": config.evaluation.model_dump(mode="json"), "made_of": actor_hashes(run)}
 
 
-def compared_with(run: Path) -> dict[str, Any] | None:
-    """What the comparison that was made last is of, None where there is none."""
+def last_comparison_settings(run: Path) -> dict[str, Any] | None:
+    """`comparison_settings` of the last comparison; None if there is none."""
     file = run / "evaluation" / "settings.json"
     return read_json(file) if file.is_file() and (run / "evaluation" / "actors.json").is_file() else None

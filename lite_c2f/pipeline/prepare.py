@@ -1,4 +1,4 @@
-"""Preparation of a run: what can be checked before training is checked, data are read, the run is recorded."""
+"""Preparation of a run: all checks before training, loading the data, recording the run."""
 
 import shutil
 import time
@@ -16,7 +16,7 @@ from lite_c2f.fine.checks import check_disk
 from lite_c2f.memory import Plan, check, resolve
 from lite_c2f.memory import as_json as plan_as_json
 from lite_c2f.memory.plan import SAME_MODEL, same_model
-from lite_c2f.reward.checkpoints import RewardState as RewardStanding
+from lite_c2f.reward.checkpoints import RewardState
 from lite_c2f.runs.corpus import Corpus, check_sources, load_corpus
 from lite_c2f.runs.fingerprints import fingerprints, refuse_changes, weights_of
 from lite_c2f.runs.manifest import (
@@ -24,13 +24,11 @@ from lite_c2f.runs.manifest import (
     check_run,
     check_stages,
     read_manifest,
-    recorded,
+    recorded_inputs,
     save_config,
     save_manifest,
 )
-from lite_c2f.runs.messages import (
-    ToyProgress,
-)
+from lite_c2f.runs.messages import ToyProgress
 from lite_c2f.runs.models import (
     TOY,
     ModelPair,
@@ -41,7 +39,7 @@ from lite_c2f.runs.models import (
     resolve_models,
     turn_end_note,
 )
-from lite_c2f.runs.places import check_places, record_base, unmoved
+from lite_c2f.runs.places import check_places, record_base, without_moved
 from lite_c2f.runs.published import STAGES, is_published
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.progress import ProgressSink
@@ -50,10 +48,10 @@ from lite_c2f.storage.metrics import check_tracker
 
 
 class PreparedRun(NamedTuple):
-    """What a run is about to do, and what with."""
+    """A checked run that is ready for its stages."""
 
-    config: Config  # batch sizes settled
-    asked: Config  # as it was given
+    config: Config  # with resolved batch sizes
+    requested: Config  # as given, with `auto` batch sizes
     models: ModelPair
     corpus: Corpus
     plan: Plan
@@ -63,18 +61,18 @@ class PreparedRun(NamedTuple):
 
 
 def prepare(config: Config, run: Path, stages: Sequence[str], sink: ProgressSink, *, force: bool) -> PreparedRun:
-    """Check everything that can be checked before training, read the data, and write down what the run is."""
+    """Check everything that can be checked before training, load the data, and record the run on disk."""
     check_stages(run, stages)
     check_sources(config)
     accepted = check_run(run, config, force=force)
     check_processes(config)
     check_tracker(config)
-    made, before = recorded(run)
-    check_places(run, config, made, before)  # folders; what a hub name stands for is known later
+    recorded, before = recorded_inputs(run)
+    check_places(run, config, recorded, before)  # folders only; hub names are resolved later
     done: set[str] = {stage for stage in STAGES if is_published(run, stage)}
     todo = [stage for stage in stages if stage not in done]
     check_kinds(config)
-    check(plan_named(config), todo)  # from what is known of the name: before anything is read or downloaded
+    check(plan_named(config), todo)  # from the model's name, before anything is read or downloaded
     check_checkpoints(config, run, done, todo, force=force)
     check_models(config)
     corpus = load_corpus(config)
@@ -82,27 +80,29 @@ def prepare(config: Config, run: Path, stages: Sequence[str], sink: ProgressSink
     sink.on_stage("models", 0, "steps")
     toy_steps = ToyProgress(sink)
     models = resolve_models(config, toy_steps)
-    if config.model.base == TOY:  # made only now
+    if config.model.base == TOY:  # just made
         check_context(config, models)
         check_stops(config, models)
     inputs = fingerprints(config, models)
-    moved = check_places(run, config, made, before, models)
+    moved = check_places(run, config, recorded, before, models)
     if before:
-        accepted += refuse_changes(run, unmoved(before, moved), unmoved(inputs, moved), force=force)
+        accepted += refuse_changes(run, without_moved(before, moved), without_moved(inputs, moved), force=force)
     plan = plan_here(config, models.base)
     check(plan, todo)
-    check_room(run, plan, done)
+    check_run_disk(run, plan, done)
     four_bit_note = None
     if todo and config.model.quantization != "none":
         four_bit_note = check_four_bit(pick_device(config), getattr(torch, plan.compute.dtype), plan.shape.inputs)
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
     notes = [*moved.values(), *(f"accepted: {text}" for text in accepted)]
     notes += filter(None, [turn_end_note(config, models), four_bit_note])
-    if weights_of(inputs, "base") == weights_of(inputs, "instruct") and not same_model(config):  # else the plan says it
+    if weights_of(inputs, "base") == weights_of(inputs, "instruct") and not same_model(
+        config
+    ):  # else the plan has this warning
         notes.append(SAME_MODEL)
     work = PreparedRun(resolve(config, plan), config, models, corpus, plan, done, seconds, notes)
     if distributed.is_first():
-        sweep_leftovers(run)
+        remove_leftovers(run)
         if before:
             record_base(run, read_manifest(run)["models"]["base"], config, models)
         save_config(run, config)
@@ -112,15 +112,15 @@ def prepare(config: Config, run: Path, stages: Sequence[str], sink: ProgressSink
 
 
 def check_checkpoints(config: Config, run: Path, done: set[str], todo: Sequence[str], *, force: bool) -> None:
-    """Raise RunError, while nothing is written yet, when a stage's checkpoints are of another run."""
+    """Raise RunError, before anything is written, when a stage's checkpoints are of another run."""
     if "reward" in todo:
-        RewardStanding(config, run, force=force)
+        RewardState(config, run, force=force)
     if "coarse" in todo and "reward" in done:
         check_coarse(config, run, force=force)
 
 
-def sweep_leftovers(run: Path) -> None:
-    """Remove what killed processes left in a run; it is locked, so that no living one is at it."""
+def remove_leftovers(run: Path) -> None:
+    """Remove what killed processes left in a run, which is locked, so that no other process works in it."""
     for path in run.rglob(".*.partial-*"):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     for stage in ("reward", "coarse"):
@@ -131,7 +131,7 @@ def sweep_leftovers(run: Path) -> None:
         (run / "fine" / "trials.jsonl").unlink(missing_ok=True)
 
 
-def check_room(run: Path, plan: Plan, done: set[str]) -> None:
-    """Raise RunError when the disk under a run has no room for what is still to be written."""
+def check_run_disk(run: Path, plan: Plan, done: set[str]) -> None:
+    """Raise RunError when the disk of a run is too small for what is still to be written."""
     checkpoints = 0 if {"reward", "coarse"} <= done else plan.disk["checkpoints"]
     check_disk(run, round(plan.disk["adapters"] + checkpoints + (0 if "fine" in done else plan.disk["merged model"])))

@@ -1,7 +1,6 @@
-"""One command trains: reward model, Coarse Actor, Fine Actor, comparison. Stages meet on disk."""
+"""Training of a run: reward model, Coarse Actor, Fine Actor, comparison. Stages exchange results through files."""
 
 import contextlib
-import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,29 +14,16 @@ from lite_c2f.config.settings import Config
 from lite_c2f.data.order import short_names
 from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.fine.stage import make_fine
-from lite_c2f.pipeline.comparison import compare, compared_with, comparison_of
+from lite_c2f.pipeline.comparison import compare, comparison_settings, last_comparison_settings
 from lite_c2f.pipeline.prepare import PreparedRun, prepare
 from lite_c2f.reward.train import train_reward as reward_stage
 from lite_c2f.runs.corpus import Corpus
-from lite_c2f.runs.manifest import (
-    save_manifest,
-    save_settings,
-    write_summary,
-)
-from lite_c2f.runs.messages import (
-    report_data,
-    report_plan,
-    report_split,
-    report_truncation,
-    stepper,
-)
-from lite_c2f.runs.models import (
-    ModelPair,
-    absolute,
-)
+from lite_c2f.runs.manifest import save_manifest, save_settings, write_summary
+from lite_c2f.runs.messages import report_data, report_plan, report_split, report_truncation, step_callback
+from lite_c2f.runs.models import ModelPair, absolute
 from lite_c2f.runs.published import STAGES, is_finished, is_published
 from lite_c2f.runtime import disk_errors, distributed
-from lite_c2f.runtime.batch_size import is_out_of_memory
+from lite_c2f.runtime.batch_size import free, is_out_of_memory
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
 from lite_c2f.runtime.record import recording
 from lite_c2f.storage.files import read_json
@@ -57,10 +43,10 @@ def train(
     """Run the stages that are not published yet, compare the actors, and return RUN/summary.json.
 
     config: a Config or a YAML file; run: the run directory, `config.run.dir` by default. With only some `stages` the
-    comparison is left out unless all are published, and the summary holds what there is. A stage that was stopped goes
-    on from its newest checkpoint. force: accept data, models and settings that are not those the run began with.
-    Started by `accelerate launch`, the first two stages share the work; the other processes then return {}, and the
-    first goes on alone. Raises RunError when the directory belongs to another configuration, is in use, or when
+    comparison is made only if all are published, and the summary holds what there is. An interrupted stage continues
+    from its newest checkpoint. force: accept data, models and settings that differ from those the run began with.
+    Under `accelerate launch`, the processes share the first two stages; then the first one continues alone, and the
+    others return {}. Raises RunError when the directory belongs to another configuration, is in use, or when
     `resume` finds nothing to resume.
 
     >>> summary = train("configs/toy.yaml")
@@ -73,17 +59,19 @@ def train(
     if resume and not (run / "config.yaml").is_file():
         raise RunError.because(f"nothing to resume in '{run}'", "a run directory", "leave out --resume to start one")
     with disk_errors.as_user_errors(run), locked(run) if first else contextlib.nullcontext():
-        with distributed.first_goes_first():
+        with distributed.first_process_first():
             work = prepare(config, run, stages, sink, force=force)
         with (
             recording(run, sink, is_finished) if first else contextlib.nullcontext(sink) as sink,
             disk_errors.as_user_errors(run),
         ):
-            return work_off(work, run, stages, sink, force=force)
+            return run_stages(work, run, stages, sink, force=force)
 
 
-def work_off(work: PreparedRun, run: Path, stages: Sequence[str], sink: ProgressSink, *, force: bool) -> dict[str, Any]:
-    """Train and publish what is not published yet, then compare the actors."""
+def run_stages(
+    work: PreparedRun, run: Path, stages: Sequence[str], sink: ProgressSink, *, force: bool
+) -> dict[str, Any]:
+    """Train and publish the stages that are not published yet, then compare the actors."""
     config, models, corpus = work.config, work.models, work.corpus
     tracker = start_tracker(config, run) if distributed.is_first() else None
     for note in work.notes:
@@ -93,7 +81,7 @@ def work_off(work: PreparedRun, run: Path, stages: Sequence[str], sink: Progress
         report_split(sink, run)
     report_plan(sink, work.plan)
     for stage in STAGES:
-        if stage == "fine":  # one process is enough from here on
+        if stage == "fine":  # from here on one process is enough
             others = not distributed.is_first()
             distributed.leave()
             if others:
@@ -114,20 +102,20 @@ def work_off(work: PreparedRun, run: Path, stages: Sequence[str], sink: Progress
             if not is_out_of_memory(error):
                 raise
             raise MemoryFullError.because(
-                f"out of memory in the {stage} stage, where nothing can be made smaller by itself",
-                "room as planned",
-                "lower hardware.vram_gib so that less is planned, or close what else uses the memory",
+                f"out of memory in the {stage} stage, whose batch sizes are not reduced automatically",
+                "the planned memory",
+                "lower hardware.vram_gib to plan with less, or close other programs that use the memory",
             ) from error
-        finally:  # also of a stage that is stopped
+        finally:  # also for an interrupted stage
             if distributed.is_first():
                 with contextlib.suppress(OSError):
                     save_manifest(run, config, models, {stage: time.perf_counter() - began})
         free_memory()
     if all(is_published(run, stage) for stage in STAGES):
-        if work.done == set(STAGES) and compared_with(run) == comparison_of(work.asked, run):
+        if work.done == set(STAGES) and last_comparison_settings(run) == comparison_settings(work.requested, run):
             sink.on_message("comparison: already made, skipped")
         else:
-            compare(config, models, corpus, run, sink, work.asked)
+            compare(config, models, corpus, run, sink, work.requested)
     if tracker is not None:
         tracker.finish()
     return write_summary(run)
@@ -170,27 +158,27 @@ def run_stage(
     """Train and publish one stage."""
     if stage == "reward":
         sink.on_stage("reward model", 0, "steps")
-        step = stepper(sink, "reward model")
+        step = step_callback(sink, "reward model")
         metrics = reward_stage(config, models, corpus, run, step, tracker, sink.on_message, force=force)
         report_truncation(sink, metrics["pairs"])
-        for note in accuracy_notes(metrics):
+        for note in accuracy_messages(metrics):
             sink.on_message(note)
-        if len(of_each := metrics["accuracy_by_source"]) > 1:
-            names = short_names(of_each)
-            sink.on_message("  " + ", ".join(f"{name} {of_each[source]:.3f}" for source, name in names.items()))
+        if len(by_source := metrics["accuracy_by_source"]) > 1:
+            names = short_names(by_source)
+            sink.on_message("  " + ", ".join(f"{name} {by_source[source]:.3f}" for source, name in names.items()))
     elif stage == "coarse":
         total = config.coarse.updates
         sink.on_stage("coarse actor", total, "updates")
 
-        def step(done: int, expected: int, line: dict[str, float]) -> None:
+        def step(done: int, expected: int, values: dict[str, float]) -> None:
             nonlocal total
-            if expected != total:  # a token budget will end it sooner
+            if expected != total:  # a token budget ends it sooner
                 total = expected
                 sink.on_stage("coarse actor", total, "updates")
-            sink.on_step(done, line)
+            sink.on_step(done, values)
 
         metrics = coarse_stage(config, models, corpus, run, step, sink.on_tokens, tracker, sink.on_message, force=force)
-        if not metrics:  # only the first process has them
+        if not metrics:  # empty in other processes than the first
             return
         if metrics["updates"] < config.coarse.updates:
             sink.on_message(
@@ -210,8 +198,8 @@ def run_stage(
         make_fine(config, models, corpus, run, sink)
 
 
-def accuracy_notes(metrics: dict[str, Any]) -> list[str]:
-    """How well a reward model ranks held-out pairs, with a warning where that is no better than chance.
+def accuracy_messages(metrics: dict[str, Any]) -> list[str]:
+    """Messages on a reward model's held-out accuracy, with a warning if it is no better than chance.
 
     >>> accuracy_notes({"accuracy": 0.75, "held_out_pairs": {"pairs": 8}})
     ['reward model: 0.750 of 8 held-out pairs ranked right']
@@ -224,8 +212,7 @@ def accuracy_notes(metrics: dict[str, Any]) -> list[str]:
 
 
 def free_memory() -> None:
-    """Give back what the last stage held: a trainer keeps cycles that would stay on the card."""
-    gc.collect()
+    """Free the memory of the last stage, whose trainer is held by reference cycles, and reset the peak."""
+    free()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -12,7 +12,7 @@ from lite_c2f.config.settings import Config
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.signals import Interruption
-from lite_c2f.storage.checkpoints import FORMAT, SKIPS, SLOWER, CheckpointStore, SaveSchedule, refuse_other
+from lite_c2f.storage.checkpoints import FORMAT, LR_FACTOR, SKIPS, CheckpointStore, SaveSchedule, check_identity
 from lite_c2f.storage.files import read_json, write_json
 
 SECTIONS = ("model", "data", "lora", "reward")
@@ -38,7 +38,7 @@ class RewardState:
         )
         before, file_format = saved.get("identity"), saved.get("format")
         forcible = ("reward", "data", "processes")
-        refuse_other(self.folder, file_format, before, self.identity, restart, force=force, forcible=forcible)
+        check_identity(self.folder, file_format, before, self.identity, restart, force=force, forcible=forcible)
         self.rollbacks, self.skipped = saved["rollbacks"], saved["skipped"]
 
     def resume(self, on_message: Callable[[str], None]) -> None:
@@ -79,7 +79,7 @@ class TrainerCheckpoints(TrainerCallback):
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **_):
         """Set the learning rate: a checkpoint brings the one it was made with, which a rollback or `force` changes."""
-        rate = self._lr * SLOWER**self._state.rollbacks
+        rate = self._lr * LR_FACTOR**self._state.rollbacks
         schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
         schedule.base_lrs = [rate] * len(schedule.base_lrs)
         for group, shape in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
@@ -114,7 +114,7 @@ class TrainerCheckpoints(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         last = state.global_step >= state.max_steps  # the stage is published next
-        replies = distributed.gather((self._interruption.asked, self._schedule.due(state.global_step)))
+        replies = distributed.gather((self._interruption.requested, self._schedule.due(state.global_step)))
         self._stop_asked = any(stop_asked for stop_asked, _ in replies)
         finite = self._state.failures == 0  # a checkpoint after a skipped step could hold what caused it
         control.should_save = (self._stop_asked or (replies[0][1] and finite)) and not last

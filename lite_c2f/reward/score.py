@@ -10,7 +10,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.data.encode import pad_right
-from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
+from lite_c2f.runtime.batch_size import BatchSize, groups_by_length, retry_smaller
 
 
 class Normalizer(NamedTuple):
@@ -69,7 +69,7 @@ def _score(roles: Roles, rows: Sequence[Sequence[int]], lengths: list[int], pad_
     order = sorted(range(len(rows)), key=lambda row: lengths[row])
     scores = torch.empty(len(rows))
     with roles.use("reward"):
-        for chosen in groups(order, lengths, budget):
+        for chosen in groups_by_length(order, lengths, budget):
             tokens, mask = pad_right([list(rows[row]) for row in chosen], pad_id)
             last = mask.sum(1) - 1
             scores[chosen] = score_at(roles, tokens.to(roles.device), last.to(roles.device)).cpu()

@@ -26,9 +26,9 @@ from lite_c2f.reward.score import read_at_last_token
 from lite_c2f.runs.corpus import Corpus, training_pairs
 from lite_c2f.runs.models import ModelPair, adapter_base
 from lite_c2f.runtime import distributed
-from lite_c2f.runtime.batch_size import BatchSize, groups, retry_smaller
+from lite_c2f.runtime.batch_size import BatchSize, groups_by_length, retry_smaller
 from lite_c2f.runtime.signals import Interruption, graceful
-from lite_c2f.storage.checkpoints import ROLLBACKS, SLOWER, CheckpointStore, SaveSchedule
+from lite_c2f.storage.checkpoints import LR_FACTOR, ROLLBACKS, CheckpointStore, SaveSchedule
 from lite_c2f.storage.files import publish_folder, read_json, write_json
 from lite_c2f.storage.metrics import Metrics
 
@@ -91,7 +91,7 @@ def train_reward(
                 state.failures = 0
                 if state.rollbacks > ROLLBACKS:
                     raise
-                rate = config.reward.lr * SLOWER**state.rollbacks
+                rate = config.reward.lr * LR_FACTOR**state.rollbacks
                 on_message(f"{error}: going back to step {state.step} with a learning rate of {rate:.2g}")
         if distributed.is_first():
             rows_at_once = BatchSize("reward.micro_batch (held-out pairs)", 4 * pairs_at_once.size, on_message)
@@ -103,7 +103,9 @@ def train_reward(
             metrics |= {"skipped_first": dict(corpus.first), "not_read": list(corpus.notes)}
             metrics |= {"skipped_steps": state.skipped, "rollbacks": state.rollbacks}
             publish(model, tokenizer, config, models, run, metrics)
-        interruption.asked = any(distributed.gather(interruption.asked))  # published by now: stops after this block
+        interruption.requested = any(
+            distributed.gather(interruption.requested)
+        )  # published by now: stops after this block
     return read_json(run / "reward" / "metrics.json")
 
 
@@ -239,7 +241,7 @@ def measure(
     def score_all(at_once: int) -> torch.Tensor:
         scores = torch.empty(len(sides))
         order = sorted(range(len(sides)), key=lambda index: lengths[index])
-        for group in groups(order, lengths, at_once * max(lengths)):
+        for group in groups_by_length(order, lengths, at_once * max(lengths)):
             tokens, mask = pad_right([sides[index] for index in group], pad_id)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 logits = model(input_ids=tokens.to(device), attention_mask=mask.long().to(device)).logits

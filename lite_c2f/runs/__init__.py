@@ -1,1 +1,1 @@
-"""What a run reads, and its record of that."""
+"""Runs: the data and models they read, and their record on disk."""

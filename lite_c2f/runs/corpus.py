@@ -17,7 +17,7 @@ TOY_PAIRS, TOY_PROMPTS = 2720, 4096
 
 
 class Corpus(NamedTuple):
-    """Pairs and prompts, split once: no prompt that is held out is trained on, in pairs or in prompts.
+    """Pairs and prompts, split once: no held-out prompt is trained on, neither in pairs nor in prompts.
 
     Every part is shuffled so that its first rows, and its last, hold each source in its share.
     """
@@ -26,34 +26,34 @@ class Corpus(NamedTuple):
     held_out_pairs: list[Pair]
     train_prompts: list[Prompt]
     held_out_prompts: list[Prompt]
-    skipped: dict[str, int]  # reason -> rows that could not be used
+    skipped: dict[str, int]  # reason -> number of unusable rows
     first: Mapping[str, str] = MappingProxyType({})  # reason -> the first such row
-    notes: tuple[str, ...] = ()  # columns that are not read, a line a source
+    notes: tuple[str, ...] = ()  # columns that are not read, one line per source
 
 
 def uses_toy_data(config: Config) -> bool:
-    """Are the prompts the toy world's, so that answers can be checked?"""
+    """Whether prompts come from the toy world, so that answers can be checked."""
     return any(source.path == TOY for source in config.prompt_sources)
 
 
 def check_sources(config: Config) -> None:
-    """Raise DataError for a data file that is not there, before it is taken for another setting."""
+    """Raise DataError for a data file that does not exist, before a later check blames another setting."""
     for source in (*config.data.preferences, *config.data.prompts):
         if source.path != TOY:
             local_files(source.path)
 
 
 def load_corpus(config: Config) -> Corpus:
-    """Read, count and split all data of a run, each part in an order whose beginnings are fair samples (data/order.py).
+    """Read, count and split all data of a run, each part in the order of `data.order.shuffled`.
 
-    The toy world brings its own split. What it holds out, and what is held out here, is in nothing that is trained on.
+    The toy world has its own split. Nothing that is held out there or here is trained on.
     """
     data, seed = config.data, config.run.seed
-    pairs, toy_pairs = _read(data.preferences, load_pairs)
-    prompts, toy_prompts = _read(data.prompts, load_prompts)
+    pairs, toy_pairs = _load_real(data.preferences, load_pairs)
+    prompts, toy_prompts = _load_real(data.prompts, load_prompts)
     if not data.prompts:
         prompts, toy_prompts = prompts._replace(items=prompts_of(pairs.items)), toy_pairs
-    corpus = split(pairs.items, prompts.items, config, _toy(toy_pairs, toy_prompts, seed))
+    corpus = split(pairs.items, prompts.items, config, _toy_corpus(toy_pairs, toy_prompts, seed))
     skipped = Counter(pairs.skipped) + Counter(prompts.skipped) + Counter(corpus.skipped)
     notes = tuple(dict.fromkeys(pairs.notes + prompts.notes))
     corpus = corpus._replace(skipped=dict(skipped), first=prompts.first | pairs.first, notes=notes)
@@ -76,45 +76,47 @@ def skipped_rows(corpus: Corpus) -> str:
     return ", ".join(f"{count} {reason}{places.get(reason, '')}" for reason, count in corpus.skipped.items())
 
 
-def split(pairs: list[Pair], prompts: list[Prompt], config: Config, own: Corpus = Corpus([], [], [], [], {})) -> Corpus:
+def split(
+    pairs: list[Pair], prompts: list[Prompt], config: Config, presplit: Corpus = Corpus([], [], [], [], {})
+) -> Corpus:
     """Hold out prompts, with all their pairs, of pairs and prompts together; each part in the order of `shuffled`.
 
-    own: rows with a split of their own; one that is trained on there and held out here counts as held out. A held-out
-    prompt is asked once, however often the data have it or a weight repeats it: errors count different prompts.
+    presplit: rows that are split already; one that is trained on there and held out here counts as held out. A held-out
+    prompt occurs once, however often the data or a weight repeat it: standard errors count different prompts.
     """
-    seed, most = config.run.seed, config.data.max_held_out
-    own_pairs, own_prompts = own.train_pairs + own.held_out_pairs, own.train_prompts + own.held_out_prompts
-    everything: list[Pair | Prompt] = [*pairs, *prompts, *own_pairs, *own_prompts]
-    turns = dict.fromkeys(item.turns for item in everything)
-    numbers = {conversation: conversation_hash(conversation, seed) for conversation in turns}
-    of_pairs, of_prompts = ([(item.source, numbers[item.turns]) for item in part] for part in (pairs, prompts))
-    own_held: list[Pair | Prompt] = [*own.held_out_pairs, *own.held_out_prompts]
-    already = {numbers[item.turns] for item in own_held}
-    held = held_out((of_pairs, of_prompts), config.data.held_out, most, already)
-    evaluated = at_most(of_pairs, held, most), at_most(of_prompts, held, most)
+    seed, max_held_out = config.run.seed, config.data.max_held_out
+    presplit_pairs = presplit.train_pairs + presplit.held_out_pairs
+    presplit_prompts = presplit.train_prompts + presplit.held_out_prompts
+    all_items: list[Pair | Prompt] = [*pairs, *prompts, *presplit_pairs, *presplit_prompts]
+    numbers = {turns: conversation_hash(turns, seed) for turns in dict.fromkeys(item.turns for item in all_items)}
+    pair_numbers, prompt_numbers = ([(item.source, numbers[item.turns]) for item in part] for part in (pairs, prompts))
+    held_there: list[Pair | Prompt] = [*presplit.held_out_pairs, *presplit.held_out_prompts]
+    already = {numbers[item.turns] for item in held_there}
+    held = held_out((pair_numbers, prompt_numbers), config.data.held_out, max_held_out, already)
+    evaluated = at_most(pair_numbers, held, max_held_out), at_most(prompt_numbers, held, max_held_out)
 
-    def trained(items: list) -> list:
+    def training_part(items: list) -> list:
         return shuffled([item for item in items if numbers[item.turns] not in held], seed)
 
-    def tested(items: list, wanted: set[int], own_items: list) -> list:
-        own_rows = [item for item in own_items if numbers[item.turns] in held]
-        return shuffled([item for item in items if numbers[item.turns] in wanted] + own_rows, seed)
+    def held_out_part(items: list, selected: set[int], presplit_items: list) -> list:
+        presplit_rows = [item for item in presplit_items if numbers[item.turns] in held]
+        return shuffled([item for item in items if numbers[item.turns] in selected] + presplit_rows, seed)
 
-    def once(items: list) -> list:
+    def distinct(items: list) -> list:
         return list({numbers[item.turns]: item for item in reversed(items)}.values())[::-1]
 
     corpus = Corpus(
-        trained(pairs + own.train_pairs),
-        tested(pairs, evaluated[0], own_pairs),
-        trained(prompts + own.train_prompts),
-        tested(once(prompts), evaluated[1], once(own_prompts)),
+        training_part(pairs + presplit.train_pairs),
+        held_out_part(pairs, evaluated[0], presplit_pairs),
+        training_part(prompts + presplit.train_prompts),
+        held_out_part(distinct(prompts), evaluated[1], distinct(presplit_prompts)),
         {},
     )
     used = corpus.train_pairs, corpus.held_out_pairs, corpus.train_prompts, corpus.held_out_prompts
-    copies = sum(numbers[item.turns] in held for item in [*prompts, *own_prompts]) - sum(
-        numbers[item.turns] in held for item in [*once(prompts), *once(own_prompts)]
+    copies = sum(numbers[item.turns] in held for item in [*prompts, *presplit_prompts]) - sum(
+        numbers[item.turns] in held for item in [*distinct(prompts), *distinct(presplit_prompts)]
     )
-    unused = len(everything) - sum(len(part) for part in used) - copies
+    unused = len(all_items) - sum(len(part) for part in used) - copies
     return corpus._replace(skipped={"held out beyond data.max_held_out": unused}) if unused else corpus
 
 
@@ -129,19 +131,19 @@ def compared_prompts(corpus: Corpus, config: Config) -> list[Prompt]:
 
 
 def ratio_prompts(corpus: Corpus, config: Config) -> list[Prompt]:
-    """The held-out prompts that ratios are tried on: the last ones, not the comparison's as long as there are enough.
+    """The held-out prompts that ratios are tried on: the last ones, disjoint from the comparison's if there are enough.
 
-    The list's end holds each source in its share as its beginning does; a piece of its middle may be another row off.
+    Prefixes and suffixes of the list hold each source in its share; a slice of the middle may be off by another row.
     """
     return corpus.held_out_prompts[-config.fine.prompts :]
 
 
 def sampled_prompts(corpus: Corpus, config: Config) -> list[Prompt]:
-    """The held-out prompts that are answered again and again while PPO trains."""
+    """The held-out prompts that are sampled repeatedly during PPO."""
     return corpus.held_out_prompts[: config.coarse.sample_prompts]
 
 
-def _toy(pairs: float, prompts: float, seed: int) -> Corpus:
+def _toy_corpus(pairs: float, prompts: float, seed: int) -> Corpus:
     """The toy world's rows at these weights; none at weight 0."""
     from lite_c2f.toy import world
 
@@ -155,8 +157,8 @@ def _toy(pairs: float, prompts: float, seed: int) -> Corpus:
     return Corpus(train_pairs, held_pairs, train_prompts, held_prompts, {})
 
 
-def _read(sources: Sequence[Source], load: Any) -> tuple[LoadedRows, float]:
-    """What the real sources hold, and the weight of the toy world (0 when it is not named)."""
+def _load_real(sources: Sequence[Source], load: Any) -> tuple[LoadedRows, float]:
+    """(rows of all sources but the toy world, weight of the toy world: 0 if it is not a source)."""
     toy = sum(source.weight for source in sources if source.path == TOY)
     real = [source for source in sources if source.path != TOY]
     return load(real) if real else LoadedRows([], {}, {}), toy

@@ -1,4 +1,4 @@
-"""Fingerprints of what a run reads: they show later that a file is gone or no longer the same."""
+"""Fingerprints of a run's input files, to detect later that a file is missing or changed."""
 
 import json
 import re
@@ -10,31 +10,31 @@ import xxhash
 
 from lite_c2f.config.data import Source
 from lite_c2f.config.settings import Config
-from lite_c2f.config.settings_diff import in_recorded_form
+from lite_c2f.config.settings_diff import in_recorded_format
 from lite_c2f.data.sources import local_files
 from lite_c2f.errors import RunError
 from lite_c2f.runs.models import TOY, ModelPair
 from lite_c2f.storage.files import hash_of
 
-SMALL = 64 * 2**20  # bytes; of larger files both ends and a sample are read
-END = 2**20
-BLOCK, BLOCKS = 2**16, 64  # bytes of a block of the sample, and how many there are over the file
-LONGEST_HEADER = 100_000_000  # bytes; the safetensors library reads no longer one
+MAX_WHOLE_BYTES = 64 * 2**20  # bytes; of larger files, both ends and a sample are read
+END_BYTES = 2**20
+BLOCK_BYTES, BLOCK_COUNT = 2**16, 64  # size of a block of the sample, and number of evenly spaced blocks
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's limit
 SUFFIXES = (".json", ".safetensors", ".model", ".jinja", ".txt")
 NUMBERED = re.compile(r"^(data\..*) \((\d+)\)$")
 
 
 def fingerprints(config: Config, models: ModelPair) -> dict[str, str]:
-    """{what: size and hash} of every data file and of both models' files; hub datasets by name and revision.
+    """{input: size and hash} of every data file and of both models' files; hub datasets by name and revision.
 
-    Weights are gigabytes, so that files above 64 MiB are compared by a sample (`fingerprint`).
+    Files above 64 MiB are compared by a sample (`fingerprint`), because weights are gigabytes.
     """
     entries: dict[str, str] = {}
     for key in ("preferences", "prompts"):
-        for name, value in _data(getattr(config.data, key)):
+        for name, value in _data_fingerprints(getattr(config.data, key)):
             entry = f"data.{key}: {name}"
             number = 1
-            while entry in entries:  # files of one name, or folders of one hub dataset
+            while entry in entries:  # files of the same name, or folders of one hub dataset
                 number += 1
                 entry = f"data.{key}: {name} ({number})"
             entries[entry] = value
@@ -55,7 +55,7 @@ def fingerprints_of(name: str, folder: str) -> dict[str, str]:
 
 
 def weights_of(inputs: Mapping[str, str], model: str) -> dict[str, str]:
-    """{weight file: size and hash} of the model ("base" or "instruct"), out of `fingerprints`."""
+    """{weight file: size and hash} of one model ("base" or "instruct") from the result of `fingerprints`."""
     start = f"model.{model}: "
     files = {name.removeprefix(start): text for name, text in inputs.items() if name.startswith(start)}
     return {name: text for name, text in files.items() if name.endswith(".safetensors")}
@@ -64,54 +64,54 @@ def weights_of(inputs: Mapping[str, str], model: str) -> dict[str, str]:
 def fingerprint(file: Path) -> str:
     """Size and hash of a file; of one above 64 MiB "SIZE bytes, ends HASH, blocks HASH".
 
-    ends: the first and the last MiB, all that earlier versions compared. blocks: the header of a safetensors file, 64
-    KiB in the middle of each of its tensors, and 64 blocks of 64 KiB evenly over any file. A model whose weights
-    were trained or merged differs in every tensor that this touched, and is noticed; a change of a few values, of some
-    rows of a table or of some lines of a large data file is not noticed where no block of the sample holds it.
+    ends: the first and the last MiB, which is all that earlier versions compared. blocks: the header of a safetensors
+    file, 64 KiB in the middle of each of its tensors, and 64 evenly spaced blocks of 64 KiB of any file. Training or
+    merging changes whole tensors and is detected; a change of a few values, of some rows of a table or of some lines of
+    a large data file is missed if no block of the sample contains it.
     """
     size = file.stat().st_size
-    if size <= SMALL:
+    if size <= MAX_WHOLE_BYTES:
         return f"{size} bytes, {hash_of(file)[:16]}"
     digest = xxhash.xxh3_128()
     with file.open("rb") as source:
-        digest.update(source.read(END))
-        source.seek(-END, 2)
-        digest.update(source.read(END))
+        digest.update(source.read(END_BYTES))
+        source.seek(-END_BYTES, 2)
+        digest.update(source.read(END_BYTES))
         return f"{size} bytes, ends {digest.hexdigest()[:16]}, blocks {_hash_of_sample(source, size)}"
 
 
 def _hash_of_sample(source: BinaryIO, size: int) -> str:
     digest = xxhash.xxh3_128()
-    places = [index * (size - BLOCK) // (BLOCKS - 1) for index in range(BLOCKS)]
+    places = [index * (size - BLOCK_BYTES) // (BLOCK_COUNT - 1) for index in range(BLOCK_COUNT)]
     source.seek(0)
     length = int.from_bytes(source.read(8), "little")
-    if length <= min(LONGEST_HEADER, size - 8):
+    if length <= min(MAX_HEADER_BYTES, size - 8):
         header = source.read(length)
-        tensors = _middles(header, 8 + length)
+        tensors = _tensor_blocks(header, 8 + length)
         if tensors:
             digest.update(header)
         places += [place for place in tensors if 0 <= place < size]
     for place in sorted(places):
         source.seek(place)
-        digest.update(source.read(BLOCK))
+        digest.update(source.read(BLOCK_BYTES))
     return digest.hexdigest()[:16]
 
 
-def _middles(header: bytes, start: int) -> list[int]:
-    """Where a block in the middle of each tensor begins, in bytes; none for a file that is not safetensors.
+def _tensor_blocks(header: bytes, start: int) -> list[int]:
+    """Byte offsets of a block in the middle of each tensor; empty for a file that is not safetensors.
 
-    start: where the data begin, to which a header's offsets refer. A block may reach beyond a small tensor.
+    start: offset of the data section, to which the header's offsets refer. A block may be larger than its tensor.
     """
     try:
         tensors = json.loads(header)
         ranges = [entry["data_offsets"] for name, entry in tensors.items() if name != "__metadata__"]
-        return [start + max(first, (first + end - BLOCK) // 2) for first, end in ranges]
+        return [start + max(first, (first + end - BLOCK_BYTES) // 2) for first, end in ranges]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 
-def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """A sentence for each input that is gone, new or different."""
+def changed_inputs(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """A sentence for each input that is missing, new or different."""
     sentences = []
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
@@ -120,8 +120,8 @@ def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 
 def refuse_changes(run: Path, before: dict[str, str], now: dict[str, str], *, force: bool) -> list[str]:
-    """Raise RunError naming the first input that is not what the run began with; with `force` return them all."""
-    sentences = changes(before, as_before(before, now))
+    """Raise RunError naming the first input that changed since the run began; with `force` return all changes."""
+    sentences = changed_inputs(before, in_earlier_form(before, now))
     if sentences and not force:
         more = f" (and {len(sentences) - 1} more)" if len(sentences) > 1 else ""
         raise RunError.because(
@@ -132,19 +132,19 @@ def refuse_changes(run: Path, before: dict[str, str], now: dict[str, str], *, fo
     return sentences
 
 
-def as_before(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
-    """Fingerprints in the form of an earlier version, where that wrote `before`.
+def in_earlier_form(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """Fingerprints in the format of an earlier version, if that version wrote `before`.
 
-    It had one entry for all data files of one name, that of the last file, and of large files the hash of both ends.
+    It had one entry for all data files of one name (the last file's), and only the hash of both ends of large files.
     """
     merged = dict(now)
     for name in now:
         if (numbered := NUMBERED.match(name)) and f"{numbered[1]} (2)" not in before and numbered[1] in before:
-            merged[numbered[1]] = merged.pop(name)  # in the order of the files: the last one stays
-    return {key: str(value) for key, value in in_recorded_form(before, merged).items()}
+            merged[numbered[1]] = merged.pop(name)  # in the order of the files, so that the last one remains
+    return {key: str(value) for key, value in in_recorded_format(before, merged).items()}
 
 
-def _data(sources: Iterable[Source]) -> Iterable[tuple[str, str]]:
+def _data_fingerprints(sources: Iterable[Source]) -> Iterable[tuple[str, str]]:
     for source in sources:
         if source.path == TOY:
             continue

@@ -10,33 +10,33 @@ from typing import Any
 import torch
 
 import lite_c2f
-from lite_c2f.config.loading import completed, load_config
+from lite_c2f.config.loading import load_config, with_defaults
 from lite_c2f.config.settings import Config
-from lite_c2f.config.settings_diff import PLACES, differences, without_places
+from lite_c2f.config.settings_diff import LOCATION_KEYS, differences, without_locations
 from lite_c2f.errors import ConfigError, EmptyConfigError, RunError
 from lite_c2f.runs.models import ModelPair
-from lite_c2f.runs.places import refuse_gone
+from lite_c2f.runs.places import check_model_folders
 from lite_c2f.runs.published import FINISHED, STAGES, check_actors_published, is_published
 from lite_c2f.runtime import distributed
 from lite_c2f.storage import lock
 from lite_c2f.storage.files import read_json, write_json, write_text
 
-LOADED = {"quantization", "compute_dtype"}  # settings of `model` that say how it is loaded, not which it is
-READS = {  # sections of the configuration a stage's result depends on, beside those of the stages before it
+LOADING_KEYS = {"quantization", "compute_dtype"}  # settings of `model` about how it is loaded, not which model it is
+STAGE_SECTIONS = {  # sections of the configuration that a stage's result depends on, besides those of earlier stages
     "reward": ("model", "data", "lora", "reward"),
     "coarse": ("coarse",),
     "fine": ("fine",),
 }
 
-SETTINGS = {stage: f"{stage}/settings.json" for stage in STAGES}
-NUMBERS = {  # that later stages and the summary read
+SETTINGS_FILES = {stage: f"{stage}/settings.json" for stage in STAGES}
+REQUIRED_METRICS = {  # keys of a stage's metrics.json that later stages and the summary read
     "reward": ("accuracy", "mean", "std"),
     "coarse": ("limit_first", "limit_last", "reward_first", "reward_last"),
 }
 
 
 def check_stages(run: Path, stages: Sequence[str]) -> None:
-    """Refuse unknown stages, and a stage whose forerunner is neither published nor asked for."""
+    """Raise RunError for unknown stages, and for a stage whose predecessor is neither published nor requested."""
     for stage in stages:
         if stage not in STAGES:
             raise RunError.because(f"stage '{stage}'", "one of " + ", ".join(STAGES), "correct it")
@@ -53,9 +53,9 @@ def check_stages(run: Path, stages: Sequence[str]) -> None:
 
 
 def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
-    """Raise RunError when the folder is something else, or has stages made with other settings.
+    """Raise RunError when the folder is not a run, or has stages made with other settings.
 
-    force: accept other data and settings of the stages, and return them; not another model or shape of the adapters.
+    force: accept changed data and stage settings, and return them; another model or adapter shape is never accepted.
     """
     saved = run / "config.yaml"
     if not saved.is_file() and run.is_dir() and not all(is_leftover(path) for path in run.iterdir()):
@@ -70,79 +70,79 @@ def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
             )
     if (run / "run.json").is_file():
         read_manifest(run)
-    for stage, names in NUMBERS.items():
+    for stage, names in REQUIRED_METRICS.items():
         if is_published(run, stage):
-            _require(run / FINISHED[stage], names)
+            _read_with_keys(run / FINISHED[stage], names)
     if saved.is_file():
-        with contextlib.suppress(EmptyConfigError):  # it is written anew; stages have settings of their own
+        with contextlib.suppress(EmptyConfigError):  # it is rewritten; stages have settings files of their own
             load_config(saved)
     return [note for stage in STAGES if is_published(run, stage) for note in check_settings(run, stage, config, force)]
 
 
 def is_leftover(path: Path) -> bool:
-    """Is it only what a process that was killed at the very beginning left?"""
+    """Whether the file may be left by a process that was killed before it saved the configuration."""
     return path.name == lock.NAME or (path.name.startswith(".") and ".partial-" in path.name)
 
 
 def check_settings(run: Path, stage: str, config: Config, force: bool) -> list[str]:
-    """Raise RunError unless a published stage was made with these settings; with `force` return what differs."""
-    now = settings_now(stage, config)
-    changed = differences(completed(without_places(settings_of(run, stage)), now), now)
+    """Raise RunError unless a published stage was made with these settings; with `force` return the differences."""
+    current = stage_settings(stage, config)
+    changed = differences(with_defaults(without_locations(saved_settings(run, stage)), current), current)
     if not changed:
         return []
-    listed = "; ".join(f"{key}={then!r}, now {now!r}" for key, then, now in changed[:4])
-    forcible = all(key.split(".")[0] in (*STAGES, "data") for key, _, _ in changed)
-    following = " and ".join(str(run / name) for name in STAGES[STAGES.index(stage) :] if (run / name).exists())
-    if not (force and forcible):
-        remedy = ", accept it with --force" if forcible and not force else ""
+    listed = "; ".join(f"{key}={before!r}, now {after!r}" for key, before, after in changed[:4])
+    can_force = all(key.split(".")[0] in (*STAGES, "data") for key, _, _ in changed)
+    later_folders = " and ".join(str(run / name) for name in STAGES[STAGES.index(stage) :] if (run / name).exists())
+    if not (force and can_force):
+        remedy = ", accept it with --force" if can_force and not force else ""
         raise RunError.because(
             f"'{run}' has a {stage} stage made with {listed}",
             "the same value",
-            f"use another --run-dir{remedy}, or remove {following} to train that again",
+            f"use another --run-dir{remedy}, or remove {later_folders} to train that again",
         )
-    return [f"the {stage} stage stays as it was made, with {listed}; remove {following} to train it again"]
+    return [f"the {stage} stage stays as it was made, with {listed}; remove {later_folders} to train it again"]
 
 
-def settings_now(stage: str, config: Config) -> dict[str, Any]:
-    """The settings on which a stage's result depends, beside those of the stages before it."""
-    return config.identity(READS[stage])
+def stage_settings(stage: str, config: Config) -> dict[str, Any]:
+    """The settings on which a stage's result depends, besides those of earlier stages."""
+    return config.identity(STAGE_SECTIONS[stage])
 
 
-def settings_of(run: Path, stage: str) -> dict[str, Any]:
+def saved_settings(run: Path, stage: str) -> dict[str, Any]:
     """The settings a published stage was made with."""
-    file = run / SETTINGS[stage]
-    return read_json(file) if file.is_file() else settings_now(stage, load_config(run / "config.yaml"))
+    file = run / SETTINGS_FILES[stage]
+    return read_json(file) if file.is_file() else stage_settings(stage, load_config(run / "config.yaml"))
 
 
 def save_settings(run: Path, stage: str, config: Config) -> None:
-    """Write down what a stage that was just published was made with."""
-    write_json(run / SETTINGS[stage], settings_now(stage, config))
+    """Write the settings of a stage that was just published."""
+    write_json(run / SETTINGS_FILES[stage], stage_settings(stage, config))
 
 
 def check_processes(config: Config) -> None:
-    """Raise ConfigError when a batch cannot be shared out among the processes."""
+    """Raise ConfigError when a batch cannot be divided evenly among the processes."""
     count = distributed.world()
     for key, rows in (
         ("reward.batch", config.reward.batch),
         ("coarse.rollouts / coarse.minibatches", config.coarse.rollouts // config.coarse.minibatches),
     ):
         if rows % count:
-            near = max(1, round(rows / count)) * count
+            nearest = max(1, round(rows / count)) * count
             got = f"{key} is {rows} with {count} processes"
-            raise ConfigError.because(got, f"a multiple of {count}", f"make it {near}, say")
+            raise ConfigError.because(got, f"a multiple of {count}", f"e.g. {nearest}")
 
 
-def begun(run: Path) -> bool:
-    """Is there anything in this run that was made from its inputs?"""
+def has_begun(run: Path) -> bool:
+    """Whether the run has a published stage or a checkpoint."""
     return any(is_published(run, stage) for stage in STAGES) or any(run.glob("*/checkpoints/step-*"))
 
 
-def recorded(run: Path) -> tuple[Config | None, dict[str, str]]:
-    """Configuration and fingerprints of the inputs that a run began with; (None, {}) where it has not begun.
+def recorded_inputs(run: Path) -> tuple[Config | None, dict[str, str]]:
+    """(configuration, fingerprints of the inputs) that a run began with; (None, {}) if it has not begun.
 
-    Without a configuration where the run's file is empty.
+    The configuration is None if the run's file is empty.
     """
-    if not begun(run):
+    if not has_begun(run):
         return None, {}
     try:
         return load_config(run / "config.yaml"), inputs_of(run)
@@ -157,28 +157,28 @@ def inputs_of(run: Path) -> dict[str, str]:
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
-    """RUN/run.json. Raises RunError naming it when it is missing, damaged or another program's."""
-    manifest = _require(run / "run.json", ("models", "seconds"))
+    """The content of RUN/run.json. Raises RunError when it is missing, damaged or of another program."""
+    manifest = _read_with_keys(run / "run.json", ("models", "seconds"))
     models, seconds = manifest["models"], manifest["seconds"]
-    named = isinstance(models, dict) and models.keys() == {*ModelPair._fields}
-    if not (named and all(isinstance(name, str) for name in models.values()) and isinstance(seconds, dict)):
-        raise _unlike(run / "run.json", "models (base and instruct) and seconds")
+    valid_models = isinstance(models, dict) and models.keys() == {*ModelPair._fields}
+    if not (valid_models and all(isinstance(name, str) for name in models.values()) and isinstance(seconds, dict)):
+        raise _damaged_file(run / "run.json", "models (base and instruct) and seconds")
     return manifest
 
 
-def _require(file: Path, names: Sequence[str]) -> dict[str, Any]:
+def _read_with_keys(file: Path, names: Sequence[str]) -> dict[str, Any]:
     content = read_json(file)
     if not isinstance(content, dict) or any(name not in content for name in names):
-        raise _unlike(file, ", ".join(names))
+        raise _damaged_file(file, ", ".join(names))
     return content
 
 
-def _unlike(file: Path, expected: str) -> RunError:
+def _damaged_file(file: Path, expected: str) -> RunError:
     return RunError.because(f"'{file}' is not as lite-c2f wrote it", expected, "restore it, or train in another run")
 
 
 def save_config(run: Path, config: Config) -> None:
-    """Make the run directory and write RUN/config.yaml. Raises RunError when that cannot be."""
+    """Make the run directory and write RUN/config.yaml. Raises RunError when that fails."""
     try:
         write_text(run / "config.yaml", config.to_yaml())
     except OSError as error:
@@ -188,9 +188,9 @@ def save_config(run: Path, config: Config) -> None:
 def save_manifest(
     run: Path, config: Config, models: ModelPair, seconds: dict[str, float], inputs: dict[str, str] | None = None
 ) -> None:
-    """Write RUN/run.json: versions, machine, models, inputs, seconds a stage took so far.
+    """Write RUN/run.json: versions, machine, models, inputs, and seconds per stage so far.
 
-    seconds: added to those of the stage that are known; 0 forgets them. inputs: None keeps what is there.
+    seconds: added to the stage's recorded seconds; 0 resets them. inputs: None keeps the recorded ones.
     """
     file = run / "run.json"
     known = read_json(file) if file.is_file() else {"seconds": {}}
@@ -215,18 +215,18 @@ def save_manifest(
 
 
 def write_summary(run: Path) -> dict[str, Any]:
-    """Gather RUN/summary.json from what the stages published; parts that are missing are left out."""
+    """Write and return RUN/summary.json from the results of the stages, without the parts that are missing."""
     summary: dict[str, Any] = {"schema": 1, "seconds": read_json(run / "run.json")["seconds"]}
     if is_published(run, "reward"):
         saved = read_json(run / "reward" / "metrics.json")
         summary["reward_model"] = {"accuracy": saved["accuracy"]}
-        if len(of_each := saved.get("accuracy_by_source", {})) > 1:
-            summary["reward_model"]["accuracy_by_source"] = of_each
+        if len(by_source := saved.get("accuracy_by_source", {})) > 1:
+            summary["reward_model"]["accuracy_by_source"] = by_source
     if is_published(run, "coarse"):
         saved = read_json(run / "coarse" / "metrics.json")
-        summary["coarse"] = {name: saved[name] for name in ("limit_first", "limit_last", "reward_first", "reward_last")}
+        summary["coarse"] = {name: saved[name] for name in REQUIRED_METRICS["coarse"]}
     if is_published(run, "fine"):
-        summary["fine"] = {"ratio": _require(run / "fine" / "merge.json", ["ratio"])["ratio"]}
+        summary["fine"] = {"ratio": _read_with_keys(run / "fine" / "merge.json", ["ratio"])["ratio"]}
     if (run / "evaluation" / "actors.json").is_file():
         summary["actors"] = read_json(run / "evaluation" / "actors.json")
         if (run / "evaluation" / "metrics.json").is_file():
@@ -244,22 +244,22 @@ def open_run(run: str | Path) -> tuple[Config, ModelPair]:
     check_actors_published(run)
     models = ModelPair(**read_manifest(run)["models"])
     config = load_config(run / "config.yaml")
-    refuse_gone(run, config, models._asdict())
+    check_model_folders(run, config, models._asdict())
     return config, models
 
 
-def check_own(config: Config, made: Config) -> None:
-    """Raise ConfigError where settings of the actors themselves are not the run's; made: the run's configuration.
+def check_actor_settings(config: Config, recorded: Config) -> None:
+    """Raise ConfigError if settings that define the actors differ from the run's. recorded: the run's configuration.
 
-    Another alpha would scale the Coarse Actor's adapter, another prompt would ask it in a form that it does not know,
-    another base would not be loaded, and nothing would show it. How the models are loaded (LOADED) may differ.
+    Otherwise another alpha would silently scale the Coarse Actor's adapter, another prompt template would not be the
+    one it was trained with, and another base would be ignored. How models are loaded (LOADING_KEYS) may differ.
     """
     for section in ("model", "lora"):
-        before, now = getattr(made, section), getattr(config, section)
-        for name in sorted(type(before).model_fields.keys() - LOADED):
-            then, today = getattr(before, name), getattr(now, name)
-            if then != today:
+        recorded_section, section_now = getattr(recorded, section), getattr(config, section)
+        for name in sorted(type(recorded_section).model_fields.keys() - LOADING_KEYS):
+            before, after = getattr(recorded_section, name), getattr(section_now, name)
+            if before != after:
                 remedy = "leave it out"
-                if name in PLACES:
+                if name in LOCATION_KEYS:
                     remedy += f", or record where the same files are now: `lite-c2f train RUN {section}.{name}=NEW`"
-                raise ConfigError.because(f"{section}.{name}={today!r}", f"the run's {then!r}", remedy)
+                raise ConfigError.because(f"{section}.{name}={after!r}", f"the run's {before!r}", remedy)

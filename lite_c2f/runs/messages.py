@@ -1,4 +1,4 @@
-"""Messages of a run to its progress sink: the plan, the data, and the steps of functions that take a callback."""
+"""Messages of a run to its progress sink: the plan, the data, and adapters for functions with a step callback."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,22 +13,22 @@ from lite_c2f.storage.files import read_json
 
 
 def report_plan(sink: ProgressSink, plan: Plan) -> None:
-    """Report which batches were chosen, how full the card will be, and the plan's warnings."""
+    """Report the batch sizes that were chosen, the peak memory, and the plan's warnings."""
     for warning in plan.warnings:
         sink.on_message(warning)
     if plan.vram_gib is None:
         return
     peak = max(plan.needs, key=lambda need: need.total)
-    b, stage = plan.batches, peak.stage.replace("_", " ")
+    batches, stage = plan.batches, peak.stage.replace("_", " ")
     sink.on_message(
         f"planned for {plan.vram_gib:.1f} GiB: at most {peak.total / GIBIBYTE:.1f} GiB ({stage}); "
-        f"reward.micro_batch {b.reward_micro_batch}, coarse.sampling_batch {b.sampling_batch}, "
-        f"coarse.micro_batch {b.micro_batch}, evaluation.batch {b.evaluation_batch}"
+        f"reward.micro_batch {batches.reward_micro_batch}, coarse.sampling_batch {batches.sampling_batch}, "
+        f"coarse.micro_batch {batches.micro_batch}, evaluation.batch {batches.evaluation_batch}"
     )
 
 
 def report_data(sink: ProgressSink, corpus: Corpus, config: Config) -> None:
-    """Report how many pairs and prompts there are, and which rows could not be used."""
+    """Report the numbers of pairs and prompts, and the rows that could not be used."""
     pairs = training_pairs(corpus, config)
     sink.on_message(
         f"data: {len(pairs)} pairs and {len(corpus.train_prompts)} prompts to train on, "
@@ -43,11 +43,11 @@ def report_data(sink: ProgressSink, corpus: Corpus, config: Config) -> None:
             sink.on_message(
                 f"  {name}: {trained} pairs and {prompts} prompts, {held_pairs} and {held_prompts} held out"
             )
-    wanted = config.evaluation.prompts + config.fine.prompts
-    if len(corpus.held_out_prompts) < wanted:
+    requested = config.evaluation.prompts + config.fine.prompts
+    if len(corpus.held_out_prompts) < requested:
         sink.on_message(
-            f"evaluation.prompts and fine.prompts ask for {wanted} held-out prompts: there are fewer, so the ratio is "
-            "chosen on some of those it is compared on"
+            f"evaluation.prompts and fine.prompts ask for {requested} held-out prompts: there are fewer, so the ratio "
+            "is chosen on some of those it is compared on"
         )
     if corpus.skipped:
         sink.on_message(f"rows skipped: {skipped_rows(corpus)}")
@@ -56,7 +56,7 @@ def report_data(sink: ProgressSink, corpus: Corpus, config: Config) -> None:
 
 
 def report_split(sink: ProgressSink, run: Path) -> None:
-    """Say where a run was begun by a version that split its data in another way: what is held out now was not then."""
+    """Warn of a run begun by a version with another data split: prompts held out now may have been trained on."""
     file = run / "reward" / "metrics.json"
     saved = read_json(file) if file.is_file() else {}
     if "accuracy" in saved and "pairs_by_source" not in saved:
@@ -67,7 +67,7 @@ def report_split(sink: ProgressSink, run: Path) -> None:
 
 
 def report_truncation(sink: ProgressSink, report: dict[str, int]) -> None:
-    """Say what was cut to fit data.max_prompt_tokens and data.max_answer_tokens."""
+    """Report what was cut to fit data.max_prompt_tokens and data.max_answer_tokens."""
     if report["prompts_truncated"] or report["answers_cut"]:
         sink.on_message(
             f"of {report['pairs']} pairs: {report['prompts_truncated']} prompts too long "
@@ -76,21 +76,21 @@ def report_truncation(sink: ProgressSink, report: dict[str, int]) -> None:
 
 
 class ToyProgress:
-    """Shows the toy models' training, and remembers that there was some."""
+    """Progress callback of the toy models' training; `trained` tells whether there was any."""
 
     def __init__(self, sink: ProgressSink) -> None:
-        self.sink, self.what, self.trained = sink, "", False
+        self.sink, self.name, self.trained = sink, "", False
 
-    def __call__(self, what: str, step: int, steps: int, loss: float) -> None:
+    def __call__(self, name: str, step: int, steps: int, loss: float) -> None:
         self.trained = True
-        if what != self.what:
-            self.sink.on_stage(what, steps, "steps")
-            self.what = what
+        if name != self.name:
+            self.sink.on_stage(name, steps, "steps")
+            self.name = name
         self.sink.on_step(step, {"loss": loss})
 
 
 class StageProgress:
-    """Shows the comparison, one step per actor."""
+    """Progress callback of the comparison, one step per actor."""
 
     def __init__(self, sink: ProgressSink) -> None:
         self.sink, self.done = sink, 0
@@ -100,8 +100,8 @@ class StageProgress:
         self.done += 1
 
 
-def stepper(sink: ProgressSink, name: str) -> Callable[[int, int, dict[str, float]], None]:
-    """Shows a stage whose number of steps is known at the first one only."""
+def step_callback(sink: ProgressSink, name: str) -> Callable[[int, int, dict[str, float]], None]:
+    """A progress callback for a stage whose number of steps is only known at its first step."""
     started: list[bool] = []
 
     def step(done: int, total: int, values: dict[str, float]) -> None:

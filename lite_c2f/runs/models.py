@@ -1,4 +1,4 @@
-"""The models of a run: its base and its instruct model, resolved, and checked before anything is trained."""
+"""Models of a run: its base and instruct model, downloaded and checked before anything is trained."""
 
 import contextlib
 from collections.abc import Sequence
@@ -33,31 +33,31 @@ class ModelPair(NamedTuple):
 
 
 def check_kinds(config: Config) -> None:
-    """Raise ModelError for a model here, in a folder or the hub's cache, of a kind that cannot be trained.
+    """Raise ModelError for a local model (a folder or in the hub's cache) of a kind that cannot be trained.
 
-    From config.json alone, and nothing is downloaded. What the keys say, `model_kind.check_named` says faster.
+    Reads config.json only and downloads nothing. `model_kind.check_named` is faster and checks less.
     """
     for folder in local_folders(config.model.base, config.model.instruct):
         check_trainable(folder, config)
 
 
 def check_trainable(folder: Path, config: Config) -> None:
-    """Raise ModelError unless Transformers' class of this model does what training here asks of it."""
+    """Raise ModelError unless Transformers' class of this model supports what training here needs."""
     check_kind(folder)
     check_architecture(folder)
     try_kind(folder, quantized=config.model.quantization == "nf4")
 
 
 def check_models(config: Config) -> None:
-    """Check the pair of models by its small files alone: before data are read, and before gigabytes are downloaded.
+    """Check the pair of models by its small files, before data are read and weights are downloaded.
 
-    Of one lineage, of a kind that can be trained, with tokenizers that fit the run. Raises ModelError or ConfigError
-    naming what is missing or disagrees. The toy pair needs no check before it is made.
+    Both must be of one lineage and of a kind that can be trained, with tokenizers that fit the run. Raises ModelError
+    or ConfigError naming what is missing or disagrees. The toy pair is not checked.
     """
     pick_dtype(config, pick_device(config))
     if config.model.base == TOY:
         return
-    small = ModelPair(*(_fetched(name, revision, SMALL_FILES) for name, revision in _names(config)))
+    small = ModelPair(*(_local_folder(name, revision, SMALL_FILES) for name, revision in _names_and_revisions(config)))
     for folder in small:
         check_trainable(Path(folder), config)
     check_pair(Path(small.base), Path(small.instruct))
@@ -66,7 +66,7 @@ def check_models(config: Config) -> None:
 
 
 def resolve_models(config: Config, progress=None) -> ModelPair:
-    """The pair of models, whole: the toy pair is trained on first use, one from the hub downloaded.
+    """The pair of models with weights: the toy pair is trained on first use, hub models are downloaded.
 
     Raises ModelError or ConfigError naming what is missing.
     """
@@ -76,13 +76,13 @@ def resolve_models(config: Config, progress=None) -> ModelPair:
         toy = toy_pair(progress=progress)
         return ModelPair(str(toy.base), str(toy.instruct))
     patterns = [*SMALL_FILES, "*.safetensors"]
-    models = ModelPair(*(_fetched(name, revision, patterns) for name, revision in _names(config)))
+    models = ModelPair(*(_local_folder(name, revision, patterns) for name, revision in _names_and_revisions(config)))
     for folder in models:
         check_weights(Path(folder), config.lora.target_modules)
     return models
 
 
-def _names(config: Config) -> tuple[tuple[str, str | None], tuple[str, str | None]]:
+def _names_and_revisions(config: Config) -> tuple[tuple[str, str | None], tuple[str, str | None]]:
     model = config.model
     return (model.base, model.base_revision), (model.instruct, model.instruct_revision)
 
@@ -93,11 +93,11 @@ def absolute(config: Config) -> Config:
     def resolved(path: str) -> str:
         return str(Path(path).expanduser().resolve()) if path != TOY and Path(path).expanduser().exists() else path
 
-    def sources(given: Sequence[Source]) -> tuple[Source, ...]:
-        return tuple(source.model_copy(update={"path": resolved(source.path)}) for source in given)
+    def with_paths(sources: Sequence[Source]) -> tuple[Source, ...]:
+        return tuple(source.model_copy(update={"path": resolved(source.path)}) for source in sources)
 
     data = config.data.model_copy(
-        update={"preferences": sources(config.data.preferences), "prompts": sources(config.data.prompts)}
+        update={"preferences": with_paths(config.data.preferences), "prompts": with_paths(config.data.prompts)}
     )
     model = config.model.model_copy(
         update={"base": resolved(config.model.base), "instruct": resolved(config.model.instruct)}
@@ -120,20 +120,20 @@ def check_context(config: Config, models: ModelPair) -> None:
 def check_stops(config: Config, models: ModelPair) -> None:
     """Raise ConfigError for texts that the tokenizers cannot take, ModelError for a tokenizer that cannot be used.
 
-    The texts: stop sequences, and the markers around a prompt, which need room within data.max_prompt_tokens. The
-    instruct model's tokenizer needs a chat template that works; one that is trained with needs answers behind prompts.
-    Both give texts back unchanged.
+    The texts are the stop sequences and the prompt's markers, which must fit into data.max_prompt_tokens. The instruct
+    model's tokenizer needs a working chat template; a template that is trained with must render answers after prompts.
+    Both tokenizers must decode texts unchanged.
     """
     template, variables = config.model.prompt_template, config.model.chat_template_kwargs
-    question, most = [Turn("human", "Hi")], config.data.max_prompt_tokens
+    question, max_tokens = [Turn("human", "Hi")], config.data.max_prompt_tokens
     tokenizer, instruct_tokenizer = load_tokenizer(models.base), load_tokenizer(models.instruct)
     check_round_trip(tokenizer, models.base)
     check_round_trip(instruct_tokenizer, models.instruct)
     Stops(tokenizer, config.model.stop).check()
-    encode_prompt(tokenizer, question, most, template, variables)
+    encode_prompt(tokenizer, question, max_tokens, template, variables)
     encode_answer(tokenizer, "Hello", ended=True, template=template, template_kwargs=variables)
     try:
-        encode_chat(instruct_tokenizer, question, most, variables)
+        encode_chat(instruct_tokenizer, question, max_tokens, variables)
     except ModelError as error:
         if models.instruct in str(error):
             raise
@@ -147,7 +147,7 @@ def unlisted_end(config: Config, models: ModelPair) -> int | None:
 
 
 def turn_end_note(config: Config, models: ModelPair) -> str | None:
-    """What to say of such a token."""
+    """A message about such a token; None if there is none."""
     if (end := unlisted_end(config, models)) is None:
         return None
     token = load_tokenizer(models.instruct).convert_ids_to_tokens(end)
@@ -158,19 +158,19 @@ def turn_end_note(config: Config, models: ModelPair) -> str | None:
 
 
 def adapter_base(config: Config, models: ModelPair) -> str:
-    """What an adapter names as its base: the hub name where there is one, which means something elsewhere too."""
+    """The base model that an adapter names: the hub name if there is one, which is valid on other machines too."""
     local = config.model.base == TOY or Path(config.model.base).is_dir()
     return models.base if local else config.model.base
 
 
-def _fetched(model: str, revision: str | None, patterns: list[str]) -> str:
-    """A local folder as it is; a hub name as the folder of its download."""
+def _local_folder(model: str, revision: str | None, patterns: list[str]) -> str:
+    """The folder of a model: a local folder itself, or the download of a hub name."""
     if Path(model).is_dir():
         return str(Path(model).resolve())
     from huggingface_hub import snapshot_download
 
     if model.lower().endswith(".gguf"):
-        raise ModelError.of_gguf(f"model '{model}'")
+        raise ModelError.for_gguf(f"model '{model}'")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError.because(f"model '{model}': no such folder", "a model folder or a hub name", "check the path")
     try:
@@ -186,14 +186,14 @@ def _fetched(model: str, revision: str | None, patterns: list[str]) -> str:
     if not any(Path(folder).glob(needed)) and any(
         name.lower().endswith(".gguf") for name in _hub_files(model, revision)
     ):
-        raise ModelError.of_gguf(f"model '{model}' has no {needed} on the hub: it")
+        raise ModelError.for_gguf(f"model '{model}' has no {needed} on the hub: it")
     return folder
 
 
 def _hub_files(model: str, revision: str | None) -> list[str]:
-    """Names of a hub model's files; none where the hub does not answer."""
+    """Names of a hub model's files; empty if the hub does not answer."""
     from huggingface_hub import list_repo_files
 
-    with contextlib.suppress(Exception):  # asked only for a better message than that of the missing file
+    with contextlib.suppress(Exception):  # only needed for a better error message
         return list_repo_files(model, revision=revision)
     return []

@@ -1,11 +1,11 @@
-"""Stages of a run, and the files that say a stage is published. Imports no torch."""
+"""Stages of a run, and the files whose existence means that a stage is published. Imports no torch."""
 
 from pathlib import Path
 
 from lite_c2f.errors import RunError
 
 STAGES = ("reward", "coarse", "fine")
-COMPARISON = "comparison"  # after them, of all actors
+COMPARISON = "comparison"  # follows the stages
 FINISHED = {
     "reward": "reward/metrics.json",
     "coarse": "coarse/metrics.json",
@@ -15,12 +15,12 @@ FINISHED = {
 
 
 def is_published(run: Path, stage: str) -> bool:
-    """Has this stage, or the comparison, left its result?"""
+    """Whether this stage, or the comparison, has its result."""
     return (run / FINISHED[stage]).is_file()
 
 
 def is_finished(run: Path) -> bool:
-    """Are all stages of a run published, and its actors compared?"""
+    """Whether all stages of a run and the comparison are published."""
     return all(is_published(run, stage) for stage in FINISHED)
 
 

@@ -1,6 +1,6 @@
-"""State of a run: whether a process works in it, and if not, how the last one left it. Imports no torch.
+"""State of a run: whether a process works in it, and otherwise how the last one ended. Imports no torch.
 
-What is published counts first: a comparison that was made again, and failed, leaves a finished run finished.
+Published results take precedence: a failed second comparison leaves a finished run finished.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from lite_c2f.storage import lock
 
 
 class RunProgress(NamedTuple):
-    """The state, and what the state was read from."""
+    """State of a run, and the progress files it was derived from."""
 
     state: str  # running, stopping, finished, failed, killed, interrupted, unfinished, or unknown
     message: str  # of a failure
@@ -21,11 +21,11 @@ class RunProgress(NamedTuple):
     last: Progress | None  # of the last process, whether it still works or not
 
 
-def progress_of(run: Path) -> RunProgress:
-    """The state of a run as its files and its lock say it.
+def read_run_progress(run: Path) -> RunProgress:
+    """The state of a run from its files and its lock.
 
-    `unfinished`: the stages that were asked for are done. `unknown`: no progress is written down, as in a new folder
-    and in runs of version 0.1.0.
+    `unfinished`: the requested stages are done. `unknown`: there is no progress file, as in a new folder and in runs of
+    version 0.1.0.
     """
     worker, last = lock.owner(run), read_progress(run)
     if worker is not None:

@@ -1,4 +1,4 @@
-"""Batch sizes that shrink when memory runs out: the same work is done again in smaller parts, with the same result."""
+"""Batch sizes that are halved when memory runs out: the work is repeated in smaller parts, with the same result."""
 
 import gc
 import logging
@@ -10,8 +10,8 @@ import torch
 from lite_c2f.errors import MemoryFullError
 
 Result = TypeVar("Result")
-ENOUGH_TOKENS = 512  # a pass over fewer is bound by its launches, and padding it is cheaper than splitting it
-MOST_PADDING = 1.1
+ENOUGH_TOKENS = 512  # a smaller pass is bound by kernel launches, so padding is cheaper
+MAX_PADDING_FACTOR = 1.1
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "CUDA error: out of memory",
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 
 class BatchSize:
-    """How much of a stage's work is done at once; remembers what did not fit.
+    """A stage's batch size, which is halved when memory runs out.
 
-    name: the setting it came from, for messages; size: rows (or tokens); on_message: receives one line when it shrinks.
+    name: of its setting, for messages; size: rows (or tokens); on_message: called with one line when it shrinks.
     """
 
     def __init__(self, name: str, size: int, on_message: Callable[[str], None] | None = None) -> None:
@@ -33,7 +33,7 @@ class BatchSize:
         self.halved = 0
 
     def halve(self, reason: str) -> None:
-        """Half the size from now on. Raises MemoryFullError at 1, where there is nothing left to halve."""
+        """Halve the size from now on. Raises MemoryFullError at size 1."""
         if self.size <= 1:
             raise MemoryFullError.because(
                 f"out of memory at {self.name}=1 ({reason})",
@@ -49,9 +49,9 @@ class BatchSize:
 
 
 def retry_smaller(batch: BatchSize, work: Callable[[int], Result]) -> Result:
-    """work(batch.size), tried again with half of it each time memory runs out. Our own.
+    """work(batch.size), repeated with half the size each time memory runs out. Our own.
 
-    The work must be restartable: what it left behind when it failed must not count twice. Raises MemoryFullError when
+    The work must be restartable: partial results of a failed attempt must not count twice. Raises MemoryFullError when
     not even a size of 1 fits; every other error passes through.
 
     >>> retry_smaller(BatchSize("rows", 8), lambda rows: rows)
@@ -70,24 +70,24 @@ def retry_smaller(batch: BatchSize, work: Callable[[int], Result]) -> Result:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Is it a GPU, or a host, without memory to give? Libraries below PyTorch say so in words of their own."""
+    """Whether a GPU or the host ran out of memory; libraries below PyTorch only say so in their messages."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def free() -> None:
-    """Give back what nobody holds any more; cycles may hold tensors that would stay on the card."""
+    """Free unreferenced memory, also of tensors in reference cycles, on the GPU too."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in order of length, grouped so that a group, padded to its longest, is at most `budget` tokens.
+def groups_by_length(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Groups of indices such that each group, padded to its longest row, has at most `budget` tokens.
 
-    A group of some size is closed early where the next, longer row would make more than a tenth of it padding. One row
-    longer than the budget is a group of its own.
+    order: indices by ascending length. A group of at least ENOUGH_TOKENS is closed early if the next, longer row would
+    make more than a tenth of it padding. A row longer than the budget is a group of its own.
 
     >>> groups([0, 1, 2, 3], [1, 2, 2, 6], 6)
     [[0, 1, 2], [3]]
@@ -97,7 +97,7 @@ def groups(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[li
     for index in order:
         length = lengths[index]
         padded = (len(result[-1]) + 1) * length if result else 0
-        wasteful = real >= ENOUGH_TOKENS and padded > MOST_PADDING * (real + length)
+        wasteful = real >= ENOUGH_TOKENS and padded > MAX_PADDING_FACTOR * (real + length)
         if result and padded <= budget and not wasteful:
             result[-1].append(index)
             real += length

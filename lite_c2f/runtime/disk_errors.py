@@ -1,4 +1,4 @@
-"""A disk that is full, or may not be written to: one line that says so, instead of whatever a library says."""
+"""Disk errors (full, read-only, no permission) as errors for the user, instead of a library's message."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ from pathlib import Path
 from lite_c2f.errors import RunError
 
 FULL, CLOSED = "the disk is full", "the disk is read-only"
-PROBLEMS = {  # what the operating system says, and what to do
+PROBLEMS = {  # error number -> (problem, remedy)
     errno.ENOSPC: (FULL, "make room"),
     errno.EDQUOT: ("the disk quota is used up", "make room"),
     errno.EROFS: (CLOSED, "choose another folder"),
@@ -18,8 +18,8 @@ PROBLEMS = {  # what the operating system says, and what to do
     errno.EPERM: ("permission denied", "check its permissions"),
     errno.ENAMETOOLONG: ("name too long", "use a shorter one"),
 }
-LATER = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # what a run that was going well can meet
-WORDS = {  # libraries below Python only say it so
+DURING_RUN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # errors that can occur in the middle of a run
+MESSAGES = {  # message of a library without an error number -> number
     "No space left on device": errno.ENOSPC,
     "file write failed": errno.ENOSPC,
     "Disk quota exceeded": errno.EDQUOT,
@@ -29,7 +29,7 @@ WORDS = {  # libraries below Python only say it so
 
 @contextlib.contextmanager
 def as_user_errors(run: Path) -> Iterator[None]:
-    """Inside the block errors of the disk under a run become RunErrors; all others pass through."""
+    """In the block, disk errors become RunErrors; all others pass through."""
     try:
         yield
     except Exception as error:
@@ -40,17 +40,17 @@ def as_user_errors(run: Path) -> Iterator[None]:
 
 
 def refusal(error: BaseException, run: Path | None = None) -> RunError | None:
-    """One line for an error of the disk, None for any other. run: where a command that can go on later was writing."""
+    """The RunError of a disk error; None for any other error. run: of a command that can be continued later."""
     number = error.errno if isinstance(error, OSError) else None
     if not isinstance(error, RunError) and number not in PROBLEMS:
-        number = next((number for words, number in WORDS.items() if words in str(error)), None)
+        number = next((number for words, number in MESSAGES.items() if words in str(error)), None)
     if number not in PROBLEMS or isinstance(error, RunError):
         return None
     problem, remedy = PROBLEMS[number]
     name = getattr(error, "filename", None) or run or "a file"
     free = f", {free_mib(run)} MiB free" if run is not None and number == errno.ENOSPC else ""
-    again = "; then the same command goes on from what was saved" if run is not None and number in LATER else ""
-    return RunError.because(f"'{str(name)[:120]}': {problem}{free}", "a place that can be written to", remedy + again)
+    resume = "; then the same command continues from what was saved" if run is not None and number in DURING_RUN else ""
+    return RunError.because(f"'{str(name)[:120]}': {problem}{free}", "a place that can be written to", remedy + resume)
 
 
 def free_mib(place: Path) -> int:

@@ -1,7 +1,7 @@
-"""The processes of one run: one a GPU, as `accelerate launch` starts them. Alone, nothing here does anything.
+"""Processes of one run, one per GPU, as started by `accelerate launch`. In a single process these functions do nothing.
 
-Every process holds all weights of all adapters and the whole state of the loop, so that every decision (limit, KL
-coefficient, skipped updates) is taken everywhere from the same numbers; only the rows of a batch are shared out.
+Every process has all adapters and the whole state of the training loop, so that every decision (limit, KL
+coefficient, skipped updates) follows from the same numbers; only the rows of a batch are distributed.
 """
 
 import contextlib
@@ -16,43 +16,43 @@ from torch import Tensor
 
 from lite_c2f.errors import FollowerError
 
-PATIENCE = timedelta(hours=6)  # the first process alone measures, samples and publishes while the others wait
+TIMEOUT = timedelta(hours=6)  # the others wait while the first process evaluates, samples and publishes
 BUCKET = 2**24  # elements summed at a time: 64 MiB in float32
 
 
 def join() -> None:
-    """Become one of the processes of a launcher, on this process's GPU; without a launcher nothing happens."""
+    """Join the process group of a launcher, on this process's GPU; does nothing without a launcher."""
     launched = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
     if launched and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
         from accelerate import PartialState
 
-        PartialState(timeout=PATIENCE)
+        PartialState(timeout=TIMEOUT)
 
 
 def leave() -> None:
-    """The end of what is done together: every process goes on, or ends, alone."""
+    """Leave the process group: from here on every process continues, or ends, alone."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def world() -> int:
-    """How many processes work together."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_first() -> bool:
-    """Is this the process that writes and shows?"""
+    """Whether this is the first process, which writes files and shows progress."""
     return rank() == 0
 
 
 def share(rows: Sequence[int], sizes: Sequence[float]) -> list[int]:
-    """This process's part of some rows: dealt out back and forth by size, so that everybody has as much to do.
+    """This process's share of the rows, dealt out back and forth by size, so that all shares are about equal.
 
     sizes: of all rows, by number.
 
@@ -82,7 +82,7 @@ def add(tensors: Sequence[Tensor]) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process has, by rank. Only for small things: it goes through pickle between our own processes."""
+    """Every process's value, by rank. For small values only: they are pickled between the processes."""
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
@@ -91,14 +91,14 @@ def gather(value: Any) -> list[Any]:
 
 
 def wait() -> None:
-    """Until all processes are here."""
+    """Wait until all processes reach this point."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @contextlib.contextmanager
-def first_goes_first() -> Iterator[None]:
-    """The first process does the block, then the others: what it trains, downloads or writes is there for them.
+def first_process_first() -> Iterator[None]:
+    """The first process runs the block before the others, which then find what it trained, downloaded or wrote.
 
     Raises FollowerError in the others when it fails.
     """
@@ -116,5 +116,5 @@ def first_goes_first() -> Iterator[None]:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Does an error only say that another process has ended?"""
+    """Whether an error only means that another process has ended."""
     return dist.is_initialized() and any(words in str(error) for words in ("Connection closed", "Connection reset"))

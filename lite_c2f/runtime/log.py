@@ -1,4 +1,4 @@
-"""RUN/log.txt: what a run was told to do, what it said and how it ended, with times; no secrets."""
+"""Log of a run, RUN/log.txt: its commands, messages and how each ended, with times and without secrets."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ from lite_c2f.runtime.disk_errors import refusal
 from lite_c2f.runtime.progress import ProgressSink
 
 FILE = "log.txt"
-EVERY = 30.0  # seconds between lines about progress
+PROGRESS_SECONDS = 30.0  # seconds between lines about progress
 LIBRARIES = ("transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "huggingface_hub", "lm_eval")
 SECRETS = (
     (re.compile(r"\b(hf|sk|gh[a-z]|github_pat|glpat|xox[a-z])([_-])[A-Za-z0-9_-]{8,}"), r"\1\2***"),
@@ -35,31 +35,31 @@ log = logging.getLogger("lite_c2f.run")
 
 
 def redact(text: str) -> str:
-    """Text without what looks like a token, a password in an address, or the value of a secret.
+    """The text with everything masked that looks like a token, a password in a URL, or the value of a secret.
 
     >>> redact("https://me:pw@host/x")
     'https://***@host/x'
     """
-    for pattern, instead in SECRETS:
-        text = pattern.sub(instead, text)
+    for pattern, replacement in SECRETS:
+        text = pattern.sub(replacement, text)
     return text
 
 
 class LoggedSink:
-    """A sink whose notes and stages are also written to the log."""
+    """A progress sink that also writes messages, stages and some steps to the log."""
 
     def __init__(self, sink: ProgressSink) -> None:
         self._sink, self._name, self._total, self._last = sink, "", 0, time.monotonic()
         self.on_tokens = sink.on_tokens
 
     def on_step(self, done: int, values: dict[str, float]) -> None:
-        if values and time.monotonic() - self._last >= EVERY:
+        if values and time.monotonic() - self._last >= PROGRESS_SECONDS:
             self._last = time.monotonic()
-            log.info("%s %d/%s  %s", self._name, done, self._total or "?", _short(values))
+            log.info("%s %d/%s  %s", self._name, done, self._total or "?", _format_values(values))
         self._sink.on_step(done, values)
 
     def on_stage(self, name: str, total: int, unit: str) -> None:
-        if name != self._name or not self._total:  # a length that was only estimated may change at every step
+        if name != self._name or not self._total:  # an estimated total may change at every step
             log.info("%s%s", name, f": {total} {unit}" if total else "")
         self._name, self._total = name, total
         self._sink.on_stage(name, total, unit)
@@ -71,14 +71,14 @@ class LoggedSink:
 
 @contextlib.contextmanager
 def written_to_log(run: Path) -> Iterator[None]:
-    """Append what is logged inside the block to RUN/log.txt: our own lines, the libraries' warnings, how it ended."""
-    handler = _File(run / FILE, encoding="utf-8", delay=True)
+    """Append log records in the block to RUN/log.txt: our own, the libraries' warnings, and how the block ended."""
+    handler = _LogFile(run / FILE, encoding="utf-8", delay=True)
     handler.setFormatter(_Redacted("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, ours = logging.getLogger(), logging.getLogger("lite_c2f")
-    apart = [logger for name in LIBRARIES if not (logger := logging.getLogger(name)).propagate]
+    unpropagated = [logger for name in LIBRARIES if not (logger := logging.getLogger(name)).propagate]
     handler.addFilter(lambda record: record.name.startswith("lite_c2f") or record.levelno >= logging.WARNING)
     before = ours.level, ours.propagate
-    for logger in (root, *apart):
+    for logger in (root, *unpropagated):
         logger.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = True
@@ -102,7 +102,7 @@ def written_to_log(run: Path) -> Iterator[None]:
             log.exception("a bug: please report it with this file")
         raise
     finally:
-        for logger in (root, *apart):
+        for logger in (root, *unpropagated):
             logger.removeHandler(handler)
         ours.removeHandler(quiet)
         ours.setLevel(before[0])
@@ -111,7 +111,7 @@ def written_to_log(run: Path) -> Iterator[None]:
 
 
 def last_line(run: Path) -> str:
-    """The last message in RUN/log.txt, without the traceback below it; "" where there is none."""
+    """The last message in RUN/log.txt, without the traceback after it; "" if there is none."""
     try:
         lines = (run / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -119,14 +119,14 @@ def last_line(run: Path) -> str:
     return next((line for line in reversed(lines) if re.match(r"\d{4}-\d\d-\d\d \d\d:", line)), "")
 
 
-def _short(values: dict[str, float]) -> str:
+def _format_values(values: dict[str, float]) -> str:
     shown = ("reward", "limit", "hit_limit", "kl", "loss", "accuracy", "eos")
     return "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
 
 
-class _File(logging.FileHandler):
+class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """A full disk is told by whoever needs it; a log that cannot be written is no reason to say more."""
+        """Ignore errors: a full disk is reported by whatever else needs it."""
 
 
 class _Redacted(logging.Formatter):

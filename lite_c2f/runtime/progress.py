@@ -4,12 +4,19 @@ from typing import Protocol
 
 
 class ProgressSink(Protocol):
-    """Receives the progress of a run, as the terminal does. Every method may do nothing."""
+    """Receiver of a run's progress, such as the terminal. Every method may do nothing."""
 
-    def on_stage(self, name: str, total: int, unit: str) -> None: ...
-    def on_step(self, done: int, values: dict[str, float]) -> None: ...
-    def on_tokens(self, tokens: int) -> None: ...
-    def on_message(self, text: str) -> None: ...
+    def on_stage(self, name: str, total: int, unit: str) -> None:
+        """A part of the work begins, or its number of steps is known now. total: 0 if it is not known."""
+
+    def on_step(self, done: int, values: dict[str, float]) -> None:
+        """A step is done. done: steps so far; values: metrics of this step."""
+
+    def on_tokens(self, tokens: int) -> None:
+        """So many more tokens were sampled in the current step."""
+
+    def on_message(self, text: str) -> None:
+        """A message for the user."""
 
 
 class SilentSink:

@@ -1,7 +1,7 @@
-"""RUN/progress.json: how far the process that works in a run is, and how the last one ended.
+"""Progress file of a run, RUN/progress.json: the progress of the process in it, and how the last one ended.
 
-Written whole each time, at most once a second while steps are made. A killed process leaves `running` behind; the
-run's lock (storage/lock.py) shows whether one is alive. What is published is known by its files alone.
+Rewritten at most once a second. A killed process leaves `running` behind; the run's lock (storage/lock.py) shows
+whether one is alive. What is published is known from its files only (runs/published.py).
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from lite_c2f.runtime.progress import ProgressSink
 
 FILE = "progress.json"
 SCHEMA = 1
-EVERY = 1.0  # seconds between two writings while steps are made
-RECENT = 10  # steps whose mean duration tells the time left
-STAGE_OF = {  # the stage that a part of the work, as it is announced, belongs to
+WRITE_SECONDS = 1.0  # seconds between two writes while steps are done
+RECENT_STEPS = 10  # steps over which the time left is estimated
+STAGE_OF_PART = {  # name passed to on_stage -> stage
     "reward model": "reward",
     "coarse actor": "coarse",
     "ratios": "fine",
@@ -30,6 +30,7 @@ STAGE_OF = {  # the stage that a part of the work, as it is announced, belongs t
     "merge": "fine",
     "comparison": "comparison",
 }
+FILE_KEYS = {"total_steps": "of"}  # fields that have another name in the file
 
 
 class Progress(NamedTuple):
@@ -39,24 +40,24 @@ class Progress(NamedTuple):
     process: int
     began: float
     updated: float
-    part: str | None = None  # what is done now, such as `coarse actor` or `ratios`
-    stage: str | None = None  # reward, coarse, fine or comparison, where the part belongs to one
+    part: str | None = None  # current part of the work, such as `coarse actor` or `ratios`
+    stage: str | None = None  # reward, coarse, fine or comparison, if the part belongs to one
     stage_began: float | None = None
     step: int | None = None
-    of: int | None = None  # steps, where their number is known
+    total_steps: int | None = None  # `of` in the file; None if not known
     unit: str | None = None  # of the steps
-    seconds_left: float | None = None  # of this part, at the pace of its last steps
-    stopping: bool = False  # it was asked to end, and finishes its step
+    seconds_left: float | None = None  # of this part, estimated from its last steps
+    stopping: bool = False  # a signal requested the end; the current step is finished first
     interrupted: bool = False  # it was stopped by a signal
-    message: str | None = None  # of a failure, in a line
+    message: str | None = None  # of a failure, one line
 
 
 def read_progress(run: Path) -> Progress | None:
-    """What the process that worked in a run last wrote down; None where there is nothing that can be read."""
+    """The progress last written in a run; None if there is no readable file."""
     try:
         content = json.loads((run / FILE).read_text(encoding="utf-8"))
-        known = {name: content[name] for name in Progress._fields if name in content}
-        progress = Progress(**known)
+        keys = {FILE_KEYS.get(name, name): name for name in Progress._fields}
+        progress = Progress(**{name: content[key] for key, name in keys.items() if key in content})
         numbers = (progress.process, progress.began, progress.updated)
         return progress if all(isinstance(number, int | float) for number in numbers) else None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
@@ -64,65 +65,67 @@ def read_progress(run: Path) -> Progress | None:
 
 
 class ProgressFile:
-    """A progress sink that keeps RUN/progress.json up to date, and passes everything on."""
+    """A progress sink that updates RUN/progress.json and forwards every call to another sink."""
 
     def __init__(self, run: Path, sink: ProgressSink) -> None:
         now = time.time()
         self._file, self._sink, self._written = run / FILE, sink, 0.0
-        self._steps: deque[tuple[float, int]] = deque(maxlen=RECENT + 1)  # when, and which step was done then
+        self._steps: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS + 1)  # (time, step done at that time)
         self.progress = Progress("running", os.getpid(), now, now)
         self.on_tokens, self.on_message = sink.on_tokens, sink.on_message
         self.write()
 
     def on_stage(self, name: str, total: int, unit: str) -> None:
-        """A part of the work begins, or the number of its steps is known now."""
-        of = total or None
+        """Record the beginning of a part of the work, or its number of steps once that is known."""
+        total_steps = total or None
         if name != self.progress.part:
-            stage, before = STAGE_OF.get(name), self.progress
+            stage, before = STAGE_OF_PART.get(name), self.progress
             began = before.stage_began if stage is not None and stage == before.stage else time.time()
             self._steps.clear()
-            self.write(part=name, stage=stage, stage_began=began, step=None, of=of, unit=unit, seconds_left=None)
+            self.progress = self.progress._replace(stage_began=began, step=None, seconds_left=None)
+            self.write(part=name, stage=stage, total_steps=total_steps, unit=unit)
         else:
-            self.write(of=of, unit=unit)
+            self.write(total_steps=total_steps, unit=unit)
         self._sink.on_stage(name, total, unit)
 
     def on_step(self, done: int, values: dict[str, float]) -> None:
-        """A step is done; the first call of a part may report steps that were done before a resume."""
+        """Record a step; the first call of a part may report the steps done before a resume."""
         if not self._steps or done > self._steps[-1][1]:
             self._steps.append((time.time(), done))
         self.progress = self.progress._replace(step=done, seconds_left=self._left(done))
-        if time.monotonic() - self._written >= EVERY:
+        if time.monotonic() - self._written >= WRITE_SECONDS:
             self.write()
         self._sink.on_step(done, values)
 
     def on_signal(self) -> None:
-        """A signal has asked for an end."""
+        """Record that a signal requested the end."""
         self.write(stopping=True)
 
     def _left(self, done: int) -> float | None:
         (first_time, first), (last_time, last) = self._steps[0], self._steps[-1]
-        if last == first or self.progress.of is None:
+        if last == first or self.progress.total_steps is None:
             return None
-        return (last_time - first_time) / (last - first) * max(0, self.progress.of - done)
+        return (last_time - first_time) / (last - first) * max(0, self.progress.total_steps - done)
 
     def write(self, **changes: Any) -> None:
-        """Write the file with these fields changed. On a full disk it stays as it was; the error is reported then."""
+        """Write the file with these fields changed. On a full disk the file stays unchanged and nothing is raised."""
         self.progress = self.progress._replace(updated=time.time(), **changes)
         self._written = time.monotonic()
-        beside = self._file.with_name(f".{FILE}.partial-{os.getpid()}")
+        temporary = self._file.with_name(f".{FILE}.partial-{os.getpid()}")
         try:
-            beside.write_text(json.dumps({"schema": SCHEMA, **self.progress._asdict()}) + "\n", encoding="utf-8")
-            beside.replace(self._file)
+            content = {FILE_KEYS.get(name, name): value for name, value in self.progress._asdict().items()}
+            temporary.write_text(json.dumps({"schema": SCHEMA, **content}) + "\n", encoding="utf-8")
+            temporary.replace(self._file)
         except OSError:
             with contextlib.suppress(OSError):
-                beside.unlink()
+                temporary.unlink()
 
 
 @contextlib.contextmanager
 def recording(run: Path, sink: ProgressSink, is_finished: Callable[[Path], bool]) -> Iterator[ProgressSink]:
-    """Keep RUN/log.txt and RUN/progress.json of what is done inside the block, through the sink that it gives.
+    """In the block, keep RUN/log.txt and RUN/progress.json through the sink that it yields.
 
-    is_finished(run): asked at the end, whether everything of it is published. Any error passes through.
+    is_finished(run): called at the end, whether everything is published. Errors pass through.
     """
     with written_to_log(run):
         file = ProgressFile(run, sink)

@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and a closed terminal, at a boundary: the work under way is finished and saved first.
+"""Signals (Ctrl-C, SIGTERM, a closed terminal) that stop a run after its current step, which is saved first.
 
-The same signal again stops at once.
-A launcher sends SIGTERM to processes that Ctrl-C has reached already: only the same signal twice is impatience.
+The same signal again stops at once; another one does not, because a launcher sends SIGTERM to processes that Ctrl-C
+has reached already.
 """
 
 import contextlib
@@ -11,13 +11,13 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-HANGUP = getattr(signal, "SIGHUP", None)  # the terminal is gone; Windows has none
-listeners: list[Callable[[], None]] = []  # called when a signal first asks for an end
-ENDINGS = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]
+HANGUP = getattr(signal, "SIGHUP", None)  # a closed terminal; not on Windows
+listeners: list[Callable[[], None]] = []  # called at the first signal
+SIGNALS = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]
 
 
-def fall_silent() -> None:
-    """Send what is printed from now on nowhere: to a terminal that is gone it would be an error."""
+def discard_output() -> None:
+    """Discard stdout and stderr from now on: writing to a closed terminal would be an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
@@ -25,20 +25,20 @@ def fall_silent() -> None:
 
 
 class Interruption:
-    """Whether a signal has asked for an end."""
+    """Handler that records whether a signal requested the end."""
 
     def __init__(self, on_message: Callable[[str], None] | None = None) -> None:
-        self.asked = False
+        self.requested = False
         self._on_message, self._seen = on_message, set[int]()
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler. The same one again raises KeyboardInterrupt where the work stands."""
+        """The signal handler. The same signal again raises KeyboardInterrupt at once."""
         if number in self._seen:
             raise KeyboardInterrupt
-        first, self.asked = not self.asked, True
+        first, self.requested = not self.requested, True
         self._seen.add(number)
         if number == HANGUP:
-            fall_silent()
+            discard_output()
         if first:
             for listener in listeners:
                 listener()
@@ -48,17 +48,16 @@ class Interruption:
 
 @contextlib.contextmanager
 def graceful(on_message: Callable[[str], None] | None = None) -> Iterator[Interruption]:
-    """Inside the block SIGINT, SIGTERM and SIGHUP only set `asked`; the handlers that were there come back
-    afterwards. What was asked for is not forgotten: KeyboardInterrupt follows at the latest when the block ends.
+    """In the block, SIGINT, SIGTERM and SIGHUP only set `requested`; the previous handlers are restored afterwards.
 
-    Outside the main thread, where Python allows no handlers, nothing changes. on_message: called with one line at the
-    signal.
+    After a signal, KeyboardInterrupt is raised at the latest when the block ends. Outside the main
+    thread, where Python allows no handlers, nothing changes. on_message: called with one line at the first signal.
     """
     interruption = Interruption(on_message)
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    before = {number: signal.getsignal(number) for number in ENDINGS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}  # nohup
     try:
         for number in before:
@@ -67,5 +66,5 @@ def graceful(on_message: Callable[[str], None] | None = None) -> Iterator[Interr
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if interruption.asked:  # too late for the work in the block to see it
+    if interruption.requested:  # too late for the work in the block to see it
         raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 """SVG charts: lines with points, error bars or bands, in panels beside each other, in the text color of the page.
 
-One maker for the report, the app, the files of a sweep and the benchmarks. Text and axes are `currentColor`, so that a
-chart in a page is readable in light and dark; `document` makes a file of its own, which follows the reader's scheme.
+Used by the report, the app, the files of a sweep and the benchmarks. Text and axes are `currentColor`, so that a chart
+in a page is readable in light and dark; `document` makes a file, which follows the reader's color scheme.
 """
 
 import html
@@ -45,14 +45,9 @@ class Panel(NamedTuple):
 
 
 def figure(
-    panels: Sequence[Panel],
-    columns: int = 1,
-    width: int = 320,
-    height: int = 150,
-    label: str = "",
-    legend: bool = True,
+    panels: Sequence[Panel], columns: int = 1, width: int = 320, height: int = 150, label: str = "", legend: bool = True
 ) -> str:
-    """Panels as one <svg>, row by row; a legend below them where there is more than one name.
+    """Panels as one <svg>, row by row; a legend below them if there is more than one name.
 
     width, height: of a panel, in units of the viewBox, in which text is 11 high. label: for readers who cannot see it.
     """
@@ -166,14 +161,14 @@ def _panel(panel: Panel, width: int, height: int) -> str:
         turned = f' transform="rotate(-90 12 {(top + bottom) / 2:.1f})"'
         parts.append(_text(12, (top + bottom) / 2, panel.y_label, "middle", turned))
     lines = [_finite_series(series) for series in panel.series]
-    across = [x for series in lines for x, _ in series.points]
-    if not across:
+    xs = [x for series in lines for x, _ in series.points]
+    if not xs:
         return "".join([*parts, _text(middle, (top + bottom) / 2, "no values", "middle")])
-    across += [panel.marked] if panel.marked is not None else []
-    up = [end for series in lines for ends in _ends(series) for end in ends]
-    rows = ticks(min(up), max(up), max(3, round((bottom - top) / TICK)))
-    x_range = _widened(min(across), max(across))
-    axes = _Axes(x_range, (min(rows[0], *up), max(rows[-1], *up)), left, right, top, bottom)
+    xs += [panel.marked] if panel.marked is not None else []
+    ys = [y for series in lines for interval in _intervals(series) for y in interval]
+    rows = ticks(min(ys), max(ys), max(3, round((bottom - top) / TICK)))
+    x_range = _widened(min(xs), max(xs))
+    axes = _Axes(x_range, (min(rows[0], *ys), max(rows[-1], *ys)), left, right, top, bottom)
     for value in rows:
         y = axes.y(value)
         parts.append(
@@ -181,7 +176,7 @@ def _panel(panel: Panel, width: int, height: int) -> str:
             'stroke-opacity=".25"/>'
         )
         parts.append(_text(left - 5, y + 3.5, number(value), "end"))
-    for value in ticks(min(across), max(across), round((right - left) / TICK), whole=panel.whole, inside=True):
+    for value in ticks(min(xs), max(xs), round((right - left) / TICK), whole=panel.whole, inside=True):
         parts.append(_text(axes.x(value), bottom + 15, number(value), "middle"))
     if panel.marked is not None:
         x = axes.x(panel.marked)
@@ -200,11 +195,11 @@ def _line(series: Series, color: str, axes: _Axes) -> str:
     places = [(axes.x(x), axes.y(y)) for x, y in series.points]
     parts = []
     if series.errors and series.band:
-        ends = [(x, axes.y(low), axes.y(high)) for (x, _), (low, high) in zip(places, _ends(series), strict=True)]
+        ends = [(x, axes.y(low), axes.y(high)) for (x, _), (low, high) in zip(places, _intervals(series), strict=True)]
         outline = _coordinates([(x, high) for x, _, high in ends] + [(x, low) for x, low, _ in reversed(ends)])
         parts.append(f'<polygon points="{outline}" fill="{color}" fill-opacity=".15"/>')
     elif series.errors:
-        for (x, _), (low, high) in zip(places, _ends(series), strict=True):
+        for (x, _), (low, high) in zip(places, _intervals(series), strict=True):
             bar = f'x1="{x:.1f}" x2="{x:.1f}" y1="{axes.y(low):.1f}" y2="{axes.y(high):.1f}"'
             parts.append(f'<line {bar} stroke="{color}"/>')
     parts.append(
@@ -227,7 +222,7 @@ def _finite_series(series: Series) -> Series:
     return series._replace(points=[point for point, _ in pairs], errors=[error for _, error in pairs])
 
 
-def _ends(series: Series) -> list[tuple[float, float]]:
+def _intervals(series: Series) -> list[tuple[float, float]]:
     """Lower and upper end of what is drawn at each point."""
     errors = series.errors or [0.0] * len(series.points)
     return [(y - error, y + error) for (_, y), error in zip(series.points, errors, strict=True)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from lite_c2f.backbone.forward import hidden_states
 from lite_c2f.data.encode import pad_right
 from lite_c2f.memory.sizes import PROMPT_TOKENS
-from lite_c2f.runtime.batch_size import groups, is_out_of_memory
+from lite_c2f.runtime.batch_size import groups_by_length, is_out_of_memory
 from lite_c2f.sampling.cache import SlotCache
 from lite_c2f.sampling.draw import Sampling, draw, uniforms
 from lite_c2f.sampling.stops import Stops
@@ -115,7 +115,7 @@ class Slots:
         """Prefill these slots with the prompts of these buffer rows, and draw the first token of each."""
         prompts = [self.job.prompts[self.buffer.rows[row]] for row in rows]
         by_length = sorted(range(len(rows)), key=lambda index: len(prompts[index]))
-        for group in groups(by_length, [len(prompt) for prompt in prompts], PROMPT_TOKENS):
+        for group in groups_by_length(by_length, [len(prompt) for prompt in prompts], PROMPT_TOKENS):
             tokens, real = pad_right([list(prompts[index]) for index in group], self.job.pad_id)
             selected = torch.tensor([slots[index] for index in group], device=self.device)
             last = (real.sum(1) - 1).to(self.device)

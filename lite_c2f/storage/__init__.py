@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all: locks, results, checkpoints."""
+"""Storage of a run: atomic files, the lock, cached results, checkpoints."""

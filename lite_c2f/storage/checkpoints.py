@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: whole or not at all, hashed, without pickle; the newest good one is found again."""
+"""Checkpoints of a stage: written atomically, hashed, without pickle; the newest intact one is loaded."""
 
 import json
 import logging
@@ -16,23 +16,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lite_c2f.config.loading import completed
-from lite_c2f.config.settings_diff import first_difference, without_places
+from lite_c2f.config.loading import with_defaults
+from lite_c2f.config.settings_diff import first_difference, without_locations
 from lite_c2f.errors import RunError
 from lite_c2f.storage.files import hash_of, publish_folder, write_json
 
-SKIPS = 3  # steps in a row that were left out for numbers that are not finite, before going back to a checkpoint
-ROLLBACKS = 3  # in a stage
-SLOWER = 0.5  # learning rates after each
+SKIPS = 3  # consecutive steps skipped for non-finite numbers before a rollback to a checkpoint
+ROLLBACKS = 3  # at most per stage
+LR_FACTOR = 0.5  # of the learning rates after each rollback
 log = logging.getLogger(__name__)
-# Of what stages put into their checkpoints; another one is refused. 2: prompts have another order and another split.
+# Version of the checkpoints' content; others are refused. 2: changed order and split of the prompts.
 FORMAT = 2
 STATE, TENSORS, HASHES = "state.json", "tensors.safetensors", "hashes.json"
-Scores = Mapping[int, float]  # by step, as far as known: the higher, the better; those not finite never make the best
+Scores = Mapping[int, float]  # by step; higher is better; non-finite scores are ignored
 
 
 class Checkpoint(NamedTuple):
-    """What a stage needs to resume as if it had never stopped."""
+    """State of a stage, with which it resumes exactly."""
 
     step: int
     state: dict[str, Any]  # JSON: counters, controllers, positions
@@ -43,16 +43,16 @@ class Checkpoint(NamedTuple):
 class CheckpointStore:
     """RUN/STAGE/checkpoints/step-NNNNNN: the last `keep` of them, and the one with the best score.
 
-    A folder holds whatever its stage put there; hashes.json lists the files that make it whole. It holds no score: how
-    good a checkpoint is becomes known after it was made, and the stage passes the scores each time it saves.
+    A folder holds the files that its stage wrote, and hashes.json with the hash of each. Scores are not stored: they
+    become known later, and the stage passes them each time it saves.
     """
 
     def __init__(self, folder: Path, keep: int = 2, needed: Sequence[str] = ()) -> None:
-        """needed: files without which a folder is no checkpoint of this stage."""
+        """needed: files that every checkpoint of this stage has."""
         self.folder, self.keep, self._needed = folder, max(1, keep), set(needed)
 
     def publish(self, step: int, fill: Callable[[Path], None], scores: Scores | None = None) -> Path:
-        """Let `fill` write into a folder, publish it with its hashes, remove those neither new nor best."""
+        """Publish a folder that `fill` writes, with its hashes; remove checkpoints that are neither recent nor best."""
         target = self.folder / f"step-{step:06d}"
         with publish_folder(target, replace=True) as unfinished:
             fill(unfinished)
@@ -64,7 +64,7 @@ class CheckpointStore:
         return target
 
     def newest_folder(self) -> tuple[Path | None, list[str]]:
-        """The newest folder that is whole, and a sentence for each newer one that is not."""
+        """(the newest intact folder, a sentence for each newer damaged one)."""
         damaged: list[str] = []
         for folder in reversed(self.folders()):
             reason = self._damage(folder)
@@ -76,13 +76,13 @@ class CheckpointStore:
         return None, damaged
 
     def discard(self, folder: Path) -> None:
-        """Set one aside that is whole and of no use."""
+        """Rename a checkpoint so that it is not used again."""
         aside = folder.with_name(f"damaged-{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
 
     def set_aside(self) -> None:
-        """Rename what is damaged: counted among the last, it would push out what is saved from now on."""
+        """Rename damaged checkpoints, which would otherwise count among those to keep."""
         for folder in self.folders():
             if self._damage(folder) is not None:
                 self.discard(folder)
@@ -91,33 +91,33 @@ class CheckpointStore:
         """Publish a checkpoint of JSON and tensors."""
 
         def fill(folder: Path) -> None:
-            save_file({name: _stored(value) for name, value in checkpoint.tensors.items()}, folder / TENSORS)
+            save_file({name: _storable(value) for name, value in checkpoint.tensors.items()}, folder / TENSORS)
             write_json(folder / STATE, {"step": checkpoint.step, "state": checkpoint.state})
 
         return self.publish(checkpoint.step, fill, scores)
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest of `save` that is whole, and a sentence for each newer one that is not."""
+        """(the newest intact checkpoint made by `save`, a sentence for each newer damaged one)."""
         folder, damaged = self.newest_folder()
-        return None if folder is None else _loaded(folder), damaged
+        return None if folder is None else _load(folder), damaged
 
     def best(self, scores: Scores) -> Checkpoint | None:
-        """The one of `save` with the highest score, if it is whole and any has one."""
+        """The checkpoint made by `save` with the highest score; None without scores or if it is damaged."""
         folder = self.best_folder(scores)
-        return _loaded(folder) if folder is not None and self._damage(folder) is None else None
+        return _load(folder) if folder is not None and self._damage(folder) is None else None
 
     def folders(self) -> list[Path]:
-        """Those that are published, oldest first."""
+        """Folders of all checkpoints, oldest first."""
         paths = self.folder.glob("step-*") if self.folder.is_dir() else ()
         whole = (path for path in paths if path.is_dir() and re.fullmatch(r"step-\d{6,}", path.name))
         return sorted(whole, key=step_of)
 
     def clear(self) -> None:
-        """Remove all of them: the stage is published, or starts anew."""
+        """Remove all checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def best_folder(self, scores: Scores) -> Path | None:
-        """The one with the highest score, the newest of equal ones; None where none has any."""
+        """The folder with the highest score, the newest of equal ones; None without scores."""
         known = {folder: scores.get(step_of(folder), math.nan) for folder in self.folders()}
         finite = [folder for folder, score in known.items() if math.isfinite(score)]
         return max(finite, key=lambda folder: (known[folder], step_of(folder)), default=None)
@@ -125,11 +125,11 @@ class CheckpointStore:
     def _damage(self, folder: Path) -> str | None:
         try:
             expected = json.loads((folder / HASHES).read_text(encoding="utf-8"))
-            there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {HASHES}
-            if set(expected) != there:
-                odd = ", ".join(sorted(set(expected) ^ there)[:3])
-                return f"{HASHES} and the folder do not hold the same files: {odd}"
-            if missing := self._needed - there:
+            present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {HASHES}
+            if set(expected) != present:
+                differing = ", ".join(sorted(set(expected) ^ present)[:3])
+                return f"{HASHES} and the folder do not hold the same files: {differing}"
+            if missing := self._needed - present:
                 return f"no {', '.join(sorted(missing))}"
             for name, known in expected.items():
                 if hash_of(folder / name) != known:
@@ -155,9 +155,9 @@ def step_of(folder: Path) -> int:
 
 
 class SaveSchedule:
-    """When a checkpoint is due: every so many steps, and at the first step after so many minutes.
+    """Schedule of checkpoints: every so many steps, and at the first step after so many minutes.
 
-    Minutes are those of the monotonic clock, which a changed system time does not touch.
+    Minutes are of the monotonic clock, which does not depend on the system time.
     """
 
     def __init__(self, every: int, minutes: float) -> None:
@@ -165,37 +165,38 @@ class SaveSchedule:
         self._last = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Is it time to save, after this step?"""
+        """Whether a checkpoint is due after this step."""
         return step % self._every == 0 or time.monotonic() - self._last >= self._seconds
 
     def saved(self) -> None:
-        """The minutes count from now on."""
+        """Restart the minutes."""
         self._last = time.monotonic()
 
 
-def refuse_other(
-    place: Path, form: Any, before: Any, now: Any, anew: str, *, force: bool = False, forcible: Sequence[str] = ()
+def check_identity(
+    place: Path, form: Any, before: Any, now: Any, restart: str, *, force: bool = False, forcible: Sequence[str] = ()
 ) -> None:
-    """Raise RunError naming the first setting or input in which a checkpoint's identity is not that of this run.
+    """Raise RunError naming the first setting or input in which a checkpoint's identity differs from this run's.
 
-    form: the checkpoint's `FORMAT`; anew: what to do to begin anew; forcible: keys whose difference `force` accepts.
+    form: the checkpoint's `FORMAT`; restart: how to start over, for the message; forcible: keys whose
+    difference `force` accepts.
     """
     if form != FORMAT or not isinstance(before, dict):
         raise RunError.because(
-            f"'{place}' has format {form!r}", f"format {FORMAT}", f"use the version that made it, or {anew}"
+            f"'{place}' has format {form!r}", f"format {FORMAT}", f"use the version that made it, or {restart}"
         )
-    before = completed(without_places(before), now)
+    before = with_defaults(without_locations(before), now)
     accepted = {**now, **{key: before.get(key) for key in forcible}}
     difference = first_difference(before, accepted if force else now)
     if difference is not None:
-        key, then, current = difference
+        key, recorded, current = difference
         remedy = "set it back" + (", accept it with --force" if first_difference(before, accepted) is None else "")
-        got = f"'{place}' was made with {key}={then!r}, now {current!r}"
-        raise RunError.because(got, "the same value", f"{remedy}, or {anew}")
+        got = f"'{place}' was made with {key}={recorded!r}, now {current!r}"
+        raise RunError.because(got, "the same value", f"{remedy}, or {restart}")
 
 
-def generators(own: Mapping[str, torch.Generator] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The states of all random generators, as JSON and tensors: python, NumPy, torch, each GPU, and our own by name."""
+def generator_states(own: Mapping[str, torch.Generator] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The states of all random generators, as JSON and tensors: python, NumPy, torch, each GPU, and `own` by name."""
     version, numbers, gauss = random.getstate()
     numpy_state: Any = np.random.get_state(legacy=True)
     kind, keys, position, has_gauss, cached = numpy_state
@@ -245,12 +246,12 @@ def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Ma
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def _stored(tensor: Tensor) -> Tensor:
-    """On the CPU, in memory of its own: safetensors refuses tensors that share it. Copied only where need be."""
+def _storable(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU in its own memory, because safetensors refuses shared memory; copied only if needed."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def _loaded(folder: Path) -> Checkpoint:
+def _load(folder: Path) -> Checkpoint:
     saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return Checkpoint(saved["step"], saved["state"], load_file(folder / TENSORS), folder)

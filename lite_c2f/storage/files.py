@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all; JSON and JSONL of a run directory."""
+"""Atomic writes of files and folders; JSON and JSONL files of a run directory."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from lite_c2f.errors import RunError
 
 @contextlib.contextmanager
 def publish_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Fill a folder beside `folder`, then rename it into place: it appears whole or not at all.
+    """Yield a temporary folder that is renamed to `folder` at the end, so that it appears complete or not at all.
 
     replace: remove an older folder of that name first. Raises RunError when it exists and replace is False.
     """
@@ -33,7 +33,7 @@ def publish_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
                 path.chmod(0o644)  # safetensors makes files that only their owner can read
                 sync(path)
         sync(unfinished)
-        if folder.exists():  # out of the way at once: removing it file by file takes long enough to be killed in
+        if folder.exists():  # renamed first, because the process may be killed while it removes files
             folder.rename(unfinished.with_name(f"{unfinished.name}.old"))
         unfinished.rename(folder)
         sync(folder.parent)
@@ -43,7 +43,7 @@ def publish_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left beside `folder`; the folders of running ones stay."""
+    """Remove temporary folders that killed processes left beside `folder`; those of running ones stay."""
     for path in folder.parent.glob(f".{folder.name}.partial-*"):
         owner = path.name.removeprefix(f".{folder.name}.partial-").split("-")[0]
         try:
@@ -51,16 +51,16 @@ def remove_leftovers(folder: Path) -> None:
         except (ValueError, ProcessLookupError):
             shutil.rmtree(path, ignore_errors=True)
         except PermissionError:
-            pass  # alive, and another user's
+            pass  # a running process of another user
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside `path`, then rename it into place. NaN and infinity are refused: they are not JSON."""
+    """Write JSON atomically. Raises ValueError for NaN and infinity, which are not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text beside `path`, then rename it into place."""
+    """Write text atomically: to a temporary file that is renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -75,7 +75,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of ours. Raises RunError naming the file when it is missing or damaged."""
+    """Read a JSON file of a run. Raises RunError naming the file when it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -87,19 +87,19 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object to a .jsonl file and flush it, so that readers see whole lines."""
+    """Append one JSON object to a .jsonl file in one write, so that readers see whole lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(_line(record))
 
 
 def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write a whole .jsonl file at once."""
+    """Write a .jsonl file atomically."""
     write_text(path, "".join(map(_line, records)))
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Objects of a .jsonl file of a run, [] where there is none; raises RunError naming the line that is damaged."""
+    """Objects of a .jsonl file of a run, [] if there is none. Raises RunError naming a damaged line."""
     if not file.is_file():
         return []
     rows = []
@@ -107,16 +107,16 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError:
-            raise RunError.because(f"{file}:{number} is not JSON", "one object a line", "remove that line") from None
+            raise RunError.because(f"{file}:{number} is not JSON", "one object per line", "remove that line") from None
     return rows
 
 
-def cut_lines(file: Path, keep: Callable[[dict[str, Any]], bool], then: Sequence[dict[str, Any]] = ()) -> None:
-    """Keep the objects of a .jsonl file that `keep` wants; what a kill left half-written goes too.
+def filter_lines(file: Path, keep: Callable[[dict[str, Any]], bool], added: Sequence[dict[str, Any]] = ()) -> None:
+    """Keep the objects of a .jsonl file for which `keep` is true; truncated lines are removed too.
 
-    then: objects to follow them. A reader sees the file either as it was or as it is afterwards.
+    added: objects to append. The file is replaced atomically.
     """
-    if not file.is_file() and not then:
+    if not file.is_file() and not added:
         return
     before = file.read_bytes() if file.is_file() else None
     content = b""
@@ -125,7 +125,7 @@ def cut_lines(file: Path, keep: Callable[[dict[str, Any]], bool], then: Sequence
             record = json.loads(line)
             if isinstance(record, dict) and keep(record):
                 content += line + b"\n"
-    content += "".join(map(_line, then)).encode()
+    content += "".join(map(_line, added)).encode()
     if content != before:
         write_text(file, content.decode())
 
@@ -135,12 +135,12 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _lines(file: Path) -> list[bytes]:
-    """Split as bytes: text may hold U+2028, and a kill may leave half a character."""
+    """The lines as bytes: text may hold U+2028, and the last line may end within a character."""
     return file.read_bytes().removesuffix(b"\n").split(b"\n") if file.stat().st_size else []
 
 
 def hash_of(file: Path) -> str:
-    """XXH3 (128 bits) of a file, in hex, to tell inputs apart: ten times as fast as sha256, no proof of origin."""
+    """XXH3 (128 bits) of a file, in hex, to compare inputs: ten times as fast as sha256, not cryptographic."""
     digest = xxhash.xxh3_128()
     buffer = memoryview(bytearray(2**20))
     with file.open("rb", buffering=0) as source:

@@ -5,26 +5,26 @@ from pathlib import Path
 from typing import Any
 
 from lite_c2f.errors import RunError
-from lite_c2f.storage.files import append_line, cut_lines
+from lite_c2f.storage.files import append_line, filter_lines
 
 
 class Metrics:
-    """metrics.jsonl of a run, one object per line; the same numbers go to an accelerate tracker where there is one."""
+    """metrics.jsonl of a run, one object per line; the same numbers go to an accelerate tracker if there is one."""
 
     def __init__(self, run: Path, tracker: Any = None) -> None:
         self.path, self.tracker = run / "metrics.jsonl", tracker
 
     def put_back(self, stage: str, lines: Sequence[dict[str, Any]]) -> None:
-        """Replace this stage's lines by those of a checkpoint: an interrupted run may have written more."""
+        """Replace this stage's lines by those of a checkpoint, which may be fewer."""
         rows = [{"stage": stage, "step": step, **line} for step, line in enumerate(lines, 1)]
-        cut_lines(self.path, lambda line: line.get("stage") != stage, rows)
+        filter_lines(self.path, lambda line: line.get("stage") != stage, rows)
 
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
         """Append a line, and log the numbers as STAGE/NAME."""
         append_line(self.path, {"stage": stage, "step": step, **values})
         if self.tracker is not None:
             figures = {f"{stage}/{name}": value for name, value in values.items()}
-            if self.tracker.name == "wandb":  # drops a step below the last one, as the first of a later stage is
+            if self.tracker.name == "wandb":  # would drop a lower step, such as the first of a later stage
                 self.tracker.log({**figures, f"{stage}/step": step})
             else:
                 self.tracker.log(figures, step=step)
@@ -52,7 +52,7 @@ def start_tracker(config: Any, run: Path) -> Any:
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    PartialState()  # accelerate's log needs it, and wandb's and trackio's trackers write to that log as they start
+    PartialState()  # needed by accelerate's logger, which the trackers of wandb and trackio use
     if name == "tensorboard":
         tracker = LOGGER_TYPE_TO_CLASS[name](run_name="tensorboard", logging_dir=str(run))
     else:

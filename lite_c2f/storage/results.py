@@ -1,31 +1,31 @@
-"""Cache of finished parts of a stage, one line each, so that a stage that was stopped does not repeat them."""
+"""Cache of a stage's partial results, one line each, so that an interrupted stage does not repeat them."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from lite_c2f.config.settings_diff import in_recorded_form, without_places
-from lite_c2f.storage.files import cut_lines, read_lines
+from lite_c2f.config.settings_diff import in_recorded_format, without_locations
+from lite_c2f.storage.files import filter_lines, read_lines
 
 
 class ResultCache:
-    """Results by name in a .jsonl file; results of other inputs or settings are left out.
+    """Results by name in a .jsonl file; results of other inputs or settings are ignored.
 
-    identity: what all results depend on, JSON-ready; where a model's files are is not compared, fingerprints are.
+    identity: settings and fingerprints that all results depend on, in JSON's types; models' locations are not compared.
     """
 
     def __init__(self, file: Path, identity: Any) -> None:
-        self._file, self._identity = file, without_places(json.loads(json.dumps(identity)))
+        self._file, self._identity = file, without_locations(json.loads(json.dumps(identity)))
         self._results: dict[str, Any] = {}
-        cut_lines(file, lambda _: True)  # a line that a kill left half-written
+        filter_lines(file, lambda _: True)  # removes a truncated line
         lines = read_lines(file)
-        recorded = without_places(lines[0].get("identity")) if lines else None
-        if lines and recorded == in_recorded_form(recorded, self._identity):
+        recorded = without_locations(lines[0].get("identity")) if lines else None
+        if lines and recorded == in_recorded_format(recorded, self._identity):
             self._results = {line["name"]: line["value"] for line in lines[1:] if "name" in line}
 
     def get(self, name: str) -> Any:
-        """The value of a name; None where there is none."""
+        """The value of a name; None if there is none."""
         return self._results.get(name)
 
     def put(self, name: str, value: Any) -> None:
@@ -37,7 +37,7 @@ class ResultCache:
         self._results[name] = json.loads(json.dumps(value))
 
     def clear(self) -> None:
-        """Remove the file: everything in it is published elsewhere."""
+        """Remove the file, whose results are published elsewhere."""
         self._file.unlink(missing_ok=True)
 
     def _append(self, line: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import gradio as gr
 
 from lite_c2f.chat import Chat
-from lite_c2f.evaluation.compare import made_of
+from lite_c2f.evaluation.compare import actor_hashes
 from lite_c2f.runs.manifest import inputs_of
 from lite_c2f.runs.models import TOY
 from lite_c2f.toy import CONFIG as TOY_CONFIG
@@ -31,7 +31,7 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
     """
     chat = run if isinstance(run, Chat) else Chat(run, merged=merged)
     folder = chat.run.resolve()
-    facts = {"name": folder.name, "inputs": inputs_of(folder), "made_of": made_of(folder)}
+    facts = {"name": folder.name, "inputs": inputs_of(folder), "made_of": actor_hashes(folder)}
     served = Served(chat, PageSessions(), folder / "app", facts)
     with gr.Blocks(title=f"lite_c2f: {folder.name}", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_about(chat, folder.name), elem_id="about", elem_classes="about")

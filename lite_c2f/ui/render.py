@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from lite_c2f.actors.reply import ENDINGS
-from lite_c2f.evaluation.overlap import Span, kept, kept_share, repeated
+from lite_c2f.evaluation.overlap import Span, repeated_spans, shared_share, shared_spans
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.markdown import formatted
 from lite_c2f.ui.store.conversations import PREVIOUS_FINE, Reply, Round
@@ -92,11 +92,11 @@ def before(old: Reply, new: Reply) -> str:
 
 def spans_of(reply: Reply, round_: Round | None) -> dict[str, list[Span]]:
     """What to mark: what the answer says again, and what the Fine Actor kept of the Coarse Actor (in both)."""
-    layers = {"again": repeated(reply.text)}
+    layers = {"again": repeated_spans(reply.text)}
     pair = {"fine": "coarse", "coarse": "fine"}
     other = round_.replies.get(pair.get(reply.pane, "")) if round_ is not None else None
     if other is not None and other.text:
-        layers["kept"] = kept(reply.text, other.text)
+        layers["kept"] = shared_spans(reply.text, other.text)
     return layers
 
 
@@ -163,11 +163,11 @@ def insight(round_: Round | None) -> str:
         return ""
     parts = [f"{fine.tokens} tokens"]
     if coarse is not None:
-        share = kept_share(fine.text, coarse.text)
+        share = shared_share(fine.text, coarse.text)
         parts[0] += f" against Coarse's {coarse.tokens}"
         parts.append(f"{share:.0%} of its words and signs in stretches that Coarse said too")
         if baseline is not None:
-            before = kept_share(baseline.text, coarse.text)
+            before = shared_share(baseline.text, coarse.text)
             parts[-1] += f" (Baseline: {before:.0%})"
     if baseline is not None and fine.reward is not None and baseline.reward is not None:
         parts.append(f"reward {signed(fine.reward - baseline.reward)} over Baseline")

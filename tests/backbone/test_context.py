@@ -8,7 +8,7 @@ from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.pair import read_config
 from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ConfigError
-from lite_c2f.evaluation.llm_judge.conversations import with_room
+from lite_c2f.evaluation.llm_judge.conversations import with_longest_prompts
 from lite_c2f.runs.models import ModelPair, check_context
 
 SIZES = {
@@ -121,7 +121,7 @@ def test_a_judged_conversation_has_the_room_that_the_shorter_context_leaves(tmp_
     LlamaConfig(**SIZES, max_position_embeddings=80).save_pretrained(folders[1])
     config = load_config({}, ["evaluation.max_tokens=10"])
     for pair in (folders, folders[::-1]):
-        assert with_room(config, ModelPair(*pair)).data.max_prompt_tokens == 24 - 10
+        assert with_longest_prompts(config, ModelPair(*pair)).data.max_prompt_tokens == 24 - 10
 
 
 @pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions", "max_seq_len"])

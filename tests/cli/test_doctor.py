@@ -23,7 +23,7 @@ def narrow(monkeypatch):
 def test_a_sound_machine_has_no_problems(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
     assert doctor.problems(WELL, 100.0) == []
-    found = doctor.examine()
+    found = doctor.system_report()
     assert found["4-bit"].startswith("works") and found["torch"] == torch.__version__
     assert json.loads(json.dumps(found)) == found
     required = {"torch", "transformers", "tokenizers", "PyYAML", "markdown-it-py"}
@@ -50,15 +50,18 @@ def test_a_gpu_that_torch_does_not_see_is_noticed(monkeypatch):
 
 
 def test_packages_are_held_against_what_is_required():
-    assert doctor.unmet("torch>=2.9") is None
-    assert doctor.unmet("torch>=99") == f"torch is {torch.__version__}; pip install 'torch>=99'"
-    assert doctor.unmet("no-such-package>=1") == "no-such-package is missing; pip install 'no-such-package>=1'"
+    assert doctor.requirement_problem("torch>=2.9") is None
+    assert doctor.requirement_problem("torch>=99") == f"torch is {torch.__version__}; pip install 'torch>=99'"
+    assert (
+        doctor.requirement_problem("no-such-package>=1")
+        == "no-such-package is missing; pip install 'no-such-package>=1'"
+    )
 
 
 def test_4bit_layers_that_are_wrong_are_a_problem(monkeypatch, narrow):
     right = bnb.nn.Linear4bit.forward
     monkeypatch.setattr(bnb.nn.Linear4bit, "forward", lambda self, x: right(self, x) * (1 + (len(x) == 1)))
-    found = doctor.examine()
+    found = doctor.system_report()
     assert found["4-bit"].startswith("wrong: 1 row of 64, ") and found["4-bit"] in found["problems"][0]
 
 
@@ -75,12 +78,12 @@ def test_tokenizers_of_model_folders_are_tried(pico, call, tmp_path, narrow):
 
 def test_the_secret_itself_is_not_shown(monkeypatch, narrow):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnop")
-    assert "abcdefghijklmnop" not in json.dumps(doctor.examine())
+    assert "abcdefghijklmnop" not in json.dumps(doctor.system_report())
 
 
 def test_a_run_is_described(tmp_path):
     with pytest.raises(RunError, match="no run directory"):
-        doctor.examine_run(tmp_path)
+        doctor.run_report(tmp_path)
     (tmp_path / "run.json").write_text('{"models": {"base": "b", "instruct": "i"}, "seconds": {}, "lite_c2f": "0.1.0"}')
     (tmp_path / "reward").mkdir()
     (tmp_path / "reward" / "metrics.json").write_text("{}")
@@ -96,14 +99,14 @@ def test_a_run_is_described(tmp_path):
         store.save(Checkpoint(step, {}, {"w": torch.ones(2)}), {2: 0.7})
     (tmp_path / "coarse" / "checkpoints" / "step-000006" / "state.json").write_text("{}")
     with locked(tmp_path):
-        found = doctor.examine_run(tmp_path)
+        found = doctor.run_report(tmp_path)
         assert found["in use"].startswith("process ") and found["state"] == "running"
     assert (found["reward"], found["fine"], found["comparison"]) == ("published", "not begun", "not made")
     assert found["coarse"] == "4 steps done; reward +0.50, limit 16; goes on from step-000004, best step-000002"
     assert found["log ends"] == "2026-11-21 18:00:00,000 ERROR lite_c2f.run: it failed"
     assert len(found["problems"]) == 2 and "step-000006' is damaged" in found["problems"][0]
     assert "reward/metrics.json" in found["problems"][1]
-    found = doctor.examine_run(tmp_path)
+    found = doctor.run_report(tmp_path)
     assert found["in use"] == "no" and found["state"] == "failed: it failed" and "continue with" not in found
 
 
@@ -119,9 +122,9 @@ def test_a_run_that_was_killed_is_told_how_to_go_on(tmp_path):
     for saved, state in (
         ({"state": "running"}, "stopped without a message"),
         ({"state": "stopped", "interrupted": True}, "stopped by a signal"),
-        ({"state": "stopped"}, "the stages that were asked for are done"),
+        ({"state": "stopped"}, "the requested stages are done"),
     ):
         write_progress(tmp_path, **saved)
-        found = doctor.examine_run(tmp_path)
+        found = doctor.run_report(tmp_path)
         assert state in found["state"]
         assert found["continue with"] == f"lite-c2f train {tmp_path}/config.yaml" and found["problems"] == []

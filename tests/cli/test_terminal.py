@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from rich.console import Console
 
 from lite_c2f.cli.tables import comparison_table, print_summary, source_table
-from lite_c2f.cli.terminal import TerminalSink, figures
+from lite_c2f.cli.terminal import TerminalSink, format_figures
 
 
 def view(terminal, width=100):
@@ -20,7 +20,7 @@ def said(shown):
 
 def test_plain_lines_name_the_stage_and_keep_notes(monkeypatch):
     shown = view(False)
-    monkeypatch.setattr("lite_c2f.cli.terminal.PLAIN_EVERY", 0.0)
+    monkeypatch.setattr("lite_c2f.cli.terminal.PLAIN_LINE_SECONDS", 0.0)
     shown.on_stage("coarse actor", 4, "updates")
     shown.on_step(1, {"reward": -0.5, "limit": 16, "tokens_per_s": 12.3, "unknown": 1})
     shown.on_message("rows skipped: 4 [empty answer]")
@@ -63,7 +63,7 @@ def test_a_narrow_terminal_cuts_figures_before_progress():
 
 
 def test_figures_and_table():
-    assert figures({"kl": 0.123, "limit": 16.0}) == "limit 16  kl 0.12"
+    assert format_figures({"kl": 0.123, "limit": 16.0}) == "limit 16  kl 0.12"
     row = {"reward": 1.0, "tokens": 5.25, "repeated_4gram": 0.0, "eos": 1.0}
     table = comparison_table({"actors": {"base": row, "fine": {**row, "reward": -2.0}}})
     console = Console(file=io.StringIO(), width=100)

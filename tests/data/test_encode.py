@@ -9,16 +9,7 @@ from tokenizer_kinds import made
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lite_c2f.data.encode import (
-    HH,
-    beginning,
-    encode_answer,
-    encode_chat,
-    encode_prompt,
-    pad_left,
-    pad_right,
-    render,
-)
+from lite_c2f.data.encode import HH, encode_answer, encode_chat, encode_prompt, leading_ids, pad_left, pad_right, render
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError, DataError, ModelError
 from lite_c2f.toy.build import CHAT_TEMPLATE, make_tokenizer, restore_bos
@@ -152,7 +143,7 @@ def test_no_bos_where_the_tokenizer_defines_one_and_adds_none():
     """SmolLM2's form: BOS is `<|im_start|>`, which begins a chat's turn and no text."""
     turns, special = talk("Why?"), ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     chat = plain_bytes(special, bos_token=special[1], eos_token=special[2], unk_token=special[0], pad_token=special[2])
-    assert chat.bos_token_id == 1 and beginning(chat) == []
+    assert chat.bos_token_id == 1 and leading_ids(chat) == []
     assert encode_prompt(chat, turns, 99) == (ids_of(chat, "\n\nHuman: Why?\n\nAssistant:"), 0)
     cut, _ = encode_prompt(chat, talk("Why? " * 30), 30)
     assert cut[:2] == ids_of(chat, "\n\nHuman:")[:2]
@@ -162,30 +153,30 @@ def test_bos_where_a_post_processor_adds_it():
     """Llama-3's form; GPT-2's one token would be both beginning and end, and is neither put before a text."""
     begin = "<|begin_of_text|>"
     llama = plain_bytes([begin, "<|end_of_text|>"], bos_token=begin, eos_token="<|end_of_text|>")
-    assert beginning(llama) == []
+    assert leading_ids(llama) == []
     llama.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", special_tokens=[(begin, 0)]
     )
-    assert beginning(llama) == [0]
+    assert leading_ids(llama) == [0]
     assert encode_prompt(llama, talk("Why?"), 99)[0] == [0, *ids_of(llama, "\n\nHuman: Why?\n\nAssistant:")]
-    assert [beginning(made(kind)) for kind in ("gpt2", "neox", "qwen")] == [[], [], []]
+    assert [leading_ids(made(kind)) for kind in ("gpt2", "neox", "qwen")] == [[], [], []]
 
 
 def test_the_toy_tokenizer_adds_the_bos_it_was_trained_with(tmp_path):
     """Also one that was saved by a version whose tokenizer added none by itself; another one stays as it is."""
     tokenizer = make_tokenizer()
-    assert beginning(tokenizer) == [1]
+    assert leading_ids(tokenizer) == [1]
     tokenizer.chat_template = CHAT_TEMPLATE
     assert encode_chat(tokenizer, talk("a"), 99) == [1, 3, *ids_of(tokenizer, " a "), 4]  # one BOS
     tokenizer.save_pretrained(tmp_path)
-    assert beginning(AutoTokenizer.from_pretrained(tmp_path)) == [1]
+    assert leading_ids(AutoTokenizer.from_pretrained(tmp_path)) == [1]
     tokenizer.add_bos_token = False
-    assert beginning(tokenizer) == []
+    assert leading_ids(tokenizer) == []
     restore_bos(tokenizer)
-    assert beginning(tokenizer) == [1]
+    assert leading_ids(tokenizer) == [1]
     other = made("sentencepiece")
     restore_bos(other)
-    assert beginning(other) == []
+    assert leading_ids(other) == []
 
 
 @TOKENIZERS

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lite_c2f.config.data import Source
 from lite_c2f.config.loading import load_config
-from lite_c2f.data.records import LEAST, Pair, Turn, load_pairs, load_prompts
+from lite_c2f.data.records import ROWS_PER_USABLE, Pair, Turn, load_pairs, load_prompts
 from lite_c2f.errors import ConfigError, DataError
 
 GOOD_ROW = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
@@ -103,9 +103,9 @@ def test_advice_for_prompts_reads_them(tmp_path):
 
 def test_source_is_refused_only_when_almost_nothing_is_left(tmp_path):
     odd = {"prompt": "Why?", "chosen": 1, "rejected": 2}
-    loaded = load_pairs([Source(path=str(jsonl(tmp_path / "a.jsonl", GOOD_ROW, *[odd] * (LEAST - 1))))])
-    assert len(loaded.items) == 1 and loaded.skipped == {"'chosen' is a number": LEAST - 1}
-    good, bad = tmp_path / "good.jsonl", jsonl(tmp_path / "b.jsonl", *[odd] * LEAST, GOOD_ROW)
+    loaded = load_pairs([Source(path=str(jsonl(tmp_path / "a.jsonl", GOOD_ROW, *[odd] * (ROWS_PER_USABLE - 1))))])
+    assert len(loaded.items) == 1 and loaded.skipped == {"'chosen' is a number": ROWS_PER_USABLE - 1}
+    good, bad = tmp_path / "good.jsonl", jsonl(tmp_path / "b.jsonl", *[odd] * ROWS_PER_USABLE, GOOD_ROW)
     sources = [Source(path=str(jsonl(good, GOOD_ROW))), Source(path=str(bad))]
     with pytest.raises(DataError, match=rf"b\.jsonl': 1 of 21 rows .*'chosen' is a number: 20, first at {bad}:1"):
         load_pairs(sources)

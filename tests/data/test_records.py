@@ -12,7 +12,7 @@ from lite_c2f.config import settings
 from lite_c2f.data import records
 from lite_c2f.data.records import Pair, Prompt, Turn, load_prompts, parse_transcript, prompts_of
 from lite_c2f.data.sources import name_of, read_rows
-from lite_c2f.data.turns import within
+from lite_c2f.data.turns import texts_within
 from lite_c2f.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"
@@ -522,11 +522,20 @@ def test_the_same_texts_of_other_speakers_are_other_turns():
     """`within` by hand: a part of a text of the same speaker, whatever the order."""
     turns = [Turn("human", "Why is that?"), Turn("assistant", "Because.")]
     swapped = [Turn("assistant", "Why is that?"), Turn("human", "Because.")]
-    assert within(turns, turns) and within(turns[::-1], turns) and within([], turns) and within([], [])
-    assert within([Turn("human", "is that"), Turn("assistant", "cause")], turns)
-    assert not within(swapped, turns) and not within(turns, swapped) and not within(swapped[:1], turns)
-    assert not within([Turn("assistant", "is that")], turns) and not within([Turn("human", "Why is that?!")], turns)
-    assert not within(turns, [])
+    assert (
+        texts_within(turns, turns)
+        and texts_within(turns[::-1], turns)
+        and texts_within([], turns)
+        and texts_within([], [])
+    )
+    assert texts_within([Turn("human", "is that"), Turn("assistant", "cause")], turns)
+    assert (
+        not texts_within(swapped, turns) and not texts_within(turns, swapped) and not texts_within(swapped[:1], turns)
+    )
+    assert not texts_within([Turn("assistant", "is that")], turns) and not texts_within(
+        [Turn("human", "Why is that?!")], turns
+    )
+    assert not texts_within(turns, [])
 
 
 def test_a_conversation_of_thousands_of_turns_is_read(tmp_path):

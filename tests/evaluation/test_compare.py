@@ -6,7 +6,7 @@ from lite_c2f.actors.answers import Answer
 from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Prompt, Turn
 from lite_c2f.evaluation.compare import answer_cache, by_source
-from lite_c2f.pipeline.comparison import compared_with, comparison_of
+from lite_c2f.pipeline.comparison import comparison_settings, last_comparison_settings
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.storage.files import write_json
 
@@ -60,10 +60,10 @@ def test_figures_of_each_source_by_hand():
 
 def test_a_comparison_of_another_merge_is_not_the_one_that_was_made(run):
     config = load_config({})
-    assert compared_with(run) is None
-    write_json(run / "evaluation" / "settings.json", comparison_of(config, run))
+    assert last_comparison_settings(run) is None
+    write_json(run / "evaluation" / "settings.json", comparison_settings(config, run))
     write_json(run / "evaluation" / "actors.json", {})
-    assert compared_with(run) == comparison_of(config, run)
-    assert compared_with(run) != comparison_of(load_config({}, ["evaluation.prompts=9"]), run)
+    assert last_comparison_settings(run) == comparison_settings(config, run)
+    assert last_comparison_settings(run) != comparison_settings(load_config({}, ["evaluation.prompts=9"]), run)
     (run / "fine" / "merge.json").write_text("at another ratio")
-    assert compared_with(run) != comparison_of(config, run)
+    assert last_comparison_settings(run) != comparison_settings(config, run)

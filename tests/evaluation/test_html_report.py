@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lite_c2f.errors import RunError
-from lite_c2f.evaluation.overlap import pieces, repeated
+from lite_c2f.evaluation.overlap import marked_pieces, repeated_spans
 from lite_c2f.evaluation.page import AnswerBlock, Chart, Code, Heading, Table, Text, as_html, as_markdown, figures_table
 from lite_c2f.evaluation.report import flattened, settings_table, write_comparison
 from lite_c2f.evaluation.sections import by_source
@@ -30,12 +30,16 @@ EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
     ],
 )
 def test_repeated(text, found):
-    assert [text[start:end].split() for start, end in repeated(text)] == [part.split() for part in found]
+    assert [text[start:end].split() for start, end in repeated_spans(text)] == [part.split() for part in found]
 
 
 def test_pieces_are_the_text_again():
     text = f"one two three four {EVIL} one two three four & more"
-    assert pieces(text) == [(f"one two three four {EVIL} ", False), ("one two three four", True), (" & more", False)]
+    assert marked_pieces(text) == [
+        (f"one two three four {EVIL} ", False),
+        ("one two three four", True),
+        (" & more", False),
+    ]
     page = as_html("t", [AnswerBlock("p", [("fine", "", text)])])
     assert "<mark>one two three four</mark> &amp; more</p>" in page and page.count("<mark>") == 1
     assert "<script" not in page and "<img" not in page

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from lite_c2f.evaluation.metrics import (
-    after_answer,
-    clauses,
     compression_ratio,
     distinct,
-    removable,
-    repeated_across,
+    removable_share,
+    repeated_ngrams_across,
+    share_after_answer,
+    split_clauses,
     verbosity,
 )
 from lite_c2f.evaluation.wins import logistic, paired_wins
@@ -38,32 +38,32 @@ def test_texts_that_are_alike_compress_better():
 
 
 def test_repetition_across_turns():
-    assert repeated_across([[1, 2, 3, 4]], 2) == repeated_across([], 2) == (0, 0)
-    assert repeated_across([[1, 2], [3, 4], [1, 2, 3, 4]], 2) == (2, 4)  # 34 | 12 23 34: 12 and 34 came before
-    assert repeated_across([[1, 2], [1, 2, 1, 2]], 2) == (2, 3)  # within a turn is not across
+    assert repeated_ngrams_across([[1, 2, 3, 4]], 2) == repeated_ngrams_across([], 2) == (0, 0)
+    assert repeated_ngrams_across([[1, 2], [3, 4], [1, 2, 3, 4]], 2) == (2, 4)  # 34 | 12 23 34: 12 and 34 came before
+    assert repeated_ngrams_across([[1, 2], [1, 2, 1, 2]], 2) == (2, 3)  # within a turn is not across
 
 
 @pytest.mark.parametrize("text", ["One, two. Three: four;\nfive", "", "no stop", "3.5 is, well, 3.5.", "a  b . c"])
 def test_clauses_are_the_text_again(text):
-    assert "".join(clauses(text)) == (text if text.strip() else "")
+    assert "".join(split_clauses(text)) == (text if text.strip() else "")
 
 
 def test_numbers_are_not_cut():
-    assert clauses("It is 3.5 or 1,000. Yes") == ["It is 3.5 or 1,000.", " Yes"]
+    assert split_clauses("It is 3.5 or 1,000. Yes") == ["It is 3.5 or 1,000.", " Yes"]
 
 
 def test_what_can_be_removed():
-    assert removable("The answer is 5.", says(5)) == 0.0
-    assert removable("Well, now. The answer is 5. Bye.", says(5)) == pytest.approx(3 / 7)
-    assert removable("The answer is 4.", says(5)) is None
+    assert removable_share("The answer is 5.", says(5)) == 0.0
+    assert removable_share("Well, now. The answer is 5. Bye.", says(5)) == pytest.approx(3 / 7)
+    assert removable_share("The answer is 4.", says(5)) is None
     twice = "The answer is 5. So the answer is 5."  # the later one stays: 5 of 9 words
-    assert removable(twice, says(5)) == pytest.approx(4 / 9)
+    assert removable_share(twice, says(5)) == pytest.approx(4 / 9)
 
 
 def test_what_comes_after_the_answer():
-    assert after_answer("First. The answer is 5. I hope that helps.", says(5)) == pytest.approx(4 / 9)
-    assert after_answer("The answer is 5.", says(5)) == 0.0
-    assert after_answer("No idea.", says(5)) is None
+    assert share_after_answer("First. The answer is 5. I hope that helps.", says(5)) == pytest.approx(4 / 9)
+    assert share_after_answer("The answer is 5.", says(5)) == 0.0
+    assert share_after_answer("No idea.", says(5)) is None
 
 
 def test_verbosity_compares_groups():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lite_c2f.actors.answers import repeated_ngrams
-from lite_c2f.evaluation.overlap import kept, kept_share, repeated
+from lite_c2f.evaluation.overlap import repeated_spans, shared_share, shared_spans
 
 HAND = [  # text, n, what is marked
     ("", 4, []),
@@ -28,17 +28,17 @@ HAND = [  # text, n, what is marked
 
 @pytest.mark.parametrize(("text", "n", "found"), HAND)
 def test_repeated(text, n, found):
-    assert repeated(text, n) == found
+    assert repeated_spans(text, n) == found
 
 
 def test_offsets_are_the_texts_own_where_folding_changes_lengths():
     text = "Die STRASSE ist lang. İ! die straße ist LANG!"
     assert "STRASSE".casefold() == "straße".casefold()
-    assert [text[start:end] for start, end in repeated(text, 4)] == ["die straße ist LANG"]
+    assert [text[start:end] for start, end in repeated_spans(text, 4)] == ["die straße ist LANG"]
     emoji = "🙂 so it is fine. 🙂 So it is fine"
-    assert repeated(emoji, 4) == [(17, 32)]  # a character beyond the BMP is one, as in Python
+    assert repeated_spans(emoji, 4) == [(17, 32)]  # a character beyond the BMP is one, as in Python
     accents = "e\u0301te\u0301 un deux trois, x e\u0301te\u0301 un deux trois"
-    assert [accents[start:end] for start, end in repeated(accents, 4)] == ["e\u0301te\u0301 un deux trois"]
+    assert [accents[start:end] for start, end in repeated_spans(accents, 4)] == ["e\u0301te\u0301 un deux trois"]
 
 
 @pytest.mark.parametrize(
@@ -54,18 +54,18 @@ def test_offsets_are_the_texts_own_where_folding_changes_lengths():
     ],
 )
 def test_kept(fine, coarse, n, found, share):
-    assert kept(fine, coarse, n) == found
-    assert kept_share(fine, coarse, n) == pytest.approx(share, abs=1e-12)
+    assert shared_spans(fine, coarse, n) == found
+    assert shared_share(fine, coarse, n) == pytest.approx(share, abs=1e-12)
 
 
 def test_how_repeats_differ_from_the_other_figures():
-    assert repeated("a a a a a", 4) == [(2, 9)] and repeated_ngrams([1] * 5) == 0.5
+    assert repeated_spans("a a a a a", 4) == [(2, 9)] and repeated_ngrams([1] * 5) == 0.5
     text = "The sky is blue. the sky is blue"
-    assert repeated(text, 4) == [(17, 32)]
+    assert repeated_spans(text, 4) == [(17, 32)]
 
 
 def test_stretches_of_no_words_are_refused():
-    for call in (repeated, lambda text, n: kept(text, text, n)):
+    for call in (repeated_spans, lambda text, n: shared_spans(text, text, n)):
         with pytest.raises(ValueError, match="n=0"):
             call("a", 0)
 
@@ -101,21 +101,23 @@ def test_against_all_stretches(fine, coarse, n):
             size = last - first
             if any(other[at : at + size] == said[first:last] for at in range(len(other) - size + 1)):
                 marked.update(range(first, last))
-    assert kept(fine, coarse, n) == spans_of(words, marked)
-    assert kept_share(fine, coarse, n) == pytest.approx(len(marked) / max(len(said), 1), abs=1e-12)
+    assert shared_spans(fine, coarse, n) == spans_of(words, marked)
+    assert shared_share(fine, coarse, n) == pytest.approx(len(marked) / max(len(said), 1), abs=1e-12)
     again = set()
     for first in range(len(said) - n + 1):
         if any(said[before : before + n] == said[first : first + n] for before in range(first)):
             again.update(range(first, first + n))
-    assert repeated(fine, n) == spans_of(words, again)
+    assert repeated_spans(fine, n) == spans_of(words, again)
 
 
 @given(st.text(max_size=80), st.integers(1, 3))
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_spans_are_in_the_text_apart_and_in_order(text, n):
-    assert kept(text, text, n) == ([(kept(text, text, n)[0])] if kept(text, text, n) else [])  # all of it, or nothing
+    assert shared_spans(text, text, n) == (
+        [(shared_spans(text, text, n)[0])] if shared_spans(text, text, n) else []
+    )  # all of it, or nothing
     last = -1
-    for start, end in repeated(text, n):
+    for start, end in repeated_spans(text, n):
         assert last < start < end <= len(text)
         assert not text[start].isspace() and not text[end - 1].isspace()
         last = end
@@ -125,5 +127,5 @@ def test_spans_are_in_the_text_apart_and_in_order(text, n):
 def test_long_texts_take_no_time(text):
     """A few ms of this process; a search that grows with the square would take minutes."""
     began = time.process_time()
-    repeated(text), kept(text, text, 4)
+    repeated_spans(text), shared_spans(text, text, 4)
     assert time.process_time() - began < 10

@@ -14,9 +14,9 @@ from lite_c2f.data.encode import encode_chat
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError, RunError
 from lite_c2f.evaluation.compare import merged_ratios
-from lite_c2f.evaluation.extras import probed
+from lite_c2f.evaluation.extras import unwanted_words
 from lite_c2f.evaluation.page import as_markdown
-from lite_c2f.evaluation.probe import by_layer, first_tokens, rates, read_words
+from lite_c2f.evaluation.probe import first_tokens, probabilities_by_layer, read_words, word_rates
 from lite_c2f.evaluation.probe_stage import probe
 from lite_c2f.fine.merge import merge
 from lite_c2f.storage.files import write_json, write_text
@@ -40,7 +40,7 @@ def actor(pico):
 def test_every_layer_is_read_as_if_it_were_the_last(actor):
     words = ["w12", "w20", "w33"]
     wanted = [actor.tokenizer.convert_tokens_to_ids(word) for word in words]
-    found = by_layer(actor, PROMPTS, words, 0.5, 2)
+    found = probabilities_by_layer(actor, PROMPTS, words, 0.5, 2)
     model = actor.model.get_base_model()
     expected = torch.zeros(3)
     with torch.no_grad(), actor.ratio(0.5):
@@ -63,7 +63,7 @@ def test_every_layer_is_read_as_if_it_were_the_last(actor):
                 expected[place] += p[wanted].sum() / len(PROMPTS)
             torch.testing.assert_close(p, logits.softmax(-1), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(torch.tensor(found), expected, atol=1e-6, rtol=1e-5)
-    without = by_layer(actor, PROMPTS, words, 0.0, 3)
+    without = probabilities_by_layer(actor, PROMPTS, words, 0.0, 3)
     assert without[0] == pytest.approx(found[0], abs=1e-7)  # the embeddings have no adapter
     assert abs(without[-1] - found[-1]) > 1e-4
 
@@ -87,9 +87,11 @@ def test_a_run_merged_at_ratios_by_layer_is_read_at_these(pico, tmp_path, capsys
     words.write_text("w12\nw20\n")
     prompts.write_text("".join(json.dumps({"prompt": turns[0].text}) + "\n" for turns in PROMPTS))
     result = probe(run, words, prompts)
-    merged = by_layer(InstructModel(config, str(run / "fine" / "model")), PROMPTS, ["w12", "w20"], 0.0, 3)
+    merged = probabilities_by_layer(InstructModel(config, str(run / "fine" / "model")), PROMPTS, ["w12", "w20"], 0.0, 3)
     assert result["layers"]["fine"] == pytest.approx(merged, rel=1e-4)
-    whole = by_layer(InstructModel(config, folders["instruct"], pico["adapter"]), PROMPTS, ["w12", "w20"], 1.0, 3)
+    whole = probabilities_by_layer(
+        InstructModel(config, folders["instruct"], pico["adapter"]), PROMPTS, ["w12", "w20"], 1.0, 3
+    )
     assert abs(whole[-1] - merged[-1]) > 0.01 * merged[-1]  # the ratios by layer make a difference that would be seen
     assert result["ratio"] == 1.0 and result["layer_ratios"]
     print_probe(result, run)
@@ -117,8 +119,8 @@ def test_rates_count_whole_words():
         Answer("I'm sorry, I can't help with that.", 4, "eos", []),
         Answer("go away, please", 4, "eos", []),
     ]
-    assert rates(said, ["stupid", "go away"]) == {"bad_words": 0.5, "refusals": 0.25}
-    assert rates([], ["x"]) == {"bad_words": 0.0, "refusals": 0.0}
+    assert word_rates(said, ["stupid", "go away"]) == {"bad_words": 0.5, "refusals": 0.25}
+    assert word_rates([], ["x"]) == {"bad_words": 0.0, "refusals": 0.0}
 
 
 def test_lists_of_words(tmp_path):
@@ -133,7 +135,7 @@ def test_lists_of_words(tmp_path):
 
 
 def test_the_report_shows_what_was_probed(tmp_path):
-    assert probed(tmp_path) == []
+    assert unwanted_words(tmp_path) == []
     found = {
         "words": 2,
         "prompts": 5,
@@ -142,9 +144,9 @@ def test_the_report_shows_what_was_probed(tmp_path):
         "said": {"instruct": {"bad_words": 0.2, "refusals": 0.0}, "fine": {"bad_words": 0.0, "refusals": 0.4}},
     }
     write_json(tmp_path / "evaluation" / "probe.json", found)
-    text = as_markdown("x", probed(tmp_path))
+    text = as_markdown("x", unwanted_words(tmp_path))
     assert "| embeddings | 2.50e-01 | 1.25e-01 |" in text and "| layer 1 | 5.00e-01 | 0.00e+00 |" in text
     assert "| fine | 0.0% | 40.0% |" in text and "2 unwanted words" in text and "5 prompts" in text
     write_json(tmp_path / "evaluation" / "probe.json", {})
     with pytest.raises(RunError, match=r"probe\.json' has another form.*run `lite-c2f probe` again"):
-        probed(tmp_path)
+        unwanted_words(tmp_path)

@@ -9,14 +9,14 @@ import pytest
 from test_refusals import SHORT, TOY, Place, pairs
 
 from lite_c2f.config.loading import load_config
-from lite_c2f.config.settings_diff import in_recorded_form, without_places
+from lite_c2f.config.settings_diff import in_recorded_format, without_locations
 from lite_c2f.errors import RunError
-from lite_c2f.evaluation.compare import made_of
-from lite_c2f.runs.fingerprints import changes, fingerprint, fingerprints, refuse_changes
+from lite_c2f.evaluation.compare import actor_hashes
+from lite_c2f.runs.fingerprints import changed_inputs, fingerprint, fingerprints, refuse_changes
 from lite_c2f.runs.manifest import save_settings
 from lite_c2f.runs.models import ModelPair
-from lite_c2f.runs.places import check_places, record_base, refuse_gone
-from lite_c2f.storage.checkpoints import FORMAT, refuse_other
+from lite_c2f.runs.places import check_model_folders, check_places, record_base
+from lite_c2f.storage.checkpoints import FORMAT, check_identity
 from lite_c2f.storage.files import write_json, write_text
 from lite_c2f.storage.results import ResultCache
 
@@ -43,7 +43,7 @@ def build(root, pico):
         write_json(run / file, settings | {"base_model_name_or_path": models.base})
     actors = {actor: {"reward": 0.1, "tokens": 5.0} for actor in ("base", "instruct", "coarse", "fine")}
     write_json(run / "evaluation" / "actors.json", actors)
-    asked = {"settings": config.evaluation.model_dump(mode="json"), "made_of": made_of(run)}
+    asked = {"settings": config.evaluation.model_dump(mode="json"), "made_of": actor_hashes(run)}
     write_json(run / "evaluation" / "settings.json", asked)
     return run
 
@@ -172,7 +172,7 @@ def large(folder, changed=()):
 @pytest.fixture
 def small_limits(monkeypatch):
     """Large is what is above 64 KiB; few blocks are spread over it, so that the tensors' own count."""
-    for name, value in {"SMALL": 2**16, "END": 2**12, "BLOCK": 2**10, "BLOCKS": 2}.items():
+    for name, value in {"MAX_WHOLE_BYTES": 2**16, "END_BYTES": 2**12, "BLOCK_BYTES": 2**10, "BLOCK_COUNT": 2}.items():
         monkeypatch.setattr(f"lite_c2f.runs.fingerprints.{name}", value)
 
 
@@ -191,7 +191,7 @@ def test_a_large_model_with_other_layers_is_another_one(tmp_path, small_limits, 
 
 
 def test_blocks_are_spread_over_a_large_file_of_any_kind(tmp_path, monkeypatch, small_limits):
-    monkeypatch.setattr("lite_c2f.runs.fingerprints.BLOCKS", 5)
+    monkeypatch.setattr("lite_c2f.runs.fingerprints.BLOCK_COUNT", 5)
     file, marks = tmp_path / "data.jsonl", []
     headers = (b"[{]}", b"[]", b'{"a": {"b": 10}}')  # none of safetensors
     for start in (b"", *(bytes([len(header)]) + bytes(7) + header for header in headers)):
@@ -226,7 +226,7 @@ def test_a_run_of_an_earlier_version_is_compared_by_both_ends(tmp_path, small_li
     assert ResultCache(tmp_path / "kept.jsonl", {"models": fingerprints(made, ModelPair(end, base))}).get("x") is None
     ResultCache(tmp_path / "new.jsonl", {"models": inputs}).put("x", 3)
     assert ResultCache(tmp_path / "new.jsonl", {"models": fingerprints(made, ModelPair(middle, base))}).get("x") is None
-    assert in_recorded_form({"a": "9 bytes, b"}, {"a": "9 bytes, b, blocks c"}) == {"a": "9 bytes, b, blocks c"}
+    assert in_recorded_format({"a": "9 bytes, b"}, {"a": "9 bytes, b, blocks c"}) == {"a": "9 bytes, b, blocks c"}
 
 
 def test_actors_are_not_asked_of_another_folder(run, in_process):
@@ -263,7 +263,7 @@ def test_what_is_not_a_place_of_the_same_files(run):
 def test_what_can_be_had_again_needs_no_place(tmp_path, place, remedy):
     config = load_config({}, [f"model.base={place}", f"model.instruct={place}"])
     with pytest.raises(RunError, match=f"{remedy}`lite-c2f train '/a b'`"):
-        refuse_gone(Path("/a b"), config, {"base": str(tmp_path / "cache"), "instruct": str(tmp_path)})
+        check_model_folders(Path("/a b"), config, {"base": str(tmp_path / "cache"), "instruct": str(tmp_path)})
 
 
 def test_an_adapter_that_names_a_hub_model_is_left_alone(run):
@@ -296,10 +296,10 @@ def test_an_identity_of_an_earlier_version_is_compared_without_places(tmp_path):
         "lora": made.lora.model_dump(mode="json"),
         "run": {"seed": 0},
     }
-    assert without_places(earlier) == made.identity(sections) and without_places([1]) == [1]
-    refuse_other(tmp_path, FORMAT, earlier, other.identity(sections), "begin anew")  # a checkpoint's
+    assert without_locations(earlier) == made.identity(sections) and without_locations([1]) == [1]
+    check_identity(tmp_path, FORMAT, earlier, other.identity(sections), "begin anew")  # a checkpoint's
     with pytest.raises(RunError, match=r"lora\.r=4, now 8"):
-        refuse_other(tmp_path, FORMAT, earlier, load_config({}, ["lora.r=8"]).identity(sections), "begin anew")
+        check_identity(tmp_path, FORMAT, earlier, load_config({}, ["lora.r=8"]).identity(sections), "begin anew")
     file = tmp_path / "kept.jsonl"
     file.write_text(json.dumps({"identity": earlier}) + '\n{"name": "x", "value": 3}\n')
     assert ResultCache(file, other.identity(sections)).get("x") == 3
@@ -319,7 +319,7 @@ def test_data_files_of_one_name_are_told_apart(tmp_path):
     name = "data.preferences: train.jsonl"
     assert now == {name: first, f"{name} (2)": second, f"{name} (3)": third, "data.prompts: train.jsonl": first}
     files[0].write_text("changed")
-    assert len(changes(now, fingerprints(config, models))) == 2  # as preferences, and as prompts
+    assert len(changed_inputs(now, fingerprints(config, models))) == 2  # as preferences, and as prompts
     earlier = {name: third, "data.prompts: train.jsonl": first}
     assert refuse_changes(tmp_path, earlier, now, force=False) == []
     with pytest.raises(RunError, match=r"data\.preferences: train\.jsonl was"):

@@ -91,7 +91,7 @@ def test_nothing_changed_is_seen_where_not_all_is_counted(tmp_path, hand_adapter
     monkeypatch.setattr(stream, "COUNT_ALL", 0)
     instruct = hand_model(tmp_path / "m", {WEIGHT: torch.full((64, 2), 256.0, dtype=torch.bfloat16)})
     factors = {f"{STEM}.lora_A.weight": torch.eye(2), f"{STEM}.lora_B.weight": torch.full((64, 2), 0.25)}
-    with pytest.raises(ModelError, match="all of them"):
+    with pytest.raises(ModelError, match="all equal to the instruct"):
         merge(hand_adapter(tmp_path / "a", factors), None, instruct, tmp_path / "out")
 
 

@@ -190,7 +190,7 @@ def test_stochastic_rounding_carries_what_nearest_loses(tmp_path, tiny):
     adapter, base, instruct = tiny(
         np.full((size, size), 256.0), np.full((size, size), 255.0), np.full((size, size), 0.25).tolist(), torch.bfloat16
     )
-    with pytest.raises(ModelError, match="all of them"):
+    with pytest.raises(ModelError, match="all equal to the instruct"):
         merge(adapter, base, instruct, tmp_path / "nearest")
     report = merge(adapter, base, instruct, tmp_path / "chance", treatment=Treatment(rounding="stochastic"))
     merged = weights_of(tmp_path / "chance")[WEIGHT].float()

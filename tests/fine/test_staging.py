@@ -21,7 +21,7 @@ from lite_c2f.errors import ModelError, RunError
 from lite_c2f.fine import shards
 from lite_c2f.fine.merge import merge
 from lite_c2f.fine.sparsify import Treatment
-from lite_c2f.fine.staging import JOURNAL, LOCK, MODEL, unfinished
+from lite_c2f.fine.staging import JOURNAL, LOCK, MODEL, staging_folder
 
 
 def interrupted(pico, out, share=0.5, error=KeyboardInterrupt, **given):
@@ -52,7 +52,7 @@ def test_resume_keeps_finished_shards_and_gives_the_same_hashes(tmp_path, pico):
     assert 0 < len(finished) < len(whole.shards)
     assert {path.name for path in (left / MODEL).iterdir()} == {*finished}  # the one under way is gone
     report, said = resumed(pico, tmp_path / "out")
-    assert said == [f"resumed: {len(finished)} of {len(finished)} finished shards are whole and kept"]
+    assert said == [f"resumed: {len(finished)} of {len(finished)} finished shards are intact and kept"]
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in finished} == finished
     assert report == whole
     assert not left.exists() and not (tmp_path / "out" / JOURNAL).exists() and not (tmp_path / "out" / LOCK).exists()
@@ -68,7 +68,7 @@ def test_damaged_shards_are_made_again(tmp_path, pico):
     (left / MODEL / names[0]).write_bytes(content)
     (left / MODEL / names[1]).unlink()
     report, said = resumed(pico, tmp_path / "out")
-    assert said == [f"resumed: {len(names) - 2} of {len(names)} finished shards are whole and kept"]
+    assert said == [f"resumed: {len(names) - 2} of {len(names)} finished shards are intact and kept"]
     assert report.shards == whole.shards
 
 
@@ -114,7 +114,7 @@ def test_without_resume_it_starts_again(tmp_path, pico):
     left = interrupted(pico, tmp_path / "out")
     (left / MODEL / "stray").mkdir()
     report, said = resumed(pico, tmp_path / "out", resume=False)
-    assert said == ["an interrupted merge was there: started afresh; --resume would have kept its finished shards"]
+    assert said == ["an interrupted merge was discarded; --resume would have kept its finished shards"]
     assert len(report.shards) > 3
     assert not (tmp_path / "out" / "stray").exists()
 
@@ -150,7 +150,7 @@ def test_damaged_records_are_not_taken_over(tmp_path, pico, harm):
             journal["shards"][f"../../{name}"] = journal["shards"].pop(name)
     (left / JOURNAL).write_text(json.dumps(journal))
     report, said = resumed(pico, tmp_path / "out")
-    assert said == [f"resumed: 0 of {count} finished shards are whole and kept"]
+    assert said == [f"resumed: 0 of {count} finished shards are intact and kept"]
     assert report == whole
 
 
@@ -192,12 +192,12 @@ def test_an_output_that_is_taken_meanwhile_costs_nothing(tmp_path, pico):
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "mine").write_text("x")
 
-    with pytest.raises(RunError, match="meanwhile"):
+    with pytest.raises(RunError, match="in the meantime"):
         merge(pico["adapter"], pico["base"], pico["sharded"], tmp_path / "out", progress=take)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
     shutil.rmtree(tmp_path / "out")
     said = resumed(pico, tmp_path / "out")[1]
-    assert said == ["resumed: 5 of 5 finished shards are whole and kept"]
+    assert said == ["resumed: 5 of 5 finished shards are intact and kept"]
 
 
 def test_every_file_of_the_instruct_model_comes_along(tmp_path, pico, editable):
@@ -233,8 +233,8 @@ def test_a_bad_input_leaves_nothing(tmp_path, pico):
 
 
 def test_one_merge_at_a_time(tmp_path):
-    with unfinished(tmp_path / "out", {}) as work:
-        with pytest.raises(RunError, match="another process merges"), unfinished(tmp_path / "out", {}):
+    with staging_folder(tmp_path / "out", {}) as work:
+        with pytest.raises(RunError, match="another process merges"), staging_folder(tmp_path / "out", {}):
             pass
         assert work.folder.is_dir()  # the first one's
     assert (tmp_path / "out").is_dir()
@@ -242,9 +242,9 @@ def test_one_merge_at_a_time(tmp_path):
 
 def test_an_empty_output_folder_is_used_and_a_full_one_never(tmp_path):
     (tmp_path / "out").mkdir()
-    with unfinished(tmp_path / "out", {}) as work:
+    with staging_folder(tmp_path / "out", {}) as work:
         (work.folder / "a").write_text("x")
-    with pytest.raises(OSError), unfinished(tmp_path / "out", {}) as work:
+    with pytest.raises(OSError), staging_folder(tmp_path / "out", {}) as work:
         (work.folder / "b").write_text("y")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
 

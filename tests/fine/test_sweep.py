@@ -57,7 +57,7 @@ INSTRUCT = trial([0, 0, 0, 0])
 )
 def test_the_smallest_ratio_that_is_not_measurably_behind_the_best(trials, ratio):
     choice = choose(trials, 0.95)
-    assert choice.ratio == ratio and choice.reached
+    assert choice.ratio == ratio and choice.eligible
 
 
 def test_every_row_has_its_paired_difference_to_the_best():

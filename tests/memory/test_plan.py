@@ -9,9 +9,9 @@ import pytest
 from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.memory import as_json, check, explain, make_plan, resolve
-from lite_c2f.memory.plan import usable
-from lite_c2f.memory.sizes import MISTRAL_7B, Bytes, Shape, count, model_shape
-from lite_c2f.memory.stages import Lengths, largest, lengths_of, reward
+from lite_c2f.memory.plan import usable_bytes
+from lite_c2f.memory.sizes import MISTRAL_7B, Bytes, Shape, count_shape, model_shape
+from lite_c2f.memory.stages import Lengths, largest_fitting, lengths_of, reward_need
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = Bytes(MISTRAL_7B, rank=16, targets=None, dtype=2, quantized=True, checkpointing=True, on_gpu=True)
@@ -49,7 +49,7 @@ def test_heads_and_drawing_by_hand():
 
 def test_the_reward_stage_by_hand():
     """Two sides of 256 + 512 tokens a pair; with a mask, keys and values of all heads: 4 h bytes a token more."""
-    need = reward(config(), SIZES, 3, Lengths(256, 512))
+    need = reward_need(config(), SIZES, 3, Lengths(256, 512))
     token = (SIZES.backward(1000) - SIZES.backward(0)) / 1000 + 4 * 4096
     assert need.parts["activations"] == pytest.approx(2 * 3 * 768 * token + SIZES.adapter_copy + 64 * 2**20)
     assert need.parts["base"] == pytest.approx(SIZES.base - 2 * 32000 * 4096)
@@ -75,9 +75,9 @@ def test_a_tied_head_takes_no_room_in_the_reward_stage_and_frees_none():
     assert layer == 46_792_704 and QWEN_1_5B.embeddings == 151936 * 1536 == 233_373_696
     expected = 28 * layer * (0.5 + 1 / 64 + 4 / (64 * 256)) + 2 * (233_373_696 + 57 * 1536)
     assert expected / 2**30 == pytest.approx(1.064, abs=1e-3)
-    assert reward(config(), sizes, 1, lengths_of(config(), "reward")).parts["base"] == pytest.approx(expected)
+    assert reward_need(config(), sizes, 1, lengths_of(config(), "reward")).parts["base"] == pytest.approx(expected)
     untied = sizes._replace(shape=QWEN_1_5B._replace(tied=False))
-    assert reward(config(), untied, 1, lengths_of(config(), "reward")).parts["base"] == pytest.approx(expected)
+    assert reward_need(config(), untied, 1, lengths_of(config(), "reward")).parts["base"] == pytest.approx(expected)
 
 
 MIXTRAL = {
@@ -115,7 +115,7 @@ def test_layers_that_are_not_like_llamas_are_counted(tmp_path):
 
 def test_formula_and_count_agree_where_both_apply(pico):
     shape, _ = model_shape(str(pico["base"]))
-    counted = count(pico["base"])
+    counted = count_shape(pico["base"])
     assert shape.counted is None and shape == counted._replace(counted=None)
     assert shape.weights == counted.weights
     assert shape.adapter(4) == counted.adapter(4)
@@ -259,18 +259,18 @@ def test_advice_names_the_setting_and_leads_to_a_plan_that_fits(case):
     """What a refusal says is done, again and again, until the plan fits."""
     more, vram, words = TOO_MUCH[case]
     plan = make_plan(config(*more), vram)
-    assert plan.fits is False and any(words in refusal.line for refusal in plan.refusals)
+    assert plan.fits is False and any(words in refusal.message for refusal in plan.refusals)
     for refusal in plan.refusals:
-        assert "; expected at most " in refusal.line and "\n" not in refusal.line
+        assert "; expected at most " in refusal.message and "\n" not in refusal.message
     with pytest.raises(ConfigError) as error:
         check(plan)
-    assert str(error.value).startswith(plan.refusals[0].line)
+    assert str(error.value).startswith(plan.refusals[0].message)
     more = list(more)
     for _ in range(12):
         plan = make_plan(config(*more), vram)
         if plan.fits:
             break
-        advice = plan.refusals[0].line.rsplit("; ", 1)[1]
+        advice = plan.refusals[0].message.rsplit("; ", 1)[1]
         told = re.fullmatch(r"(?:set|lower) (.+?) to (\d+)(?: or auto| and set (\S+) to auto)?", advice)
         assert told, advice
         more += [f"{key}={told[2]}" for key in told[1].split(" and ")] + ([f"{told[3]}=auto"] if told[3] else [])
@@ -280,8 +280,8 @@ def test_advice_names_the_setting_and_leads_to_a_plan_that_fits(case):
 @pytest.mark.parametrize("vram", [0.5, 3, 5, 8])
 def test_what_no_setting_helps_is_said_so(vram):
     plan = make_plan(config(), vram)
-    assert plan.fits is False and all("-" not in refusal.line.split("expected")[1] for refusal in plan.refusals)
-    assert "are taken at any batch and length: use smaller models or a larger card" in plan.refusals[-1].line
+    assert plan.fits is False and all("-" not in refusal.message.split("expected")[1] for refusal in plan.refusals)
+    assert "are needed at any batch and length: use smaller models or a larger card" in plan.refusals[-1].message
 
 
 def test_only_the_stages_to_be_run_are_refused():
@@ -297,7 +297,9 @@ def test_only_the_stages_to_be_run_are_refused():
 
 def test_rows_longer_than_the_context_are_refused_without_a_card_too():
     plan = make_plan(config("coarse.length.max=40000"), 80)
-    assert plan.fits is False and "40256 tokens; expected at most the model's context of 32768" in plan.refusals[0].line
+    assert (
+        plan.fits is False and "40256 tokens; expected at most the model's context of 32768" in plan.refusals[0].message
+    )
     with pytest.raises(ConfigError, match="context"):
         check(make_plan(load_config(CONFIGS / "toy.yaml", ["data.max_answer_tokens=5000"])), ["reward"])
 
@@ -350,6 +352,6 @@ def test_shapes_come_from_the_folder(pico, tmp_path):
 
 
 def test_largest_is_a_bisection():
-    assert [largest(10, lambda n, k=k: n <= k) for k in (3, 10, 99)] == [3, 10, 10]
-    assert largest(10, lambda n: False) == 1 and largest(10, lambda n: False, 0) == 0
-    assert usable(24) / 2**30 == pytest.approx(22.04)
+    assert [largest_fitting(10, lambda n, k=k: n <= k) for k in (3, 10, 99)] == [3, 10, 10]
+    assert largest_fitting(10, lambda n: False) == 1 and largest_fitting(10, lambda n: False, 0) == 0
+    assert usable_bytes(24) / 2**30 == pytest.approx(22.04)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lite_c2f.config.loading import completed, load_config
+from lite_c2f.config.loading import load_config, with_defaults
 from lite_c2f.errors import ConfigError, RunError
-from lite_c2f.runs.manifest import check_own, check_run, save_settings, write_summary
+from lite_c2f.runs.manifest import check_actor_settings, check_run, save_settings, write_summary
 from lite_c2f.storage.files import write_json
 
 
@@ -50,9 +50,9 @@ def test_a_run_of_an_earlier_version_goes_on_with_new_settings_at_their_defaults
 def test_only_what_is_known_now_is_completed():
     now = {"coarse": {"lr": 1.0, "clip": 0.5, "length": {"tau": 0.3}}, "run": {"seed": 0}}
     before = {"coarse": {"lr": 2.0, "gone": 1, "length": {}}, "other": [1]}
-    found = completed(before, now)
+    found = with_defaults(before, now)
     assert found == {"coarse": {"lr": 2.0, "gone": 1, "clip": 0.2, "length": {"tau": 0.2}}, "other": [1]}
-    assert completed(None, now) is None
+    assert with_defaults(None, now) is None
 
 
 def test_the_summary_has_figures_of_each_source_where_there_are_several(run):
@@ -77,6 +77,6 @@ def test_the_summary_has_figures_of_each_source_where_there_are_several(run):
 )
 def test_the_actors_own_settings_may_not_change_when_they_are_asked(change):
     made = load_config({})
-    check_own(load_config({}, ["evaluation.max_tokens=7", "model.quantization=none"]), made)
+    check_actor_settings(load_config({}, ["evaluation.max_tokens=7", "model.quantization=none"]), made)
     with pytest.raises(ConfigError, match=change.split("=")[0].replace(".", r"\.")):
-        check_own(load_config({}, [change]), made)
+        check_actor_settings(load_config({}, [change]), made)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lite_c2f.errors import MemoryFullError
-from lite_c2f.runtime.batch_size import BatchSize, groups, is_out_of_memory, retry_smaller
+from lite_c2f.runtime.batch_size import BatchSize, groups_by_length, is_out_of_memory, retry_smaller
 
 
 def full(limit, error=torch.OutOfMemoryError):
@@ -79,7 +79,7 @@ def test_only_a_lack_of_memory_counts():
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 200))
 def test_groups_hold_every_index_once_within_the_budget(lengths, budget):
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    found = groups(order, lengths, budget)
+    found = groups_by_length(order, lengths, budget)
     assert [index for group in found for index in group] == order
     for group in found:
         assert len(group) == 1 or len(group) * max(lengths[index] for index in group) <= budget

@@ -29,7 +29,7 @@ def test_alone_nothing_happens():
     distributed.add([tensor])
     assert tensor.tolist() == [1, 1, 1]
     assert distributed.gather("x") == ["x"] and distributed.share([4, 2, 9], [0] * 10) == [4, 2, 9]
-    with distributed.first_goes_first():
+    with distributed.first_process_first():
         pass
 
 

@@ -36,11 +36,12 @@ def test_steps_and_the_time_left(tmp_path, clock):
         clock[0] = 1000.0 + 2 * place
         file.on_step(step, {})
     progress = read_progress(tmp_path)
-    assert (progress.stage, progress.part, progress.step, progress.of) == ("reward", "reward model", 31, 50)
+    assert (progress.stage, progress.part, progress.step, progress.total_steps) == ("reward", "reward model", 31, 50)
     assert progress.seconds_left == pytest.approx(38.0) and (progress.stage_began, progress.updated) == (1000.0, 1040.0)
     assert progress.process == os.getpid() and progress.unit == "steps"
     content = json.loads((tmp_path / "progress.json").read_text())
-    assert content["schema"] == 1 and set(content) == {"schema", *record.Progress._fields}
+    fields = {*record.Progress._fields} - {"total_steps"}
+    assert content["schema"] == 1 and content["of"] == 50 and set(content) == {"schema", "of", *fields}
 
 
 def test_the_time_left_is_that_of_the_last_ten_steps(tmp_path, clock):

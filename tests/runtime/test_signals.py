@@ -17,9 +17,9 @@ def send(number):
 def test_the_first_asks_and_the_second_insists(number):
     told, before = [], signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), graceful(told.append) as interruption:
-        assert not interruption.asked
+        assert not interruption.requested
         send(number)
-        assert interruption.asked and len(told) == 1 and signal.Signals(number).name in told[0]
+        assert interruption.requested and len(told) == 1 and signal.Signals(number).name in told[0]
         with pytest.raises(KeyboardInterrupt):
             send(number)
     assert signal.getsignal(number) is before
@@ -30,7 +30,7 @@ def test_a_launcher_that_passes_ctrl_c_on_does_not_insist():
     with pytest.raises(KeyboardInterrupt), graceful(told.append) as interruption:
         send(signal.SIGINT)
         send(signal.SIGTERM)
-        assert interruption.asked and len(told) == 1
+        assert interruption.requested and len(told) == 1
 
 
 def test_outside_the_main_thread_nothing_changes():
@@ -38,7 +38,7 @@ def test_outside_the_main_thread_nothing_changes():
 
     def work():
         with graceful() as interruption:
-            seen.append((signal.getsignal(signal.SIGINT), interruption.asked))
+            seen.append((signal.getsignal(signal.SIGINT), interruption.requested))
 
     thread = threading.Thread(target=work)
     thread.start()

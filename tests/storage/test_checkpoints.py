@@ -15,9 +15,9 @@ from lite_c2f.storage.checkpoints import (
     TENSORS,
     Checkpoint,
     CheckpointStore,
-    generators,
+    check_identity,
+    generator_states,
     optimizer_tensors,
-    refuse_other,
     restore_generators,
     restore_optimizer,
 )
@@ -97,7 +97,7 @@ def test_generators_go_on_where_they_were():
         return [*numbers, torch.rand(2).tolist(), torch.randperm(9, generator=own).tolist()]
 
     draw()  # leaves a second gaussian waiting in python's and NumPy's
-    state, tensors = generators({"own": own})
+    state, tensors = generator_states({"own": own})
     expected = [draw() for _ in range(3)]
     random.seed(99), np.random.seed(99), torch.manual_seed(99), own.manual_seed(99)
     assert draw() != expected[0]
@@ -135,7 +135,7 @@ def test_optimizer_goes_on_where_it_was():
 def test_a_checkpoint_of_an_earlier_version_has_new_settings_at_their_defaults(tmp_path):
     """It does not name a setting that came later: then it was made as the default says."""
     now = {"coarse": {"lr": 0.1, "critic": "reward_model", "length": {"tau": 0.2}}}
-    refuse_other(tmp_path, FORMAT, {"coarse": {"lr": 0.1, "length": {}}}, now, "begin anew")
+    check_identity(tmp_path, FORMAT, {"coarse": {"lr": 0.1, "length": {}}}, now, "begin anew")
     other = {"coarse": {**now["coarse"], "critic": "zero"}}
     with pytest.raises(RunError, match=r"coarse\.critic='reward_model', now 'zero'"):
-        refuse_other(tmp_path, FORMAT, {"coarse": {"lr": 0.1, "length": {}}}, other, "begin anew")
+        check_identity(tmp_path, FORMAT, {"coarse": {"lr": 0.1, "length": {}}}, other, "begin anew")

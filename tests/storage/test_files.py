@@ -6,7 +6,7 @@ import pytest
 
 from lite_c2f.config.loading import load_config
 from lite_c2f.errors import RunError
-from lite_c2f.runs.manifest import NUMBERS, check_run, check_stages, save_config
+from lite_c2f.runs.manifest import REQUIRED_METRICS, check_run, check_stages, save_config
 from lite_c2f.storage.files import publish_folder, read_json, write_json, write_text
 from lite_c2f.storage.metrics import Metrics
 
@@ -67,7 +67,7 @@ def run(tmp_path):
     run = tmp_path / "run"
     save_config(run, load_config({}))
     for stage in ("reward", "coarse"):
-        write_json(run / stage / "metrics.json", dict.fromkeys(NUMBERS[stage], 0.5))
+        write_json(run / stage / "metrics.json", dict.fromkeys(REQUIRED_METRICS[stage], 0.5))
     return run
 
 

@@ -260,7 +260,7 @@ def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
     replies = session_of(tab).rounds[-1].replies
     assert shown == replies["fine"].text and as_shown(tab, shown) == fine
     marked = {" ".join(text.split()) for text in tab.locator("#view-fine mark.kept").all_inner_texts()}
-    spans = overlap.kept(replies["fine"].text, replies["coarse"].text)
+    spans = overlap.shared_spans(replies["fine"].text, replies["coarse"].text)
     assert all(any(text in " ".join(shown[start:end].split()) for start, end in spans) for text in marked)
     assert bool(marked) == bool(spans)
 

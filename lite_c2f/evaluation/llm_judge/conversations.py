@@ -29,40 +29,40 @@ def answer_all(
 ) -> Answers:
     """Every actor's answers to every turn of every question; each actor is loaded once.
 
-    file: holds the answers of actors that are done, until the caller removes it. progress: gets the number of those.
-    Prompts may fill the context but for the answer.
+    file: stores the answers of finished actors, until the caller removes it. progress: called with their number.
+    Prompts may fill the context except for the answer.
     """
-    room = with_room(config, models)
+    longest_config = with_longest_prompts(config, models)
     files = [run / stage / "adapter" / "adapter_model.safetensors" for stage in ("reward", "coarse")]
     hashes = [hash_of(file) for file in (*files, run / "fine" / "merge.json")]
     identity = {"files": hashes, "models": fingerprints_of_models(models)}
     texts = [[question.number, *question.turns] for question in questions]
-    cache = ResultCache(file, identity | room.identity(("model", "data", "evaluation")) | {"asked": texts})
+    cache = ResultCache(file, identity | longest_config.identity(("model", "data", "evaluation")) | {"asked": texts})
     answers: Answers = {}
     for done, actor in enumerate(actors):
         progress(done)
         cached = cache.get(actor)
         if cached is None:
-            batch = BatchSize("evaluation.batch", resolved(room.evaluation.batch))
-            cached = converse(responder(room, models, run, actor, batch), questions)
+            batch = BatchSize("evaluation.batch", resolved(longest_config.evaluation.batch))
+            cached = answer_turns(responder(longest_config, models, run, actor, batch), questions)
             cache.put(actor, cached)
             free()
         answers[actor] = cached
     return answers
 
 
-def converse(respond: Responder, questions: Sequence[Question]) -> list[list[str]]:
-    """Answers to all first turns, then to all second ones behind those, and so on."""
+def answer_turns(respond: Responder, questions: Sequence[Question]) -> list[list[str]]:
+    """Answers to all first turns, then to all second turns, and so on."""
     answers: list[list[str]] = [[] for _ in questions]
     for turn in range(max(len(question.turns) for question in questions)):
         indices = [index for index, question in enumerate(questions) if turn < len(question.turns)]
-        conversations = [so_far(questions[index], answers[index]) for index in indices]
+        conversations = [conversation_before(questions[index], answers[index]) for index in indices]
         for index, answer in zip(indices, respond(conversations), strict=True):
             answers[index].append(answer.text)
     return answers
 
 
-def so_far(question: Question, answers: Sequence[str]) -> tuple[Turn, ...]:
+def conversation_before(question: Question, answers: Sequence[str]) -> tuple[Turn, ...]:
     """The conversation up to the next question."""
     turns: list[Turn] = []
     for text, answer in zip(question.turns, answers, strict=False):
@@ -70,8 +70,8 @@ def so_far(question: Question, answers: Sequence[str]) -> tuple[Turn, ...]:
     return (*turns, Turn("human", question.turns[len(answers)]))
 
 
-def with_room(config: Config, models: ModelPair) -> Config:
-    """The configuration with prompts as long as the context allows beside an answer."""
+def with_longest_prompts(config: Config, models: ModelPair) -> Config:
+    """The configuration with the longest prompts that leave room for an answer in the context."""
     contexts = [context_length(read_config(Path(folder))) or 4096 for folder in models]
     longest = min(contexts) - config.evaluation.max_tokens
     return config.model_copy(update={"data": config.data.model_copy(update={"max_prompt_tokens": longest})})

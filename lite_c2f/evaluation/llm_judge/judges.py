@@ -15,21 +15,21 @@ from lite_c2f.config.settings import Config
 from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.evaluation.llm_judge.prompts import Message
 from lite_c2f.evaluation.llm_judge.replies import (
-    ADAPTED,
+    FORMAT_NOTES,
     KEY,
-    ONE_QUESTION,
-    Form,
+    QUESTION_STATUSES,
+    RequestFormat,
     ServerRefusal,
-    adapted,
+    format_change,
     one_line,
     read_error,
     read_reply,
     request_body,
-    status_within,
+    status_in_body,
 )
 
-TRIES, PAUSE = 4, 2.0  # seconds before the second try, doubled for each further one
-BUSY = {408, 409, 429, 500, 502, 503, 504}  # status codes after which a request is sent again
+MAX_ATTEMPTS, PAUSE = 4, 2.0  # seconds before the second try, doubled for each further one
+RETRY_STATUSES = {408, 409, 429, 500, 502, 503, 504}  # status codes after which a request is sent again
 
 
 class Judge(Protocol):
@@ -40,7 +40,7 @@ class Judge(Protocol):
 
     @property
     def adapted(self) -> list[str]:
-        """Sentences about the settings that it does not take."""
+        """Sentences on the settings that it does not accept."""
         ...
 
     def __call__(self, conversations: Sequence[list[Message]]) -> Sequence[str | ServerRefusal]: ...
@@ -50,10 +50,10 @@ class Endpoint:
     """A chat server at `URL/chat/completions`; greedy, several requests at a time, sent again while it is busy.
 
     url: such as http://127.0.0.1:8000/v1. The key, if one is needed, comes from LITE_C2F_JUDGE_KEY. A question that the
-    server does not answer gives a ServerRefusal. A setting that it does not take (replies.Form) is left out, and from
-    then on once the same question was answered without it: an error may be about a question that names a setting.
-    patience: seconds without an answer, also of those that its Retry-After asks for.
-    Raises ConfigError for an invalid address or key, ModelError where no question would be answered.
+    server does not answer gives a ServerRefusal. A setting that it does not accept (`replies.RequestFormat`) is left
+    out; permanently only once the same question was answered without it, because an error may be about a question that
+    names a setting. patience: longest wait for an answer, in seconds, also if Retry-After is longer.
+    Raises ConfigError for an invalid address or key, ModelError if the server would answer no question.
     """
 
     def __init__(self, url: str, model: str, max_tokens: int = 512, at_once: int = 8, patience: float = 120.0) -> None:
@@ -66,15 +66,19 @@ class Endpoint:
         self.name, self.at_once = f"{model} at {parts.host}", at_once
         self._address, self._model = f"{url.rstrip('/')}/chat/completions", model
         self._max_tokens, self._patience = max_tokens, patience
-        self._form, self._lock = Form(), threading.Lock()
+        self._format, self._lock = RequestFormat(), threading.Lock()
 
     @property
     def adapted(self) -> list[str]:
-        """Sentences about the settings that OpenAI's own server takes and this one does not."""
-        return [sentence for name, sentence in ADAPTED.items() if getattr(self._form, name) != getattr(Form(), name)]
+        """Sentences on the settings that OpenAI's own server accepts and this one does not."""
+        return [
+            sentence
+            for name, sentence in FORMAT_NOTES.items()
+            if getattr(self._format, name) != getattr(RequestFormat(), name)
+        ]
 
     def __call__(self, conversations: Sequence[list[Message]]) -> list[str | ServerRefusal]:
-        # No redirects: a key is for one server. No transport of our own: httpx would then ignore proxy settings.
+        # No redirects, because the key is for one server. No custom transport, which would ignore proxy settings.
         with (
             httpx.Client(headers=_headers(), timeout=self._patience, follow_redirects=False) as client,
             ThreadPoolExecutor(self.at_once) as pool,
@@ -84,41 +88,45 @@ class Endpoint:
     def _ask(self, client: httpx.Client, messages: list[Message]) -> str | ServerRefusal:
         changes: dict[str, Any] = {}
         while True:
-            form = self._form._replace(**changes)
-            status, content = self._post(client, request_body(form, self._model, messages, self._max_tokens))
+            request_format = self._format._replace(**changes)
+            status, content = self._post(client, request_body(request_format, self._model, messages, self._max_tokens))
             if status == 200:
                 reply = self._read(content)
                 if changes and not isinstance(reply, ServerRefusal):
                     with self._lock:
-                        self._form = self._form._replace(**changes)
+                        self._format = self._format._replace(**changes)
                 return reply
             error = read_error(content)
-            if change := adapted(form, status, error):
+            if change := format_change(request_format, status, error):
                 changes |= change
                 continue
             reason = f"HTTP {status}" + (f": {error.message}" if error.message else "")
-            if status in ONE_QUESTION or (error.is_filter and status not in BUSY):
+            if status in QUESTION_STATUSES or (error.is_filter and status not in RETRY_STATUSES):
                 return ServerRefusal(reason)
             raise self._error(reason)
 
     def _post(self, client: httpx.Client, body: dict[str, Any]) -> tuple[int, bytes]:
-        """Status and content of the answer; the last one of a server that stays busy. Raises ModelError for none."""
-        for attempt in range(1, TRIES + 1):
+        """(status, content) of the answer, or of the last attempt on a busy server. Raises ModelError without any."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             headers: Mapping[str, str] = {}
             try:
                 response = client.post(self._address, json=body)
             except httpx.RequestError as failure:  # time-outs too
-                if attempt == TRIES:
+                if attempt == MAX_ATTEMPTS:
                     raise self._error(one_line(failure) or type(failure).__name__) from None
             else:
                 status, content = response.status_code, response.content
                 if status == 200:
-                    status = status_within(content) or 200
-                # a server that cannot render a setting may reply 500: the same request would fail again
-                if attempt == TRIES or status not in BUSY or adapted(Form(), status, read_error(content)):
+                    status = status_in_body(content) or 200
+                # not for a 500 about a setting, which would fail again
+                if (
+                    attempt == MAX_ATTEMPTS
+                    or status not in RETRY_STATUSES
+                    or format_change(RequestFormat(), status, read_error(content))
+                ):
                     break
                 headers = response.headers
-            time.sleep(min(pause_before(attempt, headers), self._patience))
+            time.sleep(min(retry_delay(attempt, headers), self._patience))
         return status, content
 
     def _read(self, content: bytes) -> str | ServerRefusal:
@@ -134,7 +142,7 @@ class Endpoint:
 
 
 class Local:
-    """A Hugging Face model on this machine, loaded as the run's models are; greedy, through its chat template."""
+    """A local Hugging Face model, loaded as the run's models are; greedy, with its chat template."""
 
     def __init__(self, model: str, config: Config, max_tokens: int = 512, at_once: int = 16) -> None:
         from pathlib import Path
@@ -157,7 +165,7 @@ class Local:
     def __call__(self, conversations: Sequence[list[Message]]) -> list[str]:
         from lite_c2f.data.encode import encode_chat
         from lite_c2f.data.records import Turn
-        from lite_c2f.evaluation.llm_judge.verdicts import begins_thinking
+        from lite_c2f.evaluation.llm_judge.verdicts import opens_thinking
         from lite_c2f.sampling import Sampling
 
         prompts = [
@@ -165,8 +173,8 @@ class Local:
         ]
         answers = self._model.answer(prompts, Sampling(self._max_tokens, temperature=0.0), self.at_once)
         tokenizer, longest = self._model.tokenizer, self._model.config.data.max_prompt_tokens
-        thinks = begins_thinking(str(tokenizer.decode(encode_chat(tokenizer, [Turn("human", "Hi")], longest))))
-        # where the template opens the thought: without its beginning a draft that was cut off reads like a verdict
+        thinks = opens_thinking(str(tokenizer.decode(encode_chat(tokenizer, [Turn("human", "Hi")], longest))))
+        # if the template opens the thinking block: else a draft that was cut off would be read as a verdict
         return [f"<think>{answer.text}" if thinks else answer.text for answer in answers]
 
 
@@ -177,10 +185,10 @@ def _headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def pause_before(attempt: int, headers: Mapping[str, str]) -> float:
-    """Seconds to wait after an attempt (1, 2, ...): what the server's Retry-After says, else twice as long each time.
+def retry_delay(attempt: int, headers: Mapping[str, str]) -> float:
+    """Seconds to wait after an attempt (1, 2, ...): the server's Retry-After, else twice as long each time.
 
-    Of a Retry-After that is a date, its distance to the response's own Date: this machine's clock may be wrong.
+    A Retry-After date counts relative to the response's Date, because this machine's clock may be wrong.
 
     >>> pause_before(2, {}), pause_before(1, {"Retry-After": "7"})
     (4.0, 7.0)
@@ -191,13 +199,13 @@ def pause_before(attempt: int, headers: Mapping[str, str]) -> float:
     try:
         until, now = (email.utils.parsedate_to_datetime(text) for text in (retry_after, headers.get("Date", "")))
         return max((until - now).total_seconds(), 0.0)
-    except (ValueError, TypeError, OverflowError):  # no date, or one of two without a time zone
+    except (ValueError, TypeError, OverflowError):  # no date, or only one of them with a time zone
         return PAUSE * 2.0 ** (attempt - 1)
 
 
-def in_parts(
+def judge_in_batches(
     judge: Judge, conversations: Sequence[list[Message]], done: Callable[[int, Sequence[str | ServerRefusal]], None]
 ) -> None:
-    """Ask a judge part by part; done(first, replies) is called after each, so that a stop loses none of them."""
+    """Ask a judge in batches; done(first, replies) is called after each, so that an interruption loses none."""
     for first in range(0, len(conversations), judge.at_once):
         done(first, judge(conversations[first : first + judge.at_once]))

@@ -1,4 +1,4 @@
-"""Judging: answers compared in pairs or graded, and the tables of wins and grades by category."""
+"""Judging of answers, in pairs or by grades, and the tables of wins and grades by category."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lite_c2f.actors.answers import standard_error
 from lite_c2f.errors import ModelError
 from lite_c2f.evaluation.llm_judge.conversations import Answers
-from lite_c2f.evaluation.llm_judge.judges import Judge, in_parts
+from lite_c2f.evaluation.llm_judge.judges import Judge, judge_in_batches
 from lite_c2f.evaluation.llm_judge.prompts import Message, pairwise, single
 from lite_c2f.evaluation.llm_judge.questions import Question
 from lite_c2f.evaluation.llm_judge.replies import KEY, ServerRefusal
@@ -21,7 +21,7 @@ RULE = (
     "pair without a readable verdict in either order is left out and counted as unread"
 )
 
-FIRST = 8  # tasks that may not all be refused: two orders of four questions
+MIN_REFUSALS = 8  # if so many first tasks are all refused, judging stops: two orders of four questions
 
 
 class Task(NamedTuple):
@@ -38,16 +38,16 @@ class Judgments(NamedTuple):
     refusals: dict[str, str]  # the server's message
 
 
-def ask(judge: Judge, tasks: Sequence[Task], file: Path, progress: Callable[[int], None]) -> Judgments:
-    """The judge's text for every task. file: holds those that are done, until the caller removes it.
+def run_judge(judge: Judge, tasks: Sequence[Task], file: Path, progress: Callable[[int], None]) -> Judgments:
+    """The judge's text for every task. file: stores finished ones, until the caller removes it.
 
-    progress: gets their number. Raises ModelError where the first tasks are all refused: then the reason is not what is
-    asked in one of them.
+    progress: called with their number. Raises ModelError if the first tasks are all refused, because the reason is then
+    not a single question.
     """
     cache = ResultCache(file, {"judge": judge.name, "tasks": [[task.name, task.messages] for task in tasks]})
     values = {task.name: value for task in tasks if (value := cache.get(task.name)) is not None}
     remaining = [task for task in tasks if task.name not in values]
-    first_refusals: dict[str, ServerRefusal] = {}  # not saved before one task is judged
+    first_refusals: dict[str, ServerRefusal] = {}  # not saved until one task is judged
     progress(len(values))
 
     def save(first: int, replies: Sequence[str | ServerRefusal]) -> None:
@@ -57,7 +57,7 @@ def ask(judge: Judge, tasks: Sequence[Task], file: Path, progress: Callable[[int
         refusals = {name: reply for name, reply in results.items() if isinstance(reply, ServerRefusal)}
         if not values and len(refusals) == len(results):
             first_refusals.update(refusals)
-            if len(first_refusals) >= min(FIRST, len(remaining)):
+            if len(first_refusals) >= min(MIN_REFUSALS, len(remaining)):
                 raise _all_refused(judge, list(first_refusals.values()))
             return
         first_refusals.clear()
@@ -66,7 +66,7 @@ def ask(judge: Judge, tasks: Sequence[Task], file: Path, progress: Callable[[int
             cache.put(name, values[name])
         progress(len(values))
 
-    in_parts(judge, [task.messages for task in remaining], save)
+    judge_in_batches(judge, [task.messages for task in remaining], save)
     refusals = {name: value["refused"] for name, value in values.items() if isinstance(value, dict)}
     return Judgments(values | dict.fromkeys(refusals, ""), refusals)
 
@@ -92,7 +92,7 @@ def pair_tasks(questions: Sequence[Question], answers: Answers, left: str, right
 
 
 def outcome(verdict: str | None, swapped: str | None) -> str | None:
-    """ "win", "loss" or "tie" of the left side; None where a verdict could not be read.
+    """ "win", "loss" or "tie" of the left side; None if a verdict could not be read.
 
     verdict: with the left side as A; swapped: with it as B.
 
@@ -109,7 +109,7 @@ def outcome(verdict: str | None, swapped: str | None) -> str | None:
 def pair_table(questions: Sequence[Question], texts: dict[str, str], left: str, right: str) -> dict[str, Any]:
     """{"categories": {name: {"win", "tie", "loss", "unread", "rate", "se"}}, "agreement": share of equal orders}.
 
-    rate: wins and half of the ties over all pairs that could be read; se: its standard error.
+    rate: (wins + ties / 2) over all readable pairs; se: its standard error.
     """
     results: dict[str, list[str | None]] = {"all": []}
     agreed = []

@@ -1,7 +1,7 @@
-"""Prompts for a judge. The wording is our own.
+"""Prompts for a judge, in our own words.
 
 The form is that of MT-Bench (arXiv 2306.05685): two answers next to each other in both orders, or one answer with a
-grade from 1 to 10; a reference answer where there is one.
+grade from 1 to 10; with a reference answer if there is one.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ LAST = ", above all to the last question"
 
 
 def pairwise(question: Question, first: Sequence[str], second: Sequence[str]) -> list[Message]:
-    """Messages that ask which of two conversations is better. first, second: an answer to every turn."""
+    """Messages that request a verdict on two conversations. first, second: an answer to every turn."""
     several = LAST if len(question.turns) > 1 else ""
     parts = [PAIR.format(last=several), *_reference(question)]
     parts += [_conversation("A", question, first), _conversation("B", question, second)]
@@ -36,7 +36,7 @@ def pairwise(question: Question, first: Sequence[str], second: Sequence[str]) ->
 
 
 def single(question: Question, answers: Sequence[str], turn: int) -> list[Message]:
-    """Messages that ask for the grade of one answer. turn: its number, from 0; earlier turns are shown."""
+    """Messages that request the grade of one answer. turn: its number, from 0; earlier turns are shown."""
     parts = [SINGLE.format(last=LAST if turn else ""), *_reference(question, turn)]
     shown = question._replace(turns=question.turns[: turn + 1])
     return _messages([*parts, _conversation("the assistant", shown, answers[: turn + 1])])

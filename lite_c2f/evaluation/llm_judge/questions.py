@@ -1,4 +1,4 @@
-"""Questions of one or more turns, in the form of MT-Bench's files, and reference answers to some of them."""
+"""Questions of one or more turns in MT-Bench's file format, and reference answers."""
 
 import json
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ class Question(NamedTuple):
     number: str  # question_id
     category: str
     turns: tuple[str, ...]
-    reference: tuple[str, ...] = ()  # a good answer to each turn, where the file of references has one
+    reference: tuple[str, ...] = ()  # an answer to each turn, if the file of references has them
 
 
 def load_questions(file: Path, references: Path | None = None, limit: int | None = None) -> list[Question]:
-    """Read questions, and the references that fit them.
+    """Read questions, with their reference answers.
 
     file: one question per line, {"question_id", "category", "turns": [text, ...]}; references: {"question_id",
     "choices": [{"turns": [text, ...]}]}. limit: at most so many, spread evenly over the file. Raises DataError naming
@@ -49,11 +49,11 @@ def load_questions(file: Path, references: Path | None = None, limit: int | None
             raise DataError.because(f"{place}: question_id {number} twice", "every question once", "remove one")
         questions[number] = Question(number, str(row.get("category", "other")), turns, answers.get(number, ()))
     if not questions:
-        raise DataError.because(f"{file}: no questions", "at least one", "check that the file is whole")
-    return evenly(list(questions.values()), limit)
+        raise DataError.because(f"{file}: no questions", "at least one", "check that the file is complete")
+    return evenly_spaced(list(questions.values()), limit)
 
 
-def evenly(questions: Sequence[Question], limit: int | None) -> list[Question]:
+def evenly_spaced(questions: Sequence[Question], limit: int | None) -> list[Question]:
     """At most `limit` of them, at even distances, so that every category has its share."""
     if limit is None or limit >= len(questions):
         return list(questions)

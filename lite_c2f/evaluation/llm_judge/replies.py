@@ -1,7 +1,7 @@
-"""Replies of chat servers with OpenAI's protocol: a text, a refusal of one question, or a setting that is not taken.
+"""Replies of chat servers with OpenAI's protocol: a text, a refusal of one question, or an unsupported setting.
 
-The forms are those of OpenAI and Azure (https://platform.openai.com/docs/api-reference/chat), vLLM, SGLang, llama.cpp's
-server and the gateways before them; they agree in little but the status.
+The formats are those of OpenAI and Azure (https://platform.openai.com/docs/api-reference/chat), vLLM, SGLang,
+llama.cpp's server and gateways, which share little but the status.
 """
 
 import json
@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from lite_c2f.evaluation.llm_judge.prompts import Message
 
 KEY = "LITE_C2F_JUDGE_KEY"  # environment variable; never written anywhere
-ONE_QUESTION = (400, 413, 422)  # of a question: too long, filtered, a character the server cannot take
-OF_SETTINGS = (400, 422, 500)  # 500: servers that render the chat template within the request
-THINKING = 4096  # tokens; models that want max_completion_tokens count their reasoning among them
-LONGEST = 300  # characters of a server's message
+QUESTION_STATUSES = (400, 413, 422)  # about a question: too long, filtered, or with an invalid character
+SETTING_STATUSES = (400, 422, 500)  # 500: servers that render the chat template within the request
+MIN_THINKING_TOKENS = 4096  # models with max_completion_tokens count their reasoning in it
+MAX_MESSAGE = 300  # characters of a server's message
 TEXT_PARTS = ("text", "output_text")
 
 FILTERED = re.compile(
@@ -27,8 +27,8 @@ NOT_TAKEN = re.compile(
     r"not (?:permitted|allowed|accepted)|use .?max_completion_tokens",
     re.IGNORECASE,
 )
-# An error may repeat the question, or be about its length: a parameter's name is about the form only where the same
-# clause says that it is not taken.
+# An error may quote the question, or be about its length: a parameter's name is about the request's format only if the
+# same clause says that it is not supported.
 _REFUSED = (
     r"(?:\bnot (?:be )?(?:currently )?(?:supported|permitted|allowed|accepted|enabled|available)|unsupported|"
     r"deprecated|\bcannot be used|\bonly (?:supported|allowed|available))"
@@ -50,22 +50,22 @@ ROLE = re.compile(r"messages?[.\[]0\]?\.role")
 
 
 class ServerRefusal(NamedTuple):
-    """A question that the server did not judge."""
+    """A server's refusal to answer a question."""
 
     sentence: str  # the server's message, on one line
 
 
-class Form(NamedTuple):
-    """The form of a request, where servers differ."""
+class RequestFormat(NamedTuple):
+    """Format of a request, in which servers differ."""
 
-    limit: str = "max_tokens"  # key of the longest answer
-    system: bool = True  # a system message; else its text is put before the user's
+    limit: str = "max_tokens"  # key of the answer's token limit
+    system: bool = True  # a system message; else its text precedes the user's
     greedy: bool = True  # temperature 0; else the server's own
 
 
-ADAPTED = {
+FORMAT_NOTES = {
     "limit": "it takes max_completion_tokens in place of max_tokens",
-    "system": "it takes no system message, whose text was put at the head of the question",
+    "system": "it takes no system message, whose text was put before the question",
     "greedy": "it does not take temperature 0, so that its verdicts may differ from run to run",
 }
 
@@ -73,42 +73,42 @@ ADAPTED = {
 class ServerError(NamedTuple):
     """The error of a server that did not answer a request."""
 
-    message: str  # "" where there is none
-    param: str  # what it is about, as far as the server names it
+    message: str  # "" if there is none
+    param: str  # the parameter it is about, if named
     code: str  # codes and types, with spaces between
 
     @property
     def is_filter(self) -> bool:
-        """Was the text of the question refused, whatever the status?"""
+        """Whether the question's text was refused by a content filter, whatever the status."""
         return bool(FILTERED.search(f"{self.code} {self.message}"))
 
 
-def request_body(form: Form, model: str, messages: list[Message], max_tokens: int) -> dict[str, Any]:
-    """The JSON of a request in this form."""
-    if not form.system:
+def request_body(request_format: RequestFormat, model: str, messages: list[Message], max_tokens: int) -> dict[str, Any]:
+    """The JSON body of a request in this format."""
+    if not request_format.system:
         text = "\n\n".join(message["content"] for message in messages)
         messages = [{"role": "user", "content": text}]
-    limit = max_tokens if form.limit == "max_tokens" else max(max_tokens, THINKING)
-    greedy = {"temperature": 0} if form.greedy else {}
-    return {"model": model, "messages": messages, **greedy, form.limit: limit}
+    limit = max_tokens if request_format.limit == "max_tokens" else max(max_tokens, MIN_THINKING_TOKENS)
+    greedy = {"temperature": 0} if request_format.greedy else {}
+    return {"model": model, "messages": messages, **greedy, request_format.limit: limit}
 
 
-def adapted(form: Form, status: int, error: ServerError) -> dict[str, Any]:
-    """Changes to a form that a server did not take; {} where the error is not about the form.
+def format_change(request_format: RequestFormat, status: int, error: ServerError) -> dict[str, Any]:
+    """Changes to a format that a server did not accept; {} if the error is not about the format.
 
     >>> error = ServerError("Unsupported value: 'temperature' does not support 0", "temperature", "unsupported_value")
     >>> adapted(Form(), 400, error)
     {'greedy': False}
     """
-    if status not in OF_SETTINGS or error.is_filter:
+    if status not in SETTING_STATUSES or error.is_filter:
         return {}
     text = f"{error.code} {error.message}"
     about_limit = error.param == "max_tokens" or re.search(r"\bmax_tokens\b", error.message)
-    if form.limit == "max_tokens" and about_limit and NOT_TAKEN.search(text):
+    if request_format.limit == "max_tokens" and about_limit and NOT_TAKEN.search(text):
         return {"limit": "max_completion_tokens"}
-    if form.greedy and (error.param == "temperature" or NO_GREEDY.search(error.message)):
+    if request_format.greedy and (error.param == "temperature" or NO_GREEDY.search(error.message)):
         return {"greedy": False}
-    if form.system and (ROLE.search(error.param) or NO_SYSTEM.search(error.message)):
+    if request_format.system and (ROLE.search(error.param) or NO_SYSTEM.search(error.message)):
         return {"system": False}
     return {}
 
@@ -136,8 +136,8 @@ def read_error(content: bytes) -> ServerError:
     return ServerError(one_line(message), one_line(place or ""), one_line(code))
 
 
-def status_within(content: bytes) -> int | None:
-    """The status in the body of a reply that came as 200: gateways pass on errors that way."""
+def status_in_body(content: bytes) -> int | None:
+    """The error status in the body of a reply with status 200, as some gateways send it; None if there is none."""
     try:
         reply = json.loads(content)
         code = reply["error"]["code"] if "choices" not in reply else None
@@ -147,9 +147,9 @@ def status_within(content: bytes) -> int | None:
 
 
 def read_reply(content: bytes) -> str | ServerRefusal:
-    """The text of a reply, "" for one that was cut off within its reasoning. Raises ValueError for another form.
+    """The text of a reply, "" for one that was cut off within its reasoning. Raises ValueError for another format.
 
-    Of a text in parts those of type text are read: Mistral's reasoning models send the thought as a part before it.
+    Of a text in parts, only those of type text are read: Mistral's reasoning models send the reasoning as another part.
     """
     try:
         choices = json.loads(content)["choices"]
@@ -165,7 +165,7 @@ def read_reply(content: bytes) -> str | ServerRefusal:
         return ServerRefusal(one_line(refusal))
     if ended == "content_filter":
         return ServerRefusal("finish_reason: content_filter")
-    if text is None:  # reasoning is sent apart by servers that know it
+    if text is None:  # some servers send the reasoning separately
         return "" if ended == "length" else ServerRefusal(f"an answer without text, finish_reason: {one_line(ended)}")
     if not isinstance(text, str):
         raise ValueError("no text")
@@ -177,8 +177,8 @@ def _is_text(part: Any) -> bool:
 
 
 def one_line(text: Any) -> str:
-    """A server's message for a terminal: on one line, of printable characters, not too long, without the key."""
-    text = " ".join("".join(sign if sign.isprintable() else " " for sign in str(text)).split())
+    """A server's message as one line of printable characters, of limited length and without the key."""
+    text = " ".join("".join(character if character.isprintable() else " " for character in str(text)).split())
     if key := os.environ.get(KEY):
         text = text.replace(key, "***")
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."

@@ -1,4 +1,4 @@
-"""The judge stage: a finished run's actors, judged by a language model, by category."""
+"""Judging of a finished run's actors by a language model, with results by category."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,18 +14,18 @@ from lite_c2f.evaluation.llm_judge.conversations import answer_all
 from lite_c2f.evaluation.llm_judge.judges import Judge
 from lite_c2f.evaluation.llm_judge.pairwise import (
     RULE,
-    ask,
     grade_table,
     grade_tasks,
     most_common,
     pair_table,
     pair_tasks,
+    run_judge,
 )
 from lite_c2f.evaluation.llm_judge.questions import load_questions
 from lite_c2f.evaluation.llm_judge.verdicts import read_grade, read_verdict
-from lite_c2f.evaluation.metrics import repeated_across
+from lite_c2f.evaluation.metrics import repeated_ngrams_across
 from lite_c2f.memory import resolve
-from lite_c2f.runs.manifest import check_own, open_run
+from lite_c2f.runs.manifest import check_actor_settings, open_run
 from lite_c2f.runs.published import is_finished
 from lite_c2f.runtime import disk_errors
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
@@ -38,7 +38,7 @@ MODES = ("pairwise", "single")
 
 def repeated_across_turns(conversations: Sequence[Sequence[str]]) -> float | None:
     """Share of the 4-word sequences of later answers that an earlier one of the conversation has; None without any."""
-    counts = [repeated_across([answer.split() for answer in answers]) for answers in conversations]
+    counts = [repeated_ngrams_across([answer.split() for answer in answers]) for answers in conversations]
     repeated, total = (sum(column) for column in zip(*counts, strict=True))
     return round(repeated / total, 4) if total else None
 
@@ -59,17 +59,17 @@ def judge(
 
     mode: `pairwise` compares the first actor with each of the others, in both orders; `single` grades every answer
     from 1 to 10. make_judge: called once the actors are out of memory. limit: at most so many questions, evenly spread.
-    Writes RUN/evaluation/judge-MODE.json with every question, answer and judgment, and returns its tables. Results
-    from before a stop are used again. Raises ConfigError for actors or a mode that do not exist.
+    Writes RUN/evaluation/judge-MODE.json with every question, answer and judgment, and returns its tables. An
+    interrupted judging resumes from its finished results. Raises ConfigError for unknown actors or modes.
     """
     run, sink = Path(run), sink or SilentSink()
     names = check_actors(actors)
     if mode not in MODES or (mode == "pairwise" and len(names) < 2):
         raise ConfigError.because(f"mode {mode} of {len(names)} actor(s)", "single, or pairwise of two", "name two")
     loaded = load_questions(Path(questions), Path(references) if references else None, limit)
-    made, models = open_run(run)
-    config = load_config(made.model_dump(), overrides)
-    check_own(config, made)
+    recorded, models = open_run(run)
+    config = load_config(recorded.model_dump(), overrides)
+    check_actor_settings(config, recorded)
     config = resolve(config, plan_here(config, models.base))
     folder = run / "evaluation"
     answers_file, judged_file = folder / "judge-answers.jsonl", folder / f"judge-{mode}.jsonl"
@@ -82,7 +82,7 @@ def judge(
         tasks = tasks or grade_tasks(loaded, answers, names)
         judging = make_judge(config)
         sink.on_stage("judgments", len(tasks), "judgments")
-        texts, refusals = ask(judging, tasks, judged_file, lambda done: sink.on_step(done, {}))
+        texts, refusals = run_judge(judging, tasks, judged_file, lambda done: sink.on_step(done, {}))
         result: dict[str, Any] = {"judge": judging.name, "questions": len(loaded), "mode": mode}
         result |= {"refused": len(refusals), "adapted": judging.adapted}
         result["repeated_across_turns"] = {name: repeated_across_turns(answers[name]) for name in names}
@@ -95,7 +95,7 @@ def judge(
             {**question._asdict(), "answers": {name: answers[name][index] for name in names}}
             for index, question in enumerate(loaded)
         ]
-        for note in notes_on(texts, refusals, judging.adapted, read):
+        for note in judgment_notes(texts, refusals, judging.adapted, read):
             sink.on_message(note)
         write_json(folder / f"judge-{mode}.json", result | {"rows": rows, "judgments": texts, "refusals": refusals})
         answers_file.unlink(missing_ok=True)
@@ -103,10 +103,10 @@ def judge(
     return result
 
 
-def notes_on(
+def judgment_notes(
     texts: Mapping[str, str], refusals: Mapping[str, str], adapted: Sequence[str], read: Callable[[str], Any]
 ) -> list[str]:
-    """Messages about settings that the judge does not take, refused judgments, and judgments that cannot be read."""
+    """Messages on settings that the judge does not accept, refused judgments, and unreadable ones."""
     notes = [f"the judge: {sentence}" for sentence in adapted]
     if refusals:
         reason = most_common(refusals.values())

@@ -1,4 +1,4 @@
-"""Verdicts and grades in a judge's free text: the last one counts, and a draft within a thought never does."""
+"""Verdicts and grades in a judge's free text: the last one counts, and drafts in its thinking never do."""
 
 import re
 from collections.abc import Callable
@@ -18,7 +18,7 @@ WINS = (
     r"(?: (?:is|was)(?: \w+)? (?:better|best|stronger|superior|preferred|winner)\b.*"
     r"| (?:wins|won|by|over|because|since|as)\b.*)?"
 )
-VERDICTS = (  # of a whole clause in lower case; the first that fits
+VERDICTS = (  # patterns of a whole clause in lower case; the first match counts
     (r"c|(?:it is |it's )?(?:an? |the )?(?:tie|tied|draw|drawn|equal|equally|same|both|neither)\b.*", "tie"),
     (rf"{WHO}a (?:and|=|equals) {WHO}b\b.*", "tie"),
     (rf"{WHO}[ab] is (?:tied|equal|as good as|the same)\b.*", "tie"),
@@ -26,14 +26,14 @@ VERDICTS = (  # of a whole clause in lower case; the first that fits
     (rf"{WHO}b{WINS}", "B"),
 )
 PREFERS = re.compile(r"\b(?:but|yet|though|however|slightly|better|prefer\w*|wins?)\b", re.IGNORECASE)  # after a tie
-# The number, what it is out of, and behind it neither a letter nor the other end of a range.
+# A number, optionally "out of" another one, not followed by a letter or the end of a range.
 NUMBER = re.compile(
     r"[\[({\s]*(\d++(?:[.,]\d++)?+)(?:\s*(?:/|out of)\s*(\d++))?+(?!\w)(?!\s*(?:%|/|[-–]\s*\d|(?:to|or|and)\s+\d))"
 )
 
 
 def read_verdict(text: str) -> str | None:
-    """ "A", "B" or "tie" from the last verdict in a judge's text; None where there is none that can be read.
+    """ "A", "B" or "tie" from the last verdict in a judge's text; None if none can be read.
 
     >>> read_verdict("Both are right, A is shorter. VERDICT: A")
     'A'
@@ -42,7 +42,7 @@ def read_verdict(text: str) -> str | None:
 
 
 def read_grade(text: str) -> float | None:
-    """The last grade in a judge's text, 1 to 10; None where there is none that can be read.
+    """The last grade in a judge's text, 1 to 10; None if none can be read.
 
     >>> read_grade("Clear and right. GRADE: 8/10")
     8.0
@@ -50,26 +50,26 @@ def read_grade(text: str) -> float | None:
     return _last(text, "grade|rating|score", _grade)
 
 
-def outside_thinking(text: str) -> str | None:
-    """The text without thinking (`<think> ... </think>`); None where a thought is not closed, as when it was cut off.
+def without_thinking(text: str) -> str | None:
+    """The text without thinking blocks (`<think> ... </think>`); None if one is not closed, as in a text cut off.
 
-    A thought that the chat template has opened itself has only an end.
+    A block that the chat template itself opened has only an end tag.
     """
     rest = THOUGHT_ENDS.split(THOUGHT.sub("", text))[-1]
     return None if THOUGHT_BEGINS.search(rest) else rest
 
 
-def begins_thinking(prompt: str) -> bool:
-    """Does a prompt end within a thought, so that the answer begins in it?"""
-    return outside_thinking(prompt) is None
+def opens_thinking(prompt: str) -> bool:
+    """Whether a prompt ends within a thinking block, so that the answer begins in it."""
+    return without_thinking(prompt) is None
 
 
 def _last(text: str, names: str, read: Callable[[str], Value | None]) -> Value | None:
-    """The last value behind one of these names, in double brackets, or alone on the last line in bold.
+    """The last value after one of these names, in double brackets, or in bold alone on the last line.
 
-    Behind a colon it counts whether or not it can be read: `VERDICT: cannot say` is no verdict, whatever came before.
+    After a colon even an unreadable one counts: `VERDICT: cannot say` is no verdict, whatever came before.
     """
-    rest = outside_thinking(text)
+    rest = without_thinking(text)
     if rest is None:
         return None
     value = None

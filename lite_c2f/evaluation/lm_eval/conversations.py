@@ -1,4 +1,4 @@
-"""Conversations of lm-evaluation-harness in the forms that actors were trained in."""
+"""Conversations of lm-evaluation-harness as turns, and prompt templates as chat templates."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,14 +7,16 @@ from lite_c2f.data.records import Turn
 
 
 def as_turns(messages: Sequence[Mapping[str, str]]) -> list[Turn]:
-    """lm-eval's messages as turns; a description, which it has as a system turn, is put before the first question.
+    """lm-eval's messages as turns; a task's description, which is a system message, precedes the first question.
 
     >>> as_turns([{"role": "system", "content": "Be brief.\\n"}, {"role": "user", "content": "Hi"}])[0].text
     'Be brief.\\n\\nHi'
     """
     system = "".join(message["content"] for message in messages if message["role"] == "system").strip()
     roles = {"user": "human", "assistant": "assistant"}
-    first, *others = [Turn(roles[each["role"]], each["content"]) for each in messages if each["role"] in roles]
+    first, *others = [
+        Turn(roles[message["role"]], message["content"]) for message in messages if message["role"] in roles
+    ]
     return [first._replace(text=f"{system}\n\n{first.text}" if system else first.text), *others]
 
 

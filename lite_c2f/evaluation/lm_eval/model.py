@@ -1,4 +1,4 @@
-"""The actors of a run as models of lm-evaluation-harness. Import it only after tasks.need_harness."""
+"""The actors of a run as models of lm-evaluation-harness. Import it only after `tasks.harness_version`."""
 
 import contextlib
 import functools
@@ -24,28 +24,28 @@ from lite_c2f.backbone.load import end_tokens
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.config.settings import CHAT, Config
 from lite_c2f.data.chat_template import ChatTemplate, chat_template
-from lite_c2f.data.encode import beginning, pad_left, turn_end
+from lite_c2f.data.encode import leading_ids, pad_left, turn_end
 from lite_c2f.errors import C2FError, DataError
 from lite_c2f.evaluation.actor_names import ratio_of
 from lite_c2f.evaluation.lm_eval.conversations import as_jinja, as_turns
-from lite_c2f.evaluation.lm_eval.tasks import SEED, TaskOptions, reason
+from lite_c2f.evaluation.lm_eval.tasks import SEED, TaskOptions, error_line
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.runtime.batch_size import is_out_of_memory, retry_smaller
 from lite_c2f.sampling.stops import before_stop
 
-LONGEST = 4096  # tokens of a prompt and its answer: Mistral's window, which is not used above it
+MAX_CONTEXT = 4096  # tokens of a prompt and its answer: Mistral's attention window
 
 
 class ActorLM(huggingface.HFLM):
     """lm-eval's Hugging Face model around one that is in memory; log-probabilities in float32.
 
-    stops: texts that end an answer beside the task's own. form: the form of conversations that the actor was trained
-    in; None for plain text. first: ids before a rendered conversation. `truncated` counts requests that lost their
-    beginning.
+    stops: texts that end an answer besides the task's own. template: the chat template that the actor was trained with;
+    None for plain text. first: ids before a rendered conversation. `truncated` counts requests that were cut at their
+    start.
 
-    In conversations lm-eval would leave a task's description out where a template refuses system turns, put choices
-    behind the prompt without the space that answers have, and let the tokenizer add a BOS of its own. Here every actor
-    reads the description before the first question, and answers follow prompts in the form it was trained in.
+    lm-eval itself would drop a task's description if a chat template refuses system turns, append choices to the prompt
+    without the space before answers, and let the tokenizer add a BOS. Here the description precedes the first question,
+    and answers follow prompts as in the actor's training.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class ActorLM(huggingface.HFLM):
         tokenizer: Any,
         eos_ids: Sequence[int],
         stops: Sequence[str] = (),
-        form: ChatTemplate | None = None,
+        template: ChatTemplate | None = None,
         first: Sequence[int] = (),
     ) -> None:
-        # Of the folder's own only the end tokens: a limit or a temperature in it would win over the task's.
+        # Only the end tokens of the folder's own: its length limit or temperature would override the task's.
         model.generation_config = GenerationConfig(eos_token_id=list(eos_ids), pad_token_id=padding_id(tokenizer))
-        longest = min(context_length(model.config) or LONGEST, LONGEST)
+        longest = min(context_length(model.config) or MAX_CONTEXT, MAX_CONTEXT)
         super().__init__(model, "causal", tokenizer=tokenizer, max_length=longest, softmax_dtype="float32")
-        self.stops, self.truncated, self.form, self.first = list(stops), 0, form, list(first)
+        self.stops, self.truncated, self.template, self.first = list(stops), 0, template, list(first)
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> list[tuple[float, bool]]:
         longest = self.max_length + 1
@@ -72,7 +72,7 @@ class ActorLM(huggingface.HFLM):
         room = options.get("left_truncate_len")
         if room:
             self.truncated += sum(len(self.tok_encode(text)) > room for text in strings)
-        if self.form is None:
+        if self.template is None:
             return super().tok_batch_encode(strings, *args, **options)
         rows = [self.tok_encode(text, left_truncate_len=room) for text in strings]
         tokens, mask = pad_left(rows, padding_id(self.tokenizer))
@@ -87,77 +87,79 @@ class ActorLM(huggingface.HFLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation up to its answer, or up to the end of a task's own prefix of the answer."""
-        assert self.form is not None
+        assert self.template is not None
         turns = as_turns(chat_history)
         if add_generation_prompt:
-            return self.form.render(turns)
-        return self._answering(self.form.render(turns[:-1])) + self.form.mark(turns[-1].text)
+            return self.template.render(turns)
+        return self._answering(self.template.render(turns[:-1])) + self.template.mark(turns[-1].text)
 
     def _answering(self, context: str) -> str:
         """A rendered conversation up to the answer's own text, its space included."""
-        assert self.form is not None
-        between = self.form.before_answers
-        return context if between is None else context.removesuffix(self.form.opening) + between
+        assert self.template is not None
+        between = self.template.before_answers
+        return context if between is None else context.removesuffix(self.template.opening) + between
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        if self.form is None:
+        if self.template is None:
             return super()._encode_pair(context, continuation)
-        if context.endswith(self.form.opening):  # otherwise the answer has begun
+        if context.endswith(self.template.opening):  # else the context includes the start of an answer
             answering = self._answering(context)
             context, continuation = answering.rstrip(" "), self._spaced(continuation)
-        return self.tok_encode(context), self.form.follow(context, continuation)
+        return self.tok_encode(context), self.template.continuation(context, continuation)
 
     def _spaced(self, answer: str) -> str:
-        """An answer with the space that the form has before answers, whatever the task has there."""
-        between = (self.form.before_answers if self.form else "") or ""
+        """An answer with the space that the chat template has before answers, whatever the task has."""
+        between = (self.template.before_answers if self.template else "") or ""
         return between[len(between.rstrip(" ")) :] + (answer.lstrip(" ") or answer)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **options: Any
     ) -> list[int]:
-        if self.form is None:
+        if self.template is None:
             return super().tok_encode(string, add_special_tokens, left_truncate_len, **options)
         if add_special_tokens is False:  # an answer without a question
-            return self.form.encode(self.form.mark(self._spaced(string)))
-        return [*self.first, *self.form.encode(string)][-(left_truncate_len or 0) :]
+            return self.template.encode(self.template.mark(self._spaced(string)))
+        return [*self.first, *self.template.encode(string)][-(left_truncate_len or 0) :]
 
 
 class LoadedActor(NamedTuple):
     """A model in memory that can be one or several actors."""
 
     model: ActorLM
-    acting_as: Callable[[str], contextlib.AbstractContextManager[Any]]  # inside the block it is this actor
+    acting_as: Callable[[str], contextlib.AbstractContextManager[Any]]  # in the block, the model is this actor
 
 
-def load(source: str, config: Config, models: ModelPair, run: Path, actors: Sequence[str], chat: bool) -> LoadedActor:
-    """The model behind these actors: `base`, `instruct` (with the residue where an actor needs it), `fine`.
+def load_actor(
+    source: str, config: Config, models: ModelPair, run: Path, actors: Sequence[str], chat: bool
+) -> LoadedActor:
+    """Load the model of these actors: `base`, `instruct` (with the residue if an actor needs it), `fine`.
 
-    chat: prompts come as conversations; base and Coarse Actor get the form they were trained in, which has no chat
-    template of its own, and its stop sequences.
+    chat: prompts are conversations; base and Coarse Actor get their prompt template as a chat template, and its stop
+    sequences.
     """
-    template, variables = config.model.prompt_template, config.model.chat_template_kwargs
+    prompt_template, template_kwargs = config.model.prompt_template, config.model.chat_template_kwargs
     if source == "base":
         roles, judge = load_coarse(config, models, run)
         tokenizer, model = judge.tokenizer, roles.model.get_base_model()
-        first = beginning(tokenizer) if template != CHAT else []
-        eos = end_tokens(model, tokenizer, turn_end(tokenizer, template, variables))
-        if chat and template != CHAT:
-            tokenizer.chat_template = as_jinja(template)
-        form = chat_template(tokenizer, variables) if chat else None
-        harness_lm = ActorLM(model, tokenizer, eos, config.model.stop if chat else (), form, first)
+        first = leading_ids(tokenizer) if prompt_template != CHAT else []
+        eos = end_tokens(model, tokenizer, turn_end(tokenizer, prompt_template, template_kwargs))
+        if chat and prompt_template != CHAT:
+            tokenizer.chat_template = as_jinja(prompt_template)
+        chat_form = chat_template(tokenizer, template_kwargs) if chat else None
+        harness_lm = ActorLM(model, tokenizer, eos, config.model.stop if chat else (), chat_form, first)
         return LoadedActor(harness_lm, lambda actor: roles.sampling("policy" if actor == "coarse" else "reference"))
     merged = source == "fine"
     adapter = run / "coarse" / "adapter" if any(ratio_of(actor) for actor in actors) else None
     actor_model = InstructModel(config, str(run / "fine" / "model") if merged else models.instruct, adapter)
     model = actor_model.model if adapter is None else actor_model.model.get_base_model()
-    form = chat_template(actor_model.tokenizer, variables) if chat else None
-    harness_lm = ActorLM(model, actor_model.tokenizer, actor_model.eos_ids, form=form)
+    chat_form = chat_template(actor_model.tokenizer, template_kwargs) if chat else None
+    harness_lm = ActorLM(model, actor_model.tokenizer, actor_model.eos_ids, template=chat_form)
     return LoadedActor(harness_lm, functools.partial(at_ratio, actor_model))
 
 
 @contextlib.contextmanager
 def at_ratio(model: InstructModel, actor: str) -> Iterator[None]:
-    """Inside the block the instruct model has the residue at this actor's ratio."""
+    """In the block, the instruct model has the residue at this actor's ratio."""
     with model.ratio(ratio_of(actor)), torch.no_grad(), sampling_copies(model.model):
         yield
 
@@ -166,7 +168,7 @@ def run_task(loaded: LoadedActor, actor: str, name: str, task: Any, options: Tas
     """Run one task with one actor: its figures, and those of every document.
 
     {"figures": {"acc,none": value, "acc_stderr,none": ...}, "documents": {"acc,none": [a number per document]}, "n",
-    "truncated"}. Out of memory, the whole task is done again with half of the requests at once.
+    "truncated"}. If memory runs out, the whole task is repeated with half the batch.
     """
 
     def attempt(rows: int) -> dict[str, Any]:
@@ -176,10 +178,10 @@ def run_task(loaded: LoadedActor, actor: str, name: str, task: Any, options: Tas
                 return run_harness(loaded.model, name, task, options)
         except (C2FError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # whatever a task's own functions make of an answer
+        except Exception as error:  # any error of a task's own functions
             if is_out_of_memory(error):
                 raise
-            got = f"task '{name}' failed on an answer of '{actor}' ({reason(error)})"
+            got = f"task '{name}' failed on an answer of '{actor}' ({error_line(error)})"
             raise DataError.because(got, "a task that takes any answer", "correct it, or leave it out") from error
 
     result = retry_smaller(options.batch, attempt)
@@ -191,7 +193,7 @@ def run_task(loaded: LoadedActor, actor: str, name: str, task: Any, options: Tas
         for metric in sample["metrics"]:
             documents.setdefault(f"{metric},{sample['filter']}", []).append(sample[metric])
     return {
-        "figures": {key: finite(value) for key, value in row.items() if "," in key},
+        "figures": {key: finite_or_none(value) for key, value in row.items() if "," in key},
         "documents": {key: [*map(float, values)] for key, values in documents.items() if all(map(is_number, values))},
         "n": row["sample_len"],
         "truncated": loaded.model.truncated,
@@ -199,7 +201,7 @@ def run_task(loaded: LoadedActor, actor: str, name: str, task: Any, options: Tas
 
 
 def run_harness(model: ActorLM, name: str, task: Any, options: TaskOptions) -> Any:
-    """lm-eval's results for a task. Everything random is seeded anew: every actor sees the same prompts."""
+    """lm-eval's results for a task. All generators are seeded, so that every actor gets the same prompts."""
     random.seed(SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)
@@ -215,18 +217,18 @@ def run_harness(model: ActorLM, name: str, task: Any, options: TaskOptions) -> A
 
 
 def is_number(value: Any) -> bool:
-    """Is it one finite number? Some metrics have pairs or lists for a document."""
+    """Whether it is one finite number; some metrics have pairs or lists per document."""
     return isinstance(value, bool | int | float | np.number) and math.isfinite(value)
 
 
-def finite(value: Any) -> float | None:
-    """The number, or None: lm-eval has N/A where there is no standard error."""
+def finite_or_none(value: Any) -> float | None:
+    """The number, or None for lm-eval's N/A."""
     return float(value) if is_number(value) else None
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Inside the block lm-eval shows no progress bars and prints nothing: there is one bar, and stdout is ours."""
+def silence_harness() -> Iterator[None]:
+    """In the block, lm-eval shows no progress bars and prints nothing to stdout."""
     modules: tuple[Any, ...] = (harness_task, harness_model, huggingface)
     bars = [module.tqdm for module in modules]
 

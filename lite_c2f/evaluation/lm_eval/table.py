@@ -12,7 +12,7 @@ from lite_c2f.evaluation.lm_eval.stage import FILE
 
 
 def print_benchmarks(result: dict[str, Any], run: Path) -> None:
-    """For each task a row per actor: its figure, and its difference to the baseline; and what to do next."""
+    """Print a row per task and actor with its figure and its difference to the baseline, and the next command."""
     console = Console(highlight=False)
     table = Table(title="General benchmarks", title_justify="left")
     for name in ("task", "metric"):
@@ -24,7 +24,7 @@ def print_benchmarks(result: dict[str, Any], run: Path) -> None:
         for metric, row in result["tasks"][task]["metrics"].items():
             for index, actor in enumerate(result["actors"]):
                 names = (Text(task), Text(metric)) if index == 0 else (Text(), Text())
-                figures = (with_error(row["actors"][actor], ""), gap(row["differences"].get(actor)))
+                figures = (with_error(row["actors"][actor], ""), difference_text(row["differences"].get(actor)))
                 table.add_row(*names, actor, *figures, end_section=actor == result["actors"][-1])
     console.print(table)
     few = f", at most {result['limit']} documents of a task" if result["limit"] else ""
@@ -34,8 +34,8 @@ def print_benchmarks(result: dict[str, Any], run: Path) -> None:
     console.print(Text(f"{legend}\n{more}"), soft_wrap=True)
 
 
-def gap(difference: dict[str, Any] | None) -> Text:
-    """A difference with its standard error, marked where it is clear."""
+def difference_text(difference: dict[str, Any] | None) -> Text:
+    """A difference with its standard error, marked if it is clear."""
     if difference is None:
         return Text("")
     star = "*" if difference["clear"] else " "

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, by name or as YAML files, loaded and tried before any model is."""
+"""Tasks of lm-evaluation-harness, by name or as YAML files, loaded and checked before any model is."""
 
 import difflib
 import functools
@@ -29,7 +29,7 @@ GENERAL_11 = (  # eleven usual tasks; which ones the paper's authors used is not
     "agieval_en",
 )
 PRESETS = {"general-11": GENERAL_11}
-SEED = 1234  # lm-eval's own: the same few-shot examples as in other people's figures
+SEED = 1234  # lm-eval's own, for the same few-shot examples as in published figures
 
 
 class TaskRequest(NamedTuple):
@@ -53,7 +53,7 @@ class TaskOptions(NamedTuple):
         return f"{actor} {task} {self.hashes[task]}"
 
 
-def need_harness() -> str:
+def harness_version() -> str:
     """The version of lm-eval. Raises ConfigError when it is not installed."""
     try:
         import lm_eval
@@ -69,16 +69,16 @@ def load_tasks(
     """Load presets, tasks, groups, tags, YAML files and folders of them, and build a first request of each task.
 
     fewshot: examples in a prompt instead of each task's own number; a task with 0 keeps it, as in lm-eval.
-    progress: gets how many of how many names are loaded. A YAML file may name Python functions beside it, which are
-    run, as lm-eval does: use files you trust. Raises ConfigError or DataError naming the task that does not exist or
+    progress: called with the numbers of loaded names and of all. A YAML file may name Python functions in its folder,
+    which are run: use files you trust. Raises ConfigError or DataError naming the task that does not exist or
     cannot be loaded.
     """
-    specs = list(dict.fromkeys(each for name in names for each in expanded(name.strip())))
+    specs = list(dict.fromkeys(spec for name in names for spec in expand_name(name.strip())))
     if not specs:
         raise ConfigError.because("--tasks is empty", "names of tasks, or a preset", "try --tasks general-11")
     groups = {spec: Path(spec) for spec in specs if is_file(spec) and "group" in read_task(Path(spec))}
-    manager = manager_for(specs, list(groups.values()))
-    for spec in specs:  # all of them before the first one's data is fetched
+    manager = task_manager(specs, list(groups.values()))
+    for spec in specs:  # before any data are downloaded
         if not is_file(spec) and spec not in manager.task_index:
             near = difflib.get_close_matches(spec, [*PRESETS, *manager.task_index], 3)
             do = f"did you mean {', '.join(near)}?" if near else "correct --tasks"
@@ -87,16 +87,16 @@ def load_tasks(
     for done, spec in enumerate(specs):
         if progress:
             progress(done, len(specs))
-        add(request, str(read_task(groups[spec])["group"]) if spec in groups else spec, manager, fewshot)
+        load_task(request, str(read_task(groups[spec])["group"]) if spec in groups else spec, manager, fewshot)
     return request
 
 
-def expanded(name: str) -> list[str]:
-    """The tasks of a preset, the YAML files of a folder, and everything else as it is."""
+def expand_name(name: str) -> list[str]:
+    """The tasks of a preset, the YAML files of a folder, or the name itself."""
     if name in PRESETS:
         return list(PRESETS[name])
     if not is_file(name):
-        return [name] if name else []  # a comma too many
+        return [name] if name else []  # an extra comma
     path = Path(name).expanduser()
     if path.is_dir():
         files = [str(file) for file in sorted(path.glob("*.yaml")) if "task" in read_task(file)]
@@ -111,7 +111,7 @@ def expanded(name: str) -> list[str]:
 
 
 def is_file(spec: str) -> bool:
-    """Is it the path of a file or folder? Names of tasks have neither a slash nor a suffix."""
+    """Whether it is the path of a file or folder: names of tasks have neither a slash nor a suffix."""
     return spec.endswith((".yaml", ".yml")) or "/" in spec
 
 
@@ -122,42 +122,42 @@ def read_task(file: Path) -> dict[str, Any]:
     try:
         return dict(load_yaml(file, resolve_func=False, recursive=False))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigError.because(f"'{file}': {reason}", "a YAML file of a task", "correct it") from None
+        error_line = " ".join(str(error).split())[:160]
+        raise ConfigError.because(f"'{file}': {error_line}", "a YAML file of a task", "correct it") from None
 
 
-def manager_for(specs: Sequence[str], groups: Sequence[Path]) -> Any:
-    """lm-eval's index of tasks; its own only where a name or a group needs them.
+def task_manager(specs: Sequence[str], groups: Sequence[Path]) -> Any:
+    """lm-eval's index of tasks, with its own tasks only if a name or a group needs them.
 
     groups: files of groups. lm-eval finds these by name alone, in an index with the folder they are in.
     """
     from lm_eval.tasks import TaskManager
 
     if not groups:
-        return index(whole=not all(map(is_file, specs)))
+        return task_index(whole=not all(map(is_file, specs)))
     folders: list[Any] = [file.parent for file in groups]
-    here = TaskManager(include_path=folders, include_defaults=False)
-    known = here.task_index
-    members = [each for entry in known.values() if entry.kind.name == "GROUP" for each in (entry.cfg or {})["task"]]
-    if all(map(is_file, specs)) and all(isinstance(each, str) and each in known for each in members):
-        return here
+    local = TaskManager(include_path=folders, include_defaults=False)
+    known = local.task_index
+    members = [member for entry in known.values() if entry.kind.name == "GROUP" for member in (entry.cfg or {})["task"]]
+    if all(map(is_file, specs)) and all(isinstance(member, str) and member in known for member in members):
+        return local
     return TaskManager(include_path=folders)
 
 
 @functools.cache
-def index(*, whole: bool) -> Any:
-    """lm-eval's index; without its own 14,000 files, which take seconds to read, where `whole` is False."""
+def task_index(*, whole: bool) -> Any:
+    """lm-eval's index; unless `whole`, without its own 14,000 files, which take seconds to read."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=whole)
 
 
-def add(request: TaskRequest, spec: str, manager: Any, fewshot: int | None) -> None:
+def load_task(request: TaskRequest, spec: str, manager: Any, fewshot: int | None) -> None:
     """Load one name into `request`. Raises DataError or ConfigError naming it."""
     try:
         loaded = manager.load([spec])
-    except Exception as error:  # whatever YAML, datasets or a task's own functions raise: it is the task's
-        raise refused(spec, error) from error
+    except Exception as error:  # any error of YAML, datasets or a task's own functions
+        raise loading_error(spec, error) from error
     for name, task in loaded["tasks"].items():
         other = request.tasks.get(name)
         if other is not None and other.dump_config() != task.dump_config():
@@ -174,11 +174,11 @@ def add(request: TaskRequest, spec: str, manager: Any, fewshot: int | None) -> N
 
 
 def check_task(name: str, task: Any, fewshot: int | None) -> None:
-    """Set a task's few-shot examples, and build its first request. Raises C2FError where that fails."""
+    """Set a task's few-shot examples, and build its first request. Raises C2FError if that fails."""
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
         what = "runs code that a model wrote" if getattr(task, "UNSAFE_CODE", False) else "needs pictures or sound"
         raise ConfigError.because(f"task '{name}' {what}", "a task of text alone", "leave it out of --tasks")
-    own_scores = task.get_config("process_results") is not None  # a function of the task's, which names what it likes
+    own_scores = task.get_config("process_results") is not None  # the task's own function, with metrics of any name
     for metric, known in getattr(task, "_metric_fn_list", {}).items():
         if known is None and not own_scores:
             got = f"task '{name}' has the metric '{metric}'"
@@ -193,22 +193,22 @@ def check_task(name: str, task: Any, fewshot: int | None) -> None:
     except C2FError:
         raise
     except Exception as error:
-        raise refused(name, error) from error
+        raise loading_error(name, error) from error
 
 
-def refused(name: str, error: Exception) -> DataError:
+def loading_error(name: str, error: Exception) -> DataError:
     """The error for a task that cannot be loaded."""
     do = "check its data; what is not on the disk comes from the hub, which may be out of reach"
-    return DataError.because(f"task '{name}' cannot be loaded ({reason(error)})", "a task with its data", do)
+    return DataError.because(f"task '{name}' cannot be loaded ({error_line(error)})", "a task with its data", do)
 
 
-def reason(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """An error on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def check_answers_fit(tasks: dict[str, Any], context: int) -> None:
-    """Raise ConfigError for a task whose answers may fill the context of a model by themselves."""
+    """Raise ConfigError for a task whose answers may be as long as a model's context."""
     from lm_eval.models.utils import normalize_gen_kwargs
 
     for name, task in tasks.items():
@@ -220,22 +220,22 @@ def check_answers_fit(tasks: dict[str, Any], context: int) -> None:
             raise ConfigError.because(got, f"fewer than the context of {context}", "lower its max_gen_toks")
 
 
-def depends_on(task: Any, limit: int | None, chat_template: bool, made_by: str) -> str:
+def task_hash(task: Any, limit: int | None, chat_template: bool, environment: str) -> str:
     """A hash of everything a task's figures depend on, apart from the actor: settings, documents, examples, code.
 
-    limit: documents that are used. made_by: lm-eval's version, and how models are loaded.
+    limit: documents that are used. environment: lm-eval's version, and how models are loaded.
     """
     config = task.dump_config()
     source = Path(str((config.get("metadata") or {}).pop("config_source", "")))
     text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(config, sort_keys=True, default=str))
-    digest = xxhash.xxh3_128(f"{text} {limit} {chat_template} {made_by} {SEED}".encode())
+    digest = xxhash.xxh3_128(f"{text} {limit} {chat_template} {environment} {SEED}".encode())
     for doc in itertools.islice(task.eval_docs, limit):
         digest.update(json.dumps(doc, sort_keys=True, default=str).encode())
     if task.get_config("num_fewshot"):
         examples: Iterable[Any] = task.fewshot_docs() or ()
         for doc in examples:
             digest.update(json.dumps(doc, sort_keys=True, default=str).encode())
-    if source.is_file() and "lm_eval" not in source.parts:  # functions of a task of one's own are beside it
+    if source.is_file() and "lm_eval" not in source.parts:  # the functions of a user's task are in its folder
         for file in sorted(source.parent.glob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()

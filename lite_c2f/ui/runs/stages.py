@@ -63,14 +63,14 @@ def _stage(files: RunFiles, name: str, recorded: Mapping[str, Any]) -> StageStat
         seconds = max(earlier + time.time() - began, logged)
         stage = stage._replace(state="running", seconds=seconds, left=progress.seconds_left)
         if name == "fine":  # whose merge counts bytes, not ratios
-            done, total = (files.trials, progress.of) if progress.part == "ratios" else (None, None)
+            done, total = (files.trials, progress.total_steps) if progress.part == "ratios" else (None, None)
             return stage._replace(done=done, total=total)
         done = progress.step if stage.done is None else stage.done
-        return stage._replace(done=done, total=progress.of or _updates(files.run, name))
+        return stage._replace(done=done, total=progress.total_steps or _updates(files.run, name))
     last = files.last if files.last is not None and files.last.stage == name else None
     if rows or last is not None or any(files.run.glob(f"{name}/checkpoints/step-*")):
         stage = stage._replace(state="interrupted")
-    total = last.of if last is not None and name != "fine" else None
+    total = last.total_steps if last is not None and name != "fine" else None
     return stage._replace(total=total or _updates(files.run, name))
 
 

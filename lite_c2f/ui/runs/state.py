@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lite_c2f.runs.state import RunProgress, progress_of
+from lite_c2f.runs.state import RunProgress, read_run_progress
 from lite_c2f.storage import lock
 from lite_c2f.ui.runs.curves import Point, Sample, curves, evenly_spaced, metrics_row, sample_row
 from lite_c2f.ui.runs.follow import Tail
@@ -70,7 +70,7 @@ def follow(run: Path) -> RunState:
     """
     files = files_of(run.absolute())
     with files.lock:
-        progress, started = progress_of(run), read_start(run)
+        progress, started = read_run_progress(run), read_start(run)
         files.read()
         trials = max(0, len(files.trials.rows) - 1)  # the first line is their header
         stages = stages_of(RunFiles(run, files.metrics.rows, progress.current, progress.last, trials))

@@ -12,22 +12,30 @@ from lite_c2f.actors.answers import Answer
 from lite_c2f.errors import ConfigError, DataError, ModelError
 from lite_c2f.evaluation.actor_names import check_actors
 from lite_c2f.evaluation.extras import across_turns
-from lite_c2f.evaluation.llm_judge.conversations import converse
-from lite_c2f.evaluation.llm_judge.judges import Endpoint, pause_before
-from lite_c2f.evaluation.llm_judge.pairwise import Task, ask, grade_table, grade_tasks, outcome, pair_table, pair_tasks
+from lite_c2f.evaluation.llm_judge.conversations import answer_turns
+from lite_c2f.evaluation.llm_judge.judges import Endpoint, retry_delay
+from lite_c2f.evaluation.llm_judge.pairwise import (
+    Task,
+    grade_table,
+    grade_tasks,
+    outcome,
+    pair_table,
+    pair_tasks,
+    run_judge,
+)
 from lite_c2f.evaluation.llm_judge.prompts import SYSTEM, pairwise, single
-from lite_c2f.evaluation.llm_judge.questions import Question, evenly, load_questions
+from lite_c2f.evaluation.llm_judge.questions import Question, evenly_spaced, load_questions
 from lite_c2f.evaluation.llm_judge.replies import (
-    ADAPTED,
+    FORMAT_NOTES,
     KEY,
-    Form,
+    RequestFormat,
     ServerError,
     ServerRefusal,
-    adapted,
+    format_change,
     read_error,
     read_reply,
 )
-from lite_c2f.evaluation.llm_judge.stage import notes_on, repeated_across_turns
+from lite_c2f.evaluation.llm_judge.stage import judgment_notes, repeated_across_turns
 from lite_c2f.evaluation.llm_judge.verdicts import read_grade, read_verdict
 
 MT_BENCH = Path(__file__).parents[4] / "shared" / "data" / "mt-bench"
@@ -49,7 +57,9 @@ def test_questions_and_references(tmp_path):
     references = write(tmp_path / "r.jsonl", {"question_id": 81, "choices": [{"turns": ["A", "B"]}]})
     found = load_questions(file, references)
     assert found == [Question("81", "writing", ("a", "b"), ("A", "B")), Question("x", "other", ("c",), ())]
-    assert [len(evenly(range(10), count)) for count in (None, 3, 20)] == [10, 3, 10] and evenly(range(8), 4) == [
+    assert [len(evenly_spaced(range(10), count)) for count in (None, 3, 20)] == [10, 3, 10] and evenly_spaced(
+        range(8), 4
+    ) == [
         0,
         2,
         4,
@@ -85,7 +95,7 @@ def test_all_of_mt_bench_can_be_read():
     found = load_questions(MT_BENCH / "question.jsonl", MT_BENCH / "reference_answer_gpt-4.jsonl")
     assert len(found) == 80 and all(len(question.turns) == 2 for question in found)
     assert {question.category for question in found if question.reference} >= {"math", "reasoning", "coding"}
-    assert len({question.category for question in evenly(found, 8)}) == 8  # ten of each, in order
+    assert len({question.category for question in evenly_spaced(found, 8)}) == 8  # ten of each, in order
 
 
 def test_a_pair_is_shown_whole_and_in_order():
@@ -143,7 +153,7 @@ def test_turns_build_on_what_was_said():
         heard.append([[turn.text for turn in turns] for turns in conversations])
         return [Answer(f"answer to {turns[-1].text}", 3, "eos", []) for turns in conversations]
 
-    said = converse(speak, [ONE, TWO])
+    said = answer_turns(speak, [ONE, TWO])
     assert heard == [
         [["What is 2 + 3?"], ["Write a line."]],
         [["What is 2 + 3?", "answer to What is 2 + 3?", "And doubled?"]],
@@ -255,10 +265,10 @@ def test_a_busy_server_is_waited_for_as_long_as_it_asks(server, monkeypatch):
     Endpoint(server.url, "m", patience=50.0)([pairwise(TWO, ["x"], ["y"])])
     assert waits[3:] == [50.0]
     date = {"Date": "Sun, 06 Nov 1994 08:49:28 GMT"}
-    assert pause_before(1, date | {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 9.0  # by the server's clock
-    assert pause_before(1, date | {"Retry-After": "Sun, 06 Nov 1994 08:49:00 GMT"}) == 0.0
-    assert pause_before(1, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 0.01
-    waits = [pause_before(1, date | {"Retry-After": text}) for text in ("7", " 7 ", "soon", "-1", "")]
+    assert retry_delay(1, date | {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 9.0  # by the server's clock
+    assert retry_delay(1, date | {"Retry-After": "Sun, 06 Nov 1994 08:49:00 GMT"}) == 0.0
+    assert retry_delay(1, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 0.01
+    waits = [retry_delay(1, date | {"Retry-After": text}) for text in ("7", " 7 ", "soon", "-1", "")]
     assert waits == [7.0, 7.0, 0.01, 0.01, 0.01]
 
 
@@ -362,11 +372,11 @@ def test_one_question_that_is_refused_costs_that_question_alone(server, tmp_path
     tasks = [Task(f"t{number}", single(TWO, [f"about {number}"], 0)) for number in range(10)]
     for asked in (10, 0):
         server.heard.clear()
-        found = ask(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
+        found = run_judge(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
         assert len(server.heard) == asked and list(found.refusals) == ["t2"] and sentence in found.refusals["t2"]
         assert list(map(read_grade, found.texts.values())) == [None if n == 2 else 6.0 for n in range(10)]
     assert server.heard == [] and all(read_verdict(found.texts[f"t{n}"]) for n in (0, 1, 3, 9))
-    notes = notes_on(found.texts, found.refusals, [], read_grade)
+    notes = judgment_notes(found.texts, found.refusals, [], read_grade)
     assert len(notes) == 1 and notes[0].startswith("1 of 10 judgments were refused") and sentence in notes[0]
 
 
@@ -378,10 +388,10 @@ def test_where_every_question_is_refused_the_first_ones_say_so(server, tmp_path,
     tasks = [Task(f"t{number}", pairwise(TWO, [f"{number}"], ["y"])) for number in range(count)]
     words = rf"all of the first {requests} questions were refused: HTTP 400: API key not valid; .*check --url"
     with pytest.raises(ModelError, match=words):
-        ask(Endpoint(server.url, "m", at_once=2), tasks, tmp_path / "kept.jsonl", lambda done: None)
+        run_judge(Endpoint(server.url, "m", at_once=2), tasks, tmp_path / "kept.jsonl", lambda done: None)
     assert len(server.heard) == requests and not (tmp_path / "kept.jsonl").exists()
     server.reply = lambda body: (200, server.say(body))
-    found = ask(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
+    found = run_judge(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
     assert found.refusals == {} and len(found.texts) == count
 
 
@@ -390,10 +400,10 @@ def test_what_is_left_after_a_stop_may_all_be_refused(server, tmp_path):
     tasks = [Task(f"t{number}", pairwise(TWO, [f"{number}"], ["y"])) for number in range(9)]
     server.reply = lambda body: (500, {}) if "\n8\n" in body["messages"][-1]["content"] else (200, server.say(body))
     with pytest.raises(ModelError, match="HTTP 500"):
-        ask(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
+        run_judge(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
     server.heard.clear()
     server.reply = lambda body: (400, {"message": "no"})
-    found = ask(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
+    found = run_judge(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
     assert len(server.heard) == 1 and found.refusals == {"t8": "HTTP 400: no"} and len(found.texts) == 9
 
 
@@ -478,7 +488,7 @@ def test_a_setting_that_a_server_does_not_take_is_left_out_from_then_on(server, 
         assert last == {k: v for k, v in first.items() if k != "max_tokens"} | {"max_completion_tokens": 4096}
     else:
         assert last == {k: v for k, v in first.items() if k != "temperature"}
-    assert judge.adapted == [ADAPTED[name]] and notes_on({}, {}, judge.adapted, read_verdict) != []
+    assert judge.adapted == [FORMAT_NOTES[name]] and judgment_notes({}, {}, judge.adapted, read_verdict) != []
 
 
 def test_a_server_that_takes_none_of_them_is_asked_without_all(server):
@@ -511,7 +521,7 @@ ABOUT_A_QUESTION = [
 
 @pytest.mark.parametrize(("status", "message"), ABOUT_A_QUESTION)
 def test_an_error_that_repeats_the_question_is_not_about_the_form(status, message):
-    assert adapted(Form(), status, ServerError(message, "", "invalid_request_error")) == {}
+    assert format_change(RequestFormat(), status, ServerError(message, "", "invalid_request_error")) == {}
 
 
 @pytest.mark.parametrize(
@@ -529,7 +539,7 @@ def test_an_error_that_repeats_the_question_is_not_about_the_form(status, messag
     ],
 )
 def test_what_servers_say_of_a_form_that_they_do_not_take(message, change):
-    assert adapted(Form(), 400, ServerError(message, "", "")) == {change: False}
+    assert format_change(RequestFormat(), 400, ServerError(message, "", "")) == {change: False}
 
 
 def test_a_form_is_kept_once_the_same_question_is_answered_in_it(server):
@@ -583,13 +593,13 @@ def test_a_stopped_judgment_goes_on(tmp_path):
     tasks = [Task(f"t{number}", [{"role": "user", "content": str(number)}]) for number in range(5)]
     first, second, steps = Tired(1), Tired(9), []
     with pytest.raises(KeyboardInterrupt):
-        ask(first, tasks, tmp_path / "kept.jsonl", steps.append)
-    told = ask(second, tasks, tmp_path / "kept.jsonl", steps.append)
+        run_judge(first, tasks, tmp_path / "kept.jsonl", steps.append)
+    told = run_judge(second, tasks, tmp_path / "kept.jsonl", steps.append)
     assert first.asked == ["0", "1"] and second.asked == ["2", "3", "4"]
     assert told.texts == {f"t{number}": f"about {number}" for number in range(5)} and steps == [0, 2, 2, 4, 5]
     other = Tired(9)
     other.name = "another judge"
-    ask(other, tasks, tmp_path / "kept.jsonl", steps.append)
+    run_judge(other, tasks, tmp_path / "kept.jsonl", steps.append)
     assert len(other.asked) == 5
 
 

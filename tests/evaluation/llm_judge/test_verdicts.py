@@ -4,7 +4,7 @@ import pytest
 
 from lite_c2f.config.loading import load_config
 from lite_c2f.evaluation.llm_judge.judges import Local
-from lite_c2f.evaluation.llm_judge.verdicts import begins_thinking, read_grade, read_verdict
+from lite_c2f.evaluation.llm_judge.verdicts import opens_thinking, read_grade, read_verdict
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_grades(text, grade):
 
 
 def test_a_prompt_that_ends_within_a_thought():
-    assert begins_thinking("<|user|>Hi<|assistant|><think>\n")
-    assert not begins_thinking("<|user|>Hi<|assistant|><think>\n\n</think>\n\n")
-    assert not begins_thinking("<|user|>Hi<|assistant|>")
+    assert opens_thinking("<|user|>Hi<|assistant|><think>\n")
+    assert not opens_thinking("<|user|>Hi<|assistant|><think>\n\n</think>\n\n")
+    assert not opens_thinking("<|user|>Hi<|assistant|>")
 
 
 @pytest.mark.parametrize(("opened", "begins"), [("<think>", True), ("", False)])

@@ -16,12 +16,12 @@ from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import PROMPT_TEMPLATE
 from lite_c2f.data.chat_template import chat_template
-from lite_c2f.data.encode import beginning, encode_chat
+from lite_c2f.data.encode import encode_chat, leading_ids
 from lite_c2f.data.records import Turn
 from lite_c2f.evaluation.actor_names import source_of
 from lite_c2f.evaluation.lm_eval import model as harness
 from lite_c2f.evaluation.lm_eval.conversations import as_jinja
-from lite_c2f.evaluation.lm_eval.scores import metrics_of
+from lite_c2f.evaluation.lm_eval.scores import metric_names
 from lite_c2f.runs.manifest import open_run
 
 LLAMA = (
@@ -65,7 +65,7 @@ def next_token(model, ids):
 def loaded(run, actor, quantization, chat=False):
     config, models = open_run(run)
     config = load_config(config.model_dump(), [f"model.quantization={quantization}"])
-    return harness.load(source_of(actor), config, models, run, [actor], chat)
+    return harness.load_actor(source_of(actor), config, models, run, [actor], chat)
 
 
 def instances(kind, arguments):
@@ -158,10 +158,10 @@ def speaker(pico):
         if kind == "bos":  # Llama-3's own puts it there
             bos = (tokenizer.bos_token, tokenizer.bos_token_id)
             tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
-        first = [] if template else beginning(tokenizer)
+        first = [] if template else leading_ids(tokenizer)
         tokenizer.chat_template = template or as_jinja(PROMPT_TEMPLATE)
         model = load_model(str(pico["base"]), load_config({}, ["model.quantization=none", *SHORT]))
-        return harness.ActorLM(model, tokenizer, [2], form=chat_template(tokenizer), first=first)
+        return harness.ActorLM(model, tokenizer, [2], template=chat_template(tokenizer), first=first)
 
     return make
 
@@ -257,7 +257,7 @@ def test_what_was_borrowed_comes_back(finished_pico):
     from lm_eval.api import task
 
     before = task.tqdm
-    with pytest.raises(KeyboardInterrupt), harness.quiet():
+    with pytest.raises(KeyboardInterrupt), harness.silence_harness():
         print("not seen")
         assert list(task.tqdm([1, 2], disable=False)) == [1, 2] and task.tqdm([1]).disable
         raise KeyboardInterrupt
@@ -266,5 +266,5 @@ def test_what_was_borrowed_comes_back(finished_pico):
 
 def test_numbers_are_told_from_what_only_looks_like_them():
     values = [1, True, 0.5, "N/A", (1, 2), None, float("nan"), [0.5]]
-    assert [harness.finite(value) for value in values] == [1.0, 1.0, 0.5, None, None, None, None, None]
-    assert metrics_of({"figures": {"acc,none": 0.5, "acc_stderr,none": 0.1, "f1,none": None}}) == ["acc,none"]
+    assert [harness.finite_or_none(value) for value in values] == [1.0, 1.0, 0.5, None, None, None, None, None]
+    assert metric_names({"figures": {"acc,none": 0.5, "acc_stderr,none": 0.1, "f1,none": None}}) == ["acc,none"]

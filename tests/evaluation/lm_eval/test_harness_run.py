@@ -12,7 +12,7 @@ from pico_tasks import ANSWERS, CHOICES, DOCS
 
 import lite_c2f
 from lite_c2f.errors import C2FError
-from lite_c2f.evaluation.extras import general, judged
+from lite_c2f.evaluation.extras import general, judgments
 from lite_c2f.evaluation.lm_eval import model as harness
 from lite_c2f.evaluation.page import as_html, as_markdown
 from lite_c2f.runtime.progress import SilentSink
@@ -180,7 +180,7 @@ def test_descriptions_and_choices_reach_every_actor(pico_run, write_task, editab
     edit_json(pico_run / "run.json", models=models | {"instruct": str(folder)})
 
     def record(speaker, requests, *more, **given):
-        seen[speaker.form.opening] = requests[0]
+        seen[speaker.template.opening] = requests[0]
         return before(speaker, requests, *more, **given)
 
     monkeypatch.setattr(harness.ActorLM, "_loglikelihood_tokens", record)
@@ -255,7 +255,7 @@ def test_the_table_and_the_report(pico_run, pico_tasks, call):
 
 
 def test_judgments_are_in_the_report(tmp_path):
-    assert general(tmp_path) == [] == judged(tmp_path)
+    assert general(tmp_path) == [] == judgments(tmp_path)
     row = {"win": 3, "tie": 1, "loss": 0, "unread": 0, "rate": 0.875, "se": 0.125}
     pairs = {"fine over instruct": {"categories": {"all": row}, "agreement": 0.75}}
     found = {"judge": "M <b>", "questions": 4, "mode": "pairwise", "pairs": pairs}
@@ -263,7 +263,7 @@ def test_judgments_are_in_the_report(tmp_path):
     (tmp_path / "evaluation" / "judge-pairwise.json").write_text(json.dumps(found))
     grades = {"judge": "M", "questions": 4, "mode": "single", "grades": {"fine": {"all": 7.25, "math": 6.0}}}
     (tmp_path / "evaluation" / "judge-single.json").write_text(json.dumps(grades))
-    text = as_markdown("x", judged(tmp_path))
+    text = as_markdown("x", judgments(tmp_path))
     assert "| all | 3 | 1 | 0 | 0 | 0.875 | 0.125 |" in text and "75% of the pairs" in text
     assert "| fine | 7.25 | 6 |" in text and "M \\<b\\>" in text
     (tmp_path / "evaluation" / "general.json").write_text("{}")
@@ -271,7 +271,7 @@ def test_judgments_are_in_the_report(tmp_path):
         general(tmp_path)
     (tmp_path / "evaluation" / "judge-single.json").write_text("{}")
     with pytest.raises(C2FError, match=r"judge-single\.json' has another form.*run `lite-c2f judge` again"):
-        judged(tmp_path)
+        judgments(tmp_path)
 
 
 def test_without_lm_eval_one_line_says_what_to_install(pico_run, call, monkeypatch):
@@ -301,7 +301,7 @@ def test_without_lm_eval_one_line_says_what_to_install(pico_run, call, monkeypat
     ],
 )
 def test_refusals_end_in_one_line_and_code_2(pico_run, write_task, call, monkeypatch, words, told):
-    monkeypatch.setattr(harness, "load", None)  # nothing is loaded before everything is checked
+    monkeypatch.setattr(harness, "load_actor", None)  # nothing is loaded before everything is checked
     choices = write_task(CHOICES)
     code, out, err = call("eval", pico_run, *(word.format(choices=choices) for word in words))
     assert code == 2 and not out and told in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")

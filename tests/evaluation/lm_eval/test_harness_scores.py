@@ -12,8 +12,8 @@ from lite_c2f.evaluation.lm_eval.scores import (
     difference,
     group_difference,
     group_table,
-    shown_name,
-    table_of,
+    metric_label,
+    task_table,
 )
 
 
@@ -74,7 +74,7 @@ def test_tables_of_tasks_and_groups():
         "fine": {"a": measured([1, 1, 1, 0]), "b": measured([1, 0])},
         "instruct": {"a": measured([1, 0, 0, 0]), "b": measured([1, 0])},
     }
-    found = table_of(figures, "instruct", {"a": {"acc": True}})
+    found = task_table(figures, "instruct", {"a": {"acc": True}})
     row = found["a"]["metrics"]["acc"]
     assert found["a"]["n"] == 4 and row["higher_is_better"] is True and set(row["differences"]) == {"fine"}
     assert row["actors"]["fine"] == {"value": 0.75, "se": 0.1} and row["differences"]["fine"]["clear"] is False
@@ -104,11 +104,14 @@ def test_clear_is_above_two_standard_errors():
             "fine": {"a": measured([1] * gained + [0] * (count - gained))},
             "instruct": {"a": measured([0] * count)},
         }
-        assert table_of(sides, "instruct", {})["a"]["metrics"]["acc"]["differences"]["fine"]["clear"] is clear
+        assert task_table(sides, "instruct", {})["a"]["metrics"]["acc"]["differences"]["fine"]["clear"] is clear
 
 
 def test_names_of_metrics():
-    assert [shown_name(key) for key in ("acc,none", "exact_match,strict-match")] == ["acc", "exact_match strict-match"]
+    assert [metric_label(key) for key in ("acc,none", "exact_match,strict-match")] == [
+        "acc",
+        "exact_match strict-match",
+    ]
 
 
 @pytest.mark.parametrize(

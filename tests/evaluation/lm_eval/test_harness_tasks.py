@@ -8,12 +8,19 @@ import yaml
 from pico_tasks import ANSWERS, CHOICES, DOCS
 
 from lite_c2f.errors import C2FError
-from lite_c2f.evaluation.lm_eval.tasks import GENERAL_11, check_answers_fit, depends_on, index, load_tasks, manager_for
+from lite_c2f.evaluation.lm_eval.tasks import (
+    GENERAL_11,
+    check_answers_fit,
+    load_tasks,
+    task_hash,
+    task_index,
+    task_manager,
+)
 
 
 @pytest.mark.slow  # reads lm-eval's 14,000 files
 def test_all_eleven_are_in_the_registry():
-    registry = index(whole=True)
+    registry = task_index(whole=True)
     assert len(set(GENERAL_11)) == 11
     kinds = {name: registry.task_index[name].kind.name for name in GENERAL_11}
     assert {name for name, kind in kinds.items() if kind == "GROUP"} == {"mmlu", "bbh", "agieval_en"}
@@ -88,7 +95,7 @@ def test_a_result_depends_on_what_it_was_made_from(tmp_path, write_task):
 
     def told(limit=None, chat=False, version="0.4.13", docs=DOCS, shots=None, **changes):
         task = load_tasks([write_task(CHOICES, docs, **changes)], shots).tasks["pico_choices"]
-        return depends_on(task, limit, chat, version)
+        return task_hash(task, limit, chat, version)
 
     first = told()
     assert told() == first
@@ -132,7 +139,7 @@ def test_a_group_of_one_s_own_may_name_lm_eval_s_tasks(tmp_path, write_task):
     (tmp_path / "mine" / "pico_choices.yaml").write_text((tmp_path / "pico_choices.yaml").read_text())
     found = load_tasks([str(tmp_path / "mine" / "mine.yaml")])
     assert found.shown == ["mine"] and list(found.tasks) == ["pico_choices"] and list(found.groups) == ["mine"]
-    manager = manager_for(["x/theirs.yaml"], [tmp_path / "theirs" / "theirs.yaml"])
+    manager = task_manager(["x/theirs.yaml"], [tmp_path / "theirs" / "theirs.yaml"])
     assert {"hellaswag", "theirs"} <= set(manager.task_index)
     with pytest.raises(C2FError, match="task 'nobodys' cannot be loaded"):
         load_tasks([str(tmp_path / "nobodys" / "nobodys.yaml")])

@@ -104,7 +104,7 @@ def test_the_residue_shows_in_a_benchmark(in_process, run, toy_tasks, toy_docs, 
     # the same command again: nothing is loaded, everything is there
     before = (run / "evaluation" / "general.jsonl").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr("lite_c2f.evaluation.lm_eval.model.load", lambda *given: pytest.fail("a model is loaded"))
+        patched.setattr("lite_c2f.evaluation.lm_eval.model.load_actor", lambda *given: pytest.fail("a model is loaded"))
         again = in_process(*command)
     assert again.returncode == 0, again.stderr
     assert (run / "evaluation" / "general.jsonl").read_bytes() == before
