@@ -13,7 +13,7 @@ from lite_c2f.ui import rounds
 from lite_c2f.ui.answering import Notice, Served, failure, page_settings
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSession, history
-from lite_c2f.ui.render import insight, talk
+from lite_c2f.ui.render import conversation, insight
 from lite_c2f.ui.rounds import VIEW, ShownRounds
 from lite_c2f.ui.saving import visit_of
 from lite_c2f.ui.store.conversations import Transcript
@@ -158,7 +158,7 @@ class Handlers:
 
 def _draw(now: ShownRounds, marks: bool, ratio: float) -> list[str]:
     waiting = "" if now.waiting is None else f"{now.waiting} before you" if now.waiting else "reading the question"
-    panes = [talk(now.rounds, pane, marks=marks, ratio=ratio, waiting=waiting) for pane in ALL_PANES]
+    panes = [conversation(now.rounds, pane, marks=marks, ratio=ratio, waiting=waiting) for pane in ALL_PANES]
     return [*panes, insight(now.rounds[-1] if now.rounds else None)]
 
 
