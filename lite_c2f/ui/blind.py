@@ -56,14 +56,14 @@ class Ballot(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """May it be voted on? An answer that failed is nothing to judge, nor are two that are the same."""
+        """Whether it can be voted on: both answers have ended, neither failed, and they differ."""
         finishes = [reply.finish for reply in self.replies.values()]
-        whole = len(finishes) == len(LETTERS) and all(finish and finish != "error" for finish in finishes)
-        return whole and not self.same
+        answered = len(finishes) == len(LETTERS) and all(finish and finish != "error" for finish in finishes)
+        return answered and not self.same
 
     @property
     def same(self) -> bool:
-        """Are both answers the same text?"""
+        """Whether both answers have ended with the same text."""
         replies = list(self.replies.values())
         ended = len(replies) == len(LETTERS) and all(reply.finish for reply in replies)
         return ended and len({reply.text for reply in replies}) == 1
@@ -98,14 +98,16 @@ def blind_view(served: Served, identity: list[Any]) -> None:
         names = [f"Answer {letter}" for letter in LETTERS]
         if ballot and voted:
             names = [f"Answer {letter}: {TITLES[actor]}" for letter, actor in zip(LETTERS, ballot.actors, strict=True)]
-        may = bool(ballot and ballot.complete and not voted)
-        buttons = [gr.Button(interactive=may) for _ in CHOICES]
+        can_vote = bool(ballot and ballot.complete and not voted)
+        buttons = [gr.Button(interactive=can_vote) for _ in CHOICES]
         return [*map(title, names), *(_answer(ballot, letter) for letter in LETTERS), _verdict(ballot), *buttons]
 
-    def ask(request: gr.Request, text: str, pair: str, ratio: float, *others: Any) -> Iterator[list[Any]]:
+    def ask(
+        request: gr.Request, text: str, pair: str, ratio: float, *settings_and_identity: Any
+    ) -> Iterator[list[Any]]:
         """Two answers in random order."""
-        *inputs, owner, session = others
-        visit, settings = visit_of(served, request.session_hash, owner, session), page_settings(ratio, *inputs)
+        *inputs, owner, session = settings_and_identity
+        page, settings = visit_of(served, request.session_hash, owner, session), page_settings(ratio, *inputs)
         actors = tuple(pair.split()) if pair else tuple(random.sample(ALL_PANES[:3], 2))
         actors = tuple(random.sample(actors, 2))
         try:
@@ -116,9 +118,9 @@ def blind_view(served: Served, identity: list[Any]) -> None:
             return
         panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, actors, strict=True)]
         question, box = [Turn("human", ballot.prompt)], ""
-        for snapshot in answers(served, visit, VIEW, dict.fromkeys(LETTERS, question), panes, settings):
+        for snapshot in answers(served, page, VIEW, dict.fromkeys(LETTERS, question), panes, settings):
             ballot = ballot._replace(replies=snapshot.replies)
-            visit.extra[VIEW] = ballot
+            page.extra[VIEW] = ballot
             yield [box, *draw(ballot)]
             box = gr.skip()
 
@@ -146,29 +148,29 @@ def blind_view(served: Served, identity: list[Any]) -> None:
 
 def _voter(served: Served, choice: str, draw: Any) -> Any:
     def vote(owner: str, session: str, request: gr.Request) -> list[Any]:
-        visit = visit_of(served, request.session_hash, owner, session)
-        with visit.changing:
-            ballot = visit.extra.get(VIEW)
+        page = visit_of(served, request.session_hash, owner, session)
+        with page.changing:
+            ballot = page.extra.get(VIEW)
             if ballot is None or not ballot.complete or ballot.choice:
                 raise gr.Error("There is nothing to vote on yet", print_exception=False)
             ballot = ballot._replace(choice=choice)
             try:
-                votes.record(served.votes, vote_of(ballot, visit, served))
+                votes.record(served.votes, vote_of(ballot, page, served))
             except (C2FError, OSError) as error:
                 raise failure(error) from None
-            visit.extra[VIEW] = ballot
+            page.extra[VIEW] = ballot
         return [*draw(ballot), vote_counts(served)]
 
     return vote
 
 
-def vote_of(ballot: Ballot, visit: PageSession, served: Served) -> votes.Vote:
-    """A ballot as it is written down."""
+def vote_of(ballot: Ballot, page: PageSession, served: Served) -> votes.Vote:
+    """A ballot as a line of votes.jsonl."""
     by_actor = {actor: ballot.replies[letter] for letter, actor in zip(LETTERS, ballot.actors, strict=True)}
     settings = ballot.settings._asdict()
     return votes.Vote(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        voter=hashlib.sha256(visit.owner.encode()).hexdigest()[:32],  # tells voters apart, and opens nothing
+        voter=hashlib.sha256(page.owner.encode()).hexdigest()[:32],  # tells voters apart, and opens nothing
         turns=(Turn("human", ballot.prompt),),
         shown=ballot.actors,
         answers={actor: reply.text for actor, reply in by_actor.items()},

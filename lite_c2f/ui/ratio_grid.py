@@ -52,22 +52,22 @@ def ratio_grid_view(served: Served) -> None:
     with gr.Accordion("The curve the ratio was chosen by", open=True):
         gr.HTML(curve(served), elem_classes="chart")
 
-    def ask(request: gr.Request, text: str, chosen: list[float], *inputs: Any) -> Iterator[list[Any]]:
+    def ask(request: gr.Request, text: str, checked: list[float], *inputs: Any) -> Iterator[list[Any]]:
         """One answer per ratio."""
-        wanted = sorted(chosen or [])
+        selected = sorted(checked or [])
         try:
             text = question_of(text)
-            if not 1 <= len(wanted) <= MOST:
+            if not 1 <= len(selected) <= MOST:
                 raise Notice(f"Choose 1 to {MOST} ratios")
         except Notice as notice:
             gr.Info(str(notice))
             yield [gr.skip(), gr.skip()]
             return
-        panes = [Pane(f"{ratio:g}", "fine", ratio) for ratio in wanted]
-        visit, settings = served.visits.of(request.session_hash), page_settings(None, *inputs)
+        panes = [Pane(f"{ratio:g}", "fine", ratio) for ratio in selected]
+        page, settings = served.visits.of(request.session_hash), page_settings(None, *inputs)
         question = [Turn("human", text)]
-        for snapshot in answers(served, visit, VIEW, {pane.key: question for pane in panes}, panes, settings):
-            yield [gr.skip(), _grid(snapshot.replies, wanted, chat.ratio, text)]
+        for snapshot in answers(served, page, VIEW, {pane.key: question for pane in panes}, panes, settings):
+            yield [gr.skip(), _grid(snapshot.replies, selected, chat.ratio, text)]
 
     def stop(request: gr.Request) -> None:
         served.visits.of(request.session_hash).stop(VIEW)
