@@ -13,13 +13,20 @@ def environment(package: str) -> Environment:
     package: such as "lite_c2f.ui". A name that a template uses and is not given raises jinja2.UndefinedError.
     """
     loader = PackageLoader(package, "templates")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,  # compiled once: a page is drawn anew with every token
+    )
 
 
 def render(package: str, template: str, **values: Any) -> str:
     """A template of a package, filled in.
 
-    >>> render("lite_c2f.ui", "notice.html", text="<b>")
-    '<p class="c2f-notice">&lt;b&gt;</p>'
+    >>> render("lite_c2f.ui", "head.html", name="<b>", about="")
+    '<div class="head" title=""><b>&lt;b&gt;</b> <span></span></div>'
     """
     return environment(package).get_template(template).render(**values)

@@ -16,7 +16,7 @@ from lite_c2f.ui.blind import blind_view
 from lite_c2f.ui.compare import compare_view
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSessions
-from lite_c2f.ui.ratio_grid import strip_view
+from lite_c2f.ui.ratio_grid import ratio_grid_view
 from lite_c2f.ui.run_view import run_view
 from lite_c2f.ui.serve import launch
 
@@ -42,7 +42,7 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
             with gr.Tab("Blind vote"):
                 blind_view(served, identity)
             with gr.Tab("Ratios"):
-                strip_view(served)
+                ratio_grid_view(served)
             with gr.Tab("Runs"):
                 run_view(folder.parent, folder.name, configs(folder), may_train)
         add_api(served)

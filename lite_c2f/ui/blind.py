@@ -1,9 +1,9 @@
-"""The blind vote: two answers without names, a verdict, then the names; the votes are data to train on."""
+"""Blind vote: two answers without names, a verdict, then the names; votes become preference data."""
 
 import hashlib
 import random
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -28,9 +28,9 @@ from lite_c2f.ui.answering import (
     ratio_slider,
     settings_fold,
 )
-from lite_c2f.ui.escaping import escape
+from lite_c2f.ui.escaping import fill
 from lite_c2f.ui.page_session import PageSession
-from lite_c2f.ui.render import chips, said, title
+from lite_c2f.ui.render import answer_view, title
 from lite_c2f.ui.saving import page_of
 from lite_c2f.ui.store import votes
 from lite_c2f.ui.store.conversations import Reply
@@ -40,6 +40,8 @@ FOCUS = "() => document.querySelector('#vote-prompt textarea')?.focus()"  # the 
 LETTERS = ("A", "B")
 CHOICES = {"A": "A is better", "B": "B is better", "tie": "Tie", "both_bad": "Both bad"}
 ANY = "Any two of Coarse, Fine and Baseline"
+ENDED = {"": "writing", "limit": "cut off", "stopped": "cut off", "error": "failed"}  # shown until the vote
+COUNTED = ("", "against", "won", "lost", "tie", "both bad", "share won (95% interval)")
 PAIRS = [(f"{TITLES[a]} and {TITLES[b]}", f"{a} {b}") for a, b in combinations(ALL_PANES, 2)]
 
 
@@ -54,14 +56,14 @@ class Ballot(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """May it be voted on? An answer that failed is nothing to judge, nor are two that are the same."""
+        """Whether it can be voted on: both answers have ended, neither failed, and they differ."""
         finishes = [reply.finish for reply in self.replies.values()]
-        whole = len(finishes) == len(LETTERS) and all(finish and finish != "error" for finish in finishes)
-        return whole and not self.same
+        answered = len(finishes) == len(LETTERS) and all(finish and finish != "error" for finish in finishes)
+        return answered and not self.same
 
     @property
     def same(self) -> bool:
-        """Do both say the same, to the letter?"""
+        """Whether both answers have ended with the same text."""
         replies = list(self.replies.values())
         ended = len(replies) == len(LETTERS) and all(reply.finish for reply in replies)
         return ended and len({reply.text for reply in replies}) == 1
@@ -74,7 +76,7 @@ def blind_view(served: Served, identity: list[Any]) -> None:
         for letter in LETTERS:
             with gr.Column(min_width=250, elem_classes="pane"):
                 heads[letter] = gr.HTML(title(f"Answer {letter}"))
-                views[letter] = gr.HTML(_talk(None, letter), elem_classes="view", elem_id=f"blind-{letter}")
+                views[letter] = gr.HTML(_answer(None, letter), elem_classes="view", elem_id=f"blind-{letter}")
     verdict = gr.HTML(_verdict(None), elem_classes="verdict")
     with gr.Row(elem_classes="tools"):
         buttons = {
@@ -87,7 +89,7 @@ def blind_view(served: Served, identity: list[Any]) -> None:
         ratio = ratio_slider(served.chat, "vote-ratio")
     settings = settings_fold(served.chat)
     with gr.Accordion("The count so far", open=False):
-        count = gr.HTML(standings(served), elem_classes="figures")
+        count = gr.HTML(vote_counts(served), elem_classes="figures")
 
     shown = [*heads.values(), *views.values(), verdict, *buttons.values()]
 
@@ -96,26 +98,28 @@ def blind_view(served: Served, identity: list[Any]) -> None:
         names = [f"Answer {letter}" for letter in LETTERS]
         if ballot and voted:
             names = [f"Answer {letter}: {TITLES[actor]}" for letter, actor in zip(LETTERS, ballot.actors, strict=True)]
-        may = bool(ballot and ballot.complete and not voted)
-        buttons = [gr.Button(interactive=may) for _ in CHOICES]
-        return [*map(title, names), *(_talk(ballot, letter) for letter in LETTERS), _verdict(ballot), *buttons]
+        can_vote = bool(ballot and ballot.complete and not voted)
+        buttons = [gr.Button(interactive=can_vote) for _ in CHOICES]
+        return [*map(title, names), *(_answer(ballot, letter) for letter in LETTERS), _verdict(ballot), *buttons]
 
-    def ask(request: gr.Request, text: str, pair: str, ratio: float, *others: Any) -> Iterator[list[Any]]:
-        """Two answers in an order that nobody knows."""
-        *inputs, owner, session = others
+    def ask(
+        request: gr.Request, text: str, pair: str, ratio: float, *settings_and_identity: Any
+    ) -> Iterator[list[Any]]:
+        """Two answers in random order."""
+        *inputs, owner, session = settings_and_identity
         page, settings = page_of(served, request.session_hash, owner, session), page_settings(ratio, *inputs)
         actors = tuple(pair.split()) if pair else tuple(random.sample(ALL_PANES[:3], 2))
         actors = tuple(random.sample(actors, 2))
         try:
             ballot = Ballot(question_of(text), actors, settings, {})
-        except Notice as voted:
-            gr.Info(str(voted))
+        except Notice as notice:
+            gr.Info(str(notice))
             yield [gr.skip()] * (1 + len(shown))
             return
         panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, actors, strict=True)]
         question, box = [Turn("human", ballot.prompt)], ""
-        for look in answers(served, page, VIEW, dict.fromkeys(LETTERS, question), panes, settings):
-            ballot = ballot._replace(replies=look.replies)
+        for snapshot in answers(served, page, VIEW, dict.fromkeys(LETTERS, question), panes, settings):
+            ballot = ballot._replace(replies=snapshot.replies)
             page.view_state[VIEW] = ballot
             yield [box, *draw(ballot)]
             box = gr.skip()
@@ -135,7 +139,7 @@ def blind_view(served: Served, identity: list[Any]) -> None:
     )
     halt.click(stop, None, None, **QUICK)
     if Context.root_block is not None:  # the page is as old as the server
-        Context.root_block.load(lambda: standings(served), None, count, **QUICK)
+        Context.root_block.load(lambda: vote_counts(served), None, count, **QUICK)
     for choice, button in buttons.items():
         button.click(_voter(served, choice, draw), identity, [*shown, count], trigger_mode="once", **NOTIFYING).then(
             None, None, None, js=FOCUS
@@ -155,13 +159,13 @@ def _voter(served: Served, choice: str, draw: Any) -> Any:
             except (C2FError, OSError) as error:
                 raise failure(error) from None
             page.view_state[VIEW] = ballot
-        return [*draw(ballot), standings(served)]
+        return [*draw(ballot), vote_counts(served)]
 
     return vote
 
 
 def vote_of(ballot: Ballot, page: PageSession, served: Served) -> votes.Vote:
-    """A ballot as it is written down."""
+    """A ballot as a line of votes.jsonl."""
     by_actor = {actor: ballot.replies[letter] for letter, actor in zip(LETTERS, ballot.actors, strict=True)}
     settings = ballot.settings._asdict()
     return votes.Vote(
@@ -180,20 +184,14 @@ def vote_of(ballot: Ballot, page: PageSession, served: Served) -> votes.Vote:
     )
 
 
-def _talk(ballot: Ballot | None, letter: str) -> str:
-    """One answer; until the vote nothing beside it that would tell who it is of, such as how it ended."""
+def _answer(ballot: Ballot | None, letter: str) -> str:
+    """One answer; until the vote without the figures that could tell which actor gave it."""
     if ballot is None:
-        return '<div class="talk"><div class="nothing">Ask something, read both answers, then vote.</div></div>'
-    parts = [f'<div class="you">{escape(ballot.prompt)}</div>']
+        return fill("blind_answer.html", prompt=None)
     reply = ballot.replies.get(letter)
-    if reply is None:
-        parts.append('<div class="chips"><span class="chip live">waiting</span></div>')
-    else:
-        parts.append(said(reply))
-        ended = {None: "writing", "": "writing", "limit": "cut off", "stopped": "cut off", "error": "failed"}
-        plain = f'<div class="chips"><span class="chip">{ended.get(reply.finish, "ended")}</span></div>'
-        parts.append(chips(reply) if ballot.choice else plain)
-    return f'<div class="talk">{"".join(parts)}</div>'
+    view = answer_view(reply) if reply else None
+    state = ENDED.get(reply.finish or "", "ended") if reply else "waiting"
+    return fill("blind_answer.html", prompt=ballot.prompt, answer=view, voted=bool(ballot.choice), state=state)
 
 
 def _verdict(ballot: Ballot | None) -> str:
@@ -203,27 +201,20 @@ def _verdict(ballot: Ballot | None) -> str:
         return "Both say the same: there is nothing to choose. Ask again, or something else."
     if not ballot.choice:
         return "Which is better?" if ballot.complete else ""
-    names: Mapping[str, str] = dict(zip(LETTERS, (TITLES[actor] for actor in ballot.actors), strict=True))
+    names = dict(zip(LETTERS, (TITLES[actor] for actor in ballot.actors), strict=True))
     verdict = {"tie": "a tie", "both_bad": "both bad"}.get(ballot.choice) or f"for {names[ballot.choice]}"
-    return f"Your vote: <b>{escape(verdict)}</b>. A was {escape(names['A'])}, B was {escape(names['B'])}."
+    return fill("blind_verdict.html", verdict=verdict, names=names)
 
 
-def standings(served: Served) -> str:
+def vote_counts(served: Served) -> str:
     """The count of all votes on this run, as a table."""
     try:
-        counted = votes.tally(votes.read(served.votes))
-    except C2FError as error:
-        return f'<p class="hint">{escape(str(error))}</p>'
-    if not counted:
-        return '<p class="hint">No votes yet.</p>'
-    rows = ""
-    for row in counted:
+        counts, error = votes.tally(votes.read(served.votes)), ""
+    except C2FError as unreadable:
+        counts, error = [], str(unreadable)
+    rows = []
+    for row in counts:
         rate = "" if row.rate is None else f"{row.rate:.0%} ({row.low:.0%} to {row.high:.0%})"
-        cells = [TITLES[row.left], TITLES[row.right], row.wins, row.losses, row.ties, row.both_bad, rate]
-        rows += "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
-    names = ("", "against", "won", "lost", "tie", "both bad", "share won (95% interval)")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    run = escape(shlex.quote(str(served.chat.run)))
-    hint = f"As preference data: <code>lite-c2f votes {run} --export votes.jsonl</code>, then "
-    hint += "<code>lite-c2f train CONFIG 'data.preferences=[votes.jsonl]' --run-dir RUN</code>"
-    return f'<table><tr>{head}</tr>{rows}</table><p class="hint">{hint}</p>'
+        rows.append((TITLES[row.left], TITLES[row.right], row.wins, row.losses, row.ties, row.both_bad, rate))
+    run = shlex.quote(str(served.chat.run))
+    return fill("vote_counts.html", error=error, columns=COUNTED, rows=rows, run=run)

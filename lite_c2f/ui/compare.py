@@ -7,7 +7,7 @@ import gradio as gr
 from lite_c2f.chat import ALL_PANES, PANES, TITLES
 from lite_c2f.ui.answering import NOTIFYING, QUICK, Served, ask_row, examples, ratio_slider, settings_fold
 from lite_c2f.ui.handlers import Handlers
-from lite_c2f.ui.render import insight, talk, title
+from lite_c2f.ui.render import conversation, insight, title
 from lite_c2f.ui.sessions import sessions_fold
 
 ABOUT = {
@@ -60,7 +60,7 @@ def _lay_out(served: Served) -> Parts:
                 with gr.Row(elem_classes="bar"):
                     gr.HTML(title(TITLES[pane], ABOUT[pane]))
                     stop[pane] = gr.Button("Stop", size="sm", elem_id=f"stop-{pane}")
-                views[pane] = gr.HTML(talk([], pane), elem_classes="view", elem_id=f"view-{pane}")
+                views[pane] = gr.HTML(conversation([], pane), elem_classes="view", elem_id=f"view-{pane}")
     summary = gr.HTML(insight(None), elem_classes="summary-line", elem_id="summary-line")
     legend = gr.HTML(LEGEND, visible=False)
     prompt, send, stop_all = ask_row("Ask all of them: Enter sends, Shift+Enter makes a new line", focus=True)

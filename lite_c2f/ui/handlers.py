@@ -13,7 +13,7 @@ from lite_c2f.ui import rounds
 from lite_c2f.ui.answering import Notice, Served, failure, page_settings
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSession, history
-from lite_c2f.ui.render import insight, talk
+from lite_c2f.ui.render import conversation, insight
 from lite_c2f.ui.rounds import VIEW, ShownRounds
 from lite_c2f.ui.saving import page_of
 from lite_c2f.ui.store.conversations import Transcript
@@ -157,7 +157,7 @@ class Handlers:
 
 def _draw(state: ShownRounds, marks: bool, ratio: float) -> list[str]:
     waiting = "" if state.queued is None else f"{state.queued} before you" if state.queued else "reading the question"
-    panes = [talk(state.rounds, pane, marks=marks, ratio=ratio, waiting=waiting) for pane in ALL_PANES]
+    panes = [conversation(state.rounds, pane, marks=marks, ratio=ratio, waiting=waiting) for pane in ALL_PANES]
     return [*panes, insight(state.rounds[-1] if state.rounds else None)]
 
 

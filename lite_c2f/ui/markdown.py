@@ -1,6 +1,6 @@
-"""What a model wrote, read as Markdown: emphasis, lists, headings, tables, code; never HTML, links or images.
+"""Markdown of a model as HTML: emphasis, lists, headings, tables, code; never HTML, links or images.
 
-A library reads it (markdown-it-py); what may come out of that is decided here. Text stays as it was written where
+markdown-it-py parses it; which of its rules apply is decided here. Text stays as it was written where
 Markdown would change it: `2*3*4` is a product, `2**3` a power, `\\(x\\)` a formula, `&lt;` four characters, a line of
 dashes below another no heading; and where a letter or digit would be lost all of it is shown as it is.
 """
@@ -48,7 +48,7 @@ def _cells(text: str) -> int:
 
 
 def _shown(tokens: Iterable[Token]) -> Iterator[str]:
-    """The text that can be read of what the library found, in order."""
+    """The visible text of parsed tokens, in order."""
     for token in tokens:
         yield from (token.info, token.content) if token.children is None else _shown(token.children)
 
@@ -59,7 +59,7 @@ def _letters(parts: Iterable[str]) -> str:
 
 
 def _is_plain(token: Token) -> bool:
-    """Is a number of a list shown as it was written?"""
+    """Whether a list's number is shown as it was written."""
     number = token.info if token.type == "list_item_open" else ""
     return not number or (len(number) <= MOST_DIGITS and number == str(int(number)))
 
@@ -79,7 +79,7 @@ def _emphasis(state: Any, silent: bool) -> bool:
     """The library's rule, but that stars in a formula are stars, and so are those behind a backslash."""
     scan = state.scanDelims
 
-    def careful(start: int, split: bool) -> Any:
+    def scan_outside_formulas(start: int, split: bool) -> Any:
         end = scan(start, split)
         before, after = state.src[start - 1 : start], state.src[start + end.length : start + end.length + 1]
         escaped = before == "\\"
@@ -88,7 +88,7 @@ def _emphasis(state: Any, silent: bool) -> bool:
             can_close=end.can_close and not escaped and after not in TERM_BEGINS,
         )
 
-    state.scanDelims = careful
+    state.scanDelims = scan_outside_formulas
     try:
         return tokenize(state, silent)
     finally:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from lite_c2f.runtime.html import render
 from lite_c2f.runtime.svg import Panel, Point, Series, figure, finite, number
+from lite_c2f.ui.escaping import fill
 
 COLORS = ("var(--line-1)", "var(--line-2)")  # of the page: text in them is readable on white and on near-black
 
@@ -22,11 +22,4 @@ def chart(title: str, unit: str, curves: Mapping[str, Sequence[Point]], x_name: 
     last = max(x for points in shown.values() for x, _ in points)
     label = f"{title}, {unit}: {', '.join(values)} at {x_name} {number(last)}"
     svg = figure([Panel(series, whole=True)], label=label, legend=False)
-    return render(
-        "lite_c2f.ui",
-        "plot.html",
-        title=title,
-        unit=unit,
-        values=list(zip(COLORS, values, strict=False)),
-        svg=svg,
-    )
+    return fill("plot.html", title=title, unit=unit, values=list(zip(COLORS, values, strict=False)), svg=svg)

@@ -1,13 +1,13 @@
-"""The ratio view: the same question at several ratios in one go, beside the curve that the ratio was chosen by."""
+"""Ratio view: one question answered at several ratios at once, and the curve by which the ratio was chosen."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from lite_c2f.actors.answers import min_eos_message
-from lite_c2f.chat import ChatSettings, Pane
+from lite_c2f.chat import Pane
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.fine.chart import ratio_chart
@@ -23,43 +23,51 @@ from lite_c2f.ui.answering import (
     question_of,
     settings_fold,
 )
-from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.render import answer
+from lite_c2f.ui.escaping import fill
+from lite_c2f.ui.render import AnswerView, answer_view
 from lite_c2f.ui.store.conversations import Reply
 
-VIEW = "strip"
+VIEW = "grid"
 MOST = 8  # ratios at once
 
 
-def strip_view(served: Served) -> None:
+class Column(NamedTuple):
+    """One ratio of the grid."""
+
+    ratio: str
+    names: str  # of the models that this ratio gives
+    answer: AnswerView | None
+
+
+def ratio_grid_view(served: Served) -> None:
     """Add the view to the page that is being built."""
     chat = served.chat
-    known = sorted({0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, chat.ratio})
-    start = [ratio for ratio in known if ratio in (0.0, 0.5, 1.0, chat.ratio)]
-    strip = gr.HTML(_strip({}, start, chat.ratio), elem_id="strip")
+    offered = sorted({0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, chat.ratio})
+    start = [ratio for ratio in offered if ratio in (0.0, 0.5, 1.0, chat.ratio)]
+    grid = gr.HTML(_grid({}, start, chat.ratio), elem_id="strip")
     prompt, send, halt = ask_row("Ask the Fine Actor at every ratio", "strip-")
-    ratios = gr.CheckboxGroup([(f"{ratio:g}", ratio) for ratio in known], value=start, label="Ratios")
+    ratios = gr.CheckboxGroup([(f"{ratio:g}", ratio) for ratio in offered], value=start, label="Ratios")
     gr.Examples(examples(chat), prompt, label="Try one of these")
     settings = settings_fold(chat)
     with gr.Accordion("The curve the ratio was chosen by", open=True):
         gr.HTML(curve(served), elem_classes="chart")
 
-    def ask(request: gr.Request, text: str, chosen: list[float], *given: Any) -> Iterator[list[Any]]:
-        """One answer a ratio."""
-        wanted = sorted(chosen or [])
+    def ask(request: gr.Request, text: str, checked: list[float], *inputs: Any) -> Iterator[list[Any]]:
+        """One answer per ratio."""
+        selected = sorted(checked or [])
         try:
             text = question_of(text)
-            if not 1 <= len(wanted) <= MOST:
+            if not 1 <= len(selected) <= MOST:
                 raise Notice(f"Choose 1 to {MOST} ratios")
-        except Notice as told:
-            gr.Info(str(told))
+        except Notice as notice:
+            gr.Info(str(notice))
             yield [gr.skip(), gr.skip()]
             return
-        panes = [Pane(f"{ratio:g}", "fine", ratio) for ratio in wanted]
-        page, settings = served.pages.of(request.session_hash), page_settings(None, *given)
+        panes = [Pane(f"{ratio:g}", "fine", ratio) for ratio in selected]
+        page, settings = served.pages.of(request.session_hash), page_settings(None, *inputs)
         question = [Turn("human", text)]
-        for look in answers(served, page, VIEW, {pane.key: question for pane in panes}, panes, settings):
-            yield [gr.skip(), _strip(look.replies, wanted, chat.ratio, text, settings)]
+        for snapshot in answers(served, page, VIEW, {pane.key: question for pane in panes}, panes, settings):
+            yield [gr.skip(), _grid(snapshot.replies, selected, chat.ratio, text)]
 
     def stop(request: gr.Request) -> None:
         served.pages.of(request.session_hash).stop(VIEW)
@@ -68,7 +76,7 @@ def strip_view(served: Served) -> None:
         [prompt.submit, send.click],
         ask,
         [prompt, ratios, *settings],
-        [prompt, strip],
+        [prompt, grid],
         show_progress="hidden",
         trigger_mode="once",
         concurrency_limit=None,
@@ -77,33 +85,20 @@ def strip_view(served: Served) -> None:
     halt.click(stop, None, None, **QUICK)
 
 
-def _strip(
-    replies: Mapping[str, Reply],
-    ratios: list[float],
-    merged: float,
-    prompt: str = "",
-    settings: ChatSettings | None = None,
-) -> str:
-    """A column a ratio."""
-    parts = []
+def _grid(replies: Mapping[str, Reply], ratios: list[float], merged: float, prompt: str = "") -> str:
+    """A column for each ratio. replies: by ratio; merged: the merged model's ratio; prompt: "" before the first."""
+    columns = []
     for ratio in ratios:
-        names = [name for name, holds in (("baseline", ratio == 0), ("merged", ratio == merged)) if holds]
-        head = f"<h3>{ratio:g} <span class='hint'>{', '.join(names)}</span></h3>"
         reply = replies.get(f"{ratio:g}")
-        body = answer(reply) if reply else '<div class="nothing">What it says at this ratio</div>' if not prompt else ""
-        parts.append(f'<section>{head}<div class="talk">{body}</div></section>')
-    question = f'<div class="hint">{escape(prompt)}</div>' if prompt else ""
-    return f'{question}<div class="strip" tabindex="0">{"".join(parts)}</div>'
+        names = [name for name, applies in (("baseline", ratio == 0), ("merged", ratio == merged)) if applies]
+        columns.append(Column(f"{ratio:g}", ", ".join(names), answer_view(reply) if reply else None))
+    return fill("ratio_grid.html", prompt=prompt, columns=columns)
 
 
 def curve(served: Served) -> str:
-    """The sweep as a chart, newest first; a line where none was made."""
+    """The newest sweep as a chart; a sentence where none was made."""
     for name in ("sweep.json", "ratios.json"):
         with contextlib.suppress(C2FError, KeyError, TypeError, ValueError):
             result = read_json(served.chat.run / "fine" / name)
-            shortfall = min_eos_message(result)
-            return ratio_chart(result) + (f'<p class="hint">Warning: {escape(shortfall)}.</p>' if shortfall else "")
-    return (
-        '<p class="hint">The ratio of this run was given, not chosen: '
-        f"<code>lite-c2f sweep {escape(str(served.chat.run))}</code> draws the curve.</p>"
-    )
+            return fill("ratio_curve.html", svg=ratio_chart(result), shortfall=min_eos_message(result))
+    return fill("ratio_curve.html", svg="", run=str(served.chat.run))

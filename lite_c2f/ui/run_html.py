@@ -1,13 +1,13 @@
-"""The Run view as HTML. Every text of a file goes through escape."""
+"""Run view as HTML: the state of a run, its stages, curves, samples, comparison and log."""
 
 import math
 import re
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lite_c2f.runtime.svg import number
-from lite_c2f.ui.escaping import escape
+from lite_c2f.ui.escaping import fill
 from lite_c2f.ui.plots import chart
 from lite_c2f.ui.runs import RunState, Sample, StageState
 
@@ -57,8 +57,32 @@ BLANK_LINES = re.compile(r"\n\s*\n")
 PROMPTS = 6  # whose samples are shown
 
 
+class StageBar(NamedTuple):
+    """A stage of the run as a bar."""
+
+    state: str
+    title: str
+    about: str
+    percent: str  # of the bar's width
+
+
+class StageCharts(NamedTuple):
+    """A stage's curves."""
+
+    title: str
+    step: str  # what its x axis counts
+    charts: list[str]  # HTML
+
+
+class SampleCell(NamedTuple):
+    """What the policy answered after an update."""
+
+    about: str
+    text: str
+
+
 def header(state: RunState) -> str:
-    """What the run is doing, in a line; and what a failure said."""
+    """What the run is doing, in one line; the message of a failure."""
     about = MEANING.get(state.state, "")
     current = next((stage for stage in state.stages if stage.state == "running"), None)
     if state.state == "running":
@@ -68,8 +92,8 @@ def header(state: RunState) -> str:
         about = f"all stages are done, after {duration(spent)}"
     if state.state == "failed":
         about = state.message
-    who = f" <small>{escape(state.working)}</small>" if state.working else ""
-    return f'<p class="run-state {state.state}"><b>{STATES[state.state]}</b> <span>{escape(about)}</span>{who}</p>'
+    title = STATES[state.state]
+    return fill("run_header.html", state=state.state, title=title, about=about, process=state.working)
 
 
 def _doing(stage: StageState) -> str:
@@ -82,26 +106,23 @@ def _doing(stage: StageState) -> str:
 
 
 def bars(stages: Sequence[StageState]) -> str:
-    """A bar a stage: its state, steps and times."""
-    parts = []
+    """A bar for each stage: its state, steps and times."""
+    rows = []
     for stage in stages:
         share = 1.0 if stage.state == "done" else (stage.done or 0) / stage.total if stage.total else 0.0
-        steps = ""
+        parts = [stage.state]
         if stage.done is not None:
-            steps = f"{stage.done} {stage.unit}" if stage.state == "done" else f"{stage.done} / {stage.total or '?'}"
-        times = [duration(stage.seconds)] if stage.seconds else []
-        times += [f"{duration(stage.left)} left"] if stage.left is not None else []
-        about = ", ".join([stage.state, *([steps] if steps else []), *times])
-        parts.append(
-            f'<div class="stage {stage.state}"><b>{TITLES[stage.name]}</b> <span>{escape(about)}</span>'
-            f'<div class="bar"><i style="width:{100 * min(share, 1.0):.1f}%"></i></div></div>'
-        )
-    return f'<div class="stages">{"".join(parts)}</div>'
+            total = f"{stage.done} / {stage.total or '?'}"
+            parts.append(f"{stage.done} {stage.unit}" if stage.state == "done" else total)
+        parts += [duration(stage.seconds)] if stage.seconds else []
+        parts += [f"{duration(stage.left)} left"] if stage.left is not None else []
+        rows.append(StageBar(stage.state, TITLES[stage.name], ", ".join(parts), f"{100 * min(share, 1.0):.1f}"))
+    return fill("run_stages.html", stages=rows)
 
 
 def charts(state: RunState) -> str:
     """Small multiples of what metrics.jsonl holds, the Coarse Actor's first."""
-    parts = []
+    stages = []
     for stage in ("coarse", "reward"):
         series = state.series.get(stage, {})
         figures = [
@@ -110,29 +131,22 @@ def charts(state: RunState) -> str:
             if of == stage
         ]
         if any(figures):
-            parts.append(
-                f'<h3>{TITLES[stage]} <span>by {STEPS[stage]}</span></h3><div class="plots">{"".join(figures)}</div>'
-            )
-    return "".join(parts) or '<p class="none">Curves appear with the first step.</p>'
+            stages.append(StageCharts(TITLES[stage], STEPS[stage], figures))
+    return fill("run_charts.html", stages=stages)
 
 
 def comparison(state: RunState) -> str:
-    """What the actors of a finished run came to, and how to talk to them."""
+    """The figures of a finished run's actors, and the command to talk to them; "" before that."""
     actors = (state.summary or {}).get("actors")
     if not isinstance(actors, dict) or not actors:
         return ""
     rows = {name: row for name, row in actors.items() if isinstance(row, dict)}
     columns = [column for column in COMPARED if any(column in row for row in rows.values())]
-    head = "".join(f"<th>{escape(COMPARED[column])}</th>" for column in columns)
-    body = ""
-    for name, row in rows.items():
-        cells = "".join(f"<td>{_figure(column, row.get(column))}</td>" for column in columns)
-        body += f"<tr><th>{escape(str(name))}</th>{cells}</tr>"
-    talk = escape(shlex.join(["lite-c2f", "app", state.name]))
-    hint = f"In the folder of the runs, <code>{talk}</code> talks to them; <code>lite-c2f report</code> shows all."
-    return (
-        '<h3>Comparison <span>on held-out prompts</span></h3><div class="figures"><table>'
-        f'<tr><th></th>{head}</tr>{body}</table></div><p class="none">{hint}</p>'
+    return fill(
+        "run_comparison.html",
+        columns=[COMPARED[column] for column in columns],
+        rows={name: [_figure(column, row.get(column)) for column in columns] for name, row in rows.items()},
+        command=shlex.join(["lite-c2f", "app", state.name]),
     )
 
 
@@ -144,32 +158,29 @@ def _figure(column: str, value: Any) -> str:
     return f"{value:.1%}"
 
 
-def samples(found: Sequence[Sample]) -> str:
-    """A row a prompt: what was answered after a few updates, the first to the newest."""
-    prompts = list(dict.fromkeys(sample.prompt for sample in found))
-    rows = []
-    for prompt in prompts[:PROMPTS]:
-        cells = [_cell(sample) for sample in sorted(found) if sample.prompt == prompt]
-        question = escape(BLANK_LINES.sub("\n", prompt.strip()))
-        rows.append(f'<blockquote>{question}</blockquote><div class="cells">{"".join(cells)}</div>')
-    if not rows:
+def samples(samples: Sequence[Sample]) -> str:
+    """A row for each prompt: what was answered after a few updates, the first to the newest."""
+    prompts = list(dict.fromkeys(sample.prompt for sample in samples))
+    if not prompts:
         return ""
-    more = f'<p class="none">{len(prompts) - PROMPTS} more prompts are in coarse/samples.jsonl.</p>'
-    title = "<h3>Samples <span>answers to the same held-out prompts, as the policy learns</span></h3>"
-    return title + "".join(rows) + (more if len(prompts) > PROMPTS else "")
+    ordered = sorted(samples)
+    rows = [
+        (BLANK_LINES.sub("\n", prompt.strip()), [_cell(sample) for sample in ordered if sample.prompt == prompt])
+        for prompt in prompts[:PROMPTS]
+    ]
+    return fill("run_samples.html", rows=rows, more=len(prompts) - PROMPTS)
 
 
-def _cell(sample: Sample) -> str:
+def _cell(sample: Sample) -> SampleCell:
     reward = f"{sample.reward:+.2f}" if math.isfinite(sample.reward) else "none"
     cut = ", cut at the limit" if sample.finish == "limit" else ""
     about = f"update {sample.step}, reward {reward}, {number(sample.tokens)} tokens{cut}"
-    text = escape(sample.response.strip()) or "<i>(empty)</i>"
-    return f'<div class="cell"><small>{escape(about)}</small><pre>{text}</pre></div>'
+    return SampleCell(about, sample.response.strip())
 
 
-def said(state: RunState) -> str:
+def log_lines(state: RunState) -> str:
     """The last lines of the log, or of a start that has not written one."""
-    return f'<pre class="said">{escape(chr(10).join(state.log)) or "no log yet"}</pre>'
+    return fill("run_log.html", text="\n".join(state.log))
 
 
 def duration(seconds: float) -> str:

@@ -94,7 +94,7 @@ def _content(runs: Path, name: str | None, sent: Mapping[str, Any]) -> dict[str,
         empty = dict.fromkeys(("bars", "compared", "charts", "samples", "log"), "")
         return now | empty | {"header": f'<p class="none">{html.escape(notice)}</p>'}
     state = follow(runs / name)
-    now |= {"header": run_html.header(state), "bars": run_html.bars(state.stages), "log": run_html.said(state)}
+    now |= {"header": run_html.header(state), "bars": run_html.bars(state.stages), "log": run_html.log_lines(state)}
     now["version"] = (name, state.version)
     if sent.get("version") == now["version"]:
         now |= {key: sent[key] for key in ("compared", "charts", "samples")}

@@ -146,6 +146,7 @@ def answer_of(page, pane):
 
 def as_shown(page, text):
     """An answer's text as this browser shows it: read as Markdown, and blanks in a row are one."""
+    reply = Reply("fine", text, 1, 1.0, "eos", text, 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=0)
     return page.evaluate(
         """made => {
             const box = document.createElement("div");
@@ -156,7 +157,7 @@ def as_shown(page, text):
             box.remove();
             return shown;
         }""",
-        render.said(Reply("fine", text, 1, 1.0, "eos", text, 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=0)),
+        render.conversation([Round("?", {}, {"fine": reply})], "fine"),
     )
 
 

@@ -62,7 +62,7 @@ def test_texts_of_files_are_escaped(tmp_path):
     state = follow(run)._replace(working=EVIL, samples=(sample,))
     for markup in (
         run_html.header(state),
-        run_html.said(state),
+        run_html.log_lines(state),
         run_html.samples(state.samples),
         plots.chart(EVIL, EVIL, {EVIL: [(1, 1.0)], "b": [(1, 1.0)]}, EVIL),
     ):

@@ -1,0 +1,151 @@
+"""HTML of the vote, the ratio grid and a run's page: every branch, and no text of a person or model is markup."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from lite_c2f.chat import ChatSettings
+from lite_c2f.ui import blind, ratio_grid, run_html
+from lite_c2f.ui.blind import Ballot
+from lite_c2f.ui.render import conversation, title
+from lite_c2f.ui.runs import Sample, StageState, follow
+from lite_c2f.ui.store import votes
+from lite_c2f.ui.store.conversations import Reply, Round
+
+EVIL = "<script>alert(\"1\")</script> & 'q' ${x} {{y}} `z` \x00\ud800"
+SHOWN = (
+    "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt; &amp; &#39;q&#39; &#36;&#123;x&#125; "
+    "&#123;&#123;y&#125;&#125; &#96;z&#96; \N{REPLACEMENT CHARACTER}?"
+)
+REPLY = Reply("fine", "It is 5.", 4, 84.6, "eos", "", 0.25, reward=-0.125, repeated=0.0, ratio=0.5, seed=7)
+OTHER = REPLY._replace(pane="coarse", text="Five.")
+
+
+@pytest.fixture
+def served(tmp_path):
+    run = tmp_path / "a <run>"
+    (run / "fine").mkdir(parents=True)
+    return SimpleNamespace(votes=tmp_path / "votes.jsonl", chat=SimpleNamespace(run=run))
+
+
+def ballot(a, b, choice=""):
+    replies = {letter: reply for letter, reply in (("A", a), ("B", b)) if reply is not None}
+    return Ballot(EVIL, ("fine", "coarse"), ChatSettings(), replies, choice)
+
+
+def test_texts_are_shown_and_never_markup():
+    evil = REPLY._replace(text=EVIL)
+    failed = REPLY._replace(finish="error", message=EVIL)
+    pages = [
+        conversation([Round(EVIL, {}, {"fine": evil})], "fine", marks=True),
+        conversation([Round("?", {}, {"fine": failed})], "fine"),
+        conversation([Round("?", {}, {})], "fine", waiting=EVIL),
+        title("a", EVIL),
+        blind._answer(ballot(None, None), "A"),
+        ratio_grid._grid({}, [0.5], 0.5, EVIL),
+        run_html.samples([Sample(1, 8, EVIL, EVIL, "stop", 3, 0.5)]),
+    ]
+    for page in pages:
+        assert SHOWN in page
+        assert "<script" not in page and not set(page) & set("${}`\x00")
+
+
+def test_text_keeps_its_lines_and_blanks():
+    text = "  two blanks\n\n\ttab"
+    assert f'<div class="you">{text}</div>' in conversation([Round(text, {}, {"fine": REPLY})], "fine")
+    page = conversation([Round("?", {}, {"fine": REPLY._replace(text=text)})], "fine", marks=True)
+    assert f'<div class="said plain">{text}</div>' in page
+    assert '<div class="said writing"></div>' in conversation(
+        [Round("?", {}, {"fine": REPLY._replace(text="", finish="")})], "fine"
+    )  # :empty in the style sheet
+    assert "<pre>a\n\n  b</pre>" in run_html.samples([Sample(1, 8, "q", "a\n\n  b", "stop", 3, 0.5)])
+
+
+def test_an_answer_names_nobody_until_the_vote():
+    assert "Ask something" in blind._answer(None, "A")
+    assert '<span class="chip live">waiting</span>' in blind._answer(ballot(REPLY, None), "B")
+    for finish, state in (("", "writing"), ("eos", "ended"), ("limit", "cut off"), ("error", "failed")):
+        page = blind._answer(ballot(REPLY._replace(finish=finish), None), "A")
+        assert f">{state}</span>" in page and "seed" not in page and "ratio" not in page
+    assert "ratio 0.5" in blind._answer(ballot(REPLY, OTHER, "A"), "A")
+
+
+def test_the_verdict_of_a_vote():
+    assert blind._verdict(None) == blind._verdict(ballot(REPLY, None)) == ""
+    assert blind._verdict(ballot(REPLY, OTHER)) == "Which is better?"
+    assert blind._verdict(ballot(REPLY, REPLY)).startswith("Both say the same")
+    for choice, verdict in (
+        ("A", "for Fine Actor"),
+        ("B", "for Coarse Actor"),
+        ("tie", "a tie"),
+        ("both_bad", "both bad"),
+    ):
+        page = blind._verdict(ballot(REPLY, OTHER, choice))
+        assert page == f"Your vote: <b>{verdict}</b>. A was Fine Actor, B was Coarse Actor."
+
+
+def test_votes_are_counted_in_a_table(served):
+    assert blind.vote_counts(served) == '<p class="hint">No votes yet.</p>'
+    for voter, choice in enumerate(("A", "A", "tie")):
+        visitor = SimpleNamespace(owner=str(voter))
+        served.facts, served.chat.ratio = {}, 0.5
+        votes.record(served.votes, blind.vote_of(ballot(REPLY, OTHER, choice)._replace(prompt="q"), visitor, served))
+    page = blind.vote_counts(served)
+    assert "<td>Fine Actor</td><td>Coarse Actor</td><td>2</td><td>0</td><td>1</td><td>0</td><td>100% (" in page
+    assert "a &lt;run&gt;&#39; --export votes.jsonl" in page
+    served.votes.write_text("{\n")
+    assert blind.vote_counts(served).startswith('<p class="hint">') and "<table" not in blind.vote_counts(served)
+
+
+def test_a_column_for_each_ratio():
+    page = ratio_grid._grid({}, [0.0, 0.5], 0.0)
+    assert '<h3>0 <span class="hint">baseline, merged</span></h3>' in page
+    assert '<h3>0.5 <span class="hint"></span></h3>' in page
+    assert page.count("What it says at this ratio") == 2
+    asked = ratio_grid._grid({"0.5": REPLY}, [0.0, 0.5], 1.0, "Why?")
+    assert '<div class="hint">Why?</div>' in asked and asked.count("It is 5.") == 2  # and in its copy button
+    assert "What it says" not in asked
+
+
+def test_the_curve_of_the_sweep(served):
+    assert "was given, not chosen" in ratio_grid.curve(served) and "a &lt;run&gt;" in ratio_grid.curve(served)
+    sweep = {"tried": [{"ratio": 0.5, "reward": 0.1, "reward_se": 0.1, "eos": 0.25}], "chosen": 0.5}
+    file = served.chat.run / "fine" / "ratios.json"
+    file.write_text(json.dumps(sweep))
+    assert ratio_grid.curve(served).startswith("<svg") and "Warning" not in ratio_grid.curve(served)
+    file.write_text(json.dumps(sweep | {"min_eos": 0.9}))
+    assert '<p class="hint">Warning: no ratio reaches fine.min_eos=0.9' in ratio_grid.curve(served)
+
+
+def test_stages_curves_and_figures_of_a_run(tmp_path):
+    stages = [
+        StageState("reward", "done", 10, 10, "steps", 61.0, None),
+        StageState("coarse", "running", 1, 4, "updates", None, 5.0),
+        StageState("fine", "waiting", None, None, "trials", None, None),
+    ]
+    bars = run_html.bars(stages)
+    for about, width in (("done, 10 steps, 1 min 1 s", 100), ("running, 1 / 4, 5 s left", 25), ("waiting", 0)):
+        assert f'<span>{about}</span><div class="bar"><i style="width:{width}.0%">' in bars
+    run = tmp_path / "run"
+    run.mkdir()
+    state = follow(run)
+    assert run_html.log_lines(state) == '<pre class="said">no log yet</pre>'
+    assert "Curves appear" in run_html.charts(state)
+    charts = run_html.charts(state._replace(series={"reward": {"loss": [(1, 0.5)]}}))
+    assert "<h3>Reward model <span>by step</span></h3>" in charts and charts.count("<svg") == 1
+    assert run_html.comparison(state) == ""
+    rows = {"<a>": {"reward": 0.5, "tokens": 12.4}, "b": {"reward": "?", "tokens": 3, "eos": 0.25}, "c": None}
+    page = run_html.comparison(state._replace(summary={"actors": rows}))
+    assert "<tr><th></th><th>reward (z-score)</th><th>tokens</th><th>ended by itself</th></tr>" in page
+    assert "<tr><th>&lt;a&gt;</th><td>+0.50</td><td>12</td><td></td></tr>" in page
+    assert "<tr><th>b</th><td></td><td>3</td><td>25.0%</td></tr>" in page
+
+
+def test_samples_of_six_prompts():
+    samples = [Sample(1, 8, f"q {index}", " ", "stop", 3, 0.5) for index in range(8)]
+    page = run_html.samples(samples)
+    assert page.count("<blockquote>") == page.count("<i>(empty)</i>") == 6
+    assert "2 more prompts are in" in page and "more prompts" not in run_html.samples(samples[:6])
