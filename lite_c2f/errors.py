@@ -37,8 +37,8 @@ class ModelError(C2FError):
         """An error for a model in llama.cpp's format. subject: of the message, such as a quoted path."""
         return cls.because(
             f"{subject} is a GGUF, quantised weights in llama.cpp's format",
-            "a full-precision model folder with safetensors",
-            "take the original model that it was made from, or convert it to such a folder",
+            "a model folder with safetensors, or the .gguf file itself",
+            "name the file itself, or take the original model that it was made from",
         )
 
 

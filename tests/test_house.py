@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lite_c2f"
 # A room may import from itself and from rooms before it.
 ORDER = (
-    "errors", "config", "runtime", "storage", "ops", "data", "toy", "memory", "backbone", "sampling", "runs",
-    "reward", "actors", "coarse", "fine", "evaluation", "pipeline", "chat", "ui", "cli", "__main__",
+    "errors", "config", "runtime", "storage", "ops", "data", "toy", "smollm", "gguf", "memory", "backbone", "sampling",
+    "runs", "reward", "actors", "coarse", "fine", "evaluation", "pipeline", "chat", "ui", "cli", "__main__",
 )  # fmt: skip
 APART = {("coarse", "fine"), ("fine", "coarse"), ("toy", "backbone"), ("evaluation", "coarse")}  # stages meet on disk
 

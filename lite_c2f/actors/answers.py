@@ -26,8 +26,8 @@ def repeated_ngrams(tokens: Sequence[int], n: int = 4) -> float:
 def summarize(prompts: Sequence[Prompt], answers: Sequence[Answer], rewards: Sequence[float]) -> dict[str, float]:
     """Means over answers: reward (z-score by the reward model), tokens, repeated 4-grams, share that ended.
 
-    On the toy world, where prompts carry their answer, also accuracy and the analytic share. `eos` counts every
-    response that ended by itself: by EOS or, on a base model, by the next turn's marker.
+    With prompts that carry their answer also `checked`. `eos` counts every response that ended by itself: by EOS or,
+    on a base model, by the next turn's marker.
     """
     figures = {
         "reward": fmean(rewards),
@@ -35,13 +35,31 @@ def summarize(prompts: Sequence[Prompt], answers: Sequence[Answer], rewards: Seq
         "repeated_4gram": fmean(repeated_ngrams(answer.text_tokens) for answer in answers),
         "eos": fmean(answer.finish != "limit" for answer in answers),
     }
-    if all("toy_answer" in prompt.extra for prompt in prompts):
-        from lite_c2f.toy.world import is_analytic, is_right
-
-        pairs = list(zip(prompts, answers, strict=True))
-        figures["accuracy"] = fmean(is_right(answer.text, prompt.extra["toy_answer"]) for prompt, answer in pairs)
-        figures["analytic"] = fmean(is_analytic(answer.text, prompt.extra["toy_steps"]) for prompt, answer in pairs)
+    figures |= checked(prompts, answers)
     return {name: round(value, 4) for name, value in figures.items()}
+
+
+def checked(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[str, float]:
+    """`accuracy` and `analytic`, the shares of right and of analysing answers, where the prompts are embedded ones.
+
+    Accuracy is of the questions that have an answer to check. {} for other prompts, whose answers nobody can check.
+    """
+    pairs = list(zip(prompts, answers, strict=True))
+    if all("toy_answer" in prompt.extra for prompt in prompts):
+        from lite_c2f.toy import world
+
+        right = [world.is_right(answer.text, prompt.extra["toy_answer"]) for prompt, answer in pairs]
+        analytic = [world.is_analytic(answer.text, prompt.extra["toy_steps"]) for prompt, answer in pairs]
+        return {"accuracy": fmean(right), "analytic": fmean(analytic)}
+    if all("smollm_question" in prompt.extra for prompt in prompts):
+        from lite_c2f.smollm.questions import is_right
+        from lite_c2f.smollm.rules import is_reasoned
+
+        questions = [(prompt.extra["smollm_question"], answer.text) for prompt, answer in pairs]
+        judged = [verdict for q, text in questions if (verdict := is_right(q, text)) is not None]
+        accuracy = {"accuracy": fmean(judged)} if judged else {}
+        return accuracy | {"analytic": fmean(is_reasoned(q.text, text) for q, text in questions)}
+    return {}
 
 
 def standard_error(values: Sequence[float]) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lite_c2f.backbone.weights import first_gguf
 from lite_c2f.errors import ModelError
+from lite_c2f.gguf import is_packed, unpacked
 
 SIZE_KEYS = (
     "architectures",
@@ -95,8 +96,8 @@ def different_token(
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json of a model folder. Raises ModelError naming the folder or the file."""
-    if folder.suffix.lower() == ".gguf" and not folder.is_dir():
-        raise ModelError.for_gguf(f"'{folder}'")
+    if is_packed(str(folder)):
+        folder = unpacked(str(folder))
     if not folder.is_dir():
         raise ModelError.because(
             f"no folder '{folder}'",

@@ -35,8 +35,8 @@ class Dtype(StrEnum):
 )
 def merge(
     adapter: Annotated[Path, typer.Option(help="LoRA adapter folder (the residue).")],
-    base: Annotated[Path, typer.Option(help="Folder of the model the adapter was trained on.")],
-    instruct: Annotated[Path, typer.Option(help="Folder of the full-precision model to merge into.")],
+    base: Annotated[Path, typer.Option(help="The model the adapter was trained on: a folder or a .gguf file.")],
+    instruct: Annotated[Path, typer.Option(help="The model to merge into: a folder or a .gguf file.")],
     out: Annotated[Path, typer.Option(help="New folder for the merged model.")],
     ratio: Annotated[float, typer.Option(help="Share of the residue to add.")] = 1.0,
     layer_ratios: Annotated[

@@ -9,6 +9,9 @@ import typer
 
 from lite_c2f.cli import exit_codes
 from lite_c2f.cli.root import TRAIN_GROUP, Config, Overrides, app, config_and_overrides
+from lite_c2f.errors import ConfigError
+from lite_c2f.smollm import CONFIG as SMOLLM_CONFIG
+from lite_c2f.smollm import SMOLLM
 from lite_c2f.toy import CONFIG as TOY_CONFIG
 
 
@@ -20,13 +23,54 @@ class Stage(StrEnum):
     fine = "fine"
 
 
-@app.command(rich_help_panel=TRAIN_GROUP, epilog="Example: lite-c2f demo --out runs/toy --seed 1")
+class DemoModel(StrEnum):
+    """Embedded worlds."""
+
+    toy = "toy"
+    smollm2 = "smollm2"
+
+
+@app.command(rich_help_panel=TRAIN_GROUP, epilog="Example: lite-c2f demo --model smollm2 --seed 1")
 def demo(
-    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/toy"),
+    out: Annotated[Path | None, typer.Option(help="Run directory (default: runs/MODEL).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    model: Annotated[DemoModel, typer.Option(help="The toy world, or a real small language model.")] = DemoModel.toy,
+    fresh_pairs: Annotated[
+        bool, typer.Option("--fresh-pairs", help="smollm2: sample its answers anew, an hour on two cores.")
+    ] = False,
 ) -> None:
-    """The whole pipeline on the toy world, on a CPU or a GPU, in a few minutes."""
-    _train(TOY_CONFIG, [f"run.seed={seed}"], out, list(Stage), resume=False)
+    """The whole pipeline on an embedded model, on a CPU or a GPU: the toy world in a few minutes.
+
+    smollm2 is SmolLM2-135M-Instruct, in half an hour on two cores; it answers in real English.
+    """
+    out = out or Path("runs") / model.value
+    settings = [f"run.seed={seed}"]
+    if fresh_pairs:
+        if model is not DemoModel.smollm2:
+            raise ConfigError.because("--fresh-pairs with the toy world", "--model smollm2", "leave one of them out")
+        settings.append(f"data.preferences={json.dumps([str(_fresh_pairs(out))])}")
+    _train(TOY_CONFIG if model is DemoModel.toy else SMOLLM_CONFIG, settings, out, list(Stage), resume=False)
+
+
+def _fresh_pairs(out: Path) -> Path:
+    unpack(SMOLLM)
+    exit_codes.silence_libraries()
+    from lite_c2f.cli.terminal import TerminalSink
+    from lite_c2f.pipeline.own_answers import fresh_pairs as run_fresh_pairs
+
+    sink = TerminalSink()
+    with exit_codes.interruption_hint(sink.close, "the same command"):
+        return run_fresh_pairs(out, sink)
+
+
+def unpack(*models: str) -> None:
+    """Unpack the GGUF models among these, where that was not done before, with a line that says so."""
+    from lite_c2f.gguf import is_packed, unpacked
+
+    for model in dict.fromkeys(models):
+        if is_packed(model):
+            exit_codes.silence_libraries()
+            unpacked(model, lambda text: typer.echo(text, err=True))
 
 
 @app.command(
@@ -72,6 +116,7 @@ def plan(
 
     settings = load_config(*config_and_overrides(config, overrides))
     names = settings.model.base, settings.model.instruct
+    unpack(*names)
     check_named(*names)
     if not all(is_like_llama(folder) for folder in local_folders(*names)):
         exit_codes.silence_libraries()
@@ -98,6 +143,7 @@ def _train(
     if config is not None and (config / "config.yaml").is_file():  # a run directory: continue it
         config, run_dir = config / "config.yaml", run_dir or config
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
+    unpack(settings.model.base, settings.model.instruct)
     check_named(settings.model.base, settings.model.instruct)
     run = Path(settings.run.dir)
     exit_codes.silence_libraries()
@@ -127,6 +173,7 @@ def _dry_run(config: Path | None, overrides: list[str], run_dir: Path | None, st
     from lite_c2f.memory import explain
 
     settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
+    unpack(settings.model.base, settings.model.instruct)
     check_named(settings.model.base, settings.model.instruct)
     exit_codes.silence_libraries()
     from lite_c2f.runs.corpus import check_sources

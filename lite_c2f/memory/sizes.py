@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lite_c2f.errors import ModelError
+from lite_c2f.gguf import is_packed, unpacked
 
 GIBIBYTE = 2**30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its 8-bit block scale, the scale's own scale
@@ -113,9 +114,9 @@ def model_shape(model: str) -> tuple[Shape, str]:
     """
     if model == "toy":
         return KNOWN_SHAPES[model], "the toy world"
-    file = Path(model) / "config.json"
+    file = Path(unpacked(model) if is_packed(model) else model) / "config.json"
     if not file.is_file():
-        if Path(model).suffix.lower() == ".gguf" or any(Path(model).glob("*.gguf")):
+        if any(Path(model).glob("*.gguf")):
             raise ModelError.for_gguf(f"model '{model}'")
         if Path(model).is_dir() or model.startswith((".", "/", "~")):
             raise ModelError.because(f"model '{model}': no config.json", "a model folder", "check model.base")
@@ -207,7 +208,9 @@ def count_shape(folder: Path) -> Shape:
 
 
 def cached_folder(model: str) -> Path | None:
-    """The folder of a hub model in the local cache, if config.json is in it; nothing is downloaded."""
+    """The folder with config.json of a hub model in the local cache, or of a GGUF model; nothing is downloaded."""
+    if is_packed(model):
+        return unpacked(model)
     from huggingface_hub import try_to_load_from_cache
 
     try:

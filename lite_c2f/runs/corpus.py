@@ -1,5 +1,7 @@
 """The corpus of a run: preference pairs and prompts of all sources, and which of them are held out."""
 
+import math
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -12,8 +14,11 @@ from lite_c2f.data.records import LoadedRows, Pair, Prompt, load_pairs, load_pro
 from lite_c2f.data.sources import local_files
 from lite_c2f.errors import DataError
 from lite_c2f.runs.models import TOY
+from lite_c2f.smollm import SMOLLM
+from lite_c2f.smollm import data as smollm
 
 TOY_PAIRS, TOY_PROMPTS = 2720, 4096
+EMBEDDED = (TOY, SMOLLM)  # sources that the package brings, each with a split of its own
 
 
 class Corpus(NamedTuple):
@@ -31,29 +36,34 @@ class Corpus(NamedTuple):
     notes: tuple[str, ...] = ()  # columns that are not read, one line per source
 
 
-def uses_toy_data(config: Config) -> bool:
-    """Whether prompts come from the toy world, so that answers can be checked."""
-    return any(source.path == TOY for source in config.prompt_sources)
+def example_questions(config: Config) -> list[str]:
+    """Three held-out questions of the embedded sources among the prompts; [] where there is none."""
+    names = {source.path for source in config.prompt_sources}
+    if TOY in names:
+        from lite_c2f.toy.world import problems
+
+        source = problems(random.Random(4), held_out=True)
+        return [next(source).question for _ in range(3)]
+    return [question.text for question in smollm.all_questions()[1][:3]] if SMOLLM in names else []
 
 
 def check_sources(config: Config) -> None:
     """Raise DataError for a data file that does not exist, before a later check blames another setting."""
     for source in (*config.data.preferences, *config.data.prompts):
-        if source.path != TOY:
+        if source.path not in EMBEDDED:
             local_files(source.path)
 
 
 def load_corpus(config: Config) -> Corpus:
     """Read, count and split all data of a run, each part in the order of `data.order.shuffled`.
 
-    The toy world has its own split. Nothing that is held out there or here is trained on.
+    Embedded sources have their own split. Nothing that is held out there or here is trained on.
     """
     data, seed = config.data, config.run.seed
-    pairs, toy_pairs = _load_real(data.preferences, load_pairs)
-    prompts, toy_prompts = _load_real(data.prompts, load_prompts)
+    pairs, prompts = _load_real(data.preferences, load_pairs), _load_real(data.prompts, load_prompts)
     if not data.prompts:
-        prompts, toy_prompts = prompts._replace(items=prompts_of(pairs.items)), toy_pairs
-    corpus = split(pairs.items, prompts.items, config, _toy_corpus(toy_pairs, toy_prompts, seed))
+        prompts = prompts._replace(items=prompts_of(pairs.items))
+    corpus = split(pairs.items, prompts.items, config, _embedded(data.preferences, config.prompt_sources, seed))
     skipped = Counter(pairs.skipped) + Counter(prompts.skipped) + Counter(corpus.skipped)
     notes = tuple(dict.fromkeys(pairs.notes + prompts.notes))
     corpus = corpus._replace(skipped=dict(skipped), first=prompts.first | pairs.first, notes=notes)
@@ -143,6 +153,39 @@ def sampled_prompts(corpus: Corpus, config: Config) -> list[Prompt]:
     return corpus.held_out_prompts[: config.coarse.sample_prompts]
 
 
+def _embedded(preferences: Sequence[Source], prompts: Sequence[Source], seed: int) -> Corpus:
+    """The rows of the embedded sources that are named, each at its weight."""
+
+    def weight(sources: Sequence[Source], name: str) -> float:
+        return sum(source.weight for source in sources if source.path == name)
+
+    toy = _toy_corpus(weight(preferences, TOY), weight(prompts, TOY), seed)
+    real = _smollm_corpus(weight(preferences, SMOLLM), weight(prompts, SMOLLM))
+    return Corpus(
+        toy.train_pairs + real.train_pairs,
+        toy.held_out_pairs + real.held_out_pairs,
+        toy.train_prompts + real.train_prompts,
+        toy.held_out_prompts + real.held_out_prompts,
+        {},
+    )
+
+
+def _smollm_corpus(pairs: float, prompts: float) -> Corpus:
+    """The rows of the embedded real model at these weights; none at weight 0."""
+
+    def weighted(rows: list, weight: float) -> list:
+        count = round(len(rows) * weight)
+        return [row._replace(source=SMOLLM) for row in (rows * math.ceil(weight))[:count]]
+
+    return Corpus(
+        weighted(smollm.pairs(held_out=False), pairs) if pairs else [],
+        weighted(smollm.pairs(held_out=True), 1.0) if pairs else [],
+        weighted(smollm.prompts(held_out=False), prompts) if prompts else [],
+        weighted(smollm.prompts(held_out=True), 1.0) if prompts else [],
+        {},
+    )
+
+
 def _toy_corpus(pairs: float, prompts: float, seed: int) -> Corpus:
     """The toy world's rows at these weights; none at weight 0."""
     from lite_c2f.toy import world
@@ -157,8 +200,7 @@ def _toy_corpus(pairs: float, prompts: float, seed: int) -> Corpus:
     return Corpus(train_pairs, held_pairs, train_prompts, held_prompts, {})
 
 
-def _load_real(sources: Sequence[Source], load: Any) -> tuple[LoadedRows, float]:
-    """(rows of all sources but the toy world, weight of the toy world: 0 if it is not a source)."""
-    toy = sum(source.weight for source in sources if source.path == TOY)
-    real = [source for source in sources if source.path != TOY]
-    return load(real) if real else LoadedRows([], {}, {}), toy
+def _load_real(sources: Sequence[Source], load: Any) -> LoadedRows:
+    """The rows of all sources that are not embedded."""
+    real = [source for source in sources if source.path not in EMBEDDED]
+    return load(real) if real else LoadedRows([], {}, {})

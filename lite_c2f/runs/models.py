@@ -17,9 +17,11 @@ from lite_c2f.config.settings import Config
 from lite_c2f.data.encode import encode_answer, encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError, ModelError
+from lite_c2f.gguf import is_packed, unpacked
 from lite_c2f.memory.remedies import context_refusal
 from lite_c2f.sampling.stops import Stops
 from lite_c2f.sampling.trial import try_kind
+from lite_c2f.smollm import SMOLLM
 
 TOY = "toy"
 SMALL_FILES = ["*.json", "*.model", "*.jinja"]
@@ -91,7 +93,9 @@ def absolute(config: Config) -> Config:
     """The configuration with local paths made absolute, so that a run can be opened from another folder."""
 
     def resolved(path: str) -> str:
-        return str(Path(path).expanduser().resolve()) if path != TOY and Path(path).expanduser().exists() else path
+        if path in (TOY, SMOLLM):
+            return path
+        return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
 
     def with_paths(sources: Sequence[Source]) -> tuple[Source, ...]:
         return tuple(source.model_copy(update={"path": resolved(source.path)}) for source in sources)
@@ -159,18 +163,18 @@ def turn_end_note(config: Config, models: ModelPair) -> str | None:
 
 def adapter_base(config: Config, models: ModelPair) -> str:
     """The base model that an adapter names: the hub name if there is one, which is valid on other machines too."""
-    local = config.model.base == TOY or Path(config.model.base).is_dir()
+    local = config.model.base == TOY or is_packed(config.model.base) or Path(config.model.base).is_dir()
     return models.base if local else config.model.base
 
 
 def _local_folder(model: str, revision: str | None, patterns: list[str]) -> str:
-    """The folder of a model: a local folder itself, or the download of a hub name."""
+    """The folder of a model: a local folder itself, that of a GGUF model, or the download of a hub name."""
+    if is_packed(model):
+        return str(unpacked(model))
     if Path(model).is_dir():
         return str(Path(model).resolve())
     from huggingface_hub import snapshot_download
 
-    if model.lower().endswith(".gguf"):
-        raise ModelError.for_gguf(f"model '{model}'")
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError.because(f"model '{model}': no such folder", "a model folder or a hub name", "check the path")
     try:

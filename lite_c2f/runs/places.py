@@ -8,6 +8,7 @@ from pathlib import Path
 from lite_c2f.config.settings import Config
 from lite_c2f.config.settings_diff import in_recorded_format
 from lite_c2f.errors import RunError
+from lite_c2f.gguf import is_packed
 from lite_c2f.runs.fingerprints import fingerprints_of
 from lite_c2f.runs.models import TOY, ModelPair, adapter_base
 from lite_c2f.storage.files import read_json, write_text
@@ -30,7 +31,10 @@ def check_model_folders(run: Path, config: Config, folders: Mapping[str, str], s
     if moved:
         remedy = f"name the new folder: `{command}`"
     else:
-        verb, pronoun = "make" if config.model.base == TOY else "fetch", "it" if len(missing) == 1 else "them"
+        verb, pronoun = (
+            "make" if config.model.base == TOY or is_packed(config.model.base) else "fetch",
+            "it" if len(missing) == 1 else "them",
+        )
         remedy = f"{verb} {pronoun} again: `{command}`"
     what = " and ".join(f"{name} model '{folder}'" for name, folder in missing.items())
     got, expected = ("is gone", "the folder") if len(missing) == 1 else ("are gone", "the folders")

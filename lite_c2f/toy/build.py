@@ -9,7 +9,6 @@ import inspect
 import itertools
 import json
 import math
-import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from lite_c2f.storage.cache import cache_root
 from lite_c2f.storage.files import publish_folder
 from lite_c2f.toy import world
 
@@ -66,13 +66,6 @@ class ToyPair(NamedTuple):
 
     base: Path
     instruct: Path
-
-
-def cache_root() -> Path:
-    """`LITE_C2F_CACHE`, or `lite_c2f` in the user's cache folder."""
-    if named := os.environ.get("LITE_C2F_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lite_c2f"
 
 
 def toy_folder(recipe: Recipe = Recipe()) -> Path:

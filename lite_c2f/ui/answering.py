@@ -1,6 +1,5 @@
 """Questions and their streamed answers, and the components around them: shared by all views."""
 
-import random
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from lite_c2f.actors.reply import Reply
 from lite_c2f.chat import Chat, ChatSettings, Pane
 from lite_c2f.chat.prompts import History, clean
 from lite_c2f.errors import C2FError, ConfigError
-from lite_c2f.runs.corpus import uses_toy_data
+from lite_c2f.runs.corpus import example_questions
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSession, PageSessions
 from lite_c2f.ui.store.votes import votes_of
@@ -201,10 +200,5 @@ def ratio_slider(chat: Chat, name: str) -> gr.Slider:
 
 
 def examples(chat: Chat) -> list[list[str]]:
-    """Example questions: of the toy world where the run was trained on it alone."""
-    if not uses_toy_data(chat.config):
-        return [[question] for question in EXAMPLES]
-    from lite_c2f.toy.world import problems
-
-    source = problems(random.Random(4), held_out=True)
-    return [[next(source).question] for _ in range(3)]
+    """Example questions: of the embedded world where the run was trained on one."""
+    return [[question] for question in example_questions(chat.config) or EXAMPLES]

@@ -8,6 +8,8 @@ from lite_c2f.chat import Chat
 from lite_c2f.evaluation.compare import actor_hashes
 from lite_c2f.runs.manifest import inputs_of
 from lite_c2f.runs.models import TOY
+from lite_c2f.smollm import CONFIG as SMOLLM_CONFIG
+from lite_c2f.smollm import SMOLLM
 from lite_c2f.toy import CONFIG as TOY_CONFIG
 from lite_c2f.ui.address import check_address, find_run, is_loopback, parse_auth
 from lite_c2f.ui.answering import Served
@@ -62,9 +64,9 @@ def _about(chat: Chat, name: str) -> str:
 
 
 def configs(run: Path) -> dict[str, Path]:
-    """What a run can be started from: as this one was, the toy world, configs/*.yaml where the app was started."""
+    """What a run can be started from: as this one was, embedded models, configs/*.yaml where the app was started."""
     files = {path.stem: path.resolve() for path in sorted(CONFIGS.glob("*.yaml"))}
-    return {f"as {run.name}": run / "config.yaml", "toy": TOY_CONFIG, **files}
+    return {f"as {run.name}": run / "config.yaml", "toy": TOY_CONFIG, SMOLLM: SMOLLM_CONFIG, **files}
 
 
 def serve(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from transformers import MistralForCausalLM
@@ -20,7 +21,7 @@ SHORT = [  # rows that fit the pico models, whose tokenizer cannot spell the def
     *("data.max_prompt_tokens=24", "data.max_answer_tokens=8", "coarse.length.start=8", "coarse.length.max=8"),
     *("fine.max_tokens=8", "evaluation.max_tokens=8"),
 ]
-GGUF = r"GGUF, quantised weights in llama\.cpp.*; expected .*safetensors; take the original model"
+GGUF = r"GGUF, quantised weights in llama\.cpp.*; expected .*safetensors, or the .gguf file itself; name the file"
 BOTH = r"'model\.safetensors' beside 'model\.safetensors\.index\.json'.*'model-00001-of-.*remove the one"
 
 
@@ -93,11 +94,13 @@ def test_a_folder_of_a_gguf_says_what_it_is(editable, pico, tmp_path, left):
 
 def test_a_gguf_is_named_before_anything_else_is_read(editable):
     folder = gguf_alone(editable("base"))
-    for model in (str(folder), str(folder / "model.Q4_K_M.gguf"), "/nowhere/x.GGUF"):
-        with pytest.raises(ModelError, match=GGUF):
-            model_shape(model)
     with pytest.raises(ModelError, match=GGUF):
-        check_pair(folder / "model.Q4_K_M.gguf", folder)
+        model_shape(str(folder))
+    for read in (model_shape, lambda model: check_pair(Path(model), folder)):
+        with pytest.raises(ModelError, match="no whole GGUF file"):
+            read(str(folder / "model.Q4_K_M.gguf"))
+        with pytest.raises(ModelError, match="not there"):
+            read("/nowhere/x.GGUF")
     with pytest.raises(ModelError, match=GGUF):
         read_config(folder)
 

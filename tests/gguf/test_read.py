@@ -1,0 +1,161 @@
+"""GGUF files as models: a tiny model's logits and tokens come back; anything else is refused by name."""
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from families import FAMILIES, GATED, Family
+from gguf_files import write_gguf
+from safetensors.torch import load_file
+from tokenizer_kinds import made
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lite_c2f.backbone.round_trip import check_round_trip
+from lite_c2f.errors import ModelError
+from lite_c2f.gguf import read
+from lite_c2f.gguf.read import check_gguf, gguf_folder
+
+TEXT = "How many  apples are left?\n\nHuman: 12 of 345.\n"
+# What Transformers 5.23 leaves at its default is as published: Qwen3's head of 128, GPT-2's 1,024 positions.
+CASES = {
+    "Llama": ("llama", "llama3", {}),
+    "Mistral": ("llama", "sentencepiece", {}),
+    "Qwen2": ("qwen2", "qwen", {}),
+    "Qwen3": ("qwen3", "qwen", {"head_dim": 128}),
+    "Phi-3": ("phi3", "qwen", {}),
+    "StableLM": ("stablelm", "qwen", {}),
+    "GPT-2": ("gpt2", "gpt2", {"n_positions": 1024}),
+}
+TINY = Family("llama", {**GATED, "num_hidden_layers": 1, "tie_word_embeddings": True})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache."""
+    monkeypatch.setenv("LITE_C2F_CACHE", str(tmp_path / "cache"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' own
+        yield tmp_path / "cache" / "gguf"
+
+
+def write_family(file, name):
+    architecture, kind, more = CASES[name]
+    family = FAMILIES[name]._replace(config={**FAMILIES[name].config, **more})
+    return write_gguf(file, family, architecture, tokenizer=kind)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_tokens_come_back(tmp_path, name):
+    file = tmp_path / "model.gguf"
+    model = write_family(file, name)
+    folder = gguf_folder(file)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "bfloat16" and "quantization_config" not in config
+    assert {weight.dtype for weight in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    read = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.tensor([[9, 30, 31, 7, 40, 41, 11, 55, 8, 60, 61, 62, 20, 21]])
+    with torch.no_grad():
+        torch.testing.assert_close(read(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+    tied = model.config.tie_word_embeddings
+    assert (read.lm_head.weight is read.get_input_embeddings().weight) == tied
+    tokenizer, original = AutoTokenizer.from_pretrained(folder), made(CASES[name][1])
+    assert (
+        tokenizer(TEXT, add_special_tokens=False)["input_ids"] == original(TEXT, add_special_tokens=False)["input_ids"]
+    )
+    check_round_trip(tokenizer, str(folder))
+    assert tokenizer.eos_token == original.eos_token and tokenizer.chat_template == original.chat_template
+
+
+def test_a_file_is_read_once_by_its_content(tmp_path, cache):
+    file, copy, messages = tmp_path / "model.gguf", tmp_path / "renamed.gguf", []
+    write_gguf(file, TINY, "llama")
+    folder = gguf_folder(file, messages.append)
+    made_at = (folder / "config.json").stat().st_mtime_ns
+    shutil.copy(file, copy)
+    assert gguf_folder(copy, messages.append) == folder and (folder / "config.json").stat().st_mtime_ns == made_at
+    assert len(messages) == 1 and "model.gguf" in messages[0]
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [folder.name]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"general__type": "adapter"}, "LoRA adapter; expected a model"),
+        ({"split__count": 2}, "one of 2 parts; expected one file; join"),
+        ({"llama__expert_count": 8}, "experts; expected a dense model"),
+        ({"tokenizer": None}, "no tokenizer"),
+        ({"tokenizer__ggml__pre": "chatglm-bpe"}, "tokenizer of the kind 'chatglm-bpe'; expected SentencePiece"),
+        ({"scaled_rope": True}, "rotary frequencies"),
+        ({"llama__rope__scaling__type": "yarn"}, "rotary frequencies"),
+    ],
+)
+def test_what_is_no_model_for_this_is_refused(tmp_path, cache, keys, expected):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama", **keys)
+    with pytest.raises(ModelError, match=expected) as caught:
+        gguf_folder(file)
+    assert str(file) in str(caught.value) and not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_another_architecture_is_named(tmp_path):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, FAMILIES["Gemma 2"], "gemma2")
+    with pytest.raises(ModelError, match=r"architecture 'gemma2'; expected one of llama, .*; use the model's folder"):
+        check_gguf(file)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.2, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, cache, share):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ModelError, match=r"no whole GGUF file.*download it again"):
+        gguf_folder(file)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_another_file_is_no_gguf(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"PK\x03\x04" + bytes(4000))
+    with pytest.raises(ModelError, match="does not begin as one"):
+        gguf_folder(file)
+    with pytest.raises(ModelError, match="is not there"):
+        gguf_folder(tmp_path / "missing.gguf")
+
+
+def test_no_room_in_the_cache(tmp_path, cache, monkeypatch):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama")
+    monkeypatch.setattr(read.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ModelError, match=r"GiB unpacked.*free some, or set LITE_C2F_CACHE"):
+        gguf_folder(file)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ModelError, match="pip install gguf"):
+        gguf_folder(file)
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_folder(tmp_path):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama")
+    code = "import sys; from pathlib import Path; from lite_c2f.gguf.read import gguf_folder\n"
+    code += "print(gguf_folder(Path(sys.argv[1]), lambda text: print('made')))"
+    both = [
+        subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, file], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    printed = [process.communicate()[0].split() for process in both]
+    assert printed[0][-1] == printed[1][-1] and [process.returncode for process in both] == [0, 0]
+    assert sum("made" in words for words in printed) == 1

@@ -1,0 +1,56 @@
+"""All stages on SmolLM2 itself, a few steps of each; and its answers sampled anew."""
+
+import json
+from importlib import metadata
+
+import pytest
+
+from lite_c2f.gguf import unpacked
+from lite_c2f.gguf.embedded import PACKAGE
+from lite_c2f.pipeline.own_answers import fresh_answers
+from lite_c2f.runtime.progress import SilentSink
+from lite_c2f.smollm import CONFIG, SMOLLM
+from lite_c2f.smollm.data import SAMPLED, all_questions, read_answers
+
+FEW = [
+    "data.max_answer_tokens=32", "data.preferences=[{path: smollm2, weight: 0.02}]", "reward.batch=4",
+    "reward.micro_batch=4", "coarse.updates=2", "coarse.rollouts=4", "coarse.epochs=1", "coarse.length.start=8",
+    "coarse.length.max=16", "coarse.sample_prompts=1", "evaluation.prompts=4", "evaluation.max_tokens=16",
+    "fine.max_tokens=16",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def installed():
+    try:
+        metadata.distribution(PACKAGE)
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{PACKAGE} is not installed; `make test` installs it")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the libraries' own
+def test_all_stages(tmp_path, call):
+    code, out, err = call("train", CONFIG, *FEW, "--run-dir", tmp_path / "run")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert set(summary["actors"]) == {"base", "instruct", "coarse", "fine"}
+    assert all({"accuracy", "analytic"} <= figures.keys() for figures in summary["actors"].values())
+    assert summary["coarse"]["limit_first"] == 8 and "base" in out
+    config = json.loads((tmp_path / "run" / "fine" / "model" / "config.json").read_text())
+    assert config["tie_word_embeddings"] and config["hidden_size"] == 576
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_answers_sampled_anew_are_kept_and_not_sampled_again(tmp_path, monkeypatch):
+    unpacked(SMOLLM)
+    questions = all_questions()[0][:2]
+    monkeypatch.setattr("lite_c2f.pipeline.own_answers.LIMIT", 8)
+    first = fresh_answers(tmp_path / "answers.jsonl", questions, SilentSink())
+    assert [(answer.form, answer.temperature) for answer in first[::2]] == list(SAMPLED)
+    monkeypatch.setattr("lite_c2f.pipeline.own_answers._load", lambda: pytest.fail("nothing is left to sample"))
+    assert fresh_answers(tmp_path / "answers.jsonl", questions, SilentSink()) == first
+    shipped = {(a.question, a.form, a.temperature): a.text for a in read_answers()}
+    greedyish = [a for a in first if a.temperature == 0.7]
+    assert any(shipped[a.question, a.form, 0.7].startswith(a.text[:10]) for a in greedyish)  # the same random numbers
