@@ -216,7 +216,13 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
         )
     if "reward_model" in summary:
         console.print(f"reward model accuracy on held-out pairs  {summary['reward_model']['accuracy']:.3f}")
-    if coarse := summary.get("coarse"):
+    coarse = summary.get("coarse")
+    if coarse and coarse.get("algorithm") == "dpo":
+        console.print(
+            f"coarse actor  DPO, {coarse['steps']} steps: {coarse['accuracy_last']:.2f} of the last batch's pairs "
+            f"ranked right, margin {coarse['margin_last']:+.2f}"
+        )
+    elif coarse:
         console.print(
             f"coarse actor  reward {coarse['reward_first']:+.2f} in the first batch under a limit of "
             f"{coarse['limit_first']} tokens, {coarse['reward_last']:+.2f} in the last under {coarse['limit_last']}"

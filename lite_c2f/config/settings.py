@@ -2,20 +2,36 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, JsonValue, model_validator
 
+from lite_c2f.config.coarse import Batch, Coarse, Dpo, Length
 from lite_c2f.config.data import Data, Section, Source, refuse_address
 from lite_c2f.config.settings_diff import without_locations
+
+__all__ = [  # with the settings of the coarse stage, which have a file of their own
+    "CHAT",
+    "PROMPT_TEMPLATE",
+    "Batch",
+    "Coarse",
+    "Config",
+    "Dpo",
+    "Evaluation",
+    "Fine",
+    "Hardware",
+    "Length",
+    "Lora",
+    "Model",
+    "Reward",
+    "Run",
+    "resolved",
+]
 
 PROMPT_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant:"
 CHAT = "chat"  # value of prompt_template: the tokenizer's own chat template
 _OWN_KWARGS = {"add_generation_prompt", "chat_template", "continue_final_message", "conversation", "tokenize"}
-
-
-Batch = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
 class Model(Section):
@@ -91,104 +107,6 @@ class Reward(Section):
         None, ge=8, description="Use at most this many training pairs, of each source its share."
     )
     center: float = Field(0.01, ge=0, description="Weight of the term that keeps mean rewards near zero.")
-
-
-class Length(Section):
-    """Continuous Maximization: how the response limit grows. Coefficients are our own; the paper gives none."""
-
-    mode: Literal["logistic", "linear", "fixed"] = Field("logistic", description="Rule; the others are ablations.")
-    start: int = Field(
-        128,
-        ge=1,
-        description="First limit, in tokens. If it is shorter than a usual good answer, the policy may first learn to "
-        "ramble: docs/evidence.md.",
-    )
-    max: int = Field(1024, ge=1, description="Largest limit, in tokens.")
-    step: int = Field(64, ge=1, description="Most tokens one update adds, before rounding.")
-    multiple: int = Field(8, ge=1, description="Growth is rounded to a multiple of this, in tokens.")
-    tau: float = Field(0.2, ge=0, le=1, description="Grow only while at least this share of responses hit the limit.")
-    w_reward: float = Field(1.0, ge=0, description="Weight of the standardised batch reward in the gate.")
-    w_value: float = Field(0.5, ge=0, description="Weight of the standardised critic loss in the gate.")
-    bias: float = Field(0.0, description="Bias of the gate; 0 opens it half way when nothing has changed.")
-    decay: float = Field(0.8, ge=0, lt=1, description="Memory of the running means and standard deviations.")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Length":
-        if self.mode != "fixed" and self.multiple > self.step:
-            raise ValueError(
-                f"coarse.length.multiple={self.multiple} is above coarse.length.step={self.step}: growth would "
-                "round to nothing; raise step"
-            )
-        if self.mode != "fixed" and self.max < self.start:
-            raise ValueError(f"coarse.length.max={self.max} is below coarse.length.start={self.start}; raise max")
-        return self
-
-    @property
-    def largest(self) -> int:
-        """The largest response limit a run can reach, in tokens."""
-        return self.start if self.mode == "fixed" else self.max
-
-    @property
-    def largest_key(self) -> str:
-        """The setting that `largest` comes from."""
-        return "coarse.length.start" if self.mode == "fixed" else "coarse.length.max"
-
-
-class Coarse(Section):
-    """PPO with Continuous Maximization on the base model."""
-
-    updates: int = Field(200, ge=1, description="PPO updates.")
-    token_budget: int | None = Field(
-        None, ge=1, description="End after the update in which all responses together reach this many tokens."
-    )
-    rollouts: int = Field(64, ge=2, description="Responses per update.")
-    sampling_batch: Batch = Field("auto", description="Responses sampled side by side; auto: what fits.")
-    micro_batch: Batch = Field(
-        "auto",
-        description="Responses of full length per forward and backward pass; of shorter ones, as many as have the same "
-        "number of tokens. auto: what fits, up to 16,384 tokens.",
-    )
-    minibatches: int = Field(2, ge=1, description="Optimiser steps per pass over the rollouts.")
-    epochs: int = Field(2, ge=1, description="Passes over the rollouts per update.")
-    lr: float = Field(2e-5, gt=0, description="Learning rate of the policy (AdamW).")
-    critic_lr: float = Field(1e-4, gt=0, description="Learning rate of the critic (AdamW).")
-    critic: Literal["reward_model", "zero", "shared"] = Field(
-        "reward_model",
-        description="What the critic starts as: a copy of the reward model; zero, a new adapter and "
-        "head; shared, a head on the policy's own adapter, which learns from both losses.",
-    )
-    value_coef: float = Field(0.1, gt=0, description="Weight of the value loss in the policy's, with critic=shared.")
-    critic_warmup: int = Field(3, ge=0, description="First updates that train the critic alone.")
-    temperature: float = Field(1.0, ge=1e-3, description="Sampling temperature of the rollouts.")
-    kl_coef: float = Field(0.05, ge=0, description="Weight of the per-token KL penalty (k1) in the reward.")
-    kl_target: float | None = Field(None, gt=0, description="Adapt kl_coef towards this KL, in nats per response.")
-    gamma: float = Field(1.0, gt=0, le=1, description="Discount per token.")
-    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
-    clip: float = Field(0.2, gt=0, description="Clip range of the probability ratio.")
-    value_clip: float = Field(0.2, gt=0, description="Clip range of the value around its old estimate.")
-    reward_clip: float = Field(5.0, gt=0, description="Normalised rewards are clipped to plus or minus this.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
-    sample_every: int = Field(5, ge=1, description="Store samples of the same few prompts every so many updates.")
-    sample_prompts: int = Field(4, ge=1, description="How many prompts those are.")
-    sample_tokens: int | None = Field(
-        None, ge=1, description="Longest of these samples, in tokens (default: the current limit)."
-    )
-    length: Length = Field(Length(), description="Continuous Maximization.")
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "Coarse":
-        if self.updates <= self.critic_warmup:
-            raise ValueError(
-                f"coarse.updates={self.updates} is not above coarse.critic_warmup={self.critic_warmup}: the policy "
-                "would never train; raise updates"
-            )
-        if self.kl_target is not None and self.kl_coef == 0:
-            raise ValueError("coarse.kl_target needs a coarse.kl_coef above 0 to start from")
-        if self.rollouts % self.minibatches:
-            raise ValueError(
-                f"coarse.rollouts={self.rollouts} is no multiple of coarse.minibatches={self.minibatches}; change one"
-            )
-        return self
 
 
 class Fine(Section):
@@ -275,8 +193,7 @@ class Config(Section):
     def longest_row(self) -> int:
         """Largest number of tokens of a prompt with its answer in any stage."""
         answers = (
-            self.coarse.length.largest,
-            self.coarse.sample_tokens or 0,
+            *self.coarse.sampled_tokens.values(),
             self.data.max_answer_tokens,
             self.fine.max_tokens,
             self.evaluation.max_tokens,
@@ -292,6 +209,12 @@ class Config(Section):
         values = self.model_dump(mode="json")
         for section, key in (("reward", "micro_batch"), ("coarse", "micro_batch"), ("coarse", "sampling_batch")):
             del values[section][key]
+        if self.coarse.algorithm == "ppo":  # as in runs older than DPO
+            del values["coarse"]["algorithm"], values["coarse"]["dpo"]
+        else:  # what only PPO reads does not count
+            kept = {name: values["coarse"][name] for name in ("algorithm", "dpo", "max_grad_norm")}
+            del kept["dpo"]["micro_batch"]
+            values["coarse"] = kept
         for source in (*values["data"]["preferences"], *values["data"]["prompts"]):
             source["path"] = source["path"].rsplit("/", 1)[-1] if source["path"].startswith("/") else source["path"]
             if source["columns"] is None:  # as in runs older than this setting

@@ -81,6 +81,10 @@ def header(file: Path) -> list[Block]:
     settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     pair, coarse = settings["model"], settings["coarse"]
     length = coarse["length"]
+    if coarse.get("algorithm") == "dpo":
+        dpo = coarse["dpo"]
+        text = f"{pair['base']} and {pair['instruct']}; DPO with beta {dpo['beta']:g}, learning rate {dpo['lr']:g}"
+        return [Text(text)]
     text = f"{pair['base']} and {pair['instruct']}; {coarse['updates']} updates of {coarse['rollouts']} responses, "
     text += f"limit {length['mode']} from {length['start']} to at most {length['max']} tokens"
     return [Text(text)]
@@ -151,6 +155,12 @@ def reward_model_by_source(file: Path) -> list[Block]:
 @section("metrics.jsonl")
 def learning(file: Path) -> list[Block]:
     """Learning curves of the coarse stage; empty before its first update."""
+    if pairs := [row for row in read_lines(file) if row["stage"] == "coarse" and "margin" in row]:  # of DPO
+        text = (
+            f"DPO, {len(pairs)} steps: loss {pairs[0]['loss']:.3f} to {pairs[-1]['loss']:.3f}, margin of the implicit "
+        )
+        text += f"rewards {pairs[0]['margin']:+.2f} to {pairs[-1]['margin']:+.2f}."
+        return [Heading("Coarse Actor"), Text(text)]
     rows = read_updates(file)
     if not rows:
         return []

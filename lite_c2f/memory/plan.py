@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lite_c2f.config.settings import Config
+from lite_c2f.config.settings import Config, Dpo, Reward
 from lite_c2f.errors import ConfigError
 from lite_c2f.memory.compute import Compute, pick_compute
 from lite_c2f.memory.remedies import PlanRefusal, context_plan_refusal, stage_refusal
@@ -37,6 +37,7 @@ class BatchPlan(NamedTuple):
     sampling_batch: int
     micro_batch: int
     evaluation_batch: int
+    dpo_micro_batch: int | None = None  # with coarse.algorithm=dpo
 
 
 class Plan(NamedTuple):
@@ -108,7 +109,9 @@ def make_plan(
         batches,
         needs,
         needs_by_limit(config, sizes, batches),
-        None if available is None else largest_limit(config, sizes, batches, available),
+        None
+        if available is None or config.coarse.algorithm == "dpo"
+        else largest_limit(config, sizes, batches, available),
         [refusal for refusal in (context_plan_refusal(config, sizes), *unfit) if refusal],
         source == ASSUMED,
         disk_bytes(config, shape, sizes),
@@ -119,11 +122,14 @@ def make_plan(
 def resolve(config: Config, plan: Plan) -> Config:
     """The configuration with every `auto` batch replaced by the planned number."""
     batches = plan.batches
+    dpo = config.coarse.dpo
+    if batches.dpo_micro_batch is not None:
+        dpo = dpo.model_copy(update={"micro_batch": batches.dpo_micro_batch})
     return config.model_copy(
         update={
             "reward": config.reward.model_copy(update={"micro_batch": batches.reward_micro_batch}),
             "coarse": config.coarse.model_copy(
-                update={"sampling_batch": batches.sampling_batch, "micro_batch": batches.micro_batch}
+                update={"sampling_batch": batches.sampling_batch, "micro_batch": batches.micro_batch, "dpo": dpo}
             ),
             "evaluation": config.evaluation.model_copy(update={"batch": batches.evaluation_batch}),
         }
@@ -146,10 +152,8 @@ def plan_warnings(config: Config, compute: Compute) -> list[str]:
         if "/" in name and not Path(name).exists() and Path(name).parent.is_dir()
     ]
     trained_tokens = config.data.max_answer_tokens
-    length = config.coarse.length
     answers = {
-        length.largest_key: length.largest,
-        "coarse.sample_tokens": config.coarse.sample_tokens or 0,
+        **config.coarse.sampled_tokens,
         "fine.max_tokens": config.fine.max_tokens,
         "evaluation.max_tokens": config.evaluation.max_tokens,
     }
@@ -193,35 +197,43 @@ def choose_batches(config: Config, sizes: Bytes, available: float | None) -> Bat
 
         return largest_fitting(top, fits)
 
+    def pairs_at_once(settings: Reward | Dpo, name: str) -> int:
+        tokens = 2 * sum(lengths_of(config, STAGES[name].command))
+        micro = fitting(settings.micro_batch, settings.batch, max_tokens // tokens, name)
+        if settings.micro_batch == "auto":  # whole micro-batches make up the batch
+            micro = next(size for size in range(micro, 0, -1) if settings.batch % size == 0)
+        return micro
+
     reward, coarse, evaluation = config.reward, config.coarse, config.evaluation
-    micro = fitting(reward.micro_batch, reward.batch, max_tokens // (2 * sum(lengths_of(config, "reward"))), "reward")
-    if reward.micro_batch == "auto":  # whole micro-batches make up the batch
-        micro = next(size for size in range(micro, 0, -1) if reward.batch % size == 0)
+    micro, dpo = pairs_at_once(reward, "reward"), coarse.algorithm == "dpo"
     rows, useful = coarse.rollouts // coarse.minibatches, max_tokens // sum(lengths_of(config, "coarse"))
     prompts = max(evaluation.prompts, config.fine.prompts)
     evaluation_rows = EVALUATION_ROWS * (4 if available is None else 1)
     return BatchPlan(
         micro,
-        fitting(coarse.sampling_batch, coarse.rollouts, coarse.rollouts, "coarse_sampling"),
-        fitting(coarse.micro_batch, rows, useful, "coarse_update", "coarse_scoring"),
+        1 if dpo else fitting(coarse.sampling_batch, coarse.rollouts, coarse.rollouts, "coarse_sampling"),
+        1 if dpo else fitting(coarse.micro_batch, rows, useful, "coarse_update", "coarse_scoring"),
         fitting(evaluation.batch, prompts, evaluation_rows, "comparison"),
+        pairs_at_once(coarse.dpo, "coarse_dpo") if dpo else None,
     )
 
 
 def stage_needs(config: Config, sizes: Bytes, batches: BatchPlan) -> list[Need]:
     """Memory of every stage with these batches, at the largest limit of the coarse stage."""
-    sizes_of = (
-        batches.reward_micro_batch,
-        batches.sampling_batch,
-        batches.micro_batch,
-        batches.micro_batch,
-        batches.evaluation_batch,
-    )
-    return [_stage_need(config, sizes, name, batch) for name, batch in zip(STAGES, sizes_of, strict=True)]
+    sizes_of = {"reward": batches.reward_micro_batch}
+    if batches.dpo_micro_batch is None:
+        sizes_of |= {"coarse_sampling": batches.sampling_batch, "coarse_scoring": batches.micro_batch}
+        sizes_of["coarse_update"] = batches.micro_batch
+    else:
+        sizes_of["coarse_dpo"] = batches.dpo_micro_batch
+    sizes_of["comparison"] = batches.evaluation_batch
+    return [_stage_need(config, sizes, name, batch) for name, batch in sizes_of.items()]
 
 
 def needs_by_limit(config: Config, sizes: Bytes, batches: BatchPlan) -> list[tuple[int, Need, Need]]:
-    """(limit, memory of sampling, memory of the update) for the first limit, each doubling, and the last one."""
+    """(limit, memory of sampling, memory of the update) for the first limit, each doubling, the last; [] for DPO."""
+    if config.coarse.algorithm == "dpo":
+        return []
     prompt, last = lengths_of(config, "coarse")
     limits = [min(config.coarse.length.start, last)]
     while limits[-1] < last:

@@ -44,9 +44,24 @@ def reward_need(config: Config, sizes: Bytes, micro_batch: int, lengths: Lengths
     return Need("reward", "reward.micro_batch", micro_batch, parts)
 
 
+def dpo_need(config: Config, sizes: Bytes, micro_batch: int, lengths: Lengths) -> Need:
+    """Both sides of each pair in one pass as in `reward_need`, and the reference's pass while that one is held."""
+    tokens = 2 * micro_batch * sum(lengths)
+    repeated = 2 * sizes.dtype * sizes.shape.hidden * tokens
+    parts = {
+        "base": sizes.base,
+        "adapter": sizes.adapter,
+        "gradients": sizes.adapter,
+        "AdamW": 2 * sizes.adapter,
+        "activations": sizes.backward(tokens) + sizes.forward(tokens) + repeated + WORKSPACE,
+        "log-prob tile": sizes.head(tokens, gradients=True),
+    }
+    return Need("coarse_dpo", "coarse.dpo.micro_batch", micro_batch, parts)
+
+
 def trained_adapters(config: Config) -> int:
-    """How many adapters PPO trains: the policy's, and the critic's where it has its own."""
-    return 1 if config.coarse.critic == "shared" else 2
+    """How many adapters the coarse stage trains: the policy's, and in PPO the critic's where it has its own."""
+    return 1 if config.coarse.algorithm == "dpo" or config.coarse.critic == "shared" else 2
 
 
 def _coarse_static(config: Config, sizes: Bytes) -> dict[str, float]:
@@ -117,13 +132,14 @@ STAGES = {
     "coarse_sampling": StageMemory("coarse", sampling_need),
     "coarse_scoring": StageMemory("coarse", scoring_need),
     "coarse_update": StageMemory("coarse", update_need),
+    "coarse_dpo": StageMemory("coarse", dpo_need),
     "comparison": StageMemory("fine", comparison_need),
 }
 
 
 def answer_settings(config: Config, command: str) -> dict[str, int]:
     """{setting: tokens} of the settings that bound a stage's answers."""
-    if command == "reward":
+    if command == "reward" or (command == "coarse" and config.coarse.algorithm == "dpo"):
         return {"data.max_answer_tokens": config.data.max_answer_tokens}
     if command == "fine":
         return {"evaluation.max_tokens": config.evaluation.max_tokens, "fine.max_tokens": config.fine.max_tokens}

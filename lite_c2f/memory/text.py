@@ -19,8 +19,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "refusals": [refusal.message for refusal in plan.refusals],
         "warnings": plan.warnings,
         "shape_assumed": plan.assumed,
-        "batches": plan.batches._asdict(),
-        "limit": plan.growth[-1][0],
+        "batches": {name: size for name, size in plan.batches._asdict().items() if size is not None},
+        "limit": plan.growth[-1][0] if plan.growth else None,
         "largest_limit": plan.largest_limit,
         "growth": [
             {"limit": limit, "sampling_gib": _gib(sampling.total), "update_gib": _gib(update.total)}
@@ -46,16 +46,28 @@ def explain(plan: Plan) -> str:
     paragraphs += [refusal.message for refusal in plan.refusals]
     paragraphs += [f"note: {warning}" for warning in plan.warnings]
     place = "card" if plan.compute.on_gpu else "CPU"
-    stages = [f"GiB on the {place}, in {plan.compute.dtype}, at a response limit of {plan.growth[-1][0]} tokens:"]
+    at_limit = f", at a response limit of {plan.growth[-1][0]} tokens" if plan.growth else ""  # DPO has none
+    stages = [f"GiB on the {place}, in {plan.compute.dtype}{at_limit}:"]
     for need in plan.needs:
         stages.append(f"  {need.stage.replace('_', ' '):<16}{_gib(need.total):>7.2f}  {need.setting}={need.batch}")
         stages += _wrapped(_parts(need.parts), "    ")
-    growth = ["GiB as the response limit grows:"]
+    growth = ["GiB as the response limit grows:"] if plan.growth else []
     for limit, sampling, update in plan.growth:
         growth.append(f"  {limit:>6} tokens  sampling {_gib(sampling.total):>6.2f}  update {_gib(update.total):>6.2f}")
     disk = [f"disk: {sum(plan.disk.values()) / GIBIBYTE:.2f} GiB", *_wrapped(_parts(plan.disk), "    ")]
     lines = [line for paragraph in paragraphs for line in _wrapped(paragraph, "", "  ")]
-    return "\n".join([*lines, *_wrapped(f"model: {plan.source}", "", "  "), "", *stages, "", *growth, "", *disk])
+    return "\n".join(
+        [
+            *lines,
+            *_wrapped(f"model: {plan.source}", "", "  "),
+            "",
+            *stages,
+            "",
+            *growth,
+            *([""] if growth else []),
+            *disk,
+        ]
+    )
 
 
 def _verdict(plan: Plan) -> str:

@@ -12,11 +12,12 @@ from lite_c2f.backbone.four_bit import check_four_bit
 from lite_c2f.backbone.load import pick_device, plan_here, plan_named
 from lite_c2f.coarse.checkpoints import check_before as check_coarse
 from lite_c2f.config.settings import Config
+from lite_c2f.errors import RunError
 from lite_c2f.fine.checks import check_disk
 from lite_c2f.memory import Plan, check, resolve
 from lite_c2f.memory import as_json as plan_as_json
 from lite_c2f.memory.plan import SAME_MODEL, same_model
-from lite_c2f.reward.checkpoints import RewardState
+from lite_c2f.reward.checkpoints import DPO, REWARD, TrainerStageState
 from lite_c2f.runs.corpus import Corpus, check_sources, load_corpus
 from lite_c2f.runs.fingerprints import fingerprints, refuse_changes, weights_of
 from lite_c2f.runs.manifest import (
@@ -114,9 +115,25 @@ def prepare(config: Config, run: Path, stages: Sequence[str], sink: ProgressSink
 def check_checkpoints(config: Config, run: Path, done: set[str], todo: Sequence[str], *, force: bool) -> None:
     """Raise RunError, before anything is written, when a stage's checkpoints are of another run."""
     if "reward" in todo:
-        RewardState(config, run, force=force)
+        TrainerStageState(REWARD, config, run, force=force)
     if "coarse" in todo and "reward" in done:
-        check_coarse(config, run, force=force)
+        check_algorithm(config, run)
+        if config.coarse.algorithm == "dpo":
+            TrainerStageState(DPO, config, run, force=force)
+        else:
+            check_coarse(config, run, force=force)
+
+
+def check_algorithm(config: Config, run: Path) -> None:
+    """Raise RunError when the coarse stage's checkpoints are of the other algorithm."""
+    folders = list((run / "coarse" / "checkpoints").glob("step-*"))
+    made_with = {"dpo" if (folder / "trainer_state.json").is_file() else "ppo" for folder in folders}
+    if other := made_with - {config.coarse.algorithm}:
+        raise RunError.because(
+            f"'{run / 'coarse' / 'checkpoints'}' holds checkpoints of coarse.algorithm={other.pop()}",
+            f"those of {config.coarse.algorithm}",
+            "set it back, or remove the folder to begin the coarse stage anew",
+        )
 
 
 def remove_leftovers(run: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lite_c2f.coarse.dpo import train_dpo
 from lite_c2f.coarse.train import train_coarse as coarse_stage
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
@@ -166,6 +167,14 @@ def run_stage(
         if len(by_source := metrics["accuracy_by_source"]) > 1:
             names = short_names(by_source)
             sink.on_message("  " + ", ".join(f"{name} {by_source[source]:.3f}" for source, name in names.items()))
+    elif stage == "coarse" and config.coarse.algorithm == "dpo":
+        sink.on_stage("coarse actor", 0, "steps")
+        step = step_callback(sink, "coarse actor")
+        metrics = train_dpo(config, models, corpus, run, step, tracker, sink.on_message, force=force)
+        sink.on_message(
+            f"coarse actor: DPO, {metrics['steps']} steps, margin {metrics['margin_last']:+.2f}, "
+            f"{metrics['accuracy_last']:.2f} of the last batch's pairs ranked right"
+        )
     elif stage == "coarse":
         total = config.coarse.updates
         sink.on_stage("coarse actor", total, "updates")

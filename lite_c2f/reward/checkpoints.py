@@ -1,9 +1,9 @@
-"""Checkpoints of the reward stage: the trainer's own, published whole; steps that are not finite are skipped."""
+"""Checkpoints of a stage on a TRL trainer: its own, published whole; steps that are not finite are skipped."""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainerCallback
@@ -15,17 +15,50 @@ from lite_c2f.runtime.signals import Interruption
 from lite_c2f.storage.checkpoints import FORMAT, LR_FACTOR, SKIPS, CheckpointStore, SaveSchedule, check_identity
 from lite_c2f.storage.files import read_json, write_json
 
-SECTIONS = ("model", "data", "lora", "reward")
 STATE_FILE = "run.json"
 REQUIRED_FILES = (STATE_FILE, "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
-class RewardState:
+class TrainerStage(NamedTuple):
+    """What tells the stages on a TRL trainer apart."""
+
+    name: str  # of the folder and of the lines in metrics.jsonl
+    label: str  # in messages
+    setting: str  # section of the configuration with its learning rate
+    sections: tuple[str, ...]  # of the configuration, which a checkpoint depends on
+    fields: dict[str, str]  # the trainer's name of a figure: that in metrics.jsonl
+
+
+REWARD = TrainerStage(
+    "reward",
+    "reward model",
+    "reward",
+    ("model", "data", "lora", "reward"),
+    {name: name for name in ("loss", "accuracy", "margin", "learning_rate")},
+)
+DPO = TrainerStage(
+    "coarse",
+    "coarse actor",
+    "coarse.dpo",
+    ("model", "data", "lora", "reward", "coarse"),
+    {
+        "loss": "loss",
+        "rewards/accuracies": "accuracy",
+        "rewards/margins": "margin",
+        "rewards/chosen": "chosen_reward",
+        "rewards/rejected": "rejected_reward",
+        "learning_rate": "learning_rate",
+    },
+)
+
+
+class TrainerStageState:
     """State of the stage: the checkpoint to resume from, its step and log lines, and the steps skipped so far."""
 
-    def __init__(self, config: Config, run: Path, *, force: bool = False) -> None:
-        self.store = CheckpointStore(run / "reward" / "checkpoints", config.run.keep_checkpoints, REQUIRED_FILES)
-        self.identity = config.identity(SECTIONS) | {"processes": distributed.world()}
+    def __init__(self, stage: TrainerStage, config: Config, run: Path, *, force: bool = False) -> None:
+        self.stage = stage
+        self.store = CheckpointStore(run / stage.name / "checkpoints", config.run.keep_checkpoints, REQUIRED_FILES)
+        self.identity = config.identity(stage.sections) | {"processes": distributed.world()}
         self.step = self.rollbacks = self.skipped = 0
         self.failures = self.skipped_since = 0  # steps skipped in a row, and since the checkpoint
         self.lines: list[dict[str, Any]] = []  # of metrics.jsonl
@@ -34,10 +67,10 @@ class RewardState:
             return
         saved, restart = (
             read_json(self.folder / STATE_FILE),
-            f"remove '{self.store.folder}' to begin the reward stage anew",
+            f"remove '{self.store.folder}' to begin the {stage.name} stage anew",
         )
         before, file_format = saved.get("identity"), saved.get("format")
-        forcible = ("reward", "data", "processes")
+        forcible = (stage.name, "reward", "data", "processes")
         check_identity(self.folder, file_format, before, self.identity, restart, force=force, forcible=forcible)
         self.rollbacks, self.skipped = saved["rollbacks"], saved["skipped"]
 
@@ -49,7 +82,7 @@ class RewardState:
         if self.damaged and distributed.is_first():
             self.store.set_aside()
         if self.folder is not None:
-            on_message(f"reward model: going on after step {self.step}, from {self.folder}")
+            on_message(f"{self.stage.label}: going on after step {self.step}, from {self.folder}")
 
     def read_newest(self) -> list[str]:
         """Find the newest undamaged checkpoint; returns a message for each newer one that is damaged."""
@@ -67,7 +100,7 @@ class TrainerCheckpoints(TrainerCallback):
 
     def __init__(
         self,
-        state: RewardState,
+        state: TrainerStageState,
         scratch: Path,
         schedule: SaveSchedule,
         interruption: Interruption,
@@ -93,23 +126,24 @@ class TrainerCheckpoints(TrainerCallback):
         """
         grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
         norms = torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1)
-        reward_state = self._state
+        stage_state = self._state
         if args.fp16 or bool(norms.isfinite().all()):
-            reward_state.failures = 0
+            stage_state.failures = 0
             return
-        reward_state.failures += 1
-        reward_state.skipped += 1
-        reward_state.skipped_since += 1
+        stage_state.failures += 1
+        stage_state.skipped += 1
+        stage_state.skipped_since += 1
         self._on_message(
-            f"reward model, step {state.global_step + 1} skipped ({reward_state.failures} in a row): not finite"
+            f"{stage_state.stage.label}, step {state.global_step + 1} skipped "
+            f"({stage_state.failures} in a row): not finite"
         )
         for weight in model.parameters():
             weight.grad = None  # AdamW skips weights without a gradient
-        if reward_state.failures >= SKIPS:
+        if stage_state.failures >= SKIPS:
             raise NonFiniteError.because(
-                f"reward model, step {state.global_step + 1}: not finite {SKIPS} times in a row",
+                f"{self._state.stage.label}, step {state.global_step + 1}: not finite {SKIPS} times in a row",
                 "finite gradients",
-                "lower reward.lr, and look at the data",
+                f"lower {self._state.stage.setting}.lr, and look at the data",
             )
 
     def on_step_end(self, args, state, control, **_):
@@ -125,11 +159,11 @@ class TrainerCheckpoints(TrainerCallback):
         if distributed.is_first():
             shutil.rmtree(saved / "ref", ignore_errors=True)
             (saved / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
-            reward_state = self._state
-            content = {"format": FORMAT, "step": state.global_step, "rollbacks": reward_state.rollbacks}
-            content |= {"skipped": reward_state.skipped, "lines": reward_state.lines, "identity": reward_state.identity}
+            stage_state = self._state
+            content = {"format": FORMAT, "step": state.global_step, "rollbacks": stage_state.rollbacks}
+            content |= {"skipped": stage_state.skipped, "lines": stage_state.lines, "identity": stage_state.identity}
             write_json(saved / STATE_FILE, content)
-            reward_state.store.publish(state.global_step, lambda folder: _move(saved, folder))
+            stage_state.store.publish(state.global_step, lambda folder: _move(saved, folder))
             shutil.rmtree(saved, ignore_errors=True)
         distributed.wait()
         self._schedule.saved()

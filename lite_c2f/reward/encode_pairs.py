@@ -18,6 +18,7 @@ class EncodedPairs(NamedTuple):
     report: dict[str, int]  # pairs, turns_dropped, prompts_truncated, answers_cut, cut_off_pairs_added
     sources: list[str]  # of each row
     by_source: dict[str, int]  # pairs of each source, without those added
+    prompt_tokens: list[int]  # of each row: both sides begin with so many of the prompt
 
 
 def encode_pairs(
@@ -27,6 +28,7 @@ def encode_pairs(
     rng = random.Random(config.run.seed)
     rows: list[dict[str, list[int]]] = []
     sources: list[str] = []
+    prompt_tokens: list[int] = []
     by_source = dict.fromkeys(sorted({pair.source for pair in pairs}), 0)
     report = {"pairs": 0, "turns_dropped": 0, "prompts_truncated": 0, "answers_cut": 0, "cut_off_pairs_added": 0}
     template, variables = config.model.prompt_template, config.model.chat_template_kwargs
@@ -46,6 +48,7 @@ def encode_pairs(
             continue
         rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected})
         sources.append(pair.source)
+        prompt_tokens.append(len(prompt))
         by_source[pair.source] += 1
         report["turns_dropped"] += dropped
         report["prompts_truncated"] += dropped > 0 or len(prompt) == config.data.max_prompt_tokens
@@ -56,6 +59,7 @@ def encode_pairs(
             cut = chosen[: rng.randint(2, len(chosen) - 2)]
             rows.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + cut})
             sources.append(pair.source)
+            prompt_tokens.append(len(prompt))
             report["cut_off_pairs_added"] += 1
     report["pairs"] = len(rows) - report["cut_off_pairs_added"]
-    return EncodedPairs(rows, report, sources, by_source)
+    return EncodedPairs(rows, report, sources, by_source, prompt_tokens)

@@ -33,6 +33,7 @@ REQUIRED_METRICS = {  # keys of a stage's metrics.json that later stages and the
     "reward": ("accuracy", "mean", "std"),
     "coarse": ("limit_first", "limit_last", "reward_first", "reward_last"),
 }
+DPO_METRICS = ("algorithm", "steps", "loss_last", "accuracy_last", "margin_last")  # of a coarse stage made by DPO
 
 
 def check_stages(run: Path, stages: Sequence[str]) -> None:
@@ -72,7 +73,8 @@ def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
         read_manifest(run)
     for stage, names in REQUIRED_METRICS.items():
         if is_published(run, stage):
-            _read_with_keys(run / FINISHED[stage], names)
+            saved_metrics = _read_with_keys(run / FINISHED[stage], ())
+            _read_with_keys(run / FINISHED[stage], DPO_METRICS if saved_metrics.get("algorithm") == "dpo" else names)
     if saved.is_file():
         with contextlib.suppress(EmptyConfigError):  # it is rewritten; stages have settings files of their own
             load_config(saved)
@@ -121,10 +123,11 @@ def save_settings(run: Path, stage: str, config: Config) -> None:
 
 def check_processes(config: Config) -> None:
     """Raise ConfigError when a batch cannot be divided evenly among the processes."""
-    count = distributed.world()
+    count, coarse = distributed.world(), config.coarse
+    ppo = ("coarse.rollouts / coarse.minibatches", coarse.rollouts // coarse.minibatches)
     for key, rows in (
         ("reward.batch", config.reward.batch),
-        ("coarse.rollouts / coarse.minibatches", config.coarse.rollouts // config.coarse.minibatches),
+        ("coarse.dpo.batch", coarse.dpo.batch) if coarse.algorithm == "dpo" else ppo,
     ):
         if rows % count:
             nearest = max(1, round(rows / count)) * count
@@ -224,7 +227,8 @@ def write_summary(run: Path) -> dict[str, Any]:
             summary["reward_model"]["accuracy_by_source"] = by_source
     if is_published(run, "coarse"):
         saved = read_json(run / "coarse" / "metrics.json")
-        summary["coarse"] = {name: saved[name] for name in REQUIRED_METRICS["coarse"]}
+        names = DPO_METRICS if saved.get("algorithm") == "dpo" else REQUIRED_METRICS["coarse"]
+        summary["coarse"] = {name: saved[name] for name in names}
     if is_published(run, "fine"):
         summary["fine"] = {"ratio": _read_with_keys(run / "fine" / "merge.json", ["ratio"])["ratio"]}
     if (run / "evaluation" / "actors.json").is_file():

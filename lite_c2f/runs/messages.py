@@ -20,10 +20,12 @@ def report_plan(sink: ProgressSink, plan: Plan) -> None:
         return
     peak = max(plan.needs, key=lambda need: need.total)
     batches, stage = plan.batches, peak.stage.replace("_", " ")
+    coarse = f"coarse.sampling_batch {batches.sampling_batch}, coarse.micro_batch {batches.micro_batch}"
+    if batches.dpo_micro_batch is not None:
+        coarse = f"coarse.dpo.micro_batch {batches.dpo_micro_batch}"
     sink.on_message(
         f"planned for {plan.vram_gib:.1f} GiB: at most {peak.total / GIBIBYTE:.1f} GiB ({stage}); "
-        f"reward.micro_batch {batches.reward_micro_batch}, coarse.sampling_batch {batches.sampling_batch}, "
-        f"coarse.micro_batch {batches.micro_batch}, evaluation.batch {batches.evaluation_batch}"
+        f"reward.micro_batch {batches.reward_micro_batch}, {coarse}, evaluation.batch {batches.evaluation_batch}"
     )
 
 

@@ -21,7 +21,7 @@ def configs():
     from pathlib import Path
 
     found = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-    assert len(found) == 4
+    assert len(found) == 5
     return found
 
 

@@ -80,7 +80,8 @@ def _updates(run: Path, name: str) -> int | None:
     from lite_c2f.errors import C2FError
 
     try:
-        return load_config(run / "config.yaml").coarse.updates if name == "coarse" else None
+        coarse = load_config(run / "config.yaml").coarse
+        return coarse.updates if name == "coarse" and coarse.algorithm == "ppo" else None
     except C2FError:
         return None
 

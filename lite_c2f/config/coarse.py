@@ -1,0 +1,131 @@
+"""Settings of the coarse stage: PPO with Continuous Maximization, and DPO."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lite_c2f.config.data import Section
+
+Batch = Annotated[int, Field(ge=1)] | Literal["auto"]
+
+
+class Length(Section):
+    """Continuous Maximization: how the response limit grows. Coefficients are our own; the paper gives none."""
+
+    mode: Literal["logistic", "linear", "fixed"] = Field("logistic", description="Rule; the others are ablations.")
+    start: int = Field(
+        128,
+        ge=1,
+        description="First limit, in tokens. If it is shorter than a usual good answer, the policy may first learn to "
+        "ramble: docs/evidence.md.",
+    )
+    max: int = Field(1024, ge=1, description="Largest limit, in tokens.")
+    step: int = Field(64, ge=1, description="Most tokens one update adds, before rounding.")
+    multiple: int = Field(8, ge=1, description="Growth is rounded to a multiple of this, in tokens.")
+    tau: float = Field(0.2, ge=0, le=1, description="Grow only while at least this share of responses hit the limit.")
+    w_reward: float = Field(1.0, ge=0, description="Weight of the standardised batch reward in the gate.")
+    w_value: float = Field(0.5, ge=0, description="Weight of the standardised critic loss in the gate.")
+    bias: float = Field(0.0, description="Bias of the gate; 0 opens it half way when nothing has changed.")
+    decay: float = Field(0.8, ge=0, lt=1, description="Memory of the running means and standard deviations.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Length":
+        if self.mode != "fixed" and self.multiple > self.step:
+            raise ValueError(
+                f"coarse.length.multiple={self.multiple} is above coarse.length.step={self.step}: growth would "
+                "round to nothing; raise step"
+            )
+        if self.mode != "fixed" and self.max < self.start:
+            raise ValueError(f"coarse.length.max={self.max} is below coarse.length.start={self.start}; raise max")
+        return self
+
+    @property
+    def largest(self) -> int:
+        """The largest response limit a run can reach, in tokens."""
+        return self.start if self.mode == "fixed" else self.max
+
+    @property
+    def largest_key(self) -> str:
+        """The setting that `largest` comes from."""
+        return "coarse.length.start" if self.mode == "fixed" else "coarse.length.max"
+
+
+class Dpo(Section):
+    """Direct Preference Optimization (Rafailov 2023, arXiv 2305.18290), on TRL's DPOTrainer."""
+
+    beta: float = Field(0.1, gt=0, description="Weight of the log-ratio to the base; larger stays closer to it.")
+    lr: float = Field(5e-5, gt=0, description="Learning rate of AdamW, decayed linearly.")
+    epochs: float = Field(1.0, gt=0, description="Passes over the pairs.")
+    batch: int = Field(32, ge=1, description="Pairs per optimiser step.")
+    micro_batch: Batch = Field("auto", description="Pairs per forward and backward pass; auto: what fits.")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
+
+
+class Coarse(Section):
+    """Training of the Coarse Actor on the base model: PPO with Continuous Maximization, or DPO as its baseline."""
+
+    algorithm: Literal["ppo", "dpo"] = Field(
+        "ppo",
+        description="ppo, with Continuous Maximization; dpo, on the reward model's own preference pairs, which reads "
+        "`dpo` and `max_grad_norm` alone.",
+    )
+    dpo: Dpo = Field(Dpo(), description="Settings of algorithm=dpo.")
+    updates: int = Field(200, ge=1, description="PPO updates.")
+    token_budget: int | None = Field(
+        None, ge=1, description="End after the update in which all responses together reach this many tokens."
+    )
+    rollouts: int = Field(64, ge=2, description="Responses per update.")
+    sampling_batch: Batch = Field("auto", description="Responses sampled side by side; auto: what fits.")
+    micro_batch: Batch = Field(
+        "auto",
+        description="Responses of full length per forward and backward pass; of shorter ones, as many as have the same "
+        "number of tokens. auto: what fits, up to 16,384 tokens.",
+    )
+    minibatches: int = Field(2, ge=1, description="Optimiser steps per pass over the rollouts.")
+    epochs: int = Field(2, ge=1, description="Passes over the rollouts per update.")
+    lr: float = Field(2e-5, gt=0, description="Learning rate of the policy (AdamW).")
+    critic_lr: float = Field(1e-4, gt=0, description="Learning rate of the critic (AdamW).")
+    critic: Literal["reward_model", "zero", "shared"] = Field(
+        "reward_model",
+        description="What the critic starts as: a copy of the reward model; zero, a new adapter and "
+        "head; shared, a head on the policy's own adapter, which learns from both losses.",
+    )
+    value_coef: float = Field(0.1, gt=0, description="Weight of the value loss in the policy's, with critic=shared.")
+    critic_warmup: int = Field(3, ge=0, description="First updates that train the critic alone.")
+    temperature: float = Field(1.0, ge=1e-3, description="Sampling temperature of the rollouts.")
+    kl_coef: float = Field(0.05, ge=0, description="Weight of the per-token KL penalty (k1) in the reward.")
+    kl_target: float | None = Field(None, gt=0, description="Adapt kl_coef towards this KL, in nats per response.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount per token.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
+    clip: float = Field(0.2, gt=0, description="Clip range of the probability ratio.")
+    value_clip: float = Field(0.2, gt=0, description="Clip range of the value around its old estimate.")
+    reward_clip: float = Field(5.0, gt=0, description="Normalised rewards are clipped to plus or minus this.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    sample_every: int = Field(5, ge=1, description="Store samples of the same few prompts every so many updates.")
+    sample_prompts: int = Field(4, ge=1, description="How many prompts those are.")
+    sample_tokens: int | None = Field(
+        None, ge=1, description="Longest of these samples, in tokens (default: the current limit)."
+    )
+    length: Length = Field(Length(), description="Continuous Maximization.")
+
+    @property
+    def sampled_tokens(self) -> dict[str, int]:
+        """{setting: tokens} of the settings that bound what the stage samples; DPO samples nothing."""
+        if self.algorithm == "dpo":
+            return {}
+        return {self.length.largest_key: self.length.largest, "coarse.sample_tokens": self.sample_tokens or 0}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Coarse":
+        if self.updates <= self.critic_warmup:
+            raise ValueError(
+                f"coarse.updates={self.updates} is not above coarse.critic_warmup={self.critic_warmup}: the policy "
+                "would never train; raise updates"
+            )
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("coarse.kl_target needs a coarse.kl_coef above 0 to start from")
+        if self.rollouts % self.minibatches:
+            raise ValueError(
+                f"coarse.rollouts={self.rollouts} is no multiple of coarse.minibatches={self.minibatches}; change one"
+            )
+        return self
