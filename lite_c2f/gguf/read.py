@@ -9,15 +9,15 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from lite_c2f.errors import ModelError
 from lite_c2f.storage.cache import cache_root
 from lite_c2f.storage.files import publish_folder
+from lite_c2f.storage.lock import take
 
 FORMAT = 1  # of the folders that are made: another one has another place in the cache
 INSTALL = "pip install gguf"
@@ -49,7 +49,7 @@ def gguf_folder(file: Path, on_message: Callable[[str], None] | None = None) -> 
     folder = cache_root() / "gguf" / f"{_digest(file.resolve(), state.st_size, state.st_mtime_ns)}-{FORMAT}"
     if not is_whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with _alone(Path(f"{folder}.lock")):
             if not is_whole(folder):  # the process that held the lock may have made it
                 _convert(file, folder, on_message or (lambda _: None))
     return folder
@@ -60,6 +60,15 @@ def _digest(file: Path, size: int, modified: int) -> str:
     """Of a file's content; read once in a process, for it may be gigabytes."""
     with file.open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Hold a file's lock, after waiting for the process that holds it."""
+    with file.open("a", encoding="utf-8") as lock:
+        while not take(lock):
+            time.sleep(0.2)
+        yield
 
 
 def is_whole(folder: Path) -> bool:
@@ -144,9 +153,14 @@ def _convert(file: Path, folder: Path, on_message: Callable[[str], None]) -> Non
         unfinished = stack.enter_context(publish_folder(folder, replace=True))
         where, name = str(file.parent), file.name
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+            tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
-                where, gguf_file=name, quantization_config=GgufConfig(dequantize=True), dtype="bfloat16"
+                where,
+                gguf_file=name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype="bfloat16",
+                trust_remote_code=False,
+                use_safetensors=True,
             )
         except (ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:200]

@@ -66,7 +66,9 @@ def _load() -> tuple[Any, Any]:
 
     folder = str(unpacked(SMOLLM))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
     return model.to(device).eval(), load_tokenizer(folder)
 
 
