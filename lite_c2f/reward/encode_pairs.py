@@ -18,9 +18,8 @@ class EncodedPairs(NamedTuple):
     """Pairs as token ids, with counts of what encoding changed."""
 
     rows: list[dict[str, list[int]]]  # {"chosen_ids", "rejected_ids"}
-    report: dict[
-        str, int
-    ]  # pairs, turns_dropped, prompts_truncated, answers_cut, cut_off_pairs_added, sides_equal_after_cut
+    # pairs, turns_dropped, prompts_truncated, answers_cut, cut_off_pairs_added, sides_equal_after_cut (if any)
+    report: dict[str, int]
     sources: list[str]  # of each row
     by_source: dict[str, int]  # pairs of each source, without those added
 
