@@ -73,7 +73,7 @@ class Rate:
 class LoginTries(NamedTuple):
     """Passwords a client tried since the last right one."""
 
-    count: int
+    number: int
     last: float  # seconds of the clock
 
 
@@ -103,12 +103,12 @@ class LoginThrottle:
         tries = self.tries.get(client)
         if tries is None or now - tries.last >= self.forget_after:
             tries = LoginTries(0, now)
-        if tries.count >= self.free_tries:
-            doublings = min(tries.count - self.free_tries, 32)  # beyond that it is the longest wait anyway
+        if tries.number >= self.free_tries:
+            doublings = min(tries.number - self.free_tries, 32)  # beyond that it is the longest wait anyway
             seconds = tries.last + min(self.max_wait, self.first_wait * 2**doublings) - now
             if seconds > 0:
                 return seconds
-        self.tries.put(client, LoginTries(tries.count + 1, now))
+        self.tries.put(client, LoginTries(tries.number + 1, now))
         return 0.0
 
     def succeeded(self, client: str) -> None:

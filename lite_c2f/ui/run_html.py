@@ -110,7 +110,7 @@ def bars(stages: Sequence[StageState]) -> str:
     rows = []
     for stage in stages:
         share = 1.0 if stage.state == "done" else (stage.done or 0) / stage.total if stage.total else 0.0
-        parts = [stage.state]
+        parts: list[str] = [stage.state]
         if stage.done is not None:
             total = f"{stage.done} / {stage.total or '?'}"
             parts.append(f"{stage.done} {stage.unit}" if stage.state == "done" else total)
