@@ -34,13 +34,14 @@ class Dtype(StrEnum):
     epilog="Example: lite-c2f merge --adapter runs/a/coarse/adapter --base B --instruct I --out fine --ratio 0.75",
 )
 def merge(
-    adapter: Annotated[Path, typer.Option(help="LoRA adapter folder (the residue).")],
+    adapter: Annotated[Path, typer.Option(help="LoRA adapter folder, whose weight change (the residue) is added.")],
     base: Annotated[Path, typer.Option(help="The model the adapter was trained on: a folder or a .gguf file.")],
     instruct: Annotated[Path, typer.Option(help="The model to merge into: a folder or a .gguf file.")],
     out: Annotated[Path, typer.Option(help="New folder for the merged model.")],
-    ratio: Annotated[float, typer.Option(help="Share of the residue to add.")] = 1.0,
+    ratio: Annotated[float, typer.Option(help="Multiple of the residue to add.")] = 1.0,
     layer_ratios: Annotated[
-        Path | None, typer.Option(help="YAML of name patterns and ratios; a list is a gradient over the layers.")
+        Path | None,
+        typer.Option(help="YAML of name patterns and ratios; a list of numbers is interpolated over the layers."),
     ] = None,
     allow_negative: Annotated[bool, typer.Option(help="Allow negative ratios.")] = False,
     sparsify: Annotated[
@@ -48,9 +49,11 @@ def merge(
     ] = NONE,
     density: Annotated[float | None, typer.Option(help="Share of the residue's elements to keep, 0 to 1.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of dare and of stochastic rounding.")] = 0,
-    norm_cap: Annotated[float | None, typer.Option(help="Most |change| / |W| of a weight, e.g. 0.05.")] = None,
-    rounding: Annotated[Rounding, typer.Option(help="To nearest, or to bfloat16 by chance.")] = Rounding.nearest,
-    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights (default: as they are).")] = None,
+    norm_cap: Annotated[
+        float | None, typer.Option(help="Most |change| / |W| of a weight, Frobenius norms, e.g. 0.05.")
+    ] = None,
+    rounding: Annotated[Rounding, typer.Option(help="nearest, or stochastic (bfloat16 only).")] = Rounding.nearest,
+    dtype: Annotated[Dtype | None, typer.Option(help="Dtype of the result (default: the instruct model's).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished shards of an interrupted merge.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Load the result and compare its logits with the unmerged adapter's.")
@@ -59,6 +62,7 @@ def merge(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report's totals as JSON.")] = False,
 ) -> None:
     """The Knowledge Residue Merger alone: W_fine = W_instruct + ratio * dW."""
+    verify_prompt = prompt if verify else None
     if verify:
         exit_codes.silence_libraries()
     from lite_c2f.cli.tables import print_merge
@@ -80,7 +84,7 @@ def merge(
             progress=to_sink(sink),
             treatment=Treatment(sparsify, density, seed, norm_cap, rounding.value),
             resume=resume,
-            verify=prompt if verify else None,
+            verify=verify_prompt,
             notice=sink.on_message,
         )
     except KeyboardInterrupt:
@@ -112,7 +116,7 @@ def parse_ratios(text: str) -> list[float]:
 
 
 def _checked_ratios(text: str) -> str:
-    parse_ratios(text)  # before libraries are imported
+    parse_ratios(text)  # fails before the slow imports
     return text
 
 
@@ -125,7 +129,7 @@ def sweep(
     per_layer_groups: Annotated[
         bool, typer.Option("--per-layer-groups", help="Then search a ratio for each group of layers.")
     ] = False,
-    budget: Annotated[int, typer.Option(min=4, help="Trials of that search; 15 tries every group.")] = 15,
+    budget: Annotated[int, typer.Option(min=4, help="Trials of --per-layer-groups; 15 covers all groups.")] = 15,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score ratios of the residue without merging; writes RUN/fine/sweep.json and its curve sweep.svg."""

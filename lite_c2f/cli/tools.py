@@ -1,4 +1,4 @@
-"""Subcommands that need no run: doctor, schema."""
+"""Subcommands that work without a run: doctor, schema."""
 
 import json
 from pathlib import Path
@@ -13,22 +13,29 @@ from lite_c2f.errors import RunError
 
 @app.command(rich_help_panel=TOOLS_GROUP, epilog="Example: lite-c2f doctor runs/toy")
 def doctor(
-    places: Annotated[
+    run_or_models: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN | MODEL...]", help="Report on this run instead, or check these tokenizers too."),
+        typer.Argument(
+            metavar="[RUN | MODEL...]", help="One run: report its state. Model folders: also check their tokenizers."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Versions, GPU, 4-bit check and disk, to paste into a problem report; or the state of a run."""
-    for place in places or ():  # before slow imports
-        if not place.is_dir():
-            got = f"'{place}' is no run directory and no model folder"
-            raise RunError.because(got, "one with run.json or config.json in it", "make a run with `lite-c2f demo`")
+    """Versions, GPU, disk and whether bitsandbytes 4-bit works, for a problem report; or the state of a run."""
+    folders = run_or_models or []
+    for folder in folders:  # before slow imports
+        if not folder.is_dir():
+            problem, expected = f"'{folder}' is no directory", "one with run.json or config.json in it"
+            raise RunError.because(problem, expected, "make a run with `lite-c2f demo`")
+    runs = [folder for folder in folders if (folder / "run.json").is_file()]
+    if runs and len(folders) > 1:
+        problem = f"'{runs[0]}' is a run, among several folders"
+        raise RunError.because(problem, "one run, or model folders", "run `lite-c2f doctor RUN` for each run")
     exit_codes.silence_libraries()
     from lite_c2f.cli.doctor import run_report, system_report
 
-    is_run = places is not None and len(places) == 1 and not (places[0] / "config.json").is_file()
-    report = run_report(places[0]) if places and is_run else system_report(places or ())
+    is_run = len(folders) == 1 and not (folders[0] / "config.json").is_file()
+    report = run_report(folders[0]) if is_run else system_report(folders)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:

@@ -9,14 +9,15 @@ from lite_c2f.fine.ratios import layer_of
 from lite_c2f.fine.sweep import RatioTrial, RatioTrials
 
 THIRDS = ("early", "middle", "late")
-FACTORS = (0.5, 1.5)  # tried multiples of a group's ratio
-MIN_STANDARD_ERRORS = 2.0  # with one, one or two of a dozen ineffective changes would seem better
-LEAST_PROMPTS, LEAST_BUDGET = 8, 4
+GROUP_MULTIPLIERS = (0.5, 1.5)  # of the global ratio, tried for each group
+MIN_STANDARD_ERRORS = 2.0  # at one, one or two of twelve useless changes would pass by chance
+MIN_PROMPTS_PER_HALF, MIN_BUDGET = 8, 4
+RESERVED_TRIALS = 3  # of the budget: the global ratio on both halves of the prompts, the ratios by group on the second
 RULE = (
     "starting from the single ratio, each group's ratio is tried at half and at one and a half of it; a change is kept "
     "when responses still end (min_eos) and the mean reward rises by more than two standard errors of the paired "
     "difference. The result is then compared with the single ratio on prompts that the search has not seen: it is "
-    "better when the mean paired difference is above two standard errors there too"
+    "better when responses end (min_eos) and the mean paired difference is above two standard errors there too"
 )
 
 
@@ -33,53 +34,53 @@ def group_of(weight: str, layers: int) -> str | None:
     return f"{part}, {THIRDS[min(3 * layer // max(layers, 1), 2)]}"
 
 
-def search(
+def search_group_ratios(
     trials: RatioTrials,
-    single: float,
+    global_ratio: float,
     budget: int,
     min_eos: float,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Search ratios by group from a single ratio, in at most `budget` trials; our own. Returns all that was tried.
+    """Search ratios by group from a global ratio, in at most `budget` trials; our own. Returns all that was tried.
 
-    Half of the prompts of `trials` are for the search, the others for the comparison at its end (two trials within the
-    budget, as is the first trial of the single ratio).
+    Half of the prompts of `trials` are for the search, the others for the confirmation at its end. RESERVED_TRIALS of
+    the budget are the start and the confirmation. min_eos: least share of responses that must end, 0 to 1.
     """
     half = len(trials.prompts) // 2
-    if half < LEAST_PROMPTS:
-        got = f"fine.prompts={len(trials.prompts)} (or fewer held out)"
-        raise ConfigError.because(
-            got, f"{2 * LEAST_PROMPTS} for a search by group", "raise fine.prompts or data.held_out"
-        )
-    if budget < LEAST_BUDGET:
-        got = f"a budget of {budget} trials"
-        raise ConfigError.because(got, f"at least {LEAST_BUDGET}", "15 tries every group of a model")
+    if half < MIN_PROMPTS_PER_HALF:
+        problem = f"{len(trials.prompts)} held-out prompts for a search of ratios by group"
+        expected = f"at least {2 * MIN_PROMPTS_PER_HALF} prompts"
+        raise ConfigError.because(problem, expected, "raise fine.prompts or data.held_out")
+    if budget < MIN_BUDGET:
+        problem = f"a budget of {budget} trials"
+        remedy = "15 covers all: 6 groups x 2 multipliers + 3"
+        raise ConfigError.because(problem, f"at least {MIN_BUDGET}", remedy)
     search_prompts, confirmation_prompts = trials.prompts[:half], trials.prompts[half:]
     layers = 1 + max((layer_of(name) or 0 for name in trials.instruct.weights), default=0)
     groups = {name: group_of(name, layers) for name in trials.instruct.weights}
     names = list(dict.fromkeys(group for group in groups.values() if group is not None))
-    current = dict.fromkeys(names, single)
+    current = dict.fromkeys(names, global_ratio)
     done = 0
     tried: list[dict[str, Any]] = []
 
-    def by_weight(ratios: dict[str, float]) -> dict[str, float]:
-        return {weight: ratios[group] if group is not None else single for weight, group in groups.items()}
+    def ratio_per_weight(ratios: dict[str, float]) -> dict[str, float]:
+        return {weight: ratios[group] if group is not None else global_ratio for weight, group in groups.items()}
 
     def measure(ratios: dict[str, float], prompts: Sequence[Any]) -> RatioTrial:
         nonlocal done
-        trial = trials.measure(by_weight(ratios), prompts)
+        trial = trials.measure(ratio_per_weight(ratios), prompts)
         done += 1
         if progress:
             progress(done, budget, trial.figures)
         return trial
 
     best = measure(current, search_prompts)
-    tried.append({"change": f"all at {single:g}", "ratios": dict(current), **best.figures, "kept": True})
-    candidates = [(group, factor) for group in names for factor in FACTORS]
-    for group, factor in candidates[: max(0, budget - 3)]:
-        if current[group] != single:
-            continue  # its first factor was accepted, so the other is skipped
-        ratios = current | {group: round(single * factor, 6)}
+    tried.append({"change": f"all at {global_ratio:g}", "ratios": dict(current), **best.figures, "kept": True})
+    candidates = [(group, multiplier) for group in names for multiplier in GROUP_MULTIPLIERS]
+    for group, multiplier in candidates[: max(0, budget - RESERVED_TRIALS)]:
+        if current[group] != global_ratio:
+            continue  # its first multiplier was accepted, so the other is skipped
+        ratios = current | {group: round(global_ratio * multiplier, 6)}
         trial = measure(ratios, search_prompts)
         gain, error = paired_difference(trial.rewards, best.rewards)
         better = trial.figures["eos"] >= min_eos and gain > MIN_STANDARD_ERRORS * error
@@ -92,34 +93,41 @@ def search(
     result: dict[str, Any] = {
         "rule": RULE,
         "budget": budget,
-        "single": single,
+        "single": global_ratio,
+        "min_eos": min_eos,
         "chosen": current,
         "trials": tried,
         "better": False,
     }
-    if any(ratio != single for ratio in current.values()):
-        single_trial = measure(dict.fromkeys(names, single), confirmation_prompts)
+    if any(ratio != global_ratio for ratio in current.values()):
+        global_trial = measure(dict.fromkeys(names, global_ratio), confirmation_prompts)
         group_trial = measure(current, confirmation_prompts)
-        gain, error = paired_difference(group_trial.rewards, single_trial.rewards)
-        ended = group_trial.figures["eos"] >= min_eos
-        figures = {"single": single_trial.figures, "groups": group_trial.figures}
-        result["confirmation"] = {**figures, "gain": gain, "gain_se": error}
-        result["better"] = bool(ended and gain > MIN_STANDARD_ERRORS * error)
-    result["untried"] = max(0, len(candidates) - max(0, budget - 3))
+        gain, error = paired_difference(group_trial.rewards, global_trial.rewards)
+        metrics = {"single": global_trial.figures, "groups": group_trial.figures}
+        result["confirmation"] = {**metrics, "gain": gain, "gain_se": error}
+        result["better"] = bool(group_trial.figures["eos"] >= min_eos and gain > MIN_STANDARD_ERRORS * error)
+    result["untried"] = max(0, len(candidates) - max(0, budget - RESERVED_TRIALS))
     result["verdict"] = verdict(result)
-    result["layer_ratios"] = [[weight, ratio] for weight, ratio in by_weight(current).items()]
+    result["layer_ratios"] = [[weight, ratio] for weight, ratio in ratio_per_weight(current).items()]
     return result
 
 
 def verdict(result: dict[str, Any]) -> str:
     """A sentence on whether ratios by group are better than the single one."""
     if "confirmation" not in result:
-        untried = f" ({result['untried']} changes were beyond the budget)" if result.get("untried") else ""
+        beyond_budget = f" ({result['untried']} changes were beyond the budget)" if result.get("untried") else ""
         return (
-            f"no group's ratio that was tried was worth changing: keep the single ratio {result['single']:g}{untried}"
+            f"no group's ratio that was tried was worth changing: keep the single ratio {result['single']:g}"
+            + beyond_budget
         )
     confirmed = result["confirmation"]
     gain = f"{confirmed['gain']:+.3f} (standard error {confirmed['gain_se']:.3f}) in reward on unseen prompts"
     if result["better"]:
         return f"ratios by group beat the single ratio {result['single']:g}: {gain}"
+    ended = confirmed["groups"]["eos"]
+    if ended < result["min_eos"]:
+        return (
+            f"with ratios by group only {ended:.0%} of responses end (min_eos {result['min_eos']:g}), "
+            f"{gain}; keep the single ratio {result['single']:g}"
+        )
     return f"ratios by group do not measurably beat the single ratio {result['single']:g}: {gain}; keep the single one"

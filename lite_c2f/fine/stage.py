@@ -88,7 +88,9 @@ def search_groups(
 ) -> dict[str, Any]:
     """Search ratios by group of layers; writes RUN/fine/groups.json, and layer-ratios.yaml if they are better."""
     sink.on_stage("groups", budget, "trials")
-    result = groups.search(trials, single, budget, config.fine.min_eos, lambda step, _, row: sink.on_step(step, row))
+    result = groups.search_group_ratios(
+        trials, single, budget, config.fine.min_eos, lambda step, _, row: sink.on_step(step, row)
+    )
     write_json(run / "fine" / "groups.json", result)
     file = run / "fine" / "layer-ratios.yaml"
     file.unlink(missing_ok=True)

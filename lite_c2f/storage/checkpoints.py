@@ -25,10 +25,10 @@ SKIPS = 3  # consecutive steps skipped for non-finite numbers before a rollback 
 ROLLBACKS = 3  # at most per stage
 LR_FACTOR = 0.5  # of the learning rates after each rollback
 log = logging.getLogger(__name__)
-# Version of the checkpoints' content; others are refused. 2: changed order and split of the prompts.
-FORMAT = 2
+FORMAT = 2  # version of the checkpoints' content; others are refused
 STATE, TENSORS, HASHES = "state.json", "tensors.safetensors", "hashes.json"
-Scores = Mapping[int, float]  # by step; higher is better; non-finite scores are ignored
+# Mean reward of the policy in the checkpoint, by its step; higher is better; non-finite scores are ignored
+Scores = Mapping[int, float]
 
 
 class Checkpoint(NamedTuple):
@@ -48,7 +48,7 @@ class CheckpointStore:
     """
 
     def __init__(self, folder: Path, keep: int = 2, needed: Sequence[str] = ()) -> None:
-        """needed: files that every checkpoint of this stage has."""
+        """keep: newest checkpoints kept besides the best one; needed: files that every checkpoint of this stage has."""
         self.folder, self.keep, self._needed = folder, max(1, keep), set(needed)
 
     def publish(self, step: int, fill: Callable[[Path], None], scores: Scores | None = None) -> Path:
@@ -109,8 +109,8 @@ class CheckpointStore:
     def folders(self) -> list[Path]:
         """Folders of all checkpoints, oldest first."""
         paths = self.folder.glob("step-*") if self.folder.is_dir() else ()
-        whole = (path for path in paths if path.is_dir() and re.fullmatch(r"step-\d{6,}", path.name))
-        return sorted(whole, key=step_of)
+        named = (path for path in paths if path.is_dir() and re.fullmatch(r"step-\d{6,}", path.name))
+        return sorted(named, key=step_of)
 
     def clear(self) -> None:
         """Remove all checkpoints."""
@@ -178,8 +178,8 @@ def check_identity(
 ) -> None:
     """Raise RunError naming the first setting or input in which a checkpoint's identity differs from this run's.
 
-    form: the checkpoint's `FORMAT`; restart: how to start over, for the message; forcible: keys whose
-    difference `force` accepts.
+    place: the checkpoint's path, for the message; form: its `FORMAT`; before, now: the settings of the checkpoint and
+    of this run; restart: how to start over, for the message; forcible: keys whose difference `force` accepts.
     """
     if form != FORMAT or not isinstance(before, dict):
         raise RunError.because(
@@ -195,8 +195,13 @@ def check_identity(
         raise RunError.because(got, "the same value", f"{remedy}, or {restart}")
 
 
-def generator_states(own: Mapping[str, torch.Generator] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The states of all random generators, as JSON and tensors: python, NumPy, torch, each GPU, and `own` by name."""
+def generator_states(
+    extra_generators: Mapping[str, torch.Generator] | None = None,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The states of all random generators, as JSON and tensors.
+
+    They are those of python, NumPy, torch, each GPU, and `extra_generators` by name.
+    """
     version, numbers, gauss = random.getstate()
     numpy_state: Any = np.random.get_state(legacy=True)
     kind, keys, position, has_gauss, cached = numpy_state
@@ -207,14 +212,16 @@ def generator_states(own: Mapping[str, torch.Generator] | None = None) -> tuple[
     tensors = {"rng.torch": torch.get_rng_state(), "rng.numpy": torch.from_numpy(keys.astype(np.int64))}
     if torch.cuda.is_available():
         tensors |= {f"rng.cuda.{index}": value for index, value in enumerate(torch.cuda.get_rng_state_all())}
-    tensors |= {f"rng.own.{name}": generator.get_state() for name, generator in (own or {}).items()}
+    tensors |= {f"rng.own.{name}": generator.get_state() for name, generator in (extra_generators or {}).items()}
     return state, tensors
 
 
 def restore_generators(
-    state: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Mapping[str, torch.Generator] | None = None
+    state: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    extra_generators: Mapping[str, torch.Generator] | None = None,
 ) -> None:
-    """Restore the states that `generators` returned."""
+    """Restore the states that `generator_states` returned."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, position, has_gauss, cached = state["numpy"]
@@ -223,7 +230,7 @@ def restore_generators(
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         if f"rng.cuda.{index}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng.cuda.{index}"], index)
-    for name, generator in (own or {}).items():
+    for name, generator in (extra_generators or {}).items():
         generator.set_state(tensors[f"rng.own.{name}"])
 
 

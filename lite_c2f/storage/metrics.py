@@ -15,19 +15,20 @@ class Metrics:
         self.path, self.tracker = run / "metrics.jsonl", tracker
 
     def put_back(self, stage: str, lines: Sequence[dict[str, Any]]) -> None:
-        """Replace this stage's lines by those of a checkpoint, which may be fewer."""
+        """Replace this stage's lines in the file by those of a checkpoint, fewer if steps after it were lost."""
         rows = [{"stage": stage, "step": step, **line} for step, line in enumerate(lines, 1)]
+        # keeps the other stages' lines and appends these rows
         filter_lines(self.path, lambda line: line.get("stage") != stage, rows)
 
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
         """Append a line, and log the numbers as STAGE/NAME."""
         append_line(self.path, {"stage": stage, "step": step, **values})
         if self.tracker is not None:
-            figures = {f"{stage}/{name}": value for name, value in values.items()}
-            if self.tracker.name == "wandb":  # would drop a lower step, such as the first of a later stage
-                self.tracker.log({**figures, f"{stage}/step": step})
+            metrics = {f"{stage}/{name}": value for name, value in values.items()}
+            if self.tracker.name == "wandb":  # ignores a step lower than the last one; each stage restarts at 1
+                self.tracker.log({**metrics, f"{stage}/step": step})
             else:
-                self.tracker.log(figures, step=step)
+                self.tracker.log(metrics, step=step)
 
 
 def check_tracker(config: Any) -> None:
@@ -39,7 +40,9 @@ def check_tracker(config: Any) -> None:
 
     if name not in [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]:
         raise RunError.because(
-            f"run.tracker={name}: not installed", f"pip install 'lite_c2f[{name}]'", "or set run.tracker=none"
+            f"run.tracker={name}, which is not installed",
+            "an installed tracker",
+            f"run pip install 'lite_c2f[{name}]', or set run.tracker=none",
         )
 
 
@@ -59,6 +62,6 @@ def start_tracker(config: Any, run: Path) -> Any:
         tracker = LOGGER_TYPE_TO_CLASS[name](run_name="lite_c2f")
     tracker.start()
     if name == "wandb":
-        for stage in ("reward", "coarse"):
+        for stage in ("reward", "coarse"):  # the stages that log per step
             tracker.tracker.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
     return tracker

@@ -16,8 +16,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lite_c2f.ui.limits import Logins, Rate, client_of
 from lite_c2f.ui.paths import Kind, kind_of, names_a_file
+from lite_c2f.ui.rate_limits import LoginThrottle, Rate, client_of
 
 MIB = 2**20
 BODY_SECONDS = 30.0  # within which the body of a request has to arrive
@@ -67,7 +67,7 @@ class _Disconnected(Exception):  # noqa: N818 - no error: the client left before
 class Guard:
     """The middleware. origins: `host:port` of a proxy that serves the page under its own name.
 
-    body: bytes a request may have; pages: further pages of the app; rate: of POSTs per client; logins: wrong passwords
+    body: bytes a request may have; pages: further pages of the app; rate: of POSTs per client; logins: login tries
     per client; all_logins: of all clients together, since some have many addresses.
     """
 
@@ -78,13 +78,13 @@ class Guard:
         pages: Collection[str] = (),
         body: int = MIB,
         rate: Rate | None = None,
-        logins: Logins | None = None,
+        logins: LoginThrottle | None = None,
         all_logins: Rate | None = None,
     ) -> None:
         self.app, self.pages, self.body = app, frozenset(pages), body
         self.origins = frozenset(origin.lower() for origin in origins)
         self.rate = rate or Rate(20, 200)  # 16 people behind one proxy are one client
-        self.logins = logins or Logins()
+        self.logins = logins or LoginThrottle()
         self.all_logins = all_logins or Rate(1, 60)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,12 +141,12 @@ class Guard:
             return HttpRefusal(400, "content-length is not a number")
         if len(length) > 15 or int(length) > self.body:
             return HttpRefusal(413, f"a request may have {self.body} bytes")
-        if wait := self.rate.wait(client):
+        if wait := self.rate.try_acquire(client):
             return HttpRefusal(429, "too many requests", wait)
         return None
 
     def _login_refusal(self, client: str) -> HttpRefusal | None:
-        wait = self.logins.wait(client) or self.all_logins.wait("")
+        wait = self.logins.begin_try(client) or self.all_logins.try_acquire("")
         return HttpRefusal(429, "too many logins; wait", wait) if wait else None
 
     def _is_foreign(self, headers: Headers, kind: Kind, scheme: str) -> bool:

@@ -9,7 +9,7 @@ from lite_c2f.actors.reply import ENDINGS
 from lite_c2f.evaluation.overlap import Span, repeated_spans, shared_share, shared_spans
 from lite_c2f.ui.escaping import fill
 from lite_c2f.ui.markdown import formatted
-from lite_c2f.ui.store.conversations import PREVIOUS_FINE, Reply, Round
+from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
 
 EMPTY = {
     "coarse": "The base model after PPO, under a response limit that grew as it earned it.",
@@ -70,7 +70,7 @@ def conversation(
             continue  # the pane was not shown then
         # Only the last answer can be made anew.
         answer = answer_view(reply, round_, marks=marks, ratio=ratio if last else None) if reply else None
-        earlier = round_.replies.get(PREVIOUS_FINE) if pane == "fine" and reply is not None and reply.finish else None
+        earlier = round_.replies.get(PREVIOUS_PANE) if pane == "fine" and reply is not None and reply.finish else None
         exchanges.append(
             Exchange(
                 round_.prompt,

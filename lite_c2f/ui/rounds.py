@@ -10,7 +10,7 @@ from lite_c2f.data.records import Turn
 from lite_c2f.ui.answering import Notice, Served, answers, question_of
 from lite_c2f.ui.page_session import PageSession, history
 from lite_c2f.ui.saving import new_transcript, save_transcript
-from lite_c2f.ui.store.conversations import PREVIOUS_FINE, Reply, Round, Transcript
+from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round, Transcript
 
 VIEW = "compare"
 SAVE_EVERY = 0.5  # seconds, while answers are written
@@ -73,7 +73,7 @@ def regenerate_panes(
         transcript, last = _split_last(page)
         settings = ChatSettings(**last.settings)
         if ratio is not None and "fine" in last.replies:
-            last = last._replace(replies={**last.replies, PREVIOUS_FINE: last.replies["fine"]})
+            last = last._replace(replies={**last.replies, PREVIOUS_PANE: last.replies["fine"]})
         return BegunRound(transcript, last, last, settings if ratio is None else settings._replace(ratio=ratio))
 
     return _stream_round(served, page, begin, panes)

@@ -100,8 +100,8 @@ def _doing(stage: StageState) -> str:
     parts = [TITLES[stage.name]]
     if stage.done is not None and stage.total:
         parts.append(f"{stage.done} of {stage.total} {stage.unit}")
-    if stage.left is not None:
-        parts.append(f"about {duration(stage.left)} left in this stage")
+    if stage.seconds_left is not None:
+        parts.append(f"about {duration(stage.seconds_left)} left in this stage")
     return ", ".join(parts)
 
 
@@ -110,12 +110,12 @@ def bars(stages: Sequence[StageState]) -> str:
     rows = []
     for stage in stages:
         share = 1.0 if stage.state == "done" else (stage.done or 0) / stage.total if stage.total else 0.0
-        parts = [stage.state]
+        parts: list[str] = [stage.state]
         if stage.done is not None:
             total = f"{stage.done} / {stage.total or '?'}"
             parts.append(f"{stage.done} {stage.unit}" if stage.state == "done" else total)
         parts += [duration(stage.seconds)] if stage.seconds else []
-        parts += [f"{duration(stage.left)} left"] if stage.left is not None else []
+        parts += [f"{duration(stage.seconds_left)} left"] if stage.seconds_left is not None else []
         rows.append(StageBar(stage.state, TITLES[stage.name], ", ".join(parts), f"{100 * min(share, 1.0):.1f}"))
     return fill("run_stages.html", stages=rows)
 

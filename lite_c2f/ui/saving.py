@@ -89,7 +89,7 @@ def choices(served: Served, page: PageSession) -> Sequence[tuple[str, str]]:
             f"{entry.rounds} round{'s'[: entry.rounds != 1]})",
             entry.id,
         )
-        for entry in conversations.listing(served.sessions, page.owner)
+        for entry in conversations.list_sessions(served.sessions, page.owner)
     ]
 
 

@@ -72,6 +72,10 @@ def test_tokenizers_of_model_folders_are_tried(pico, call, tmp_path, narrow):
     found = json.loads(out)
     assert code == 0 and found["problems"] == []
     assert found[f"tokenizer of {pico['base']}"] == "gives texts back unchanged"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    code, _, err = call("doctor", pico["base"], tmp_path / "run")
+    assert code == 2 and "is a run, among several folders" in err
     code, out, _ = call("doctor", pico["base"], tmp_path)
     assert code == 2 and f"problem            model '{tmp_path}': cannot load its tokenizer" in out
 

@@ -307,7 +307,7 @@ COMMANDS = {
     "negative port": (["app", "gone", "--port", "-1"], "--port"),
     "port too high": (["app", "gone", "--port", "65536"], "--port"),
     "port in words": (["app", "gone", "--port", "http"], "--port", "integer"),
-    "doctor of no run": (["doctor", "x"], "'x' is no run directory", "no model folder"),
+    "doctor of no run": (["doctor", "x"], "'x' is no directory", "run.json or config.json"),
     "schema with a flag": (["schema", "--yaml"], "--yaml"),
 }
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lite_c2f.errors import ConfigError
-from lite_c2f.fine.groups import group_of, search, verdict
+from lite_c2f.fine.groups import group_of, search_group_ratios, verdict
 from lite_c2f.fine.ratios import choose_ratios, interpolate, layer_of, read_layer_ratios
 from lite_c2f.fine.sweep import RatioTrial
 
@@ -45,7 +45,7 @@ def test_groups_by_hand():
 def test_finds_the_group_that_matters():
     """The best ratio of the middle MLP is 1.5, every prompt gains from it; nothing else matters."""
     actor = Actor(lambda ratios, _: -abs(middle_mlp(ratios) - 1.5))
-    found = search(actor, 1.0, 15, 0.95)
+    found = search_group_ratios(actor, 1.0, 15, 0.95)
     assert found["better"] and found["chosen"] == {
         "attention, early": 1.0,
         "MLP, early": 1.0,
@@ -69,37 +69,55 @@ def test_finds_the_group_that_matters():
 def test_a_gain_that_does_not_hold_on_unseen_prompts_is_not_claimed():
     """The first half of the prompts likes a larger middle MLP, the other half does not."""
     actor = Actor(lambda ratios, prompt: (1 if prompt < 32 else -1) * middle_mlp(ratios))
-    found = search(actor, 1.0, 15, 0.95)
+    found = search_group_ratios(actor, 1.0, 15, 0.95)
     assert found["chosen"]["MLP, middle"] == 1.5 and not found["better"]
     assert found["confirmation"]["gain"] < 0 and "keep the single one" in verdict(found)
 
 
 def test_noise_alone_is_hardly_ever_called_better():
     """Of 50 searches among nothing a quarter keeps a change (12 chances of 2.3%), and 2.3% of those prove it."""
-    found = [search(Actor(lambda *_: 0.0, noise=1.0, seed=seed), 1.0, 15, 0.95) for seed in range(50)]
+    found = [search_group_ratios(Actor(lambda *_: 0.0, noise=1.0, seed=seed), 1.0, 15, 0.95) for seed in range(50)]
     assert sum(trial["better"] for trial in found) <= 2
     assert 3 <= sum("confirmation" in trial for trial in found) <= 25
 
 
 def test_a_gain_that_runs_on_is_not_kept():
     actor = Actor(lambda ratios, _: middle_mlp(ratios), eos=lambda ratios: 0.5 if middle_mlp(ratios) > 1 else 1.0)
-    found = search(actor, 1.0, 15, 0.95)
+    found = search_group_ratios(actor, 1.0, 15, 0.95)
     assert set(found["chosen"].values()) == {1.0} and "no group's ratio" in verdict(found)
     assert "confirmation" not in found and len(actor.asked) == 13
+
+
+def test_a_gain_whose_responses_do_not_end_on_unseen_prompts_is_not_claimed():
+    """A larger middle MLP earns reward everywhere; on the second half of the prompts its responses run on."""
+
+    class RunsOn(Actor):
+        def measure(self, ratios, prompts):
+            trial = super().measure(ratios, prompts)
+            runs_on = min(prompts) >= 32 and middle_mlp(ratios) > 1
+            return trial._replace(figures=trial.figures | {"eos": 0.5 if runs_on else 1.0})
+
+    result = search_group_ratios(RunsOn(lambda ratios, _: middle_mlp(ratios)), 1.0, 15, 0.95)
+    assert result["chosen"]["MLP, middle"] == 1.5 and not result["better"]
+    assert result["confirmation"]["gain"] == pytest.approx(0.5)
+    assert "only 50% of responses end (min_eos 0.95)" in verdict(result) and "keep the single ratio 1" in verdict(
+        result
+    )
+    assert "better when responses end (min_eos)" in result["rule"]
 
 
 @pytest.mark.parametrize("budget", [4, 5, 9])
 def test_the_budget_is_kept(budget):
     actor = Actor(lambda ratios, _: sum(ratios.values()))
-    search(actor, 1.0, budget, 0.95)
+    search_group_ratios(actor, 1.0, budget, 0.95)
     assert len(actor.asked) <= budget
 
 
 def test_too_little_to_search_with():
     with pytest.raises(ConfigError, match="budget"):
-        search(Actor(lambda *_: 0.0), 1.0, 3, 0.95)
+        search_group_ratios(Actor(lambda *_: 0.0), 1.0, 3, 0.95)
     with pytest.raises(ConfigError, match="prompts"):
-        search(Actor(lambda *_: 0.0, prompts=15), 1.0, 15, 0.95)
+        search_group_ratios(Actor(lambda *_: 0.0, prompts=15), 1.0, 15, 0.95)
 
 
 # -- gradients

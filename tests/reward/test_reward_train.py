@@ -119,6 +119,18 @@ def test_pairs_in_a_chat_template_are_its_own_ids():
     assert report["answers_cut"] == 1
 
 
+def test_a_prompt_that_just_fits_is_not_counted_as_truncated():
+    tokenizer = made("qwen")
+    config = load_config({}, ["model.prompt_template=chat", "data.max_answer_tokens=12"])
+    pair = Pair((Turn("human", "Why " * 20),), "is", "are")
+    question = [{"role": "user", "content": pair.turns[0].text}]
+    length = len(tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False))
+    for limit, truncated in ((length + 1, 0), (length, 0), (length - 1, 1)):
+        data = config.data.model_copy(update={"max_prompt_tokens": limit})
+        report = encode_pairs([pair], tokenizer, config.model_copy(update={"data": data}), 0.0).report
+        assert report["prompts_truncated"] == truncated
+
+
 @pytest.mark.parametrize(("micro_batch", "used"), [(4, 4), (3, 2), (8, 6), (1, 1)])
 def test_micro_batches_make_up_the_batch_exactly(micro_batch, used, tmp_path):
     config = load_config({}, ["reward.batch=6"] if micro_batch == 8 else ["reward.batch=4"])

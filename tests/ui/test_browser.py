@@ -373,7 +373,7 @@ def test_a_reload_in_the_midst_of_the_first_answer_keeps_what_was_said(tab):
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     assert questions(tab) == [QUESTION, "Beta"] == on_disk(tab)
     owner = tab.evaluate("localStorage.getItem('lite_c2f.owner')")
-    assert len(conversations.listing(tab.run / "app" / "sessions", owner)) == 1  # it went on, beside nothing
+    assert len(conversations.list_sessions(tab.run / "app" / "sessions", owner)) == 1  # it went on, beside nothing
 
 
 def test_the_base_joins_the_last_round_with_its_random_numbers(tab):

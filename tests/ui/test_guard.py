@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from lite_c2f.ui.guard import HEADERS, Guard, has_file, netloc, read_body
-from lite_c2f.ui.limits import Logins, Rate, Recent, client_of
 from lite_c2f.ui.paths import Kind, kind_of
+from lite_c2f.ui.rate_limits import LoginThrottle, Rate, RecentlyWritten, client_of
 
 
 class Clock:
@@ -468,7 +468,7 @@ def test_the_app_hears_that_the_client_left():
 
 def test_after_five_wrong_passwords_the_wait_doubles_to_a_quarter_of_an_hour():
     clock, app = Clock(), App(400)
-    guard = Guard(app, logins=Logins(clock), all_logins=Rate(1, 60, clock))
+    guard = Guard(app, logins=LoginThrottle(clock), all_logins=Rate(1, 60, clock))
     assert [login(guard) for _ in range(5)] == [400] * 5
     for wait in (30, 60, 120, 240, 480, 900, 900):
         refused = post(guard, "/login", b"username=u&password=p")
@@ -482,7 +482,7 @@ def test_after_five_wrong_passwords_the_wait_doubles_to_a_quarter_of_an_hour():
 
 def test_the_right_password_or_an_hour_resets():
     clock, app = Clock(), App(400)
-    guard = Guard(app, logins=Logins(clock))
+    guard = Guard(app, logins=LoginThrottle(clock))
     assert [login(guard) for _ in range(4)] == [400] * 4
     app.status = 200
     assert login(guard) == 200
@@ -494,7 +494,7 @@ def test_the_right_password_or_an_hour_resets():
 
 def test_the_throttle_cannot_be_dodged():
     app = App(400)
-    guard = Guard(app, logins=Logins(Clock()))
+    guard = Guard(app, logins=LoginThrottle(Clock()))
     tries = [login(guard, *given, root="/c2f") for given in [("/login",), ("/login/",), ("/c2f/login",)] * 3]
     assert tries == [400] * 5 + [429] * 4
     others = ("//login", "/LOGIN", "/c2f//login", "/c2f/Login", "/c2f/c2f/login", "/gradio_api/login", "/login;x")
@@ -539,7 +539,7 @@ def test_many_tries_at_once_are_no_way_around():
 
 def test_guesses_from_everywhere_are_limited_together():
     clock = Clock()
-    guard = Guard(App(400), rate=Rate(20, 200, clock), logins=Logins(clock), all_logins=Rate(1, 60, clock))
+    guard = Guard(App(400), rate=Rate(20, 200, clock), logins=LoginThrottle(clock), all_logins=Rate(1, 60, clock))
     tries = Counter(login(guard, client=f"10.0.{number}.1") for number in range(100))
     assert tries == {400: 60, 429: 40}
     clock.now += 3
@@ -573,11 +573,11 @@ def test_sixteen_people_behind_one_proxy_pass():
 
 def test_memory_is_bounded_and_the_newest_are_kept():
     clock = Clock()
-    rate, logins = Rate(1, 1, clock, max_clients=100), Logins(clock, max_clients=100)
+    rate, logins = Rate(1, 1, clock, max_clients=100), LoginThrottle(clock, max_clients=100)
     for number in range(1000):
-        rate.wait(f"{number}"), logins.wait(f"{number}")
+        rate.try_acquire(f"{number}"), logins.begin_try(f"{number}")
     assert len(rate.buckets.entries) == len(logins.tries.entries) == 100
-    recent = Recent(2)
+    recent = RecentlyWritten(2)
     for key in "abac":  # a is seen again: b is the oldest
         recent.put(key, key)
     assert [recent.get(key) for key in "abc"] == ["a", None, "c"]

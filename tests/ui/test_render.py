@@ -7,7 +7,7 @@ import pytest
 from lite_c2f.evaluation.overlap import Span
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.render import conversation, insight, marked_pieces, signed
-from lite_c2f.ui.store.conversations import PREVIOUS_FINE, Reply, Round
+from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
 
 REPLY = Reply("fine", "It is 5.", 4, 84.6, "eos", "", 0.25, reward=-0.125, repeated=0.0, ratio=0.5, seed=7)
 COARSE = REPLY._replace(
@@ -121,11 +121,11 @@ def test_what_a_model_had_no_room_for_is_told():
 
 def test_an_answer_at_another_ratio_stays_beside_the_new_one():
     old = REPLY._replace(text="It is <4>.", ratio=0.25)
-    pair = Round("?", {}, {"fine": REPLY, PREVIOUS_FINE: old})
+    pair = Round("?", {}, {"fine": REPLY, PREVIOUS_PANE: old})
     html = conversation([pair], "fine")
     assert "before, at ratio 0.25: 4 tokens" in html and "It is &lt;4&gt;." in html
     assert "before" not in conversation([pair], "coarse")
-    same = Round("?", {}, {"fine": REPLY, PREVIOUS_FINE: old._replace(text=REPLY.text)})
+    same = Round("?", {}, {"fine": REPLY, PREVIOUS_PANE: old._replace(text=REPLY.text)})
     assert "before, at ratio 0.25: the same" in conversation([same], "fine")
 
 

@@ -31,7 +31,7 @@ def new_page():
 
 
 def rounds_on_disk(served):
-    return {entry.id: entry.rounds for entry in conversations.listing(served.sessions, OWNER)}
+    return {entry.id: entry.rounds for entry in conversations.list_sessions(served.sessions, OWNER)}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.evaluation.llm_judge.prompts import Message
 from lite_c2f.evaluation.llm_judge.replies import (
     FORMAT_NOTES,
-    KEY,
+    KEY_VARIABLE,
     QUESTION_STATUSES,
     RequestFormat,
     ServerRefusal,
@@ -62,7 +62,9 @@ class Endpoint:
         except httpx.InvalidURL:
             parts = httpx.URL()
         if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo:
-            raise ConfigError.because("--url", "http(s)://host/v1, without a password in it", f"put a key into {KEY}")
+            raise ConfigError.because(
+                "--url", "http(s)://host/v1, without a password in it", f"put a key into {KEY_VARIABLE}"
+            )
         self.name, self.at_once = f"{model} at {parts.host}", at_once
         self._address, self._model = f"{url.rstrip('/')}/chat/completions", model
         self._max_tokens, self._patience = max_tokens, patience
@@ -137,7 +139,7 @@ class Endpoint:
 
     def _error(self, reason: str) -> ModelError:
         return ModelError.because(
-            f"judge {self.name}: {reason}", "a chat server with that model", f"check --url, --judge and {KEY}"
+            f"judge {self.name}: {reason}", "a chat server with that model", f"check --url, --judge and {KEY_VARIABLE}"
         )
 
 
@@ -179,9 +181,9 @@ class Local:
 
 
 def _headers() -> dict[str, str]:
-    key = os.environ.get(KEY, "").strip()
+    key = os.environ.get(KEY_VARIABLE, "").strip()
     if not key.isascii() or not key.isprintable():
-        raise ConfigError.because(f"{KEY} holds a character that is not ASCII", "an API key", "set it again")
+        raise ConfigError.because(f"{KEY_VARIABLE} holds a character that is not ASCII", "an API key", "set it again")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

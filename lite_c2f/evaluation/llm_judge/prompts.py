@@ -27,7 +27,7 @@ SINGLE = (
 LAST = ", above all to the last question"
 
 
-def pairwise(question: Question, first: Sequence[str], second: Sequence[str]) -> list[Message]:
+def pairwise_prompt(question: Question, first: Sequence[str], second: Sequence[str]) -> list[Message]:
     """Messages that request a verdict on two conversations. first, second: an answer to every turn."""
     several = LAST if len(question.turns) > 1 else ""
     parts = [PAIR.format(last=several), *_reference(question)]
@@ -35,7 +35,7 @@ def pairwise(question: Question, first: Sequence[str], second: Sequence[str]) ->
     return _messages(parts)
 
 
-def single(question: Question, answers: Sequence[str], turn: int) -> list[Message]:
+def grading_prompt(question: Question, answers: Sequence[str], turn: int) -> list[Message]:
     """Messages that request the grade of one answer. turn: its number, from 0; earlier turns are shown."""
     parts = [SINGLE.format(last=LAST if turn else ""), *_reference(question, turn)]
     shown = question._replace(turns=question.turns[: turn + 1])

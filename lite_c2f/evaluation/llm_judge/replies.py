@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lite_c2f.evaluation.llm_judge.prompts import Message
 
-KEY = "LITE_C2F_JUDGE_KEY"  # environment variable; never written anywhere
+KEY_VARIABLE = "LITE_C2F_JUDGE_KEY"  # environment variable; never written anywhere
 QUESTION_STATUSES = (400, 413, 422)  # about a question: too long, filtered, or with an invalid character
 SETTING_STATUSES = (400, 422, 500)  # 500: servers that render the chat template within the request
 MIN_THINKING_TOKENS = 4096  # models with max_completion_tokens count their reasoning in it
@@ -179,6 +179,6 @@ def _is_text(part: Any) -> bool:
 def one_line(text: Any) -> str:
     """A server's message as one line of printable characters, of limited length and without the key."""
     text = " ".join("".join(character if character.isprintable() else " " for character in str(text)).split())
-    if key := os.environ.get(KEY):
+    if key := os.environ.get(KEY_VARIABLE):
         text = text.replace(key, "***")
     return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."

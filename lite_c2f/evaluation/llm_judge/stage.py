@@ -12,7 +12,7 @@ from lite_c2f.errors import ConfigError
 from lite_c2f.evaluation.actor_names import check_actors
 from lite_c2f.evaluation.llm_judge.conversations import answer_all
 from lite_c2f.evaluation.llm_judge.judges import Judge
-from lite_c2f.evaluation.llm_judge.pairwise import (
+from lite_c2f.evaluation.llm_judge.judging import (
     RULE,
     grade_table,
     grade_tasks,

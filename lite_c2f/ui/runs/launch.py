@@ -17,7 +17,7 @@ from lite_c2f.errors import RunError
 from lite_c2f.storage import lock
 from lite_c2f.storage.files import write_json
 from lite_c2f.ui.runs import follow, names
-from lite_c2f.ui.runs.stages import mapping
+from lite_c2f.ui.runs.stages import read_json_object
 from lite_c2f.ui.runs.starts import PROGRAM, file_of, is_training, read_start
 
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -136,7 +136,7 @@ def stop(run: Path) -> int:
 
 def _write_stopped(run: Path, process: int) -> None:
     """Note in the start's file that a page has stopped it: the process may end before it notes that itself."""
-    saved = mapping(file_of(run, "json"))
+    saved = read_json_object(file_of(run, "json"))
     if saved.get("process") == process:
         write_json(file_of(run, "json"), saved | {"stopped": True})
 

@@ -10,7 +10,7 @@ from lite_c2f.runs.state import RunProgress, read_run_progress
 from lite_c2f.storage import lock
 from lite_c2f.ui.runs.curves import Point, Sample, curves, evenly_spaced, metrics_row, sample_row
 from lite_c2f.ui.runs.follow import Tail
-from lite_c2f.ui.runs.stages import RunFiles, StageState, mapping, stages_of
+from lite_c2f.ui.runs.stages import RunFiles, StageState, read_json_object, stages_of
 from lite_c2f.ui.runs.starts import FOLDER, Started, read_start
 
 LOG_LINES = 14  # shown
@@ -86,7 +86,7 @@ def follow(run: Path) -> RunState:
             stages=stages,
             series=files.series,
             samples=files.shown_samples,
-            summary=mapping(run / "summary.json") if state == "finished" else {},
+            summary=read_json_object(run / "summary.json") if state == "finished" else {},
             log=tuple(_redacted(line) for line in lines[-LOG_LINES:]),
             started=started,
             version=files.version,

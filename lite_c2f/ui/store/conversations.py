@@ -1,5 +1,7 @@
 """Saved sessions of the app: one JSON file each, in a folder per owner; exported as JSON or Markdown.
 
+A session is the conversation of one page: rounds of a prompt and the replies of all panes. `Transcript` holds it.
+
 An owner learns nothing about the sessions of others, not even that they exist: both those and malformed ids are "no
 such session". Only plain files are read: no symlink is followed.
 """
@@ -23,10 +25,10 @@ from lite_c2f.ui.store.tuples import as_row, decoded, encoded, from_row
 SCHEMA = 1
 MAX_SESSIONS = 500  # per owner
 TITLE_LENGTH = 60  # characters
-PREVIOUS_FINE = "fine before"  # key among a round's replies: the Fine Actor's previous one, at another ratio
+PREVIOUS_PANE = "fine before"  # key among a round's replies: the Fine Actor's previous one, at another ratio
 _ID = re.compile(r"[0-9a-f]{32}")
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
-_WRITING = threading.Lock()  # `write_text` names its unfinished file by the process alone
+_WRITING = threading.Lock()  # write_text's temporary file name has only the process id: threads would clash
 
 
 class Round(NamedTuple):
@@ -64,27 +66,27 @@ def new(owner: str, run: Mapping[str, Any]) -> Transcript:
     return Transcript(secrets.token_hex(16), owner, created, "", (), dict(run))
 
 
-def save(folder: Path, transcript: Transcript, most: int = MAX_SESSIONS) -> None:
-    """Write FOLDER/OWNER/ID.json, whole or not at all; beyond `most` sessions the owner's oldest others are removed.
+def save(folder: Path, transcript: Transcript, max_sessions: int = MAX_SESSIONS) -> None:
+    """Write FOLDER/OWNER/ID.json, whole or not at all; beyond `max_sessions` the owner's oldest others are removed.
 
     Raises RunError for malformed ids, ValueError for NaN or infinity, which are not JSON.
     """
     check_ids(transcript.owner, transcript.id)
-    own = folder / transcript.owner
-    if own.is_symlink():
+    owner_folder = folder / transcript.owner
+    if owner_folder.is_symlink():
         raise _no_such_session()
     text = as_json(transcript)
-    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _WRITING:
-        write_text(own / f"{transcript.id}.json", text)
-        if sum(1 for _ in own.glob("*.json")) > most:
-            others = [entry for entry in listing(folder, transcript.owner) if entry.id != transcript.id]
-            for entry in others[max(most - 1, 0) :]:
-                (own / f"{entry.id}.json").unlink(missing_ok=True)
+        write_text(owner_folder / f"{transcript.id}.json", text)
+        if sum(1 for _ in owner_folder.glob("*.json")) > max_sessions:
+            others = [entry for entry in list_sessions(folder, transcript.owner) if entry.id != transcript.id]
+            for entry in others[max(max_sessions - 1, 0) :]:
+                (owner_folder / f"{entry.id}.json").unlink(missing_ok=True)
 
 
 def load(folder: Path, owner: str, id: str) -> Transcript:
-    """A session of this owner. Raises RunError: no such session, or one that is damaged or too new."""
+    """A session of this owner. Raises RunError: no such session, or one that is damaged or of a newer schema."""
     path = _find(folder, owner, id)
     try:
         text = path.read_text(encoding="utf-8")
@@ -98,23 +100,23 @@ def load(folder: Path, owner: str, id: str) -> Transcript:
     return transcript
 
 
-def listing(folder: Path, owner: str) -> list[ConversationEntry]:
+def list_sessions(folder: Path, owner: str) -> list[ConversationEntry]:
     """An owner's sessions, the newest first; unreadable files are left out. Raises RunError for a malformed owner."""
     check_ids(owner)
     entries = []
     for path in (folder / owner).glob("*.json"):
         with contextlib.suppress(RunError, OSError):
-            state = path.stat()
-            entry = _entry(folder, owner, path.stem, state.st_mtime_ns, state.st_size)
-            entries.append((entry.created, state.st_mtime_ns, entry))
+            status = path.stat()
+            entry = _entry(folder, owner, path.stem, status.st_mtime_ns, status.st_size)
+            entries.append((entry.created, status.st_mtime_ns, entry))
     return [entry for *_, entry in sorted(entries, reverse=True)]
 
 
 @lru_cache(
     maxsize=4 * MAX_SESSIONS
 )  # 500 sessions take half a second to read, and a page lists them after every answer
-def _entry(folder: Path, owner: str, id: str, *state: int) -> ConversationEntry:
-    """A session in the list. state: time and size of its file, which change when it is written again."""
+def _entry(folder: Path, owner: str, id: str, *stamp: int) -> ConversationEntry:
+    """A session in the list. stamp: time and size of its file, which change when it is written again."""
     transcript = load(folder, owner, id)
     return ConversationEntry(transcript.id, title_of(transcript), transcript.created, len(transcript.rounds))
 
@@ -161,11 +163,11 @@ def from_json(text: str, name: str = "the session") -> Transcript:
     return transcript
 
 
-def as_markdown(transcript: Transcript, titles: Mapping[str, str] | None = None) -> str:
+def as_markdown(transcript: Transcript, pane_titles: Mapping[str, str] | None = None) -> str:
     """The session as Markdown: each prompt, then each pane's title, figures and text.
 
-    titles: of the panes, by name. All text of people and models is in fences longer than any run of backticks in it, or
-    escaped: none of it can become markup of the document.
+    pane_titles: by the pane's name. All text of people and models is escaped, or in fences longer than any run of
+    backticks in it: none of it can become markup of the document.
     """
     parts = ["# Session", f"Begun {transcript.created}, {len(transcript.rounds)} round(s)."]
     if transcript.run:
@@ -177,7 +179,7 @@ def as_markdown(transcript: Transcript, titles: Mapping[str, str] | None = None)
         if round_.settings:
             parts += ["Settings:", fenced(_pretty(round_.settings), "json")]
         for pane, reply in round_.replies.items():
-            title = (titles or {}).get(pane, pane)
+            title = (pane_titles or {}).get(pane, pane)
             parts += [f"### {escaped(title)}", _figures(reply), fenced(reply.text)]
     return "\n\n".join(parts) + "\n"
 
@@ -193,7 +195,7 @@ def _figures(reply: Reply) -> str:
         parts.append(f"ratio {reply.ratio:g}")
     if reply.reward is not None:
         parts.append(f"reward {reply.reward:+.2f}")
-    return ", ".join([*parts, f"{reply.repeated:.0%} repeated"])
+    return ", ".join([*parts, f"{reply.repeated:.0%} repeated 4-grams"])
 
 
 def fenced(text: str, kind: str = "text") -> str:

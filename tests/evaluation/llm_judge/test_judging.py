@@ -14,8 +14,8 @@ from lite_c2f.evaluation.actor_names import check_actors
 from lite_c2f.evaluation.extras import across_turns
 from lite_c2f.evaluation.llm_judge.conversations import answer_turns
 from lite_c2f.evaluation.llm_judge.judges import Endpoint, retry_delay
-from lite_c2f.evaluation.llm_judge.pairwise import (
-    Task,
+from lite_c2f.evaluation.llm_judge.judging import (
+    JudgeRequest,
     grade_table,
     grade_tasks,
     outcome,
@@ -23,11 +23,11 @@ from lite_c2f.evaluation.llm_judge.pairwise import (
     pair_tasks,
     run_judge,
 )
-from lite_c2f.evaluation.llm_judge.prompts import SYSTEM, pairwise, single
+from lite_c2f.evaluation.llm_judge.prompts import SYSTEM, grading_prompt, pairwise_prompt
 from lite_c2f.evaluation.llm_judge.questions import Question, evenly_spaced, load_questions
 from lite_c2f.evaluation.llm_judge.replies import (
     FORMAT_NOTES,
-    KEY,
+    KEY_VARIABLE,
     RequestFormat,
     ServerError,
     ServerRefusal,
@@ -99,19 +99,19 @@ def test_all_of_mt_bench_can_be_read():
 
 
 def test_a_pair_is_shown_whole_and_in_order():
-    system, asked = pairwise(ONE, ["five", "ten"], ["six", "twelve"])
+    system, asked = pairwise_prompt(ONE, ["five", "ten"], ["six", "twelve"])
     assert system == {"role": "system", "content": SYSTEM} and asked["role"] == "user"
     text = asked["content"]
     places = [text.index(f"\n{part}\n") for part in ("five", "ten", "six", "twelve")]
     assert places == sorted(places) and text.index("conversation of A") < places[0] < text.index("</conversation of A>")
     assert text.count("What is 2 + 3?") == 2 and "<reference>\n5\n\n10\n</reference>" in text
     assert "above all to the last question" in text
-    plain = pairwise(TWO, ["x"], ["y"])[1]["content"]
+    plain = pairwise_prompt(TWO, ["x"], ["y"])[1]["content"]
     assert "reference" not in plain and "above all" not in plain
 
 
 def test_a_grade_sees_the_conversation_up_to_its_turn():
-    first, second = (single(ONE, ["five", "ten"], turn)[1]["content"] for turn in (0, 1))
+    first, second = (grading_prompt(ONE, ["five", "ten"], turn)[1]["content"] for turn in (0, 1))
     assert (
         "five" in first and "ten" not in first.replace("sentences", "") and "\n5\n" in first and "\n10\n" not in first
     )
@@ -227,9 +227,9 @@ def server(monkeypatch):
 
 
 def test_a_server_is_asked_as_openai_wants(server, monkeypatch):
-    monkeypatch.setenv(KEY, "secret")
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
     judge = Endpoint(server.url, "some-model", max_tokens=99, at_once=2)
-    said = judge([pairwise(TWO, ["short"], ["a longer one"]), pairwise(TWO, ["a longer one"], ["short"])])
+    said = judge([pairwise_prompt(TWO, ["short"], ["a longer one"]), pairwise_prompt(TWO, ["a longer one"], ["short"])])
     assert [read_verdict(text) for text in said] == ["A", "B"]
     path, key, body = server.heard[0]
     assert path == "/v1/chat/completions" and key == "Bearer secret"
@@ -240,16 +240,16 @@ def test_a_server_is_asked_as_openai_wants(server, monkeypatch):
 
 def test_a_key_that_no_header_can_hold_is_not_repeated(server, monkeypatch):
     for key in ("sécret", "sec\nret"):
-        monkeypatch.setenv(KEY, key)
-        with pytest.raises(ConfigError, match=KEY) as caught:
-            Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])
+        monkeypatch.setenv(KEY_VARIABLE, key)
+        with pytest.raises(ConfigError, match=KEY_VARIABLE) as caught:
+            Endpoint(server.url, "m")([pairwise_prompt(TWO, ["x"], ["y"])])
         assert key not in str(caught.value)
     assert server.heard == []
 
 
 def test_a_busy_server_is_asked_again(server):
     server.answers = [(429, {}), (503, {})]
-    assert "VERDICT" in Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])[0]
+    assert "VERDICT" in Endpoint(server.url, "m")([pairwise_prompt(TWO, ["x"], ["y"])])[0]
     assert len(server.heard) == 3
 
 
@@ -258,11 +258,11 @@ def test_a_busy_server_is_waited_for_as_long_as_it_asks(server, monkeypatch):
     waits = []
     monkeypatch.setattr("lite_c2f.evaluation.llm_judge.judges.time.sleep", waits.append)
     server.answers = [(429, {}), (503, {}), (200, {"error": {"code": 429, "message": "slow down"}})]
-    Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])
+    Endpoint(server.url, "m")([pairwise_prompt(TWO, ["x"], ["y"])])
     assert waits == [0.01, 0.02, 0.04]
     server.headers = {"Retry-After": "3600"}
     server.answers = [(429, {})]
-    Endpoint(server.url, "m", patience=50.0)([pairwise(TWO, ["x"], ["y"])])
+    Endpoint(server.url, "m", patience=50.0)([pairwise_prompt(TWO, ["x"], ["y"])])
     assert waits[3:] == [50.0]
     date = {"Date": "Sun, 06 Nov 1994 08:49:28 GMT"}
     assert retry_delay(1, date | {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 9.0  # by the server's clock
@@ -275,7 +275,7 @@ def test_a_busy_server_is_waited_for_as_long_as_it_asks(server, monkeypatch):
 def test_a_server_that_does_not_answer_is_given_up(server):
     server.reply = lambda body: time.sleep(0.3) or (200, server.say(body))
     with pytest.raises(ModelError, match=r"judge m at 127\.0\.0\.1: .*timed out"):
-        Endpoint(server.url, "m", patience=0.05)([pairwise(TWO, ["x"], ["y"])])
+        Endpoint(server.url, "m", patience=0.05)([pairwise_prompt(TWO, ["x"], ["y"])])
 
 
 @pytest.mark.parametrize(
@@ -302,13 +302,13 @@ def test_a_server_that_does_not_answer_is_given_up(server):
 def test_a_server_that_will_not_is_told_in_one_line(server, answer, words, requests):
     server.answers = [answer] * 9
     with pytest.raises(ModelError, match=rf"judge m at 127\.0\.0\.1: .*{words}.*; expected .*; check --url"):
-        Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])
+        Endpoint(server.url, "m")([pairwise_prompt(TWO, ["x"], ["y"])])
     assert len(server.heard) == requests
 
 
 def test_an_answer_cut_off_within_its_reasoning_is_unread_and_stops_nothing(server):
     server.answers = [(200, {"choices": [{"message": {"content": None}, "finish_reason": "length"}]})]
-    assert Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])]) == [""]
+    assert Endpoint(server.url, "m")([pairwise_prompt(TWO, ["x"], ["y"])]) == [""]
 
 
 FILTER = "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."
@@ -369,7 +369,7 @@ def choice(content=None, ended="stop", **message):
 def test_one_question_that_is_refused_costs_that_question_alone(server, tmp_path, answer, sentence):
     """The third of ten; the sentence is kept, and what goes on after a stop does not ask it again."""
     server.reply = lambda body: answer if "about 2" in body["messages"][-1]["content"] else (200, server.say(body))
-    tasks = [Task(f"t{number}", single(TWO, [f"about {number}"], 0)) for number in range(10)]
+    tasks = [JudgeRequest(f"t{number}", grading_prompt(TWO, [f"about {number}"], 0)) for number in range(10)]
     for asked in (10, 0):
         server.heard.clear()
         found = run_judge(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
@@ -385,8 +385,8 @@ def test_where_every_question_is_refused_the_first_ones_say_so(server, tmp_path,
     """At once, with the server's sentence that was heard most often; nothing is kept of them."""
     server.reply = lambda body: (400, {"error": {"message": "API key not valid", "code": 400}})
     server.answers = [choice()]
-    tasks = [Task(f"t{number}", pairwise(TWO, [f"{number}"], ["y"])) for number in range(count)]
-    words = rf"all of the first {requests} questions were refused: HTTP 400: API key not valid; .*check --url"
+    tasks = [JudgeRequest(f"t{number}", pairwise_prompt(TWO, [f"{number}"], ["y"])) for number in range(count)]
+    words = rf"all of the first {requests} requests were refused: HTTP 400: API key not valid; .*check --url"
     with pytest.raises(ModelError, match=words):
         run_judge(Endpoint(server.url, "m", at_once=2), tasks, tmp_path / "kept.jsonl", lambda done: None)
     assert len(server.heard) == requests and not (tmp_path / "kept.jsonl").exists()
@@ -397,7 +397,7 @@ def test_where_every_question_is_refused_the_first_ones_say_so(server, tmp_path,
 
 def test_what_is_left_after_a_stop_may_all_be_refused(server, tmp_path):
     """Others were judged before: it is for what is asked in these."""
-    tasks = [Task(f"t{number}", pairwise(TWO, [f"{number}"], ["y"])) for number in range(9)]
+    tasks = [JudgeRequest(f"t{number}", pairwise_prompt(TWO, [f"{number}"], ["y"])) for number in range(9)]
     server.reply = lambda body: (500, {}) if "\n8\n" in body["messages"][-1]["content"] else (200, server.say(body))
     with pytest.raises(ModelError, match="HTTP 500"):
         run_judge(Endpoint(server.url, "m"), tasks, tmp_path / "kept.jsonl", lambda done: None)
@@ -408,10 +408,10 @@ def test_what_is_left_after_a_stop_may_all_be_refused(server, tmp_path):
 
 
 def test_the_key_is_not_in_a_servers_sentence(server, monkeypatch):
-    monkeypatch.setenv(KEY, "sk-secret")
+    monkeypatch.setenv(KEY_VARIABLE, "sk-secret")
     server.answers = [(401, {"error": {"message": "Incorrect API key provided: sk-secret."}})]
     with pytest.raises(ModelError, match=r"HTTP 401: Incorrect API key provided: \*\*\*\.") as caught:
-        Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])
+        Endpoint(server.url, "m")([pairwise_prompt(TWO, ["x"], ["y"])])
     assert "sk-secret" not in str(caught.value)
 
 
@@ -476,7 +476,7 @@ def test_a_setting_that_a_server_does_not_take_is_left_out_from_then_on(server, 
     server.reply = lambda body: (code, error) if refuses(body) else (200, server.say(body))
     judge, conversation = (
         Endpoint(server.url, "m", max_tokens=99, at_once=1),
-        pairwise(TWO, ["short"], ["a longer one"]),
+        pairwise_prompt(TWO, ["short"], ["a longer one"]),
     )
     assert judge.adapted == [] and [read_verdict(text) for text in judge([conversation] * 3)] == ["A"] * 3
     bodies = [body for _, _, body in server.heard]
@@ -500,9 +500,9 @@ def test_a_server_that_takes_none_of_them_is_asked_without_all(server):
     ]
     server.reply = lambda body: next(((400, error) for test, error in errors if test(body)), (200, server.say(body)))
     judge = Endpoint(server.url, "m", at_once=4)
-    assert [read_verdict(text) for text in judge([pairwise(TWO, ["x"], ["long"])] * 6)] == ["A"] * 6
+    assert [read_verdict(text) for text in judge([pairwise_prompt(TWO, ["x"], ["long"])] * 6)] == ["A"] * 6
     assert len(judge.adapted) == 3 and 9 <= len(server.heard) <= 6 + 3 * 4
-    assert len(judge([pairwise(TWO, ["x"], ["long"])])) == 1 and set(server.heard[-1][2]) == {
+    assert len(judge([pairwise_prompt(TWO, ["x"], ["long"])])) == 1 and set(server.heard[-1][2]) == {
         "model",
         "messages",
         "max_completion_tokens",
@@ -549,7 +549,7 @@ def test_a_form_is_kept_once_the_same_question_is_answered_in_it(server):
         (400, {"error": {"message": message}}) if "odd" in body["messages"][-1]["content"] else (200, server.say(body))
     )
     judge = Endpoint(server.url, "m", at_once=1)
-    texts = judge([pairwise(TWO, [text], ["a longer one"]) for text in ("odd", "x", "y")])
+    texts = judge([pairwise_prompt(TWO, [text], ["a longer one"]) for text in ("odd", "x", "y")])
     assert texts[0] == ServerRefusal(f"HTTP 400: {message}") and [read_verdict(text) for text in texts[1:]] == [
         "A",
         "A",
@@ -559,7 +559,7 @@ def test_a_form_is_kept_once_the_same_question_is_answered_in_it(server):
 
 def test_a_server_that_refuses_both_forms_is_not_asked_for_ever(server):
     server.reply = lambda body: (400, openai_error(ONLY_1, "temperature", "unsupported_value"))
-    found = Endpoint(server.url, "m")([pairwise(TWO, ["x"], ["y"])])
+    found = Endpoint(server.url, "m")([pairwise_prompt(TWO, ["x"], ["y"])])
     assert found == [ServerRefusal(f"HTTP 400: {ONLY_1}")] and len(server.heard) == 2
 
 
@@ -573,7 +573,7 @@ def test_addresses_are_checked_and_passwords_not_repeated(url):
 def test_nobody_there(monkeypatch):
     monkeypatch.setattr("lite_c2f.evaluation.llm_judge.judges.PAUSE", 0.0)
     with pytest.raises(ModelError, match="refused"):
-        Endpoint("http://127.0.0.1:9/v1", "m")([pairwise(TWO, ["x"], ["y"])])
+        Endpoint("http://127.0.0.1:9/v1", "m")([pairwise_prompt(TWO, ["x"], ["y"])])
 
 
 def test_a_stopped_judgment_goes_on(tmp_path):
@@ -590,7 +590,7 @@ def test_a_stopped_judgment_goes_on(tmp_path):
             self.asked += [messages[0]["content"] for messages in conversations]
             return [f"about {messages[0]['content']}" for messages in conversations]
 
-    tasks = [Task(f"t{number}", [{"role": "user", "content": str(number)}]) for number in range(5)]
+    tasks = [JudgeRequest(f"t{number}", [{"role": "user", "content": str(number)}]) for number in range(5)]
     first, second, steps = Tired(1), Tired(9), []
     with pytest.raises(KeyboardInterrupt):
         run_judge(first, tasks, tmp_path / "kept.jsonl", steps.append)

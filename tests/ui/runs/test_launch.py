@@ -147,7 +147,7 @@ def test_a_run_is_started_followed_stopped_and_resumed(tmp_path, toy_models):
         state = until(lambda: (found := follow(run)).stages[1].done and found.stages[1].done >= 3 and found)
         assert (state.state, state.working) == ("running", f"process {number}")
         assert [stage.state for stage in state.stages] == ["done", "running", "waiting", "waiting"]
-        assert state.stages[1].total == 500 and state.stages[1].left > 0
+        assert state.stages[1].total == 500 and state.stages[1].seconds_left > 0
         assert len(state.series["coarse"]["reward"]) >= 3 and state.series["reward"]["loss"]
         assert {sample.step for sample in state.samples} == {1}
         assert seen_by_another(run)[0] == "running" and seen_by_another(run)[2] == number

@@ -83,11 +83,11 @@ def test_a_running_stage(run):
         state = follow(run)
         reward, coarse, fine, _ = state.stages
     assert state.state == "running" and state.working == f"process {os.getpid()}"
-    assert (coarse.state, coarse.done, coarse.total, coarse.left) == ("running", 12, 20, 68.0)
+    assert (coarse.state, coarse.done, coarse.total, coarse.seconds_left) == ("running", 12, 20, 68.0)
     assert coarse.seconds == pytest.approx(285.0)  # 200 + 85: more than this start has been at it
     assert (reward.state, fine.state) == ("done", "waiting")
     after = follow(run)
-    assert after.stages[1].state == "interrupted" and after.stages[1].left is None  # nobody works on it
+    assert after.stages[1].state == "interrupted" and after.stages[1].seconds_left is None  # nobody works on it
     assert after.state == "killed"  # it did not say how it ended
 
 

@@ -31,7 +31,7 @@ def test_a_new_session_is_empty_and_has_an_id_of_its_own(tmp_path):
     assert re.fullmatch("[0-9a-f]{32}", made.id) and made.id != conversations.new(ME, {}).id
     conversations.save(tmp_path, made)
     assert conversations.load(tmp_path, ME, made.id) == made
-    assert conversations.listing(tmp_path, ME) == [ConversationEntry(made.id, "", made.created, 0)]
+    assert conversations.list_sessions(tmp_path, ME) == [ConversationEntry(made.id, "", made.created, 0)]
 
 
 def test_what_is_saved_is_loaded_again(tmp_path):
@@ -52,13 +52,13 @@ def test_a_list_is_newest_first_with_titles_on_one_line(tmp_path):
     long = ROUND._replace(prompt="word " * 40)
     for made in (session(1), session(3, rounds=(long, ROUND)), session(2, rounds=()), session(9, OTHER)):
         conversations.save(tmp_path, made)
-    found = conversations.listing(tmp_path, ME)
+    found = conversations.list_sessions(tmp_path, ME)
     assert [(entry.id[-1], entry.title, entry.rounds) for entry in found] == [
         ("3", "word " * 11 + "word…", 2),  # 55 + 4 characters, of at most 60 with the dots
         ("2", "", 0),
         ("1", "What is 2 plus 3?", 1),
     ]
-    assert conversations.listing(tmp_path, "c" * 32) == []
+    assert conversations.list_sessions(tmp_path, "c" * 32) == []
 
 
 @pytest.mark.parametrize("name", ["", "A" * 32, "a" * 31, "a" * 33, "../" + "a" * 29, "a" * 32 + "\n", None, 7])
@@ -69,7 +69,7 @@ def test_what_is_no_id_is_no_session(tmp_path, name):
         lambda: conversations.load(tmp_path, name, session(1).id),
         lambda: conversations.delete(tmp_path, ME, name),
         lambda: conversations.delete(tmp_path, name, session(1).id),
-        lambda: conversations.listing(tmp_path, name),
+        lambda: conversations.list_sessions(tmp_path, name),
         lambda: conversations.new(name, {}),
         lambda: conversations.save(tmp_path, session(1, id=name)),
         lambda: conversations.save(tmp_path, session(1, owner=name)),
@@ -93,7 +93,7 @@ def test_nothing_is_told_of_the_sessions_of_others(tmp_path):
     (tmp_path / OTHER / f"{theirs.id}.json").rename(tmp_path / ME / f"{theirs.id}.json")  # in the wrong folder
     with pytest.raises(RunError, match=NONE):
         conversations.load(tmp_path, ME, theirs.id)
-    assert conversations.listing(tmp_path, ME) == []
+    assert conversations.list_sessions(tmp_path, ME) == []
 
 
 def test_no_symlink_is_followed(tmp_path):
@@ -106,7 +106,7 @@ def test_no_symlink_is_followed(tmp_path):
     for call in (conversations.load, conversations.delete):
         with pytest.raises(RunError, match=NONE):
             call(folder, ME, made.id)
-    assert conversations.listing(folder, ME) == []
+    assert conversations.list_sessions(folder, ME) == []
     conversations.save(folder, made._replace(system="new"))  # in the link's place
     assert not link.is_symlink() and outside.read_text() == as_json(made)
     conversations.save(tmp_path / "elsewhere", session(2, OTHER))
@@ -116,9 +116,9 @@ def test_no_symlink_is_followed(tmp_path):
             call(folder, OTHER, session(2).id)
     with pytest.raises(RunError, match=NONE):
         conversations.save(folder, session(3, OTHER))
-    assert conversations.listing(folder, OTHER) == []
+    assert conversations.list_sessions(folder, OTHER) == []
     os.mkfifo(folder / ME / f"{2:032x}.json")
-    assert len(conversations.listing(folder, ME)) == 1  # and does not wait for the pipe
+    assert len(conversations.list_sessions(folder, ME)) == 1  # and does not wait for the pipe
 
 
 def damaged():
@@ -154,7 +154,7 @@ def test_what_is_damaged_or_too_new_is_refused_by_name_and_left_out_of_the_list(
     conversations.save(tmp_path, session(1))
     conversations.save(tmp_path, session(2))
     (tmp_path / ME / f"{1:032x}.json").write_text(text)
-    assert [entry.id[-1] for entry in conversations.listing(tmp_path, ME)] == ["2"]
+    assert [entry.id[-1] for entry in conversations.list_sessions(tmp_path, ME)] == ["2"]
     if case != "id":  # that one is another's
         with pytest.raises(RunError, match=f"session {1:032x}.*{message}"):
             conversations.load(tmp_path, ME, f"{1:032x}")
@@ -170,14 +170,16 @@ def test_bytes_that_are_no_text(tmp_path):
 
 
 def test_the_oldest_go_when_an_owner_has_many(tmp_path):
-    conversations.save(tmp_path, session(9, OTHER), most=1)
+    conversations.save(tmp_path, session(9, OTHER), max_sessions=1)
     for number in (4, 1, 3, 2):
-        conversations.save(tmp_path, session(number), most=3)
-    assert [entry.id[-1] for entry in conversations.listing(tmp_path, ME)] == ["4", "3", "2"]
-    conversations.save(tmp_path, session(0), most=3)  # the one that is saved stays, however old
-    assert [entry.id[-1] for entry in conversations.listing(tmp_path, ME)] == ["4", "3", "0"]
-    conversations.save(tmp_path, session(3, system="x"), most=3)  # nothing is added, nothing goes
-    assert len(conversations.listing(tmp_path, ME)) == 3 and len(conversations.listing(tmp_path, OTHER)) == 1
+        conversations.save(tmp_path, session(number), max_sessions=3)
+    assert [entry.id[-1] for entry in conversations.list_sessions(tmp_path, ME)] == ["4", "3", "2"]
+    conversations.save(tmp_path, session(0), max_sessions=3)  # the one that is saved stays, however old
+    assert [entry.id[-1] for entry in conversations.list_sessions(tmp_path, ME)] == ["4", "3", "0"]
+    conversations.save(tmp_path, session(3, system="x"), max_sessions=3)  # nothing is added, nothing goes
+    assert (
+        len(conversations.list_sessions(tmp_path, ME)) == 3 and len(conversations.list_sessions(tmp_path, OTHER)) == 1
+    )
 
 
 def test_not_at_all_when_it_cannot_be_json(tmp_path):
@@ -212,7 +214,7 @@ def test_markdown_by_hand():
     assert found == (
         "# Session\n\nBegun 2026-01-01T00:00:01+00:00, 1 round(s).\n\n## Round 1\n\n```text\nWhat is\n 2 plus 3?\n```\n"
         '\nSettings:\n\n```json\n{\n  "temperature": 0.7\n}\n```\n\n### Fine Actor\n\n6 tokens, 85 tokens/s, first '
-        "after 0.50 s, eos, seed 3, ratio 0.75, reward -0.12, 0% repeated\n\n```text\nIt is 5.\n```\n"
+        "after 0.50 s, eos, seed 3, ratio 0.75, reward -0.12, 0% repeated 4-grams\n\n```text\nIt is 5.\n```\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""Rate limits per client, for requests and for wrong passwords: kept in memory, for some thousand clients."""
+"""Rate limits per client, for requests and for login tries: kept in memory, for some thousand clients."""
 
 import ipaddress
 import time
@@ -29,8 +29,8 @@ def client_of(address: str) -> str:
     return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
-class Recent(Generic[Value]):
-    """A mapping that keeps the newest `max_clients` entries."""
+class RecentlyWritten(Generic[Value]):
+    """A bounded mapping: the `max_clients` entries that were written last. `get` does not refresh an entry."""
 
     def __init__(self, max_clients: int = MAX_CLIENTS) -> None:
         self.max_clients, self.entries = max_clients, OrderedDict[str, Value]()
@@ -51,33 +51,34 @@ class Recent(Generic[Value]):
 class Rate:
     """A token bucket per client: `burst` requests at once, then `per_second`.
 
-    wait(client) -> 0.0 when the request may pass (it is counted), else seconds until the next one may.
+    try_acquire(client) -> 0.0 when the request may pass (it is counted), else seconds until the next one may.
     """
 
     def __init__(
         self, per_second: float, burst: int, clock: Clock = time.monotonic, max_clients: int = MAX_CLIENTS
     ) -> None:
         self.per_second, self.burst, self.clock = per_second, float(burst), clock
-        self.buckets: Recent[tuple[float, float]] = Recent(max_clients)  # tokens, and when they were counted
+        # by client: (requests allowed, when that was counted)
+        self.buckets = RecentlyWritten[tuple[float, float]](max_clients)
 
-    def wait(self, client: str) -> float:
+    def try_acquire(self, client: str) -> float:
         now = self.clock()
-        tokens, then = self.buckets.get(client) or (self.burst, now)
-        tokens = min(self.burst, tokens + (now - then) * self.per_second)
-        passes = tokens >= 1
-        self.buckets.put(client, (tokens - 1 if passes else tokens, now))
-        return 0.0 if passes else (1 - tokens) / self.per_second
+        allowance, then = self.buckets.get(client) or (self.burst, now)
+        allowance = min(self.burst, allowance + (now - then) * self.per_second)
+        passes = allowance >= 1
+        self.buckets.put(client, (allowance - 1 if passes else allowance, now))
+        return 0.0 if passes else (1 - allowance) / self.per_second
 
 
 class LoginTries(NamedTuple):
     """Passwords a client tried since the last right one."""
 
-    times: int
+    number: int
     last: float  # seconds of the clock
 
 
-class Logins:
-    """Wrong passwords: `free` of them at once, then one after 30 s, one after 60 s, ... at most one every 15 min.
+class LoginThrottle:
+    """Login tries: `free_tries` of them at once, then one after 30 s, one after 60 s, ... at most one every 15 min.
 
     A try counts when it begins, so that many at once do not get around it; they are forgotten after the right password,
     and after an hour without a try.
@@ -86,27 +87,28 @@ class Logins:
     def __init__(
         self,
         clock: Clock = time.monotonic,
-        free: int = 5,
-        first: float = 30.0,
-        longest: float = 900.0,
-        forget: float = 3600.0,
+        free_tries: int = 5,
+        first_wait: float = 30.0,
+        max_wait: float = 900.0,
+        forget_after: float = 3600.0,
         max_clients: int = MAX_CLIENTS,
     ) -> None:
-        self.clock, self.free, self.first, self.longest, self.forget = clock, free, first, longest, forget
-        self.tries: Recent[LoginTries] = Recent(max_clients)
+        self.clock, self.free_tries, self.first_wait = clock, free_tries, first_wait
+        self.max_wait, self.forget_after = max_wait, forget_after
+        self.tries = RecentlyWritten[LoginTries](max_clients)
 
-    def wait(self, client: str) -> float:
+    def begin_try(self, client: str) -> float:
         """0.0 when a client may try now, and the try is counted; else seconds until it may."""
         now = self.clock()
         tries = self.tries.get(client)
-        if tries is None or now - tries.last >= self.forget:
+        if tries is None or now - tries.last >= self.forget_after:
             tries = LoginTries(0, now)
-        if tries.times >= self.free:
-            doublings = min(tries.times - self.free, 32)  # beyond that it is the longest wait anyway
-            seconds = tries.last + min(self.longest, self.first * 2**doublings) - now
+        if tries.number >= self.free_tries:
+            doublings = min(tries.number - self.free_tries, 32)  # beyond that it is the longest wait anyway
+            seconds = tries.last + min(self.max_wait, self.first_wait * 2**doublings) - now
             if seconds > 0:
                 return seconds
-        self.tries.put(client, LoginTries(tries.times + 1, now))
+        self.tries.put(client, LoginTries(tries.number + 1, now))
         return 0.0
 
     def succeeded(self, client: str) -> None:
