@@ -60,7 +60,7 @@ def _fresh_pairs(out: Path) -> Path:
 
     sink = TerminalSink()
     with exit_codes.interruption_hint(sink.close, "the same command"):
-        return run_fresh_pairs(out, sink)
+        return run_fresh_pairs(out.with_name(f"{out.name}-pairs"), sink)
 
 
 def unpack(*models: str) -> None:

@@ -36,12 +36,12 @@ def is_gguf(model: str) -> bool:
 def gguf_folder(file: Path, on_message: Callable[[str], None] | None = None) -> Path:
     """The model folder of a GGUF file, made now unless the cache has it.
 
-    Two processes that ask for the same file make one folder: the second waits. on_message(text) is told before the
+    Two processes that ask for the same file make one folder: the second waits. on_message(text) is called before the
     long part. Raises ModelError for a file that is no whole model of a kind in `ARCHITECTURES`, and when the cache has
     no room.
 
     >>> gguf_folder(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))
-    PosixPath('/home/me/.cache/lite_c2f/gguf/5ab47e8b1f2f0c5d')
+    PosixPath('/home/me/.cache/lite_c2f/gguf/5ab47e8b1f2f0c5d-1')
     """
     if not file.is_file():
         raise ModelError.because(f"'{file}' is not there", "a GGUF file", "correct the path")

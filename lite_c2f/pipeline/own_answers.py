@@ -24,16 +24,17 @@ PROMPT_TOKENS = 512
 PART = 64  # questions that are answered, and stored, at once
 
 
-def fresh_pairs(run: Path, sink: ProgressSink | None = None) -> Path:
-    """Preference pairs of newly sampled answers, as RUN/pairs.jsonl; an hour on two cores.
+def fresh_pairs(folder: Path, sink: ProgressSink | None = None) -> Path:
+    """Preference pairs of newly sampled answers, as FOLDER/pairs.jsonl; an hour on two cores.
 
-    Answers are kept in RUN/answers.jsonl while it grows, and a call that was stopped goes on there.
+    folder: not a run's own, which has to be empty before it begins. Answers are kept in FOLDER/answers.jsonl, and a
+    call that was stopped goes on there.
     """
-    file = run / "pairs.jsonl"
+    file = folder / "pairs.jsonl"
     if not file.is_file():
-        run.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         trained, held_out = all_questions()
-        answers = fresh_answers(run / "answers.jsonl", [*trained, *held_out], sink or SilentSink())
+        answers = fresh_answers(folder / "answers.jsonl", [*trained, *held_out], sink or SilentSink())
         rows = []
         for pair in pairs_of([*trained, *held_out], answers):
             row = pair._asdict()

@@ -99,6 +99,7 @@ def _some(rng: random.Random, low: int, high: int, noun: tuple[str, str]) -> tup
 
 
 def shopping(rng: random.Random) -> CheckedQuestion:
+    """Two kinds of goods at a price each: the total."""
     who, (one, many), (other, others) = rng.choice(PEOPLE), *rng.sample(GOODS, 2)
     count, price, more, second = rng.randint(2, 6), rng.randint(2, 9), rng.randint(2, 5), rng.randint(2, 8)
     start = (
@@ -111,6 +112,7 @@ def shopping(rng: random.Random) -> CheckedQuestion:
 
 
 def stock(rng: random.Random) -> CheckedQuestion:
+    """A count, a gain and a loss: what is left."""
     who, (_, many) = rng.choice(PEOPLE), rng.choice(GOODS)
     start, gain, loss = rng.randint(8, 30), rng.randint(3, 15), rng.randint(2, 8)
     verbs = rng.choice((("finds", "gives away"), ("gets", "loses"), ("buys", "sells"), ("receives", "uses")))
@@ -122,6 +124,7 @@ def stock(rng: random.Random) -> CheckedQuestion:
 
 
 def packing(rng: random.Random) -> CheckedQuestion:
+    """Goods in containers, with some left over or none: how many of either."""
     (_, many), (box, boxes) = rng.choice(GOODS), rng.choice(CONTAINERS)
     each, full, rest = rng.randint(3, 9), rng.randint(3, 9), rng.randint(2, 5)
     if rng.random() < 0.5:
@@ -133,6 +136,7 @@ def packing(rng: random.Random) -> CheckedQuestion:
 
 
 def sharing(rng: random.Random) -> CheckedQuestion:
+    """Some put aside, the rest shared equally: each one's share."""
     first, second = rng.sample(PEOPLE, 2)
     (_, many), people = rng.choice(GOODS), rng.randint(2, 6)
     each, eaten = rng.randint(3, 9), rng.randint(1, 4)
@@ -149,6 +153,7 @@ def clock(hour: int, minute: int) -> str:
 
 
 def arrival(rng: random.Random) -> CheckedQuestion:
+    """A beginning and a duration in minutes: the time of the end."""
     hour, minute, takes = (
         rng.randint(7, 10),
         rng.choice((5, 10, 15, 20, 25, 30, 35, 40, 45, 50)),
@@ -162,6 +167,7 @@ def arrival(rng: random.Random) -> CheckedQuestion:
 
 
 def schedule(rng: random.Random) -> CheckedQuestion:
+    """Two tasks within a number of minutes: yes or no."""
     who, (first, second) = rng.choice(PEOPLE), rng.sample(TASKS, 2)
     a, b = rng.choice((15, 20, 25, 30, 35, 40, 45)), rng.choice((20, 25, 30, 35, 40, 50))
     slack = rng.choice((-20, -15, -10, 5, 10, 15))
@@ -173,6 +179,7 @@ def schedule(rng: random.Random) -> CheckedQuestion:
 
 
 def order(rng: random.Random) -> CheckedQuestion:
+    """Three people compared in pairs: who is first or last."""
     comparative, most, least = rng.choice(ADJECTIVES)
     a, b, c = rng.sample(PEOPLE, 3)
     facts = [f"{a} is {comparative} than {b}.", f"{b} is {comparative} than {c}."]
@@ -183,6 +190,7 @@ def order(rng: random.Random) -> CheckedQuestion:
 
 
 def offer(rng: random.Random) -> CheckedQuestion:
+    """Two shops with packs of different sizes for one price: which gives more."""
     (_, many), (shop, other) = rng.choice(GOODS), rng.sample(("Green", "Miller", "North", "Star", "Corner", "Lake"), 2)
     packs, size, packs2, size2 = rng.randint(2, 5), rng.randint(4, 9), rng.randint(2, 5), rng.randint(4, 9)
     if packs * size == packs2 * size2:
@@ -195,6 +203,7 @@ def offer(rng: random.Random) -> CheckedQuestion:
 
 
 def open_question(rng: random.Random) -> CheckedQuestion:
+    """One of `OPEN`, which has no answer to check."""
     return CheckedQuestion("open", rng.choice(OPEN))
 
 

@@ -113,4 +113,5 @@ def bracketed(host: str) -> str:
 
 
 def port_error(host: str, port: int, error: Exception) -> ConfigError:
+    """The error for a port on which nothing can be served."""
     return ConfigError.because(f"port {port} on {host}: {error}", "a free port", "use --port")

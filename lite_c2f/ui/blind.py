@@ -53,13 +53,17 @@ class Ballot(NamedTuple):
     settings: ChatSettings
     replies: dict[str, Reply]  # by letter
     choice: str = ""  # "" until the vote
+    done: bool = False  # both answers are whole, and scored: nothing more will be drawn
 
     @property
     def complete(self) -> bool:
-        """Whether it can be voted on: both answers have ended, neither failed, and they differ."""
+        """Whether it can be voted on: both answers are whole and scored, neither failed, and they differ.
+
+        A vote before the scores would be undone by them, and the page would not take another question yet.
+        """
         finishes = [reply.finish for reply in self.replies.values()]
         answered = len(finishes) == len(LETTERS) and all(finish and finish != "error" for finish in finishes)
-        return answered and not self.same
+        return self.done and answered and not self.same
 
     @property
     def same(self) -> bool:
@@ -123,6 +127,8 @@ def blind_view(served: Served, identity: list[Any]) -> None:
             page.view_state[VIEW] = ballot
             yield [box, *draw(ballot)]
             box = gr.skip()
+        ballot = page.view_state[VIEW] = ballot._replace(done=True)
+        yield [box, *draw(ballot)]
 
     def stop(request: gr.Request) -> None:
         served.pages.of(request.session_hash).stop(VIEW)

@@ -33,7 +33,7 @@ def served(tmp_path):
 
 def ballot(a, b, choice=""):
     replies = {letter: reply for letter, reply in (("A", a), ("B", b)) if reply is not None}
-    return Ballot(EVIL, ("fine", "coarse"), ChatSettings(), replies, choice)
+    return Ballot(EVIL, ("fine", "coarse"), ChatSettings(), replies, choice, done=True)
 
 
 def test_texts_are_shown_and_never_markup():
@@ -149,3 +149,9 @@ def test_samples_of_six_prompts():
     page = run_html.samples(samples)
     assert page.count("<blockquote>") == page.count("<i>(empty)</i>") == 6
     assert "2 more prompts are in" in page and "more prompts" not in run_html.samples(samples[:6])
+
+
+def test_nobody_votes_before_the_scores_are_there():
+    """A later snapshot would draw the answers again without the vote, and no other question is taken meanwhile."""
+    scored = ballot(REPLY, OTHER)
+    assert scored.complete and not scored._replace(done=False).complete
