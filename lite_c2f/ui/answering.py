@@ -89,6 +89,12 @@ class Notice(Exception):  # noqa: N818  it is no error
     """A message to the visitor instead of an answer."""
 
 
+def refuse_while_answering(page: PageSession, view: str) -> None:
+    """Raise Notice while a view's last answers are being written or scored."""
+    if view in page.streams:
+        raise Notice("The last answers are still being written: stop them, or wait")
+
+
 def question_of(text: str | None) -> str:
     """The question typed into the box. Raises Notice where it is empty."""
     if not (text or "").strip():

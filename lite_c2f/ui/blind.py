@@ -26,6 +26,7 @@ from lite_c2f.ui.answering import (
     page_settings,
     question_of,
     ratio_slider,
+    refuse_while_answering,
     settings_fold,
 )
 from lite_c2f.ui.escaping import fill
@@ -59,7 +60,7 @@ class Ballot(NamedTuple):
     def complete(self) -> bool:
         """Whether it can be voted on: both answers are whole and scored, neither failed, and they differ.
 
-        A vote before the scores would be undone by them, and the page would not take another question yet.
+        A vote before the scores would be drawn over by them.
         """
         finishes = [reply.finish for reply in self.replies.values()]
         answered = len(finishes) == len(LETTERS) and all(finish and finish != "error" for finish in finishes)
@@ -67,10 +68,10 @@ class Ballot(NamedTuple):
 
     @property
     def same(self) -> bool:
-        """Whether both answers have ended with the same text."""
+        """Whether both answers are whole with the same text."""
         replies = list(self.replies.values())
         ended = len(replies) == len(LETTERS) and all(reply.finish for reply in replies)
-        return ended and len({reply.text for reply in replies}) == 1
+        return self.done and ended and len({reply.text for reply in replies}) == 1
 
 
 def blind_view(served: Served, identity: list[Any]) -> None:
@@ -115,6 +116,7 @@ def blind_view(served: Served, identity: list[Any]) -> None:
         actors = tuple(pair.split()) if pair else tuple(random.sample(ALL_PANES[:3], 2))
         actors = tuple(random.sample(actors, 2))
         try:
+            refuse_while_answering(page, VIEW)
             ballot = Ballot(question_of(text), actors, settings, {})
         except Notice as notice:
             gr.Info(str(notice))
@@ -139,7 +141,7 @@ def blind_view(served: Served, identity: list[Any]) -> None:
         [prompt, pair, ratio, *settings, *identity],
         [prompt, *shown],
         show_progress="hidden",
-        trigger_mode="once",
+        trigger_mode="multiple",  # a second question gets a notice
         concurrency_limit=None,
         api_visibility="private",
     )

@@ -21,6 +21,7 @@ from lite_c2f.ui.answering import (
     examples,
     page_settings,
     question_of,
+    refuse_while_answering,
     settings_fold,
 )
 from lite_c2f.ui.escaping import fill
@@ -54,8 +55,9 @@ def ratio_grid_view(served: Served) -> None:
 
     def ask(request: gr.Request, text: str, checked: list[float], *inputs: Any) -> Iterator[list[Any]]:
         """One answer per ratio."""
-        selected = sorted(checked or [])
+        page, selected = served.pages.of(request.session_hash), sorted(checked or [])
         try:
+            refuse_while_answering(page, VIEW)
             text = question_of(text)
             if not 1 <= len(selected) <= MOST:
                 raise Notice(f"Choose 1 to {MOST} ratios")
@@ -64,7 +66,7 @@ def ratio_grid_view(served: Served) -> None:
             yield [gr.skip(), gr.skip()]
             return
         panes = [Pane(f"{ratio:g}", "fine", ratio) for ratio in selected]
-        page, settings = served.pages.of(request.session_hash), page_settings(None, *inputs)
+        settings = page_settings(None, *inputs)
         question = [Turn("human", text)]
         for snapshot in answers(served, page, VIEW, {pane.key: question for pane in panes}, panes, settings):
             yield [gr.skip(), _grid(snapshot.replies, selected, chat.ratio, text)]
@@ -78,7 +80,7 @@ def ratio_grid_view(served: Served) -> None:
         [prompt, ratios, *settings],
         [prompt, grid],
         show_progress="hidden",
-        trigger_mode="once",
+        trigger_mode="multiple",  # a second question gets a notice
         concurrency_limit=None,
         api_visibility="private",
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lite_c2f.chat import ChatSettings
 from lite_c2f.data.records import Turn
-from lite_c2f.ui.answering import Notice, Served, answers, question_of
+from lite_c2f.ui.answering import Notice, Served, answers, question_of, refuse_while_answering
 from lite_c2f.ui.page_session import PageSession, history
 from lite_c2f.ui.saving import new_transcript, save_transcript
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round, Transcript
@@ -108,8 +108,7 @@ def _stream_round(
 ) -> Iterator[ShownRounds]:
     """Write the answers of a round, saving them as they grow: a reload loses neither the question nor their text."""
     with page.lock:
-        if VIEW in page.streams:
-            raise Notice("The last answers are still being written: stop them, or wait")
+        refuse_while_answering(page, VIEW)
         transcript, saved, round_, settings = begin()
         turns = {pane: [*history(transcript, pane), Turn("human", round_.prompt)] for pane in panes}
         snapshots = answers(served, page, VIEW, turns, panes, settings)
