@@ -167,6 +167,8 @@ def test_identity_is_all_but_the_batch_sizes_and_the_places_of_models(values, ba
     whole = dict(leaves(config.model_dump(mode="json", exclude={"run"})))
     for key in ("data.preferences", "data.prompts"):  # runs of earlier versions have no `columns`
         whole[key] = [{k: v for k, v in source.items() if (k, v) != ("columns", None)} for source in whole[key]]
+        for source in whole[key]:  # a local file counts by its name
+            source["path"] = source["path"].split("/")[-1] if source["path"][0] == "/" else source["path"]
     own = ("coarse.algorithm", "coarse.dpo.")  # of DPO, which reads nothing else but the clipping of gradients
     if config.coarse.algorithm == "ppo":  # runs of earlier versions know no DPO
         whole = {key: value for key, value in whole.items() if not key.startswith(own)}
