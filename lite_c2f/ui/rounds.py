@@ -127,7 +127,8 @@ def _stream_round(
     for snapshot in chain([first], snapshots):
         round_ = round_._replace(replies={**round_.replies, **snapshot.replies})
         yield ShownRounds((*transcript.rounds, round_), snapshot.waiting)
-        if snapshot.replies and time.monotonic() - saved_at > SAVE_EVERY:
+        unscored = snapshot.replies and all(reply.reward is None for reply in snapshot.replies.values())
+        if unscored and time.monotonic() - saved_at > SAVE_EVERY:  # scored ones are saved when the stream has ended
             save(quiet=True)
     save(quiet=False)
     # Shown last whatever happened meanwhile: Gradio sends an event's last update once more when it ends.

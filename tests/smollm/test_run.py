@@ -10,10 +10,10 @@ from lite_c2f.gguf.embedded import PACKAGE
 from lite_c2f.pipeline.own_answers import fresh_answers
 from lite_c2f.runtime.progress import SilentSink
 from lite_c2f.smollm import CONFIG, SMOLLM
-from lite_c2f.smollm.data import SAMPLED, all_questions
+from lite_c2f.smollm.data import SAMPLED, all_questions, pairs
 
 FEW = [
-    "data.max_answer_tokens=32", "data.preferences=[{path: smollm2, weight: 0.02}]", "reward.batch=4",
+    "data.max_answer_tokens=32", "data.held_out=0.3", "data.max_held_out=8", "reward.batch=4",
     "reward.micro_batch=4", "coarse.updates=2", "coarse.rollouts=4", "coarse.epochs=1", "coarse.length.start=8",
     "coarse.length.max=16", "coarse.sample_prompts=1", "evaluation.prompts=4", "evaluation.max_tokens=16",
     "fine.max_tokens=16",
@@ -31,7 +31,10 @@ def installed():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the libraries' own
 def test_all_stages(tmp_path, call):
-    code, out, err = call("train", CONFIG, *FEW, "--run-dir", tmp_path / "run")
+    rows = [{"prompt": p.turns[0].text, "chosen": p.chosen, "rejected": p.rejected} for p in pairs(held_out=False)[:12]]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))  # fewer than the source's 287 held-out ones
+    few = [*FEW, f"data.preferences=[{tmp_path / 'pairs.jsonl'}]"]
+    code, out, err = call("train", CONFIG, *few, "--run-dir", tmp_path / "run")
     assert code == 0, err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert set(summary["actors"]) == {"base", "instruct", "coarse", "fine"}
