@@ -4,10 +4,12 @@ Random weights are saved as a model folder and loaded through the real path: NF4
 22 GiB of whatever card is there. Measured: a reward-model step, a PPO update at each limit with every response as long
 as the limit (the worst case), the sampler against `generate` under a cap of 1024 with lognormal lengths, and the chat's
 three panes against one. `--tiny` runs the same on a small shape and on a CPU, where no peak is measured. Every figure
-is written to --out as soon as it is there. Prints one JSON line last.
+is written to --out as soon as it is there. `--model smollm2` trains configs/smollm2.yaml instead, all stages on a real
+model, and measures those. Prints one JSON line last.
 
     python benchmarks/gpu.py [--limits 128,512,1024,2048] [--rollouts 32] [--out FILE]
-    python benchmarks/gpu.py --tiny
+    python benchmarks/gpu.py --model smollm2 [--work FOLDER] [--out FILE]
+    python benchmarks/gpu.py [--model smollm2] --tiny
 """
 
 import argparse
@@ -210,9 +212,30 @@ def greedy_agreement(gpu: GpuRun, roles: Any) -> None:
     gpu.note("greedy_agreement", round(sum(same) / (32 * len(same)), 3))
 
 
+def real_model(gpu: GpuRun) -> None:
+    """All stages of configs/smollm2.yaml, the last one the comparison; `--tiny` trains a few steps of each."""
+    from lite_c2f import train
+    from lite_c2f.config.loading import load_config
+    from lite_c2f.smollm import CONFIG
+
+    settings = []
+    if gpu.tiny:
+        settings += ["reward.max_pairs=32", "coarse.updates=2", "coarse.rollouts=4", "evaluation.prompts=4"]
+        settings += ["evaluation.max_tokens=48", "fine.max_tokens=48"]
+    run = gpu.folder.with_name("smollm2-run")
+    gpu.fresh()
+    gpu.note("summary", train(load_config(CONFIG, settings), run))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if line["stage"] == "coarse"]
+    gpu.note("tokens_per_s", [round(line["tokens_per_s"], 1) for line in updates])
+    gpu.note("update_seconds", [round(line["seconds"], 2) for line in updates])
+    gpu.note("peak_gib", gpu.peak_gib())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a small shape; runs on a CPU")
+    parser.add_argument("--model", choices=("7b", "smollm2"), default="7b")
     parser.add_argument("--limits", help="response limits (default: 128,512,1024,2048; tiny: 8,16,32)")
     parser.add_argument("--rollouts", type=int, default=32)
     parser.add_argument("--work", type=Path, help="folder for the random weights, to keep them (15 GB)")
@@ -224,17 +247,21 @@ def main() -> None:
     gpu.limits = [
         int(limit) for limit in (options.limits or ("8,16,32" if options.tiny else "128,512,1024,2048")).split(",")
     ]
-    gpu.build()
+    if options.model == "7b":
+        gpu.build()
     if gpu.device.type == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, CAP_GIB * 2**30 / total))
     gpu.note("card_gib", {"planned": CARD, "capped": CAP_GIB if gpu.device.type == "cuda" else None})
-    reward_step(gpu)
-    roles = build_roles(gpu)
-    ppo_updates(gpu, roles)
-    rollout_speed(gpu, roles)
-    greedy_agreement(gpu, roles)
-    chat_panes(gpu, roles)
+    if options.model == "smollm2":
+        real_model(gpu)
+    else:
+        reward_step(gpu)
+        roles = build_roles(gpu)
+        ppo_updates(gpu, roles)
+        rollout_speed(gpu, roles)
+        greedy_agreement(gpu, roles)
+        chat_panes(gpu, roles)
     print(json.dumps(gpu.result), flush=True)
 
 

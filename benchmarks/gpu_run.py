@@ -31,7 +31,7 @@ class GpuRun:
         self.prompt = 16 if self.tiny else 256
         self.vocabulary = 2048 if self.tiny else 32000
         self.folder = Path(options.work or tempfile.mkdtemp()) / ("tiny" if self.tiny else "7b")
-        self.result: dict[str, Any] = {"benchmark": "gpu", "tiny": self.tiny, **machine()}
+        self.result: dict[str, Any] = {"benchmark": "gpu", "model": options.model, "tiny": self.tiny, **machine()}
 
     def note(self, name: str, value: Any, *, quiet: bool = False) -> None:
         """Add a figure, and write all of them to the file."""

@@ -47,7 +47,10 @@ def compute_on(config: Config, device: torch.device) -> Compute:
     Raises ConfigError for float16 on a CPU.
     """
     on_gpu = device.type == "cuda"
-    bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if on_gpu:
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        bfloat16 = bool(torch.cpu.get_capabilities().get("amx_bf16"))
     return pick_compute(config, on_gpu=on_gpu, bfloat16=bfloat16)
 
 

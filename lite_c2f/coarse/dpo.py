@@ -1,4 +1,4 @@
-"""Coarse stage by DPO (Rafailov 2023, arXiv 2305.18290), the baseline beside PPO, on TRL's DPOTrainer."""
+"""Coarse stage by DPO (Rafailov 2023, arXiv 2305.18290) on TRL's DPOTrainer, to compare PPO with."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ from lite_c2f.runtime.signals import graceful
 from lite_c2f.storage.checkpoints import CheckpointStore
 from lite_c2f.storage.files import publish_folder, read_json, write_json
 
-# The trainer tokenises the dataset it is built with, and has no setting against it; it is given this one, then ours.
+# The trainer always tokenises the dataset it is built with. It is built with this one; ours, tokenised, replaces it.
 _PLACEHOLDER = {"prompt": ".", "chosen": ".", "rejected": "."}
 
 
@@ -51,7 +51,7 @@ def train_dpo(
     settings, device, on_message = config.coarse.dpo, pick_device(config), on_message or (lambda _: None)
     tokenizer = load_tokenizer(models.base)
     pairs = encode_pairs(training_pairs(corpus, config), tokenizer, config, config.data.truncated)
-    rows = [split_prompt(row, prompt) for row, prompt in zip(pairs.rows, pairs.prompt_tokens, strict=True)]
+    rows = [split_prompt(row, length) for row, length in zip(pairs.rows, pairs.prompt_tokens, strict=True)]
     if not rows:
         raise DataError.because(
             f"data: no training pair whose sides differ within {config.data.max_answer_tokens} tokens",
@@ -61,8 +61,8 @@ def train_dpo(
     batch = BatchSize("coarse.dpo.micro_batch", min(resolved(settings.micro_batch), settings.batch), on_message)
     log = LogCallback(DPO, config, run, tracker, progress, on_message, force=force)
 
-    def build(micro_batch: int, scratch: str) -> DPOTrainer:
-        shared = shared_arguments(config, settings, device, scratch, len(rows), micro_batch)
+    def build(micro_batch: int, output_dir: str) -> DPOTrainer:
+        shared = shared_arguments(config, settings, device, output_dir, len(rows), micro_batch)
         base: Any = load_model(models.base, config)
         trainer = DPOTrainer(
             model=base,  # not a PeftModel, to which it would add a second adapter
@@ -90,11 +90,11 @@ def train_dpo(
     return read_json(run / "coarse" / "metrics.json")
 
 
-def split_prompt(row: dict[str, list[int]], prompt: int) -> dict[str, list[int]]:
-    """The ids of the prompt, and both sides without it. prompt: its tokens.
+def split_prompt(row: dict[str, list[int]], length: int) -> dict[str, list[int]]:
+    """The ids of the prompt, and both sides without it. length: of the prompt, in tokens.
 
     >>> split_prompt({"chosen_ids": [1, 2], "rejected_ids": [1, 3]}, 1)
     {'prompt_ids': [1], 'chosen_ids': [2], 'rejected_ids': [3]}
     """
     chosen, rejected = row["chosen_ids"], row["rejected_ids"]
-    return {"prompt_ids": chosen[:prompt], "chosen_ids": chosen[prompt:], "rejected_ids": rejected[prompt:]}
+    return {"prompt_ids": chosen[:length], "chosen_ids": chosen[length:], "rejected_ids": rejected[length:]}

@@ -62,7 +62,7 @@ class Dpo(Section):
 
 
 class Coarse(Section):
-    """Training of the Coarse Actor on the base model: PPO with Continuous Maximization, or DPO as its baseline."""
+    """Training of the Coarse Actor on the base model: PPO with Continuous Maximization, or DPO to compare it with."""
 
     algorithm: Literal["ppo", "dpo"] = Field(
         "ppo",

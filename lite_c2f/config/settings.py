@@ -46,10 +46,11 @@ class Model(Section):
     base_revision: str | None = Field(None, description="Commit of the base model on the hub, to pin it.")
     instruct_revision: str | None = Field(None, description="Commit of the instruct model on the hub, to pin it.")
     quantization: Literal["nf4", "none"] = Field("nf4", description="4-bit NF4 with double quantisation, or none.")
-    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+    compute_dtype: Literal["auto", "native", "bfloat16", "float16", "float32"] = Field(
         "auto",
-        description="Arithmetic of the base: auto is bfloat16 on a GPU that has it, float32 elsewhere. float16, with "
-        "loss scaling, is faster on GPUs before Ampere, and overflows in some models.",
+        description="Arithmetic of the base: auto is bfloat16 on a GPU that has it, float32 elsewhere; native is "
+        "bfloat16 on a CPU with AMX too, where training is faster and its figures are no longer those of other CPUs. "
+        "float16, with loss scaling, is faster on GPUs before Ampere, and overflows in some models.",
     )
     prompt_template: str = Field(
         PROMPT_TEMPLATE,

@@ -24,12 +24,13 @@ class Compute(NamedTuple):
 def pick_compute(config: Config, *, on_gpu: bool, bfloat16: bool) -> Compute:
     """The configured settings; `auto` is bfloat16 with checkpointing on a GPU with bfloat16, float32 elsewhere.
 
-    on_gpu: whether the run uses a GPU; bfloat16: whether that GPU has it in hardware. `auto` is never float16, in which
-    some models' activations overflow. Raises ConfigError for float16 on a CPU.
+    on_gpu: whether the run uses a GPU; bfloat16: whether the device has it in hardware, a CPU by AMX. `native` uses it
+    on a CPU too. Neither is ever float16, in which some models' activations overflow. Raises ConfigError for float16
+    on a CPU.
     """
     dtype, checkpointing = config.model.compute_dtype, config.hardware.gradient_checkpointing
     if dtype == "float16" and not on_gpu:
         raise ConfigError.because("model.compute_dtype=float16 on a CPU", "float32 or bfloat16", "set it to auto")
-    if dtype == "auto":
-        dtype = "bfloat16" if on_gpu and bfloat16 else "float32"
+    if dtype in ("auto", "native"):
+        dtype = "bfloat16" if bfloat16 and (on_gpu or dtype == "native") else "float32"
     return Compute(on_gpu, dtype, on_gpu if checkpointing == "auto" else checkpointing)

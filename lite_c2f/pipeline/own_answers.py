@@ -1,4 +1,4 @@
-"""Answers of the embedded real model to its questions, sampled anew: what its preference pairs are made of."""
+"""Answers of SmolLM2 to the embedded questions, sampled anew; preference pairs are made of them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from lite_c2f.gguf import unpacked
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
 from lite_c2f.sampling import Sampling, Stops, sample
 from lite_c2f.smollm import SMOLLM
-from lite_c2f.smollm.data import CHAT, LIMIT, SAMPLED, SampledAnswer, all_questions, pairs_of
+from lite_c2f.smollm.data import CHAT, LIMIT, SAMPLING_GRID, SampledAnswer, all_questions, pairs_of
 from lite_c2f.smollm.questions import CheckedQuestion
 from lite_c2f.storage.files import write_jsonl
 from lite_c2f.storage.results import ResultCache
@@ -27,8 +27,8 @@ PART = 64  # questions that are answered, and stored, at once
 def fresh_pairs(folder: Path, sink: ProgressSink | None = None) -> Path:
     """Preference pairs of newly sampled answers, as FOLDER/pairs.jsonl; an hour on two cores.
 
-    folder: not a run's own, which has to be empty before it begins. Answers are kept in FOLDER/answers.jsonl, and a
-    call that was stopped goes on there.
+    folder: its own, since a run directory has to be empty before a run begins. Answers are stored in
+    FOLDER/answers.jsonl, from which an interrupted call resumes.
     """
     file = folder / "pairs.jsonl"
     if not file.is_file():
@@ -44,9 +44,9 @@ def fresh_pairs(folder: Path, sink: ProgressSink | None = None) -> Path:
 
 
 def fresh_answers(file: Path, questions: Sequence[CheckedQuestion], sink: ProgressSink) -> list[SampledAnswer]:
-    """One answer to each question for each form and temperature of `SAMPLED`. file: where they are kept meanwhile."""
+    """One answer to each question for each form and temperature of `SAMPLING_GRID`. file: stores them meanwhile."""
     cache = ResultCache(file, {"questions": [question.text for question in questions], "limit": LIMIT})
-    parts = [(*how, start) for how in SAMPLED for start in range(0, len(questions), PART)]
+    parts = [(*how, start) for how in SAMPLING_GRID for start in range(0, len(questions), PART)]
     sink.on_stage("answers", len(parts), "parts")
     model = None
     answers: list[SampledAnswer] = []

@@ -1,8 +1,8 @@
 """Pairs and prompts of the embedded real model, from its own answers to our questions.
 
 ANSWERS is shipped: one answer of SmolLM2-135M-Instruct to each question for each form of prompt and temperature in
-`SAMPLED`, by `pipeline.own_answers`, which takes an hour on two cores. Pairs are made of it by rules.py when they are
-read, so that other rules need no other answers.
+`SAMPLING_GRID`, by `pipeline.own_answers`, which takes an hour on two cores. Pairs are made of it by rules.py when
+they are read, so that other rules need no other answers.
 """
 
 import gzip
@@ -20,7 +20,7 @@ from lite_c2f.smollm.rules import pairs_of_answers
 ANSWERS = Path(__file__).with_name("answers.jsonl.gz")
 TRAINED, HELD_OUT = 480, 160  # questions
 PLAIN, CHAT = "plain", "chat"  # forms of prompt: `Human:` and `Assistant:` text, the chat template
-SAMPLED = tuple(itertools.product((PLAIN, CHAT), (0.7, 1.0)))  # form, temperature
+SAMPLING_GRID = tuple(itertools.product((PLAIN, CHAT), (0.7, 1.0)))  # form, temperature
 LIMIT = 160  # tokens of an answer
 
 

@@ -14,13 +14,17 @@ from lite_c2f.memory import make_plan
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with a card of so many GiB, or none. A card without bfloat16 emulates it, as Turing and Volta do."""
+    """A machine with a card of so many GiB, or none. native: whether it has bfloat16, the card or else the CPU.
+
+    A card without bfloat16 emulates it, as Turing and Volta do.
+    """
 
     def build(card, native=True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: card is not None)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         properties = SimpleNamespace(total_memory=(card or 0) * 2**30)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": native})
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native
         )
@@ -29,10 +33,15 @@ def machine(monkeypatch):
 
 
 SEVEN_B = ["model.base=mistralai/Mistral-7B-v0.1", "model.instruct=mistralai/Mistral-7B-Instruct-v0.1"]
-EXPECTED = {  # (wanted, on a GPU, with bfloat16 of its own) -> arithmetic
+EXPECTED = {  # (setting, on a GPU, with bfloat16 in hardware) -> arithmetic
     ("auto", True, True): torch.bfloat16,
     ("auto", True, False): torch.float32,
+    ("auto", False, True): torch.float32,
     ("auto", False, False): torch.float32,
+    ("native", True, True): torch.bfloat16,
+    ("native", True, False): torch.float32,
+    ("native", False, True): torch.bfloat16,
+    ("native", False, False): torch.float32,
 }
 
 
@@ -42,7 +51,7 @@ EXPECTED = {  # (wanted, on a GPU, with bfloat16 of its own) -> arithmetic
 def test_plan_and_loader_agree(machine, card, native, base):
     """In device, type and checkpointing, for every setting; 24 GiB that no card here has change nothing."""
     machine(card, native)
-    devices, dtypes = ("auto", "cpu", "cuda"), ("auto", "bfloat16", "float16", "float32")
+    devices, dtypes = ("auto", "cpu", "cuda"), ("auto", "native", "bfloat16", "float16", "float32")
     checked = 0
     for device, dtype, again, vram in itertools.product(devices, dtypes, ("auto", "true", "false"), ("null", "24")):
         settings = [
@@ -61,13 +70,13 @@ def test_plan_and_loader_agree(machine, card, native, base):
             continue
         plan, where = plan_here(config), pick_device(config)
         assert plan.compute.on_gpu == (where.type == "cuda") == on_gpu
-        expected = EXPECTED[dtype, on_gpu, native and on_gpu] if dtype == "auto" else getattr(torch, dtype)
+        expected = EXPECTED.get((dtype, on_gpu, native)) or getattr(torch, dtype)
         assert getattr(torch, plan.compute.dtype) == pick_dtype(config, where) == expected
         checkpointing = on_gpu if again == "auto" else again == "true"
         assert plan.compute.checkpointing == uses_checkpointing(config, where) == checkpointing
         assert plan.vram_gib == card_gib(config) == (min(card, 24 if vram == "24" else card) if on_gpu else None)
         checked += 1
-    assert checked == (36 if card is None else 66)
+    assert checked == (48 if card is None else 84)
 
 
 def test_a_card_that_emulates_bfloat16_is_told_about(machine):

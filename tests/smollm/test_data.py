@@ -8,7 +8,16 @@ import pytest
 from lite_c2f.config.loading import load_config
 from lite_c2f.runs.corpus import load_corpus
 from lite_c2f.smollm import CONFIG, SMOLLM
-from lite_c2f.smollm.data import ANSWERS, SAMPLED, SampledAnswer, all_questions, pairs, pairs_of, prompts, read_answers
+from lite_c2f.smollm.data import (
+    ANSWERS,
+    SAMPLING_GRID,
+    SampledAnswer,
+    all_questions,
+    pairs,
+    pairs_of,
+    prompts,
+    read_answers,
+)
 from lite_c2f.smollm.questions import CheckedQuestion
 
 SHA256 = "1944b0d1c573ce645de3bc6beea1d5d0c07152bf3a2e2d45e678089afbd0c9d8"
@@ -19,8 +28,8 @@ def test_the_answers_are_those_that_were_sampled():
     assert hashlib.sha256(ANSWERS.read_bytes()).hexdigest() == SHA256
     answers = read_answers()
     questions = [question.text for side in all_questions() for question in side]
-    assert Counter((a.form, a.temperature) for a in answers) == dict.fromkeys(SAMPLED, len(questions))
-    assert [answer.question for answer in answers] == questions * len(SAMPLED)
+    assert Counter((a.form, a.temperature) for a in answers) == dict.fromkeys(SAMPLING_GRID, len(questions))
+    assert [answer.question for answer in answers] == questions * len(SAMPLING_GRID)
 
 
 def test_no_question_is_on_both_sides():

@@ -10,7 +10,7 @@ from lite_c2f.gguf.embedded import PACKAGE
 from lite_c2f.pipeline.own_answers import fresh_answers
 from lite_c2f.runtime.progress import SilentSink
 from lite_c2f.smollm import CONFIG, SMOLLM
-from lite_c2f.smollm.data import SAMPLED, all_questions, pairs
+from lite_c2f.smollm.data import SAMPLING_GRID, all_questions, pairs
 
 FEW = [
     "data.max_answer_tokens=32", "data.held_out=0.3", "data.max_held_out=8", "reward.batch=4",
@@ -51,6 +51,6 @@ def test_answers_sampled_anew_are_kept_and_not_sampled_again(tmp_path, monkeypat
     questions = all_questions()[0][:2]
     monkeypatch.setattr("lite_c2f.pipeline.own_answers.LIMIT", 8)
     first = fresh_answers(tmp_path / "answers.jsonl", questions, SilentSink())
-    assert [(answer.form, answer.temperature) for answer in first[::2]] == list(SAMPLED)
+    assert [(answer.form, answer.temperature) for answer in first[::2]] == list(SAMPLING_GRID)
     monkeypatch.setattr("lite_c2f.pipeline.own_answers._load", lambda: pytest.fail("nothing is left to sample"))
     assert fresh_answers(tmp_path / "answers.jsonl", questions, SilentSink()) == first
