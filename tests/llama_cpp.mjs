@@ -1,8 +1,8 @@
 // A real llama.cpp (npm's node-llama-cpp) on token ids: reads a job as JSON on stdin, prints its result as JSON.
 //
 // job: {package: folder of node-llama-cpp, model: FILE.gguf, adapter: FILE.gguf or null, scales: [number],
-//       sequences: [{tokens: [id], prompt: n}], whole: boolean, generate: {prompts: [[id]], count}}
-// result: {scales: [{sequences: [[step]], generated: [[id]]}]}; a step for each token after the prompt:
+//       sequences: [{tokens: [id], prompt: n}], whole: boolean, generate: {prompts: [[id]], count}, texts: [text]}
+// result: {scales: [{sequences: [[step]], generated: [[id]], tokenized: [[id]]}]}; a step for each token after the prompt:
 //   {best: id, bestLogp, nextLogp, secondLogp} and, with whole, logp: [of every id]. Natural logarithms.
 import path from "node:path";
 import {pathToFileURL} from "node:url";
@@ -17,11 +17,16 @@ const plain = {temperature: 1, topK: 0, topP: 1, minP: 0}; // probabilities of t
 
 function step(next, token, whole) {
     const all = next.probabilities;
+    // llama.cpp adds up its probabilities in float32 from the largest down, which loses the smallest: over 49,152 tokens
+    // the sum of what it gives is above 1 by some ten-thousandths.
+    let total = 0;
+    for (const probability of all.values()) total += probability;
+    const logp = (probability) => Math.log(probability / total);
     const [[best, first], [, second]] = [...all.entries()].slice(0, 2);
-    const found = {best, bestLogp: Math.log(first), nextLogp: Math.log(all.get(token)), secondLogp: Math.log(second)};
+    const found = {best, bestLogp: logp(first), nextLogp: logp(all.get(token)), secondLogp: logp(second)};
     if (whole) {
         found.logp = new Array(all.size);
-        for (const [id, probability] of all) found.logp[id] = Math.log(probability);
+        for (const [id, probability] of all) found.logp[id] = logp(probability);
     }
     return found;
 }
@@ -38,7 +43,8 @@ for (const scale of job.scales) {
         lora: job.adapter == null ? undefined : {adapters: [{filePath: job.adapter, scale}]}
     });
     const sequence = context.getSequence();
-    const result = {sequences: [], generated: []};
+    const tokenized = (job.texts ?? []).map((text) => model.tokenize(text, true)); // with control tokens
+    const result = {sequences: [], generated: [], tokenized};
     for (const {tokens, prompt} of job.sequences ?? []) {
         await sequence.clearHistory();
         const inputs = tokens.slice(0, -1).map((token, place) =>

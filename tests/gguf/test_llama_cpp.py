@@ -6,10 +6,12 @@ import pytest
 import torch
 from families import FAMILIES
 from gguf_files import write_gguf
-from llama_cpp import llama_cpp, needs_llama_cpp
+from llama_cpp import changed_tokens, float32_copy, greedy, llama_cpp, log_probabilities, needs_llama_cpp
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lite_c2f.fine.gguf_adapter import export_adapter
+from lite_c2f.gguf import packed_file, unpacked
 from lite_c2f.gguf.families import FAMILIES as EXPORTED
 
 pytestmark = [pytest.mark.slow, needs_llama_cpp]
@@ -40,15 +42,6 @@ def adapt(model, folder, size, **lora):
     return adapted
 
 
-def log_probabilities(adapted, scale, ids):
-    """(T, vocabulary) of Transformers at a multiple of the adapter."""
-    for module in adapted.modules():
-        if hasattr(module, "set_scale"):
-            module.set_scale("default", scale)
-    with torch.no_grad():
-        return adapted(torch.tensor([ids])).logits[0].log_softmax(-1)
-
-
 @pytest.mark.parametrize("kind", EXPORTED)
 def test_a_tiny_model_of_each_family(tmp_path, kind):
     """Every log-probability of every token, with ranks, alphas and rsLoRA that differ from layer to layer."""
@@ -75,3 +68,56 @@ def test_a_tiny_model_of_each_family(tmp_path, kind):
         torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
         if scale:
             assert (expected - before[:-1]).abs().mean() > 0.05
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_smollm2_in_float32_and_as_it_is_shipped(tmp_path):
+    """Greedy tokens and their log-probabilities at three ratios; on 4-bit weights the change that the adapter makes.
+
+    `benchmarks/gguf_adapter.py` does the same with a trained adapter and 64 questions.
+    """
+    folder = unpacked("smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    adapted = adapt(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        tmp_path / "adapter",
+        0.15,
+        r=8,
+        lora_alpha=16,
+    )
+    file = export_adapter(tmp_path / "adapter", "smollm2", tmp_path / "out" / "residue.gguf").file
+    assert f"FROM {packed_file('smollm2')}\n" in (tmp_path / "out" / "Modelfile").read_text()
+    float32_copy(packed_file("smollm2"), tmp_path / "float32.gguf")
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        for text in ("Why is the sky blue?",)
+    ]
+    texts = {scale: greedy(adapted, scale, prompts, 16) for scale in SCALES}
+    assert texts[0.0] != texts[1.0] and texts[0.5] != texts[0.0]
+    for scale in SCALES:
+        rows = [{"tokens": text, "prompt": len(prompt)} for text, prompt in zip(texts[scale], prompts, strict=True)]
+        (result,) = llama_cpp(tmp_path / "float32.gguf", file, [scale], sequences=rows)
+        for row, steps in zip(rows, result["sequences"], strict=True):
+            answer = row["tokens"][row["prompt"] :]
+            expected = of_tokens(adapted, scale, row)
+            assert all(other["margin"] < 1e-3 for other in changed_tokens(steps, answer))  # none, or a near tie
+            got = torch.tensor([step["nextLogp"] for step in steps])
+            torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
+
+    # The stock file: activations are rounded to 8 bits, and single log-probabilities move by tenths of a nat.
+    results = llama_cpp(packed_file("smollm2"), file, [0.0, 1.0], sequences=rows)  # the texts of scale 1
+    before, after = (
+        torch.tensor([step["nextLogp"] for steps in result["sequences"] for step in steps]) for result in results
+    )
+    change = torch.cat([of_tokens(adapted, 1.0, row) - of_tokens(adapted, 0.0, row) for row in rows])
+    assert change.abs().mean() > 0.1
+    assert (after - before - change).abs().mean() < 0.3 * change.abs().mean()
+    assert torch.corrcoef(torch.stack([after - before, change]))[0, 1] > 0.95
+
+
+def of_tokens(adapted, scale, row):
+    """(tokens,) log-probabilities of a row's answer, of Transformers."""
+    answer = torch.tensor(row["tokens"][row["prompt"] :])
+    return log_probabilities(adapted, scale, row["tokens"])[row["prompt"] - 1 : -1].gather(1, answer[:, None])[:, 0]
