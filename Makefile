@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
+LLAMA_CPP := $(VENV)/.llama-cpp
 RUN ?= runs/toy
 SEED ?= 0
 # Tests run in so many processes, of one thread each.
@@ -33,7 +34,19 @@ $(SMOLLM2): $(STAMP)
 demo-real: setup $(SMOLLM2)
 	$(BIN)/lite-c2f demo --model smollm2 --seed $(SEED)
 
-test: check
+# llama.cpp (prebuilt for CPUs, and of its source the converters; 120 MB) that exported adapters and merged folders are
+# tested with. Without npm and Node 20, and on other systems than Linux on x86_64, those tests are skipped.
+$(LLAMA_CPP): $(STAMP)
+	if command -v npm >/dev/null && [ "$$(uname -sm)" = "Linux x86_64" ]; then set -e; \
+		rm -rf $(VENV)/llama-cpp; \
+		npm install --silent --no-audit --no-fund --omit=optional --ignore-scripts --prefix $(VENV)/llama-cpp \
+			node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1; \
+		git clone -q --no-checkout $(VENV)/llama-cpp/node_modules/node-llama-cpp/llama/gitRelease.bundle $(VENV)/llama-cpp/source; \
+		git -C $(VENV)/llama-cpp/source checkout -q HEAD -- conversion gguf-py convert_hf_to_gguf.py convert_lora_to_gguf.py; \
+		$(BIN)/python -m pip install -q --no-deps --target $(VENV)/llama-cpp/python sentencepiece==0.2.1; \
+		touch $@; fi
+
+test: check $(LLAMA_CPP)
 	$(PYTEST) -m slow
 
 check: setup $(SMOLLM2)

@@ -60,6 +60,8 @@ def write_gguf(
         if architecture in LLAMA_HEADS and stem.endswith(("q_proj", "k_proj")):
             heads = config.num_attention_heads if stem.endswith("q_proj") else config.num_key_value_heads
             weight = interleaved(weight, heads)
+        if architecture == "gemma" and stem.endswith("norm"):
+            weight = weight + 1  # Transformers multiplies by 1 + weight, llama.cpp by the weight
         if architecture == "gpt2" and stem.endswith(("c_attn", "c_proj", "c_fc")) and kind == "weight":
             weight = weight.T.contiguous()
         writer.add_tensor(f"{names.get_name(stem)}.{kind}", weight.numpy())

@@ -29,12 +29,13 @@ WIDTHS = (64, 576, 4096)  # input features that 4-bit layers are tried with: the
 def system_report(models: Sequence[Path] = ()) -> dict[str, Any]:
     """{name: value} of the system, and a list of `problems` with remedies; it contains no secrets.
 
-    models: folders whose tokenizers are checked too.
+    models: folders whose tokenizers are checked too, and whether llama.cpp's converter can read them.
     """
     import psutil
     import torch
 
     from lite_c2f import __version__
+    from lite_c2f.cli.model_check import conversion_report
     from lite_c2f.toy.build import cache_root
 
     report: dict[str, Any] = {
@@ -68,7 +69,8 @@ def system_report(models: Sequence[Path] = ()) -> dict[str, Any]:
     for model in models:
         problem = tokenizer_problem(model)
         report[f"tokenizer of {model}"] = "gives texts back unchanged" if problem is None else "see problems"
-        report["problems"] += [] if problem is None else [problem]
+        report[f"to GGUF {model}"], found = conversion_report(model)
+        report["problems"] += ([] if problem is None else [problem]) + found
     return report
 
 

@@ -16,7 +16,7 @@ def doctor(
     run_or_models: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN | MODEL...]", help="One run: report its state. Model folders: also check their tokenizers."
+            metavar="[RUN | MODEL...]", help="One run: report its state. Model folders: are tokenizer and files sound?"
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

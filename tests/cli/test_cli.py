@@ -21,6 +21,7 @@ COMMANDS = (
     "plan",
     "merge",
     "sweep",
+    "export",
     "eval",
     "judge",
     "probe",

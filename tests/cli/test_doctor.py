@@ -1,12 +1,13 @@
 """The doctor finds what is wrong, and says what to do."""
 
 import json
+import shutil
 
 import bitsandbytes as bnb
 import pytest
 import torch
 
-from lite_c2f.cli import doctor
+from lite_c2f.cli import doctor, model_check
 from lite_c2f.errors import RunError
 from lite_c2f.storage.checkpoints import Checkpoint, CheckpointStore
 from lite_c2f.storage.lock import locked
@@ -72,6 +73,7 @@ def test_tokenizers_of_model_folders_are_tried(pico, call, tmp_path, narrow):
     found = json.loads(out)
     assert code == 0 and found["problems"] == []
     assert found[f"tokenizer of {pico['base']}"] == "gives texts back unchanged"
+    assert found[f"to GGUF {pico['base']}"].startswith("ready: ")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
     code, _, err = call("doctor", pico["base"], tmp_path / "run")
@@ -132,3 +134,69 @@ def test_a_run_that_was_killed_is_told_how_to_go_on(tmp_path):
         found = doctor.run_report(tmp_path)
         assert state in found["state"]
         assert found["continue with"] == f"lite-c2f train {tmp_path}/config.yaml" and found["problems"] == []
+
+
+def no_template(folder):
+    (folder / "chat_template.jinja").unlink()
+    (folder / "merge.json").write_text("{}")
+
+
+def stale_index(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}')
+
+
+def half_index(folder):
+    index = {"weight_map": {"lm_head.weight": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def settings(**changes):
+    def change(folder):
+        content = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return change
+
+
+NOT_READY = {
+    "no template": (
+        no_template,
+        "was merged into an instruct model and has no chat template; copy chat_template.jinja",
+    ),
+    "stale index": (
+        stale_index,
+        "has 'model.safetensors' beside 'model.safetensors.index.json', which names other files",
+    ),
+    "incomplete index": (half_index, "does not list the model's tensors; remove that file"),
+    "stray shard": (
+        lambda folder: shutil.copy(folder / "model.safetensors", folder / "model-00002-of-00002.safetensors"),
+        "holds 'model-00002-of-00002.safetensors' beside the model's own files, and the converter may read it",
+    ),
+    "dtype": (settings(dtype="float16"), "says float16 and most weights are float32; correct 'dtype' there"),
+    "architectures": (settings(architectures=None), "has no 'architectures'"),
+    "quantised": (settings(quantization_config={"bits": 4}), "has 'quantization_config'; convert the model before"),
+    "too many tokens": (settings(vocab_size=60), "has the id 63, and the model 60 rows"),
+    "SentencePiece": (settings(model_type="gemma"), "has no 'tokenizer.model', from which the converter reads"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has neither 'tokenizer.json' nor"),
+    "no settings": (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no 'tokenizer_config.json'"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
+    "no config": (lambda folder: (folder / "config.json").write_text("["), "is not a JSON object"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_READY)
+def test_what_is_in_the_way_of_a_gguf_file_is_named(editable, case):
+    """Each alone, with its remedy; before it the folder is ready."""
+    change, expected = NOT_READY[case]
+    folder = editable("instruct")
+    line, problems = model_check.conversion_report(folder)
+    assert (line, problems) == ("ready: 1 file of float32, tokenizer.json, with a chat template", [])
+    change(folder)
+    line, problems = model_check.conversion_report(folder)
+    assert line == "see problems" and len(problems) == 1 and expected in problems[0] and "\n" not in problems[0]
+
+
+def test_packed_weights_are_a_problem(hand_model, tmp_path):
+    hand_model(tmp_path / "m", {"w": torch.ones(4, dtype=torch.int8)}, architectures=["X"])
+    _, problems = model_check.conversion_report(tmp_path / "m")
+    assert any("has I8 weights; convert the model before it was quantised" in problem for problem in problems)
