@@ -247,9 +247,12 @@ def cut(rng: random.Random, text: str) -> str:
 
 
 def prompts(count: int, seed: int, *, held_out: bool, world: World = World()) -> list[Prompt]:
-    """Questions with their right answers and numbers of steps in `extra`."""
+    """Questions with their right answers and numbers of steps in `extra`; `answer` is for reward functions."""
     source = problems(random.Random(f"prompts-{seed}-{held_out}"), held_out=held_out, world=world)
     return [
-        Prompt((Turn("human", problem.question),), {"toy_answer": problem.answer, "toy_steps": len(problem.changes)})
+        Prompt(
+            (Turn("human", problem.question),),
+            {"toy_answer": problem.answer, "toy_steps": len(problem.changes), "answer": problem.answer},
+        )
         for problem in (next(source) for _ in range(count))
     ]
