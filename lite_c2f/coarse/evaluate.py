@@ -62,7 +62,7 @@ class HeldOutEvaluation:
 def evaluate(
     context: RolloutContext, judges: Judges, prompts: Sequence[list[int]], rows: Sequence[Prompt], seed: int
 ) -> dict[str, Scores]:
-    """Answer the prompts, at the largest limit, and score every answer by every source; with `tokens` and `ended`."""
+    """Answer the prompts, at the largest limit, and score every answer by every source; with tokens and endings."""
     settings = context.settings
     request = RolloutRequest(
         prompts, settings.length.largest, seed, rows=rows, temperature=settings.evaluate_temperature
@@ -74,4 +74,4 @@ def evaluate(
     scores = source_scores(context, judges, tuple(judges), prompts, responses, rows, local_rows)
     lengths: Scores = [float(len(tokens)) for tokens in responses.tokens]
     ended: Scores = [float(finish != "limit") for finish in responses.finish]
-    return scores | {"tokens": lengths, "ended": ended}
+    return scores | {"mean_tokens": lengths, "share_ended": ended}

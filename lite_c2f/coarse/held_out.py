@@ -2,8 +2,8 @@
 
 Figures are means over the prompts: of every source, before it is scaled; `reward`, the weighted sum of those trained
 on, standardised by the means and deviations of the first evaluation, so that evaluations can be compared (that of PPO
-moves with its running statistics); `tokens`; and `ended`, the share that ended by itself. Sources with a bound do not
-enter `reward`: a policy that keeps all bounds is better than one that does not.
+moves with its running statistics); `mean_tokens`; and `share_ended`, of responses that ended by themselves. Sources
+with a bound do not enter `reward`: a policy that keeps all bounds is better than one that does not.
 
 An evaluation belongs to the policy after its update; the first is of the untrained policy, at step 0.
 """

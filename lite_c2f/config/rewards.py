@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, JsonValue, model_validator
 from lite_c2f.config.data import Section
 
 TRAINED = "reward_model"  # name of the source `{model: trained}` where it has none of its own
-FIGURES = ("reward", "tokens", "ended")  # figures of a held-out evaluation that are of no single source
+FIGURES = ("reward", "mean_tokens", "share_ended")  # figures of a held-out evaluation that are of no single source
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _KINDS = ("model", "adapter", "function")
 

@@ -55,6 +55,8 @@ def train(
     >>> summary["actors"]["fine"]["accuracy"]
     """
     config = absolute(load_config(config) if isinstance(config, str | Path) else config)
+    if "coarse" in stages and not config.coarse.needs_reward_model:
+        stages = [stage for stage in STAGES if stage in ("reward", *stages)]  # it takes no time
     distributed.join()
     first = distributed.is_first()
     run, sink = Path(run or config.run.dir), sink if sink is not None and first else SilentSink()

@@ -275,6 +275,12 @@ def _weights(folder: str) -> dict[str, str]:
     return {name: value for name, value in fingerprints_of("base", folder).items() if name.endswith(".safetensors")}
 
 
+def row_of(prompt: Prompt) -> Row:
+    """The other columns of a prompt's row; the toy world's right answer under the usual name too."""
+    toy = {"answer": prompt.extra["toy_answer"]} if "toy_answer" in prompt.extra else {}
+    return Row(toy | prompt.extra)
+
+
 def inputs_of(
     tokenizer: Any, prompts: Sequence[Prompt], token_ids: Sequence[list[int]], finish: Sequence[str]
 ) -> RewardInputs:
@@ -284,6 +290,6 @@ def inputs_of(
         [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in token_ids],
         [list(ids) for ids in token_ids],
         list(finish),
-        [Row(prompt.extra) for prompt in prompts],
+        [row_of(prompt) for prompt in prompts],
         [[(turn.role, turn.text) for turn in prompt.turns] for prompt in prompts],
     )

@@ -247,12 +247,9 @@ def cut(rng: random.Random, text: str) -> str:
 
 
 def prompts(count: int, seed: int, *, held_out: bool, world: World = World()) -> list[Prompt]:
-    """Questions with their right answers and numbers of steps in `extra`; `answer` is for reward functions."""
+    """Questions with their right answers and numbers of steps in `extra`."""
     source = problems(random.Random(f"prompts-{seed}-{held_out}"), held_out=held_out, world=world)
     return [
-        Prompt(
-            (Turn("human", problem.question),),
-            {"toy_answer": problem.answer, "toy_steps": len(problem.changes), "answer": problem.answer},
-        )
+        Prompt((Turn("human", problem.question),), {"toy_answer": problem.answer, "toy_steps": len(problem.changes)})
         for problem in (next(source) for _ in range(count))
     ]
