@@ -83,7 +83,7 @@ def record(state: HeldOutState, mix: RewardMix, settings: Coarse, step: int, sco
     maximised = RewardMix([source for source in mix.sources if source.at_least is None])
     maximised.running = tuple(name for name in mix.running if scales[name].std > 0)  # else in their own units
     scores = {"reward": list(maximised.rewards(scores, scales)), **scores}
-    figures = {name: fmean(values) for name, of in scores.items() if (values := known(of))}
+    figures = {name: round(fmean(values), 6) + 0.0 for name, of in scores.items() if (values := known(of))}
     kept = all(
         source.at_least is None or figures.get(source.name, math.inf) >= source.at_least for source in mix.sources
     )

@@ -25,7 +25,7 @@ from lite_c2f.reward.functions import RewardInputs
 from lite_c2f.storage.files import hash_of
 
 Scores = list[float | None]
-RESUME = "correct it; nothing of the run is lost, and the same command goes on"
+RESUME = "correct it; what a run has done is saved, and the same command goes on, with --force as the file is another"
 
 
 class RewardError(C2FError):
@@ -291,7 +291,8 @@ def _shown(value: Any) -> str:
 
 def _where(error: BaseException) -> str:
     """The kind of an error, its first line, and the last line of code in its way."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    trace = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in trace if frame.filename != __file__ and frame.name != "__missing__"]
     line = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return f"{type(error).__name__}: {' '.join(text.split())[:160]}{line}"

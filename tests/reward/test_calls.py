@@ -86,7 +86,7 @@ def test_one_line_names_source_row_and_what_it_gave(call, name, said):
     with pytest.raises(RewardError) as error:
         call(name)
     assert said in str(error.value) and f"reward '{name}' (" in str(error.value)
-    assert "\n" not in str(error.value) and "nothing of the run is lost" in str(error.value)
+    assert "\n" not in str(error.value) and "what a run has done is saved" in str(error.value)
 
 
 def test_one_that_hangs_is_left_at_its_time_limit(call):
