@@ -31,7 +31,7 @@ COLUMNS = (
     "what right ones need, with the accuracy of these and of the others."
 )
 WINS = (
-    "Wins are judged by the reward model that trained the policy: they measure its preference, not the quality of the "
+    "Wins are judged by the reward that trained the policy: they measure its preference, not the quality of the "
     "answers. controlled is the rate at equal length by a logistic fit; length effect is what one standard deviation "
     "of difference in length adds to the log-odds: a guess where the lengths of the two sides hardly overlap."
 )

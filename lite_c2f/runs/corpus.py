@@ -67,7 +67,8 @@ def load_corpus(config: Config) -> Corpus:
         prompts = prompts._replace(items=prompts_of(pairs.items))
     corpus = split(pairs.items, prompts.items, config, _embedded(preferences, config.prompt_sources, seed))
     skipped = Counter(pairs.skipped) + Counter(prompts.skipped) + Counter(corpus.skipped)
-    notes = tuple(dict.fromkeys(pairs.notes + prompts.notes))
+    functions = any(source.function is not None for source in config.coarse.judges)  # which may read any column
+    notes = tuple(dict.fromkeys(pairs.notes + (() if functions else prompts.notes)))
     corpus = corpus._replace(skipped=dict(skipped), first=prompts.first | pairs.first, notes=notes)
     parts = {
         "pairs": corpus.train_pairs,

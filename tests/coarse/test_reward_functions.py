@@ -1,6 +1,7 @@
 """The coarse stage with reward functions on a pico base: without a reward model, stopped by a bad function, resumed."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,3 +131,21 @@ def test_sources_of_prompts_name_their_rewards(pico, tmp_path):
     for line in lines(tmp_path, "coarse"):
         assert line["applies/words"] == pytest.approx(1 - line["applies/other"])
         assert 0 < line["applies/words"] < 1
+
+
+@pytest.mark.slow
+def test_a_reward_for_length_alone_is_called_out(toy_models, in_process, tmp_path):
+    """Short answers of the toy world are guesses: the first evaluation after one update of the policy says so."""
+    functions = "lite_c2f.reward.functions"
+    rewards = f"coarse.rewards=[{{function: '{functions}:length', arguments: {{target: 6}}}}]"
+    watch = f"coarse.watch=[{{function: '{functions}:number_matches'}}]"
+    more = ("data.prompts=[toy]", "coarse.updates=4", "coarse.rollouts=24", "coarse.critic_warmup=1", "coarse.lr=2e-3",
+            "coarse.kl_coef=0", "coarse.length={mode: fixed, start: 72}", "coarse.evaluate_every=2",
+            "coarse.evaluate_prompts=32", "coarse.patience=1")  # fmt: skip
+    config = Path(__file__).parents[2] / "configs" / "toy.yaml"
+    done = in_process("train", config, rewards, watch, *more, "--run-dir", tmp_path / "run", "--stage", "coarse")
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "run" / "log.txt").read_text()
+    judged = lines(tmp_path / "run", "held_out")
+    assert "over-optimisation: from update 0" in log and "number_matches, which is not trained on, fell" in log
+    assert len(judged) <= 3 and judged[-1]["length"] > judged[0]["length"] + 0.1
