@@ -69,6 +69,22 @@ PLACES = {  # where the schema does not say all
     "columns": st.none()
     | st.fixed_dictionaries({}, optional={"prompt": TEXT | st.lists(TEXT, max_size=2), "system": TEXT, "chosen": TEXT})
     | st.fixed_dictionaries({"answers": TEXT, "best": TEXT, "values": st.lists(CELL, min_size=2, max_size=2)}),
+    "rewards": st.lists(
+        st.fixed_dictionaries(
+            {"function": st.sampled_from(["a.py:f", "b.c:g"]), "name": st.sampled_from(["x", "y-1"])},
+            optional={
+                "weight": st.floats(0.1, 9),
+                "scale": st.sampled_from(["auto", "running", "none"]),
+                "arguments": st.dictionaries(TEXT, CELL, max_size=2),
+                "timeout": st.floats(0.1, 9),
+            },
+        ),
+        min_size=1,
+        max_size=2,
+        unique_by=lambda source: source["name"],
+    ),
+    "watch": st.lists(st.just({"model": "trained"}), max_size=1),
+    "best_by": st.sampled_from(["reward", "mean_tokens"]),
     "ratio": st.just("auto") | st.floats(1e-9, 1e9),
     "ratios": st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=3),
 }
@@ -98,6 +114,7 @@ def values_of(part):
     return {"boolean": st.booleans(), "null": st.none(), "string": text}[part["type"]]
 
 
+LISTED = ("data.preferences", "data.prompts", "coarse.rewards", "coarse.watch")
 # Keys whose values have to fit each other: drawn always, and made to fit.
 PAIRED = {"base", "instruct", "start", "max", "multiple", "step"}
 PAIRED |= {"updates", "rollouts", "critic_warmup", "minibatches", "kl_coef"}
@@ -109,9 +126,19 @@ def fitting(values):
         coarse["updates"] += coarse["critic_warmup"]
         coarse["rollouts"] *= coarse["minibatches"]
         coarse["kl_coef"] += 1e-3
+        if coarse.get("algorithm") == "dpo":  # has no rewards
+            coarse.pop("rewards", None)
+        if coarse.get("evaluate_every") is None or coarse.get("algorithm") == "dpo":
+            for key in ("watch", "best_by", "patience"):
+                coarse.pop(key, None)
+        if coarse.get("watch") and "rewards" not in coarse:
+            coarse["watch"] = []  # the trained reward model is among the rewards
         if length := coarse.get("length"):
             length["max"] += length["start"]
             length["step"] += length["multiple"]
+    for key in ("preferences", "prompts"):
+        for source in values.get("data", {}).get(key, ()):
+            source.pop("rewards", None)  # names of coarse.rewards
     return values
 
 
@@ -134,7 +161,7 @@ def test_any_config_comes_back_from_its_yaml(tmp_path_factory, values):
     assert load_config(file) == config
     dumped = dict(leaves(config.model_dump(mode="json")))
     for key, value in leaves(values):
-        if key not in ("data.preferences", "data.prompts"):  # there a source's other keys are filled in
+        if key not in LISTED:  # there a source's other keys are filled in
             assert dumped[key] == value
 
 

@@ -247,9 +247,8 @@ class RewardModel:
             models = [source for source in judges.rewards if source.function is None]
             scores = judges.model_scores(self.roles, rows, pad_id, at_once, models)
             return Judged(judges.mix.of_sources(scores) if scores else [], {})
-        inputs = inputs_of(
-            self.tokenizer, data_rows, [answer.text_tokens for answer in answers], [answer.finish for answer in answers]
-        )
+        ids, finish, texts = zip(*((a.text_tokens, a.finish, a.text) for a in answers), strict=True)
+        inputs = inputs_of(self.tokenizer, data_rows, ids, finish, texts)
         by_source = judges.scores(self.roles, rows, inputs, data_rows, pad_id, at_once, tuple(judges))
         return Judged(judges.mix.rewards(by_source), by_source)
 

@@ -33,8 +33,7 @@ from lite_c2f.storage.results import ResultCache
 JSON_TYPES = (str, int, float, bool, list, dict)  # of a column that responses.jsonl repeats
 PAIRS = ((FINE, INSTRUCT), (COARSE, BASE), (FINE, COARSE))
 CIRCULAR = (
-    "wins are judged by the reward that trained the policy: they measure its preference, not the quality of the "
-    "answers"
+    "wins are judged by the reward that trained the policy: they measure its preference, not the quality of the answers"
 )
 
 

@@ -282,12 +282,21 @@ def row_of(prompt: Prompt) -> Row:
 
 
 def inputs_of(
-    tokenizer: Any, prompts: Sequence[Prompt], token_ids: Sequence[list[int]], finish: Sequence[str]
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    token_ids: Sequence[list[int]],
+    finish: Sequence[str],
+    texts: Sequence[str] | None = None,
 ) -> RewardInputs:
-    """What reward functions get of responses. token_ids: of each response, without its ending."""
+    """What reward functions get of responses. token_ids: of each response, without its ending.
+
+    texts: the responses where they are decoded already, as those of another tokenizer's model.
+    """
+    if texts is None:
+        texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in token_ids]
     return RewardInputs(
         [prompt.turns[-1].text for prompt in prompts],
-        [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in token_ids],
+        list(texts),
         [list(ids) for ids in token_ids],
         list(finish),
         [row_of(prompt) for prompt in prompts],
