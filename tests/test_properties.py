@@ -37,6 +37,7 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
 from lite_c2f.fine import shards, stream
 from lite_c2f.fine.merge import merge
+from lite_c2f.reward import sources
 from lite_c2f.reward.score import Normalizer
 from lite_c2f.runtime.batch_size import ENOUGH_TOKENS, BatchSize
 from lite_c2f.sampling import Responses
@@ -193,9 +194,20 @@ def test_identity_is_all_but_the_batch_sizes_and_the_places_of_models(values, ba
     found = {name: value for name, value in config.identity(SECTIONS).items() if name != "run"}
     whole = dict(leaves(config.model_dump(mode="json", exclude={"run"})))
     for key in ("data.preferences", "data.prompts"):  # runs of earlier versions have no `columns`
-        whole[key] = [{k: v for k, v in source.items() if (k, v) != ("columns", None)} for source in whole[key]]
+        absent = (("columns", None), ("rewards", None))
+        whole[key] = [{k: v for k, v in source.items() if (k, v) not in absent} for source in whole[key]]
         for source in whole[key]:  # a local file counts by its name
             source["path"] = source["path"].split("/")[-1] if source["path"][0] == "/" else source["path"]
+    if (use := whole.pop("coarse.use")) != "last":  # says which policy is merged
+        whole["fine.coarse_use"] = use
+    for key in ("coarse.rewards", "coarse.watch"):
+        kept = [{k: v for k, v in source.items() if k not in ("timeout", "workers")} for source in whole[key]]
+        whole[key] = [dict(leaves(source)) for source in kept]
+        found["coarse"] |= {key[7:]: [dict(leaves(source)) for source in found["coarse"].get(key[7:], [])]}
+    if config.coarse.usual_rewards:  # runs of earlier versions know no others
+        whole["coarse.rewards"] = []
+    if config.coarse.algorithm == "dpo":
+        del found["coarse"]["rewards"], found["coarse"]["watch"]
     own = ("coarse.algorithm", "coarse.dpo.")  # of DPO, which reads nothing else but the clipping of gradients
     if config.coarse.algorithm == "ppo":  # runs of earlier versions know no DPO
         whole = {key: value for key, value in whole.items() if not key.startswith(own)}
@@ -319,11 +331,14 @@ def test_a_rollout_speaks_of_every_response_token_and_of_no_other(rows, at_once)
     scored = []
     fakes = {
         "sample": lambda *args, **kwargs: said,
-        "score": lambda roles, found, pad_id, batch: scored.extend(found) or torch.arange(len(found)),
         "token_logprobs": lambda hidden, head, targets, *args, entropy: (100 * hidden + targets, None),
     }
+
+    def score(roles, found, pad_id, batch, role):
+        return scored.extend(found) or torch.arange(len(found))
+
     batches, scale = RolloutBatches(*(BatchSize("rows", at_once) for _ in range(3))), Normalizer(mean=1.0, std=2.0)
-    with mock.patch.multiple(rollout, **fakes):
+    with mock.patch.object(sources, "score", score), mock.patch.multiple(rollout, **fakes):
         context = RolloutContext(ROLES, Coarse(), ResponseEnds(2, 0, []), scale, batches)
         found = collect(context, RolloutRequest(prompts, limit=6, seed=0))
     wide = max(len(prompt + answer) for prompt, answer, _ in rows)
