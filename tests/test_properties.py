@@ -37,6 +37,7 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
 from lite_c2f.fine import shards, stream
 from lite_c2f.fine.merge import merge
+from lite_c2f.reward import sources
 from lite_c2f.reward.score import Normalizer
 from lite_c2f.runtime.batch_size import ENOUGH_TOKENS, BatchSize
 from lite_c2f.sampling import Responses
@@ -69,6 +70,22 @@ PLACES = {  # where the schema does not say all
     "columns": st.none()
     | st.fixed_dictionaries({}, optional={"prompt": TEXT | st.lists(TEXT, max_size=2), "system": TEXT, "chosen": TEXT})
     | st.fixed_dictionaries({"answers": TEXT, "best": TEXT, "values": st.lists(CELL, min_size=2, max_size=2)}),
+    "rewards": st.lists(
+        st.fixed_dictionaries(
+            {"function": st.sampled_from(["a.py:f", "b.c:g"]), "name": st.sampled_from(["x", "y-1"])},
+            optional={
+                "weight": st.floats(0.1, 9),
+                "scale": st.sampled_from(["auto", "running", "none"]),
+                "arguments": st.dictionaries(TEXT, CELL, max_size=2),
+                "timeout": st.floats(0.1, 9),
+            },
+        ),
+        min_size=1,
+        max_size=2,
+        unique_by=lambda source: source["name"],
+    ),
+    "watch": st.lists(st.just({"model": "trained"}), max_size=1),
+    "best_by": st.sampled_from(["reward", "mean_tokens"]),
     "ratio": st.just("auto") | st.floats(1e-9, 1e9),
     "ratios": st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=3),
 }
@@ -98,6 +115,7 @@ def values_of(part):
     return {"boolean": st.booleans(), "null": st.none(), "string": text}[part["type"]]
 
 
+LISTED = ("data.preferences", "data.prompts", "coarse.rewards", "coarse.watch")
 # Keys whose values have to fit each other: drawn always, and made to fit.
 PAIRED = {"base", "instruct", "start", "max", "multiple", "step"}
 PAIRED |= {"updates", "rollouts", "critic_warmup", "minibatches", "kl_coef"}
@@ -109,9 +127,19 @@ def fitting(values):
         coarse["updates"] += coarse["critic_warmup"]
         coarse["rollouts"] *= coarse["minibatches"]
         coarse["kl_coef"] += 1e-3
+        if coarse.get("algorithm") == "dpo":  # has no rewards
+            coarse.pop("rewards", None)
+        if coarse.get("evaluate_every") is None or coarse.get("algorithm") == "dpo":
+            for key in ("watch", "best_by", "patience"):
+                coarse.pop(key, None)
+        if coarse.get("watch") and "rewards" not in coarse:
+            coarse["watch"] = []  # the trained reward model is among the rewards
         if length := coarse.get("length"):
             length["max"] += length["start"]
             length["step"] += length["multiple"]
+    for key in ("preferences", "prompts"):
+        for source in values.get("data", {}).get(key, ()):
+            source.pop("rewards", None)  # names of coarse.rewards
     return values
 
 
@@ -134,7 +162,7 @@ def test_any_config_comes_back_from_its_yaml(tmp_path_factory, values):
     assert load_config(file) == config
     dumped = dict(leaves(config.model_dump(mode="json")))
     for key, value in leaves(values):
-        if key not in ("data.preferences", "data.prompts"):  # there a source's other keys are filled in
+        if key not in LISTED:  # there a source's other keys are filled in
             assert dumped[key] == value
 
 
@@ -166,9 +194,20 @@ def test_identity_is_all_but_the_batch_sizes_and_the_places_of_models(values, ba
     found = {name: value for name, value in config.identity(SECTIONS).items() if name != "run"}
     whole = dict(leaves(config.model_dump(mode="json", exclude={"run"})))
     for key in ("data.preferences", "data.prompts"):  # runs of earlier versions have no `columns`
-        whole[key] = [{k: v for k, v in source.items() if (k, v) != ("columns", None)} for source in whole[key]]
+        absent = (("columns", None), ("rewards", None))
+        whole[key] = [{k: v for k, v in source.items() if (k, v) not in absent} for source in whole[key]]
         for source in whole[key]:  # a local file counts by its name
             source["path"] = source["path"].split("/")[-1] if source["path"][0] == "/" else source["path"]
+    if (use := whole.pop("coarse.use")) != "last":  # says which policy is merged
+        whole["fine.coarse_use"] = use
+    for key in ("coarse.rewards", "coarse.watch"):
+        kept = [{k: v for k, v in source.items() if k not in ("timeout", "workers")} for source in whole[key]]
+        whole[key] = [dict(leaves(source)) for source in kept]
+        found["coarse"] |= {key[7:]: [dict(leaves(source)) for source in found["coarse"].get(key[7:], [])]}
+    if config.coarse.usual_rewards:  # runs of earlier versions know no others
+        whole["coarse.rewards"] = []
+    if config.coarse.algorithm == "dpo":
+        del found["coarse"]["rewards"], found["coarse"]["watch"]
     own = ("coarse.algorithm", "coarse.dpo.")  # of DPO, which reads nothing else but the clipping of gradients
     if config.coarse.algorithm == "ppo":  # runs of earlier versions know no DPO
         whole = {key: value for key, value in whole.items() if not key.startswith(own)}
@@ -292,11 +331,14 @@ def test_a_rollout_speaks_of_every_response_token_and_of_no_other(rows, at_once)
     scored = []
     fakes = {
         "sample": lambda *args, **kwargs: said,
-        "score": lambda roles, found, pad_id, batch: scored.extend(found) or torch.arange(len(found)),
         "token_logprobs": lambda hidden, head, targets, *args, entropy: (100 * hidden + targets, None),
     }
+
+    def score(roles, found, pad_id, batch, role):
+        return scored.extend(found) or torch.arange(len(found))
+
     batches, scale = RolloutBatches(*(BatchSize("rows", at_once) for _ in range(3))), Normalizer(mean=1.0, std=2.0)
-    with mock.patch.multiple(rollout, **fakes):
+    with mock.patch.object(sources, "score", score), mock.patch.multiple(rollout, **fakes):
         context = RolloutContext(ROLES, Coarse(), ResponseEnds(2, 0, []), scale, batches)
         found = collect(context, RolloutRequest(prompts, limit=6, seed=0))
     wide = max(len(prompt + answer) for prompt, answer, _ in rows)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -19,11 +19,22 @@ from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.config.settings import CHAT, Config
 from lite_c2f.data.encode import answer_end, encode_answer, encode_chat, encode_prompt, turn_end
-from lite_c2f.data.records import Turn
-from lite_c2f.errors import ModelError, RunError
+from lite_c2f.data.records import Prompt, Turn
+from lite_c2f.errors import ModelError
 from lite_c2f.memory.stages import SCORED_ROWS
+from lite_c2f.reward.calls import Scores
 from lite_c2f.reward.score import Normalizer, score, scored_row
+from lite_c2f.reward.sources import (
+    Judges,
+    adapter_folder,
+    inputs_of,
+    load_reward_models,
+    reward_roles,
+    saved_mix,
+    trained_normalizer,
+)
 from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.published import coarse_adapter
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling, Stops, sample
 
@@ -191,19 +202,55 @@ def _answer(
     ]
 
 
+class Judged(NamedTuple):
+    """Rewards of some answers, one each, and the scores of every source before they are scaled and mixed."""
+
+    rewards: list[float]
+    by_source: dict[str, Scores]  # {} where the reward is the reward model's alone
+
+
 class RewardModel:
-    """Normalised rewards of any actor's answers: standard deviations from the reward model's own mean."""
+    """Rewards of any actor's answers: the reward model's, in standard deviations from its mean, or the run's mix.
 
-    def __init__(self, roles: Roles, tokenizer: Any, normalizer: Normalizer, config: Config) -> None:
+    normalizer: of the reward model, where that alone is the reward; judges: the sources of another reward, with the
+    statistics that the coarse stage ended with.
+    """
+
+    def __init__(
+        self, roles: Roles, tokenizer: Any, normalizer: Normalizer, config: Config, judges: Judges | None = None
+    ) -> None:
         self.roles, self.tokenizer, self.normalizer, self.config = roles, tokenizer, normalizer, config
+        self.judges = judges
 
-    def __call__(self, prompts: Sequence[Turns], answers: Sequence[Answer]) -> list[float]:
-        """One normalised reward per answer, all read in the base's prompt style, which the reward model learned."""
+    def __call__(
+        self, prompts: Sequence[Turns], answers: Sequence[Answer], data_rows: Sequence[Prompt] | None = None
+    ) -> list[float]:
+        """One reward per answer, all read in the base's prompt style, which the reward model learned."""
+        return self.judge(prompts, answers, data_rows).rewards
+
+    def judge(
+        self, prompts: Sequence[Turns], answers: Sequence[Answer], data_rows: Sequence[Prompt] | None = None
+    ) -> Judged:
+        """Rewards, and scores by source. data_rows: the prompts with the columns of their data, for functions.
+
+        Without them, as for a person's question, the reward is that of the reward models alone; where there are none,
+        no answer has a reward.
+        """
         rows = self.rows(prompts, answers)
-        batch = self.config.evaluation.batch
+        batch, pad_id = self.config.evaluation.batch, padding_id(self.tokenizer)
         at_once = SCORED_ROWS if batch == "auto" else min(SCORED_ROWS, batch)
-        raw = score(self.roles, rows, pad_id=padding_id(self.tokenizer), batch=at_once)
-        return [self.normalizer(float(value)) for value in raw]
+        if self.judges is None:
+            raw = score(self.roles, rows, pad_id=pad_id, batch=at_once)
+            return Judged([self.normalizer(float(value)) for value in raw], {})
+        judges = self.judges
+        if data_rows is None:
+            models = [source for source in judges.rewards if source.function is None]
+            scores = judges.model_scores(self.roles, rows, pad_id, at_once, models)
+            return Judged(judges.mix.of_sources(scores) if scores else [], {})
+        ids, finish, texts = zip(*((a.text_tokens, a.finish, a.text) for a in answers), strict=True)
+        inputs = inputs_of(self.tokenizer, data_rows, ids, finish, texts)
+        by_source = judges.scores(self.roles, rows, inputs, data_rows, pad_id, at_once, tuple(judges))
+        return Judged(judges.mix.rewards(by_source), by_source)
 
     def rows(self, prompts: Sequence[Turns], answers: Sequence[Answer]) -> list[list[int]]:
         """Rows that the reward model reads: prompt and answer in the form it learned, with EOS where the answer ended.
@@ -230,21 +277,18 @@ def load_coarse(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Re
     Raises RunError or ModelError naming the file that is missing or damaged, before the base is loaded.
     """
     from lite_c2f.backbone.adapters import check_adapter, load_into
-    from lite_c2f.storage.files import read_json
 
-    file = run / "reward" / "metrics.json"
-    saved = read_json(file)
-    try:
-        normalizer = Normalizer(float(saved["mean"]), float(saved["std"]))
-    except (KeyError, TypeError, ValueError):
-        raise RunError.because(f"'{file}' has no mean and std", "a reward model's", "train that stage again") from None
-    for stage in ("coarse", "reward"):
-        check_adapter(run / stage / "adapter")
+    coarse = config.coarse
+    normalizer = trained_normalizer(run) if coarse.needs_reward_model else Normalizer(0.0, 1.0)
+    policy = coarse_adapter(run, coarse.use)
+    for folder in (policy, *(adapter_folder(source, run) for source in coarse.judges if source.function is None)):
+        check_adapter(folder)
     tokenizer = load_tokenizer(models.base)
-    roles = Roles(load_model(models.base, config), config.lora, ("policy", "reward"))
-    load_into(roles, "policy", run / "coarse" / "adapter")
-    head = load_into(roles, "reward", run / "reward" / "adapter")
-    if head is None:
-        raise ModelError.because(f"'{run}/reward/adapter' has no score head", "a reward model", "train it again")
-    roles.add_head("reward", head)
-    return roles, RewardModel(roles, tokenizer, normalizer, config)
+    roles = Roles(load_model(models.base, config), config.lora, ("policy", *reward_roles(config)))
+    load_into(roles, "policy", policy)
+    normalizers = load_reward_models(roles, config, run)
+    judges = None
+    if not coarse.usual_rewards:
+        judges = Judges.of(config, normalizers, tokenizer)
+        judges.mix.restore(saved_mix(run))
+    return roles, RewardModel(roles, tokenizer, normalizer, config, judges)

@@ -91,6 +91,12 @@ class Roles:
         return base.get_input_embeddings().weight.dtype
 
     @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states that heads read."""
+        base: Any = self.model.get_base_model()
+        return base.get_input_embeddings().weight.shape[1]
+
+    @property
     def decoder(self) -> Any:
         """The transformer without its language-model head, LoRA layers in place."""
         base: Any = self.model.get_base_model()

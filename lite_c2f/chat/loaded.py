@@ -103,13 +103,13 @@ class LoadedActors:
     def rewards(
         self, histories: Mapping[str, History], rows: Mapping[str, AnswerRow], settings: ChatSettings
     ) -> dict[str, float]:
-        """Normalised rewards (z-scores) of finished answers, by pane."""
+        """Normalised rewards (z-scores) of finished answers, by pane; {} for a run without a reward model."""
         turns = [tuple(with_system(histories[key], settings.system)) for key in rows]
         answers = [
             Answer("", len(row.tokens), row.finish or "limit", row.text_tokens, row.model != BASE_MODEL)
             for row in rows.values()
         ]
-        return dict(zip(rows, self.reward_model(turns, answers), strict=True))
+        return dict(zip(rows, self.reward_model(turns, answers) or [], strict=False))
 
 
 def context_of(models: Sequence[Any], base: str) -> int:

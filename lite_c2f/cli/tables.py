@@ -212,7 +212,7 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
         win = wins["fine over instruct"]
         console.print(
             f"fine over instruct  wins {win['rate']:.2f} ± {win['se']:.2f}, at equal length "
-            f"{win['controlled']:.2f} (judged by the reward model it was trained on)"
+            f"{win['controlled']:.2f} (judged by the reward it was trained on)"
         )
     if "reward_model" in summary:
         console.print(f"reward model accuracy on held-out pairs  {summary['reward_model']['accuracy']:.3f}")

@@ -88,7 +88,7 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Continue although data, models or settings have changed.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option(help="Print configuration, stages, sizes and disk; train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan, try reward functions; train nothing.")] = False,
 ) -> None:
     """Train all stages, or one; what is already published is skipped. CONFIG may be a run, to continue it.
 
@@ -176,11 +176,19 @@ def _dry_run(config: Path | None, overrides: list[str], run_dir: Path | None, st
     unpack(settings.model.base, settings.model.instruct)
     check_named(settings.model.base, settings.model.instruct)
     exit_codes.silence_libraries()
+    from lite_c2f.reward.sources import check_judges
     from lite_c2f.runs.corpus import check_sources
-    from lite_c2f.runs.models import check_kinds
+    from lite_c2f.runs.models import absolute, check_kinds
 
     check_sources(settings)
+    check_judges(absolute(settings))
     check_kinds(settings)
     check_lineage(settings.model.base, settings.model.instruct)
     typer.echo(explain(_plan(settings)))
+    if any(source.function is not None for source in settings.coarse.judges):
+        from lite_c2f.reward.trial import try_functions
+        from lite_c2f.runs.corpus import load_corpus
+
+        lines = try_functions(settings, load_corpus(settings).train_prompts)
+        typer.echo("\n".join(["\nreward functions on two rows of the data:", *lines]))
     typer.echo(f"\nstages: {', '.join(stage.value for stage in stages)}, then the comparison\n\n{settings.to_yaml()}")

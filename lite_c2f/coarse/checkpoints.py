@@ -1,19 +1,23 @@
 """Checkpoints of the PPO loop: when they are written, how a run resumes, and recovery from non-finite numbers."""
 
+import contextlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from lite_c2f.coarse.length import bounded
 from lite_c2f.coarse.state import TrainState
 from lite_c2f.config.loading import with_defaults
 from lite_c2f.config.settings import Coarse, Config
 from lite_c2f.errors import ModelError, NonFiniteError, RunError
+from lite_c2f.reward.calls import RewardError
+from lite_c2f.reward.sources import content_hashes
 from lite_c2f.runtime import distributed
 from lite_c2f.storage.checkpoints import (
     FORMAT,
@@ -136,10 +140,24 @@ class CheckpointManager:
             self._store.clear()
 
     def publish_best(self) -> None:
-        """Publish RUN/coarse/best/adapter where an earlier policy was clearly better than the last one measured.
+        """Publish RUN/coarse/best/adapter, in stock PEFT format, with its step and figures in best.json.
 
-        In stock PEFT format, with its step and its reward in best.json.
+        The best policy of the held-out evaluations where there are some; else one whose training reward was clearly
+        better than that of the last one measured, if there is one.
         """
+        held_out = self._state.held_out
+        if held_out.best_step is not None:
+            by, best_step = self._settings.best_by, held_out.best_step
+            then, last = held_out.figures(best_step), held_out.evaluations[-1]
+            content = {"step": best_step, "by": by, "figures": then, "last_step": last["step"]}
+            self._write_best(held_out.best_weights, content | {"figures_last": last["figures"]})
+            self._on_message(
+                f"coarse: best by {by} on held-out prompts is that after update {best_step}, with {then[by]:+.3g} "
+                f"(the last, after update {last['step']}, {last['figures'][by]:+.3g}): {self._run / 'coarse/best'}"
+            )
+            return
+        if self._state.judges is not None and self._state.judges.mix.running:
+            return  # rewards of different updates are on different scales
         best = self._store.best(self._policy_rewards())
         if best is None:
             return
@@ -149,20 +167,32 @@ class CheckpointManager:
         error = math.sqrt((then["reward_std"] ** 2 + last["reward_std"] ** 2) / self._settings.rollouts)
         if gain <= MIN_GAIN * error:  # within what chance explains
             return
-        coarse = self._run / "coarse"
-        with publish_folder(coarse / "best", replace=True) as folder:
-            shutil.copytree(coarse / "adapter", folder / "adapter")
-            weights = {
-                key.removeprefix("policy."): value for key, value in best.tensors.items() if key.startswith("policy.")
-            }
-            save_file(weights, folder / "adapter" / "adapter_model.safetensors")
-            figures = {"step": best.step, "reward": then["reward"]}
-            write_json(folder / "best.json", figures | {"reward_last": last["reward"], "reward_last_step": last_step})
+        weights = {
+            key.removeprefix("policy."): value for key, value in best.tensors.items() if key.startswith("policy.")
+        }
+        figures = {"step": best.step, "reward": then["reward"]}
+        self._write_best(weights, figures | {"reward_last": last["reward"], "reward_last_step": last_step})
         self._on_message(
             f"coarse: the policy after update {best.step} earned a mean reward of {then['reward']:+.2f}, the last one "
             f"that was measured (after update {last_step}) {last['reward']:+.2f}; the better adapter is in "
-            f"{coarse / 'best'}"
+            f"{self._run / 'coarse' / 'best'}"
         )
+
+    def _write_best(self, weights: dict[str, Tensor], figures: dict[str, Any]) -> None:
+        coarse = self._run / "coarse"
+        with publish_folder(coarse / "best", replace=True) as folder:
+            shutil.copytree(coarse / "adapter", folder / "adapter")
+            save_file(weights, folder / "adapter" / "adapter_model.safetensors")
+            write_json(folder / "best.json", figures)
+
+    @contextlib.contextmanager
+    def saved_on_reward_error(self) -> Iterator[None]:
+        """In the block, save the state where a reward function fails: nothing before that is lost."""
+        try:
+            yield
+        except RewardError:
+            self._save()
+            raise
 
     def _bound_limit(self) -> None:
         """Lower a checkpoint's limit to what the settings allow: under `force` that may be less."""
@@ -198,6 +228,7 @@ class CheckpointManager:
             self._bound_limit()
         if distributed.is_first():
             self._metrics.put_back("coarse", self._state.lines)
+            self._metrics.put_back("held_out", self._state.held_out.lines())
             filter_lines(self._run / "coarse" / "samples.jsonl", lambda line: line["step"] <= step)
         distributed.wait()
 
@@ -228,7 +259,10 @@ def identity_of(config: Config, run: Path) -> dict[str, Any]:
     for key in ("updates", "token_budget"):  # no update depends on how many follow
         del identity["coarse"][key]
     numbers = read_json(run / "reward" / "metrics.json")
-    adapter = hash_of(run / "reward" / "adapter" / "adapter_model.safetensors")
+    file = run / "reward" / "adapter" / "adapter_model.safetensors"
+    adapter = hash_of(file) if config.coarse.needs_reward_model else None
+    if others := content_hashes(config.coarse.judges):
+        identity["reward_sources"] = others
     return identity | {
         "processes": distributed.world(),
         "reward_model": {"adapter": adapter, "mean": numbers.get("mean"), "std": numbers.get("std")},
@@ -249,7 +283,14 @@ def check_newest(checkpoint: Checkpoint, now: dict[str, Any], settings: Coarse, 
     """Raise RunError unless a checkpoint is of this run and not after its last update. now: of `identity_of`."""
     restart = f"remove '{folder}' to begin the coarse stage anew"
     before, file_format = checkpoint.state.get("identity"), checkpoint.state.get("format")
-    forcible = ("reward", "coarse", "data", "processes", "reward_model")  # not another model or shape of the adapters
+    forcible = (
+        "reward",
+        "coarse",
+        "data",
+        "processes",
+        "reward_model",
+        "reward_sources",
+    )  # not another model or shape of the adapters
     critic = ((with_defaults(before, now) if isinstance(before, dict) else {}).get("coarse") or {}).get("critic")
     # a shared critic has other tensors, so that `force` does not help
     if critic is not None and critic != settings.critic and "shared" in (critic, settings.critic):

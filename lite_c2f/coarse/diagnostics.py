@@ -18,6 +18,7 @@ ENTROPY_SHARE = 0.1  # share of the entropy of the first updates
 ALIKE, REPEATED = 0.5, 0.5  # shares: of responses like another one, of 4-grams that repeat an earlier one
 LENGTH_CORRELATION = 0.8  # of reward and length
 LENGTH_GROWTH = 1.5  # times the length of the first updates
+FUNCTION_SHARE = 0.05  # of an update's time
 FIRST_UPDATES, LAST_UPDATES = 3, 5  # updates
 
 
@@ -104,6 +105,18 @@ def reward_follows_length(lines: Sequence[Line]) -> str | None:
     )
 
 
+def functions_are_slow(lines: Sequence[Line]) -> str | None:
+    """Reward functions take more than their share of the last updates."""
+    last = [line for line in lines[-FIRST_UPDATES:] if "function_seconds" in line]
+    recent = [line["function_seconds"] / line["seconds"] for line in last]
+    if len(recent) < FIRST_UPDATES or fmean(recent) <= FUNCTION_SHARE:
+        return None
+    return (
+        f"reward functions take {fmean(recent):.0%} of an update ({lines[-1]['function_seconds']:.1f} s in the last): "
+        "make them faster, or set `workers` of their sources"
+    )
+
+
 Rule = Callable[[Sequence[Line]], str | None]
 RULES: tuple[Rule, ...] = (
     kl_explodes,
@@ -111,6 +124,7 @@ RULES: tuple[Rule, ...] = (
     entropy_collapses,
     responses_alike,
     reward_follows_length,
+    functions_are_slow,
 )
 
 

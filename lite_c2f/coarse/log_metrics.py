@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,13 @@ from lite_c2f.coarse.diagnostics import correlation, share_alike, warnings
 from lite_c2f.coarse.rollout import Rollout, RolloutContext
 from lite_c2f.coarse.state import TrainState
 from lite_c2f.config.settings import Config
+from lite_c2f.data.records import Prompt
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.ops import explained_variance
-from lite_c2f.reward.score import score, scored_row
+from lite_c2f.reward.calls import RewardError
+from lite_c2f.reward.mix import known
+from lite_c2f.reward.score import scored_row
+from lite_c2f.reward.sources import Judges, inputs_of
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling, sample
@@ -78,16 +82,32 @@ def update_metrics(
         "skipped": state.skipped,
         "sampling_gap": rollout.sampling_gap,
     }
+    if state.judges is not None:
+        line |= source_metrics(rollout, state.judges)
     for name, value in line.items():
         if not math.isfinite(value):
             raise NonFiniteError.because(f"{name} is {value}", "finite numbers", "lower the learning rates")
     return line
 
 
+def source_metrics(rollout: Rollout, judges: Judges) -> dict[str, float]:
+    """Of each source its mean score before scaling, and the share it applies to; multipliers; seconds of functions."""
+    line: dict[str, float] = {}
+    for name, scores in rollout.by_source.items():
+        if values := known(scores):
+            line[f"reward/{name}"] = sum(values) / len(values)
+        if len(values) < len(scores):
+            line[f"applies/{name}"] = len(values) / len(scores)
+    line |= {f"multiplier/{name}": value for name, value in judges.mix.multipliers.items()}
+    if any(source.function is not None for source in judges.rewards):
+        line["function_seconds"] = judges.seconds
+    return line
+
+
 class UpdateLog:
     """Log of the coarse stage: metrics.jsonl and the tracker, samples.jsonl, warnings and progress.
 
-    sample_prompts: token ids of the held-out prompts that samples.jsonl answers.
+    sample_prompts: token ids of the held-out prompts that samples.jsonl answers; sample_rows: the same with their data.
     """
 
     def __init__(
@@ -98,12 +118,14 @@ class UpdateLog:
         context: RolloutContext,
         tokenizer: Any,
         sample_prompts: list[list[int]],
+        sample_rows: Sequence[Prompt],
         tracker: Any,
         progress: StepCallback | None,
         on_message: Callable[[str], None] | None,
     ) -> None:
         self._config, self._state, self._context, self._tokenizer = config, state, context, tokenizer
-        self._sample_prompts, self._progress, self._on_message = sample_prompts, progress, on_message
+        self._sample_prompts, self._sample_rows = sample_prompts, sample_rows
+        self._progress, self._on_message = progress, on_message
         self._samples_file = run / "coarse" / "samples.jsonl"
         self.metrics = Metrics(run, tracker)
 
@@ -130,7 +152,7 @@ class UpdateLog:
             if state.step == 1 or state.step % settings.sample_every == 0 or state.finished(settings):
                 try:
                     self._write_samples()
-                except NonFiniteError as error:  # the next update raises the same error, and handles it
+                except (NonFiniteError, RewardError) as error:  # the next update raises the same, and handles it
                     log.warning("update %d: no samples: %s", state.step, error)
         if self._on_message:
             for warning in warnings(state.lines):
@@ -144,7 +166,8 @@ class UpdateLog:
 
         Mean metrics alone do not show what a policy has learned to write.
         """
-        roles, settings, ends, normalizer, batches, _ = self._context
+        roles, settings, ends, normalizer, batches, _, judges = self._context
+        judges = judges or Judges.of_reward_model(normalizer)
         prompts = self._sample_prompts
         limit = settings.sample_tokens or self._state.length.limit
         with roles.sampling("policy"):
@@ -164,7 +187,11 @@ class UpdateLog:
             scored_row(prompt, text, finish != "limit", ends.eos_id)
             for prompt, text, finish in zip(prompts, texts, responses.finish, strict=True)
         ]
-        rewards = score(roles, rows, pad_id=ends.pad_id, batch=batches.scoring)
+        inputs = inputs_of(self._tokenizer, self._sample_rows, texts, responses.finish)
+        seconds, sources = judges.seconds, tuple(judges)
+        scores = judges.scores(roles, rows, inputs, self._sample_rows, ends.pad_id, batches.scoring, sources)
+        judges.seconds = seconds  # those of an update are its own
+        rewards = judges.mix.rewards(scores)
         for row, prompt in enumerate(prompts):
             record = {
                 "step": self._state.step,
@@ -173,8 +200,10 @@ class UpdateLog:
                 "response": self._tokenizer.decode(texts[row], skip_special_tokens=True),
                 "finish": responses.finish[row],
                 "tokens": len(responses.tokens[row]),
-                "reward": normalizer(float(rewards[row])),
+                "reward": rewards[row],
             }
+            if not settings.usual_rewards or settings.watch:
+                record["rewards"] = {name: values[row] for name, values in scores.items()}
             append_line(self._samples_file, record)
 
 

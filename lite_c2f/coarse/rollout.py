@@ -1,17 +1,23 @@
 """Rollouts: sampled responses with their rewards, log-probabilities and values, from which one PPO update learns."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lite_c2f.backbone.roles import Roles
+from lite_c2f.config.rewards import Watched
 from lite_c2f.config.settings import Coarse, resolved
 from lite_c2f.data.encode import pad_right
+from lite_c2f.data.records import Prompt
 from lite_c2f.errors import NonFiniteError
 from lite_c2f.ops import token_logprobs
-from lite_c2f.reward.score import Normalizer, score, scored_row
+from lite_c2f.reward.calls import RewardError, Scores
+from lite_c2f.reward.functions import RewardInputs
+from lite_c2f.reward.score import Normalizer, scored_row
+from lite_c2f.reward.sources import Judges, inputs_of
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.batch_size import BatchSize, groups_by_length, retry_smaller
 from lite_c2f.sampling import Responses, Sampling, Stops, sample
@@ -27,8 +33,9 @@ class Rollout(NamedTuple):
     logprobs: Tensor  # (B, T) float32, the same recomputed with the update's kernels
     reference: Tensor  # (B, T) float32, under the base
     values: Tensor  # (B, T) float32, the critic's
-    scores: Tensor  # (B,) float32, normalised, not clipped
+    scores: Tensor  # (B,) float32, the mix of all sources, not clipped
     responses: Responses
+    by_source: Mapping[str, Scores] = MappingProxyType({})  # of each source of reward, before it is scaled
 
     @property
     def reward(self) -> float:
@@ -93,6 +100,7 @@ class RolloutContext(NamedTuple):
     normalizer: Normalizer
     batches: RolloutBatches
     on_tokens: Callable[[int], None] | None = None  # called while sampling, with the number of new tokens
+    judges: Judges | None = None  # None: the reward model alone, with `normalizer`
 
 
 class RolloutRequest(NamedTuple):
@@ -102,11 +110,13 @@ class RolloutRequest(NamedTuple):
     limit: int  # most tokens of a response
     seed: int
     expected: Sequence[float] | None = None  # tokens of earlier responses to these prompts: the longest start first
+    rows: Sequence[Prompt] | None = None  # the prompts with the columns of their data, for reward functions
+    temperature: float | None = None  # None: that of the rollouts
 
 
 def collect(context: RolloutContext, request: RolloutRequest) -> Rollout:
     """Sample a response to every prompt and score it: `sample_responses`, then `score_responses`."""
-    return score_responses(context, request.prompts, sample_responses(context, request))
+    return score_responses(context, request.prompts, sample_responses(context, request), request.rows)
 
 
 def sample_responses(context: RolloutContext, request: RolloutRequest) -> Responses:
@@ -115,6 +125,7 @@ def sample_responses(context: RolloutContext, request: RolloutRequest) -> Respon
     Raises NonFiniteError, in all processes, for logits that are not finite.
     """
     prompts, expected = request.prompts, request.expected
+    temperature = context.settings.temperature if request.temperature is None else request.temperature
     sizes = [len(prompt) for prompt in prompts] if expected is None else expected
     local_rows = distributed.share(range(len(prompts)), sizes)
     responses, problem = None, None
@@ -123,7 +134,7 @@ def sample_responses(context: RolloutContext, request: RolloutRequest) -> Respon
             responses = sample(
                 context.roles.model,
                 [prompts[row] for row in local_rows],
-                Sampling(request.limit, context.settings.temperature, seed=request.seed),
+                Sampling(request.limit, temperature, seed=request.seed),
                 eos_ids=context.ends.eos_ids,
                 stops=context.ends.stops,
                 pad_id=context.ends.pad_id,
@@ -145,11 +156,17 @@ def sample_responses(context: RolloutContext, request: RolloutRequest) -> Respon
     return Responses(*(list(column) for column in columns))
 
 
-def score_responses(context: RolloutContext, prompts: Sequence[list[int]], responses: Responses) -> Rollout:
+def score_responses(
+    context: RolloutContext,
+    prompts: Sequence[list[int]],
+    responses: Responses,
+    data_rows: Sequence[Prompt] | None = None,
+) -> Rollout:
     """Rewards of the responses, their log-probabilities under policy and reference, and the critic's values.
 
-    With several processes each computes a part of the rows, and all get the whole rollout. Raises NonFiniteError for
-    numbers that are not finite.
+    data_rows: the prompts with the columns of their data, for reward functions. With several processes each computes a
+    part of the rows, and all get the whole rollout. Raises NonFiniteError for numbers that are not finite, RewardError
+    where a function fails; the running statistics of the mix are then as before.
     """
     roles, ends, batches = context.roles, context.ends, context.batches
     rows = [prompt + response for prompt, response in zip(prompts, responses.tokens, strict=True)]
@@ -159,23 +176,66 @@ def score_responses(context: RolloutContext, prompts: Sequence[list[int]], respo
         mask[row, : len(prompt) - 1] = False
     lengths = [len(row) for row in rows]
     local_rows = distributed.share(range(len(prompts)), lengths)
-    to_score = [
-        scored_row(prompts[row], responses.text_tokens(row), responses.finish[row] != "limit", ends.eos_id)
-        for row in local_rows
-    ]
-    scores = torch.zeros(len(prompts), device=roles.device)
-    raw = score(roles, to_score, pad_id=ends.pad_id, batch=batches.scoring)
-    scores[local_rows] = torch.tensor([context.normalizer(float(value)) for value in raw], device=roles.device)
+    judges = context.judges or Judges.of_reward_model(context.normalizer)
+    by_source = source_scores(context, judges, judges.rewards, prompts, responses, data_rows, local_rows)
+    scores = torch.tensor(judges.mix.combine(by_source), device=roles.device)
     sampled = torch.zeros(mask.shape, device=roles.device)
     sampled[mask] = torch.tensor([value for row in responses.logprobs for value in row], device=roles.device)
     logprobs, reference, values = (
         role_outputs(roles, role, tokens, mask, lengths, local_rows, context.settings.temperature, batches.scoring)
         for role in ("policy", "reference", "critic")
     )
-    distributed.add([scores, reference, values, logprobs])
-    rollout = Rollout(tokens, mask, lengths, sampled, logprobs, reference, values, scores, responses)
+    distributed.add([reference, values, logprobs])
+    rollout = Rollout(tokens, mask, lengths, sampled, logprobs, reference, values, scores, responses, by_source)
     check_numbers(rollout)
     return rollout
+
+
+def source_scores(
+    context: RolloutContext,
+    judges: Judges,
+    sources: Sequence[Watched],
+    prompts: Sequence[list[int]],
+    responses: Responses,
+    data_rows: Sequence[Prompt] | None,
+    local_rows: Sequence[int],
+) -> dict[str, Scores]:
+    """Scores of every response by each of these sources, before the mix; the same in all processes.
+
+    local_rows: those that this process reads with the reward models. The functions come first: where one fails, no
+    time was spent on the models.
+    """
+    data_rows = data_rows or ()
+    texts = [responses.text_tokens(row) for row in range(len(prompts))]
+    inputs = inputs_of(judges.tokenizer, data_rows, texts, responses.finish) if data_rows and judges.tokenizer else None
+    scores = function_scores(judges, inputs, data_rows, sources)
+    ends, device = context.ends, context.roles.device
+    to_score = [
+        scored_row(prompts[row], texts[row], responses.finish[row] != "limit", ends.eos_id) for row in local_rows
+    ]
+    models = judges.model_scores(context.roles, to_score, ends.pad_id, context.batches.scoring, sources)
+    for name, values in models.items():
+        whole = torch.zeros(len(prompts), device=device)
+        whole[list(local_rows)] = torch.tensor(values, device=device)
+        distributed.add([whole])
+        scores[name] = judges.where_applicable(name, whole.tolist(), data_rows)
+    return scores
+
+
+def function_scores(
+    judges: Judges, inputs: RewardInputs | None, prompts: Sequence[Prompt], sources: Sequence[Watched]
+) -> dict[str, Scores]:
+    """Scores by the functions, which the first process calls; all get them, or the RewardError."""
+    scores, problem = {}, None
+    if distributed.is_first():
+        try:
+            scores = judges.function_scores(inputs, prompts, sources)
+        except RewardError as error:
+            problem = str(error)
+    scores, problem = distributed.gather((scores, problem))[0]
+    if problem is not None:
+        raise RewardError(problem)
+    return scores
 
 
 def check_numbers(rollout: Rollout) -> None:

@@ -11,12 +11,14 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from lite_c2f.backbone.roles import Roles
+from lite_c2f.coarse.held_out import HeldOutState
 from lite_c2f.coarse.length import LengthState, RunningStats
 from lite_c2f.coarse.loss_scale import LossScale
 from lite_c2f.coarse.rollout import RolloutBatches
 from lite_c2f.config.settings import Coarse, Config
 from lite_c2f.data.encode import encode_prompt
 from lite_c2f.data.records import Prompt
+from lite_c2f.reward.sources import Judges
 from lite_c2f.runs.corpus import Corpus
 from lite_c2f.storage.checkpoints import (
     LR_FACTOR,
@@ -47,6 +49,10 @@ class PromptQueue:
     def take(self, count: int) -> list[tuple[int, list[int]]]:
         """The next prompts: (number in the corpus, token ids)."""
         return [(index, encode(self._config, self._tokenizer, self._prompts[index])) for index in self._next(count)]
+
+    def rows(self, numbers: Sequence[int]) -> list[Prompt]:
+        """The prompts of these numbers in the corpus, with the columns of their data."""
+        return [self._prompts[number] for number in numbers]
 
     def go_to(self, taken: int) -> None:
         """Move to where `taken` prompts have been taken."""
@@ -116,6 +122,8 @@ class TrainState:
     skipped: int = 0  # updates undone because a number was not finite
     rollbacks: int = 0  # returns to a checkpoint after skipped updates, each with half the learning rates
     lines: list[dict[str, float]] = field(default_factory=list)  # of metrics.jsonl, one per update
+    judges: Judges | None = None  # where the reward is more than the reward model's
+    held_out: HeldOutState = field(default_factory=HeldOutState)
 
     def weights(self) -> dict[str, Tensor]:
         """Tensors that an update changes: adapters, the critic's head, both optimisers; not copied."""
@@ -139,7 +147,9 @@ class TrainState:
         return [name for name in TRAINED if name in self.roles.adapters]
 
     def finished(self, settings: Coarse) -> bool:
-        """Whether all updates are done or the token budget is spent."""
+        """Whether all updates are done, the token budget is spent, or patience with evaluations is at an end."""
+        if self.held_out.exhausted(settings.patience):
+            return True
         spent = sum(line["tokens"] for line in self.lines) * settings.rollouts
         return self.step >= settings.updates or (settings.token_budget is not None and spent >= settings.token_budget)
 
@@ -149,6 +159,11 @@ class TrainState:
             return settings.updates
         left = settings.token_budget / settings.rollouts - sum(line["tokens"] for line in self.lines)
         return min(settings.updates, self.step + max(0, math.ceil(left / self.lines[-1]["tokens"])))
+
+    def policy(self) -> dict[str, Tensor]:
+        """A copy of the policy's adapter in main memory, under the names that PEFT saves."""
+        adapter = get_peft_model_state_dict(self.roles.model, adapter_name="policy", save_embedding_layers=False)
+        return {key: value.detach().to("cpu", copy=True) for key, value in adapter.items()}
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the weights in main memory (960 MiB on Mistral-7B), to undo an update with."""
@@ -172,8 +187,15 @@ class TrainState:
                 "skipped": self.skipped,
                 "rollbacks": self.rollbacks,
                 "lines": self.lines,
+                "mix": None if self.judges is None else self.judges.mix.state(),
+                "held_out": self.held_out.state(),
             },
-            {**tensors, **self.weights(), "known_lengths": lengths},
+            {
+                **tensors,
+                **self.weights(),
+                **{f"best.{key}": value for key, value in self.held_out.best_weights.items()},
+                "known_lengths": lengths,
+            },
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -194,6 +216,9 @@ class TrainState:
         self.step = checkpoint.step
         self.set_learning_rates(state["rollbacks"])
         self.lines = [dict(line) for line in state["lines"]]
+        if self.judges is not None:
+            self.judges.mix.restore(state["mix"])
+        self.held_out.restore(state.get("held_out", {}), _with_prefix("best", tensors))
         restore_generators(state["generators"], tensors, {"shuffler": self.shuffler})
 
     def set_learning_rates(self, rollbacks: int) -> None:

@@ -13,6 +13,7 @@ from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import gae, token_rewards
 from lite_c2f.coarse.checkpoints import CheckpointManager
+from lite_c2f.coarse.evaluate import HeldOutEvaluation
 from lite_c2f.coarse.length import advance, start
 from lite_c2f.coarse.log_metrics import StepCallback, Timer, UpdateLog, update_metrics
 from lite_c2f.coarse.loss import adapt_kl
@@ -28,16 +29,19 @@ from lite_c2f.coarse.rollout import (
 )
 from lite_c2f.coarse.state import PromptQueue, TrainState, encode
 from lite_c2f.coarse.update import update
+from lite_c2f.config.rewards import TRAINED
 from lite_c2f.config.settings import Coarse, Config
 from lite_c2f.data.encode import answer_end
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
+from lite_c2f.reward.calls import RewardError
 from lite_c2f.reward.score import Normalizer
+from lite_c2f.reward.sources import Judges, adapter_folder, load_reward_models, reward_roles, role_of
 from lite_c2f.runs.corpus import Corpus, sampled_prompts
 from lite_c2f.runs.models import ModelPair, adapter_base
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.signals import graceful
 from lite_c2f.sampling import Stops
-from lite_c2f.storage.files import read_json, write_json
+from lite_c2f.storage.files import write_json
 
 
 def train_coarse(
@@ -58,24 +62,35 @@ def train_coarse(
     line per update to RUN/metrics.jsonl. progress(step, updates, line) is called after every update, on_tokens(new
     tokens) while sampling, on_message(text) when a batch was halved, an update was skipped or a diagnostic
     warns. force: go on from checkpoints made with other settings of `coarse`. Returns the stage's metrics. Raises
-    RunError without a reward model, MemoryFullError when one row is too much for the card, ModelError when it
-    diverges repeatedly, ConfigError when the token budget ends it before the policy has trained.
+    RunError without the reward stage's result, RewardError where a reward function fails (the state before that update
+    is saved), MemoryFullError when one row is too much for the card, ModelError when it diverges repeatedly,
+    ConfigError when the token budget ends it before the policy has trained.
     """
     settings = config.coarse
     tokenizer = load_tokenizer(models.base)
-    roles, normalizer = prepare_roles(config, models, run)
+    roles, normalizers = prepare_roles(config, models, run)
     ends = response_ends(config, tokenizer, roles.model)
-    sample_prompts = [encode(config, tokenizer, prompt) for prompt in sampled_prompts(corpus, config)]
+    rows = sampled_prompts(corpus, config)
+    sample_prompts = [encode(config, tokenizer, prompt) for prompt in rows]
     state = initial_state(config, corpus, roles, tokenizer, on_message)
-    context = RolloutContext(roles, settings, ends, normalizer, state.batches, on_tokens)
-    log = UpdateLog(config, run, state, context, tokenizer, sample_prompts, tracker, progress, on_message)
+    judges = Judges.of(config, normalizers, tokenizer, on_message)
+    state.judges = None if settings.usual_rewards and not settings.watch else judges
+    own = normalizers.get(TRAINED) or Normalizer(0.0, 1.0)
+    context = RolloutContext(roles, settings, ends, own, state.batches, on_tokens, judges)
+    log = UpdateLog(config, run, state, context, tokenizer, sample_prompts, rows, tracker, progress, on_message)
     checkpoints = CheckpointManager(config, run, state, log.metrics, on_message, force=force)
+    held_out = HeldOutEvaluation(config, corpus, state, context, tokenizer, log.metrics, on_message)
     checkpoints.resume()
     log.resumed()
 
-    with graceful(on_message) as interruption:
-        while not state.finished(settings):
+    with graceful(on_message) as interruption, checkpoints.saved_on_reward_error():
+        while True:
+            # 0. held-out judgement of the policy so far
+            held_out.evaluate_if_due()
+            if state.finished(settings):
+                break
             timer, before, step = Timer(), state.snapshot(), state.step + 1
+            judges.seconds, taken = 0.0, state.prompts.taken
             try:
                 # 1. sample
                 numbers, prompts = zip(*state.prompts.take(settings.rollouts), strict=True)
@@ -83,9 +98,9 @@ def train_coarse(
                 expected = state.response_lengths.expected(numbers)
                 request = RolloutRequest(prompts, state.length.limit, seed, expected)
                 responses = sample_responses(context, request)
-                state.response_lengths.record(numbers, responses.tokens)
                 # 2. score
-                rollout = score_responses(context, prompts, responses)
+                rollout = score_responses(context, prompts, responses, state.prompts.rows(numbers))
+                state.response_lengths.record(numbers, responses.tokens)
                 timer.end_sampling()
                 # 3. advantages
                 scores = rollout.scores.clamp(-settings.reward_clip, settings.reward_clip)
@@ -106,6 +121,9 @@ def train_coarse(
                 line = update_metrics(rollout, advantages, losses, state)
                 check_models(roles, rollout)
                 timer.end_update()
+            except RewardError:  # the update is not made; `saved_on_reward_error` saves the state before it
+                state.prompts.go_to(taken)
+                raise
             except NonFiniteError as error:
                 state.restore_weights(before)
                 checkpoints.after_failure(error, agree_to_stop(state, interruption.requested))
@@ -119,6 +137,7 @@ def train_coarse(
             log.log_update(line, timer)
             checkpoints.after_update(agree_to_stop(state, interruption.requested))
 
+        judges.close()
         check_policy_trained(state, settings)
         metrics = publish(roles, config, models, run, state, checkpoints) if distributed.is_first() else {}
         checkpoints.clear()
@@ -199,11 +218,11 @@ def initial_state(
     )
 
 
-def prepare_roles(config: Config, models: ModelPair, run: Path) -> tuple[Roles, Normalizer]:
-    """Policy, critic and reward model on one base.
+def prepare_roles(config: Config, models: ModelPair, run: Path) -> tuple[Roles, dict[str, Normalizer | None]]:
+    """Policy, critic and reward models on one base, and the reward models' own means and deviations, by source.
 
-    By default the critic starts as the reward model, on normalised rewards. A head that starts from zero values
-    everything at the mean reward.
+    By default the critic starts as the first reward model that is maximised, on normalised rewards. A head that starts
+    from zero, as without one, values everything at the mean reward.
     """
     if not (run / "reward" / "metrics.json").is_file():
         raise RunError.because(f"'{run}' has no reward model", "RUN/reward", "train with --stage reward first")
@@ -214,22 +233,19 @@ def prepare_roles(config: Config, models: ModelPair, run: Path) -> tuple[Roles, 
     roles = Roles(
         base,
         config.lora,
-        ("policy", "reward") if shared else ("policy", "critic", "reward"),
+        ("policy", *(() if shared else ("critic",)), *reward_roles(config)),
         shares={"critic": "policy"} if shared else {},
         checkpointing=checkpointing,
     )
-    saved = read_json(run / "reward" / "metrics.json")
-    normalizer = Normalizer(saved["mean"], saved["std"])
-    head = load_into(roles, "reward", run / "reward" / "adapter")
-    if head is None:
-        raise RunError.because(f"'{run}/reward/adapter' has no score head", "a reward model", "train it again")
-    roles.add_head("reward", head)
-    if config.coarse.critic == "reward_model":
-        load_into(roles, "critic", run / "reward" / "adapter")
-        roles.add_head("critic", head.rescaled(normalizer.mean, normalizer.std))
+    normalizers = load_reward_models(roles, config, run)
+    first = next((source for source in config.coarse.rewards if source.function is None), None)
+    if config.coarse.critic == "reward_model" and first is not None:
+        load_into(roles, "critic", adapter_folder(first, run))
+        mean, std = normalizers[first.name] or Normalizer(0.0, 1.0)
+        roles.add_head("critic", roles.heads[role_of(first)].rescaled(mean, std))
     else:
-        roles.add_head("critic", ScalarHead(head.linear.in_features))
-    return roles, normalizer
+        roles.add_head("critic", ScalarHead(roles.hidden_size))
+    return roles, normalizers
 
 
 def publish(
@@ -252,5 +268,12 @@ def publish(
         "rollbacks": state.rollbacks,
         "tokens_sampled": round(sum(line["tokens"] for line in lines) * config.coarse.rollouts),
     }
+    if state.judges is not None:
+        names = [source.name for source in config.coarse.rewards]
+        metrics["rewards"] = {name: [line.get(f"reward/{name}") for line in (lines[0], lines[-1])] for name in names}
+        metrics["mix"] = state.judges.mix.state()
+    if state.held_out.evaluations:
+        metrics["held_out"] = {"best_step": state.held_out.best_step, "evaluations": state.held_out.lines()}
+        metrics["ended_early"] = state.held_out.exhausted(config.coarse.patience)
     write_json(run / "coarse" / "metrics.json", metrics)
     return metrics

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lite_c2f.config.data import Section
+from lite_c2f.config.rewards import FIGURES, Rewards, RewardSource, Watched, Watches
 
 Batch = Annotated[int, Field(ge=1)] | Literal["auto"]
 
@@ -100,6 +101,34 @@ class Coarse(Section):
     clip: float = Field(0.2, gt=0, description="Clip range of the probability ratio.")
     value_clip: float = Field(0.2, gt=0, description="Clip range of the value around its old estimate.")
     reward_clip: float = Field(5.0, gt=0, description="Normalised rewards are clipped to plus or minus this.")
+    rewards: Rewards = Field(
+        (RewardSource(model="trained"),),  # type: ignore[call-arg]
+        min_length=1,
+        description="Sources of reward, each {model: trained}, {adapter: DIR} or {function: FILE.py:NAME}, with name, "
+        "weight, scale, clip, at_least, arguments, timeout, workers: docs/rewards.md. Without a reward model among "
+        "them and `watch`, stage 1 is skipped.",
+    )
+    multiplier_lr: float = Field(
+        0.1, gt=0, description="Step of the Lagrange multipliers of sources with at_least, per update."
+    )
+    multiplier_max: float = Field(10.0, gt=0, description="Largest Lagrange multiplier.")
+    watch: Watches = Field(
+        (), description="Sources that are not trained on, and only look at held-out answers: see evaluate_every."
+    )
+    evaluate_every: int | None = Field(
+        None, ge=1, description="Answer held-out prompts every so many updates, scored by `rewards` and `watch`."
+    )
+    evaluate_prompts: int = Field(64, ge=2, description="How many held-out prompts, the same at every evaluation.")
+    evaluate_temperature: float = Field(0.0, ge=0, description="Its sampling temperature, at a fixed seed; 0: greedy.")
+    best_by: str = Field(
+        "reward",
+        description="Figure of these evaluations that says which policy is best: reward (the weighted sum), or a "
+        "source's name. The best is kept as RUN/coarse/best/adapter.",
+    )
+    patience: int | None = Field(None, ge=1, description="End after so many evaluations in a row without a better one.")
+    use: Literal["best", "last"] = Field(
+        "last", description="Policy that becomes the Coarse Actor and is merged: last, or best where there is one."
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     sample_every: int = Field(5, ge=1, description="Store samples of the same few prompts every so many updates.")
     sample_prompts: int = Field(4, ge=1, description="How many prompts those are.")
@@ -114,6 +143,38 @@ class Coarse(Section):
         if self.algorithm == "dpo":
             return {}
         return {self.length.largest_key: self.length.largest, "coarse.sample_tokens": self.sample_tokens or 0}
+
+    @property
+    def usual_rewards(self) -> bool:
+        """Whether the reward is that of the trained reward model alone, as it is where nothing is set."""
+        return self.rewards == type(self).model_fields["rewards"].default
+
+    @property
+    def judges(self) -> tuple[Watched, ...]:
+        """All sources: those of the reward, then those that watch."""
+        return (*self.rewards, *self.watch)
+
+    @property
+    def needs_reward_model(self) -> bool:
+        """Whether a source is the reward model of stage 1."""
+        return any(source.model is not None for source in self.judges)
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> "Coarse":
+        names = [source.name for source in self.judges]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"coarse.rewards and coarse.watch: two sources named '{twice}'; give one another `name`")
+        if all(source.at_least is not None for source in self.rewards):
+            raise ValueError("coarse.rewards has constraints (at_least) alone; add a source to maximise")
+        if self.algorithm == "dpo" and not (self.usual_rewards and not self.watch):
+            raise ValueError("coarse.rewards and coarse.watch are for PPO: DPO learns from pairs; leave them out")
+        if self.evaluate_every is None and (self.watch or self.patience or self.best_by != "reward"):
+            key = "watch" if self.watch else "patience" if self.patience else "best_by"
+            raise ValueError(f"coarse.{key} is of held-out evaluations; set coarse.evaluate_every, in updates")
+        if self.best_by not in (*names, *FIGURES):
+            known = ", ".join((*FIGURES, *names))
+            raise ValueError(f"coarse.best_by={self.best_by!r}: expected one of {known}; correct it")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Coarse":

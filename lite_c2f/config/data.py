@@ -75,6 +75,9 @@ class Source(Section):
     revision: str | None = Field(None, description="Commit of a hub dataset, to pin it.")
     data_dir: str | None = Field(None, description="Folder within a hub dataset.")
     columns: Columns | None = Field(None, description="What its columns hold, where they have other names.")
+    rewards: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Of prompts: names of the sources of reward that apply to them (default: all)."
+    )
 
 
 def _as_sources(value: Any) -> Any:
@@ -123,4 +126,6 @@ class Data(Section):
         for key in ("preferences", "prompts"):
             for source in getattr(self, key):
                 refuse_address(f"data.{key}", source.path, "a file, a glob, a folder or a hub name")
+                if source.rewards is not None and key == "preferences":
+                    raise ValueError(f"data.preferences: {source.path} names rewards; name them in data.prompts")
         return self

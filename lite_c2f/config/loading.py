@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from lite_c2f.config.data import Columns, Section, Source
+from lite_c2f.config.rewards import RewardSource, Watched
 from lite_c2f.config.settings import Config
 from lite_c2f.config.yaml_files import apply_override, read_mapping
 from lite_c2f.errors import ConfigError, EmptyConfigError
@@ -176,7 +177,10 @@ def _validation_message(error: ValidationError) -> str:
     first = error.errors()[0]
     key = _dotted_key(first["loc"])
     if first["type"] == "extra_forbidden":  # in a list, which `_check_keys` does not check
-        names = list((Columns if "columns" in first["loc"] else Source).model_fields)
+        part = Columns if "columns" in first["loc"] else Source
+        if first["loc"][:2] in (("coarse", "rewards"), ("coarse", "watch")):
+            part = RewardSource if "rewards" in first["loc"] else Watched
+        names = list(part.model_fields)
         return f"unknown key '{key}'; expected {_nearest(_key_name(key), names)}; correct or remove it"
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")

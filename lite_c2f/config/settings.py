@@ -185,6 +185,17 @@ class Config(Section):
             raise ValueError("model.base and model.instruct must both be `toy` or both be real models")
         return self
 
+    @model_validator(mode="after")
+    def _rewards_are_there(self) -> "Config":
+        known = [source.name for source in self.coarse.rewards]
+        for source in self.data.prompts:
+            if unknown := [name for name in source.rewards or () if name not in known]:
+                raise ValueError(
+                    f"data.prompts: {source.path} names the reward '{unknown[0]}'; expected of coarse.rewards: "
+                    f"{', '.join(known)}; correct it"
+                )
+        return self
+
     @property
     def prompt_sources(self) -> tuple[Source, ...]:
         """Sources of the prompts: `data.prompts`, or the preference pairs where none is given."""
@@ -210,6 +221,15 @@ class Config(Section):
         values = self.model_dump(mode="json")
         for section, key in (("reward", "micro_batch"), ("coarse", "micro_batch"), ("coarse", "sampling_batch")):
             del values[section][key]
+        if self.coarse.use != "last":  # which policy is merged, of those that the coarse stage left
+            values["fine"]["coarse_use"] = self.coarse.use
+        del values["coarse"]["use"]
+        for source in (*values["coarse"]["rewards"], *values["coarse"]["watch"]):
+            del source["timeout"], source["workers"]
+            for key in ("adapter", "function"):  # compared by their content (reward/functions.py)
+                source[key] = _last_part(source[key])
+        if self.coarse.usual_rewards:  # as in runs older than other sources
+            del values["coarse"]["rewards"]
         if self.coarse.algorithm == "ppo":  # as in runs older than DPO
             del values["coarse"]["algorithm"], values["coarse"]["dpo"]
         else:  # what only PPO reads does not count
@@ -217,14 +237,20 @@ class Config(Section):
             del kept["dpo"]["micro_batch"]
             values["coarse"] = kept
         for source in (*values["data"]["preferences"], *values["data"]["prompts"]):
-            source["path"] = source["path"].rsplit("/", 1)[-1] if source["path"].startswith("/") else source["path"]
-            if source["columns"] is None:  # as in runs older than this setting
-                del source["columns"]
+            source["path"] = _last_part(source["path"])
+            for key in ("columns", "rewards"):
+                if source[key] is None:  # as in runs older than these settings
+                    del source[key]
         return without_locations({**{section: values[section] for section in sections}, "run": {"seed": self.run.seed}})
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load_config` reads back to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _last_part(path: str | None) -> str | None:
+    """The name of a file of an absolute path, which is of one machine; anything else as it is."""
+    return path.rsplit("/", 1)[-1] if path is not None and path.startswith("/") else path
 
 
 def resolved(batch: int | str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 
 from lite_c2f.actors.answers import Answer, repeated_ngrams, standard_error, summarize
-from lite_c2f.actors.models import InstructModel, RewardModel, Turns, kl_of_coarse, load_coarse
+from lite_c2f.actors.models import InstructModel, Judged, RewardModel, Turns, kl_of_coarse, load_coarse
 from lite_c2f.actors.names import ACTORS, BASE, COARSE, FINE, INSTRUCT
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.config.settings import Config, resolved
@@ -19,17 +19,21 @@ from lite_c2f.errors import RunError
 from lite_c2f.evaluation.metrics import compression_ratio, distinct, verbosity
 from lite_c2f.evaluation.responder import responder
 from lite_c2f.evaluation.wins import paired_wins
+from lite_c2f.reward.calls import Scores
+from lite_c2f.reward.mix import known
+from lite_c2f.reward.sources import reward_identity
 from lite_c2f.runs.corpus import Corpus, compared_prompts
 from lite_c2f.runs.fingerprints import fingerprints
 from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.published import coarse_adapter
 from lite_c2f.runtime.batch_size import BatchSize, free
 from lite_c2f.storage.files import hash_of, read_json, write_json, write_jsonl
 from lite_c2f.storage.results import ResultCache
 
+JSON_TYPES = (str, int, float, bool, list, dict)  # of a column that responses.jsonl repeats
 PAIRS = ((FINE, INSTRUCT), (COARSE, BASE), (FINE, COARSE))
 CIRCULAR = (
-    "wins are judged by the reward model that trained the policy: they measure its preference, not the quality of the "
-    "answers"
+    "wins are judged by the reward that trained the policy: they measure its preference, not the quality of the answers"
 )
 
 
@@ -63,7 +67,8 @@ def compare_actors(
             free()
         else:
             answers[actor] = [Answer(*values) for values in cached]
-    rewards = {actor: judge(turns, responses) for actor, responses in answers.items()}
+    judged = {actor: judge.judge(turns, responses, prompts) for actor, responses in answers.items()}
+    rewards = {actor: result.rewards for actor, result in judged.items()}
     several = len({prompt.source for prompt in prompts}) > 1
     rows = [
         {
@@ -75,6 +80,8 @@ def compare_actors(
             "tokens": answers[actor][index].tokens,
             "reward": round(rewards[actor][index], 4),
             "repeated_4gram": round(repeated_ngrams(answers[actor][index].text_tokens), 4),
+            **row_of_data(prompt),
+            **scores_of(judged[actor], index),
         }
         for index, prompt in enumerate(prompts)
         for actor in ACTORS
@@ -89,7 +96,30 @@ def compare_actors(
     figures["actors"][FINE]["kl_to_instruct"] = round(kl_fine, 4)
     write_json(run / "evaluation" / "metrics.json", figures)
     cache.clear()
-    return {actor: summarize(prompts, answers[actor], rewards[actor]) for actor in ACTORS}
+    return {
+        actor: summarize(prompts, answers[actor], rewards[actor]) | source_means(judged[actor].by_source)
+        for actor in ACTORS
+    }
+
+
+def row_of_data(prompt: Prompt) -> dict[str, Any]:
+    """{"row": the other columns of the prompt's data}, those that are JSON; {} where there are none."""
+    columns = {name: value for name, value in prompt.extra.items() if isinstance(value, JSON_TYPES)}
+    return {"row": columns} if columns else {}
+
+
+def scores_of(judged: Judged, index: int) -> dict[str, Any]:
+    """{"rewards": {source: score}} of one answer; {} where the reward model alone judges."""
+    scores = {name: values[index] for name, values in judged.by_source.items()}
+    rounded = {name: None if value is None else round(value, 4) for name, value in scores.items()}
+    return {"rewards": rounded} if rounded else {}
+
+
+def source_means(by_source: Mapping[str, Scores]) -> dict[str, float]:
+    """{"reward/NAME": mean score} of the sources, before they are scaled and mixed."""
+    return {
+        f"reward/{name}": round(fmean(values), 4) for name, scores in by_source.items() if (values := known(scores))
+    }
 
 
 def by_source(
@@ -116,7 +146,7 @@ def kl_of_fine(
     The residue is unmerged, at the ratios of RUN/fine/merge.json: equal to the merged model up to the rounding of the
     merged weights to their dtype and to 4 bits.
     """
-    model = InstructModel(config, models.instruct, run / "coarse" / "adapter")
+    model = InstructModel(config, models.instruct, coarse_adapter(run, config.coarse.use))
     return model.kl(turns, answers, merged_ratios(run, model.weights), batch)
 
 
@@ -163,18 +193,19 @@ def more_figures(
     return result
 
 
-def actor_hashes(run: Path) -> dict[str, str]:
-    """Hashes of the compared actors and of the reward model."""
+def actor_hashes(config: Config, run: Path) -> dict[str, Any]:
+    """Hashes of the compared actors, of the reward model, and of the other sources of reward."""
     files = {
-        "coarse": run / "coarse" / "adapter" / "adapter_model.safetensors",
-        "reward": run / "reward" / "adapter" / "adapter_model.safetensors",
+        "coarse": coarse_adapter(run, config.coarse.use) / "adapter_model.safetensors",
         "fine": run / "fine" / "merge.json",
     }
-    return {name: hash_of(file) for name, file in files.items()}
+    return {name: hash_of(file) for name, file in files.items()} | reward_identity(config, run)
 
 
 def answer_cache(config: Config, models: ModelPair, run: Path, turns: Sequence[Any]) -> ResultCache:
     """Cache of the answers of an interrupted comparison, of the same actors to the same prompts."""
-    identity = config.identity(("model", "data", "evaluation")) | actor_hashes(run) | fingerprints(config, models)
+    identity = (
+        config.identity(("model", "data", "evaluation")) | actor_hashes(config, run) | fingerprints(config, models)
+    )
     identity["turns"] = xxhash.xxh3_128(repr(turns).encode()).hexdigest()
     return ResultCache(run / "evaluation" / "answers.jsonl", identity)

@@ -15,7 +15,7 @@ from lite_c2f.evaluation.probe import probabilities_by_layer, probe_chart, read_
 from lite_c2f.memory import resolve
 from lite_c2f.runs.corpus import load_corpus
 from lite_c2f.runs.manifest import open_run
-from lite_c2f.runs.published import is_finished
+from lite_c2f.runs.published import coarse_adapter, is_finished
 from lite_c2f.runtime import disk_errors
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
@@ -56,7 +56,7 @@ def probe(
     batch = BatchSize("evaluation.batch", resolved(settings.batch), sink.on_message)
     with disk_errors.as_user_errors(run), locked(run), recording(run, sink, is_finished) as sink:
         sink.on_stage("probe", 2, "actors")
-        actor = InstructModel(config, models.instruct, run / "coarse" / "adapter")
+        actor = InstructModel(config, models.instruct, coarse_adapter(run, config.coarse.use))
         result: dict[str, Any] = {
             "words": len(unwanted),
             "prompts": len(turns),

@@ -25,6 +25,7 @@ SECTIONS = (
     extras.judgments,
     extras.unwanted_words,
     sections.learning,
+    sections.held_out,
     sections.ratios,
     sections.responses,
     sections.samples_over_time,

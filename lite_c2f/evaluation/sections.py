@@ -5,7 +5,7 @@ in summary.json) get their columns automatically.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ COLUMNS = (
     "what right ones need, with the accuracy of these and of the others."
 )
 WINS = (
-    "Wins are judged by the reward model that trained the policy: they measure its preference, not the quality of the "
+    "Wins are judged by the reward that trained the policy: they measure its preference, not the quality of the "
     "answers. controlled is the rate at equal length by a logistic fit; length effect is what one standard deviation "
     "of difference in length adds to the log-odds: a guess where the lengths of the two sides hardly overlap."
 )
@@ -167,7 +167,36 @@ def learning(file: Path) -> list[Block]:
     first, last = rows[0], rows[-1]
     text = f"Reward {first['reward']:+.2f} to {last['reward']:+.2f}, limit {first['limit']:.0f} to {last['limit']:.0f} "
     text += f"tokens in {len(rows)} updates; {last.get('skipped', 0)} skipped."
-    return [Heading("Coarse Actor"), Text(text), Chart(charts.curves({"run": rows}), charts.CAPTION)]
+    return [Heading("Coarse Actor"), Text(text), Chart(charts.curves({"run": rows}), charts.CAPTION), *sources(rows)]
+
+
+def sources(rows: Sequence[Mapping[str, float]]) -> list[Block]:
+    """The sources of reward: mean score before scaling, and multiplier, of the first and the last update; [] for one.
+
+    rows: of the coarse stage in metrics.jsonl.
+    """
+    names = [name for name in rows[-1] if name.startswith(("reward/", "multiplier/"))]
+    if not names:
+        return []
+    cells = {name.replace("/", " "): [_cell(row.get(name)) for row in (rows[0], rows[-1])] for name in names}
+    return [Table("source of reward, mean score", ["first update", "last update"], cells)]
+
+
+@section("metrics.jsonl")
+def held_out(file: Path) -> list[Block]:
+    """The policy on held-out prompts while it trained, an evaluation a row."""
+    rows = [row for row in read_lines(file) if row["stage"] == "held_out"]
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in ("stage", "step")))
+    cells = {f"after update {row['step']}": [_cell(row.get(name)) for name in names] for row in rows}
+    text = (
+        "Means over the same prompts. reward is the weighted sum of what was trained on, on the scale of the first "
+        "evaluation; a reward that rises while another figure falls was learned for its own sake."
+    )
+    return [Heading("Held-out judgement while training"), Table("", names, cells), Text(text)] if rows else []
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 @section("fine/ratios.json")

@@ -14,6 +14,7 @@ from lite_c2f.fine.merge import merge, to_sink
 from lite_c2f.fine.sweep import RatioTrials, sweep
 from lite_c2f.runs.corpus import Corpus
 from lite_c2f.runs.models import ModelPair, unlisted_end
+from lite_c2f.runs.published import coarse_adapter
 from lite_c2f.runtime.batch_size import free
 from lite_c2f.runtime.progress import ProgressSink
 from lite_c2f.runtime.svg import document
@@ -43,7 +44,7 @@ def make_fine(config: Config, models: ModelPair, corpus: Corpus, run: Path, sink
     free()
     sink.on_stage("merge", 0, "MiB")
     merge(
-        run / "coarse" / "adapter",
+        coarse_adapter(run, config.coarse.use),
         models.base,
         models.instruct,
         run / "fine" / "model",

@@ -11,9 +11,11 @@ from lite_c2f.actors.answers import paired_difference, standard_error, summarize
 from lite_c2f.actors.models import InstructModel, Ratio, RewardModel, load_coarse
 from lite_c2f.config.settings import Config, resolved
 from lite_c2f.data.records import Prompt
+from lite_c2f.reward.sources import reward_identity
 from lite_c2f.runs.corpus import Corpus, ratio_prompts
 from lite_c2f.runs.fingerprints import fingerprints
 from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.published import coarse_adapter
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling
 from lite_c2f.storage.files import hash_of
@@ -60,7 +62,7 @@ class RatioTrials:
         settings = config.fine
         self._reward_model = reward_model or load_coarse(config, models, run)[1]
         self._cache = ResultCache(journal, _inputs(config, models, run)) if journal else None
-        self.instruct = InstructModel(config, models.instruct, run / "coarse" / "adapter")
+        self.instruct = InstructModel(config, models.instruct, coarse_adapter(run, config.coarse.use))
         self.prompts = ratio_prompts(corpus, config)
         self._sampling = Sampling(settings.max_tokens, config.evaluation.temperature, seed=config.run.seed + 1)
         self._batch = BatchSize("evaluation.batch", resolved(config.evaluation.batch))
@@ -83,7 +85,7 @@ class RatioTrials:
         with self.instruct.ratio(ratio):
             answers = self.instruct.answer(turns, self._sampling, self._batch, expected)
         self._lengths = [answer.tokens for answer in answers]
-        rewards = self._reward_model(turns, answers)
+        rewards = self._reward_model(turns, answers, chosen)
         figures = summarize(chosen, answers, rewards)
         figures["reward_se"] = round(standard_error(rewards), 4)
         figures["kl"] = round(self.instruct.kl(turns, answers, ratio, self._batch), 4) if ratio else 0.0
@@ -119,7 +121,8 @@ def sweep(
 
 def _inputs(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
     """Settings and files that a trial's result depends on, besides its ratio and prompts."""
-    adapters = {stage: hash_of(run / stage / "adapter" / "adapter_model.safetensors") for stage in ("reward", "coarse")}
+    adapters = {"coarse": hash_of(coarse_adapter(run, config.coarse.use) / "adapter_model.safetensors")}
+    adapters |= reward_identity(config, run)
     sampling = [config.fine.max_tokens, config.evaluation.temperature, config.evaluation.batch]
     return {**config.identity(("model", "data")), **adapters, **fingerprints(config, models), "sampling": sampling}
 

@@ -158,12 +158,15 @@ def plan_warnings(config: Config, compute: Compute) -> list[str]:
         "evaluation.max_tokens": config.evaluation.max_tokens,
     }
     longer = {key: tokens for key, tokens in answers.items() if tokens > trained_tokens}
+    longer = longer if config.coarse.needs_reward_model else {}
     if longer:
         messages.append(
             f"{', '.join(f'{key}={tokens}' for key, tokens in longer.items())}: longer than any answer that the reward "
             f"model is trained on (data.max_answer_tokens={trained_tokens}), so that its scores there are guesses; set "
             f"data.max_answer_tokens={max(longer.values())}, or lower the limits"
         )
+    if (note := evaluation_cost(config)) is not None:
+        messages.append(note)
     if same_model(config):
         messages.append(SAME_MODEL)
     if compute.on_gpu and compute.dtype == "float32" and config.model.compute_dtype == "auto":
@@ -172,6 +175,19 @@ def plan_warnings(config: Config, compute: Compute) -> list[str]:
             "faster and takes less memory, where the model's activations stay within its range"
         )
     return messages
+
+
+def evaluation_cost(config: Config) -> str | None:
+    """A message about what evaluations while training cost; None without them."""
+    coarse = config.coarse
+    if coarse.evaluate_every is None:
+        return None
+    count, largest = coarse.evaluate_prompts, coarse.length.largest
+    share = count / (coarse.evaluate_every * coarse.rollouts)
+    return (
+        f"every {coarse.evaluate_every} updates {count} held-out prompts are answered, with up to {largest} tokens "
+        f"each, and scored by {len(coarse.judges)} sources: {share:.0%} more responses than without"
+    )
 
 
 def same_model(config: Config) -> bool:
@@ -220,7 +236,7 @@ def choose_batches(config: Config, sizes: Bytes, available: float | None) -> Bat
 
 def stage_needs(config: Config, sizes: Bytes, batches: BatchPlan) -> list[Need]:
     """Memory of every stage with these batches, at the largest limit of the coarse stage."""
-    sizes_of = {"reward": batches.reward_micro_batch}
+    sizes_of = {"reward": batches.reward_micro_batch} if config.coarse.needs_reward_model else {}
     if batches.dpo_micro_batch is None:
         sizes_of |= {"coarse_sampling": batches.sampling_batch, "coarse_scoring": batches.micro_batch}
         sizes_of["coarse_update"] = batches.micro_batch
@@ -275,12 +291,13 @@ def disk_bytes(config: Config, shape: Shape, sizes: Bytes) -> dict[str, float]:
     A checkpoint holds the adapters that PPO trains with both moments of each; besides `run.keep_checkpoints` there are
     the best one and one that is being written.
     """
+    kept_best = config.coarse.evaluate_every is not None  # the best policy's adapter, also in each checkpoint
     whole = shape.weights * (4 if config.model.base == "toy" else HUB_BYTES)
     names = (config.model.base, config.model.instruct)
     remote = [name for name in names if name != "toy" and not name.startswith(("/", ".", "~")) and name.count("/") == 1]
     return {
         "downloads": len(remote) * whole,
         "merged model": whole,
-        "adapters": (trained_adapters(config) + 1) * sizes.adapter,
-        "checkpoints": (config.run.keep_checkpoints + 2) * trained_adapters(config) * 3 * sizes.adapter,
+        "adapters": (trained_adapters(config) + config.coarse.needs_reward_model + kept_best) * sizes.adapter,
+        "checkpoints": (config.run.keep_checkpoints + 2) * (trained_adapters(config) * 3 + kept_best) * sizes.adapter,
     }

@@ -64,10 +64,16 @@ def trained_adapters(config: Config) -> int:
     return 1 if config.coarse.algorithm == "dpo" or config.coarse.critic == "shared" else 2
 
 
+def reward_adapters(config: Config) -> int:
+    """How many reward models the coarse stage and the comparison hold; DPO's comparison has that of stage 1."""
+    return sum(source.function is None for source in config.coarse.judges)
+
+
 def _coarse_static(config: Config, sizes: Bytes) -> dict[str, float]:
-    """Memory for the whole coarse stage: base, adapters with the reward model's, and AdamW."""
+    """Memory for the whole coarse stage: base, adapters with the reward models', and AdamW."""
     trained = trained_adapters(config)
-    return {"base": sizes.base, "adapters": (trained + 1) * sizes.adapter, "AdamW": 2 * trained * sizes.adapter}
+    adapters = trained + reward_adapters(config)
+    return {"base": sizes.base, "adapters": adapters * sizes.adapter, "AdamW": 2 * trained * sizes.adapter}
 
 
 def sampling_need(config: Config, sizes: Bytes, batch: int, lengths: Lengths) -> Need:
@@ -113,7 +119,7 @@ def comparison_need(config: Config, sizes: Bytes, batch: int, lengths: Lengths) 
     judging = sizes.forward(min(SCORED_ROWS, batch) * sum(lengths))
     parts = {
         "base and instruct": 2 * sizes.base,
-        "adapters": 2 * sizes.adapter + 2 * sizes.adapter_copy,
+        "adapters": (1 + reward_adapters(config)) * sizes.adapter + 2 * sizes.adapter_copy,
         "KV cache": sizes.cache(batch * sum(lengths)),
         "activations": max(reading, sizes.drawing(batch), judging) + WORKSPACE,
     }

@@ -86,7 +86,7 @@ def evaluate(run: str | Path, overrides: Sequence[str] = (), *, sink: ProgressSi
 
 def comparison_settings(config: Config, run: Path) -> dict[str, Any]:
     """The settings of a comparison, and the hashes of what it compares."""
-    return {"settings": config.evaluation.model_dump(mode="json"), "made_of": actor_hashes(run)}
+    return {"settings": config.evaluation.model_dump(mode="json"), "made_of": actor_hashes(config, run)}
 
 
 def last_comparison_settings(run: Path) -> dict[str, Any] | None:

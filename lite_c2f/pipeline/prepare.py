@@ -18,6 +18,7 @@ from lite_c2f.memory import Plan, check, resolve
 from lite_c2f.memory import as_json as plan_as_json
 from lite_c2f.memory.plan import SAME_MODEL, same_model
 from lite_c2f.reward.checkpoints import DPO, REWARD, TrainerStageState
+from lite_c2f.reward.sources import check_judges, is_skipped
 from lite_c2f.runs.corpus import Corpus, check_sources, load_corpus
 from lite_c2f.runs.fingerprints import fingerprints, refuse_changes, weights_of
 from lite_c2f.runs.manifest import (
@@ -74,6 +75,8 @@ def prepare(config: Config, run: Path, stages: Sequence[str], sink: ProgressSink
     todo = [stage for stage in stages if stage not in done]
     check_kinds(config)
     check(plan_named(config), todo)  # from the model's name, before anything is read or downloaded
+    check_judges(config)
+    check_skipped(config, run)
     check_checkpoints(config, run, done, todo, force=force)
     check_models(config)
     corpus = load_corpus(config)
@@ -84,6 +87,8 @@ def prepare(config: Config, run: Path, stages: Sequence[str], sink: ProgressSink
     if config.model.base == TOY:  # just made
         check_context(config, models)
         check_stops(config, models)
+    if "coarse" in todo:
+        check_judges(config, models)
     inputs = fingerprints(config, models)
     moved = check_places(run, config, recorded, before, models)
     if before:
@@ -110,6 +115,16 @@ def prepare(config: Config, run: Path, stages: Sequence[str], sink: ProgressSink
         write_json(run / "plan.json", plan_as_json(plan))
         save_manifest(run, work.config, models, seconds, inputs)
     return work
+
+
+def check_skipped(config: Config, run: Path) -> None:
+    """Raise RunError for a run whose reward stage was skipped, and whose settings now name its reward model."""
+    if config.coarse.needs_reward_model and is_skipped(run):
+        raise RunError.because(
+            f"'{run}' was begun without a reward model, and a source of coarse.rewards or coarse.watch is now trained",
+            "the sources that it was begun with",
+            f"set them back, use another --run-dir, or remove '{run / 'reward'}' and what follows it",
+        )
 
 
 def check_checkpoints(config: Config, run: Path, done: set[str], todo: Sequence[str], *, force: bool) -> None:

@@ -17,6 +17,7 @@ from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.fine.stage import make_fine
 from lite_c2f.pipeline.comparison import compare, comparison_settings, last_comparison_settings
 from lite_c2f.pipeline.prepare import PreparedRun, prepare
+from lite_c2f.reward.sources import publish_skipped
 from lite_c2f.reward.train import train_reward as reward_stage
 from lite_c2f.runs.corpus import Corpus
 from lite_c2f.runs.manifest import save_manifest, save_settings, write_summary
@@ -54,6 +55,8 @@ def train(
     >>> summary["actors"]["fine"]["accuracy"]
     """
     config = absolute(load_config(config) if isinstance(config, str | Path) else config)
+    if "coarse" in stages and not config.coarse.needs_reward_model:
+        stages = [stage for stage in STAGES if stage in ("reward", *stages)]  # it takes no time
     distributed.join()
     first = distributed.is_first()
     run, sink = Path(run or config.run.dir), sink if sink is not None and first else SilentSink()
@@ -157,7 +160,11 @@ def run_stage(
     force: bool = False,
 ) -> None:
     """Train and publish one stage."""
-    if stage == "reward":
+    if stage == "reward" and not config.coarse.needs_reward_model:
+        if distributed.is_first():
+            publish_skipped(run)
+        sink.on_message("reward: skipped, no source of reward is a reward model to be trained")
+    elif stage == "reward":
         sink.on_stage("reward model", 0, "steps")
         step = step_callback(sink, "reward model")
         metrics = reward_stage(config, models, corpus, run, step, tracker, sink.on_message, force=force)
@@ -189,7 +196,14 @@ def run_stage(
         metrics = coarse_stage(config, models, corpus, run, step, sink.on_tokens, tracker, sink.on_message, force=force)
         if not metrics:  # empty in other processes than the first
             return
-        if metrics["updates"] < config.coarse.updates:
+        if metrics.get("ended_early"):
+            held_out = metrics["held_out"]
+            sink.on_message(
+                f"coarse actor: ended after {metrics['updates']} of {config.coarse.updates} updates: for "
+                f"coarse.patience={config.coarse.patience} evaluations no policy was better by {config.coarse.best_by} "
+                f"than that after update {held_out['best_step']}"
+            )
+        elif metrics["updates"] < config.coarse.updates:
             sink.on_message(
                 f"coarse actor: ended after {metrics['updates']} of {config.coarse.updates} updates, with "
                 f"{metrics['tokens_sampled']} tokens of coarse.token_budget={config.coarse.token_budget}"

@@ -53,31 +53,35 @@ def _forward(model: Any, input_ids: Tensor, attention_mask: Tensor, **_: Any) ->
     return SequenceClassifierOutputWithPast(logits=scores)
 
 
-def score(roles: Roles, rows: Sequence[Sequence[int]], *, pad_id: int, batch: int | BatchSize = 32) -> Tensor:
-    """Raw scores (N,) float32 on the CPU, read at the last token of each row by the reward head.
+def score(
+    roles: Roles, rows: Sequence[Sequence[int]], *, pad_id: int, batch: int | BatchSize = 32, role: str = "reward"
+) -> Tensor:
+    """Raw scores (N,) float32 on the CPU, read at the last token of each row by the head of a reward model's role.
 
     batch: rows of the greatest length scored at once; shorter ones share its tokens, grouped by length, so that a
     group carries little padding. Out of GPU memory, all are scored again in smaller groups.
     """
     size = batch if isinstance(batch, BatchSize) else BatchSize("batch", batch)
     lengths = [len(row) for row in rows]
-    return retry_smaller(size, lambda at_once: _score(roles, rows, lengths, pad_id, at_once * max(lengths)))
+    return retry_smaller(size, lambda at_once: _score(roles, role, rows, lengths, pad_id, at_once * max(lengths)))
 
 
 @torch.no_grad()
-def _score(roles: Roles, rows: Sequence[Sequence[int]], lengths: list[int], pad_id: int, budget: int) -> Tensor:
+def _score(
+    roles: Roles, role: str, rows: Sequence[Sequence[int]], lengths: list[int], pad_id: int, budget: int
+) -> Tensor:
     order = sorted(range(len(rows)), key=lambda row: lengths[row])
     scores = torch.empty(len(rows))
-    with roles.use("reward"):
+    with roles.use(role):
         for chosen in groups_by_length(order, lengths, budget):
             tokens, mask = pad_right([list(rows[row]) for row in chosen], pad_id)
             last = mask.sum(1) - 1
-            scores[chosen] = score_at(roles, tokens.to(roles.device), last.to(roles.device)).cpu()
+            scores[chosen] = score_at(roles, tokens.to(roles.device), last.to(roles.device), role).cpu()
     return scores
 
 
-def score_at(roles: Roles, tokens: Tensor, last: Tensor) -> Tensor:
+def score_at(roles: Roles, tokens: Tensor, last: Tensor, role: str = "reward") -> Tensor:
     """Scores (B,) float32 of rows (B, T), read at position last (B,) of each: the part of scoring on the device."""
     hidden = roles.hidden(tokens)
     picked = hidden[torch.arange(len(tokens), device=tokens.device), last]
-    return roles.heads["reward"](picked)
+    return roles.heads[role](picked)

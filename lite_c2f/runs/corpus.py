@@ -60,12 +60,15 @@ def load_corpus(config: Config) -> Corpus:
     Embedded sources have their own split. Nothing that is held out there or here is trained on.
     """
     data, seed = config.data, config.run.seed
-    pairs, prompts = _load_real(data.preferences, load_pairs), _load_real(data.prompts, load_prompts)
+    without_pairs = not config.coarse.needs_reward_model  # nothing trains on them
+    preferences = () if without_pairs and data.prompts else data.preferences
+    pairs, prompts = _load_real(preferences, load_pairs), _load_real(data.prompts, load_prompts)
     if not data.prompts:
         prompts = prompts._replace(items=prompts_of(pairs.items))
-    corpus = split(pairs.items, prompts.items, config, _embedded(data.preferences, config.prompt_sources, seed))
+    corpus = split(pairs.items, prompts.items, config, _embedded(preferences, config.prompt_sources, seed))
     skipped = Counter(pairs.skipped) + Counter(prompts.skipped) + Counter(corpus.skipped)
-    notes = tuple(dict.fromkeys(pairs.notes + prompts.notes))
+    functions = any(source.function is not None for source in config.coarse.judges)  # which may read any column
+    notes = tuple(dict.fromkeys(pairs.notes + (() if functions else prompts.notes)))
     corpus = corpus._replace(skipped=dict(skipped), first=prompts.first | pairs.first, notes=notes)
     parts = {
         "pairs": corpus.train_pairs,
@@ -74,7 +77,7 @@ def load_corpus(config: Config) -> Corpus:
         "held-out prompts": corpus.held_out_prompts,
     }
     for what, items in parts.items():
-        if not items:
+        if not items and not (without_pairs and "pairs" in what):
             got = f"data: no usable {what}" + (f" (rows skipped: {skipped_rows(corpus)})" if skipped else "")
             raise DataError.because(got, "at least one of each", "add data with other prompts")
     return corpus
@@ -146,6 +149,11 @@ def ratio_prompts(corpus: Corpus, config: Config) -> list[Prompt]:
     Prefixes and suffixes of the list hold each source in its share; a slice of the middle may be off by another row.
     """
     return corpus.held_out_prompts[-config.fine.prompts :]
+
+
+def evaluated_prompts(corpus: Corpus, config: Config) -> list[Prompt]:
+    """The held-out prompts that are answered while training: the last ones, as for `ratio_prompts`."""
+    return corpus.held_out_prompts[-config.coarse.evaluate_prompts :]
 
 
 def sampled_prompts(corpus: Corpus, config: Config) -> list[Prompt]:

@@ -74,6 +74,8 @@ def check_run(run: Path, config: Config, *, force: bool = False) -> list[str]:
     for stage, names in REQUIRED_METRICS.items():
         if is_published(run, stage):
             saved_metrics = _read_with_keys(run / FINISHED[stage], ())
+            if stage == "reward" and "skipped" in saved_metrics:  # trained nothing
+                continue
             _read_with_keys(run / FINISHED[stage], DPO_METRICS if saved_metrics.get("algorithm") == "dpo" else names)
     if saved.is_file():
         with contextlib.suppress(EmptyConfigError):  # it is rewritten; stages have settings files of their own
@@ -222,13 +224,15 @@ def write_summary(run: Path) -> dict[str, Any]:
     summary: dict[str, Any] = {"schema": 1, "seconds": read_json(run / "run.json")["seconds"]}
     if is_published(run, "reward"):
         saved = read_json(run / "reward" / "metrics.json")
-        summary["reward_model"] = {"accuracy": saved["accuracy"]}
+        if "skipped" not in saved:
+            summary["reward_model"] = {"accuracy": saved["accuracy"]}
         if len(by_source := saved.get("accuracy_by_source", {})) > 1:
             summary["reward_model"]["accuracy_by_source"] = by_source
     if is_published(run, "coarse"):
         saved = read_json(run / "coarse" / "metrics.json")
         names = DPO_METRICS if saved.get("algorithm") == "dpo" else REQUIRED_METRICS["coarse"]
         summary["coarse"] = {name: saved[name] for name in names}
+        summary["coarse"] |= {name: saved[name] for name in ("rewards", "held_out") if name in saved}
     if is_published(run, "fine"):
         summary["fine"] = {"ratio": _read_with_keys(run / "fine" / "merge.json", ["ratio"])["ratio"]}
     if (run / "evaluation" / "actors.json").is_file():

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.end_tokens import unlisted_turn_end
@@ -100,13 +100,25 @@ def absolute(config: Config) -> Config:
     def with_paths(sources: Sequence[Source]) -> tuple[Source, ...]:
         return tuple(source.model_copy(update={"path": resolved(source.path)}) for source in sources)
 
+    def with_place(source: Any) -> Any:
+        if source.function is not None and ".py:" in source.function:
+            file, _, name = source.function.rpartition(":")
+            return source.model_copy(update={"function": f"{resolved(file)}:{name}"})
+        return source if source.adapter is None else source.model_copy(update={"adapter": resolved(source.adapter)})
+
     data = config.data.model_copy(
         update={"preferences": with_paths(config.data.preferences), "prompts": with_paths(config.data.prompts)}
+    )
+    coarse = config.coarse.model_copy(
+        update={
+            "rewards": tuple(with_place(source) for source in config.coarse.rewards),
+            "watch": tuple(with_place(source) for source in config.coarse.watch),
+        }
     )
     model = config.model.model_copy(
         update={"base": resolved(config.model.base), "instruct": resolved(config.model.instruct)}
     )
-    return config.model_copy(update={"data": data, "model": model})
+    return config.model_copy(update={"data": data, "model": model, "coarse": coarse})
 
 
 def check_context(config: Config, models: ModelPair) -> None:

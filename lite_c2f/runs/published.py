@@ -24,6 +24,12 @@ def is_finished(run: Path) -> bool:
     return all(is_published(run, stage) for stage in FINISHED)
 
 
+def coarse_adapter(run: Path, use: str) -> Path:
+    """The adapter of the Coarse Actor: the last policy's, or the best one's with `coarse.use=best` where it is kept."""
+    best = run / "coarse" / "best" / "adapter"
+    return best if use == "best" and best.is_dir() else run / "coarse" / "adapter"
+
+
 def check_run_folder(run: Path) -> None:
     """Raise RunError unless this is a run directory."""
     if not (run / "run.json").is_file():

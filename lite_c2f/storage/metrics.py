@@ -15,7 +15,10 @@ class Metrics:
         self.path, self.tracker = run / "metrics.jsonl", tracker
 
     def put_back(self, stage: str, lines: Sequence[dict[str, Any]]) -> None:
-        """Replace this stage's lines in the file by those of a checkpoint, fewer if steps after it were lost."""
+        """Replace this stage's lines in the file by those of a checkpoint, fewer if steps after it were lost.
+
+        A line without a `step` has that of its place, from 1.
+        """
         rows = [{"stage": stage, "step": step, **line} for step, line in enumerate(lines, 1)]
         # keeps the other stages' lines and appends these rows
         filter_lines(self.path, lambda line: line.get("stage") != stage, rows)
@@ -62,6 +65,6 @@ def start_tracker(config: Any, run: Path) -> Any:
         tracker = LOGGER_TYPE_TO_CLASS[name](run_name="lite_c2f")
     tracker.start()
     if name == "wandb":
-        for stage in ("reward", "coarse"):  # the stages that log per step
+        for stage in ("reward", "coarse", "held_out"):  # what is logged per step
             tracker.tracker.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
     return tracker

@@ -3,7 +3,7 @@
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lite_c2f.runtime.svg import number
@@ -12,6 +12,7 @@ from lite_c2f.ui.plots import chart
 from lite_c2f.ui.runs import RunState, Sample, StageState
 
 TITLES = {"reward": "Reward model", "coarse": "Coarse Actor", "fine": "Fine Actor", "comparison": "Comparison"}
+CHART_TITLES = TITLES | {"held_out": "Held-out prompts while the Coarse Actor trained"}
 STATES = {
     "empty": "Nothing yet",
     "starting": "Starting",
@@ -52,7 +53,7 @@ COMPARED = {
     "accuracy": "right",
     "analytic": "analytic",
 }
-STEPS = {"coarse": "update", "reward": "step"}
+STEPS = {"coarse": "update", "reward": "step", "held_out": "update"}
 BLANK_LINES = re.compile(r"\n\s*\n")
 PROMPTS = 6  # whose samples are shown
 
@@ -123,16 +124,27 @@ def bars(stages: Sequence[StageState]) -> str:
 def charts(state: RunState) -> str:
     """Small multiples of what metrics.jsonl holds, the Coarse Actor's first."""
     stages = []
-    for stage in ("coarse", "reward"):
+    for stage in ("held_out", "coarse", "reward"):
         series = state.series.get(stage, {})
         figures = [
             chart(title, unit, {label: series.get(name, ()) for label, name in curves.items()}, STEPS[stage])
-            for of, title, unit, curves in CURVES
+            for of, title, unit, curves in (*CURVES, *source_curves(stage, series))
             if of == stage
         ]
         if any(figures):
-            stages.append(StageCharts(TITLES[stage], STEPS[stage], figures))
+            stages.append(StageCharts(CHART_TITLES[stage], STEPS[stage], figures))
     return fill("run_charts.html", stages=stages)
+
+
+def source_curves(stage: str, series: Mapping[str, Any]) -> list[tuple[str, str, str, dict[str, str]]]:
+    """A chart for each source of reward (mean score before scaling), multiplier, and figure of held-out prompts."""
+    if stage == "held_out":
+        return [(stage, name, "mean over prompts", {"mean": name}) for name in series]
+    return [
+        (stage, name.replace("/", " "), "mean score" if name.startswith("reward/") else "", {"mean": name})
+        for name in series
+        if name.startswith(("reward/", "multiplier/"))
+    ]
 
 
 def comparison(state: RunState) -> str:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lite_c2f.coarse.checkpoints import CheckpointManager
+from lite_c2f.coarse.held_out import HeldOutState
 from lite_c2f.coarse.length import LengthState
 from lite_c2f.coarse.train import check_policy_trained
 from lite_c2f.config.loading import load_config
@@ -30,6 +31,7 @@ class Loop:
         self.skipped = self.rollbacks = 0
         self.learning_rates = {"policy": 0.1}
         self.length = LengthState(128)
+        self.held_out, self.judges = HeldOutState(), None
 
     def set_learning_rates(self, rollbacks):
         self.rollbacks = rollbacks

@@ -153,7 +153,7 @@ def test_what_the_critic_starts_as(pico, tmp_path, start):
     save_file(load_file(file) | {"base_model.model.score.weight": torch.ones(1, 32)}, file)
     (tmp_path / "reward" / "metrics.json").write_text(json.dumps({"mean": 3.0, "std": 2.0}))
     config = load_config({}, ["lora.r=4", "lora.alpha=8", "data.max_prompt_tokens=16", f"coarse.critic={start}"])
-    made, normalizer = prepare_roles(config, ModelPair(str(pico["base"]), str(pico["instruct"])), tmp_path)
+    made, normalizers = prepare_roles(config, ModelPair(str(pico["base"]), str(pico["instruct"])), tmp_path)
     tokens, result = torch.tensor([[1, 5, 9, 12]]), {}
     for role in ("critic", "reward"):
         with made.use(role):
@@ -161,7 +161,7 @@ def test_what_the_critic_starts_as(pico, tmp_path, start):
     assert ("critic" in made.adapters) is (start != "shared")
     expected = (result["reward"] - 3.0) / 2.0 if start == "reward_model" else torch.zeros(1, 4)
     torch.testing.assert_close(result["critic"], expected, atol=1e-5, rtol=1e-5)
-    assert result["reward"].abs().max() > 1e-2 and normalizer == (3.0, 2.0)
+    assert result["reward"].abs().max() > 1e-2 and normalizers == {"reward_model": (3.0, 2.0)}
 
 
 @pytest.mark.slow

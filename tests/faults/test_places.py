@@ -43,7 +43,7 @@ def build(root, pico):
         write_json(run / file, settings | {"base_model_name_or_path": models.base})
     actors = {actor: {"reward": 0.1, "tokens": 5.0} for actor in ("base", "instruct", "coarse", "fine")}
     write_json(run / "evaluation" / "actors.json", actors)
-    asked = {"settings": config.evaluation.model_dump(mode="json"), "made_of": actor_hashes(run)}
+    asked = {"settings": config.evaluation.model_dump(mode="json"), "made_of": actor_hashes(config, run)}
     write_json(run / "evaluation" / "settings.json", asked)
     return run
 

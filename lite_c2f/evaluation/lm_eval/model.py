@@ -30,6 +30,7 @@ from lite_c2f.evaluation.actor_names import ratio_of
 from lite_c2f.evaluation.lm_eval.conversations import as_jinja, as_turns
 from lite_c2f.evaluation.lm_eval.tasks import SEED, TaskOptions, error_line
 from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.published import coarse_adapter
 from lite_c2f.runtime.batch_size import is_out_of_memory, retry_smaller
 from lite_c2f.sampling.stops import before_stop
 
@@ -149,7 +150,7 @@ def load_actor(
         harness_lm = ActorLM(model, tokenizer, eos, config.model.stop if chat else (), chat_form, first)
         return LoadedActor(harness_lm, lambda actor: roles.sampling("policy" if actor == "coarse" else "reference"))
     merged = source == "fine"
-    adapter = run / "coarse" / "adapter" if any(ratio_of(actor) for actor in actors) else None
+    adapter = coarse_adapter(run, config.coarse.use) if any(ratio_of(actor) for actor in actors) else None
     actor_model = InstructModel(config, str(run / "fine" / "model") if merged else models.instruct, adapter)
     model = actor_model.model if adapter is None else actor_model.model.get_base_model()
     chat_form = chat_template(actor_model.tokenizer, template_kwargs) if chat else None

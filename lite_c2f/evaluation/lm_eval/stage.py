@@ -125,7 +125,7 @@ def shared_context(models: ModelPair) -> int:
 
 def cache_identity(config: Config, models: ModelPair, run: Path) -> dict[str, Any]:
     """Settings and hashes of the actors, which every figure depends on."""
-    actors = {"model": config.model.model_dump(mode="json", exclude=LOADING_KEYS), "made_of": actor_hashes(run)}
+    actors = {"model": config.model.model_dump(mode="json", exclude=LOADING_KEYS), "made_of": actor_hashes(config, run)}
     return actors | fingerprints_of_models(models)
 
 

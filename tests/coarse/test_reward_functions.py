@@ -1,0 +1,151 @@
+"""The coarse stage with reward functions on a pico base: without a reward model, stopped by a bad function, resumed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lite_c2f.coarse.train import train_coarse
+from lite_c2f.config.loading import load_config
+from lite_c2f.data.records import Prompt, Turn
+from lite_c2f.errors import RunError
+from lite_c2f.reward.calls import RewardError
+from lite_c2f.reward.sources import publish_skipped
+from lite_c2f.runs.corpus import Corpus
+from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.published import coarse_adapter
+
+SETTINGS = ["data.max_prompt_tokens=16", "data.max_answer_tokens=16", "evaluation.max_tokens=16", "fine.max_tokens=16",
+            "lora.r=4", "model.quantization=none", "hardware.device=cpu", "coarse.rollouts=6", "coarse.minibatches=1",
+            "coarse.epochs=1", "coarse.updates=6", "coarse.critic_warmup=1", "coarse.micro_batch=6",
+            "coarse.sampling_batch=6", "coarse.length={mode: fixed, start: 8}", "coarse.lr=0.02", "coarse.kl_coef=0",
+            "coarse.sample_prompts=2", "coarse.evaluate_every=2", "coarse.evaluate_prompts=6",
+            "coarse.evaluate_temperature=1", "run.checkpoint_every=2"]  # fmt: skip
+FUNCTIONS = """
+from pathlib import Path
+calls = Path(__file__).with_name("calls.txt")
+
+def words(inputs):
+    assert all(row["level"] == int(prompt[1:].split()[0]) for prompt, row in zip(inputs.prompts, inputs.rows))
+    calls.write_text(calls.read_text() + "x" if calls.exists() else "x")
+    return [sum(token % 2 for token in ids) / max(len(ids), 1) for ids in inputs.token_ids]
+
+def fewer(inputs):
+    return [-float(sum(ids)) for ids in inputs.token_ids]
+"""
+PROMPTS = [Prompt((Turn("human", f"w{n} w{n + 1}"),), {"level": n}, "a" if n % 2 else "b") for n in range(3, 15)]
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
+
+
+def train(folder, run, pico, *more, text=FUNCTIONS, force=False):
+    file = folder / "mine.py"
+    file.write_text(text)
+    rewards = f"coarse.rewards=[{{function: '{file}:words'}}]", f"coarse.watch=[{{function: '{file}:fewer'}}]"
+    publish_skipped(run)
+    messages = []
+    corpus = Corpus([], [], PROMPTS, PROMPTS, {})
+    models = ModelPair(str(pico["base"]), str(pico["instruct"]))
+    config = load_config({}, [*SETTINGS, *rewards, *more])
+    metrics = train_coarse(config, models, corpus, run, on_message=messages.append, force=force)
+    return metrics, messages
+
+
+def lines(run, stage):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = {"seconds", "sampling_seconds", "tokens_per_s", "peak_memory_mib", "function_seconds"}
+    return [{key: value for key, value in row.items() if key not in kept} for row in rows if row["stage"] == stage]
+
+
+@pytest.fixture(scope="module")
+def whole(pico, tmp_path_factory):
+    """A run that nothing stopped."""
+    run = tmp_path_factory.mktemp("whole")
+    metrics, messages = train(run, run, pico)
+    return run, metrics, messages
+
+
+def test_it_learns_from_a_function_alone(whole):
+    run, metrics, messages = whole
+    updates, judged = lines(run, "coarse"), lines(run, "held_out")
+    assert [line["step"] for line in judged] == [0, 2, 4, 6]
+    assert len({line["words"] for line in judged}) > 1  # something was learned
+    assert {"reward/words", "reward"} <= updates[0].keys() and "reward/fewer" not in updates[0]
+    assert abs(updates[0]["reward"]) < 1e-6  # the first batch, by its own mean
+    assert metrics["rewards"]["words"] == [updates[0]["reward/words"], updates[-1]["reward/words"]]
+    assert metrics["mix"]["stats"]["words"][0] == 36  # six updates of six responses
+    samples = [json.loads(line) for line in (run / "coarse" / "samples.jsonl").read_text().splitlines()]
+    assert samples[0]["rewards"].keys() == {"words", "fewer"}
+    assert any(message.startswith("update 4, held-out prompts: reward") for message in messages)
+    # for the other sources of reward: 6 updates, 4 evaluations, samples after updates 1, 5 and 6
+    assert len((run / "calls.txt").read_text()) == 6 + 4 + 3
+
+
+def test_the_best_policy_is_that_of_its_evaluation(whole):
+    """Its adapter is the one that a run of as many updates ends with."""
+    run, metrics, _ = whole
+    best = json.loads((run / "coarse" / "best" / "best.json").read_text())
+    judged = {line["step"]: line["reward"] for line in lines(run, "held_out") if line["step"]}
+    assert best["step"] == metrics["held_out"]["best_step"] == max(judged, key=lambda step: (judged[step], -step))
+    assert best["figures"]["reward"] == judged[best["step"]]
+    kept = load_file(run / "coarse" / "best" / "adapter" / "adapter_model.safetensors")
+    last = load_file(run / "coarse" / "adapter" / "adapter_model.safetensors")
+    assert kept.keys() == last.keys()
+    assert all(torch.equal(kept[key], last[key]) for key in kept) == (best["step"] == 6)
+    assert coarse_adapter(run, "best").parent.name == "best" and coarse_adapter(run, "last").parent.name == "coarse"
+
+
+def test_a_function_that_fails_loses_nothing(whole, pico, tmp_path):
+    """It fails in the fourth update, is corrected, and the run ends with the same bytes as one that was not stopped."""
+    run, _, _ = whole
+    # six calls before it: an evaluation, an update and a sample of it, an update, an evaluation, the third update
+    guard = "len(calls.read_text() if calls.exists() else '') < 6"
+    bad = f"{FUNCTIONS}\ngood = words\ndef words(inputs): return good(inputs) if {guard} else ['no'] * 6\n"
+    with pytest.raises(RewardError, match=r"reward 'words' .* gave 'no' for row 1 \(prompt 'w"):
+        train(tmp_path, tmp_path, pico, text=bad)
+    assert [line["step"] for line in lines(tmp_path, "coarse")] == [1, 2, 3]
+    assert (tmp_path / "coarse" / "checkpoints" / "step-000003").is_dir()
+    with pytest.raises(RunError, match=r"made with reward_sources\.fewer='.*--force"):  # another file now
+        train(tmp_path, tmp_path, pico)
+    train(tmp_path, tmp_path, pico, force=True)
+    assert lines(tmp_path, "coarse") == lines(run, "coarse") and lines(tmp_path, "held_out") == lines(run, "held_out")
+    for name in ("coarse/adapter", "coarse/best/adapter", "coarse/critic"):
+        files = [folder / name / "adapter_model.safetensors" for folder in (run, tmp_path)]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+def test_patience_ends_it(pico, tmp_path):
+    """A reward that is constant never improves: the first trained policy stays the best."""
+    constant = FUNCTIONS.replace("sum(token % 2 for token in ids) / max(len(ids), 1)", "1.0")
+    metrics, _ = train(tmp_path, tmp_path, pico, "coarse.patience=1", "coarse.updates=12", text=constant)
+    assert metrics["updates"] == 4 and metrics["ended_early"] and metrics["held_out"]["best_step"] == 2
+
+
+def test_sources_of_prompts_name_their_rewards(pico, tmp_path):
+    """Rows of `a` are not given to the function, and earn its mean: 0."""
+    more = "data.prompts=[{path: a, rewards: [other]}, {path: b, rewards: [words]}]"
+    file = tmp_path / "mine.py"
+    both = f"coarse.rewards=[{{function: '{file}:words'}}, {{function: '{file}:fewer', name: other}}]"
+    train(tmp_path, tmp_path, pico, more, both, "coarse.watch=[]", "coarse.updates=2")
+    for line in lines(tmp_path, "coarse"):
+        assert line["applies/words"] == pytest.approx(1 - line["applies/other"])
+        assert 0 < line["applies/words"] < 1
+
+
+@pytest.mark.slow
+def test_a_reward_for_length_alone_is_called_out(toy_models, in_process, tmp_path):
+    """Short answers of the toy world are guesses: the first evaluation after one update of the policy says so."""
+    functions = "lite_c2f.reward.functions"
+    rewards = f"coarse.rewards=[{{function: '{functions}:length', arguments: {{target: 6}}}}]"
+    watch = f"coarse.watch=[{{function: '{functions}:number_matches'}}]"
+    more = ("data.prompts=[toy]", "coarse.updates=4", "coarse.rollouts=24", "coarse.critic_warmup=1", "coarse.lr=2e-3",
+            "coarse.kl_coef=0", "coarse.length={mode: fixed, start: 72}", "coarse.evaluate_every=2",
+            "coarse.evaluate_prompts=32", "coarse.patience=1")  # fmt: skip
+    config = Path(__file__).parents[2] / "configs" / "toy.yaml"
+    done = in_process("train", config, rewards, watch, *more, "--run-dir", tmp_path / "run", "--stage", "coarse")
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "run" / "log.txt").read_text()
+    judged = lines(tmp_path / "run", "held_out")
+    assert "over-optimisation: from update 0" in log and "number_matches, which is not trained on, fell" in log
+    assert len(judged) <= 3 and judged[-1]["length"] > judged[0]["length"] + 0.1
