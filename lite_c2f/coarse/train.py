@@ -257,7 +257,7 @@ def publish(
     save_policy(roles, "policy", run / "coarse" / "adapter", base_name, revision)
     save_critic(roles, run / "coarse" / "critic", base_name, revision)
     checkpoints.publish_best()
-    metrics = {
+    metrics: dict[str, Any] = {
         "updates": len(lines),
         "limit_first": int(lines[0]["limit"]),
         "limit_last": int(lines[-1]["limit"]),

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from lite_c2f.config.data import Columns, Section, Source
 from lite_c2f.config.rewards import RewardSource, Watched
@@ -177,7 +177,7 @@ def _validation_message(error: ValidationError) -> str:
     first = error.errors()[0]
     key = _dotted_key(first["loc"])
     if first["type"] == "extra_forbidden":  # in a list, which `_check_keys` does not check
-        part = Columns if "columns" in first["loc"] else Source
+        part: type[BaseModel] = Columns if "columns" in first["loc"] else Source
         if first["loc"][:2] in (("coarse", "rewards"), ("coarse", "watch")):
             part = RewardSource if "rewards" in first["loc"] else Watched
         names = list(part.model_fields)

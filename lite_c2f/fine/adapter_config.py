@@ -30,8 +30,8 @@ OTHER_FORM = "train a plain LoRA or rsLoRA adapter"
 PLAIN_INITS = ("true", "false", "gaussian", "orthogonal", "eva")  # keep the base's weights
 POLICY = "merge the adapter of the policy, not that of a reward model or a critic"
 TASKS = dict.fromkeys(("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"), POLICY)
-# PEFT 0.21.2's convert_to_lora turns these into LoRA, LoKr, RandLoRA and C3A nearly (logits up to 2e-3 off). It takes DoRA
-# too, and drops its magnitudes without a word: findings/peft_converts_dora_without_its_magnitudes.sh
+# PEFT 0.21.2's convert_to_lora turns these into LoRA, LoKr, RandLoRA and C3A nearly (logits up to 2e-3 off). It takes
+# DoRA too, and drops its magnitudes: findings/peft_converts_dora_without_its_magnitudes.sh
 CONVERTIBLE = ("LOHA", "LOKR", "VERA", "RANDLORA", "FOURIERFT", "MISS", "C3A")
 REMEDIES = {
     "use_dora": f"{OTHER_FORM}; PEFT's convert_to_lora is no way: it drops DoRA's magnitudes",

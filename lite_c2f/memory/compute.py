@@ -31,6 +31,6 @@ def pick_compute(config: Config, *, on_gpu: bool, bfloat16: bool) -> Compute:
     dtype, checkpointing = config.model.compute_dtype, config.hardware.gradient_checkpointing
     if dtype == "float16" and not on_gpu:
         raise ConfigError.because("model.compute_dtype=float16 on a CPU", "float32 or bfloat16", "set it to auto")
-    if dtype in ("auto", "native"):
+    if dtype == "auto" or dtype == "native":
         dtype = "bfloat16" if bfloat16 and (on_gpu or dtype == "native") else "float32"
     return Compute(on_gpu, dtype, on_gpu if checkpointing == "auto" else checkpointing)

@@ -82,7 +82,8 @@ class RewardFunction:
         assert source.function is not None
         self._source, self._reference = source, source.function
         self._function = load_function(source.function)
-        self._on_message, self._pool = on_message, None
+        self._on_message = on_message
+        self._pool: Any = None
 
     def __call__(self, inputs: RewardInputs) -> Scores:
         """One finite number per response, or None. Raises RewardError naming the source, the row and what it gave."""

@@ -31,7 +31,8 @@ class RewardInputs(NamedTuple):
 
     def part(self, indices: Sequence[int]) -> "RewardInputs":
         """The inputs of some responses."""
-        return RewardInputs(*([field[index] for index in indices] for field in self))
+        columns: Any = ([field[index] for index in indices] for field in self)
+        return RewardInputs(*columns)
 
 
 def ended(inputs: RewardInputs) -> list[float]:

@@ -23,9 +23,9 @@ MIN_STD = 1e-6  # scores that vary less are all alike: scaled to 0
 
 
 class ScoreStats(NamedTuple):
-    """Count, mean and sum of squared deviations of all scores so far (Chan, Golub and LeVeque 1983)."""
+    """Number, mean and sum of squared deviations of all scores so far (Chan, Golub and LeVeque 1983)."""
 
-    count: int = 0
+    number: int = 0
     mean: float = 0.0
     squares: float = 0.0
 
@@ -33,23 +33,23 @@ class ScoreStats(NamedTuple):
         """The statistics with a batch more.
 
         >>> ScoreStats().add([1.0, 3.0]).add([5.0])
-        ScoreStats(count=3, mean=3.0, squares=8.0)
+        ScoreStats(number=3, mean=3.0, squares=8.0)
         """
         if not scores:
             return self
         mean = fmean(scores)
         squares = sum((score - mean) ** 2 for score in scores)
-        count, gap = self.count + len(scores), mean - self.mean
+        count, gap = self.number + len(scores), mean - self.mean
         return ScoreStats(
             count,
             self.mean + gap * len(scores) / count,
-            self.squares + squares + gap * gap * self.count * len(scores) / count,
+            self.squares + squares + gap * gap * self.number * len(scores) / count,
         )
 
     @property
     def std(self) -> float:
         """Standard deviation of the scores themselves (not the estimate of a population's)."""
-        return math.sqrt(self.squares / self.count) if self.count else 0.0
+        return math.sqrt(self.squares / self.number) if self.number else 0.0
 
     def scaled(self, score: float) -> float:
         """The score in standard deviations from the mean; 0 where scores do not vary."""

@@ -76,12 +76,12 @@ class Judges:
         pad_id: int,
         batch: int | BatchSize,
         sources: Sequence[Watched],
-    ) -> dict[str, list[float]]:
+    ) -> dict[str, Scores]:
         """Scores of `scored_row`s by the reward models, standardised by their own mean and deviation, by name."""
-        scores = {}
+        scores: dict[str, Scores] = {}
         for source in sources:
             if source.function is None:
-                raw = score(roles, rows, pad_id=pad_id, batch=batch, role=role_of(source)) if rows else []
+                raw: Any = score(roles, rows, pad_id=pad_id, batch=batch, role=role_of(source)) if rows else []
                 own = self._normalizers[source.name] or Normalizer(0.0, 1.0)
                 scores[source.name] = [own(float(value)) for value in raw]
         return scores
@@ -125,7 +125,7 @@ class Judges:
             return [True] * len(prompts)
         return [name in self._applies.get(prompt.source, (name,)) for prompt in prompts]
 
-    def where_applicable(self, name: str, values: Sequence[float], prompts: Sequence[Prompt]) -> Scores:
+    def where_applicable(self, name: str, values: Sequence[float | None], prompts: Sequence[Prompt]) -> Scores:
         """The values, None where the source does not apply; without prompts it applies everywhere."""
         applies = self.applicable(name, prompts) if prompts else [True] * len(values)
         return [value if there else None for value, there in zip(values, applies, strict=True)]

@@ -17,7 +17,7 @@ def test_running_statistics_are_those_of_all_scores():
     whole = ScoreStats().add([1.0, 3.0, 5.0, 7.0])
     parts = ScoreStats().add([7.0]).add([]).add([1.0, 5.0]).add([3.0])
     for stats in (whole, parts):
-        assert stats.count == 4 and stats.mean == pytest.approx(4.0) and stats.squares == pytest.approx(20.0)
+        assert stats.number == 4 and stats.mean == pytest.approx(4.0) and stats.squares == pytest.approx(20.0)
     assert whole.scaled(9.0) == pytest.approx(5 / math.sqrt(5))
     assert ScoreStats().add([2.0, 2.0]).scaled(2.0) == 0.0
 
