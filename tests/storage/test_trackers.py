@@ -43,7 +43,8 @@ def test_a_tracker_starts_and_gets_every_figure(tmp_path, monkeypatch, name):
     Metrics(tmp_path, tracker).write("coarse", 3, {"reward": 0.5})
     if name == "wandb":  # which has one step for all, and drops what is below it: the reward model's are before PPO's
         assert tracker.logged == [(None, {"coarse/reward": 0.5, "coarse/step": 3})]
-        assert tracker.axes == {"reward/*": "reward/step", "coarse/*": "coarse/step"}
+        stages = ("reward", "coarse", "held_out")
+        assert tracker.axes == {f"{stage}/*": f"{stage}/step" for stage in stages}
     else:
         assert tracker.logged == [(3, {"coarse/reward": 0.5})] and tracker.axes == {}
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"stage": "coarse", "step": 3, "reward": 0.5}
