@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "evidence"))
 import figures  # noqa: E402
 import merges  # noqa: E402
 import page  # noqa: E402
+import smollm_page  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.json"
 
@@ -94,11 +95,40 @@ def results():
 
 
 def test_the_page_is_made_of_the_committed_results(tmp_path):
-    page.make_page(results(), tmp_path)
+    real = json.loads(RESULTS.with_name("evidence_smollm2.json").read_text())
+    page.make_page(results(), real, tmp_path)
     assert (tmp_path / "evidence.md").read_text() == (ROOT / "docs" / "evidence.md").read_text()
     for plot in ("evidence-cm.svg", "evidence-krm.svg"):
         assert (tmp_path / plot).read_text() == (ROOT / "docs" / plot).read_text()
         assert plot in (tmp_path / "evidence.md").read_text()
+
+
+def test_actors_of_the_real_model_and_their_differences_by_hand():
+    def figures(reward):
+        return {"rewards": [reward, reward + 1.0], "lengths": [3, 3], "reward": reward + 0.5}
+
+    jobs = [
+        {"world": "smollm2", "seed": 0, "name": "actors", "base": figures(0.0), "instruct": figures(1.0)},
+        {"world": "smollm2", "seed": 0, "name": "logistic", "coarse": figures(2.0)},
+        {"world": "smollm2", "seed": 0, "name": "dpo", "coarse": figures(4.0)},
+        {"world": "smollm2", "seed": 0, "name": "logistic at 1", "fine": figures(3.0)},
+        {"world": "smollm2", "seed": 0, "name": "dpo at 0.75", "fine": figures(9.0)},
+    ]
+    actors = smollm_page.actors_of(jobs)
+    assert {name: actor[0]["reward"] for name, actor in actors.items()} == {
+        "base": 0.5,
+        "instruct": 1.5,
+        "logistic": 2.5,
+        "dpo": 4.5,
+        "logistic at 1": 3.5,
+        "dpo at 0.75": 9.5,
+        "coarse": 2.5,
+        "fine": 3.5,
+    }
+    # Differences 2 and 5: mean 3.5, standard deviation 3 / sqrt(2), its error over two questions 1.5.
+    assert smollm_page.paired([3.0, 6.0], [1.0, 1.0], 2) == "+3.50 ± 1.50"
+    assert smollm_page.spread({0: 0.25, 1: 0.75, 2: 0.5}, 2) == "0.50 (0.25 to 0.75)"
+    assert smollm_page.spread({4: 0.25}, 2) == "0.25"
 
 
 def test_every_run_spent_its_budget_and_little_more():

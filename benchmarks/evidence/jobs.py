@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import time
 import warnings
@@ -20,6 +21,9 @@ class Job(NamedTuple):
     def folder(self, jobs: Path) -> Path:
         return jobs / f"{self.world}-{self.seed}" / self.name
 
+    def result(self, jobs: Path) -> Path:
+        return self.folder(jobs).with_name(f"{self.name}.json")  # with_suffix would cut "at 0.75"
+
 
 def phases(worlds: list[str], seeds: list[int]) -> Iterator[list[Job]]:
     """Jobs that may run side by side; a phase needs what the one before made. The longest come first."""
@@ -37,17 +41,20 @@ def work(job: Job, jobs: Path) -> dict:
     import torch
     from transformers.utils import logging as of_transformers
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     of_transformers.set_verbosity_error()
     of_transformers.disable_progress_bar()
     logging.disable(logging.WARNING)
     from arms import INSTRUCT, run_arm, train_reward_model
     from merges import run_merges
+    from smollm import SMOLLM, run_smollm
 
     folder, rewards = job.folder(jobs), Job(job.world, job.seed, "reward").folder(jobs)
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was stopped
     began = time.perf_counter()
-    if job.name == "reward":
+    if job.world == SMOLLM:
+        figures = run_smollm(job, folder, jobs)
+    elif job.name == "reward":
         figures = train_reward_model(job.world, job.seed, folder)
     elif job.name == "merges":
         coarse, direct = (Job(job.world, job.seed, name).folder(jobs) for name in ("logistic", INSTRUCT))
@@ -55,7 +62,7 @@ def work(job: Job, jobs: Path) -> dict:
     else:
         figures = run_arm(job.world, job.seed, job.name, folder, rewards)
     result = {**job._asdict(), **figures, "job_seconds": round(time.perf_counter() - began, 1)}
-    file = folder.with_suffix(".json")
+    file = job.result(jobs)
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".partial")
     unfinished.write_text(json.dumps(result))
