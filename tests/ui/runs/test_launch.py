@@ -144,7 +144,7 @@ def test_a_run_is_started_followed_stopped_and_resumed(tmp_path, toy_models):
         assert follow(run).state == "starting"
         with pytest.raises(RunError, match="in use by a process that was just started"):
             launch.start(runs, "small", {"small": config}, "small")
-        state = until(lambda: (found := follow(run)).stages[1].done and found.stages[1].done >= 3 and found)
+        state = until(lambda: (now := follow(run)).stages[1].seconds_left and now.stages[1].done >= 3 and now)
         assert (state.state, state.working) == ("running", f"process {number}")
         assert [stage.state for stage in state.stages] == ["done", "running", "waiting", "waiting"]
         assert state.stages[1].total == 500 and state.stages[1].seconds_left > 0
@@ -170,6 +170,6 @@ def test_a_run_is_started_followed_stopped_and_resumed(tmp_path, toy_models):
         launch.stop(run)
         assert until(lambda: follow(run).working is None)
     finally:
-        for process in (number, getattr(follow(run).started, "process", number)):
+        for process in {number, getattr(follow(run).started, "process", number)}:
             if psutil.pid_exists(process) and launch.is_training(psutil.Process(process).cmdline()):
                 os.kill(process, signal.SIGKILL)
