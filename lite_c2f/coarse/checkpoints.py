@@ -152,8 +152,9 @@ class CheckpointManager:
             content = {"step": best_step, "by": by, "figures": then, "last_step": last["step"]}
             self._write_best(held_out.best_weights, content | {"figures_last": last["figures"]})
             self._on_message(
-                f"coarse: best by {by} on held-out prompts is that after update {best_step}, with {then[by]:+.3g} "
-                f"(the last, after update {last['step']}, {last['figures'][by]:+.3g}): {self._run / 'coarse/best'}"
+                f"coarse: best by {by} on held-out prompts is that after update {best_step}, with "
+                f"{then.get(by, math.nan):+.3g} (the last, after update {last['step']}, "
+                f"{last['figures'].get(by, math.nan):+.3g}): {self._run / 'coarse/best'}"
             )
             return
         if self._state.judges is not None and self._state.judges.mix.running:

@@ -9,6 +9,7 @@ from lite_c2f.config.data import Section
 
 TRAINED = "reward_model"  # name of the source `{model: trained}` where it has none of its own
 FIGURES = ("reward", "mean_tokens", "share_ended")  # figures of a held-out evaluation that are of no single source
+RESERVED = (*FIGURES, "stage", "step")  # keys of a line of metrics.jsonl
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _KINDS = ("model", "adapter", "function")
 
@@ -65,7 +66,7 @@ class Watched(Section):
             raise ValueError(f"source '{self.name}' is no function, and takes no arguments or workers; leave them out")
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r}: expected letters, digits, - and _, at most 40; choose another")
-        if self.name in FIGURES:
+        if self.name in RESERVED:
             raise ValueError(f"name {self.name!r} is that of another figure; choose another")
         return self
 

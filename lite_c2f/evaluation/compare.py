@@ -1,5 +1,6 @@
 """Comparison of base, instruct, Coarse and Fine on the same held-out prompts."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -104,8 +105,19 @@ def compare_actors(
 
 def row_of_data(prompt: Prompt) -> dict[str, Any]:
     """{"row": the other columns of the prompt's data}, those that are JSON; {} where there are none."""
-    columns = {name: value for name, value in prompt.extra.items() if isinstance(value, JSON_TYPES)}
+    columns = {name: value for name, value in prompt.extra.items() if _is_json(value)}
     return {"row": columns} if columns else {}
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a column can be written as JSON: not a date, at any depth, nor NaN."""
+    if not isinstance(value, JSON_TYPES):
+        return False
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def scores_of(judged: Judged, index: int) -> dict[str, Any]:

@@ -152,6 +152,7 @@ def export_run(
     The README then suggests the run's ratio as scale. Raises RunError unless the run has a Coarse and a Fine Actor.
     """
     from lite_c2f.runs.manifest import open_run
+    from lite_c2f.runs.published import coarse_adapter
 
     config, models = open_run(run)
     merged = read_json(Path(run) / "fine" / "merge.json")
@@ -160,7 +161,7 @@ def export_run(
             "note: this run merged with ratios by layer; --layer-ratios RUN/fine/layer-ratios.yaml folds them in"
         )
     return export_adapter(
-        Path(run) / "coarse" / "adapter",
+        coarse_adapter(Path(run), config.coarse.use),
         config.model.instruct if is_packed(config.model.instruct) else models.instruct,
         out,
         ratio=1.0 if ratio is None else ratio,

@@ -25,6 +25,7 @@ from lite_c2f.reward.functions import RewardInputs
 from lite_c2f.storage.files import hash_of
 
 Scores = list[float | None]
+LARGEST = 1e30  # of a score: beyond, its square or its float32 would not be finite
 RESUME = "correct it; what a run has done is saved, and the same command goes on, with --force as the file is another"
 
 
@@ -146,7 +147,9 @@ class RewardFunction:
         about, count = f"reward '{self._source.name}' ({self._reference})", len(inputs.responses)
         try:
             scores = None if isinstance(result, str | bytes | dict) else list(result)
-        except TypeError:
+        except Exception as error:  # any: a generator runs the user's code here
+            if not isinstance(error, TypeError):
+                raise self._error(inputs, _where(error)) from None
             scores = None
         if scores is None:
             got = f"{about} gave {_shown(result)} for {count} rows"
@@ -158,7 +161,9 @@ class RewardFunction:
             number = _number(score)
             if score is not None and number is None:
                 got = f"{about} gave {_shown(score)} for {_place(inputs, row)}"
-                raise RewardError.because(got, "a finite number, or None where it does not apply", RESUME)
+                raise RewardError.because(
+                    got, f"a number of at most {LARGEST:g}, or None where it does not apply", RESUME
+                )
             checked.append(number)
         return checked
 
@@ -271,14 +276,14 @@ def _import_file(file: Path) -> Any:
 
 
 def _number(score: Any) -> float | None:
-    """A finite float of a number (also NumPy's and torch's); None for anything else."""
+    """A float of at most LARGEST of a number (also NumPy's and torch's); None for anything else."""
     if isinstance(score, str | bytes):
         return None
     try:
         number = float(score)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= LARGEST else None  # NaN compares as false
 
 
 def _place(inputs: RewardInputs, row: int) -> str:

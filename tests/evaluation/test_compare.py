@@ -1,11 +1,13 @@
 """A comparison knows what it compares: other answers, prompts or models are not taken for it."""
 
+from datetime import date
+
 import pytest
 
 from lite_c2f.actors.answers import Answer
 from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Prompt, Turn
-from lite_c2f.evaluation.compare import answer_cache, by_source
+from lite_c2f.evaluation.compare import answer_cache, by_source, row_of_data
 from lite_c2f.pipeline.comparison import comparison_settings, last_comparison_settings
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.storage.files import write_json
@@ -67,3 +69,8 @@ def test_a_comparison_of_another_merge_is_not_the_one_that_was_made(run):
     assert last_comparison_settings(run) != comparison_settings(load_config({}, ["evaluation.prompts=9"]), run)
     (run / "fine" / "merge.json").write_text("at another ratio")
     assert last_comparison_settings(run) != comparison_settings(config, run)
+
+
+def test_columns_that_are_no_json_are_left_out():
+    extra = {"answer": float("nan"), "when": {"at": date(2026, 1, 2)}, "topic": ["sums", 3]}
+    assert row_of_data(Prompt((Turn("human", "?"),), extra)) == {"row": {"topic": ["sums", 3]}}

@@ -32,6 +32,9 @@ def text(inputs): return ["good"] * len(inputs.responses)
 def one(inputs): return 3.0
 def nothing(inputs): return None
 def leaves(inputs): os.sys.exit(3)
+def lazy(inputs): yield inputs.rows[2]["level"]
+def huge(inputs): return [0.0, 10**400, 0.0]
+def large(inputs): return [0.0, 0.0, -1e200]
 def prints(inputs):
     print("hello\\nthere")
     return [0.0] * len(inputs.responses)
@@ -74,12 +77,15 @@ def test_numbers_of_any_kind_and_none(call):
         ("raises", "at row 1 (prompt 'p1', response 'ab') raised ValueError: could not convert string to float: 'ab'"),
         ("column", "at row 3 (prompt 'p3', response 'abcd') raised KeyError: no column 'level', the row has topic"),
         ("together", "at all 3 rows together raised RuntimeError: too many (line 15 of mine.py)"),
-        ("nan", "gave nan for row 2 (prompt 'p2', response '12'); expected a finite number, or None"),
+        ("nan", "gave nan for row 2 (prompt 'p2', response '12'); expected a number of at most 1e+30, or None"),
         ("few", "gave 1 values for 3 rows; expected one per row"),
         ("text", "gave 'good' for row 1"),
         ("one", "gave 3.0 for 3 rows; expected a list of one number per row"),
         ("nothing", "gave None for 3 rows; expected a list"),
         ("leaves", "raised SystemExit: 3"),
+        ("lazy", "raised KeyError: no column 'level', the row has topic"),
+        ("huge", "for row 2 (prompt 'p2', response '12'); expected a number of at most 1e+30"),
+        ("large", "gave -1e+200 for row 3"),
     ],
 )
 def test_one_line_names_source_row_and_what_it_gave(call, name, said):
