@@ -90,7 +90,7 @@ def train_coarse(
             if state.finished(settings):
                 break
             timer, before, step = Timer(), state.snapshot(), state.step + 1
-            judges.seconds, taken = 0.0, state.prompts.taken
+            judges.seconds, taken, mix = 0.0, state.prompts.taken, judges.mix.state()
             try:
                 # 1. sample
                 numbers, prompts = zip(*state.prompts.take(settings.rollouts), strict=True)
@@ -126,6 +126,7 @@ def train_coarse(
                 raise
             except NonFiniteError as error:
                 state.restore_weights(before)
+                judges.mix.restore(mix)
                 checkpoints.after_failure(error, agree_to_stop(state, interruption.requested))
                 continue
             # 5. limit
@@ -238,7 +239,8 @@ def prepare_roles(config: Config, models: ModelPair, run: Path) -> tuple[Roles, 
         checkpointing=checkpointing,
     )
     normalizers = load_reward_models(roles, config, run)
-    first = next((source for source in config.coarse.rewards if source.function is None), None)
+    models_paid = (source for source in config.coarse.rewards if source.function is None and source.at_least is None)
+    first = next((source for source in models_paid if source.weight > 0), None)
     if config.coarse.critic == "reward_model" and first is not None:
         load_into(roles, "critic", adapter_folder(first, run))
         mean, std = normalizers[first.name] or Normalizer(0.0, 1.0)

@@ -164,6 +164,10 @@ class Coarse(Section):
         names = [source.name for source in self.judges]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"coarse.rewards and coarse.watch: two sources named '{twice}'; give one another `name`")
+        if sum(source.model is not None for source in self.judges) > 1:
+            raise ValueError("coarse.rewards and coarse.watch: {model: trained} stands there twice; leave one out")
+        if 0 < self.evaluate_temperature < 1e-3:
+            raise ValueError("coarse.evaluate_temperature is below 0.001; write 0 for greedy answers")
         if all(source.at_least is not None for source in self.rewards):
             raise ValueError("coarse.rewards has constraints (at_least) alone; add a source to maximise")
         if self.algorithm == "dpo" and not (self.usual_rewards and not self.watch):

@@ -123,7 +123,10 @@ class RewardMix:
 
     def state(self) -> dict[str, Any]:
         """The statistics and multipliers, in JSON's types."""
-        return {"stats": {name: list(stats) for name, stats in self.stats.items()}, "multipliers": self.multipliers}
+        return {
+            "stats": {name: list(stats) for name, stats in self.stats.items()},
+            "multipliers": dict(self.multipliers),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` gave. Raises KeyError where it is of other sources."""

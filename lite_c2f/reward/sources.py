@@ -167,7 +167,10 @@ def load_reward_models(roles: Roles, config: Config, run: Path) -> dict[str, Nor
         if head is None:
             raise ModelError.because(f"'{folder}' has no score head", "a reward model", "train it again")
         roles.add_head(role_of(source), head)
-        normalizers[source.name] = trained_normalizer(run) if source.model is not None else _own_normalizer(folder)
+        if getattr(source, "scale", "auto") != "auto":  # raw scores: as they are, or by running statistics
+            normalizers[source.name] = None
+        else:
+            normalizers[source.name] = trained_normalizer(run) if source.model is not None else _own_normalizer(folder)
     return normalizers
 
 

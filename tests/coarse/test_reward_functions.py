@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import lite_c2f.coarse.train as coarse_train
 from lite_c2f.coarse.train import train_coarse
 from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Prompt, Turn
-from lite_c2f.errors import RunError
+from lite_c2f.errors import NonFiniteError, RunError
 from lite_c2f.reward.calls import RewardError
 from lite_c2f.reward.sources import publish_skipped
 from lite_c2f.runs.corpus import Corpus
@@ -113,6 +114,23 @@ def test_a_function_that_fails_loses_nothing(whole, pico, tmp_path):
     for name in ("coarse/adapter", "coarse/best/adapter", "coarse/critic"):
         files = [folder / name / "adapter_model.safetensors" for folder in (run, tmp_path)]
         assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
+def test_an_update_that_is_undone_counts_in_no_statistics(pico, tmp_path, monkeypatch):
+    """Six updates of six responses are made, one more is undone: 36 scores, not 42."""
+    calls = []
+
+    def update(*given, **named):
+        calls.append(1)
+        if len(calls) == 3:
+            raise NonFiniteError("a loss that is not finite")
+        return real(*given, **named)
+
+    real = coarse_train.update
+    monkeypatch.setattr(coarse_train, "update", update)
+    metrics, _ = train(tmp_path, tmp_path, pico)
+    assert (metrics["updates"], metrics["skipped"], len(calls)) == (6, 1, 7)
+    assert metrics["mix"]["stats"]["words"][0] == 36
 
 
 def test_patience_ends_it(pico, tmp_path):

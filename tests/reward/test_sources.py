@@ -36,6 +36,9 @@ HELD = "coarse.evaluate_every=2"
         (["coarse.rewards=[{function: a.py:f, at_least: 1, weight: 2}, {model: trained}]"], "leave weight out"),
         (["coarse.rewards=[{model: trained, workers: 2}]"], "is no function"),
         (["coarse.rewards=[{function: a.py:reward}]"], "that of another figure"),
+        (["coarse.rewards=[{function: a.py:step}]"], "that of another figure"),
+        (["coarse.rewards=[{model: trained}, {model: trained, name: again}]"], "stands there twice"),
+        (["coarse.evaluate_temperature=0.0005"], "write 0 for greedy"),
         (["coarse.watch=[{function: a.py:f}]"], "set coarse.evaluate_every"),
         ([HELD, "coarse.best_by=g"], "expected one of reward, mean_tokens, share_ended, reward_model"),
         ([ENDED, "coarse.algorithm=dpo"], "are for PPO"),
@@ -98,12 +101,14 @@ def test_two_reward_models_on_one_base(pico, tmp_path):
     reward_adapter(pico, tmp_path / "reward", 1.0, mean=2.0, std=4.0)
     other = reward_adapter(pico, tmp_path / "other", -3.0, mean=1.0, std=0.5)
     raw = reward_adapter(pico, tmp_path / "raw", 2.0)  # without figures of its own
+    own = reward_adapter(pico, tmp_path / "own", 2.0, mean=7.0, std=3.0)  # with figures that are not used
     names = f"{{adapter: {other}, name: other}}, {{adapter: {raw}, name: raw, scale: none}}"
+    names = f"{{adapter: {own}, name: own, scale: none, weight: -1}}, {names}"
     config = load_config({}, [*SETTINGS, f"coarse.rewards=[{names}, {{model: trained}}]"])
     models = ModelPair(str(pico["base"]), str(pico["instruct"]))
     check_judges(config, models)
     roles, normalizers = prepare_roles(config, models, tmp_path)
-    assert roles.adapters == ("policy", "critic", "reward", "reward_other", "reward_raw")
+    assert roles.adapters == ("policy", "critic", "reward", "reward_own", "reward_other", "reward_raw")
     judges = Judges.of(config, normalizers, None)
     rows = [[1, 5, 9], [1, 7, 8, 2], [1, 20]]
     scores = judges.model_scores(roles, rows, 0, 8, judges.rewards)
@@ -112,12 +117,12 @@ def test_two_reward_models_on_one_base(pico, tmp_path):
             value = float(roles.value(torch.tensor([tokens]))[0, -1])
         assert scores["reward_model"][row] == pytest.approx((value - 2.0) / 4.0, abs=1e-5)
         assert scores["other"][row] == pytest.approx((-3 * value - 1.0) / 0.5, abs=1e-4)
-        assert scores["raw"][row] == pytest.approx(2 * value, abs=1e-5)
+        assert scores["raw"][row] == scores["own"][row] == pytest.approx(2 * value, abs=1e-5)
     assert judges.mix.running == ()  # `raw` is used as it is
     with roles.use("critic"):  # a copy of the first reward model that is maximised
         value = roles.value(torch.tensor([rows[1]]))[0, -1]
     assert float(value) == pytest.approx(scores["other"][1], abs=1e-4)
-    assert role_of(config.coarse.rewards[2]) == "reward"
+    assert role_of(config.coarse.rewards[3]) == "reward"
 
 
 def test_an_adapter_of_another_base_or_shape(pico, tmp_path, edit_json):

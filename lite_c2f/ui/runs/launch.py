@@ -157,8 +157,7 @@ def _worker(run: Path) -> int:
 def _launch(run: Path, arguments: list[str]) -> int:
     """Start a command in a process session of its own, its output in a file beside the runs."""
     with _starting:
-        started = read_start(run)
-        if (holder := lock.owner(run)) or (started is not None and started.alive):
+        if (holder := lock.owner(run)) or follow(run).state == "starting":
             who = holder or "a process that was just started"
             raise RunError.because(
                 f"'{run}' is in use by {who}", "a run that no process uses", "wait for it, or stop it"
