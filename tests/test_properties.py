@@ -65,7 +65,7 @@ PLACES = {  # where the schema does not say all
     "instruct": TEXT.map("instruct {}".format),
     "prompt_template": TEXT.map(lambda text: text.replace("{prompt}", "") + "{prompt}"),
     "stop": st.lists(st.text(min_size=1), max_size=2),
-    "chat_template_kwargs": st.dictionaries(TEXT, st.none() | st.booleans() | TEXT | st.lists(TEXT), max_size=2),
+    "chat_template_kwargs": st.dictionaries(TEXT.filter(lambda key: not {".", "="} & {*key}), st.none() | st.booleans() | TEXT | st.lists(TEXT), max_size=2),
     "target_modules": st.just("all-linear") | st.lists(st.sampled_from(["q_proj", "up_proj"]), min_size=1),
     "columns": st.none()
     | st.fixed_dictionaries({}, optional={"prompt": TEXT | st.lists(TEXT, max_size=2), "system": TEXT, "chosen": TEXT})
@@ -86,6 +86,7 @@ PLACES = {  # where the schema does not say all
     ),
     "watch": st.lists(st.just({"model": "trained"}), max_size=1),
     "best_by": st.sampled_from(["reward", "mean_tokens"]),
+    "evaluate_temperature": st.just(0) | st.floats(1e-3, 9),
     "ratio": st.just("auto") | st.floats(1e-9, 1e9),
     "ratios": st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=3),
 }
