@@ -88,12 +88,7 @@ def process_number() -> int:
 
 
 def silence_libraries() -> None:
-    """Silence the libraries' progress bars and messages, unless --debug is given.
-
-    Also shortens the busy waiting of OpenMP threads: with the default, a second busy process on a two-core machine made
-    training 5 to 20 times slower, with this 2.5 times; alone it makes no difference (benchmarks/LOG.md).
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    """Silence the libraries' progress bars and messages, unless --debug is given."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "--debug" in sys.argv:
         return
