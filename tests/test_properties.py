@@ -65,7 +65,9 @@ PLACES = {  # where the schema does not say all
     "instruct": TEXT.map("instruct {}".format),
     "prompt_template": TEXT.map(lambda text: text.replace("{prompt}", "") + "{prompt}"),
     "stop": st.lists(st.text(min_size=1), max_size=2),
-    "chat_template_kwargs": st.dictionaries(TEXT.filter(lambda key: not {".", "="} & {*key}), st.none() | st.booleans() | TEXT | st.lists(TEXT), max_size=2),
+    "chat_template_kwargs": st.dictionaries(
+        TEXT.filter(lambda key: not {".", "="} & {*key}), st.none() | st.booleans() | TEXT | st.lists(TEXT), max_size=2
+    ),
     "target_modules": st.just("all-linear") | st.lists(st.sampled_from(["q_proj", "up_proj"]), min_size=1),
     "columns": st.none()
     | st.fixed_dictionaries({}, optional={"prompt": TEXT | st.lists(TEXT, max_size=2), "system": TEXT, "chosen": TEXT})

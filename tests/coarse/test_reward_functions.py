@@ -107,7 +107,7 @@ def test_a_function_that_fails_loses_nothing(whole, pico, tmp_path):
         train(tmp_path, tmp_path, pico, text=bad)
     assert [line["step"] for line in lines(tmp_path, "coarse")] == [1, 2, 3]
     assert (tmp_path / "coarse" / "checkpoints" / "step-000003").is_dir()
-    with pytest.raises(RunError, match=r"made with reward_sources\.fewer='.*--force"):  # another file now
+    with pytest.raises(RunError, match=r"reward words, fewer: its file is another than '.*corrected one with --force"):
         train(tmp_path, tmp_path, pico)
     train(tmp_path, tmp_path, pico, force=True)
     assert lines(tmp_path, "coarse") == lines(run, "coarse") and lines(tmp_path, "held_out") == lines(run, "held_out")
