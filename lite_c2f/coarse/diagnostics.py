@@ -117,6 +117,19 @@ def functions_are_slow(lines: Sequence[Line]) -> str | None:
     )
 
 
+def rewards_without_scores(lines: Sequence[Line]) -> str | None:
+    """A source of reward gave no score for any response of the last updates."""
+    recent = lines[-FIRST_UPDATES:]
+    shares = [name for name in lines[-1] if name.startswith("applies/")]
+    names = [name.removeprefix("applies/") for name in shares if all(line.get(name) == 0 for line in recent)]
+    if len(recent) < FIRST_UPDATES or not names:
+        return None
+    return (
+        f"reward {', '.join(names)} gave no score for any response of the last {FIRST_UPDATES} updates and counts "
+        "nothing: correct the function, or `rewards` in data.prompts"
+    )
+
+
 Rule = Callable[[Sequence[Line]], str | None]
 RULES: tuple[Rule, ...] = (
     kl_explodes,
@@ -125,6 +138,7 @@ RULES: tuple[Rule, ...] = (
     responses_alike,
     reward_follows_length,
     functions_are_slow,
+    rewards_without_scores,
 )
 
 

@@ -36,6 +36,7 @@ class HeldOutEvaluation:
         self._on_message = on_message or (lambda _: None)
         self._rows = evaluated_prompts(corpus, config)
         self._prompts = [encode(config, tokenizer, prompt) for prompt in self._rows]
+        self._left_out: tuple[int, int] | None = None  # step and rollbacks of a policy that could not be evaluated
         state.held_out.key = evaluation_key(config, self._prompts)
 
     def evaluate_if_due(self) -> None:
@@ -46,13 +47,15 @@ class HeldOutEvaluation:
         """
         state, settings = self._state, self._config.coarse
         held_out, step = state.held_out, state.step
-        if not is_due(held_out, settings, step, last=state.finished(settings)):
+        policy = step, state.rollbacks
+        if policy == self._left_out or not is_due(held_out, settings, step, last=state.finished(settings)):
             return
         judges = self._context.judges
         assert judges is not None
         try:
             scores = evaluate(self._context, judges, self._prompts, self._rows, self._config.run.seed)
         except NonFiniteError as error:
+            self._left_out = policy
             self._on_message(f"update {step}: no evaluation on held-out prompts, and the run goes on: {error}")
             return
         if record(held_out, judges.mix, settings, step, scores):

@@ -205,10 +205,11 @@ def new_sources(config: Config, run: Path) -> str | None:
         return None
     models = [source for source in rewards if source.function is None and source.scale == "auto"]
     own = [source.name for source in models if source.adapter is None or own_normalizer(source)]
-    names = ", ".join(RewardMix(rewards, own).restore(saved_mix(run)))
-    return names and (
-        f"coarse.rewards: the coarse stage was trained without {names}, which has no statistics and counts nothing in "
-        "comparison and ratios; to use it, train that stage again"
+    if not (names := RewardMix(rewards, own).restore(saved_mix(run))):
+        return None
+    return (
+        f"coarse.rewards: the coarse stage was trained without {', '.join(names)}, which has no statistics and counts "
+        "nothing in comparison and ratios; to use it, train that stage again"
     )
 
 

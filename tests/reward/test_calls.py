@@ -105,7 +105,7 @@ def test_numbers_of_any_kind_and_none(call):
     [
         ("raises", "at row 1 (prompt 'p1', response 'ab') raised ValueError: could not convert string to float: 'ab'"),
         ("column", "at row 3 (prompt 'p3', response 'abcd') raised KeyError: no column 'level', the row has topic"),
-        ("together", "at all 3 rows together raised RuntimeError: too many (line 24 of mine.py)"),
+        ("together", "at all 3 rows together raised RuntimeError: too many (line 22 of mine.py)"),
         ("nan", "gave nan for row 2 (prompt 'p2', response '12'); expected a number of at most 1e+30, or None"),
         ("few", "gave 1 values for 3 rows; expected one per row"),
         ("text", "gave 'good' for row 1"),
