@@ -16,6 +16,7 @@ VALUE_LOSS_HUGE = 25.0  # an error of seven standard deviations on average
 VALUE_LOSS_JUMP = 10.0  # times the median of the updates before
 ENTROPY_SHARE = 0.1  # share of the entropy of the first updates
 ALIKE, REPEATED = 0.5, 0.5  # shares: of responses like another one, of 4-grams that repeat an earlier one
+RISE = 0.01  # of a mean reward, in standard deviations: less is rounding
 LENGTH_CORRELATION = 0.8  # of reward and length
 LENGTH_GROWTH = 1.5  # times the length of the first updates
 FUNCTION_SHARE = 0.05  # of an update's time
@@ -80,12 +81,12 @@ def entropy_collapses(lines: Sequence[Line]) -> str | None:
 def responses_alike(lines: Sequence[Line]) -> str | None:
     """The reward rises while every prompt gets the same answer."""
     first, now = lines[0], lines[-1]
-    if now["reward"] <= first["reward"] or now["same"] < max(ALIKE, first["same"] + 0.3):
+    if now["reward"] <= first["reward"] + RISE or now["same"] < max(ALIKE, first["same"] + 0.3):
         return None
     return (
         f"the reward rose to {now['reward']:+.2f} while {now['same']:.0%} of the responses begin like another one: the "
-        "policy found an answer that the reward model likes for everything; read coarse/samples.jsonl, raise "
-        "coarse.kl_coef, and train the reward model on more kinds of bad answers"
+        "policy found an answer that is paid for everything; read coarse/samples.jsonl, raise coarse.kl_coef, and "
+        "train the reward model on more kinds of bad answers, or correct the reward function"
     )
 
 

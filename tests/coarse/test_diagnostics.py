@@ -61,6 +61,7 @@ def test_each_sign_is_told_once_with_what_to_change(count, figures, words):
 @pytest.mark.parametrize(
     ("count", "figures"),
     [
+        (1, {"reward": 0.1 + 1e-8, "same": 0.6}),  # risen by rounding alone
         (2, {"kl": 60.0}),  # two updates are chance
         (3, {"kl": 45.0}),
         (1, {"value_loss": 1.9}),  # not ten times
