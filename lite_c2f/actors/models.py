@@ -17,6 +17,7 @@ from lite_c2f.backbone.lm_head import LanguageHead
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.roles import Roles
+from lite_c2f.config.rewards import TRAINED
 from lite_c2f.config.settings import CHAT, Config
 from lite_c2f.data.encode import answer_end, encode_answer, encode_chat, encode_prompt, turn_end
 from lite_c2f.data.records import Prompt, Turn
@@ -27,6 +28,7 @@ from lite_c2f.reward.score import Normalizer, score, scored_row
 from lite_c2f.reward.sources import (
     Judges,
     adapter_folder,
+    check_scores,
     inputs_of,
     load_reward_models,
     reward_roles,
@@ -241,7 +243,10 @@ class RewardModel:
         at_once = SCORED_ROWS if batch == "auto" else min(SCORED_ROWS, batch)
         if self.judges is None:
             raw = score(self.roles, rows, pad_id=pad_id, batch=at_once)
-            return Judged([self.normalizer(float(value)) for value in raw], {})
+            rewards = [self.normalizer(float(value)) for value in raw]
+            if data_rows is not None:  # not a visitor's question, which is answered without a reward
+                check_scores({TRAINED: [*rewards]})
+            return Judged(rewards, {})
         judges = self.judges
         if data_rows is None:
             models = [source for source in judges.rewards if source.function is None]

@@ -176,7 +176,7 @@ def _dry_run(config: Path | None, overrides: list[str], run_dir: Path | None, st
     unpack(settings.model.base, settings.model.instruct)
     check_named(settings.model.base, settings.model.instruct)
     exit_codes.silence_libraries()
-    from lite_c2f.reward.sources import check_judges
+    from lite_c2f.reward.checks import check_judges
     from lite_c2f.runs.corpus import check_sources
     from lite_c2f.runs.models import absolute, check_kinds
 

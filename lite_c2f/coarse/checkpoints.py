@@ -15,7 +15,7 @@ from lite_c2f.coarse.length import bounded
 from lite_c2f.coarse.state import TrainState
 from lite_c2f.config.loading import with_defaults
 from lite_c2f.config.settings import Coarse, Config
-from lite_c2f.errors import ModelError, NonFiniteError, RunError
+from lite_c2f.errors import FollowerError, ModelError, NonFiniteError, RunError
 from lite_c2f.reward.calls import RewardError
 from lite_c2f.reward.sources import content_hashes
 from lite_c2f.runtime import distributed
@@ -191,8 +191,9 @@ class CheckpointManager:
         """In the block, save the state where a reward function fails: nothing before that is lost."""
         try:
             yield
-        except RewardError:
+        except (RewardError, FollowerError):
             self._save()
+            distributed.wait()  # a launcher ends the others when one has ended
             raise
 
     def _bound_limit(self) -> None:
@@ -221,7 +222,8 @@ class CheckpointManager:
         step = checkpoint.step if checkpoint is not None else 0
         if checkpoint is not None:
             try:
-                self._state.restore(checkpoint)
+                for message in self._state.restore(checkpoint):
+                    self._on_message(message)
             except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 got = f"'{checkpoint.folder}' does not fit this run ({type(error).__name__}: {str(error)[:120]})"
                 remedy = f"remove '{self._store.folder}' to begin the coarse stage anew"
@@ -284,20 +286,23 @@ def check_newest(checkpoint: Checkpoint, now: dict[str, Any], settings: Coarse, 
     """Raise RunError unless a checkpoint is of this run and not after its last update. now: of `identity_of`."""
     restart = f"remove '{folder}' to begin the coarse stage anew"
     before, file_format = checkpoint.state.get("identity"), checkpoint.state.get("format")
-    forcible = (
-        "reward",
-        "coarse",
-        "data",
-        "processes",
-        "reward_model",
-        "reward_sources",
-    )  # not another model or shape of the adapters
+    forcible = ("reward", "coarse", "data", "processes", "reward_model")  # not another model or shape of the adapters
     critic = ((with_defaults(before, now) if isinstance(before, dict) else {}).get("coarse") or {}).get("critic")
     # a shared critic has other tensors, so that `force` does not help
     if critic is not None and critic != settings.critic and "shared" in (critic, settings.critic):
         got = f"'{checkpoint.folder}' was made with coarse.critic={critic!r}, now {settings.critic!r}"
         raise RunError.because(got, "the same value", f"set it back, or {restart}")
-    check_identity(checkpoint.folder or folder, file_format, before, now, restart, force=force, forcible=forcible)
+    sources, place = before.get("reward_sources") if isinstance(before, dict) else None, checkpoint.folder or folder
+    same_sources = {**now, "reward_sources": sources}
+    check_identity(place, file_format, before, same_sources, restart, force=force, forcible=forcible)
+    contents = now.get("reward_sources", {})
+    changed = [name for name, content in (sources or {}).items() if content != contents.get(name, content)]
+    if changed and not force:
+        raise RunError.because(
+            f"reward {', '.join(changed)}: its file is another than '{place}' was made with",
+            "the same file",
+            f"accept a corrected one with --force, set it back, or {restart}",
+        )
     if checkpoint.step > settings.updates:
         raise RunError.because(
             f"'{checkpoint.folder}' is after {checkpoint.step} updates, coarse.updates={settings.updates}",

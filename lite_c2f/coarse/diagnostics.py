@@ -16,6 +16,7 @@ VALUE_LOSS_HUGE = 25.0  # an error of seven standard deviations on average
 VALUE_LOSS_JUMP = 10.0  # times the median of the updates before
 ENTROPY_SHARE = 0.1  # share of the entropy of the first updates
 ALIKE, REPEATED = 0.5, 0.5  # shares: of responses like another one, of 4-grams that repeat an earlier one
+RISE = 0.01  # of a mean reward, in standard deviations: less is rounding
 LENGTH_CORRELATION = 0.8  # of reward and length
 LENGTH_GROWTH = 1.5  # times the length of the first updates
 FUNCTION_SHARE = 0.05  # of an update's time
@@ -80,12 +81,12 @@ def entropy_collapses(lines: Sequence[Line]) -> str | None:
 def responses_alike(lines: Sequence[Line]) -> str | None:
     """The reward rises while every prompt gets the same answer."""
     first, now = lines[0], lines[-1]
-    if now["reward"] <= first["reward"] or now["same"] < max(ALIKE, first["same"] + 0.3):
+    if now["reward"] <= first["reward"] + RISE or now["same"] < max(ALIKE, first["same"] + 0.3):
         return None
     return (
         f"the reward rose to {now['reward']:+.2f} while {now['same']:.0%} of the responses begin like another one: the "
-        "policy found an answer that the reward model likes for everything; read coarse/samples.jsonl, raise "
-        "coarse.kl_coef, and train the reward model on more kinds of bad answers"
+        "policy found an answer that is paid for everything; read coarse/samples.jsonl, raise coarse.kl_coef, and "
+        "train the reward model on more kinds of bad answers, or correct the reward function"
     )
 
 
@@ -117,6 +118,19 @@ def functions_are_slow(lines: Sequence[Line]) -> str | None:
     )
 
 
+def rewards_without_scores(lines: Sequence[Line]) -> str | None:
+    """A source of reward gave no score for any response of the last updates."""
+    recent = lines[-FIRST_UPDATES:]
+    shares = [name for name in lines[-1] if name.startswith("applies/")]
+    names = [name.removeprefix("applies/") for name in shares if all(line.get(name) == 0 for line in recent)]
+    if len(recent) < FIRST_UPDATES or not names:
+        return None
+    return (
+        f"reward {', '.join(names)} gave no score for any response of the last {FIRST_UPDATES} updates and counts "
+        "nothing: correct the function, or `rewards` in data.prompts"
+    )
+
+
 Rule = Callable[[Sequence[Line]], str | None]
 RULES: tuple[Rule, ...] = (
     kl_explodes,
@@ -125,6 +139,7 @@ RULES: tuple[Rule, ...] = (
     responses_alike,
     reward_follows_length,
     functions_are_slow,
+    rewards_without_scores,
 )
 
 

@@ -1,5 +1,7 @@
 """Evaluation of the policy on held-out prompts while it trains: when it is due, and what becomes of its figures."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ from lite_c2f.coarse.rollout import RolloutContext, RolloutRequest, sample_respo
 from lite_c2f.coarse.state import TrainState, encode
 from lite_c2f.config.settings import Config
 from lite_c2f.data.records import Prompt
+from lite_c2f.errors import NonFiniteError
 from lite_c2f.reward.calls import Scores
 from lite_c2f.reward.sources import Judges
 from lite_c2f.runs.corpus import Corpus, evaluated_prompts
@@ -33,19 +36,28 @@ class HeldOutEvaluation:
         self._on_message = on_message or (lambda _: None)
         self._rows = evaluated_prompts(corpus, config)
         self._prompts = [encode(config, tokenizer, prompt) for prompt in self._rows]
+        self._left_out: tuple[int, int] | None = None  # step and rollbacks of a policy that could not be evaluated
+        state.held_out.key = evaluation_key(config, self._prompts)
 
     def evaluate_if_due(self) -> None:
         """Evaluate the policy where that is due, and keep it where it is the best.
 
-        Raises RewardError where a function fails; the state is then as before.
+        One with numbers that are not finite is left out, with a message: where the policy itself is broken, the next
+        update fails too, and is undone. Raises RewardError where a function fails; the state is then as before.
         """
         state, settings = self._state, self._config.coarse
         held_out, step = state.held_out, state.step
-        if not is_due(held_out, settings, step, last=state.finished(settings)):
+        policy = step, state.rollbacks
+        if policy == self._left_out or not is_due(held_out, settings, step, last=state.finished(settings)):
             return
         judges = self._context.judges
         assert judges is not None
-        scores = evaluate(self._context, judges, self._prompts, self._rows, self._config.run.seed)
+        try:
+            scores = evaluate(self._context, judges, self._prompts, self._rows, self._config.run.seed)
+        except NonFiniteError as error:
+            self._left_out = policy
+            self._on_message(f"update {step}: no evaluation on held-out prompts, and the run goes on: {error}")
+            return
         if record(held_out, judges.mix, settings, step, scores):
             held_out.best_weights = state.policy()
         figures = held_out.evaluations[-1]["figures"]
@@ -57,6 +69,14 @@ class HeldOutEvaluation:
         message = overoptimised(held_out.evaluations, watched)
         if message is not None and overoptimised(held_out.evaluations[:-1], watched) is None:
             self._on_message(message)
+
+
+def evaluation_key(config: Config, prompts: Sequence[list[int]]) -> str:
+    """Hash of all that evaluations have to share to be compared: prompts, sampling, and the sources maximised."""
+    settings = config.coarse
+    rewards = config.identity(("coarse",))["coarse"].get("rewards")
+    parts = [prompts, settings.length.largest, settings.evaluate_temperature, config.run.seed, rewards]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def evaluate(

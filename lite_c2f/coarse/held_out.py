@@ -32,6 +32,7 @@ class HeldOutState:
     evaluations: list[dict[str, Any]] = field(default_factory=list)  # {"step", "figures", "scores": per prompt, "kept"}
     best_step: int | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)  # the policy's adapter, in main memory
+    key: str = ""  # hash of prompts, sampling and rewards: only evaluations of one key can be compared
 
     @property
     def last_step(self) -> int | None:
@@ -50,12 +51,16 @@ class HeldOutState:
 
     def state(self) -> dict[str, Any]:
         """All but the weights, in JSON's types."""
-        return {"evaluations": self.evaluations, "best_step": self.best_step}
+        return {"key": self.key, "evaluations": self.evaluations, "best_step": self.best_step}
 
-    def restore(self, state: Mapping[str, Any], weights: dict[str, Tensor]) -> None:
-        """Restore what `state` gave; weights: the best policy's."""
-        self.evaluations = [dict(line) for line in state.get("evaluations", [])]
-        self.best_step, self.best_weights = state.get("best_step"), weights
+    def restore(self, state: Mapping[str, Any], weights: dict[str, Tensor]) -> bool:
+        """Restore what `state` gave, with the best policy's weights; begin anew, and return False, for another key."""
+        evaluations = state.get("evaluations", [])
+        comparable = not evaluations or state.get("key") == self.key
+        self.evaluations = [dict(line) for line in evaluations] if comparable else []
+        self.best_step = state.get("best_step") if comparable else None
+        self.best_weights = weights if comparable else {}
+        return comparable
 
     def lines(self) -> list[dict[str, Any]]:
         """A line for each evaluation, as metrics.jsonl has it."""

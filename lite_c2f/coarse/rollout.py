@@ -12,12 +12,12 @@ from lite_c2f.config.rewards import Watched
 from lite_c2f.config.settings import Coarse, resolved
 from lite_c2f.data.encode import pad_right
 from lite_c2f.data.records import Prompt
-from lite_c2f.errors import NonFiniteError
+from lite_c2f.errors import FollowerError, NonFiniteError
 from lite_c2f.ops import token_logprobs
 from lite_c2f.reward.calls import RewardError, Scores
 from lite_c2f.reward.functions import RewardInputs
 from lite_c2f.reward.score import Normalizer, scored_row
-from lite_c2f.reward.sources import Judges, inputs_of
+from lite_c2f.reward.sources import Judges, check_scores, inputs_of
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.batch_size import BatchSize, groups_by_length, retry_smaller
 from lite_c2f.sampling import Responses, Sampling, Stops, sample
@@ -203,7 +203,7 @@ def source_scores(
     """Scores of every response by each of these sources, before the mix; the same in all processes.
 
     local_rows: those that this process reads with the reward models. The functions come first: where one fails, no
-    time was spent on the models.
+    time was spent on the models. Raises as `function_scores`, and NonFiniteError naming a source and its row.
     """
     data_rows = data_rows or ()
     texts = [responses.text_tokens(row) for row in range(len(prompts))]
@@ -219,13 +219,17 @@ def source_scores(
         whole[list(local_rows)] = torch.tensor(values, device=device)
         distributed.add([whole])
         scores[name] = judges.where_applicable(name, whole.tolist(), data_rows)
+    check_scores(scores)
     return scores
 
 
 def function_scores(
     judges: Judges, inputs: RewardInputs | None, prompts: Sequence[Prompt], sources: Sequence[Watched]
 ) -> dict[str, Scores]:
-    """Scores by the functions, which the first process calls; all get them, or the RewardError."""
+    """Scores by the functions, which the first process calls, and all get.
+
+    Raises RewardError where one fails, FollowerError in the other processes.
+    """
     scores, problem = {}, None
     if distributed.is_first():
         try:
@@ -234,7 +238,7 @@ def function_scores(
             problem = str(error)
     scores, problem = distributed.gather((scores, problem))[0]
     if problem is not None:
-        raise RewardError(problem)
+        raise (RewardError if distributed.is_first() else FollowerError)(problem)
     return scores
 
 

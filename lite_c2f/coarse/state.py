@@ -198,8 +198,8 @@ class TrainState:
             },
         )
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Restore the state of a checkpoint."""
+    def restore(self, checkpoint: Checkpoint) -> list[str]:
+        """Restore the state of a checkpoint; returns messages on parts that other settings do not allow to go on."""
         state, tensors = checkpoint.state, checkpoint.tensors
         self.restore_weights(tensors)
         self.prompts.go_to(state["taken"])
@@ -216,10 +216,16 @@ class TrainState:
         self.step = checkpoint.step
         self.set_learning_rates(state["rollbacks"])
         self.lines = [dict(line) for line in state["lines"]]
-        if self.judges is not None:
-            self.judges.mix.restore(state["mix"])
-        self.held_out.restore(state.get("held_out", {}), _with_prefix("best", tensors))
         restore_generators(state["generators"], tensors, {"shuffler": self.shuffler})
+        messages = []
+        if self.judges is not None and (new := self.judges.mix.restore(state["mix"] or {})):
+            messages.append(f"coarse.rewards: the statistics of {', '.join(new)} begin here")
+        if not self.held_out.restore(state.get("held_out", {}), _with_prefix("best", tensors)):
+            messages.append(
+                "coarse: the held-out prompts, their sampling or the rewards are not those of the evaluations so far, "
+                "which cannot be compared: their history and the best policy begin anew"
+            )
+        return messages
 
     def set_learning_rates(self, rollbacks: int) -> None:
         """Set the learning rates to their values after `rollbacks` rollbacks."""

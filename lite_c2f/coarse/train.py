@@ -1,5 +1,6 @@
 """Coarse stage: PPO with Continuous Maximization, a loop of sampling, scoring, updating and raising the limit."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from lite_c2f.coarse.update import update
 from lite_c2f.config.rewards import TRAINED
 from lite_c2f.config.settings import Coarse, Config
 from lite_c2f.data.encode import answer_end
-from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
+from lite_c2f.errors import ConfigError, FollowerError, ModelError, NonFiniteError, RunError
 from lite_c2f.reward.calls import RewardError
 from lite_c2f.reward.score import Normalizer
 from lite_c2f.reward.sources import Judges, adapter_folder, load_reward_models, reward_roles, role_of
@@ -83,7 +84,7 @@ def train_coarse(
     checkpoints.resume()
     log.resumed()
 
-    with graceful(on_message) as interruption, checkpoints.saved_on_reward_error():
+    with graceful(on_message) as interruption, contextlib.closing(judges), checkpoints.saved_on_reward_error():
         while True:
             # 0. held-out judgement of the policy so far
             held_out.evaluate_if_due()
@@ -121,7 +122,7 @@ def train_coarse(
                 line = update_metrics(rollout, advantages, losses, state)
                 check_models(roles, rollout)
                 timer.end_update()
-            except RewardError:  # the update is not made; `saved_on_reward_error` saves the state before it
+            except (RewardError, FollowerError):  # the update is not made; the state before it is saved
                 state.prompts.go_to(taken)
                 raise
             except NonFiniteError as error:
@@ -138,7 +139,6 @@ def train_coarse(
             log.log_update(line, timer)
             checkpoints.after_update(agree_to_stop(state, interruption.requested))
 
-        judges.close()
         check_policy_trained(state, settings)
         metrics = publish(roles, config, models, run, state, checkpoints) if distributed.is_first() else {}
         checkpoints.clear()

@@ -28,7 +28,9 @@ class Watched(Section):
     )
     name: str = Field(description="Name in metrics, samples and messages; a function's own by default.")
     arguments: dict[str, JsonValue] = Field({}, description="Further keyword arguments of the function.")
-    timeout: float = Field(60.0, gt=0, description="Most seconds that the function may take for one batch.")
+    timeout: float = Field(
+        60.0, gt=0, le=86_400, description="Most seconds that the function may take for one batch, at most a day."
+    )
     workers: int = Field(
         0,
         ge=0,

@@ -171,15 +171,30 @@ def learning(file: Path) -> list[Block]:
 
 
 def sources(rows: Sequence[Mapping[str, float]]) -> list[Block]:
-    """The sources of reward: mean score before scaling, and multiplier, of the first and the last update; [] for one.
+    """The sources of reward, a row each: mean score before scaling, multiplier, share it applies to; [] for one alone.
 
     rows: of the coarse stage in metrics.jsonl.
     """
-    names = [name for name in rows[-1] if name.startswith(("reward/", "multiplier/"))]
+    keys = [key for row in rows for key in row if key.startswith(("reward/", "applies/"))]
+    names = list(dict.fromkeys(key.partition("/")[2] for key in keys))
     if not names:
         return []
-    cells = {name.replace("/", " "): [_cell(row.get(name)) for row in (rows[0], rows[-1])] for name in names}
-    return [Table("source of reward, mean score", ["first update", "last update"], cells)]
+    first, last = rows[0], rows[-1]
+    cells = {
+        name: [
+            _cell(first.get(f"reward/{name}")),
+            _cell(last.get(f"reward/{name}")),
+            _cell(last.get(f"multiplier/{name}")),
+            f"{last.get(f'applies/{name}', 1.0):.0%}",
+        ]
+        for name in names
+    }
+    columns = ["mean score, first update", "last update", "multiplier", "has a score"]
+    share = sum(row.get("function_seconds", 0.0) for row in rows) / max(
+        sum(row.get("seconds", 0.0) for row in rows), 1e-9
+    )
+    text = "Scores before scaling; multiplier and share of responses with a score in the last update. Reward functions "
+    return [Table("source of reward", columns, cells), Text(f"{text}took {share:.1%} of the time of all updates.")]
 
 
 @section("metrics.jsonl")

@@ -18,7 +18,8 @@ from lite_c2f.memory import Plan, check, resolve
 from lite_c2f.memory import as_json as plan_as_json
 from lite_c2f.memory.plan import SAME_MODEL, same_model
 from lite_c2f.reward.checkpoints import DPO, REWARD, TrainerStageState
-from lite_c2f.reward.sources import check_judges, is_skipped
+from lite_c2f.reward.checks import check_judges
+from lite_c2f.reward.sources import is_skipped, new_sources
 from lite_c2f.runs.corpus import Corpus, check_sources, load_corpus
 from lite_c2f.runs.fingerprints import fingerprints, refuse_changes, weights_of
 from lite_c2f.runs.manifest import (
@@ -102,6 +103,8 @@ def prepare(config: Config, run: Path, stages: Sequence[str], sink: ProgressSink
     seconds = {"models": time.perf_counter() - began} if toy_steps.trained else {}
     notes = [*moved.values(), *(f"accepted: {text}" for text in accepted)]
     notes += filter(None, [turn_end_note(config, models), four_bit_note])
+    if "coarse" in done and (note := new_sources(config, run)):
+        notes.append(note)
     if weights_of(inputs, "base") == weights_of(inputs, "instruct") and not same_model(
         config
     ):  # else the plan has this warning

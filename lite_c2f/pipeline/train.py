@@ -163,6 +163,7 @@ def run_stage(
     if stage == "reward" and not config.coarse.needs_reward_model:
         if distributed.is_first():
             publish_skipped(run)
+        distributed.wait()  # the others read it
         sink.on_message("reward: skipped, no source of reward is a reward model to be trained")
     elif stage == "reward":
         sink.on_stage("reward model", 0, "steps")

@@ -15,7 +15,9 @@ import multiprocessing
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping, Sequence, Set
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from lite_c2f.reward.functions import RewardInputs
 from lite_c2f.storage.files import hash_of
 
 Scores = list[float | None]
+TEXTS = str, bytes, bytearray, memoryview  # which are no numbers, nor lists of some
 LARGEST = 1e30  # of a score: beyond, its square or its float32 would not be finite
 RESUME = "correct it; what a run has done is saved, and the same command goes on, with --force as the file is another"
 
@@ -34,11 +37,19 @@ class RewardError(C2FError):
 
 
 class Outcome(NamedTuple):
-    """The result of one call: what the function returned, or what it raised, and what it printed."""
+    """The result of one call, in plain types: scores, or what the function raised, or what it gave in their place."""
 
-    result: Any
-    error: str | None
-    printed: str
+    scores: Sequence[float | None] = ()
+    raised: str | None = None
+    given: str | None = None  # in place of scores
+    expected: str = ""  # in place of `given`
+    row: int | None = None  # that `given` is of, among those of the call
+    printed: str = ""
+    interrupted: bool = False
+
+    @property
+    def failed(self) -> bool:
+        return self.interrupted or self.raised is not None or self.given is not None
 
 
 def load_function(reference: str) -> Callable[..., Any]:
@@ -46,7 +57,7 @@ def load_function(reference: str) -> Callable[..., Any]:
     place, _, name = reference.rpartition(":")
     try:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # any: the file is a user's
+    except (Exception, SystemExit) as error:  # any: the file is a user's
         got = f"reward function '{reference}': {_where(error)}"
         raise RewardError.because(got, "a file or a module that can be imported", "correct it or its name") from None
     function = getattr(module, name, None)
@@ -60,12 +71,11 @@ def load_function(reference: str) -> Callable[..., Any]:
 def source_file(reference: str) -> Path:
     """The file that a function is defined in. Raises RewardError where there is none."""
     place = reference.rpartition(":")[0]
-    if place.endswith(".py"):
-        file = Path(place)
-    else:
-        with contextlib.suppress(ImportError, ValueError):
+    file = Path(place)
+    if not place.endswith(".py"):
+        with contextlib.suppress(Exception, SystemExit):  # any: it imports the packages that hold the module
             spec = importlib.util.find_spec(place)
-            file = Path(str(spec.origin)) if spec is not None else Path(place)
+            file = Path(str(spec.origin)) if spec is not None else file
     if not file.is_file():
         raise RewardError.because(f"reward function '{reference}': no file '{file}'", "a Python file", "check the path")
     return file
@@ -82,90 +92,77 @@ class RewardFunction:
     def __init__(self, source: Watched, on_message: Callable[[str], None] | None = None) -> None:
         assert source.function is not None
         self._source, self._reference = source, source.function
+        self._about = f"reward '{source.name}' ({source.function})"
         self._function = load_function(source.function)
         self._on_message = on_message
         self._pool: Any = None
+        self._end_pool: Callable[[], Any] = lambda: None
 
-    def __call__(self, inputs: RewardInputs) -> Scores:
-        """One finite number per response, or None. Raises RewardError naming the source, the row and what it gave."""
-        if not inputs.responses:
-            return []
-        outcomes, parts = self._run(inputs), self._parts(len(inputs.responses))
-        for outcome in outcomes:
-            if outcome.error is not None:
-                raise self._error(inputs, outcome.error)
+    def __call__(self, inputs: RewardInputs, numbers: Sequence[int] | None = None) -> Scores:
+        """One finite number per response, or None. numbers: those of the rows in messages, by default from 1.
+
+        Raises RewardError naming the source, the row and what it gave.
+        """
+        numbers = range(1, len(inputs.responses) + 1) if numbers is None else numbers
+        parts = self._parts(len(inputs.responses))
+        outcomes = self._run([inputs.part(part) for part in parts]) if parts else []
+        for part, outcome in zip(parts, outcomes, strict=True):
+            if outcome.interrupted:
+                raise KeyboardInterrupt
+            if outcome.failed:
+                raise self._error(outcome, inputs.part(part), [numbers[row] for row in part])
         if printed := next((outcome.printed.strip() for outcome in outcomes if outcome.printed.strip()), None):
             self._report_printed(printed)
-        results = zip(outcomes, parts, strict=True)
-        return [score for outcome, part in results for score in self._checked(outcome.result, inputs.part(part))]
+        return [score for outcome in outcomes for score in outcome.scores]
 
     def close(self) -> None:
         """End the processes of a function that has some."""
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool = None
+        self._end_pool()
+        self._pool = None
 
     def _parts(self, count: int) -> list[list[int]]:
-        size = math.ceil(count / max(1, self._source.workers))
+        size = max(1, math.ceil(count / max(1, self._source.workers)))
         return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
-    def _run(self, inputs: RewardInputs) -> list[Outcome]:
-        arguments = dict(self._source.arguments)
-        if not self._source.workers:
-            return [_run_here(self._function, inputs, arguments, self._source.timeout, self._timed_out)]
-        if self._pool is None:  # spawned: a forked process would inherit torch's threads and the GPU
+    def _run(self, parts: Sequence[RewardInputs]) -> list[Outcome]:
+        """The outcomes of these calls, which have one time limit; in a thread, none follows one that failed."""
+        arguments, timeout = dict(self._source.arguments), self._source.timeout
+        if self._source.workers and self._pool is None:  # spawned: a forked process would inherit torch's threads
             self._pool = multiprocessing.get_context("spawn").Pool(self._source.workers, _quiet)
-        calls = [(self._reference, inputs.part(part), arguments) for part in self._parts(len(inputs.responses))]
+            self._end_pool = weakref.finalize(self, self._pool.terminate)
         try:
-            return self._pool.map_async(_run_there, calls, chunksize=1).get(self._source.timeout)
+            if not self._source.workers:
+                return _run_here(self._function, parts, arguments, timeout)
+            calls = [(self._reference, part, arguments) for part in parts]
+            return self._pool.map_async(_run_there, calls, chunksize=1).get(timeout)
         except multiprocessing.TimeoutError:
             self.close()
-            raise self._timed_out(len(inputs.responses)) from None
+            count = sum(len(part.responses) for part in parts)
+            got = f"{self._about} gave nothing for {count} rows in {timeout:g} s"
+            raise RewardError.because(
+                got, "a result within its time limit", f"raise its timeout, or {RESUME}"
+            ) from None
+        except RewardError:
+            raise
+        except Exception as error:  # any: of sending a column of the data to another process
+            got = f"{self._about} cannot be called in processes of its own: {_where(error)}"
+            raise RewardError.because(got, "columns that can be pickled", "leave out its `workers`") from None
 
-    def _timed_out(self, count: int) -> RewardError:
-        return RewardError.because(
-            f"reward '{self._source.name}' ({self._reference}) gave nothing for {count} rows in "
-            f"{self._source.timeout:g} s",
-            "a result within its time limit",
-            f"raise its timeout, or {RESUME}",
-        )
-
-    def _error(self, inputs: RewardInputs, error: str) -> RewardError:
-        """The error, with the first row that raises it alone; there is time for as many rows as fit into the limit."""
-        place = f"all {len(inputs.responses)} rows together"
-        if len(inputs.responses) > 1 and not self._source.workers:
-            alone = _first_failing(self._function, inputs, dict(self._source.arguments), self._source.timeout)
-            if alone is not None:
-                row, error = alone
-                place = _place(inputs, row)
-        elif len(inputs.responses) == 1:
-            place = _place(inputs, 0)
-        got = f"reward '{self._source.name}' ({self._reference}) at {place} raised {error}"
+    def _error(self, outcome: Outcome, inputs: RewardInputs, numbers: Sequence[int]) -> RewardError:
+        """The error of a call, with the first row that raises the same kind alone, where the time limit allows that."""
+        count = len(numbers)
+        if outcome.given is not None:
+            place = f"{count} rows" if outcome.row is None else _place(inputs, outcome.row, numbers)
+            return RewardError.because(f"{self._about} gave {outcome.given} for {place}", outcome.expected, RESUME)
+        place, raised = f"all {count} rows together", outcome.raised
+        with contextlib.suppress(RewardError):  # no time was left
+            alone = [outcome] if count == 1 else self._run([inputs.part([row]) for row in range(count)])
+            for row, single in enumerate(alone):
+                if single.raised is not None and _kind(single.raised) == _kind(str(raised)):
+                    place, raised = _place(inputs, row, numbers), single.raised
+                    break
+        got = f"{self._about} at {place} raised {raised}"
         return RewardError.because(got, "a number per row, or None", RESUME)
-
-    def _checked(self, result: Any, inputs: RewardInputs) -> Scores:
-        about, count = f"reward '{self._source.name}' ({self._reference})", len(inputs.responses)
-        try:
-            scores = None if isinstance(result, str | bytes | dict) else list(result)
-        except Exception as error:  # any: a generator runs the user's code here
-            if not isinstance(error, TypeError):
-                raise self._error(inputs, _where(error)) from None
-            scores = None
-        if scores is None:
-            got = f"{about} gave {_shown(result)} for {count} rows"
-            raise RewardError.because(got, "a list of one number per row", RESUME)
-        if len(scores) != count:
-            raise RewardError.because(f"{about} gave {len(scores)} values for {count} rows", "one per row", RESUME)
-        checked: Scores = []
-        for row, score in enumerate(scores):
-            number = _number(score)
-            if score is not None and number is None:
-                got = f"{about} gave {_shown(score)} for {_place(inputs, row)}"
-                raise RewardError.because(
-                    got, f"a number of at most {LARGEST:g}, or None where it does not apply", RESUME
-                )
-            checked.append(number)
-        return checked
 
     def _report_printed(self, text: str) -> None:
         if self._on_message is not None:
@@ -177,22 +174,24 @@ class RewardFunction:
 
 
 def _run_here(
-    function: Callable[..., Any],
-    inputs: RewardInputs,
-    arguments: dict[str, Any],
-    timeout: float,
-    timed_out: Callable[[int], RewardError],
-) -> Outcome:
-    """Call it in a thread. One that hangs is left behind; it does not keep the process from ending."""
+    function: Callable[..., Any], parts: Sequence[RewardInputs], arguments: dict[str, Any], timeout: float
+) -> list[Outcome]:
+    """The calls, in a thread. One that hangs is left behind; it does not keep the process from ending."""
     outcomes: list[Outcome] = []
-    printed = io.StringIO()
-    thread = threading.Thread(target=lambda: outcomes.append(_outcome(function, inputs, arguments)), daemon=True)
+
+    def call() -> None:
+        for part in parts:
+            outcomes.append(_outcome(function, part, arguments))
+            if outcomes[-1].failed:
+                return
+
+    printed, thread = io.StringIO(), threading.Thread(target=call, daemon=True)
     with contextlib.redirect_stdout(printed):
         thread.start()
         thread.join(timeout)
-    if not outcomes:
-        raise timed_out(len(inputs.responses))
-    return outcomes[0]._replace(printed=printed.getvalue())
+    if thread.is_alive():
+        raise multiprocessing.TimeoutError
+    return [*outcomes[:-1], outcomes[-1]._replace(printed=printed.getvalue())]
 
 
 def _run_there(call: tuple[str, RewardInputs, dict[str, Any]]) -> Outcome:
@@ -203,8 +202,7 @@ def _run_there(call: tuple[str, RewardInputs, dict[str, Any]]) -> Outcome:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         outcome = _outcome(_loaded[reference], inputs, arguments)
-    result = outcome.result if outcome.result is None or isinstance(outcome.result, str) else _portable(outcome.result)
-    return outcome._replace(result=result, printed=printed.getvalue())
+    return outcome._replace(printed=printed.getvalue())
 
 
 _loaded: dict[str, Callable[..., Any]] = {}
@@ -217,42 +215,37 @@ def _quiet() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _portable(result: Any) -> Any:
-    """A result in plain types, which can be sent to another process."""
-    try:
-        return [score if isinstance(score, str) or score is None else float(score) for score in result]
-    except (TypeError, ValueError):
-        return repr(result)[:120]
-
-
 def _outcome(function: Callable[..., Any], inputs: RewardInputs, arguments: dict[str, Any]) -> Outcome:
     async def awaited(value: Any) -> Any:
         return await value
 
     try:
         result = function(inputs, **arguments)
-        return Outcome(asyncio.run(awaited(result)) if inspect.isawaitable(result) else result, None, "")
+        return _read(asyncio.run(awaited(result)) if inspect.isawaitable(result) else result, len(inputs.responses))
+    except KeyboardInterrupt:
+        return Outcome(interrupted=True)
     except BaseException as error:  # SystemExit too: a function must not end the run
-        return Outcome(None, _where(error), "")
+        return Outcome(raised=_where(error))
 
 
-def _first_failing(
-    function: Callable[..., Any], inputs: RewardInputs, arguments: dict[str, Any], timeout: float
-) -> tuple[int, str] | None:
-    """(row, error) of the first row that raises alone; None where none does, or where time runs out."""
-    failing: list[tuple[int, str]] = []
-
-    def search() -> None:
-        for row in range(len(inputs.responses)):
-            if error := _outcome(function, inputs.part([row]), arguments).error:
-                failing.append((row, error))
-                return
-
-    thread = threading.Thread(target=search, daemon=True)
-    with contextlib.redirect_stdout(io.StringIO()):
-        thread.start()
-        thread.join(timeout)
-    return failing[0] if failing else None
+def _read(result: Any, count: int) -> Outcome:
+    """The scores in what a function returned for `count` rows; a generator runs the user's code here."""
+    try:
+        values = None if isinstance(result, (*TEXTS, Mapping, Set)) else iter(result)
+    except TypeError:
+        values = None
+    if values is None:
+        return Outcome(given=_shown(result), expected="a list of one number per row")
+    scores = list(islice(values, count + 1))
+    if len(scores) != count:
+        more = f"more than {count}" if len(scores) > count else len(scores)  # a generator may have no end
+        return Outcome(given=f"{len(result) if hasattr(result, '__len__') else more} values", expected="one per row")
+    numbers = [None if score is None else _number(score) for score in scores]
+    for row, (score, value) in enumerate(zip(scores, numbers, strict=True)):
+        if score is not None and value is None:
+            expected = f"a number of at most {LARGEST:g}, or None where it does not apply"
+            return Outcome(given=_shown(score), expected=expected, row=row)
+    return Outcome(numbers)
 
 
 def _import_file(file: Path) -> Any:
@@ -276,22 +269,29 @@ def _import_file(file: Path) -> Any:
 
 
 def _number(score: Any) -> float | None:
-    """A float of at most LARGEST of a number (also NumPy's and torch's); None for anything else."""
-    if isinstance(score, str | bytes):
+    """A float of at most LARGEST of a number (also NumPy's, torch's and an array of one); None for anything else."""
+    if isinstance(score, TEXTS):
         return None
     try:
-        number = float(score)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = float(score.item() if getattr(score, "shape", ()) else score)
+    except Exception:  # any: the type may be a user's
         return None
     return number if abs(number) <= LARGEST else None  # NaN compares as false
 
 
-def _place(inputs: RewardInputs, row: int) -> str:
-    return f"row {row + 1} (prompt {_shown(inputs.prompts[row])}, response {_shown(inputs.responses[row])})"
+def _place(inputs: RewardInputs, row: int, numbers: Sequence[int]) -> str:
+    return f"row {numbers[row]} (prompt {_shown(inputs.prompts[row])}, response {_shown(inputs.responses[row])})"
+
+
+def _kind(raised: str) -> str:
+    return raised.partition(":")[0]
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # any: the type may be a user's
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:56]}..."
 
 

@@ -128,10 +128,13 @@ class RewardMix:
             "multipliers": dict(self.multipliers),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` gave. Raises KeyError where it is of other sources."""
-        self.stats = {name: ScoreStats(*state["stats"][name]) for name in self.stats}
-        self.multipliers = {name: float(state["multipliers"][name]) for name in self.multipliers}
+    def restore(self, state: Mapping[str, Any]) -> list[str]:
+        """Restore what `state` gave, by name; returns the names of the sources that it does not have, which start."""
+        stats, multipliers = state.get("stats", {}), state.get("multipliers", {})
+        self.stats = {name: ScoreStats(*stats.get(name, ())) for name in self.stats}
+        self.multipliers = {name: float(multipliers.get(name, 0.0)) for name in self.multipliers}
+        new = [name for name in self.stats if name not in stats]
+        return new + [name for name in self.multipliers if name not in multipliers and name not in new]
 
 
 def known(scores: Scores) -> list[float]:

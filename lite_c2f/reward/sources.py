@@ -1,27 +1,27 @@
 """Sources of reward of a run, ready to score: reward models as roles on the base, and functions."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lite_c2f.backbone.adapters import check_adapter, load_into
+from lite_c2f.backbone.adapters import load_into
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.config.rewards import TRAINED, RewardSource, Watched
 from lite_c2f.config.settings import Config
 from lite_c2f.data.records import Prompt
 from lite_c2f.data.sources import name_of
-from lite_c2f.errors import ModelError, RunError
-from lite_c2f.reward.calls import RewardError, RewardFunction, Scores, load_function, source_hash
+from lite_c2f.errors import ModelError, NonFiniteError, RunError
+from lite_c2f.reward.calls import RewardError, RewardFunction, Scores, source_hash
 from lite_c2f.reward.functions import RewardInputs, Row
 from lite_c2f.reward.mix import RewardMix
 from lite_c2f.reward.score import Normalizer, score
-from lite_c2f.runs.fingerprints import fingerprints_of
-from lite_c2f.runs.models import ModelPair, adapter_base
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.storage.files import hash_of, read_json, write_json
 
 REWARD_ROLE = "reward"  # of the reward model of stage 1
+METRICS = "metrics.json"
 
 
 class Judges:
@@ -99,7 +99,11 @@ class Judges:
         if inputs is None:
             raise RewardError(f"reward '{functions[0].name}' is a function and needs rows of data")
         began = time.perf_counter()
-        scores = {source.name: self._call(source, inputs, prompts) for source in functions}
+        try:
+            scores = {source.name: self._call(source, inputs, prompts) for source in functions}
+        except BaseException:  # an interruption too
+            self.close()
+            raise
         self.seconds += time.perf_counter() - began
         return scores
 
@@ -113,10 +117,14 @@ class Judges:
         batch: int | BatchSize,
         sources: Sequence[Watched],
     ) -> dict[str, Scores]:
-        """Scores of responses by all these sources, by name, in this process alone. rows: `scored_row`s."""
+        """Scores of responses by all these sources, by name, in this process alone. rows: `scored_row`s.
+
+        Raises RewardError where a function fails, NonFiniteError where a reward model gives no finite number.
+        """
         scores = self.function_scores(inputs, prompts, sources)
         for name, values in self.model_scores(roles, rows, pad_id, batch, sources).items():
             scores[name] = self.where_applicable(name, values, prompts)
+        check_scores(scores)
         return scores
 
     def applicable(self, name: str, prompts: Sequence[Prompt]) -> list[bool]:
@@ -140,7 +148,8 @@ class Judges:
             self._functions[source.name] = RewardFunction(source, self._on_message)
         rows = [row for row, applies in enumerate(self.applicable(source.name, prompts)) if applies]
         scores: Scores = [None] * len(prompts)
-        for row, value in zip(rows, self._functions[source.name](inputs.part(rows)), strict=True):
+        values = self._functions[source.name](inputs.part(rows), [row + 1 for row in rows])
+        for row, value in zip(rows, values, strict=True):
             scores[row] = value
         return scores
 
@@ -170,7 +179,7 @@ def load_reward_models(roles: Roles, config: Config, run: Path) -> dict[str, Nor
         if getattr(source, "scale", "auto") != "auto":  # raw scores: as they are, or by running statistics
             normalizers[source.name] = None
         else:
-            normalizers[source.name] = trained_normalizer(run) if source.model is not None else _own_normalizer(folder)
+            normalizers[source.name] = trained_normalizer(run) if source.model is not None else own_normalizer(source)
     return normalizers
 
 
@@ -181,21 +190,27 @@ def adapter_folder(source: Watched, run: Path) -> Path:
 
 def trained_normalizer(run: Path) -> Normalizer:
     """Mean and standard deviation of the run's own reward model. Raises RunError naming the file without them."""
-    file = run / "reward" / "metrics.json"
-    saved = read_json(file)
-    try:
-        return Normalizer(float(saved["mean"]), float(saved["std"]))
-    except (KeyError, TypeError, ValueError):
-        raise RunError.because(f"'{file}' has no mean and std", "a reward model's", "train that stage again") from None
+    return _normalizer(run / "reward" / "metrics.json", "train that stage again")
 
 
 def saved_mix(run: Path) -> dict[str, Any]:
-    """The statistics and multipliers that the coarse stage ended with. Raises RunError naming the file without them."""
-    file = run / "coarse" / "metrics.json"
-    mix = read_json(file).get("mix")
-    if not isinstance(mix, dict):
-        raise RunError.because(f"'{file}' has no mix of rewards", "that of coarse.rewards", "train that stage again")
-    return mix
+    """The statistics and multipliers that the coarse stage ended with; {} where its reward was the usual one."""
+    return read_json(run / "coarse" / "metrics.json").get("mix") or {}
+
+
+def new_sources(config: Config, run: Path) -> str | None:
+    """A message where the coarse stage was trained without some of the sources, which then have no statistics."""
+    rewards = config.coarse.rewards
+    if config.coarse.usual_rewards:
+        return None
+    models = [source for source in rewards if source.function is None and source.scale == "auto"]
+    own = [source.name for source in models if source.adapter is None or own_normalizer(source)]
+    if not (names := RewardMix(rewards, own).restore(saved_mix(run))):
+        return None
+    return (
+        f"coarse.rewards: the coarse stage was trained without {', '.join(names)}, which has no statistics and counts "
+        "nothing in comparison and ratios; to use it, train that stage again"
+    )
 
 
 def reward_identity(config: Config, run: Path) -> dict[str, Any]:
@@ -220,62 +235,46 @@ def is_skipped(run: Path) -> bool:
     return file.is_file() and "skipped" in read_json(file)
 
 
-def _own_normalizer(folder: Path) -> Normalizer | None:
-    for file in (folder.parent / "metrics.json", folder / "metrics.json"):
-        try:
-            saved = read_json(file)
-            return Normalizer(float(saved["mean"]), float(saved["std"]))
-        except (OSError, RunError, KeyError, TypeError, ValueError):
-            continue
-    return None
+def own_normalizer(source: Watched) -> Normalizer | None:
+    """Mean and standard deviation beside another reward adapter, or in it; None where there are none.
+
+    Raises RunError naming a file without usable ones.
+    """
+    folder = Path(str(source.adapter))
+    files = (file for file in (folder.parent / METRICS, folder / METRICS) if file.is_file())
+    file = next((file for file in files if "mean" in read_json(file)), None)
+    return _normalizer(file, "correct it, or set `scale: none` for raw scores") if file is not None else None
+
+
+def _normalizer(file: Path, remedy: str) -> Normalizer:
+    saved = read_json(file)
+    try:
+        mean, std = float(saved["mean"]), float(saved["std"])
+        if not (math.isfinite(mean) and 0 < std < math.inf):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise RunError.because(f"'{file}' has no usable mean and std", "a reward model's", remedy) from None
+    return Normalizer(mean, std)
 
 
 def content_hashes(sources: Sequence[Watched]) -> dict[str, str]:
-    """{name: hash} of what scores: the whole file of a function, the weights of another adapter."""
+    """{name: hash} of what scores: a function's whole file, another adapter's weights, with its mean and deviation."""
     hashes = {source.name: source_hash(source.function) for source in sources if source.function is not None}
     for source in sources:
         if source.adapter is not None:
-            hashes[source.name] = hash_of(Path(source.adapter) / "adapter_model.safetensors")[:16]
+            own = own_normalizer(source) if getattr(source, "scale", "auto") == "auto" else None
+            figures = f", mean {own.mean!r}, std {own.std!r}" if own is not None else ""
+            hashes[source.name] = hash_of(Path(source.adapter) / "adapter_model.safetensors")[:16] + figures
     return hashes
 
 
-def check_judges(config: Config, models: ModelPair | None = None) -> None:
-    """Raise RewardError or ModelError, before anything is trained, for a source that cannot be used.
-
-    models: the folders of the run's models, to compare with the base that an adapter names; None: not known yet.
-    """
-    for source in config.coarse.judges:
-        if source.function is not None:
-            load_function(source.function)
-        elif source.adapter is not None:
-            _check_reward_adapter(source, config, models)
-
-
-def _check_reward_adapter(source: Watched, config: Config, models: ModelPair | None) -> None:
-    folder = Path(str(source.adapter))
-    about = f"reward '{source.name}': adapter '{folder}'"
-    check_adapter(folder)
-    saved = read_json(folder / "adapter_config.json")
-    lora = config.lora
-    wanted = {"r": lora.r, "lora_alpha": lora.alpha, "use_rslora": lora.rslora}
-    for key, value in wanted.items():
-        if saved.get(key, False) != value:
-            got = f"{about} was made with {key}={saved.get(key)!r}"
-            raise ModelError.because(got, f"the run's {value!r}", "use the lora settings it was made with")
-    if models is None or (named := str(saved.get("base_model_name_or_path"))) == adapter_base(config, models):
-        return
-    if Path(named).is_dir() and _weights(named) == _weights(models.base):
-        return
-    raise ModelError.because(
-        f"{about} was trained on '{named}'",
-        f"this run's base '{adapter_base(config, models)}'",
-        "train it on that base; if it is the same model elsewhere, correct base_model_name_or_path in its "
-        "adapter_config.json",
-    )
-
-
-def _weights(folder: str) -> dict[str, str]:
-    return {name: value for name, value in fingerprints_of("base", folder).items() if name.endswith(".safetensors")}
+def check_scores(scores: Mapping[str, Scores]) -> None:
+    """Raise NonFiniteError naming source and row of a score that is not finite: those of reward models may be."""
+    for name, values in scores.items():
+        for row, value in enumerate(values, 1):
+            if value is not None and not math.isfinite(value):
+                got = f"reward '{name}' is {value} for row {row}"
+                raise NonFiniteError.because(got, "a finite number", "where that recurs, train its adapter again")
 
 
 def row_of(prompt: Prompt) -> Row:

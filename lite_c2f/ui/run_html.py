@@ -140,11 +140,9 @@ def source_curves(stage: str, series: Mapping[str, Any]) -> list[tuple[str, str,
     """A chart for each source of reward (mean score before scaling), multiplier, and figure of held-out prompts."""
     if stage == "held_out":
         return [(stage, name, "mean over prompts", {"mean": name}) for name in series]
-    return [
-        (stage, name.replace("/", " "), "mean score" if name.startswith("reward/") else "", {"mean": name})
-        for name in series
-        if name.startswith(("reward/", "multiplier/"))
-    ]
+    titles = {"reward": ("Score of", "mean, before scaling"), "multiplier": ("Multiplier of", "weight in the reward")}
+    parts = [(name, *name.split("/", 1)) for name in series if name.partition("/")[0] in titles and "/" in name]
+    return [(stage, f"{titles[kind][0]} {of}", titles[kind][1], {"mean": name}) for name, kind, of in parts]
 
 
 def comparison(state: RunState) -> str:

@@ -42,8 +42,10 @@ def test_a_calm_run_warns_of_nothing():
             {"reward_length_correlation": 0.9, "tokens": 160.0, "reward": 0.2},
             ("0.90", "1.6 times as long", "coarse.length.max"),
         ),
+        (3, {"function_seconds": 0.6, "seconds": 10.0}, ("reward functions take 6% of an update (0.6 s", "`workers`")),
+        (3, {"applies/right": 0.0, "applies/polite": 0.1}, ("reward right gave no score for any", "last 3 updates")),
     ],
-    ids=["kl", "value", "entropy and alike", "entropy and loops", "same", "length"],
+    ids=["kl", "value", "entropy and alike", "entropy and loops", "same", "length", "slow functions", "no scores"],
 )
 def test_each_sign_is_told_once_with_what_to_change(count, figures, words):
     rows = lines(count, **figures)
@@ -59,6 +61,7 @@ def test_each_sign_is_told_once_with_what_to_change(count, figures, words):
 @pytest.mark.parametrize(
     ("count", "figures"),
     [
+        (1, {"reward": 0.1 + 1e-8, "same": 0.6}),  # risen by rounding alone
         (2, {"kl": 60.0}),  # two updates are chance
         (3, {"kl": 45.0}),
         (1, {"value_loss": 1.9}),  # not ten times

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from lite_c2f.coarse.evaluate import evaluation_key
 from lite_c2f.coarse.held_out import HeldOutState, is_due, overoptimised, record
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.rewards import RewardSource
@@ -122,5 +123,21 @@ def test_the_state_goes_through_json():
     state, _ = recorded(RewardMix([function("a")]), settings(), {"a": [0.0, 1.0]}, {"a": [None, 1.0]})
     state.best_weights = {"w": torch.ones(2)}
     again = HeldOutState()
-    again.restore(json.loads(json.dumps(state.state())), state.best_weights)
+    assert again.restore(json.loads(json.dumps(state.state())), state.best_weights)
     assert again == state
+    other = HeldOutState(key="other prompts")
+    assert not other.restore(state.state(), state.best_weights)
+    assert other == HeldOutState(key="other prompts")
+
+
+def test_evaluations_are_comparable_where_prompts_sampling_and_rewards_are_the_same():
+    def key(*more, prompts=((1, 2), (3,))):
+        return evaluation_key(load_config({}, ["coarse.rewards=[{function: /x/a.py:f}]", *more]), prompts)
+
+    usual = key()
+    same = "coarse.rewards=[{function: /y/a.py:f, timeout: 5}]", "coarse.watch=[{function: a.py:g}]"
+    assert key(*same, "coarse.evaluate_every=5", "coarse.updates=9", "coarse.lr=1") == usual
+    for other in ("coarse.evaluate_temperature=1", "coarse.length.max=512", "run.seed=1",
+                  "coarse.rewards=[{function: a.py:f, weight: 2}]"):  # fmt: skip
+        assert key(other) != usual, other
+    assert key(prompts=((1, 2), (4,))) != usual

@@ -1,6 +1,9 @@
 """The coarse stage with reward functions on a pico base: without a reward model, stopped by a bad function, resumed."""
 
 import json
+import math
+import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 import lite_c2f.coarse.train as coarse_train
+from lite_c2f.coarse import diagnostics, rollout
 from lite_c2f.coarse.train import train_coarse
 from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Prompt, Turn
 from lite_c2f.errors import NonFiniteError, RunError
 from lite_c2f.reward.calls import RewardError
-from lite_c2f.reward.sources import publish_skipped
+from lite_c2f.reward.sources import new_sources, publish_skipped
 from lite_c2f.runs.corpus import Corpus
 from lite_c2f.runs.models import ModelPair
 from lite_c2f.runs.published import coarse_adapter
@@ -107,7 +111,7 @@ def test_a_function_that_fails_loses_nothing(whole, pico, tmp_path):
         train(tmp_path, tmp_path, pico, text=bad)
     assert [line["step"] for line in lines(tmp_path, "coarse")] == [1, 2, 3]
     assert (tmp_path / "coarse" / "checkpoints" / "step-000003").is_dir()
-    with pytest.raises(RunError, match=r"made with reward_sources\.fewer='.*--force"):  # another file now
+    with pytest.raises(RunError, match=r"reward words, fewer: its file is another than '.*corrected one with --force"):
         train(tmp_path, tmp_path, pico)
     train(tmp_path, tmp_path, pico, force=True)
     assert lines(tmp_path, "coarse") == lines(run, "coarse") and lines(tmp_path, "held_out") == lines(run, "held_out")
@@ -131,6 +135,106 @@ def test_an_update_that_is_undone_counts_in_no_statistics(pico, tmp_path, monkey
     metrics, _ = train(tmp_path, tmp_path, pico)
     assert (metrics["updates"], metrics["skipped"], len(calls)) == (6, 1, 7)
     assert metrics["mix"]["stats"]["words"][0] == 36
+
+
+def test_what_is_not_finite_loses_one_evaluation_or_one_update(pico, tmp_path, monkeypatch):
+    """The evaluation after the second update is left out, and the third update is made at its second trial."""
+
+    def scores(judges, inputs, prompts, sources):
+        values = real(judges, inputs, prompts, sources)
+        calls.append([source.name for source in sources])
+        if len(calls) in (4, 5):  # an evaluation, two updates, an evaluation, an update
+            values[sources[-1].name][2] = math.nan
+        return values
+
+    real, calls = rollout.function_scores, []
+    monkeypatch.setattr(rollout, "function_scores", scores)
+    metrics, messages = train(tmp_path, tmp_path, pico, "coarse.updates=4")
+    assert calls == [["words", "fewer"], ["words"], ["words"], ["words", "fewer"], ["words"], ["words"], ["words"],
+                     ["words", "fewer"]]  # fmt: skip
+    said = "update 2: no evaluation on held-out prompts, and the run goes on: reward 'fewer' is nan for row 3"
+    assert any(message.startswith(said) for message in messages)
+    assert any(
+        message.startswith("update 3 skipped (1 in a row): reward 'words' is nan for row 3") for message in messages
+    )
+    assert [line["step"] for line in lines(tmp_path, "held_out")] == [0, 4]
+    assert metrics["skipped"] == 1 and metrics["mix"]["stats"]["words"][0] == 24
+
+
+@pytest.fixture(scope="module")
+def stopped(pico, tmp_path_factory):
+    """A folder with a run that a function has ended in its third update, after evaluations at 0 and 2."""
+    folder = tmp_path_factory.mktemp("stopped")
+    guard = "len(calls.read_text() if calls.exists() else '') < 5"  # with the sample of the first update
+    bad = f"{FUNCTIONS}\ngood = words\ndef words(inputs): return good(inputs) if {guard} else 1 / 0\n"
+    with pytest.raises(RewardError, match="raised ZeroDivisionError"):
+        train(folder, folder, pico, "coarse.updates=4", text=bad)
+    assert [line["step"] for line in lines(folder, "held_out")] == [0, 2]
+    return folder
+
+
+ANEW = "which cannot be compared: their history and the best policy begin anew"
+
+
+@pytest.mark.parametrize(
+    ("other", "anew", "steps"),
+    [("coarse.evaluate_prompts=4", 1, [2, 4]), ("coarse.evaluate_every=3", 0, [0, 2, 3, 4])],
+)
+def test_other_evaluations_begin_anew_where_they_cannot_be_compared(stopped, pico, tmp_path, other, anew, steps):
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    _, messages = train(tmp_path, run, pico, "coarse.updates=4", other, force=True)
+    assert sum(ANEW in message for message in messages) == anew
+    assert [line["step"] for line in lines(run, "held_out")] == steps and len(lines(run, "coarse")) == 4
+
+
+def test_other_sources_of_reward_go_on_with_the_statistics_that_there_are(stopped, pico, tmp_path):
+    """Two updates of six scores were made with `words` alone; two more are made with both."""
+    run, file = tmp_path / "run", tmp_path / "mine.py"
+    shutil.copytree(stopped, run)
+    both = f"coarse.rewards=[{{function: '{file}:words'}}, {{function: '{file}:fewer', at_least: 1, name: low}}]"
+    more = "coarse.updates=4", "coarse.watch=[]", both
+    with pytest.raises(RunError, match=r"made with coarse\.rewards=.*accept it with --force"):
+        train(tmp_path, run, pico, *more)
+    metrics, messages = train(tmp_path, run, pico, *more, force=True)
+    begun = [message for message in messages if "statistics of" in message]
+    assert begun == ["coarse.rewards: the statistics of low begin here"]
+    assert sum(ANEW in message for message in messages) == 1
+    assert {name: stats[0] for name, stats in metrics["mix"]["stats"].items()} == {"words": 24, "low": 12}
+    assert metrics["mix"]["multipliers"]["low"] > 0
+    # published now: what is new since then is named
+    assert new_sources(load_config({}, [*SETTINGS, both]), run) is None
+    config = load_config({}, [*SETTINGS, both.replace("name: low", "name: third")])
+    assert "was trained without third, which has no statistics" in str(new_sources(config, run))
+
+
+def test_processes_of_functions_end_with_the_run_however_it_ends(pico, tmp_path, monkeypatch):
+    """After an error of the function, and after an interruption between two calls of it."""
+    more = f"coarse.rewards=[{{function: '{tmp_path / 'mine.py'}:words', workers: 1}}]", "coarse.watch=[]"
+    bad = f"{FUNCTIONS}\ngood = words\ndef words(inputs): return 1 / 0 if calls.exists() else good(inputs)\n"
+    with pytest.raises(RewardError, match="raised ZeroDivisionError"):
+        train(tmp_path, tmp_path, pico, *more, text=bad)
+    assert multiprocessing.active_children() == []
+
+    def update(*given, **named):
+        assert len(multiprocessing.active_children()) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(coarse_train, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, tmp_path, pico, *more, force=True)
+    assert multiprocessing.active_children() == []
+
+
+def test_time_of_functions_is_measured_and_shown(pico, tmp_path, monkeypatch):
+    """At a share that an update on a busy machine has too; the usual one is tested with figures (test_diagnostics)."""
+    monkeypatch.setattr(diagnostics, "FUNCTION_SHARE", 1e-4)
+    slow = FUNCTIONS.replace("def words(inputs):", "def words(inputs):\n    __import__('time').sleep(0.02)")
+    more = "coarse.updates=3", "coarse.watch=[]", "coarse.evaluate_every=null", "coarse.sample_every=9"
+    _, messages = train(tmp_path, tmp_path, pico, *more, text=slow)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and all(0.02 <= row["function_seconds"] < row["seconds"] for row in rows)
+    assert sum(message.startswith("update 3: reward functions take") for message in messages) == 1
 
 
 def test_patience_ends_it(pico, tmp_path):

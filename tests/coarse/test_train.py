@@ -282,7 +282,9 @@ def test_a_rollout_that_is_not_finite_is_named(rollout, field, named):
 def test_a_judge_that_gives_no_number_stops_the_rollout(roles):
     with torch.no_grad():
         roles.heads["reward"].linear.weight.fill_(torch.inf)
-    with pytest.raises(NonFiniteError, match="a reward that is not finite"):
+    with pytest.raises(
+        NonFiniteError, match=r"reward 'reward_model' is (nan|-?inf) for row 1; expected a finite number"
+    ):
         collected(roles, config("coarse.minibatches=2"))
 
 

@@ -10,7 +10,7 @@ from lite_c2f.errors import RunError
 from lite_c2f.evaluation.overlap import marked_pieces, repeated_spans
 from lite_c2f.evaluation.page import AnswerBlock, Chart, Code, Heading, Table, Text, as_html, as_markdown, figures_table
 from lite_c2f.evaluation.report import flattened, settings_table, write_comparison
-from lite_c2f.evaluation.sections import by_source
+from lite_c2f.evaluation.sections import by_source, held_out, sources
 from lite_c2f.storage.files import write_json, write_jsonl
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -187,3 +187,25 @@ def test_one_source_and_runs_of_earlier_versions_have_no_such_part(tmp_path, sav
     write_json(tmp_path / "evaluation" / "metrics.json", {"actors": {}, "wins": {}})
     write_json(tmp_path / "reward" / "metrics.json", {"accuracy": 0.9, **saved})
     assert by_source(tmp_path) == []
+
+
+def test_sources_of_reward_and_held_out_figures_have_a_row_each(tmp_path):
+    """`polite` has a bound and applies to half of the responses; `right` gave no score at all."""
+    update = {"reward/style": 0.5, "reward/polite": -1.0, "applies/polite": 0.5, "applies/right": 0.0}
+    rows = [
+        {**update, "multiplier/polite": 0.1, "function_seconds": 1.0, "seconds": 10.0},
+        {**update, "reward/style": 0.75, "multiplier/polite": 0.2, "function_seconds": 2.0, "seconds": 10.0},
+    ]
+    table, text = sources(rows)
+    assert table.columns == ["mean score, first update", "last update", "multiplier", "has a score"]
+    assert table.rows == {
+        "style": ["0.500", "0.750", "", "100%"],
+        "polite": ["-1.000", "-1.000", "0.200", "50%"],
+        "right": ["", "", "", "0%"],
+    }
+    assert "Reward functions took 15.0% of the time of all updates" in text.text
+    assert sources([{"reward": 1.0, "seconds": 1.0}]) == []
+    held = [{"stage": "held_out", "step": step, "reward": step / 4, "style": 0.5} for step in (0, 2)]
+    write_jsonl(tmp_path / "metrics.jsonl", held)
+    _, table, _ = held_out(tmp_path)
+    assert table.rows == {"after update 0": ["0.000", "0.500"], "after update 2": ["0.500", "0.500"]}

@@ -99,6 +99,59 @@ def test_two_processes_give_the_updates_of_one(two, tmp_path):
             assert right[name] == pytest.approx(left[name], rel=1e-4, abs=1e-6), (left["step"], name)
 
 
+FUNCTION = """
+from pathlib import Path
+
+def letters(inputs, log, end=99):
+    with Path(log).open("a") as file:
+        file.write(f"{len(inputs.responses)}\\n")
+    if len(Path(log).read_text().split()) == end:
+        raise ValueError("no more")
+    return [float(len(text)) for text in inputs.responses]
+"""
+
+
+def with_function(tmp_path, name, end=99):
+    """Settings of a run that learns from a function alone: two updates, an evaluation before and after them."""
+    (tmp_path / "mine.py").write_text(FUNCTION)
+    arguments = f"{{log: '{tmp_path / name}.log', end: {end}}}"
+    source = f"coarse.rewards=[{{function: '{tmp_path / 'mine.py'}:letters', arguments: {arguments}}}]"
+    return ("--stage", "coarse", source, "data.prompts=[toy]", "coarse.updates=2", "coarse.critic_warmup=1",
+            "coarse.evaluate_every=2", "coarse.evaluate_prompts=5", "coarse.sample_every=9",
+            "coarse.length={mode: fixed, start: 8}")  # fmt: skip
+
+
+def test_two_processes_give_the_rewards_of_one(toy_models, tmp_path):
+    """Each response is scored once: 5 held-out ones, 8 of an update, 4 samples, 8 of an update, 5, 4 samples."""
+    runs = [tmp_path / "one", tmp_path / "two"]
+    finish(runs[0], *with_function(tmp_path, "one"))
+    finished(forked(runs[1], *with_function(tmp_path, "two")))
+    for run in runs:
+        assert sorted((tmp_path / f"{run.name}.log").read_text().split()) == sorted("584854"), run
+    for left, right in zip(*map(figures, runs), strict=True):
+        for name in left.keys() - OF_A_PROCESS - {"stage", "function_seconds"}:
+            assert right[name] == pytest.approx(left[name], rel=1e-4, abs=1e-6), (left["stage"], left["step"], name)
+    left, right = (json.loads((run / "coarse" / "metrics.json").read_text()) for run in runs)
+    assert left["mix"]["stats"]["letters"] == pytest.approx(right["mix"]["stats"]["letters"])
+
+
+def test_a_function_that_raises_ends_both_with_one_line(toy_models, tmp_path):
+    """In the second update; the first is saved. The corrected file goes on where --force says so."""
+    began, settings = time.monotonic(), with_function(tmp_path, "run", end=4)
+    commands = forked(tmp_path / "run", *settings)
+    assert [command.wait() for command in commands] == [2, 2]
+    first, other = (command.said() for command in commands)
+    assert first.count("error: ") == 1 and "reward 'letters' (" in first and "raised ValueError: no more" in first
+    assert "error" not in other, other
+    assert (tmp_path / "run" / "coarse" / "checkpoints" / "step-000001").is_dir()
+    assert time.monotonic() - began < 300
+    (tmp_path / "mine.py").write_text(FUNCTION.replace("raise ValueError", "ValueError"))
+    alone = forked(tmp_path / "run", *settings)
+    assert [command.wait() for command in alone] == [2, 2] and "a corrected one with --force" in alone[0].said()
+    finished(forked(tmp_path / "run", *settings, "--force"))
+    assert [line["step"] for line in figures(tmp_path / "run") if line["stage"] == "coarse"] == [1, 2]
+
+
 def test_killed_in_both_stages_two_processes_go_on_to_the_same_end(two, tmp_path):
     run = tmp_path / "run"
     for stage, step in (("reward", 3), ("coarse", 5)):

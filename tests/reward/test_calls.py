@@ -11,14 +11,21 @@ from lite_c2f.reward.calls import RewardError, RewardFunction, load_function, so
 from lite_c2f.reward.functions import RewardInputs, Row
 
 FILE = """
-import asyncio, os, time
-import numpy as np
+import asyncio, decimal, itertools, os, time
+
+class Late:  # processes start sooner without the large ones
+    def __init__(self, name): self.name = name
+    def __getattr__(self, part): return getattr(__import__(self.name), part)
+np, torch = Late("numpy"), Late("torch")
 
 def good(inputs): return [len(text) for text in inputs.responses]
 async def later(inputs):
     await asyncio.sleep(0)
     return [1.0 if text == "ab" else None for text in inputs.responses]
 def arrays(inputs): return np.array([0.5] * len(inputs.responses), dtype="float32")
+def column_of_tensor(inputs): return torch.tensor([[0.5], [1.0], [2.0]], requires_grad=True)
+def mixed(inputs): return iter([decimal.Decimal("0.25"), True, np.int64(3)])
+def none(inputs): return [None] * len(inputs.responses)
 def scaled(inputs, by): return [by * len(text) for text in inputs.responses]
 def raises(inputs):
     return [float(text) for text in inputs.responses]
@@ -34,6 +41,25 @@ def nothing(inputs): return None
 def leaves(inputs): os.sys.exit(3)
 def lazy(inputs): yield inputs.rows[2]["level"]
 def huge(inputs): return [0.0, 10**400, 0.0]
+def endless(inputs): return itertools.repeat(1.0)
+def many(inputs): return np.zeros(5)
+def matrix(inputs): return torch.zeros(3, 2)
+def zero_d(inputs): return torch.tensor(1.0)
+def unordered(inputs): return {1.0, 2.0, 3.0}
+def no_decimal(inputs): return [0.0, decimal.Decimal("NaN"), 0.0]
+def bytes_(inputs): return [b"1", b"2", b"3"]
+def shy(inputs):
+    class Shy:
+        def __repr__(self): raise RuntimeError("no")
+        __float__ = __repr__
+    return [0.0, 0.0, Shy()]
+def leaves_late(inputs):
+    yield 0.0
+    raise SystemExit("late")
+def interrupts(inputs): raise KeyboardInterrupt
+def row_three(inputs): return ["x" if text == "abcd" else 0.0 for text in inputs.responses]
+def breaks_at_three(inputs): return [1 / (text != "abcd") for text in inputs.responses]
+def chosen(inputs, name): return globals()[name](inputs)
 def large(inputs): return [0.0, 0.0, -1e200]
 def prints(inputs):
     print("hello\\nthere")
@@ -54,10 +80,10 @@ def call(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(FILE)
 
-    def run(name, messages=None, **settings):
-        function = RewardFunction(Watched(function=f"{file}:{name}", **settings), messages and messages.append)
+    def run(name, inputs=INPUTS, numbers=None, **settings):
+        function = RewardFunction(Watched(function=f"{file}:{name}", **settings))
         try:
-            return function(INPUTS)
+            return function(inputs, numbers)
         finally:
             function.close()
 
@@ -69,6 +95,9 @@ def test_numbers_of_any_kind_and_none(call):
     assert call("later") == [1.0, None, None]
     assert call("arrays") == [0.5, 0.5, 0.5]
     assert call("scaled", arguments={"by": 2}) == [4.0, 4.0, 8.0]
+    assert call("column_of_tensor") == [0.5, 1.0, 2.0]
+    assert call("mixed") == [0.25, 1.0, 3.0]
+    assert call("none") == [None, None, None]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +105,7 @@ def test_numbers_of_any_kind_and_none(call):
     [
         ("raises", "at row 1 (prompt 'p1', response 'ab') raised ValueError: could not convert string to float: 'ab'"),
         ("column", "at row 3 (prompt 'p3', response 'abcd') raised KeyError: no column 'level', the row has topic"),
-        ("together", "at all 3 rows together raised RuntimeError: too many (line 15 of mine.py)"),
+        ("together", "at all 3 rows together raised RuntimeError: too many (line 22 of mine.py)"),
         ("nan", "gave nan for row 2 (prompt 'p2', response '12'); expected a number of at most 1e+30, or None"),
         ("few", "gave 1 values for 3 rows; expected one per row"),
         ("text", "gave 'good' for row 1"),
@@ -86,6 +115,15 @@ def test_numbers_of_any_kind_and_none(call):
         ("lazy", "raised KeyError: no column 'level', the row has topic"),
         ("huge", "for row 2 (prompt 'p2', response '12'); expected a number of at most 1e+30"),
         ("large", "gave -1e+200 for row 3"),
+        ("endless", "gave more than 3 values for 3 rows; expected one per row"),
+        ("many", "gave 5 values for 3 rows"),
+        ("matrix", "gave tensor([0., 0.]) for row 1"),
+        ("zero_d", "gave tensor(1.) for 3 rows; expected a list"),
+        ("unordered", "gave {1.0, 2.0, 3.0} for 3 rows; expected a list"),
+        ("no_decimal", "gave Decimal('NaN') for row 2"),
+        ("bytes_", "gave b'1' for row 1"),
+        ("shy", "gave a Shy for row 3"),
+        ("leaves_late", "raised SystemExit: late"),
     ],
 )
 def test_one_line_names_source_row_and_what_it_gave(call, name, said):
@@ -100,6 +138,74 @@ def test_one_that_hangs_is_left_at_its_time_limit(call):
     with pytest.raises(RewardError, match=r"reward 'hangs' .* gave nothing for 3 rows in 0\.2 s"):
         call("hangs", timeout=0.2)
     assert time.monotonic() - began < 20
+
+
+def test_rows_have_their_numbers_in_the_batch(call):
+    """Of three rows that a function applies to, the third is number 8; in processes, the second of the second part."""
+    with pytest.raises(RewardError, match=r"gave 'x' for row 8 \(prompt 'p3', response 'abcd'\)"):
+        call("row_three", numbers=[2, 5, 8])
+    with pytest.raises(RewardError, match=r"at row 8 \(prompt 'p3', response 'abcd'\) raised ZeroDivisionError"):
+        call("breaks_at_three", numbers=[2, 5, 8])
+
+
+def test_an_interrupt_stays_one(call):
+    with pytest.raises(KeyboardInterrupt):
+        call("interrupts")
+
+
+def test_processes_give_what_a_thread_gives(tmp_path):
+    """Two of them, each with two rows: the second row of the second part is row 4."""
+    (tmp_path / "mine.py").write_text(FILE)
+    function = RewardFunction(Watched(function=f"{tmp_path / 'mine.py'}:chosen", workers=2))
+    four = RewardInputs(*([column[0], *column] for column in INPUTS))
+
+    def there(name, inputs=four):
+        function._source = function._source.model_copy(update={"arguments": {"name": name}})
+        return function(inputs)
+
+    last = r"row 4 \(prompt 'p3', response 'abcd'\)"
+    refused = {
+        "row_three": f"gave 'x' for {last}",
+        "breaks_at_three": rf"at {last} raised ZeroDivisionError: .*line \d+ of mine\.py",
+        "bytes_": r"gave 3 values for 2 rows",
+        "shy": r"gave 3 values for 2 rows",
+        "text": "gave 'good' for row 1",
+        "one": r"gave 3\.0 for 2 rows; expected a list",
+        "leaves": r"at row 1 .* raised SystemExit: 3",
+        "endless": "gave more than 2 values",
+    }
+    try:
+        assert there("good") == [2.0, 2.0, 2.0, 4.0] and there("later") == [1.0, 1.0, None, None]
+        for name, said in refused.items():
+            with pytest.raises(RewardError, match=said):
+                there(name)
+        with pytest.raises(KeyboardInterrupt):
+            there("interrupts")
+        with pytest.raises(
+            RewardError, match=r"cannot be called in processes of its own: .*columns that can be pickled"
+        ):
+            there("good", INPUTS._replace(rows=[Row(level=lambda: 0)] * 3))
+        assert there("good", INPUTS) == [2.0, 2.0, 4.0]  # and goes on
+    finally:
+        function.close()
+
+
+def test_a_file_that_ends_the_program_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "script.py").write_text("import sys\nsys.exit('usage: script')\n")
+    with pytest.raises(RewardError, match=r"script\.py:f': SystemExit: usage: script .*; expected a file or a module"):
+        load_function(f"{tmp_path / 'script.py'}:f")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RewardError, match="'script:f': SystemExit"):
+        load_function("script:f")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("raise SystemExit\n")
+    with pytest.raises(RewardError, match=r"no file 'package\.inner'"):
+        source_hash("package.inner:f")
+    with pytest.raises(RewardError, match=r"no file 'no_such\.module'"):
+        source_hash("no_such.module:f")
+    (tmp_path / "stopped.py").write_text("raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        load_function(f"{tmp_path / 'stopped.py'}:f")
 
 
 def test_what_one_prints_is_told_once_and_not_shown(tmp_path, capsys):

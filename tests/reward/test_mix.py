@@ -70,5 +70,14 @@ def test_the_state_goes_through_json():
     one, two = RewardMix(sources), RewardMix(sources)
     batch = {"a": [1.0, 2.5], "b": [0.0, 0.3]}
     one.combine(batch)
-    two.restore(json.loads(json.dumps(one.state())))
+    assert two.restore(json.loads(json.dumps(one.state()))) == []
     assert two.combine(batch) == one.combine(batch) and two.multipliers == one.multipliers
+
+
+def test_the_state_of_other_sources_is_restored_by_name():
+    """b was not there before and c is gone: a goes on with 1, 3 (mean 2, deviation 1), b begins."""
+    before, now = RewardMix([source("a"), source("c")]), RewardMix([source("a"), source("b", at_least=1.0)])
+    before.combine({"a": [1.0, 3.0], "c": [5.0, 5.0]})
+    assert now.restore(before.state()) == ["b"]
+    assert now.stats["a"].scaled(4.0) == 2.0 and now.stats["b"] == ScoreStats() and now.multipliers == {"b": 0.0}
+    assert now.restore({}) == ["a", "b"]

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from lite_c2f.coarse.train import prepare_roles
 from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Prompt, Turn
-from lite_c2f.errors import ConfigError, ModelError
+from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
 from lite_c2f.memory.plan import make_plan
-from lite_c2f.reward.sources import Judges, check_judges, publish_skipped, role_of
+from lite_c2f.reward.checks import check_judges
+from lite_c2f.reward.sources import Judges, check_scores, content_hashes, publish_skipped, role_of
 from lite_c2f.runs.corpus import load_corpus
 from lite_c2f.runs.models import ModelPair, absolute
 
@@ -35,6 +36,7 @@ HELD = "coarse.evaluate_every=2"
         (["coarse.rewards=[{function: a.py:f, at_least: 1}]"], "constraints (at_least) alone"),
         (["coarse.rewards=[{function: a.py:f, at_least: 1, weight: 2}, {model: trained}]"], "leave weight out"),
         (["coarse.rewards=[{model: trained, workers: 2}]"], "is no function"),
+        (["coarse.rewards=[{function: a.py:f, timeout: 1.0e+300}]"], "less than or equal to 86400"),
         (["coarse.rewards=[{function: a.py:reward}]"], "that of another figure"),
         (["coarse.rewards=[{function: a.py:step}]"], "that of another figure"),
         (["coarse.rewards=[{model: trained}, {model: trained, name: again}]"], "stands there twice"),
@@ -142,6 +144,38 @@ def test_an_adapter_of_another_base_or_shape(pico, tmp_path, edit_json):
     shutil.rmtree(other)
     with pytest.raises(ModelError, match=r"adapter_config\.json' is missing"):
         check_judges(config)
+
+
+def test_a_mean_that_changes_is_seen_and_one_that_is_no_number_refused(pico, tmp_path):
+    """A resumed run compares the hashes; with `scale: none` the figures are not used."""
+    other = reward_adapter(pico, tmp_path / "other", 1.0, mean=2.0, std=4.0)
+
+    def hashes(*more):
+        source = f"coarse.rewards=[{{adapter: {other}, name: other{''.join(more)}}}]"
+        return content_hashes(load_config({}, [*SETTINGS, source]).coarse.judges)
+
+    before, raw = hashes(), hashes(", scale: none")
+    (tmp_path / "other" / "metrics.json").write_text('{"mean": 2.5, "std": 4.0}')
+    assert hashes() != before and hashes(", scale: none") == raw
+    (tmp_path / "other" / "metrics.json").write_text('{"mean": 2.5, "std": 0.0}')
+    config = load_config({}, [*SETTINGS, f"coarse.rewards=[{{adapter: {other}, name: other}}]"])
+    with pytest.raises(RunError, match=r"other/metrics\.json' has no usable mean and std; .*set `scale: none`"):
+        check_judges(config)
+
+
+def test_a_source_of_prompts_with_two_lists_of_rewards_is_refused():
+    """The rows of both have one name, so that they could not be told apart."""
+    twice = "data.prompts=[{path: a.jsonl, rewards: [ended]}, {path: a.jsonl}]"
+    with pytest.raises(ConfigError, match=r"data\.prompts: 'a\.jsonl' stands there twice, with different `rewards`"):
+        check_judges(load_config({}, [ENDED, twice]))
+    check_judges(load_config({}, [ENDED, twice.replace("{path: a.jsonl}", "{path: b.jsonl}")]))
+    check_judges(load_config({}, [ENDED, "data.prompts=[a.jsonl, a.jsonl]"]))
+
+
+def test_a_score_that_is_not_finite_is_named():
+    check_scores({"a": [1.0, None], "b": [-1e30, 0.0]})
+    with pytest.raises(NonFiniteError, match="reward 'b' is nan for row 2; expected a finite number"):
+        check_scores({"a": [1.0, None], "b": [0.0, float("nan")]})
 
 
 def test_prompts_with_columns_are_enough_without_a_reward_model(tmp_path):

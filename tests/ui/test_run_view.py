@@ -79,6 +79,19 @@ def test_samples_are_in_the_order_of_updates():
     assert run_html.samples(()) == ""
 
 
+def test_sources_of_reward_and_held_out_figures_have_charts_of_their_own():
+    coarse = run_html.source_curves("coarse", dict.fromkeys(["reward", "reward/style", "multiplier/style", "kl"], ()))
+    assert coarse == [
+        ("coarse", "Score of style", "mean, before scaling", {"mean": "reward/style"}),
+        ("coarse", "Multiplier of style", "weight in the reward", {"mean": "multiplier/style"}),
+    ]
+    held_out = run_html.source_curves("held_out", {"reward": (), "style": ()})
+    assert [(title, curves) for _, title, _, curves in held_out] == [
+        ("reward", {"mean": "reward"}),
+        ("style", {"mean": "style"}),
+    ]
+
+
 def test_a_page_is_sent_what_has_changed(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
