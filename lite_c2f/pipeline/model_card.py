@@ -29,8 +29,8 @@ FIGURES = {  # key in summary.json: its name in the card
 }
 OWN_DESIGN = (
     "The outline follows Mistral-C2F (arXiv 2406.08657), which publishes neither coefficients nor code. The "
-    "coefficients of the growing length limit, its schedule, the definition of the residue, the choice of its ratio and "
-    "the scoring of truncated responses are lite_c2f's own design. This is no model of that paper's authors."
+    "coefficients of the growing length limit, its schedule, the definition of the residue, the choice of its ratio "
+    "and the scoring of truncated responses are lite_c2f's own design. This is no model of that paper's authors."
 )
 
 
