@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lite_c2f.backbone.copies import dequantized
+from lite_c2f.backbone.device import device_name
 from lite_c2f.errors import ModelError
 
 ROWS = (1, 2, 8, 40, 600)  # bitsandbytes has a kernel each for one, few and many rows; the counts depend on the GPU
@@ -63,15 +64,15 @@ def trials(device: torch.device, dtypes: Iterable[torch.dtype], widths: Iterable
         output_gradient = torch.randn(max(ROWS), OUT_FEATURES, generator=generator)
         for dtype in dtypes:
             layer = _layer(original, dtype, device)
-            weight = dequantized(layer).double()
-            error = _relative_error(weight, original.to(device).double())
+            weight = dequantized(layer).cpu().double()  # MPS has no float64
+            error = _relative_error(weight, original.double())
             result.append(
                 LayerTrial(dtype, width, f"weights of {width}, packed and unpacked", False, error, PACKED_TOLERANCE)
             )
             limit = tolerance(dtype, width, on_gpu=on_gpu)
             for rows in ROWS:
                 x = states[:rows].to(device, dtype)
-                true = x.double() @ weight.T
+                true = x.cpu().double() @ weight.T
                 with torch.no_grad():
                     error = _relative_error(layer(x), true)
                 result.append(LayerTrial(dtype, width, f"{_counted(rows)} of {width}", True, error, limit))
@@ -81,7 +82,8 @@ def trials(device: torch.device, dtypes: Iterable[torch.dtype], widths: Iterable
             product.backward(g)
             error = _relative_error(product, true)
             result.append(LayerTrial(dtype, width, f"{_counted(rows)} of {width} in training", True, error, limit))
-            error, limit = _relative_error(x.grad, g.double() @ weight), tolerance(dtype, OUT_FEATURES, on_gpu=on_gpu)
+            error = _relative_error(x.grad, g.cpu().double() @ weight)
+            limit = tolerance(dtype, OUT_FEATURES, on_gpu=on_gpu)
             result.append(LayerTrial(dtype, width, f"gradient of {_counted(rows)} of {width}", True, error, limit))
     return result
 
@@ -117,7 +119,7 @@ def check_four_bit(device: torch.device, dtype: torch.dtype, widths: Iterable[in
 
 def describe(trial: LayerTrial, device: torch.device) -> str:
     """A failed trial as text."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    name = device_name(device)
     dtype = str(trial.dtype).removeprefix("torch.")
     return f"{trial.description}, {dtype}, relative error {trial.error:.2g} (bitsandbytes {bnb.__version__} on {name})"
 
@@ -139,4 +141,4 @@ def _counted(rows: int) -> str:
 def _relative_error(result: Tensor | None, true: Tensor) -> float:
     if result is None or result.shape != true.shape:
         return float("inf")
-    return float((result.detach().double() - true).norm() / true.norm())
+    return float((result.detach().cpu().double() - true).norm() / true.norm())

@@ -1,5 +1,6 @@
 """Loading of a model, quantised and frozen so that adapters train through it, and of its tokenizer."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import (
 )
 
 from lite_c2f.backbone.context import sliding_window
+from lite_c2f.backbone.device import UNTRIED, has_bfloat16, total_bytes, untried
 from lite_c2f.backbone.end_tokens import eos_ids_of
 from lite_c2f.backbone.model_kind import attention_of
 from lite_c2f.backbone.padding import check_embedded, read_limits, resolve_padding
@@ -26,19 +28,20 @@ from lite_c2f.toy.build import restore_bos
 
 
 def pick_device(config: Config) -> torch.device:
-    """The device of a run. Raises ConfigError when the settings require a GPU and there is none."""
+    """The device of a run; `auto` is CUDA or the CPU. Raises ConfigError when torch does not find the one required."""
     device = config.hardware.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError.because("hardware.device=cuda: no CUDA GPU", "a GPU", "set hardware.device=cpu or auto")
-    return torch.device("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.get_device_module(device).is_available():
+        got = f"hardware.device={device}: torch finds no {UNTRIED.get(device, 'CUDA GPU')}"
+        raise ConfigError.because(got, "a GPU", "set hardware.device=cpu or auto")
+    return torch.device(device)
 
 
 def card_gib(config: Config) -> float | None:
     """GPU memory to plan for, in GiB: the total, or `hardware.vram_gib` if that is less; None without a GPU."""
-    if pick_device(config).type != "cuda":
-        return None
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIBIBYTE
-    return min(total, config.hardware.vram_gib or total)
+    size = total_bytes(pick_device(config))
+    return None if size is None else min(size / GIBIBYTE, config.hardware.vram_gib or math.inf)
 
 
 def compute_on(config: Config, device: torch.device) -> Compute:
@@ -46,23 +49,21 @@ def compute_on(config: Config, device: torch.device) -> Compute:
 
     Raises ConfigError for float16 on a CPU.
     """
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        bfloat16 = bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    return pick_compute(config, on_gpu=on_gpu, bfloat16=bfloat16)
+    return pick_compute(config, on_gpu=device.type != "cpu", bfloat16=has_bfloat16(device))
 
 
 def plan_here(config: Config, model: str | None = None) -> Plan:
     """The plan of a run on this machine. model: as for `make_plan`."""
-    plan = make_plan(config, card_gib(config), model=model, compute=compute_on(config, pick_device(config)))
+    device = pick_device(config)
+    plan = make_plan(config, card_gib(config), model=model, compute=compute_on(config, device))
+    if warning := untried(device):
+        plan = plan._replace(warnings=[*plan.warnings, warning])
     return plan if plan.compute.on_gpu else _without_card(plan, config)
 
 
 def plan_named(config: Config) -> Plan:
     """The plan for this machine's GPU; without one, for a GPU of `hardware.vram_gib`."""
-    return plan_here(config) if pick_device(config).type == "cuda" else _without_card(make_plan(config), config)
+    return plan_here(config) if pick_device(config).type != "cpu" else _without_card(make_plan(config), config)
 
 
 def _without_card(plan: Plan, config: Config) -> Plan:
@@ -137,7 +138,7 @@ def load_model(
             revision=revision,
             dtype=pick_dtype(config, device),
             quantization_config=quantization_config(config, device),
-            device_map={"": torch.cuda.current_device() if device.type == "cuda" else "cpu"},
+            device_map={"": torch.cuda.current_device() if device.type == "cuda" else device.type},
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation=attention_of(auto_class, settings),

@@ -10,6 +10,7 @@ from lite_c2f.actors.answers import Answer
 from lite_c2f.actors.models import load_coarse
 from lite_c2f.actors.names import COARSE, FINE
 from lite_c2f.backbone.context import context_length, sliding_window
+from lite_c2f.backbone.device import free_bytes
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, window_of
 from lite_c2f.backbone.multi_model import MultiModel, residue_of
 from lite_c2f.chat.panes import ALL_PANES, BASE_MODEL_ACTORS, ChatSettings, Pane
@@ -140,6 +141,5 @@ def _cache_bytes_per_token(multi_model: MultiModel) -> int:
 
 
 def _free_bytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return 4 * GIBIBYTE
+    free_memory = free_bytes(device)
+    return 4 * GIBIBYTE if free_memory is None else free_memory

@@ -7,7 +7,7 @@ from lite_c2f.cli.root import app
 
 # in the order of --help
 # isort: off
-from lite_c2f.cli import train, merge, export, chat, evaluate, votes, tools  # noqa: F401  imported to register their subcommands
+from lite_c2f.cli import train, merge, export, chat, evaluate, votes, push, tools  # noqa: F401  imported to register their subcommands
 # isort: on
 
 __all__ = ["app", "main"]

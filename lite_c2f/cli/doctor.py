@@ -36,6 +36,7 @@ def system_report(models: Sequence[Path] = ()) -> dict[str, Any]:
 
     from lite_c2f import __version__
     from lite_c2f.cli.model_check import conversion_report
+    from lite_c2f.runtime.accelerators import accelerators
     from lite_c2f.toy.build import cache_root
 
     report: dict[str, Any] = {
@@ -51,7 +52,7 @@ def system_report(models: Sequence[Path] = ()) -> dict[str, Any]:
     report["cpu threads"] = torch.get_num_threads()
     memory = psutil.virtual_memory()
     report["memory"] = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
-    report["torch built for"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    report["torch built for"] = _torch_build(torch.version.cuda, torch.version.hip)
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         report["gpu"] = torch.cuda.get_device_name()
@@ -59,7 +60,7 @@ def system_report(models: Sequence[Path] = ()) -> dict[str, Any]:
         report["gpu memory"] = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         report["bfloat16"] = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        report["gpu"] = "none"
+        report["gpu"] = ", ".join(f"none of CUDA; {kind} (untried)" for kind in accelerators()) or "none"
     report["4-bit"] = check_four_bit()
     free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
     report["disk free"] = f"{free_gib:.1f} GiB"
@@ -202,6 +203,10 @@ def checkpoint_scores(run: Path, rows: list[dict[str, Any]]) -> dict[int, float]
         return policy_rewards([row["reward"] for row in rows], load_config(run / "config.yaml"))
     except (C2FError, KeyError):
         return {}
+
+
+def _torch_build(cuda: str | None, hip: str | None) -> str:
+    return f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "CPU"
 
 
 def check_four_bit() -> str:

@@ -23,6 +23,7 @@ from lite_c2f.reward.mix import known
 from lite_c2f.reward.score import scored_row
 from lite_c2f.reward.sources import Judges, inputs_of
 from lite_c2f.runtime import distributed
+from lite_c2f.runtime.accelerators import peak_bytes
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling, sample
 from lite_c2f.storage.files import append_line
@@ -209,10 +210,15 @@ class UpdateLog:
 
 def peak_memory_mib(device: torch.device) -> float:
     """Peak GPU memory allocated, or the process's peak resident set on a CPU, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MEBIBYTE
-    import resource
+    if device.type != "cpu":
+        return peak_bytes(device) / MEBIBYTE
     import sys
+
+    if sys.platform == "win32":  # has no module `resource`
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / MEBIBYTE
+    import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MEBIBYTE if sys.platform == "darwin" else peak / 1024

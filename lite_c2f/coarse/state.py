@@ -237,7 +237,9 @@ class TrainState:
     def checksum(self) -> float:
         """A number that differs when two processes no longer hold the same weights."""
         return sum(
-            float(weight.detach().double().abs().sum()) for name in TRAINED for weight in self.roles.trainable(name)
+            float(weight.detach().cpu().double().abs().sum())
+            for name in TRAINED
+            for weight in self.roles.trainable(name)
         )
 
 

@@ -162,7 +162,10 @@ class Hardware(Section):
     """The machine."""
 
     vram_gib: float | None = Field(None, gt=0, description="GPU memory to plan for (default: this machine's).")
-    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where to run.")
+    device: Literal["auto", "cuda", "xpu", "mps", "cpu"] = Field(
+        "auto",
+        description="Where to run; auto: a CUDA or ROCm GPU, or the CPU. xpu (Intel) and mps (Apple) are untried.",
+    )
     gradient_checkpointing: bool | Literal["auto"] = Field("auto", description="auto: on a GPU only.")
 
 

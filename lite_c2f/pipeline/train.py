@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lite_c2f.coarse.dpo import train_dpo
 from lite_c2f.coarse.train import train_coarse as coarse_stage
 from lite_c2f.config.loading import load_config
@@ -25,6 +23,7 @@ from lite_c2f.runs.messages import report_data, report_plan, report_split, repor
 from lite_c2f.runs.models import ModelPair, absolute
 from lite_c2f.runs.published import STAGES, is_finished, is_published
 from lite_c2f.runtime import disk_errors, distributed
+from lite_c2f.runtime.accelerators import reset_peaks
 from lite_c2f.runtime.batch_size import free, is_out_of_memory
 from lite_c2f.runtime.progress import ProgressSink, SilentSink
 from lite_c2f.runtime.record import recording
@@ -238,5 +237,4 @@ def accuracy_messages(metrics: dict[str, Any]) -> list[str]:
 def free_memory() -> None:
     """Free the memory of the last stage, whose trainer is held by reference cycles, and reset the peak."""
     free()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    reset_peaks()

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from lite_c2f.errors import MemoryFullError
+from lite_c2f.runtime.accelerators import empty_caches
 
 Result = TypeVar("Result")
 ENOUGH_TOKENS = 512  # a smaller pass is bound by kernel launches, so padding is cheaper
@@ -18,6 +19,7 @@ OUT_OF_MEMORY = (
     "[CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
 )
 log = logging.getLogger(__name__)
 
@@ -79,8 +81,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free() -> None:
     """Free unreferenced memory, also of tensors in reference cycles, on the GPU too."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    empty_caches()
 
 
 def groups_by_length(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from lite_c2f.config.loading import with_defaults
 from lite_c2f.config.settings_diff import first_difference, without_locations
 from lite_c2f.errors import RunError
+from lite_c2f.runtime import accelerators
 from lite_c2f.storage.files import hash_of, publish_folder, write_json
 
 SKIPS = 3  # consecutive steps skipped for non-finite numbers before a rollback to a checkpoint
@@ -210,8 +211,7 @@ def generator_states(
         "numpy": [str(kind), int(position), int(has_gauss), float(cached)],
     }
     tensors = {"rng.torch": torch.get_rng_state(), "rng.numpy": torch.from_numpy(keys.astype(np.int64))}
-    if torch.cuda.is_available():
-        tensors |= {f"rng.cuda.{index}": value for index, value in enumerate(torch.cuda.get_rng_state_all())}
+    tensors |= {f"rng.{name}": value for name, value in accelerators.generator_states().items()}
     tensors |= {f"rng.own.{name}": generator.get_state() for name, generator in (extra_generators or {}).items()}
     return state, tensors
 
@@ -227,9 +227,7 @@ def restore_generators(
     kind, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, tensors["rng.numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(tensors["rng.torch"])
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"rng.cuda.{index}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"rng.cuda.{index}"], index)
+    accelerators.restore_generators({name.removeprefix("rng."): value for name, value in tensors.items()})
     for name, generator in (extra_generators or {}).items():
         generator.set_state(tensors[f"rng.own.{name}"])
 

@@ -100,3 +100,38 @@ def test_a_named_card_that_is_not_here_is_planned_for_and_told_about(machine):
     for plan in (named, here):
         assert "hardware.vram_gib=24, but no GPU is found here" in plan.warnings[-1]
     assert plan_named(load_config({}, ["hardware.vram_gib=24", "hardware.device=cpu"])).warnings == []
+
+
+@pytest.mark.parametrize(("kind", "words"), [("xpu", "no Intel GPU"), ("mps", "no Apple GPU"), ("cuda", "no CUDA GPU")])
+def test_a_device_that_torch_does_not_find_is_refused(machine, monkeypatch, kind, words):
+    machine(None)
+    monkeypatch.setattr(torch.get_device_module(kind), "is_available", lambda: False)
+    with pytest.raises(ConfigError) as caught:
+        pick_device(load_config({}, [f"hardware.device={kind}"]))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_apple_gpu_is_planned_for_and_called_untried(machine, monkeypatch):
+    """Of 18 GiB that Metal recommends; float32, because torch says nothing of its bfloat16. `auto` never takes it."""
+    machine(None)
+    monkeypatch.setattr(torch.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 18 * 2**30)
+    config = load_config({}, [*SEVEN_B, "hardware.device=mps"])
+    plan = plan_here(config)
+    assert pick_device(config) == torch.device("mps") and card_gib(config) == plan.vram_gib == 18
+    assert plan.compute == (True, "float32", True)  # on a GPU, type, checkpointing
+    assert [warning for warning in plan.warnings if "hardware.device=mps: untried" in warning] == plan.warnings[-1:]
+    assert pick_dtype(load_config({}, ["hardware.device=mps", "model.compute_dtype=bfloat16"]), torch.device("mps"))
+    assert pick_device(load_config({})) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_an_intel_gpu_is_planned_for_and_called_untried(machine, monkeypatch, native, dtype):
+    machine(None)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    properties = SimpleNamespace(total_memory=12 * 2**30, has_bfloat16_conversions=native)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device=None: properties)
+    config = load_config({}, ["hardware.device=xpu"])
+    plan = plan_here(config)
+    assert plan.vram_gib == card_gib(config) == 12 and plan.compute.dtype == dtype and plan.compute.on_gpu
+    assert "hardware.device=xpu: untried" in plan.warnings[-1]

@@ -29,6 +29,7 @@ COMMANDS = (
     "chat",
     "app",
     "votes",
+    "push",
     "doctor",
     "schema",
 )
