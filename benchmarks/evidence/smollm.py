@@ -38,15 +38,15 @@ ARMS: dict[str, tuple[str, ...]] = {
     LONG: ("coarse.length.mode=fixed", "coarse.length.start={longest}"),
     "reward-only": ("coarse.length.w_value=0",),
     "double-lr": ("coarse.lr=3e-4",),
+    "16-updates": ("coarse.updates=16",),
 }
 SAME_TOKENS = (LONG, "reward-only")  # these generate as many tokens as the first did, in however many updates
 ACTORS = "actors"  # base and instruct, before any training
 RATIOS = (0.5, 0.75, 1.0)  # of the residue of `logistic`
-# The same actors answering in another way: is it the quantisation, or the temperature, that makes them lose the thread?
+# The same actors answering in another way: what does the quantisation, and what the temperature do to them?
 ANSWERING: dict[str, tuple[str, ...]] = {
-    "unquantized": ("model.quantization=none",),
+    "nf4": ("model.quantization=nf4",),
     "temperature 0.3": ("evaluation.temperature=0.3",),
-    "both": ("model.quantization=none", "evaluation.temperature=0.3"),
 }
 CURVE = ("coarse.sample_every=4", "coarse.sample_prompts=32")  # held-out answers while training
 
