@@ -37,6 +37,12 @@ ARMS: dict[str, tuple[str, ...]] = {
     "critic-from-zero": ("coarse.critic=zero",),
     "critic-shared": ("coarse.critic=shared",),
 }
+# A check of the answer beside the reward model of `logistic`, and in its place. In the harder world, three seeds.
+CHECK = "{{function: 'lite_c2f.reward.functions:number_matches', arguments: {{column: toy_answer}}}}"
+CHECKED: dict[str, tuple[str, ...]] = {
+    "checked": (f"coarse.rewards=[{{{{model: trained}}}}, {CHECK}]",),
+    "check-alone": (f"coarse.rewards=[{CHECK}]",),
+}
 INSTRUCT = "instruct-ppo"  # PPO on the instruct model itself, with a reward model of its own
 
 
@@ -56,7 +62,8 @@ def run_arm(world: str, seed: int, name: str, folder: Path, rewards: Path) -> di
         train_reward(trained, on, corpus, folder)
     else:
         overrides = tuple(
-            text.format(longest=WORLDS[world].longest, half=WORLDS[world].longest // 2) for text in ARMS[name]
+            text.format(longest=WORLDS[world].longest, half=WORLDS[world].longest // 2)
+            for text in (ARMS | CHECKED)[name]
         )
         trained, on = config_of(world, seed, overrides), models
         shutil.copytree(rewards / "reward", folder / "reward")

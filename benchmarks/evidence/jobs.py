@@ -27,11 +27,12 @@ class Job(NamedTuple):
 
 def phases(worlds: list[str], seeds: list[int]) -> Iterator[list[Job]]:
     """Jobs that may run side by side; a phase needs what the one before made. The longest come first."""
-    from arms import ARMS, INSTRUCT
+    from arms import ARMS, CHECKED, INSTRUCT
 
     places = [(world, seed) for world in reversed(worlds) for seed in seeds]
     yield [Job(*place, "reward") for place in places]
     yield [Job(*place, name) for place in places for name in (INSTRUCT, *ARMS)]
+    yield [Job("harder", seed, name) for seed in seeds[:3] for name in CHECKED if "harder" in worlds]
     yield [Job(*place, "merges") for place in places]
 
 

@@ -34,6 +34,7 @@ def section_parts(results: dict[str, Any]) -> dict[str, str]:
         "smollm2 curve": curve_table(jobs),
         "smollm2 ratios": actor_table(actors, ["instruct", *ratios, *(n for n in actors if n.startswith("dpo at "))]),
         "smollm2 updates": updates_table(jobs),
+        "smollm2 answering": answering_table(jobs, actors),
     }
 
 
@@ -149,3 +150,18 @@ def updates_table(jobs: Jobs) -> str:
         for step, (reward, limit, hit, tokens, kl, _) in enumerate(job["training"], 1)
     ]
     return table(["update", "reward", "limit", "at the limit", "tokens", "KL, nats per response"], rows)
+
+
+def answering_table(jobs: Jobs, actors: dict[str, dict[int, Actor]]) -> str:
+    """The same four actors of the first seed, answering as they are compared and in other ways."""
+    from page import table
+
+    seed = min(actors["base"])
+    ways = {"as compared": {name: actors[name][seed] for name in ("base", "instruct", "coarse", "fine")}}
+    ways |= {job["name"]: job["answering"] for job in jobs if "answering" in job and job["seed"] == seed}
+    rows = [
+        [way, name, *columns({seed: figures})]
+        for way, of_actors in ways.items()
+        for name, figures in of_actors.items()
+    ]
+    return table(["answering", "actor", *HEAD], rows)
