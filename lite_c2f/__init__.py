@@ -10,8 +10,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# OpenMP's threads busy-wait for their next piece of work. By default so long that one other busy process on a machine of
-# two cores makes training and sampling 5 to 20 times slower. Read when torch is loaded, and harmless where it has been.
+# OpenMP's threads busy-wait for their next piece of work, by default so long that one other busy process on two cores
+# makes training and sampling 5 to 20 times slower (benchmarks/LOG.md). Read when torch is loaded; no effect afterwards.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
