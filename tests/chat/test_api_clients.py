@@ -1,5 +1,6 @@
 """The server at a real address, with OpenAI's own client, many clients at once, the judge, and as a process."""
 
+import functools
 import os
 import signal
 import socket
@@ -92,11 +93,11 @@ def test_sixteen_clients_at_once_get_their_own_answers(chat, url, client):
 
     def ask(question):
         messages = [{"role": "user", "content": question}]
-        return client.chat.completions.create(model="coarse", messages=messages, temperature=0, max_tokens=60)
+        return client.chat.completions.create(model="coarse", messages=messages, temperature=0, max_tokens=24)
 
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(ask, questions))
-    expected = [chat.answer(question, ["coarse"], temperature=0.0, max_tokens=60)["coarse"] for question in questions]
+    expected = [chat.answer(question, ["coarse"], temperature=0.0, max_tokens=24)["coarse"] for question in questions]
     assert [each.choices[0].message.content for each in together] == [reply.text for reply in expected]
     assert [each.usage.completion_tokens for each in together] == [reply.tokens for reply in expected]
 
@@ -106,18 +107,18 @@ def test_two_hundred_aborted_requests_leave_nothing(chat, url):
     body = {"model": "base", "prompt": "Tom has 3", "max_tokens": 2000, "temperature": 1.5}
     headers = {"authorization": "Bearer k"}
 
-    def abort(number):
-        with httpx.Client(headers={**headers, "x-openwebui-user-id": str(number % 16)}) as client:
-            if number % 2:
-                with client.stream("POST", f"{url}/completions", json=body | {"stream": True}, timeout=60) as stream:
-                    if stream.status_code == 200:
-                        next(stream.iter_bytes())
-            else:
-                with pytest.raises(httpx.ReadTimeout):
-                    client.post(f"{url}/completions", json=body, timeout=httpx.Timeout(60, read=0.05))
+    def abort(client, number):
+        mine = {**headers, "x-openwebui-user-id": str(number % 16)}
+        if number % 2:
+            more = {"json": body | {"stream": True}, "headers": mine, "timeout": 60}
+            with client.stream("POST", f"{url}/completions", **more) as stream:
+                assert stream.status_code == 200 and next(stream.iter_bytes())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(f"{url}/completions", json=body, headers=mine, timeout=httpx.Timeout(60, read=0.05))
 
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(abort, range(200)))
+    with httpx.Client() as client, ThreadPoolExecutor(16) as pool:
+        list(pool.map(functools.partial(abort, client), range(200)))
     assert idle(chat)
     assert "lite_c2f-chat" not in {thread.name for thread in threading.enumerate()}
     reply = httpx.post(f"{url}/completions", json=body | {"max_tokens": 3}, headers=headers, timeout=60)

@@ -274,7 +274,7 @@ OPEN_WEBUI = {
     "max_completion_tokens": 6,
     "temperature": None,
     "top_p": None,
-    "stop": None,
+    "stop": "",
     "seed": None,
     "frequency_penalty": None,
     "presence_penalty": 0.0,
@@ -290,7 +290,7 @@ OPEN_WEBUI = {
 
 def test_open_webuis_requests_are_answered(client):
     """Null for what the visitor left alone, its own fields, the limit under its new name."""
-    *parts, usage = events(client.post(CHAT, json=OPEN_WEBUI | {"user": None}))
+    *parts, usage = events(client.post(CHAT, json=OPEN_WEBUI))
     assert usage["usage"]["completion_tokens"] == 6 and parts[-1]["choices"][0]["finish_reason"] == "length"
     title = OPEN_WEBUI | {"stream": False, "stream_options": None, "user": "u"}
     assert client.post(CHAT, json=title).json()["choices"][0]["message"]["content"]

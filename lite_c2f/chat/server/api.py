@@ -109,7 +109,9 @@ class EventStream(StreamingResponse):
     """A stream of events, whose answers end with it or when the client leaves."""
 
     def __init__(self, answers: Answers, events: AsyncIterator[bytes]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        super().__init__(
+            events, media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
+        )
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,7 +177,7 @@ async def _content(request: Request) -> bytes:
 def _client(request: Request, body: CommonBody) -> str:
     """Whose turn a request takes: its address, key and user, so that programs of one machine can be told apart."""
     address = request.client.host if request.client else ""
-    user = body.user or request.headers.get("x-openwebui-user-id", "")
+    user = str(body.user or request.headers.get("x-openwebui-user-id", ""))
     return "\n".join((address, request.headers.get("authorization", ""), user))
 
 

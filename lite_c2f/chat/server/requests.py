@@ -60,12 +60,12 @@ class CommonBody(BaseModel):
     repetition_penalty: float | None = Field(None, ge=0.1, le=10)
     seed: int | None = None
     stop: str | list[str] | None = None
-    user: str | None = Field(None, max_length=512)
+    user: Any = None  # a name; some clients send an object
 
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop texts, each once. Raises ApiError for too many or an invalid one."""
-        texts = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        texts = [self.stop] if self.stop and isinstance(self.stop, str) else list(self.stop or [])
         if len(texts) > MAX_STOPS or not all(0 < len(text) <= MAX_STOP_CHARACTERS for text in texts):
             limit = f"at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters"
             raise ApiError(400, f"invalid 'stop'; expected {limit}; correct it", "stop")
