@@ -55,3 +55,8 @@ def test_a_checkpoint_is_saved_restored_and_weighed():
     assert (
         found["mib"] > 1 and found["seconds_to_save"] >= 0 and set(found["share_of_such_an_update"]) == {"start", "max"}
     )
+
+
+def test_the_server_is_compared_with_its_engine(toy_run):
+    found = run("serve.py", toy_run, "--rounds", 1, "--clients", 2, "--tokens", 8)
+    assert found["together_ratio"] > 0 and found["first_token_ratio"] > 0 and found["clients"] == 2

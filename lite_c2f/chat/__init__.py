@@ -2,7 +2,8 @@
 
 `panes.py`: actors and settings; `prompts.py`: prompts and the text shown; `loaded.py`: the models of a run;
 `rows.py`: the batch in which all answers of all clients are generated; `stream.py`: one question and its stream of
-replies; `fair_queue.py`: the order of waiting questions; `engine.py`: `Chat` and its answering thread.
+replies; `fair_queue.py`: the order of waiting questions; `engine.py`: `Chat` and its answering thread; `server/`: an
+HTTP server of it, with OpenAI's interface.
 """
 
 from lite_c2f.actors.reply import Reply

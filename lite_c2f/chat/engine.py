@@ -7,7 +7,7 @@ Base and instruct model are loaded once. One thread generates the answers to all
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,24 @@ from lite_c2f.backbone.multi_model import MultiModel
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.chat.fair_queue import FairQueue
 from lite_c2f.chat.loaded import LoadedActors
-from lite_c2f.chat.panes import BASE_MODEL_ACTORS, PANES, ChatSettings, Pane, check_settings, pane_of
-from lite_c2f.chat.prompts import History, encode_history, history_of, one_line, shown
+from lite_c2f.chat.panes import (
+    PANES,
+    AnswerForm,
+    ChatSettings,
+    Pane,
+    check_settings,
+    pane_of,
+)
+from lite_c2f.chat.prompts import EncodedPrompt, History, encode_history, history_of, one_line, settled
 from lite_c2f.chat.rows import AnswerRow, AnswerRows
 from lite_c2f.chat.stream import AnswerStream, PendingQuestion
 from lite_c2f.errors import ConfigError
 from lite_c2f.runtime.batch_size import free, is_out_of_memory
+from lite_c2f.sampling.stops import token_bytes
 
 MAX_ROWS = 48  # answers generated at once; a step of 48 rows takes a few times as long as a step of one
 SMALL_MODEL_WEIGHTS = 4_000_000  # up to this size a model's matrix products are too small to gain from several threads
+RAW_OVERLAP = 8  # tokens of a raw prompt decoded before its answer, whose first space a tokenizer would drop
 log = logging.getLogger(__name__)
 
 
@@ -63,6 +72,8 @@ class Chat:
         score: bool = False,
         pause: float = 0.0,
         asker: str | None = None,
+        form: AnswerForm = AnswerForm(),
+        on_change: Callable[[], None] | None = None,
     ) -> AnswerStream:
         """Answer in all panes at once: an iterator of replies, several for each pane as its text grows.
 
@@ -70,8 +81,9 @@ class Chat:
         finished, the reward model scores the answers that ended by themselves or at the limit; a pane's last reply then
         has its reward. pause: seconds between two batches of replies, for a reader that is slower than the models.
         asker: any name of the client, such as a browser session; clients take turns, however many questions each has in
-        the queue. A pane that fails finishes with "error" and the others go on. The oldest turns are dropped where the
-        conversation is longer than the context.
+        the queue. form: stop texts, a raw prompt, log-probabilities. on_change: called by the answering thread whenever
+        there may be a new reply; it must return at once. A pane that fails finishes with "error" and the others go on.
+        The oldest turns are dropped where the conversation is longer than the context.
         Raises ConfigError for settings out of range, C2FError for an empty prompt or a full queue.
         """
         settings = settings or ChatSettings()
@@ -82,7 +94,9 @@ class Chat:
         for pane in chosen:
             self.check(settings if pane.ratio is None else settings._replace(ratio=pane.ratio))
         histories = {pane.key: history_of(turns, pane.key) for pane in chosen}
-        question = PendingQuestion(chosen, histories, settings, client=asker, score=score)
+        question = PendingQuestion(
+            chosen, histories, settings, form=form, client=asker, score=score, on_change=on_change
+        )
         with self._lock:
             self._queue.put(question, self._active)
             if self._thread is None:
@@ -108,11 +122,24 @@ class Chat:
 
     def rendered(self, turns: History, pane: str | Pane, settings: ChatSettings) -> str:
         """The prompt that an actor reads, as text with its special tokens."""
-        actor = pane_of(pane).actor
-        tokenizer, limit = self.actors.caller_tokenizers[actor], self.actors.max_prompt_tokens(settings.max_tokens)
+        prompt = self.encoded(turns, pane, settings)
         with self._tokenizer_lock:
-            prompt = encode_history(actor, tokenizer, self.config, turns, settings.system, limit)
-            return str(tokenizer.decode(prompt.ids))
+            return str(self.actors.caller_tokenizers[pane_of(pane).actor].decode(prompt.ids))
+
+    def encoded(
+        self, turns: History, pane: str | Pane, settings: ChatSettings, *, raw: bool = False, limit: int | None = None
+    ) -> EncodedPrompt:
+        """The prompt that an actor reads. limit: its most tokens; None: what an answer leaves. Raises as encoding."""
+        actor = pane_of(pane).actor
+        limit = self.actors.max_prompt_tokens(settings.max_tokens) if limit is None else limit
+        with self._tokenizer_lock:
+            tokenizer = self.actors.caller_tokenizers[actor]
+            return encode_history(actor, tokenizer, self.config, turns, settings.system, limit, raw=raw)
+
+    def token_texts(self, pane: str | Pane) -> list[bytes]:
+        """The bytes of each token of an actor's vocabulary, by id."""
+        with self._tokenizer_lock:
+            return token_bytes(self.actors.caller_tokenizers[pane_of(pane).actor])
 
     def busy(self) -> tuple[int, int]:
         """(active questions, waiting questions)."""
@@ -137,12 +164,18 @@ class Chat:
             return None
         finish = row.finish  # read first: a finished row no longer changes
         tokens, text_tokens = list(row.tokens), list(row.text_tokens)
-        stops = self.config.model.stop if pane.actor in BASE_MODEL_ACTORS else ()
+        form, prompt = question.form, question.prompts[pane.key]
+        stops = self.actors.stop_texts(pane.actor, form._replace(stop=() if finish else form.stop))
+        before = prompt.ids[-RAW_OVERLAP:] if form.raw else []
         with self._tokenizer_lock:
-            text: Any = self.actors.caller_tokenizers[pane.actor].decode(text_tokens, skip_special_tokens=True)
+            tokenizer = self.actors.caller_tokenizers[pane.actor]
+            decoded = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (before, before + text_tokens)]
+        text = decoded[1][len(decoded[0]) :]
+        if finish not in ("eos", "stop"):
+            text = settled(text, stops)
         seconds = row.last_token_at - row.first_token_at
         return empty._replace(
-            text=text.strip() if finish in ("eos", "stop") else shown(text, stops),
+            text=text if form.raw else text.strip(),
             tokens=len(tokens),
             tokens_per_s=(len(tokens) - 1) / seconds if seconds > 0 else 0.0,
             finish=finish,
@@ -150,8 +183,8 @@ class Chat:
             first_token_s=row.first_token_at - question.submitted_at if tokens else None,
             reward=question.rewards.get(pane.key),
             repeated=repeated_ngrams(text_tokens) if finish else 0.0,
-            dropped=question.prompts[pane.key].dropped,
-            cut=question.prompts[pane.key].cut,
+            dropped=prompt.dropped,
+            cut=prompt.cut,
         )
 
     def _run(self) -> None:
@@ -183,7 +216,7 @@ class Chat:
                 rows = self._new_rows()
             with self._lock:
                 for active in self._active:
-                    active.changed.set()
+                    active.notify()
                 self._active = [active for active in self._active if not active.finished]
 
     def _new_rows(self) -> AnswerRows:
@@ -206,7 +239,7 @@ class Chat:
             question.end_all("error", one_line(error))
             out_of_memory = is_out_of_memory(error)
         finally:
-            question.changed.set()
+            question.notify()
         if out_of_memory:  # outside the handler, whose traceback holds the tensors of every frame
             free()
 
@@ -218,7 +251,7 @@ class Chat:
                 continue
             try:
                 history = question.histories[pane.key]
-                row, question.prompts[pane.key] = self.actors.row(pane, history, question.settings)
+                row, question.prompts[pane.key] = self.actors.row(pane, history, question.settings, question.form)
                 question.rows[pane.key] = row
             except Exception as error:
                 question.not_started[pane.key] = ("error", one_line(error))

@@ -1,6 +1,7 @@
 """Loaded actors of a run: their models and tokenizers, the row of each answer, and the rewards of answers."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lite_c2f.backbone.context import context_length, sliding_window
 from lite_c2f.backbone.device import free_bytes
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, window_of
 from lite_c2f.backbone.multi_model import MultiModel, residue_of
-from lite_c2f.chat.panes import ALL_PANES, BASE_MODEL_ACTORS, ChatSettings, Pane
+from lite_c2f.chat.panes import ALL_PANES, BASE_MODEL_ACTORS, AnswerForm, ChatSettings, Pane
 from lite_c2f.chat.prompts import EncodedPrompt, History, encode_history, with_system
 from lite_c2f.chat.rows import AnswerRow
 from lite_c2f.config.settings import CHAT
@@ -56,7 +57,7 @@ class LoadedActors:
         self._eos_ids = [end_tokens(loaded[0], self.tokenizer, turn_end(self.tokenizer, template, variables))]
         turn = turn_end(self.instruct_tokenizer, CHAT, variables)
         self._eos_ids += [end_tokens(model, self.instruct_tokenizer, turn) for model in loaded[1:]]
-        self._stops = Stops(self.tokenizer, self.config.model.stop)
+        self._stops = _cached_stops(self.tokenizer, self.instruct_tokenizer)
         self.context = context_of(loaded, models.base)
         free()  # memory that only loading needed
         row_bytes = _cache_bytes_per_token(self.multi_model) * self.context
@@ -68,7 +69,18 @@ class LoadedActors:
             return self.config.data.max_prompt_tokens
         return self.context - max_tokens
 
-    def row(self, pane: Pane, history: History, settings: ChatSettings) -> tuple[AnswerRow, EncodedPrompt]:
+    def stop_texts(self, actor: str, form: AnswerForm) -> tuple[str, ...]:
+        """Texts that end an actor's answer: those of the form and, for an actor on the base model, those of the run."""
+        own = () if form.raw or actor not in BASE_MODEL_ACTORS else tuple(self.config.model.stop)
+        return (*own, *(text for text in form.stop if text not in own))
+
+    def row(
+        self,
+        pane: Pane,
+        history: History,
+        settings: ChatSettings,
+        form: AnswerForm = AnswerForm(),
+    ) -> tuple[AnswerRow, EncodedPrompt]:
         """The row of an answer not yet started, and its prompt. Raises what encoding the prompt raises."""
         ratio, on_base = self.ratio_of(pane, settings), pane.actor in BASE_MODEL_ACTORS
         prompt = encode_history(
@@ -78,6 +90,7 @@ class LoadedActors:
             history,
             settings.system,
             self.max_prompt_tokens(settings.max_tokens),
+            raw=form.raw,
         )
         if on_base:
             model, residue_ratio = BASE_MODEL, 1.0 if pane.actor == COARSE else 0.0
@@ -92,7 +105,8 @@ class LoadedActors:
             Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p, settings.seed),
             penalty=settings.repetition_penalty,
             eos_ids=self._eos_ids[model],
-            stops=self._stops if on_base else None,
+            stops=self._stops(on_base, self.stop_texts(pane.actor, form)),
+            alternatives=form.logprobs,
         )
         return row, prompt
 
@@ -111,6 +125,16 @@ class LoadedActors:
             for row in rows.values()
         ]
         return dict(zip(rows, self.reward_model(turns, answers) or [], strict=False))
+
+
+def _cached_stops(base_tokenizer: Any, instruct_tokenizer: Any) -> Callable[[bool, tuple[str, ...]], Stops | None]:
+    """The stops of (on the base model?, texts), made once for the texts used most recently."""
+
+    @functools.lru_cache(32)
+    def stops(on_base: bool, texts: tuple[str, ...]) -> Stops | None:
+        return Stops(base_tokenizer if on_base else instruct_tokenizer, texts) if texts else None
+
+    return stops
 
 
 def context_of(models: Sequence[Any], base: str) -> int:

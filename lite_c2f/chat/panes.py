@@ -35,6 +35,14 @@ class ChatSettings(NamedTuple):
     system: str = ""  # put before the first question: a base model has no system role
 
 
+class AnswerForm(NamedTuple):
+    """What a program may ask of an answer beyond a person's settings."""
+
+    stop: tuple[str, ...] = ()  # texts that end the answer, beside those of the run
+    raw: bool = False  # the question is the whole prompt, without a template, and the answer keeps its spaces
+    logprobs: int | None = None  # most likely tokens listed beside each token drawn; None: no log-probabilities
+
+
 def pane_of(actor: "str | Pane") -> Pane:
     """The pane of an actor; a pane stays as it is. Raises ConfigError for an unknown actor."""
     pane = Pane(actor, actor) if isinstance(actor, str) else actor

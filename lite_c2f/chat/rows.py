@@ -32,6 +32,14 @@ KEY_STEP = 64  # a pass reads its keys up to a multiple of this
 SLOT_STEP = 256  # slots are a multiple of this many tokens long
 
 
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities of the model itself, in nats: at temperature 1, before filters and penalties."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]  # the most likely tokens, the best first
+
+
 class AnswerRow:
     """One answer: the prompt, how tokens are drawn, and those generated so far."""
 
@@ -45,13 +53,16 @@ class AnswerRow:
         penalty: float = 1.0,
         eos_ids: Sequence[int],
         stops: Stops | None = None,
+        alternatives: int | None = None,
     ) -> None:
-        """model: its number in `MultiModel`; ratio: of the residue."""
+        """model: its number in `MultiModel`; ratio: of the residue; alternatives: tokens in `TokenLogprobs.top`."""
         self.model, self.ratio, self.prompt = model, ratio, list(prompt)
         self.sampling, self.penalty = sampling, penalty
         self.eos_ids, self.stops = eos_ids, stops
         self.stop_state = 0  # of `stops`
         self.uniforms = uniforms(sampling.seed, 0, sampling.limit).tolist()
+        self.alternatives = alternatives
+        self.logprobs: list[TokenLogprobs] = []  # of `tokens`, unless alternatives is None
         self.tokens: list[int] = []  # the ending included
         self.text: list[int] | None = None  # tokens without the ending, once it has one
         self.first_token_at = self.last_token_at = 0.0  # time.perf_counter()
@@ -220,12 +231,16 @@ class AnswerRows:
         """Draw a token for each row from its last hidden state, (n, H)."""
         logits = self.multi_model.logits(hidden)
         finite = torch.isfinite(logits).all(1)
+        listed = [index for index, row in enumerate(rows) if row.alternatives is not None]
+        model_logprobs = logits[listed].log_softmax(-1) if listed else None
         for index, penalized in draws.penalized.items():
             logits[index] = penalize(logits[index], penalized, rows[index].penalty)
         drawn = torch.empty(len(rows), dtype=torch.long, device=logits.device)
         for sampling, indices in draws.by_sampling:
             drawn[indices] = draw(logits[indices], draws.uniforms[indices], sampling)[0]
         tokens, usable = torch.stack([drawn, finite.long()]).tolist()  # waits for the device
+        if model_logprobs is not None:
+            _add_logprobs([rows[index] for index in listed], model_logprobs, [tokens[index] for index in listed])
         now = time.perf_counter()
         for row, token, is_finite in zip(rows, tokens, usable, strict=True):
             if is_finite:
@@ -237,6 +252,17 @@ class AnswerRows:
                 got = f"logits at token {len(row.tokens)} are not finite"
                 message = ModelError.because(got, "finite logits", "lower the ratio, or train it again")
                 row.end("error", str(message))
+
+
+def _add_logprobs(rows: Sequence[AnswerRow], logprobs: Tensor, tokens: Sequence[int]) -> None:
+    """Add the entry of each row's new token. logprobs: (n, V)."""
+    best = logprobs.topk(max(row.alternatives or 0 for row in rows))
+    drawn = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None]).squeeze(1).tolist()
+    for row, token, value, ids, values in zip(
+        rows, tokens, drawn, best.indices.tolist(), best.values.tolist(), strict=True
+    ):
+        top = list(zip(ids, values, strict=True))[: row.alternatives]
+        row.logprobs.append(TokenLogprobs(token, value, top))
 
 
 class _Draws(NamedTuple):

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lite_c2f.actors.reply import Reply
-from lite_c2f.chat.panes import ChatSettings, Pane
+from lite_c2f.chat.panes import AnswerForm, ChatSettings, Pane
 from lite_c2f.chat.prompts import EncodedPrompt, History
-from lite_c2f.chat.rows import AnswerRow
+from lite_c2f.chat.rows import AnswerRow, TokenLogprobs
 
 
 class PendingQuestion:
@@ -21,11 +21,13 @@ class PendingQuestion:
         histories: Mapping[str, History],
         settings: ChatSettings,
         *,
+        form: AnswerForm = AnswerForm(),
         client: str | None = None,
         score: bool = False,
+        on_change: Callable[[], None] | None = None,
     ) -> None:
         self.panes, self.histories, self.settings = panes, histories, settings
-        self.client = client
+        self.form, self.client, self._on_change = form, client, on_change
         self.turn = 0  # in `FairQueue`: lower turns are answered first
         self.submitted_at = time.perf_counter()
         self.scoring_done = not score
@@ -36,6 +38,12 @@ class PendingQuestion:
         self.stop_requests: set[str] = set()  # panes that the caller stopped
         self.closed = False  # the caller reads no more replies
         self.changed = threading.Event()
+
+    def notify(self) -> None:
+        """Tell the reader that there may be something new; called by the answering thread."""
+        self.changed.set()
+        if self._on_change is not None:
+            self._on_change()
 
     @property
     def finished(self) -> bool:
@@ -57,7 +65,7 @@ class PendingQuestion:
             elif row.finish is None:
                 row.end(finish, message)
         self.scoring_done = True
-        self.changed.set()
+        self.notify()
 
 
 class AnswerStream:
@@ -113,6 +121,26 @@ class AnswerStream:
             replies = self._new_replies()
             if replies or self._over:
                 return replies
+
+    def logprobs(self, pane: str) -> list[TokenLogprobs]:
+        """Log-probabilities of a pane's tokens so far, without the end token; [] where the form asks for none."""
+        row = self._question.rows.get(pane)
+        entries = [] if row is None else row.logprobs[: len(row.tokens)]
+        return entries[:-1] if entries and row is not None and entries[-1].token in row.eos_ids else entries
+
+    def poll(self) -> list[Reply]:
+        """The replies that are new, without waiting for any."""
+        return [] if self._over else self._wait(0)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every pane's last reply has been read."""
+        return self._over
+
+    @property
+    def finished(self) -> bool:
+        """Whether every pane has its last reply, read or not."""
+        return self._question.finished
 
     @property
     def waiting(self) -> int:

@@ -1,5 +1,6 @@
-"""Subcommands that chat with a run: chat, app."""
+"""Subcommands that chat with a run: chat, app, serve."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,10 @@ import typer
 from lite_c2f.cli import exit_codes
 from lite_c2f.cli.root import LOOK_GROUP, Run, app
 from lite_c2f.cli.train import demo
+from lite_c2f.errors import ConfigError
 from lite_c2f.runs.published import check_actors_published
+
+KEY_VARIABLE = "LITE_C2F_API_KEY"
 
 
 @app.command(rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f chat runs/toy")
@@ -52,6 +56,41 @@ def web(
     from lite_c2f.ui.app import serve
 
     serve(run, host, port, auth, root_path, merged=merged, training=training)
+
+
+@app.command(rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f serve runs/toy --port 8000")
+def serve(
+    run: Run,
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --api-key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Key that clients must send; other users cannot see it in the variable.", envvar=KEY_VARIABLE
+        ),
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option(help="Also load the published model, and use it for the Fine Actor at the merged ratio.")
+    ] = False,
+    open_to_all: Annotated[
+        bool, typer.Option("--open-to-all", help="Serve other machines without a key.", show_default=False)
+    ] = False,
+) -> None:
+    """The actors behind an OpenAI-compatible HTTP interface, for scripts and chat clients."""
+    from lite_c2f.runtime.address import bound_socket, checked_key, is_loopback
+
+    key = checked_key(api_key)
+    if key is None and not open_to_all and not is_loopback(host):
+        expected = f"--api-key or {KEY_VARIABLE}, or --open-to-all"
+        raise ConfigError.because(f"--host {host} without a key", expected, "give one, or leave out --host")
+    with bound_socket(host, port) as bound:  # held while the models are loaded
+        exit_codes.silence_libraries()
+        from lite_c2f.chat.server import serve as serve_run
+
+        try:
+            serve_run(run, bound, host, key, merged=merged)
+        finally:
+            gc.freeze()  # else the interpreter looks through all libraries at its end: 16 s on a machine with load 12
 
 
 def _offer_toy_run(run: Path) -> None:

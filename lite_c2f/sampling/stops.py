@@ -6,6 +6,7 @@ the bytes that tokens stand for, as a table [state, token]: one look-up per step
 the host for the chat. The marker that ends first wins; of several that end together, the longest.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -45,9 +46,14 @@ class Stops:
         self._bytes = token_bytes(tokenizer)
         if not all(self._markers):
             raise ConfigError.because("a stop sequence without text ('')", "at least one character", "remove it")
-        self.table = _table(automaton(self._markers), self._bytes)  # [state, token] int32
-        self.end = len(self.table) - 1  # the state of a response that has ended
+        self._automaton = automaton(self._markers)  # [state, byte] int32
+        self.end = len(self._automaton) - 1  # the state of a response that has ended
         self._tables: dict[tuple[torch.device, int], Tensor] = {}
+
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """Transitions [state, token] int32; the chat follows single tokens without it."""
+        return _table(self._automaton, self._bytes)
 
     def check(self) -> None:
         """Raise ConfigError for a text that no sequence of tokens spells: no response would ever end by it."""
@@ -71,7 +77,9 @@ class Stops:
 
     def follow(self, state: int, token: int) -> int:
         """The state after one more token; `end` once a marker is complete. A response begins in state 0."""
-        return int(self.table[state, token]) if token < self.table.shape[1] else state
+        for byte in self._bytes_of([token])[0]:
+            state = self._automaton[state, byte]
+        return int(state)
 
     def cut(self, tokens: Sequence[int]) -> CutResponse:
         """A response without its marker; all of it where there is none.

@@ -1,15 +1,13 @@
 """Addresses that a page may be served at, and the run that is served by default. Imports no Gradio."""
 
-import ipaddress
 import os
-import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from lite_c2f.errors import ConfigError, RunError
+from lite_c2f.runtime.address import check_port, host_names, is_loopback
 
 DEFAULT_RUN = Path("runs/toy")
-LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 AUTH_VARIABLE = "LITE_C2F_AUTH"  # every user of the machine can read a command line, but not an environment
 
 
@@ -53,17 +51,6 @@ def has_toy_run() -> bool:
     return (DEFAULT_RUN / "fine" / "model" / "config.json").is_file()
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise ConfigError for a port that is in use or not permitted at an address of this machine."""
-    name = host.strip("[]")
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in name else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
-            probe.bind((name, port))
-    except (OSError, OverflowError) as error:
-        raise port_error(host, port, error) from None
-
-
 def checked_root(root_path: str | None) -> str:
     """A path without a slash at its end, "" for none, or an http(s) address. Raises ConfigError for anything else."""
     root = (root_path or "").rstrip("/")
@@ -90,28 +77,4 @@ def allowed_hosts(host: str, auth: tuple[str, str] | None, root_path: str | None
         raise ConfigError.because(
             f"--host {host} without a password", "--auth user:password", "give one, or leave out --host"
         )
-    outside = urlsplit(root_path or "").hostname
-    names = [*LOCAL_NAMES, *([outside] if outside else [])]
-    if is_loopback(host):
-        return names if bracketed(host) in names else [*names, bracketed(host)]
-    if host.strip("[]") in ("0.0.0.0", "::"):  # every address of this machine
-        return ["*"]
-    return [*names, bracketed(host), socket.gethostname()]
-
-
-def is_loopback(host: str) -> bool:
-    """Is the server reachable from this machine alone?"""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def bracketed(host: str) -> str:
-    """A host as in an address: IPv6 in brackets, without which Gradio builds an invalid address."""
-    return f"[{host.strip('[]')}]" if ":" in host else host
-
-
-def port_error(host: str, port: int, error: Exception) -> ConfigError:
-    """The error for a port on which nothing can be served."""
-    return ConfigError.because(f"port {port} on {host}: {error}", "a free port", "use --port")
+    return host_names(host, urlsplit(root_path or "").hostname)

@@ -8,10 +8,11 @@ from lite_c2f.chat import Chat
 from lite_c2f.evaluation.compare import actor_hashes
 from lite_c2f.runs.manifest import inputs_of
 from lite_c2f.runs.models import TOY
+from lite_c2f.runtime.address import is_loopback
 from lite_c2f.smollm import CONFIG as SMOLLM_CONFIG
 from lite_c2f.smollm import SMOLLM
 from lite_c2f.toy import CONFIG as TOY_CONFIG
-from lite_c2f.ui.address import check_address, find_run, is_loopback, parse_auth
+from lite_c2f.ui.address import check_address, find_run, parse_auth
 from lite_c2f.ui.answering import Served
 from lite_c2f.ui.api import add_api
 from lite_c2f.ui.blind import blind_view

@@ -9,13 +9,13 @@ import json
 import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from starlette._utils import get_route_path  # the router's own, so that both compare the same text
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lite_c2f.runtime.address import netloc
 from lite_c2f.ui.paths import Kind, kind_of, names_a_file
 from lite_c2f.ui.rate_limits import LoginThrottle, Rate, client_of
 
@@ -185,21 +185,6 @@ def refused(refusal: HttpRefusal) -> JSONResponse:
     if refusal.wait:
         headers["retry-after"] = str(max(1, math.ceil(refusal.wait)))
     return JSONResponse({"detail": refusal.reason}, refusal.status, headers)
-
-
-def netloc(url: str, like: str = "") -> str:
-    """host:port of an address, lower case, without the scheme's default port; "" for none, as in `Origin: null`.
-
-    like: the address whose scheme counts; a proxy that serves https may forward plain http.
-    """
-    try:
-        parts, port = urlsplit(url), urlsplit(url).port
-        scheme = urlsplit(like).scheme if like else parts.scheme
-    except ValueError:
-        return ""
-    host = (parts.hostname or "").lower()
-    default = {"http": 80, "https": 443}.get(scheme)
-    return host if not host or port in (None, default) else f"{host}:{port}"
 
 
 async def read_body(receive: Receive, most: int) -> bytes:

@@ -14,8 +14,9 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from lite_c2f.ui.address import allowed_hosts, bracketed, check_address, port_error
-from lite_c2f.ui.guard import Guard, netloc
+from lite_c2f.runtime.address import bracketed, netloc, port_error
+from lite_c2f.ui.address import allowed_hosts, check_address
+from lite_c2f.ui.guard import Guard
 
 WAITING = 64  # questions in the queue; beyond that Gradio answers that the server is busy
 THREADS = 128  # each streamed answer holds one, each waiting question too, and buttons need some as well

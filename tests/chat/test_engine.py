@@ -240,10 +240,10 @@ def test_a_failing_pane_leaves_the_others_alone(chat, monkeypatch):
     expected = chat.answer(QUESTION, max_tokens=40, temperature=0.0)
     encode_history = loaded.encode_history
 
-    def broken(actor, *arguments):
+    def broken(actor, *arguments, **options):
         if actor == "coarse":
             raise RuntimeError("no\ntemplate")
-        return encode_history(actor, *arguments)
+        return encode_history(actor, *arguments, **options)
 
     monkeypatch.setattr(loaded, "encode_history", broken)
     got = chat.answer(QUESTION, max_tokens=40, temperature=0.0, score=True)

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from lite_c2f.ui.guard import HEADERS, Guard, has_file, netloc, read_body
+from lite_c2f.runtime.address import netloc
+from lite_c2f.ui.guard import HEADERS, Guard, has_file, read_body
 from lite_c2f.ui.paths import Kind, kind_of
 from lite_c2f.ui.rate_limits import LoginThrottle, Rate, RecentlyWritten, client_of
 

@@ -1,0 +1,39 @@
+"""Names of the models: the actors, and `fine@RATIO` for the Fine Actor at another ratio than the merged one."""
+
+import math
+from typing import Any
+
+from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE
+from lite_c2f.chat.engine import Chat
+from lite_c2f.chat.panes import Pane
+from lite_c2f.chat.server.errors import ApiError
+
+
+def names_of(chat: Chat) -> list[str]:
+    """The models that are listed: any other ratio is answered too."""
+    ratios = sorted({*chat.config.fine.ratios, chat.ratio})
+    return [COARSE, FINE, *(f"{FINE}@{ratio:g}" for ratio in ratios), BASELINE, BASE]
+
+
+def pane_named(name: str, key: str) -> Pane:
+    """The pane, under `key`, of a model's name. Raises ApiError 404 for an unknown one.
+
+    >>> pane_named("fine@0.5", "0")
+    Pane(key='0', actor='fine', ratio=0.5)
+    """
+    actor, at, text = name.partition("@")
+    if actor in (COARSE, FINE, BASELINE, BASE) and not at:
+        return Pane(key, actor)
+    try:
+        ratio = float(text) if actor == FINE else math.nan
+    except ValueError:
+        ratio = math.nan
+    if not (math.isfinite(ratio) and ratio >= 0):
+        expected = f"{COARSE}, {FINE}, {FINE}@RATIO such as {FINE}@0.5, {BASELINE} or {BASE}"
+        raise ApiError(404, f"The model '{name}' does not exist; expected {expected}", "model", "model_not_found")
+    return Pane(key, actor, ratio)
+
+
+def model_body(name: str, created: int, context: int) -> dict[str, Any]:
+    """One entry of the list. created: in seconds of the epoch; context: in tokens."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "lite_c2f", "max_model_len": context}
