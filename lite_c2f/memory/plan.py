@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from lite_c2f.config.settings import Config, Dpo, Reward
 from lite_c2f.errors import ConfigError
+from lite_c2f.gguf import is_packed
 from lite_c2f.memory.compute import Compute, pick_compute
 from lite_c2f.memory.remedies import PlanRefusal, context_plan_refusal, stage_refusal
 from lite_c2f.memory.sizes import ASSUMED, GIBIBYTE, Bytes, Shape, model_shape
@@ -26,6 +27,11 @@ EVALUATION_ROWS = 64  # answers of the comparison sampled together
 SAME_MODEL = (
     "model.base and model.instruct are the same model: the residue will be merged into the weights that it was trained "
     "on, so that there is no instruction tuning for it to keep"
+)
+QUANTIZED_TWICE = (
+    "model.base comes from a GGUF file: where its weights were quantised, model.quantization=nf4 quantises them once "
+    "more. A model of 135 million parameters then seldom ended an answer (docs/smollm2.md); compare with "
+    "model.quantization=none"
 )
 HUB_BYTES = 2  # a weight as it is downloaded
 
@@ -169,6 +175,8 @@ def plan_warnings(config: Config, compute: Compute) -> list[str]:
         messages.append(note)
     if same_model(config):
         messages.append(SAME_MODEL)
+    if config.model.quantization == "nf4" and is_packed(config.model.base):
+        messages.append(QUANTIZED_TWICE)
     if compute.on_gpu and compute.dtype == "float32" and config.model.compute_dtype == "auto":
         messages.append(
             "this GPU has no bfloat16, so that auto computes in float32; model.compute_dtype=float16 is several times "

