@@ -95,12 +95,11 @@ def _content(runs: Path, name: str | None, sent: Mapping[str, Any]) -> dict[str,
         return now | empty | {"header": f'<p class="none">{html.escape(notice)}</p>'}
     state = follow(runs / name)
     now |= {"header": run_html.header(state), "bars": run_html.bars(state.stages), "log": run_html.log_lines(state)}
-    now["version"] = (name, state.version)
+    now |= {"compared": run_html.comparison(state), "version": (name, state.version)}
     if sent.get("version") == now["version"]:
-        now |= {key: sent[key] for key in ("compared", "charts", "samples")}
+        now |= {key: sent[key] for key in ("charts", "samples")}
     else:
         now |= {"charts": run_html.charts(state), "samples": run_html.samples(state.samples)}
-        now |= {"compared": run_html.comparison(state)}
     resumable = state.state in RESUMABLE and (runs / name / "config.yaml").is_file()
     if resumable:
         notice = shlex.join(launch.resume_command(runs / name))
