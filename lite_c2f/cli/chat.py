@@ -1,6 +1,5 @@
 """Subcommands that chat with a run: chat, app."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +7,6 @@ import typer
 
 from lite_c2f.cli import exit_codes
 from lite_c2f.cli.root import LOOK_GROUP, Run, app
-from lite_c2f.cli.train import demo
-from lite_c2f.runs.published import check_actors_published
 
 
 @app.command(rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f chat runs/toy")
@@ -42,22 +39,11 @@ def web(
     ] = None,
 ) -> None:
     """Coarse, Fine and baseline side by side in the browser (the same as `python app.py RUN`)."""
-    from lite_c2f.ui.address import DEFAULT_RUN, check_address, find_run, has_toy_run, parse_auth
+    from lite_c2f.ui.address import check_address, find_run, parse_auth
 
     check_address(host, port, parse_auth(auth), root_path)  # before libraries are imported
-    if run is None and not has_toy_run():
-        _offer_toy_run(DEFAULT_RUN)
-    check_actors_published(find_run(run))
+    find_run(run)
     exit_codes.silence_libraries()
     from lite_c2f.ui.app import serve
 
     serve(run, host, port, auth, root_path, merged=merged, training=training)
-
-
-def _offer_toy_run(run: Path) -> None:
-    """Offer to make the toy run if stdin is a terminal; otherwise `find_run` raises an error that names the command."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return
-    question = f"No run given and none in {run}: make the toy run now (about 4 minutes)?"
-    if typer.confirm(question, default=False, err=True):
-        demo(run)
