@@ -110,7 +110,8 @@ def serve(
     else:
         runs = (folder or DEFAULT_RUN).resolve().parent
         waited = WaitedFor(runs, folder and folder.resolve().name, {})
-        without_actors = show(waiting_page(waited, configs(folder and folder.resolve()), may_train), runs, True)
+        offered = configs(folder and folder.resolve())
+        without_actors = show(waiting_page(waited, offered, may_train, LOG_OUT if pair else ""), runs, True)
         try:
             chat = loaded_when_ready(waited, merged)
         finally:

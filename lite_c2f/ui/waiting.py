@@ -62,10 +62,12 @@ def loaded_when_ready(waited: WaitedFor, merged: bool) -> Chat:
         time.sleep(REFRESH)
 
 
-def waiting_page(waited: WaitedFor, configs: Mapping[str, Path], may_train: bool) -> gr.Blocks:
-    """The page, not yet served, with Runs open. configs, may_train: as of `run_view`."""
+def waiting_page(waited: WaitedFor, configs: Mapping[str, Path], may_train: bool, log_out: str = "") -> gr.Blocks:
+    """The page, not yet served, with Runs open. configs, may_train: as of `run_view`; log_out: HTML of a link."""
     with gr.Blocks(title="lite_c2f", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML("<h1>lite_c2f</h1><span>no actors are loaded yet</span>", elem_id="about", elem_classes="about")
+        gr.HTML(
+            f"<h1>lite_c2f</h1><span>no actors are loaded yet</span>{log_out}", elem_id="about", elem_classes="about"
+        )
         with gr.Tabs(selected=RUNS):
             missing = []
             for label in TABS:
