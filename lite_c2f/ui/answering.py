@@ -3,7 +3,7 @@
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,10 +77,11 @@ def answers(
     turns: Mapping[str, History],
     panes: Sequence[str | Pane],
     settings: ChatSettings,
+    on_end: Callable[[dict[str, Reply]], None] = lambda _: None,
 ) -> Iterator[Snapshot]:
     """Snapshots of the answers as they grow; the last one is complete. Ends early where the page has left them.
 
-    The view may ask again once a snapshot with `ended` was taken; the rewards still come.
+    on_end: called once with the replies when all have ended, before the view may ask again; rewards come after that.
 
     Raises gr.Error, in one line, for what a user can correct.
     """
@@ -96,10 +97,12 @@ def answers(
             if not (ended or page.is_current(view, stream)):
                 return
             replies |= {reply.pane: reply for reply in batch}
-            ended = len(replies) == len(panes) and all(reply.finish for reply in replies.values())
+            if not ended and len(replies) == len(panes) and all(reply.finish for reply in replies.values()):
+                with page.lock:
+                    on_end(dict(replies))
+                    page.written(view, stream)
+                ended = True
             yield Snapshot(dict(replies), stream.waiting, ended)
-            if ended:
-                page.written(view, stream)
     finally:
         page.end(view, stream)
 

@@ -108,16 +108,6 @@ def blind_view(served: Served, identity: list[Any]) -> None:
 
     shown = [*heads.values(), *views.values(), verdict, *buttons.values(), send, halt]
 
-    def draw(ballot: Ballot | None) -> list[Any]:
-        voted = bool(ballot and ballot.choice)
-        names = [f"Answer {letter}" for letter in LETTERS]
-        if ballot and voted:
-            names = [f"Answer {letter}: {TITLES[actor]}" for letter, actor in zip(LETTERS, ballot.actors, strict=True)]
-        can_vote = bool(ballot and ballot.complete and not voted)
-        writing = bool(ballot and ballot.writing)
-        buttons = [gr.Button(interactive=can) for can in (*[can_vote] * len(CHOICES), not writing, writing)]
-        return [*map(title, names), *(_answer(ballot, letter) for letter in LETTERS), _verdict(ballot), *buttons]
-
     def ask(
         request: gr.Request, text: str, pair: str, ratio: float, *settings_and_identity: Any
     ) -> Iterator[list[Any]]:
@@ -140,20 +130,13 @@ def blind_view(served: Served, identity: list[Any]) -> None:
             if state.get(VIEW) is not before:  # of a reloaded page, or another question's
                 break
             before = state[VIEW] = ballot = ballot._replace(replies=snapshot.replies)
-            yield [box, *draw(ballot)]
+            yield [box, *_draw(ballot)]
             box = gr.skip()
         if state.get(VIEW) is not before:  # Gradio sends an event's last update once more when it ends
             yield [gr.skip()] * (1 + len(shown))
             return
         ballot = state[VIEW] = ballot._replace(done=True)
-        yield [box, *draw(ballot)]
-
-    def reopen(tab: str, request: gr.Request) -> list[Any]:
-        """The ballot that the tab had before it was reloaded, and the count."""
-        state = served.pages.continued(request.session_hash, tab).view_state
-        if ballot := state.get(VIEW):
-            ballot = state[VIEW] = ballot._replace(replies=restored(ballot.replies), done=True)
-        return [*draw(ballot), vote_counts(served)]
+        yield [box, *_draw(ballot)]
 
     def stop(request: gr.Request) -> None:
         served.pages.of(request.session_hash).stop(VIEW)
@@ -170,27 +153,50 @@ def blind_view(served: Served, identity: list[Any]) -> None:
     )
     halt.click(stop, None, None, **QUICK)
     if Context.root_block is not None:  # the page is as old as the server
-        Context.root_block.load(reopen, identity[1], [*shown, count], js=TAB_NUMBER, **QUICK)
+        Context.root_block.load(_reopener(served), identity[1], [*shown, count], js=TAB_NUMBER, **QUICK)
     for choice, button in buttons.items():
-        button.click(_voter(served, choice, draw), identity, [*shown, count], trigger_mode="once", **NOTIFYING).then(
+        button.click(_voter(served, choice), identity, [*shown, count], trigger_mode="once", **NOTIFYING).then(
             None, None, None, js=FOCUS
         )
 
 
-def _voter(served: Served, choice: str, draw: Any) -> Any:
+def _draw(ballot: Ballot | None) -> list[Any]:
+    """Heads, answers, verdict and buttons, in the order of `shown`."""
+    voted = bool(ballot and ballot.choice)
+    names = [f"Answer {letter}" for letter in LETTERS]
+    if ballot and voted:
+        names = [f"Answer {letter}: {TITLES[actor]}" for letter, actor in zip(LETTERS, ballot.actors, strict=True)]
+    can_vote = bool(ballot and ballot.complete and not voted)
+    writing = bool(ballot and ballot.writing)
+    buttons = [gr.Button(interactive=can) for can in (*[can_vote] * len(CHOICES), not writing, writing)]
+    return [*map(title, names), *(_answer(ballot, letter) for letter in LETTERS), _verdict(ballot), *buttons]
+
+
+def _reopener(served: Served) -> Any:
+    def reopen(tab: str, request: gr.Request) -> list[Any]:
+        """The ballot that the tab had before it was reloaded, and the count."""
+        state = served.pages.continued(request.session_hash, tab).view_state
+        if ballot := state.get(VIEW):
+            ballot = state[VIEW] = ballot._replace(replies=restored(ballot.replies), done=True)
+        return [*_draw(ballot), vote_counts(served)]
+
+    return reopen
+
+
+def _voter(served: Served, choice: str) -> Any:
     def vote(owner: str, session: str, request: gr.Request) -> list[Any]:
         page = page_of(served, request.session_hash, owner, session)
         with page.lock:
             ballot = page.view_state.get(VIEW)
             if ballot is None or not ballot.complete or ballot.choice:  # such as after a second click
-                return [*draw(ballot), vote_counts(served)]
+                return [*_draw(ballot), vote_counts(served)]
             ballot = ballot._replace(choice=choice)
             try:
                 votes.record(served.votes, vote_of(ballot, page, served))
             except (C2FError, OSError) as error:
                 raise failure(error) from None
             page.view_state[VIEW] = ballot
-        return [*draw(ballot), vote_counts(served)]
+        return [*_draw(ballot), vote_counts(served)]
 
     return vote
 

@@ -133,11 +133,17 @@ def _stream_round(
 
     again: the round may have answers that are being scored. None: there is nothing new to show.
     """
+
+    def on_end(replies: dict[str, Reply]) -> None:  # the next question reads the answers, whole
+        nonlocal round_
+        round_ = round_._replace(replies={**round_.replies, **replies})
+        save(quiet=True)
+
     with page.lock:
         refuse_while_answering(page, VIEW, scoring=again)
         transcript, saved, round_, settings = begin()
         turns = {pane: [*history(transcript, pane), Turn("human", round_.prompt)] for pane in panes}
-        snapshots = answers(served, page, VIEW, turns, panes, settings)
+        snapshots = answers(served, page, VIEW, turns, panes, settings, on_end)
         first = next(snapshots)  # settings are refused here, before anything has changed
         save_transcript(served, page, transcript._replace(rounds=(*transcript.rounds, saved)))
         place, saved_at = len(transcript.rounds), time.monotonic()
@@ -160,7 +166,7 @@ def _stream_round(
     for snapshot in chain([first], snapshots):
         round_ = round_._replace(replies={**round_.replies, **snapshot.replies})
         unscored = snapshot.replies and all(reply.reward is None for reply in snapshot.replies.values())
-        if unscored and (snapshot.ended or time.monotonic() - saved_at > SAVE_EVERY):  # the next question reads it
+        if unscored and not snapshot.ended and time.monotonic() - saved_at > SAVE_EVERY:
             save(quiet=True)
         if len(now := rounds()) == place + 1:  # later rounds, asked while this one is scored, show themselves
             yield ShownRounds((*now[:place], round_), snapshot.waiting)

@@ -629,6 +629,27 @@ def contrast(page, selector):
     return (light + 0.05) / (dark + 0.05)
 
 
+def test_right_to_left_text_ends_on_its_left(browser):
+    """Also below a paragraph that runs the other way; the full stop itself has no direction."""
+    text = "שלום לך.\n\nHello you.\n\nשלום שוב."
+    reply = Reply("fine", text, 9, 80.0, "eos", text, 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=0)
+    page = browser.new_page()
+    css = Path(render.__file__).with_name("page.css").read_text(encoding="utf-8")
+    page.set_content(f"<style>{css}</style>" + render.conversation([Round("שלום.", {}, {"fine": reply})], "fine"))
+    places = page.evaluate(
+        """() => [...document.querySelectorAll(".you, .said p")].map((part) => {
+            const place = (index) => {
+                const range = document.createRange();
+                range.setStart(part.firstChild, index), range.setEnd(part.firstChild, index + 1);
+                return range.getBoundingClientRect().left;
+            };
+            return Math.sign(place(part.firstChild.length - 1) - place(0));
+        })"""
+    )
+    assert places == [-1, -1, 1, -1]  # where the full stop is: left of the first letter, or right of it
+    page.close()
+
+
 def test_what_to_do_is_in_sight_of_a_small_window(site, browser):
     context = browser.new_context(viewport={"width": 1024, "height": 768})
     page = open_page(context, site)

@@ -106,6 +106,7 @@ def test_the_next_question_may_be_asked_while_the_last_answers_are_scored(served
     with pytest.raises(Notice, match="still being written"):
         next(rounds.ask(served, page, "too early", ["fine"], settings))
     assert next(first).rounds[0].replies["fine"].finish == "eos"
+    assert {name for name, can in can_act(page, 1.0).items() if can} == {"send", "edit", "undo", "clear"}
     assert list(first) == [None]  # the second round shows itself
     *_, last = second[0]
     assert [round_.replies["fine"] for round_ in last.rounds] == [
