@@ -109,8 +109,8 @@ def serve(
         chat = Chat(folder, merged=merged)
     else:
         runs = (folder or DEFAULT_RUN).resolve().parent
-        waited = WaitedFor(runs, folder and folder.resolve().name, {})
-        offered = configs(folder and folder.resolve())
+        waited = WaitedFor(runs, folder.resolve().name if folder else None, {})
+        offered = configs(folder.resolve() if folder else None)
         without_actors = show(waiting_page(waited, offered, may_train, LOG_OUT if pair else ""), runs, True)
         try:
             chat = loaded_when_ready(waited, merged)

@@ -133,17 +133,11 @@ def _stream_round(
 
     again: the round may have answers that are being scored. None: there is nothing new to show.
     """
-
-    def on_end(replies: dict[str, Reply]) -> None:  # the next question reads the answers, whole
-        nonlocal round_
-        round_ = round_._replace(replies={**round_.replies, **replies})
-        save(quiet=True)
-
     with page.lock:
         refuse_while_answering(page, VIEW, scoring=again)
         transcript, saved, round_, settings = begin()
         turns = {pane: [*history(transcript, pane), Turn("human", round_.prompt)] for pane in panes}
-        snapshots = answers(served, page, VIEW, turns, panes, settings, on_end)
+        snapshots = answers(served, page, VIEW, turns, panes, settings, lambda replies: on_end(replies))
         first = next(snapshots)  # settings are refused here, before anything has changed
         save_transcript(served, page, transcript._replace(rounds=(*transcript.rounds, saved)))
         place, saved_at = len(transcript.rounds), time.monotonic()
@@ -162,6 +156,11 @@ def _stream_round(
                 now = (*now[:place], saved, *now[place + 1 :])
                 save_transcript(served, page, page.transcript._replace(rounds=now), quiet=quiet)
                 saved_at = time.monotonic()
+
+    def on_end(replies: dict[str, Reply]) -> None:  # the next question reads the answers, whole
+        nonlocal round_
+        round_ = round_._replace(replies={**round_.replies, **replies})
+        save(quiet=True)
 
     for snapshot in chain([first], snapshots):
         round_ = round_._replace(replies={**round_.replies, **snapshot.replies})

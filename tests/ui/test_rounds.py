@@ -143,8 +143,10 @@ def test_a_reloaded_tab_goes_on_with_its_views_and_no_other_does():
     pages.continued("before", TAB).view_state["vote"] = "a ballot"
     pages.close("before")
     assert pages.continued("after", TAB).view_state == {"vote": "a ballot"}
-    for other in ("ef" * 16, "", TAB.upper(), TAB + "\n"):
-        assert pages.continued(other, other).view_state == {}
+    assert pages.continued("another", "ef" * 16).view_state == {}
+    for invalid in ("", TAB.upper(), TAB + "\n"):  # is nobody's: two pages that have it share nothing
+        pages.continued("one", invalid).view_state["vote"] = "a ballot"
+        assert pages.continued("two", invalid).view_state == {}
 
 
 def test_an_answer_that_a_reload_interrupted_was_stopped():
