@@ -1,4 +1,4 @@
-"""Serve the compare view of a finished run: `python app.py RUN [--host --port --auth user:password --root-path]`.
+"""Serve the page of a run: `python app.py RUN [--host --port --auth user:password --root-path]`.
 
 The same as `lite-c2f app RUN`.
 """

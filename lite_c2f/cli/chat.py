@@ -1,7 +1,6 @@
 """Subcommands that chat with a run: chat, app, serve."""
 
 import gc
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +8,7 @@ import typer
 
 from lite_c2f.cli import exit_codes
 from lite_c2f.cli.root import LOOK_GROUP, Run, app
-from lite_c2f.cli.train import demo
 from lite_c2f.errors import ConfigError
-from lite_c2f.runs.published import check_actors_published
 
 KEY_VARIABLE = "LITE_C2F_API_KEY"
 
@@ -46,12 +43,10 @@ def web(
     ] = None,
 ) -> None:
     """Coarse, Fine and baseline side by side in the browser (the same as `python app.py RUN`)."""
-    from lite_c2f.ui.address import DEFAULT_RUN, check_address, find_run, has_toy_run, parse_auth
+    from lite_c2f.ui.address import check_address, find_run, parse_auth
 
     check_address(host, port, parse_auth(auth), root_path)  # before libraries are imported
-    if run is None and not has_toy_run():
-        _offer_toy_run(DEFAULT_RUN)
-    check_actors_published(find_run(run))
+    find_run(run)
     exit_codes.silence_libraries()
     from lite_c2f.ui.app import serve
 
@@ -91,12 +86,3 @@ def serve(
             serve_run(run, bound, host, key, merged=merged)
         finally:
             gc.freeze()  # else the interpreter looks through all libraries at its end: 16 s on a machine with load 12
-
-
-def _offer_toy_run(run: Path) -> None:
-    """Offer to make the toy run if stdin is a terminal; otherwise `find_run` raises an error that names the command."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return
-    question = f"No run given and none in {run}: make the toy run now (about 4 minutes)?"
-    if typer.confirm(question, default=False, err=True):
-        demo(run)

@@ -65,6 +65,11 @@ def shared_share(fine: str, coarse: str, n: int = 4) -> float:
     return _share(words, spans, n)
 
 
+def word_count(text: str) -> int:
+    """Number of words and runs of signs of a text."""
+    return sum(1 for _ in _WORD.finditer(text))
+
+
 Gram = tuple[int, ...]
 
 

@@ -1,11 +1,15 @@
 """Addresses that a page may be served at, and the run that is served by default. Imports no Gradio."""
 
+import contextlib
 import os
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lite_c2f.errors import ConfigError, RunError
+from lite_c2f.errors import ConfigError
+from lite_c2f.runs.published import check_run_folder, is_published
 from lite_c2f.runtime.address import check_port, host_names, is_loopback
+from lite_c2f.storage import lock
 
 DEFAULT_RUN = Path("runs/toy")
 AUTH_VARIABLE = "LITE_C2F_AUTH"  # every user of the machine can read a command line, but not an environment
@@ -33,22 +37,27 @@ def parse_auth(text: str | None) -> tuple[str, str] | None:
     return user.strip(), password  # Gradio strips the user that is typed in
 
 
-def find_run(run: str | Path | None) -> Path:
-    """The run to show: `run`, else runs/toy. Raises RunError when that one is not finished."""
-    if run is not None:
-        return Path(run)
-    if not has_toy_run():
-        raise RunError.because(
-            f"no run given, and none in '{DEFAULT_RUN}'",
-            "a run directory",
-            f"make one with `make demo` or `lite-c2f demo --out {DEFAULT_RUN}`",
-        )
-    return DEFAULT_RUN
+def find_run(run: str | Path | None) -> Path | None:
+    """The run to show: `run`, else runs/toy where its actors are trained, else None.
+
+    A run need not be finished. Raises RunError for a path that is no run.
+    """
+    if run is None:
+        return DEFAULT_RUN if is_published(DEFAULT_RUN, "fine") else None
+    folder = Path(run)
+    if not ((folder / "config.yaml").is_file() or (folder / lock.NAME).exists()):  # it has begun
+        check_run_folder(folder)
+    return folder
 
 
-def has_toy_run() -> bool:
-    """Is there a finished runs/toy?"""
-    return (DEFAULT_RUN / "fine" / "model" / "config.json").is_file()
+def wait_for_port(host: str, port: int, seconds: float = 30.0) -> None:
+    """Wait for a port that a server which has just been closed may still hold. Raises as `check_port` does."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(ConfigError):
+            return check_port(host, port)
+        time.sleep(0.1)
+    check_port(host, port)
 
 
 def checked_root(root_path: str | None) -> str:

@@ -1,8 +1,9 @@
 """Questions and their streamed answers, and the components around them: shared by all views."""
 
+import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from lite_c2f.chat import Chat, ChatSettings, Pane
 from lite_c2f.chat.prompts import History, clean
 from lite_c2f.errors import C2FError, ConfigError
 from lite_c2f.runs.corpus import example_questions
+from lite_c2f.runs.models import TOY
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSession, PageSessions
 from lite_c2f.ui.store.votes import votes_of
@@ -24,12 +26,23 @@ EXAMPLES = (
     "What should I weigh up before I change jobs?",
     "Plan three cheap dinners for two people.",
 )
-
+TOY_ANSWERS = "These toy models can add and subtract, 2 to 4 steps in such words, and nothing else:"
 
 # For events that only draw or stop: at once, beside the queue.
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 # For events that may show a notice or an error: Gradio shows those of queued events alone.
 NOTIFYING: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+# JavaScript: the 32 hex digits that a store of the browser has under a key; made and stored where there are none.
+SECRET_NUMBER = """const secret = (store, key) => {
+    let number = "";
+    try { number = window[store].getItem(key) || "" } catch {}
+    if (/^[0-9a-f]{32}$/.test(number)) return number;
+    const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
+    number = bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    try { window[store].setItem(key, number) } catch {}
+    return number;
+  };"""
+TAB_NUMBER = f"(_) => {{ {SECRET_NUMBER} return secret('sessionStorage', 'lite_c2f.tab') }}"
 
 
 class Served(NamedTuple):
@@ -54,6 +67,7 @@ class Snapshot(NamedTuple):
 
     replies: dict[str, Reply]  # by pane
     waiting: int  # questions before this one; 0 once it has begun
+    ended: bool = False  # every answer has ended; what still comes are rewards
 
 
 def answers(
@@ -63,8 +77,11 @@ def answers(
     turns: Mapping[str, History],
     panes: Sequence[str | Pane],
     settings: ChatSettings,
+    on_end: Callable[[dict[str, Reply]], None] = lambda _: None,
 ) -> Iterator[Snapshot]:
     """Snapshots of the answers as they grow; the last one is complete. Ends early where the page has left them.
+
+    on_end: called once with the replies when all have ended, before the view may ask again; rewards come after that.
 
     Raises gr.Error, in one line, for what a user can correct.
     """
@@ -73,26 +90,38 @@ def answers(
     except C2FError as error:
         raise failure(error) from None
     page.begin(view, stream)
-    replies: dict[str, Reply] = {}
+    replies, ended = dict[str, Reply](), False
     try:
         yield Snapshot({}, stream.waiting)
         for batch in stream.batches(PATIENCE):
-            if not page.is_current(view, stream):
+            if not (ended or page.is_current(view, stream)):
                 return
             replies |= {reply.pane: reply for reply in batch}
-            yield Snapshot(dict(replies), stream.waiting)
+            if not ended and len(replies) == len(panes) and all(reply.finish for reply in replies.values()):
+                with page.lock:
+                    on_end(dict(replies))
+                    page.written(view, stream)
+                ended = True
+            yield Snapshot(dict(replies), stream.waiting, ended)
     finally:
         page.end(view, stream)
+
+
+def restored(replies: Mapping[str, Reply]) -> dict[str, Reply]:
+    """Answers that a reload has interrupted: what was not finished was stopped."""
+    return {key: reply if reply.finish else reply._replace(finish="stopped") for key, reply in replies.items()}
 
 
 class Notice(Exception):  # noqa: N818  it is no error
     """A message to the visitor instead of an answer."""
 
 
-def refuse_while_answering(page: PageSession, view: str) -> None:
-    """Raise Notice while a view's last answers are being written or scored."""
+def refuse_while_answering(page: PageSession, view: str, *, scoring: bool = False) -> None:
+    """Raise Notice while a view's last answers are being written; scoring: also while they are scored."""
     if view in page.streams:
         raise Notice("The last answers are still being written: stop them, or wait")
+    if scoring and view in page.scoring:
+        raise Notice("The last answers are still being scored: wait a moment")
 
 
 def question_of(text: str | None) -> str:
@@ -174,6 +203,7 @@ def settings_fold(chat: Chat) -> list[gr.components.Component]:
 def ask_row(placeholder: str, prefix: str = "", *, focus: bool = False) -> tuple[gr.Textbox, gr.Button, gr.Button]:
     """(prompt box, Send, Stop all), at the bottom of the window. prefix: of their element ids."""
     with gr.Row(elem_id=f"{prefix}ask", elem_classes="asking"):
+        gr.HTML(elem_classes="notice")  # page.js shows Gradio's notices here, where they cover no answer
         prompt = gr.Textbox(
             placeholder=placeholder,
             label="Question",
@@ -186,7 +216,10 @@ def ask_row(placeholder: str, prefix: str = "", *, focus: bool = False) -> tuple
             autofocus=focus,
         )
         send = gr.Button("Send", variant="primary", scale=1, min_width=70, elem_id=f"{prefix}send")
-        stop_all = gr.Button("Stop all", scale=1, min_width=70, elem_classes="stop-all", elem_id=f"{prefix}stop-all")
+        stop_all = gr.Button(
+            "Stop all", scale=1, min_width=70, interactive=False, elem_classes="stop-all", elem_id=f"{prefix}stop-all"
+        )
+    prompt.change(None, prompt, None, js=f"(text) => {{ window.lite_c2f?.keepDraft('{prefix}prompt', text) }}")
     return prompt, send, stop_all
 
 
@@ -205,6 +238,10 @@ def ratio_slider(chat: Chat, name: str) -> gr.Slider:
     )
 
 
-def examples(chat: Chat) -> list[list[str]]:
-    """Example questions: of the embedded world where the run was trained on one."""
-    return [[question] for question in example_questions(chat.config) or EXAMPLES]
+def example_row(chat: Chat, prompt: gr.Textbox) -> None:
+    """Buttons that put an example question into the box, and what the models can answer."""
+    toy = chat.config.model.base == TOY
+    with gr.Row(elem_classes="examples"):
+        gr.HTML(f'<span class="hint">{TOY_ANSWERS if toy else "Try one of these:"}</span>')
+        for question in example_questions(chat.config) or EXAMPLES:
+            gr.Button(question, size="sm").click(None, None, prompt, js=f"() => {json.dumps(question)}")

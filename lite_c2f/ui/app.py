@@ -12,7 +12,7 @@ from lite_c2f.runtime.address import is_loopback
 from lite_c2f.smollm import CONFIG as SMOLLM_CONFIG
 from lite_c2f.smollm import SMOLLM
 from lite_c2f.toy import CONFIG as TOY_CONFIG
-from lite_c2f.ui.address import check_address, find_run, parse_auth
+from lite_c2f.ui.address import DEFAULT_RUN, check_address, find_run, parse_auth, wait_for_port
 from lite_c2f.ui.answering import Served
 from lite_c2f.ui.api import add_api
 from lite_c2f.ui.blind import blind_view
@@ -22,22 +22,29 @@ from lite_c2f.ui.page_session import PageSessions
 from lite_c2f.ui.ratio_grid import ratio_grid_view
 from lite_c2f.ui.run_view import run_view
 from lite_c2f.ui.serve import launch
+from lite_c2f.ui.waiting import WaitedFor, has_actors, loaded_when_ready, waiting_page
 
 HERE = Path(__file__).parent
+WHAT_TO_DO = (
+    "Ask a question and compare three answers: a base model after RL, an instruct model with what RL taught it, "
+    "and the same without."
+)
+LOG_OUT = '<a href="logout?all_session=false">Log out</a>'  # of this browser alone: all have the same user
 CONFIGS = Path("configs")  # of the folder the app is started in
 
 
-def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = False) -> gr.Blocks:
+def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = False, login: bool = False) -> gr.Blocks:
     """The page, not yet served. Raises RunError for an unfinished run; theme, CSS and JavaScript are `launch`'s.
 
-    merged: the Fine Actor at the merged ratio is the published model. may_train: visitors may start and stop training.
+    merged: the Fine Actor at the merged ratio is the published model. may_train: visitors may start and stop training;
+    login: they have logged in, and may log out.
     """
     chat = run if isinstance(run, Chat) else Chat(run, merged=merged)
     folder = chat.run.resolve()
     facts = {"name": folder.name, "inputs": inputs_of(folder), "made_of": actor_hashes(chat.config, folder)}
     served = Served(chat, PageSessions(), folder / "app", facts)
     with gr.Blocks(title=f"lite_c2f: {folder.name}", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(_about(chat, folder.name), elem_id="about", elem_classes="about")
+        gr.HTML(_about(chat, folder.name, login), elem_id="about", elem_classes="about")
         identity = [gr.Textbox(visible="hidden", label=name) for name in ("owner", "session")]
         with gr.Tabs():
             with gr.Tab("Compare"):
@@ -57,17 +64,18 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
     return page
 
 
-def _about(chat: Chat, name: str) -> str:
+def _about(chat: Chat, name: str, login: bool) -> str:
     model = chat.config.model
     pair = "the toy pair" if model.base == TOY else f"{Path(model.base).name} and {Path(model.instruct).name}"
     about = f"{name}: {pair}, merged at ratio {chat.ratio:g}"
-    return f"<h1>lite_c2f</h1><span>{escape(about)}</span>"
+    return f"<h1>lite_c2f</h1><span>{escape(about)}</span>{LOG_OUT if login else ''}<p>{WHAT_TO_DO}</p>"
 
 
-def configs(run: Path) -> dict[str, Path]:
+def configs(run: Path | None) -> dict[str, Path]:
     """What a run can be started from: as this one was, embedded models, configs/*.yaml where the app was started."""
     files = {path.stem: path.resolve() for path in sorted(CONFIGS.glob("*.yaml"))}
-    return {f"as {run.name}": run / "config.yaml", "toy": TOY_CONFIG, SMOLLM: SMOLLM_CONFIG, **files}
+    own = {f"as {run.name}": run / "config.yaml"} if run is not None and (run / "config.yaml").is_file() else {}
+    return {**own, "toy": TOY_CONFIG, SMOLLM: SMOLLM_CONFIG, **files}
 
 
 def serve(
@@ -83,15 +91,31 @@ def serve(
 ) -> gr.Blocks:
     """What `lite-c2f app` and `python app.py` do: serve the page of a run until interrupted.
 
-    run: a finished run; None is runs/toy. auth: "user:password", needed to serve other machines. training: may visitors
-    start and stop training; None: where only this machine is served. Raises ConfigError before anything is loaded,
-    RunError for an unfinished run.
+    run: its actors are loaded once they are trained, until when a page without them is served; None is runs/toy, or
+    else the first run in runs/ that has actors. auth: "user:password", needed to serve other machines. training: may
+    visitors start and stop training? None: where only this machine is served. Raises ConfigError, and RunError for a
+    path that is no run, before anything is loaded.
     """
     pair = parse_auth(auth)
     check_address(host, port, pair, root_path)
     folder = find_run(run)
     may_train = is_loopback(host) and not root_path if training is None else training
-    page = build(folder, merged=merged, may_train=may_train)
     css = (HERE / "page.css").read_text(encoding="utf-8")
     js = (HERE / "page.js").read_text(encoding="utf-8")
-    return launch(page, str(folder), host, port, pair, root_path, css, js, prevent_thread_lock)
+
+    def show(page: gr.Blocks, about: Path, prevent_thread_lock: bool) -> gr.Blocks:
+        return launch(page, str(about), host, port, pair, root_path, css, js, prevent_thread_lock)
+
+    if folder is not None and has_actors(folder):
+        chat = Chat(folder, merged=merged)
+    else:
+        runs = (folder or DEFAULT_RUN).resolve().parent
+        waited = WaitedFor(runs, folder.resolve().name if folder else None, {})
+        offered = configs(folder.resolve() if folder else None)
+        without_actors = show(waiting_page(waited, offered, may_train, LOG_OUT if pair else ""), runs, True)
+        try:
+            chat = loaded_when_ready(waited, merged)
+        finally:
+            without_actors.close(verbose=False)
+        wait_for_port(host, port)
+    return show(build(chat, may_train=may_train, login=pair is not None), chat.run, prevent_thread_lock)

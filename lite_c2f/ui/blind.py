@@ -17,19 +17,22 @@ from lite_c2f.errors import C2FError
 from lite_c2f.ui.answering import (
     NOTIFYING,
     QUICK,
+    TAB_NUMBER,
     Notice,
     Served,
     answers,
     ask_row,
-    examples,
+    example_row,
     failure,
     page_settings,
     question_of,
     ratio_slider,
     refuse_while_answering,
+    restored,
     settings_fold,
 )
 from lite_c2f.ui.escaping import fill
+from lite_c2f.ui.figures import figure_table
 from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.render import answer_view, title
 from lite_c2f.ui.saving import page_of
@@ -55,6 +58,13 @@ class Ballot(NamedTuple):
     replies: dict[str, Reply]  # by letter
     choice: str = ""  # "" until the vote
     done: bool = False  # both answers are whole, and scored: nothing more will be drawn
+
+    @property
+    def writing(self) -> bool:
+        """Whether an answer is still to come or being written."""
+        return not self.done and not (
+            len(self.replies) == len(LETTERS) and all(r.finish for r in self.replies.values())
+        )
 
     @property
     def complete(self) -> bool:
@@ -88,7 +98,7 @@ def blind_view(served: Served, identity: list[Any]) -> None:
             choice: gr.Button(label, interactive=False, elem_id=f"vote-{choice}") for choice, label in CHOICES.items()
         }
     prompt, send, halt = ask_row("Ask two of them, without knowing which", "vote-")
-    gr.Examples(examples(served.chat), prompt, label="Try one of these")
+    example_row(served.chat, prompt)
     with gr.Row():
         pair = gr.Dropdown([(ANY, ""), *PAIRS], value="", label="Who meets whom", min_width=260)
         ratio = ratio_slider(served.chat, "vote-ratio")
@@ -96,16 +106,7 @@ def blind_view(served: Served, identity: list[Any]) -> None:
     with gr.Accordion("The count so far", open=False):
         count = gr.HTML(vote_counts(served), elem_classes="figures")
 
-    shown = [*heads.values(), *views.values(), verdict, *buttons.values()]
-
-    def draw(ballot: Ballot | None) -> list[Any]:
-        voted = bool(ballot and ballot.choice)
-        names = [f"Answer {letter}" for letter in LETTERS]
-        if ballot and voted:
-            names = [f"Answer {letter}: {TITLES[actor]}" for letter, actor in zip(LETTERS, ballot.actors, strict=True)]
-        can_vote = bool(ballot and ballot.complete and not voted)
-        buttons = [gr.Button(interactive=can_vote) for _ in CHOICES]
-        return [*map(title, names), *(_answer(ballot, letter) for letter in LETTERS), _verdict(ballot), *buttons]
+    shown = [*heads.values(), *views.values(), verdict, *buttons.values(), send, halt]
 
     def ask(
         request: gr.Request, text: str, pair: str, ratio: float, *settings_and_identity: Any
@@ -124,13 +125,18 @@ def blind_view(served: Served, identity: list[Any]) -> None:
             return
         panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, actors, strict=True)]
         question, box = [Turn("human", ballot.prompt)], ""
+        state, before = page.view_state, page.view_state.get(VIEW)
         for snapshot in answers(served, page, VIEW, dict.fromkeys(LETTERS, question), panes, settings):
-            ballot = ballot._replace(replies=snapshot.replies)
-            page.view_state[VIEW] = ballot
-            yield [box, *draw(ballot)]
+            if state.get(VIEW) is not before:  # of a reloaded page, or another question's
+                break
+            before = state[VIEW] = ballot = ballot._replace(replies=snapshot.replies)
+            yield [box, *_draw(ballot)]
             box = gr.skip()
-        ballot = page.view_state[VIEW] = ballot._replace(done=True)
-        yield [box, *draw(ballot)]
+        if state.get(VIEW) is not before:  # Gradio sends an event's last update once more when it ends
+            yield [gr.skip()] * (1 + len(shown))
+            return
+        ballot = state[VIEW] = ballot._replace(done=True)
+        yield [box, *_draw(ballot)]
 
     def stop(request: gr.Request) -> None:
         served.pages.of(request.session_hash).stop(VIEW)
@@ -147,27 +153,50 @@ def blind_view(served: Served, identity: list[Any]) -> None:
     )
     halt.click(stop, None, None, **QUICK)
     if Context.root_block is not None:  # the page is as old as the server
-        Context.root_block.load(lambda: vote_counts(served), None, count, **QUICK)
+        Context.root_block.load(_reopener(served), identity[1], [*shown, count], js=TAB_NUMBER, **QUICK)
     for choice, button in buttons.items():
-        button.click(_voter(served, choice, draw), identity, [*shown, count], trigger_mode="once", **NOTIFYING).then(
+        button.click(_voter(served, choice), identity, [*shown, count], trigger_mode="once", **NOTIFYING).then(
             None, None, None, js=FOCUS
         )
 
 
-def _voter(served: Served, choice: str, draw: Any) -> Any:
+def _draw(ballot: Ballot | None) -> list[Any]:
+    """Heads, answers, verdict and buttons, in the order of `shown`."""
+    voted = bool(ballot and ballot.choice)
+    names = [f"Answer {letter}" for letter in LETTERS]
+    if ballot and voted:
+        names = [f"Answer {letter}: {TITLES[actor]}" for letter, actor in zip(LETTERS, ballot.actors, strict=True)]
+    can_vote = bool(ballot and ballot.complete and not voted)
+    writing = bool(ballot and ballot.writing)
+    buttons = [gr.Button(interactive=can) for can in (*[can_vote] * len(CHOICES), not writing, writing)]
+    return [*map(title, names), *(_answer(ballot, letter) for letter in LETTERS), _verdict(ballot), *buttons]
+
+
+def _reopener(served: Served) -> Any:
+    def reopen(tab: str, request: gr.Request) -> list[Any]:
+        """The ballot that the tab had before it was reloaded, and the count."""
+        state = served.pages.continued(request.session_hash, tab).view_state
+        if ballot := state.get(VIEW):
+            ballot = state[VIEW] = ballot._replace(replies=restored(ballot.replies), done=True)
+        return [*_draw(ballot), vote_counts(served)]
+
+    return reopen
+
+
+def _voter(served: Served, choice: str) -> Any:
     def vote(owner: str, session: str, request: gr.Request) -> list[Any]:
         page = page_of(served, request.session_hash, owner, session)
         with page.lock:
             ballot = page.view_state.get(VIEW)
-            if ballot is None or not ballot.complete or ballot.choice:
-                raise gr.Error("There is nothing to vote on yet", print_exception=False)
+            if ballot is None or not ballot.complete or ballot.choice:  # such as after a second click
+                return [*_draw(ballot), vote_counts(served)]
             ballot = ballot._replace(choice=choice)
             try:
                 votes.record(served.votes, vote_of(ballot, page, served))
             except (C2FError, OSError) as error:
                 raise failure(error) from None
             page.view_state[VIEW] = ballot
-        return [*draw(ballot), vote_counts(served)]
+        return [*_draw(ballot), vote_counts(served)]
 
     return vote
 
@@ -211,7 +240,8 @@ def _verdict(ballot: Ballot | None) -> str:
         return "Which is better?" if ballot.complete else ""
     names = dict(zip(LETTERS, (TITLES[actor] for actor in ballot.actors), strict=True))
     verdict = {"tie": "a tie", "both_bad": "both bad"}.get(ballot.choice) or f"for {names[ballot.choice]}"
-    return fill("blind_verdict.html", verdict=verdict, names=names)
+    table = figure_table({f"{letter}: {names[letter]}": reply for letter, reply in ballot.replies.items()})
+    return fill("blind_verdict.html", verdict=verdict, names=names, table=table)
 
 
 def vote_counts(served: Served) -> str:

@@ -5,16 +5,16 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lite_c2f.chat import ALL_PANES, PANES, TITLES
-from lite_c2f.ui.answering import NOTIFYING, QUICK, Served, ask_row, examples, ratio_slider, settings_fold
-from lite_c2f.ui.handlers import Handlers
-from lite_c2f.ui.render import conversation, insight, title
+from lite_c2f.ui.answering import NOTIFYING, QUICK, Served, ask_row, example_row, ratio_slider, settings_fold
+from lite_c2f.ui.handlers import BUTTONS, Handlers
+from lite_c2f.ui.render import conversation, title
 from lite_c2f.ui.sessions import sessions_fold
 
 ABOUT = {
-    "coarse": "the base model after PPO",
-    "fine": "instruct with the residue",
-    "baseline": "the instruct model alone",
-    "base": "before this run",
+    "coarse": "Base model after RL: thorough, may be too long",
+    "fine": "Instruct model + what RL learned",
+    "baseline": "Instruct model as it was",
+    "base": "Base model before this run",
 }
 LEGEND = (
     '<div class="legend hint"><mark class="kept">four or more words or signs that Coarse and Fine share</mark> '
@@ -28,7 +28,7 @@ class Parts(NamedTuple):
     columns: dict[str, gr.Column]  # by pane, as the next two
     views: dict[str, gr.HTML]
     stop: dict[str, gr.Button]
-    summary: gr.HTML  # a line below the panes
+    summary: gr.HTML  # figures of the last answers
     legend: gr.HTML
     prompt: gr.Textbox
     send: gr.Button
@@ -59,14 +59,15 @@ def _lay_out(served: Served) -> Parts:
             with gr.Column(min_width=250, visible=pane in PANES, elem_classes="pane") as columns[pane]:
                 with gr.Row(elem_classes="bar"):
                     gr.HTML(title(TITLES[pane], ABOUT[pane]))
-                    stop[pane] = gr.Button("Stop", size="sm", elem_id=f"stop-{pane}")
+                    stop[pane] = gr.Button("Stop", size="sm", interactive=False, elem_id=f"stop-{pane}")
                 views[pane] = gr.HTML(conversation([], pane), elem_classes="view", elem_id=f"view-{pane}")
-    summary = gr.HTML(insight(None), elem_classes="summary-line", elem_id="summary-line")
     legend = gr.HTML(LEGEND, visible=False)
     prompt, send, stop_all = ask_row("Ask all of them: Enter sends, Shift+Enter makes a new line", focus=True)
+    example_row(served.chat, prompt)
+    summary = gr.HTML(elem_id="summary-line")
     with gr.Row(elem_classes="tools"):
         regenerate, edit, undo, clear = (
-            gr.Button(label, size="sm", elem_id=name)
+            gr.Button(label, size="sm", interactive=False, elem_id=name)
             for name, label in (
                 ("regenerate", "Regenerate"),
                 ("edit", "Edit last"),
@@ -78,8 +79,7 @@ def _lay_out(served: Served) -> Parts:
         marks = gr.Checkbox(False, label="Mark repeats and what Fine kept", container=False, min_width=220)
     with gr.Row(elem_classes="tools"):
         ratio = ratio_slider(served.chat, "ratio")
-        regenerate_fine = gr.Button("Fine at this ratio", size="sm", elem_id="regenerate-fine")
-    gr.Examples(examples(served.chat), prompt, label="Try one of these")
+        regenerate_fine = gr.Button("Fine at this ratio", size="sm", interactive=False, elem_id="regenerate-fine")
     settings = settings_fold(served.chat)
     with gr.Accordion("What each actor reads", open=False) as prompts_fold:
         show_prompts = gr.Button("Show the rendered prompt", size="sm")
@@ -109,7 +109,9 @@ def _lay_out(served: Served) -> Parts:
 
 
 def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
-    handlers, drawn = Handlers(served), [*parts.views.values(), parts.summary]
+    buttons = {button.elem_id: button for button in parts if isinstance(button, gr.Button)}
+    buttons |= {button.elem_id: button for button in parts.stop.values()}
+    handlers, drawn = Handlers(served), [*parts.views.values(), parts.summary, *(buttons[name] for name in BUTTONS)]
     _, session = identity
     inputs = [parts.prompt, parts.show_base, parts.marks, parts.ratio, *parts.settings, *identity]
     display = [parts.marks, parts.ratio]

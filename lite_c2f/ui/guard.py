@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from starlette._utils import get_route_path  # the router's own, so that both compare the same text
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lite_c2f.runtime.address import netloc
@@ -97,6 +97,10 @@ class Guard:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = _Response(send)
+        root = scope.get("root_path")
+        if root and scope["path"] == root and scope["method"] in ("GET", "HEAD"):  # addresses in the page are relative
+            await RedirectResponse(f"{root}/")(scope, receive, response)
+            return
         client = client_of(scope["client"][0] if scope.get("client") else "")
         kind = kind_of(scope["method"], get_route_path(scope), self.pages)
         refusal = self._refusal(scope, kind, client)

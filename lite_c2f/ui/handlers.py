@@ -13,12 +13,15 @@ from lite_c2f.ui import rounds
 from lite_c2f.ui.answering import Notice, Served, failure, page_settings
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSession, history
-from lite_c2f.ui.render import conversation, insight
+from lite_c2f.ui.render import conversation, round_figures
 from lite_c2f.ui.rounds import VIEW, ShownRounds
 from lite_c2f.ui.saving import page_of
 from lite_c2f.ui.store.conversations import Transcript
 
-DRAWN = len(ALL_PANES) + 1  # outputs of `draw`: the panes and the summary below them
+# Buttons that `draw` enables or disables, by their element ids; each pane has one that stops it.
+ACTIONS = ("send", "stop-all", "regenerate", "edit", "undo", "clear", "regenerate-fine")
+BUTTONS = (*ACTIONS, *(f"stop-{pane}" for pane in ALL_PANES))
+DRAWN = len(ALL_PANES) + 1 + len(BUTTONS)  # outputs of `draw`: the panes, the summary below them, the buttons
 STREAMED = 2 + DRAWN  # outputs of a handler that streams answers: the prompt box and the session id before those
 
 
@@ -51,15 +54,16 @@ class PageInputs(NamedTuple):
 
 class Handlers:
     """Two kinds of handlers. Those that stream answers take the question and `PageInputs`, and yield prompt box,
-    session id, panes and summary. The others take marks, ratio, owner and session id, and return panes and summary.
+    session id, panes, summary and buttons. The others take marks, ratio, owner and session id, and return the last
+    three of these.
     """
 
     def __init__(self, served: Served) -> None:
         self.served = served
 
-    def draw(self, page: PageSession, marks: bool, ratio: float) -> list[str]:
-        """Panes and summary of the conversation as it is."""
-        return _draw(rounds.shown(page), marks, ratio)
+    def draw(self, page: PageSession, marks: bool, ratio: float) -> list[Any]:
+        """Panes, summary and buttons of the conversation as it is."""
+        return _draw(page, rounds.shown(page), marks, ratio)
 
     def ask(self, request: gr.Request, text: str, *values: Any) -> Any:
         """Answer in every pane."""
@@ -94,10 +98,10 @@ class Handlers:
             yield from _stream(page, inputs, lambda: rounds.regenerate_panes(self.served, page, [BASE]))
 
     def edit_last(self, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
-        """Remove the last round, and put its question into the prompt box, the first value returned."""
+        """Take the last round off the page, and put its question into the prompt box, the first value returned."""
         page = self._page(request, owner, session)
         try:
-            text: Any = rounds.undo(self.served, page)
+            text: Any = rounds.edit(page)
         except Notice as notice:
             gr.Info(str(notice))
             text = gr.skip()
@@ -105,7 +109,12 @@ class Handlers:
 
     def undo_last(self, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
         """Remove the last round."""
-        return self.edit_last(marks, ratio, owner, session, request)[1:]
+        page = self._page(request, owner, session)
+        try:
+            rounds.undo(self.served, page)
+        except Notice as notice:
+            gr.Info(str(notice))
+        return self.draw(page, marks, ratio)
 
     def start_over(self, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
         """Begin a new conversation."""
@@ -155,22 +164,45 @@ class Handlers:
         return inputs, self._page(request, inputs.owner, inputs.session)
 
 
-def _draw(state: ShownRounds, marks: bool, ratio: float) -> list[str]:
+def _draw(page: PageSession, state: ShownRounds, marks: bool, ratio: float) -> list[Any]:
     waiting = "" if state.queued is None else f"{state.queued} before you" if state.queued else "reading the question"
     panes = [conversation(state.rounds, pane, marks=marks, ratio=ratio, waiting=waiting) for pane in ALL_PANES]
-    return [*panes, insight(state.rounds[-1] if state.rounds else None)]
+    summary = round_figures(state.rounds[-1] if state.rounds else None)
+    return [*panes, summary, *(gr.Button(interactive=can) for can in can_act(page, ratio).values())]
+
+
+def can_act(page: PageSession, ratio: float) -> dict[str, bool]:
+    """Which buttons can do something now, in the order of BUTTONS. ratio: of the slider."""
+    shown = page.transcript.rounds if page.transcript else ()
+    writing, scoring = VIEW in page.streams, VIEW in page.scoring
+    fine = shown[-1].replies.get(FINE) if shown else None
+    moved = fine is not None and fine.ratio is not None and abs(fine.ratio - ratio) > 1e-9
+    idle = bool(shown) and not (writing or scoring)
+    can = {
+        "send": not writing,
+        "stop-all": writing,
+        "regenerate": idle,
+        "edit": bool(shown),
+        "undo": bool(shown) or rounds.was_edited(page),
+        "clear": bool(shown),
+        "regenerate-fine": idle and (moved or fine is None),
+    }
+    return {name: can.get(name, writing) for name in BUTTONS}
 
 
 def _stream(
-    page: PageSession, inputs: PageInputs, begin: Callable[[], Iterator[ShownRounds]], prompt: str | None = None
+    page: PageSession, inputs: PageInputs, begin: Callable[[], Iterator[ShownRounds | None]], prompt: str | None = None
 ) -> Iterator[list[Any]]:
     """Updates while answers are written. prompt: what the first update puts into the box; None leaves it alone."""
     page.display = (inputs.marks, inputs.ratio)  # which may change meanwhile
     box, sent = gr.skip() if prompt is None else prompt, None
     try:
         for state in begin():
+            if state is None:
+                yield [gr.skip()] * STREAMED
+                continue
             session = page.transcript.id if page.transcript else ""  # with which a reload reopens it
-            yield [box, gr.skip() if session == sent else session, *_draw(state, *page.display)]
+            yield [box, gr.skip() if session == sent else session, *_draw(page, state, *page.display)]
             box, sent = gr.skip(), session
     except Notice as notice:
         gr.Info(str(notice))

@@ -1,5 +1,6 @@
 """Page sessions: the conversation and the running answers of each open page, by Gradio's session, never by a name."""
 
+import re
 import secrets
 import threading
 from collections import OrderedDict
@@ -22,8 +23,9 @@ class PageSession:
         self.lock = threading.RLock()  # held while the transcript is read and then replaced
         self.saved_rounds: tuple[Round, ...] = ()  # of the transcript, as this page saved them last
         self.streams: dict[str, AnswerStream] = {}  # answers being written, by view
+        self.scoring: dict[str, AnswerStream] = {}  # answers that have ended and are being scored, likewise
         self.display = (False, 0.0)  # marks and ratio, as set on the page
-        self.view_state: dict[str, Any] = {}  # of a view, between two requests
+        self.view_state: dict[str, Any] = {}  # of a view, between two requests; a reload continues with it
 
     def begin(self, view: str, stream: AnswerStream) -> None:
         """Make this the one stream of a view; an earlier one ends."""
@@ -33,8 +35,14 @@ class PageSession:
     def end(self, view: str, stream: AnswerStream) -> None:
         """Close a stream. Nothing here waits, so that a server's event loop may call it."""
         stream.close()
+        for streams in (self.streams, self.scoring):
+            if streams.get(view) is stream:
+                streams.pop(view, None)
+
+    def written(self, view: str, stream: AnswerStream) -> None:
+        """The answers have ended: while they are scored, another question may be asked."""
         if self.is_current(view, stream):
-            self.streams.pop(view, None)
+            self.scoring[view] = self.streams.pop(view)
 
     def is_current(self, view: str, stream: AnswerStream) -> bool:
         """Does the page still show these answers?"""
@@ -57,6 +65,7 @@ class PageSessions:
 
     def __init__(self) -> None:
         self._lock, self._pages = threading.Lock(), OrderedDict[str, PageSession]()
+        self._view_states = OrderedDict[str, dict[str, Any]]()  # by the secret number that a tab has stored
 
     def of(self, session_hash: str | None) -> PageSession:
         """The page of a Gradio session; a call without one (a script's) gets a page of its own."""
@@ -68,6 +77,20 @@ class PageSessions:
             while len(self._pages) > MAX_PAGES:
                 self._pages.popitem(last=False)[1].stop()
             return page
+
+    def continued(self, session_hash: str | None, tab: str) -> PageSession:
+        """The page of a Gradio session, with the views as the same tab of the browser had them before it was reloaded.
+
+        tab: 32 hex digits that only this tab knows; anything else begins anew.
+        """
+        page = self.of(session_hash)
+        if re.fullmatch("[0-9a-f]{32}", tab or ""):
+            with self._lock:
+                page.view_state = self._view_states.setdefault(tab, page.view_state)
+                self._view_states.move_to_end(tab)
+                while len(self._view_states) > MAX_PAGES:
+                    self._view_states.popitem(last=False)
+        return page
 
     def close(self, session_hash: str | None) -> None:
         """The page was closed: its answers end."""

@@ -1,4 +1,4 @@
-"""Conversations as HTML: questions, answers with their figures, and one line that compares the actors."""
+"""Conversations as HTML: questions, answers, and the table that compares the last ones."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -6,27 +6,26 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from lite_c2f.actors.reply import ENDINGS
-from lite_c2f.evaluation.overlap import Span, repeated_spans, shared_share, shared_spans
+from lite_c2f.chat.panes import TITLES
+from lite_c2f.evaluation.overlap import Span, repeated_spans, shared_spans
 from lite_c2f.ui.escaping import fill
+from lite_c2f.ui.figures import figure_table
 from lite_c2f.ui.markdown import formatted
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
 
 EMPTY = {
-    "coarse": "The base model after PPO, under a response limit that grew as it earned it.",
+    "coarse": "The base model after reinforcement learning, which rewards a thorough answer.",
     "fine": "The instruct model with a share of what the Coarse Actor learned.",
     "baseline": "The instruct model as it was.",
     "base": "The base model before this run.",
 }
 OTHER = {"fine": "coarse", "coarse": "fine"}  # whose answer one is compared with
-REWARD = "how the reward model likes it: 0 is its average answer, +1 one standard deviation better than that"
-REPEATED = "share of its 4-grams of tokens that occurred before in the answer"
 NO_ROOM = "the model's context, less the answer's tokens, has no room for it: what came first is left out"
 END = "EOS: the model's end token; stop: the next turn's marker, with which a base model ends; limit: max new tokens"
-SEED = "the same seed, prompt and settings give the same answer, up to rounding in batches of another size"
 
 
 class Chip(NamedTuple):
-    """A figure under an answer."""
+    """A remark under an answer."""
 
     text: str
     kind: str = ""  # its CSS class
@@ -128,63 +127,35 @@ def _summary(before: Reply, reply: Reply) -> str:
 
 
 def answer_chips(reply: Reply, *, ratio: float | None = None) -> list[Chip]:
-    """The figures under an answer. ratio: as of `conversation`."""
+    """What to know under an answer beside its figures: how it ended, what was not read. ratio: see `conversation`."""
     if reply.finish == "error":
         return [Chip(f"failed: {reply.message}", "bad", None)]
-    unit = "token" if reply.tokens == 1 else "tokens"
-    chips = [Chip(f"{reply.tokens} {unit}"), Chip(f"{reply.tokens_per_s:.0f} tokens/s", "", "from the first token on")]
-    if reply.first_token_s is not None:
-        chips.append(Chip(f"first after {reply.first_token_s:.2f} s", "", "waiting and reading the prompt included"))
     if not reply.finish:
-        chips.append(Chip("writing", "live"))
+        chips = [Chip("writing", "live")]
     else:
         cut_off = reply.finish in ("limit", "stopped")
-        chips.append(Chip(ENDINGS.get(reply.finish, reply.finish), "warn" if cut_off else "", END))
-        if reply.reward is not None:
-            chips.append(Chip(f"reward {signed(reply.reward)}", "score" if reply.reward > 0 else "warn", REWARD))
-        chips.append(Chip(f"{reply.repeated:.0%} repeated", "warn" if reply.repeated > 0.2 else "", REPEATED))
+        chips = [Chip(ENDINGS.get(reply.finish, reply.finish), "warn" if cut_off else "", END)]
     if reply.dropped:
         turns = "turn" if reply.dropped == 1 else "turns"
         chips.append(Chip(f"{reply.dropped} earlier {turns} not read", "warn", NO_ROOM))
     if reply.cut:
         chips.append(Chip("question cut", "warn", NO_ROOM))
-    if reply.ratio is not None:
-        stale = ratio is not None and abs(ratio - reply.ratio) > 1e-9
-        text = f"stale: made at ratio {reply.ratio:g}" if stale else f"ratio {reply.ratio:g}"
-        chips.append(Chip(text, "stale" if stale else "", "the share of the residue it was made with"))
-    return [*chips, Chip(f"seed {reply.seed}", "", SEED)]
+    if reply.ratio is not None and ratio is not None and abs(ratio - reply.ratio) > 1e-9:
+        chips.append(
+            Chip(f"stale: made at ratio {reply.ratio:g}", "stale", "the share of the residue it was made with")
+        )
+    return chips
 
 
-def signed(value: float) -> str:
-    """A reward, without a sign before zero.
-
-    >>> signed(-0.001)
-    '0.00'
-    """
-    return f"{value:+.2f}" if round(value, 2) else "0.00"
+def round_figures(round_: Round | None) -> str:
+    """The table of the last answers' figures."""
+    replies = round_.replies if round_ else {}
+    shown = {_column(reply): replies[pane] for pane, reply in replies.items() if pane in TITLES}
+    return figure_table(shown, replies.get("coarse"))
 
 
-def insight(round_: Round | None) -> str:
-    """One line that compares the last answers: lengths, what was kept of the Coarse Actor's, rewards."""
-    ended = {
-        pane: reply
-        for pane, reply in (round_.replies if round_ else {}).items()
-        if reply.finish in ("eos", "stop", "limit")
-    }
-    coarse, fine, baseline = (ended.get(pane) for pane in ("coarse", "fine", "baseline"))
-    if fine is None:
-        return ""
-    parts = [f"{fine.tokens} tokens"]
-    if coarse is not None:
-        parts[0] += f" against Coarse's {coarse.tokens}"
-        share = shared_share(fine.text, coarse.text)
-        parts.append(f"{share:.0%} of its words and signs in stretches that Coarse said too")
-        if baseline is not None:
-            parts[-1] += f" (Baseline: {shared_share(baseline.text, coarse.text):.0%})"
-    if baseline is not None and fine.reward is not None and baseline.reward is not None:
-        parts.append(f"reward {signed(fine.reward - baseline.reward)} over Baseline")
-    ratio = f" at ratio {fine.ratio:g}" if fine.ratio is not None else ""
-    return fill("insight.html", ratio=ratio, parts=parts)
+def _column(reply: Reply) -> str:
+    return f"{TITLES[reply.pane]} at ratio {reply.ratio:g}" if reply.ratio is not None else TITLES[reply.pane]
 
 
 def title(name: str, about: str = "") -> str:

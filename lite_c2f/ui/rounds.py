@@ -39,22 +39,23 @@ class BegunRound(NamedTuple):
 
 def ask(
     served: Served, page: PageSession, text: str, panes: Sequence[str], settings: ChatSettings
-) -> Iterator[ShownRounds]:
+) -> Iterator[ShownRounds | None]:
     """Another round."""
 
     def begin() -> BegunRound:
         round_ = Round(question_of(text), settings._asdict(), {})
         return BegunRound(page.transcript or new_transcript(served, page), round_, round_, settings)
 
-    return _stream_round(served, page, begin, panes)
+    return _stream_round(served, page, begin, panes, again=False)
 
 
 def regenerate(
     served: Served, page: PageSession, panes: Sequence[str], settings: ChatSettings
-) -> Iterator[ShownRounds]:
+) -> Iterator[ShownRounds | None]:
     """The last question again, with other settings or random numbers."""
 
     def begin() -> BegunRound:
+        _take_back_edit(page)
         transcript, last = _split_last(page)
         return BegunRound(transcript, last, Round(last.prompt, settings._asdict(), {}), settings)
 
@@ -63,13 +64,14 @@ def regenerate(
 
 def regenerate_panes(
     served: Served, page: PageSession, panes: Sequence[str], ratio: float | None = None
-) -> Iterator[ShownRounds]:
+) -> Iterator[ShownRounds | None]:
     """Some panes of the last round, with the same settings and random numbers; the others keep their answers.
 
     At another ratio, the Fine Actor's previous answer is shown beside the new one.
     """
 
     def begin() -> BegunRound:
+        _take_back_edit(page)
         transcript, last = _split_last(page)
         settings = ChatSettings(**last.settings)
         if ratio is not None and "fine" in last.replies:
@@ -79,20 +81,41 @@ def regenerate_panes(
     return _stream_round(served, page, begin, panes)
 
 
-def undo(served: Served, page: PageSession) -> str:
-    """Remove the last round, whether it is answered or not; returns its question."""
+def undo(served: Served, page: PageSession) -> None:
+    """Remove the last round, whether it is answered or not; after `edit`, take that back instead."""
     with page.lock:
         page.forget(VIEW)
-        transcript, last = _split_last(page)
-        save_transcript(served, page, transcript)
+        if not _take_back_edit(page):
+            save_transcript(served, page, _split_last(page)[0])
+
+
+def edit(page: PageSession) -> str:
+    """Take the last round off the page; returns its question. What is saved stays until another question is asked."""
+    with page.lock:
+        page.forget(VIEW)
+        page.transcript, last = _split_last(page)
     return last.prompt
+
+
+def was_edited(page: PageSession) -> bool:
+    """Does the page show fewer rounds than are saved, since `edit`?"""
+    shown, saved = page.transcript.rounds if page.transcript else (), page.saved_rounds
+    return page.transcript is not None and len(shown) < len(saved) and saved[: len(shown)] == shown
+
+
+def _take_back_edit(page: PageSession) -> bool:
+    """Show all rounds that are saved again, where the page shows fewer."""
+    edited = was_edited(page)
+    if page.transcript is not None and edited:
+        page.transcript = page.transcript._replace(rounds=page.saved_rounds)
+    return edited
 
 
 def start_over(page: PageSession) -> None:
     """Begin a new conversation; the previous one stays saved."""
     with page.lock:
         page.forget(VIEW)
-        page.transcript = None
+        page.transcript, page.saved_rounds = None, ()
 
 
 def _split_last(page: PageSession) -> tuple[Transcript, Round]:
@@ -104,35 +127,51 @@ def _split_last(page: PageSession) -> tuple[Transcript, Round]:
 
 
 def _stream_round(
-    served: Served, page: PageSession, begin: Callable[[], BegunRound], panes: Sequence[str]
-) -> Iterator[ShownRounds]:
-    """Write the answers of a round, saving them as they grow: a reload loses neither the question nor their text."""
+    served: Served, page: PageSession, begin: Callable[[], BegunRound], panes: Sequence[str], *, again: bool = True
+) -> Iterator[ShownRounds | None]:
+    """Write the answers of a round, saving them as they grow: a reload loses neither the question nor their text.
+
+    again: the round may have answers that are being scored. None: there is nothing new to show.
+    """
     with page.lock:
-        refuse_while_answering(page, VIEW)
+        refuse_while_answering(page, VIEW, scoring=again)
         transcript, saved, round_, settings = begin()
         turns = {pane: [*history(transcript, pane), Turn("human", round_.prompt)] for pane in panes}
-        snapshots = answers(served, page, VIEW, turns, panes, settings)
+        snapshots = answers(served, page, VIEW, turns, panes, settings, lambda replies: on_end(replies))
         first = next(snapshots)  # settings are refused here, before anything has changed
         save_transcript(served, page, transcript._replace(rounds=(*transcript.rounds, saved)))
-        last_saved, saved_at = page.transcript, time.monotonic()
+        place, saved_at = len(transcript.rounds), time.monotonic()
+
+    def rounds() -> tuple[Round, ...]:
+        """The page's rounds while this one is among them; () where it was taken back or replaced meanwhile."""
+        now = page.transcript.rounds if page.transcript else ()
+        return now if place < len(now) and now[place] is saved else ()
 
     def save(quiet: bool) -> None:
-        nonlocal last_saved, saved_at
+        nonlocal saved, saved_at
         with page.lock:
-            if last_saved is not None and page.transcript is last_saved:  # the round was not undone meanwhile
-                rounds = (*transcript.rounds, _with_endings(round_))
-                save_transcript(served, page, last_saved._replace(rounds=rounds), quiet=quiet)
-                last_saved, saved_at = page.transcript, time.monotonic()
+            now = rounds()
+            if page.transcript is not None and now:
+                saved = _with_endings(round_)
+                now = (*now[:place], saved, *now[place + 1 :])
+                save_transcript(served, page, page.transcript._replace(rounds=now), quiet=quiet)
+                saved_at = time.monotonic()
+
+    def on_end(replies: dict[str, Reply]) -> None:  # the next question reads the answers, whole
+        nonlocal round_
+        round_ = round_._replace(replies={**round_.replies, **replies})
+        save(quiet=True)
 
     for snapshot in chain([first], snapshots):
         round_ = round_._replace(replies={**round_.replies, **snapshot.replies})
-        yield ShownRounds((*transcript.rounds, round_), snapshot.waiting)
         unscored = snapshot.replies and all(reply.reward is None for reply in snapshot.replies.values())
-        if unscored and time.monotonic() - saved_at > SAVE_EVERY:  # scored ones are saved when the stream has ended
+        if unscored and not snapshot.ended and time.monotonic() - saved_at > SAVE_EVERY:
             save(quiet=True)
+        if len(now := rounds()) == place + 1:  # later rounds, asked while this one is scored, show themselves
+            yield ShownRounds((*now[:place], round_), snapshot.waiting)
     save(quiet=False)
     # Shown last whatever happened meanwhile: Gradio sends an event's last update once more when it ends.
-    yield shown(page)
+    yield None if VIEW in page.streams else shown(page)
 
 
 def _with_endings(round_: Round) -> Round:

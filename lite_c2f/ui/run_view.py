@@ -38,7 +38,7 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
             names(runs), value=_first(runs, shown), label="Run", allow_custom_value=True
         )  # a name that is no longer in the list is refused where it is read: the list changes under a page
         parts = {name: gr.HTML() for name in ("header", "bars")}
-        with gr.Accordion("Train", open=False):
+        with gr.Accordion("Train", open=not names(runs)):
             buttons, notice = _training(runs, chosen, configs) if may_train else ([], None)
             if not may_train:
                 gr.HTML(f'<p class="none">{NO_TRAINING}</p>')
@@ -53,7 +53,7 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         updates = [gr.skip() if now[key] == sent.get(key) else now[key] for key in ("list", *parts)]
         if now["list"] != sent.get("list"):
             updates[0] = gr.Dropdown(choices=list(now["list"]), value=now["name"])
-        enabled_changed = now["enabled"] != sent.get("enabled")
+        enabled_changed = any(now[key] != sent.get(key) for key in ("enabled", "name"))
         for enabled in now["enabled"][: len(buttons)]:
             updates.append(gr.Button(interactive=enabled) if enabled_changed else gr.skip())
         if notice is not None:  # a button's message is removed when the run it was about has stopped
@@ -95,12 +95,11 @@ def _content(runs: Path, name: str | None, sent: Mapping[str, Any]) -> dict[str,
         return now | empty | {"header": f'<p class="none">{html.escape(notice)}</p>'}
     state = follow(runs / name)
     now |= {"header": run_html.header(state), "bars": run_html.bars(state.stages), "log": run_html.log_lines(state)}
-    now["version"] = (name, state.version)
+    now |= {"compared": run_html.comparison(state), "version": (name, state.version)}
     if sent.get("version") == now["version"]:
-        now |= {key: sent[key] for key in ("compared", "charts", "samples")}
+        now |= {key: sent[key] for key in ("charts", "samples")}
     else:
         now |= {"charts": run_html.charts(state), "samples": run_html.samples(state.samples)}
-        now |= {"compared": run_html.comparison(state)}
     resumable = state.state in RESUMABLE and (runs / name / "config.yaml").is_file()
     if resumable:
         notice = shlex.join(launch.resume_command(runs / name))
@@ -142,15 +141,15 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
             return [gr.skip(), gr.skip(), text]
         return [gr.Dropdown(choices=names(runs), value=name), free_name(runs, config), text]
 
-    def stop_run(name: str, request: gr.Request) -> str:
+    def stop_run(name: str, request: gr.Request) -> list[Any]:
         def action() -> str:
             number = launch.stop(launch.known_run(runs, name))
             return f"Asked process {number} to stop: it finishes its step, saves and ends."
 
-        return _result_of(action, request)[0]
+        return _once(*_result_of(action, request))
 
-    def resume_run(name: str, request: gr.Request) -> str:
-        return _result_of(lambda: f"Process {launch.resume(runs, name)} resumes {name}.", request)[0]
+    def resume_run(name: str, request: gr.Request) -> list[Any]:
+        return _once(*_result_of(lambda: f"Process {launch.resume(runs, name)} resumes {name}.", request))
 
     config.change(lambda config: free_name(runs, config), config, name, **QUICK)
     if Context.root_block is not None:
@@ -164,9 +163,14 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
         **QUICK,
     )
     start.click(start_run, form, [chosen, name, notice], trigger_mode="once", **QUICK)
-    stop.click(stop_run, chosen, notice, trigger_mode="once", **QUICK)
-    resume.click(resume_run, chosen, notice, trigger_mode="once", **QUICK)
+    stop.click(stop_run, chosen, [stop, notice], trigger_mode="once", **QUICK)
+    resume.click(resume_run, chosen, [resume, notice], trigger_mode="once", **QUICK)
     return [stop, resume], notice
+
+
+def _once(text: str, done: bool) -> list[Any]:
+    """The button that was pressed, grey until the state of the run has changed, and its message."""
+    return [gr.Button(interactive=False) if done else gr.skip(), text]
 
 
 def free_name(runs: Path, config: str | None) -> str:

@@ -12,21 +12,17 @@ from gradio.context import Context
 from lite_c2f.chat import TITLES, ChatSettings
 from lite_c2f.errors import C2FError
 from lite_c2f.ui import saving
-from lite_c2f.ui.answering import NOTIFYING, QUICK, Served, failure
+from lite_c2f.ui.answering import NOTIFYING, QUICK, SECRET_NUMBER, Served, failure
 from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import Round, Transcript
 
-IDENTITY = """(_, __, marks, ratio) => {
-  const read = (store, key) => { try { return window[store].getItem(key) || "" } catch { return "" } };
-  let owner = read("localStorage", "lite_c2f.owner");
-  if (!/^[0-9a-f]{32}$/.test(owner)) {
-    const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
-    owner = bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
-    try { localStorage.setItem("lite_c2f.owner", owner) } catch {}
-  }
-  return [owner, read("sessionStorage", "lite_c2f.session"), marks, ratio];
-}"""
+IDENTITY = f"""(_, __, marks, ratio) => {{
+  {SECRET_NUMBER}
+  let session = "";
+  try {{ session = sessionStorage.getItem("lite_c2f.session") || "" }} catch {{}}
+  return [secret("localStorage", "lite_c2f.owner"), session, marks, ratio];
+}}"""
 STORE_SESSION = "(id) => { try { sessionStorage.setItem('lite_c2f.session', id) } catch {} }"
 # The file is made in the browser: the server hands out no files at all.
 DOWNLOAD = """(text, name) => {
@@ -62,9 +58,9 @@ def _components() -> Fold:
             elem_classes="wide",
             elem_id="sessions",
         )
-        remove = gr.Button("Delete", size="sm", elem_id="delete-session")
-        as_json = gr.Button("Export JSON", size="sm", elem_id="export-json")
-        as_markdown = gr.Button("Export Markdown", size="sm", elem_id="export-markdown")
+        remove = gr.Button("Delete", size="sm", interactive=False, elem_id="delete-session")
+        as_json = gr.Button("Export JSON", size="sm", interactive=False, elem_id="export-json")
+        as_markdown = gr.Button("Export Markdown", size="sm", interactive=False, elem_id="export-markdown")
     return Fold(chosen=chosen, remove=remove, as_json=as_json, as_markdown=as_markdown, text=text, name=name)
 
 
@@ -82,7 +78,8 @@ def sessions_fold(
     def listed(page: PageSession) -> list[Any]:
         entries, id = saving.choices(served, page), page.transcript.id if page.transcript else None
         value = id if id in [entry[1] for entry in entries] else None
-        return [id or "", gr.Dropdown(choices=list(entries), value=value)]
+        buttons = [gr.Button(interactive=value is not None)] * 3
+        return [id or "", gr.Dropdown(choices=list(entries), value=value), *buttons]
 
     def refresh(request: gr.Request) -> list[Any]:
         return listed(served.pages.of(request.session_hash))
@@ -120,7 +117,7 @@ def sessions_fold(
         return [*draw(page, marks, ratio), *listed(page)]
 
     chosen = [fold.chosen, *display, *identity]
-    sessions = [session, fold.chosen]
+    sessions = [session, fold.chosen, fold.remove, fold.as_json, fold.as_markdown]
     if Context.root_block is not None:
         Context.root_block.load(
             load, [*identity, *display], [owner, *drawn, *settings, *sessions], js=IDENTITY, **QUICK

@@ -75,11 +75,10 @@ def idle(chat):
         time.sleep(0.05)
 
 
-def test_without_a_run_it_says_how_to_make_one(tmp_path, monkeypatch, capsys):
+def test_what_is_refused_at_the_start_is_told_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LITE_C2F_AUTH", raising=False)
     for arguments, words in (
-        ([], "make demo"),
         (["nowhere", "--auth", "user"], "--auth"),
         (["nowhere", "--host", "0.0.0.0"], "0.0.0.0"),
         (["nowhere"], "nowhere"),

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from playwright import sync_api as playwright
 
+from lite_c2f.chat.panes import TITLES
 from lite_c2f.errors import C2FError
 from lite_c2f.evaluation import overlap
 from lite_c2f.ui import render
@@ -43,15 +44,16 @@ class Site(NamedTuple):
     process: subprocess.Popen
 
 
-def start(run, log, seconds, port=None):
+def start(run, log, seconds, port=None, cwd=None):
     if port is None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
     script = Path(__file__).with_name("offline_app.py")
-    command = [sys.executable, "-W", "ignore", script, log, str(seconds), "app", run, "--port", str(port)]
+    given = [] if run is None else [run]
+    command = [sys.executable, "-W", "ignore", script, log, str(seconds), "app", *given, "--port", str(port)]
     with (log.parent / "out").open("w") as out:
-        process = subprocess.Popen([str(each) for each in command], stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([str(each) for each in command], stdout=out, stderr=subprocess.STDOUT, cwd=cwd)
     until = time.monotonic() + PATIENCE
     while "Serving" not in (log.parent / "out").read_text():
         assert process.poll() is None and time.monotonic() < until, (log.parent / "out").read_text()
@@ -110,18 +112,34 @@ def ask(page, text, box="#prompt"):
 
 
 def ended(page, *panes, chip="ended"):
+    """Wait until the last answers have ended so; with "reward" until they have one, in the table of figures."""
+    if chip == "reward":
+        for pane in panes:
+            wait_for_figure(page, pane, "reward")
+        return saved(page, panes)
     for pane in panes:
         page.wait_for_function(
             "([id, word]) => [...document.querySelectorAll(id + ' .talk > div:last-of-type .chip')].some(c => "
             "c.textContent.includes(word))",  # the last one's; what it was before, folded, is no div
             arg=[f"#view-{pane}", chip],
         )
-    if chip == "reward":
-        saved(page, panes)
+
+
+FIGURE = """([title, name]) => {
+    const titles = [...document.querySelectorAll("#summary-line th")].map((head) => head.textContent);
+    const place = titles.findIndex((text) => text.startsWith(title)) - 1;
+    return document.querySelectorAll(`#summary-line tr[data-figure="${name}"] td`)[place]?.textContent;
+}"""
+
+
+def wait_for_figure(page, pane, name):
+    """Wait until the table of figures has one of a pane's last answer; returns it."""
+    page.wait_for_function(FIGURE, arg=[TITLES[pane], name])
+    return page.evaluate(FIGURE, [TITLES[pane], name])
 
 
 def saved(page, panes, **fields):
-    """Wait until the server has ended the round too: before that it refuses a question. fields: of the replies."""
+    """Wait until the server has saved the round with its rewards. fields: of the replies."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         with contextlib.suppress(C2FError, KeyError):
@@ -185,8 +203,15 @@ def ratio_of(page):
     return f"{json.loads((page.run / 'fine' / 'merge.json').read_text())['ratio']:g}"
 
 
+def buttons_on(page):
+    """The buttons that can be pressed."""
+    names = ["send", "stop-all", "regenerate", "edit", "undo", "clear", "regenerate-fine", "stop-coarse"]
+    return {name for name in names if page.locator(f"#{name}:enabled").count()}
+
+
 def test_three_answers_stream_at_once_with_their_figures(tab):
-    assert "after PPO" in tab.inner_text("#view-coarse")  # empty panes say what they are
+    assert "reinforcement learning" in tab.inner_text("#view-coarse")  # empty panes say what they are
+    assert buttons_on(tab) == {"send"}
     tab.evaluate(
         """() => {
             window.lengths = new Set();
@@ -198,15 +223,27 @@ def test_three_answers_stream_at_once_with_their_figures(tab):
         ask(tab, QUESTION)
         tab.wait_for_function("document.querySelectorAll('.said.writing').length === 3")
         assert tab.input_value("#prompt textarea") == ""
+        tab.wait_for_selector("#stop-all:enabled")
+        assert buttons_on(tab) == {"stop-all", "edit", "undo", "clear", "stop-coarse"}
         tab.fill("#prompt textarea", "the next one")  # typed while answers are written
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     assert tab.evaluate("lengths.size") > 2  # it grew
     assert tab.input_value("#prompt textarea") == "the next one"
     for pane in ("coarse", "fine", "baseline"):
-        chips = tab.inner_text(f"#view-{pane} .chips")
-        assert re.search(rf"\d+ tokens?\s+\d+ tokens/s\s+first after \d+\.\d\d s\s+({ENDS})", chips)
-        assert re.search(r"reward [+-]\d\.\d\d\s+\d+% repeated", chips)
-    assert f"ratio {ratio_of(tab)}" in tab.inner_text("#view-fine .chips")
+        assert re.search(ENDS, tab.inner_text(f"#view-{pane} .chips"))
+        for name, form in (
+            ("tokens", r"\d+"),
+            ("reward", r"[+-]?\d\.\d\d"),
+            ("repeated", r"\d+%"),
+            ("time", r"[\d.]+ s"),
+        ):
+            assert re.fullmatch(form, wait_for_figure(tab, pane, name)), (pane, name)
+    assert f"Fine Actor at ratio {ratio_of(tab)}" in tab.inner_text("#summary-line")
+    tab.wait_for_selector("#send:enabled")
+    assert buttons_on(tab) == {"send", "regenerate", "edit", "undo", "clear"}  # the ratio has not moved
+    tab.click("#view-fine .chip.copy")
+    tab.wait_for_selector("#view-fine .chip.copy:text('copied')")
+    tab.wait_for_selector("#view-fine .chip.copy:text-is('copy')")  # it turns back
     ask(tab, "Hi")  # a second turn
     tab.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
     ended(tab, "coarse", "fine", "baseline", chip="reward")
@@ -223,6 +260,12 @@ def test_stop_one_and_stop_all(tab):
     with held(tab):
         ask(tab, QUESTION)
         tab.wait_for_selector("#view-fine .said.writing")
+        tab.get_by_text(re.compile("^Sessions")).click()
+        tab.click("#sessions input")
+        tab.keyboard.press("Escape")  # closes the list, and stops nothing
+        tab.wait_for_timeout(500)
+        assert tab.locator("#view-coarse .said.writing").count() == 1
+        tab.focus("#prompt textarea")
         tab.keyboard.press("Escape")
         ended(tab, "coarse", "fine", chip="stopped")
 
@@ -239,7 +282,7 @@ def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
     tab.wait_for_selector("#view-fine .chip.stale")
     assert answer_of(tab, "fine") == fine
     tab.click("#regenerate-fine")
-    tab.wait_for_function("document.querySelector('#view-fine').innerText.includes('ratio 0\\n')")
+    tab.wait_for_function("document.querySelector('#summary-line').innerText.includes('ratio 0\\t')")
     ended(tab, "fine", chip="reward")
     assert tab.locator(".chip.stale").count() == 0
     shown = tab.inner_text("#view-fine .said >> nth=0")
@@ -276,27 +319,26 @@ def test_a_ratio_moved_while_answers_are_written_is_seen(tab):
     tab.wait_for_selector("#view-fine .chip.stale")
 
 
-def seed_chip(tab):
-    """The seed that the last answer shows; None while it shows none."""
+def seed_of(tab):
+    """The seed of the last answers."""
     return tab.evaluate(
-        "[...document.querySelectorAll('#view-fine .talk > div:last-of-type .chip')].map(chip => chip.textContent)"
-        ".find(text => text.startsWith('seed')) ?? null"
+        "document.querySelector('#summary-line details')?.textContent.match(/seed (\\d+)/)?.[1] ?? null"
     )
 
 
 def test_edit_undo_regenerate_clear(tab):
     ask(tab, QUESTION)
     ended(tab, "fine", "coarse", "baseline", chip="reward")
-    first = seed_chip(tab)
+    first = seed_of(tab)
     tab.click("#regenerate")
     tab.wait_for_timeout(100)
     (kept,) = session_of(tab).rounds
     assert kept.prompt == QUESTION and kept.replies  # kept until there is something new
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     until = time.monotonic() + PATIENCE
-    while seed_chip(tab) == first and time.monotonic() < until:  # the text may well be the same again
+    while seed_of(tab) == first and time.monotonic() < until:  # the text may well be the same again
         tab.wait_for_timeout(100)
-    assert seed_chip(tab) != first
+    assert seed_of(tab) != first
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     assert tab.locator("#view-fine .you").count() == 1
     tab.click("#edit")
@@ -308,10 +350,10 @@ def test_edit_undo_regenerate_clear(tab):
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     tab.click("#undo")
     tab.wait_for_selector("#view-fine .nothing")
-    tab.click("#undo")
-    tab.wait_for_selector("text=Ask something first")
+    tab.wait_for_selector("#undo:disabled")  # a second click is no error
     tab.press("#prompt textarea", "Enter")
-    tab.wait_for_selector("text=Type a question first")
+    tab.wait_for_selector("#ask .notice >> text=Type a question first")
+    assert tab.locator(".toast-body:visible").count() == 0  # nothing covers an answer
     with held(tab):
         ask(tab, QUESTION)
         tab.wait_for_selector("#view-fine .said.writing")
@@ -319,6 +361,11 @@ def test_edit_undo_regenerate_clear(tab):
         tab.wait_for_selector("#view-fine .nothing")
     tab.wait_for_timeout(1500)
     assert tab.locator("#view-fine .you").count() == 0
+
+
+def draft(page):
+    """The question that a reload would bring back."""
+    return page.evaluate("sessionStorage.getItem('lite_c2f.draft.prompt')")
 
 
 def questions(page):
@@ -339,14 +386,13 @@ def test_in_the_midst_of_an_answer(site, tab):
         tab.wait_for_selector("#view-coarse .said.writing")
         ask(tab, "too early")
         tab.wait_for_selector("text=still being written")
-        assert tab.input_value("#prompt textarea") == "too early"
-        tab.click("#regenerate")  # is told to wait too
-        tab.wait_for_timeout(300)
+        assert tab.input_value("#prompt textarea") == "too early" == draft(tab)
+        assert tab.locator("#regenerate:disabled").count() == 1
         assert questions(tab) == ["Alpha", QUESTION]
         tab.click("#edit")
         tab.wait_for_function("q => document.querySelector('#prompt textarea').value === q", arg=QUESTION)
     tab.wait_for_timeout(1500)
-    assert questions(tab) == ["Alpha"] == on_disk(tab)
+    assert questions(tab) == ["Alpha"] and on_disk(tab) == ["Alpha", QUESTION]  # until there is a replacement
     with held(tab):
         tab.press("#prompt textarea", "Enter")
         tab.wait_for_selector("#view-coarse .said.writing")
@@ -359,10 +405,11 @@ def test_in_the_midst_of_an_answer(site, tab):
     tab.get_by_label("Seed").first.fill("abc")
     tab.click("#regenerate")
     tab.wait_for_selector("text=seed 'abc'")
+    assert tab.locator(".notice p").count() == 1
     tab.get_by_label("Seed").first.fill("3")
     tab.click("#regenerate")
     ended(tab, "coarse", "fine", "baseline", chip="reward")
-    assert "seed 3" in tab.inner_text("#view-fine .talk > :last-child")
+    assert seed_of(tab) == "3"
     assert questions(tab) == ["Alpha", QUESTION]
 
 
@@ -399,8 +446,8 @@ def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
     coarse = answer_of(tab, "coarse")
     tab.click("#show-base input")
     ended(tab, "base", chip="reward")
-    seed = re.search(r"seed \d+", tab.inner_text("#view-coarse")).group()
-    assert seed in tab.inner_text("#view-base") and answer_of(tab, "coarse") == coarse
+    seeds = {reply.seed for reply in session_of(tab).rounds[-1].replies.values()}
+    assert len(seeds) == 1 and str(*seeds) == seed_of(tab) and answer_of(tab, "coarse") == coarse
 
 
 def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser):
@@ -466,6 +513,11 @@ def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab)
     ballot(tab)
     shown = tab.inner_text(".tabitem:visible")
     assert not re.search("Answer A:|EOS|tokens/s|reward [+-]", shown)  # nothing tells who it is
+    answers = [tab.inner_text(f"#blind-{letter} .said") for letter in "AB"]
+    assert tab.url.endswith("#blind-vote")
+    tab.reload()  # back on the same tab, with the same vote open
+    tab.wait_for_selector("#vote-B:enabled")
+    assert [tab.inner_text(f"#blind-{letter} .said") for letter in "AB"] == answers
     tab.click("#vote-B")
     tab.wait_for_selector("text=/Answer B: (Coarse|Fine|Baseline)/")
     tab.wait_for_selector("#vote-B:disabled")  # once
@@ -478,7 +530,7 @@ def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab)
     file.mkdir()  # it cannot be written
     ballot(tab)
     tab.click("#vote-A")
-    tab.wait_for_selector(".toast-body.error")
+    tab.wait_for_selector("#vote-ask .notice p.error")
     file.rmdir(), kept.rename(file)
     tab.click("#vote-A")
     tab.wait_for_selector("text=/Answer B: (Coarse|Fine|Baseline)/")
@@ -491,13 +543,18 @@ def test_several_ratios_in_one_go(tab):
     ask(tab, QUESTION, "#strip-prompt")
     ratios = sorted({0.0, 0.25, 0.5, 1.0, float(ratio_of(tab))})
     tab.wait_for_function(
-        "count => [...document.querySelectorAll('#strip .chip')].filter(c => c.textContent.startsWith('reward')).length"
+        "count => [...document.querySelectorAll('#strip tr[data-figure=reward] td')].filter(c => c.textContent).length"
         " === count",
         arg=len(ratios),
     )
     heads = tab.locator("#strip section h3").all_inner_texts()
     assert [head.split()[0] for head in heads] == [f"{ratio:g}" for ratio in ratios]
     assert tab.locator(".chart svg").count() == 1
+    shown = tab.inner_text("#strip")
+    tab.reload()
+    tab.wait_for_selector("#strip .said")
+    assert tab.inner_text("#strip") == shown and tab.input_value("#strip-prompt textarea") == QUESTION
+    assert tab.get_by_label("0.25", exact=True).is_checked()
 
 
 def test_runs_are_shown(tab):
@@ -544,6 +601,7 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(site, browser, wi
         page.wait_for_timeout(600)
         page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
     page.get_by_role("tab", name="Compare").click()
+    assert page.locator("#view-fine .said[dir=auto]").count() == 1
     for selector in ("#view-fine .said", "#view-fine .you", "#view-fine .chip", ".head span"):
         assert contrast(page, selector) >= 4.5, selector
     context.close()
@@ -569,6 +627,62 @@ def contrast(page, selector):
 
     dark, light = sorted(map(luminance, colours))
     return (light + 0.05) / (dark + 0.05)
+
+
+def test_right_to_left_text_ends_on_its_left(browser):
+    """Also below a paragraph that runs the other way; the full stop itself has no direction."""
+    text = "שלום לך.\n\nHello you.\n\nשלום שוב."
+    reply = Reply("fine", text, 9, 80.0, "eos", text, 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=0)
+    page = browser.new_page()
+    css = Path(render.__file__).with_name("page.css").read_text(encoding="utf-8")
+    page.set_content(f"<style>{css}</style>" + render.conversation([Round("שלום.", {}, {"fine": reply})], "fine"))
+    places = page.evaluate(
+        """() => [...document.querySelectorAll(".you, .said p")].map((part) => {
+            const place = (index) => {
+                const range = document.createRange();
+                range.setStart(part.firstChild, index), range.setEnd(part.firstChild, index + 1);
+                return range.getBoundingClientRect().left;
+            };
+            return Math.sign(place(part.firstChild.length - 1) - place(0));
+        })"""
+    )
+    assert places == [-1, -1, 1, -1]  # where the full stop is: left of the first letter, or right of it
+    page.close()
+
+
+def test_what_to_do_is_in_sight_of_a_small_window(site, browser):
+    context = browser.new_context(viewport={"width": 1024, "height": 768})
+    page = open_page(context, site)
+    assert page.locator("#prompt").bounding_box()["y"] + page.locator("#prompt").bounding_box()["height"] <= 768 * 2 / 3
+    assert "compare three answers" in page.inner_text("#about")
+    first = page.locator(".examples:visible button").first
+    box = first.bounding_box()
+    assert box["y"] + box["height"] <= 768 and first.evaluate("it => it.scrollWidth <= it.clientWidth")
+    text = first.inner_text()
+    first.click()
+    page.wait_for_function("text => document.querySelector('#prompt textarea').value === text", arg=text)
+    assert "add and subtract" in page.locator(".examples:visible").inner_text()
+    context.close()
+
+
+def test_actors_appear_without_a_restart(toy_run, browser, tmp_path):
+    """Served without a run; then one is there, as when its training has ended."""
+    (tmp_path / "log").mkdir()
+    served = start(None, tmp_path / "log" / "attempts", 0, cwd=tmp_path)
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE * 1000)
+    try:
+        page.goto(served.url)
+        page.wait_for_selector("text=There are no runs here yet")  # Runs is open
+        page.get_by_role("tab", name="Compare").click()
+        page.wait_for_selector("text=no run has been trained")
+        shutil.copytree(toy_run, tmp_path / "runs" / "toy", ignore=shutil.ignore_patterns("app"))
+        page.wait_for_selector("#prompt textarea:enabled")  # by itself
+        assert page.url.endswith("#compare")
+    finally:
+        served.process.kill()
+        served.process.wait()
+        page.close()
 
 
 def test_the_keyboard_is_enough(tab):
@@ -604,10 +718,12 @@ def test_an_open_page_finds_its_session_after_a_restart(toy_run, browser, tmp_pa
     fine = answer_of(page, "fine")
     first.process.kill()
     first.process.wait()
+    ask(page, "sent to nobody")
     second = start(run, tmp_path / "attempts", 0, first.url.rsplit(":", 1)[1].strip("/"))
     try:
         page.wait_for_timeout(3000)  # a page that was told nothing more when the first one ended loads itself anew
         page.wait_for_selector("#prompt textarea:enabled")
+        page.wait_for_function("document.querySelector('#prompt textarea').value === 'sent to nobody'")
         ask(page, "Beta")  # to a server that does not know the page
         page.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
         ended(page, "coarse", "fine", "baseline", chip="reward")

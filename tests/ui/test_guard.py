@@ -209,10 +209,20 @@ REFUSED_POSTS = (
 @pytest.mark.parametrize("root", ["", "/c2f", "/a/b"])
 def test_what_the_page_needs_is_served_below_a_root_path_too(method, path, kind, root):
     assert kind_of(method, path) is kind
-    for asked in {path, root + path}:
+    for asked in {path, root + path} - {root or None}:  # that one is redirected
         app = App()
         body = b"{}" if method == "POST" else b""
         assert ask(Guard(app), asked, method, body=body, root=root).status == 200 and app.paths == [asked]
+
+
+def test_the_root_path_without_its_last_slash_is_redirected():
+    """Or its scripts, which the page names relative to itself, would be looked for one folder too high."""
+    for method in ("GET", "HEAD"):
+        app = App()
+        answer = ask(Guard(app), "/c2f", method, root="/c2f")
+        assert (answer.status, answer.headers["location"], app.paths) == (307, "/c2f/", [])
+        assert "content-security-policy" in answer.headers
+    assert ask(Guard(App()), "/c2f", root="").status == 404
 
 
 @pytest.mark.parametrize("path", REFUSED)

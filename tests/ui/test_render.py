@@ -6,7 +6,8 @@ import pytest
 
 from lite_c2f.evaluation.overlap import Span
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.render import conversation, insight, marked_pieces, signed
+from lite_c2f.ui.figures import signed
+from lite_c2f.ui.render import conversation, marked_pieces, round_figures
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
 
 REPLY = Reply("fine", "It is 5.", 4, 84.6, "eos", "", 0.25, reward=-0.125, repeated=0.0, ratio=0.5, seed=7)
@@ -22,7 +23,7 @@ def plain(html):
 def answer(reply, round_=None, **options):
     """A reply alone in its pane, without the question above it."""
     html = conversation([round_ or Round("?", {}, {reply.pane: reply})], reply.pane, **options)
-    return html.partition('<div class="you">?</div>')[2]
+    return html.partition('<div dir="auto" class="you">?</div>')[2]
 
 
 def chips(reply, **options):
@@ -47,32 +48,31 @@ def test_marks_of_two_classes_overlap():
 
 def test_a_marked_text_is_escaped():
     reply = REPLY._replace(text="<a> one two, <a> one two")  # the words and signs: < a > one two , < a > one two
-    assert '<div class="said plain">&lt;a&gt; one two, <mark class="again">&lt;a&gt; one two</mark></div>' in answer(
-        reply, marks=True
+    assert (
+        '<div dir="auto" class="said plain">&lt;a&gt; one two, <mark class="again">&lt;a&gt; one two</mark></div>'
+        in answer(reply, marks=True)
     )
 
 
-def test_chips_tell_how_an_answer_went():
+def test_chips_tell_how_an_answer_ended():
     words = plain(chips(REPLY, ratio=0.5)).split("|")
-    assert [word.strip() for word in words if word.strip()] == [
-        "4 tokens", "85 tokens/s", "first after 0.25 s", "ended (EOS)", "reward -0.12", "0% repeated", "ratio 0.5",
-        "seed 7", "copy",
-    ]  # fmt: skip
-    assert "1 token|" in plain(chips(REPLY._replace(tokens=1)))
+    assert [word.strip() for word in words if word.strip()] == ["ended (EOS)", "copy"]
     assert "stale: made at ratio 0.5" in chips(REPLY, ratio=0.75)
     assert "writing" in chips(REPLY._replace(finish="")) and "copy" not in chips(REPLY._replace(finish=""))
     failed = chips(REPLY._replace(finish="error", message="<img>"))
-    assert "failed: &lt;img&gt;" in failed and "tokens" not in failed
+    assert "failed: &lt;img&gt;" in failed and "ended" not in failed
     assert "weird" in chips(REPLY._replace(finish="weird"))  # a session that somebody edited
 
 
 def test_an_answer_is_read_as_markdown_but_where_it_is_marked():
     reply = REPLY._replace(text='**Five** "<b>"')
-    assert '<div class="said"><p><strong>Five</strong> &quot;&lt;b&gt;&quot;</p></div>' in answer(reply)
-    assert '<div class="said plain">**Five** &#34;&lt;b&gt;&#34;</div>' in answer(reply, marks=True)
+    assert '<div dir="auto" class="said"><p><strong>Five</strong> &quot;&lt;b&gt;&quot;</p></div>' in answer(reply)
+    assert '<div dir="auto" class="said plain">**Five** &#34;&lt;b&gt;&#34;</div>' in answer(reply, marks=True)
     assert 'data-text="**Five** &#34;&lt;b&gt;&#34;">copy' in chips(reply)  # copied as it was written
     writing = reply._replace(finish="")
-    assert '<div class="said writing"><p>' in answer(writing) and "plain writing" in answer(writing, marks=True)
+    assert '<div dir="auto" class="said writing"><p>' in answer(writing) and "plain writing" in answer(
+        writing, marks=True
+    )
 
 
 def test_only_the_last_answer_may_be_stale():
@@ -98,18 +98,50 @@ def test_what_fine_kept_of_coarse_is_marked_in_both_and_only_then():
     assert "<mark" not in answer(REPLY, Round("?", {}, {"fine": REPLY}), marks=True)
 
 
-def test_the_line_about_coarse_to_fine():
-    """Of fine's 8 words and signs, the 5 of `: one two three four` stand in coarse's answer too."""
-    fine = REPLY._replace(text="Well: one two three four, yes", tokens=8, reward=1.25)
-    baseline = REPLY._replace(pane="baseline", text="No.", reward=-0.5, ratio=None)
-    html = insight(Round("?", {}, {"fine": fine, "coarse": COARSE, "baseline": baseline}))
-    assert plain(html) == (
-        "|Fine at ratio 0.5|: 8 tokens against Coarse&#39;s 9; 62% of its words and signs in stretches that Coarse "
-        "said too (Baseline: 0%); reward +1.75 over Baseline."
-    )
-    assert insight(None) == insight(Round("?", {}, {"coarse": COARSE})) == ""
-    assert insight(Round("?", {}, {"fine": fine._replace(finish="")})) == ""
-    assert insight(Round("?", {}, {"fine": fine._replace(finish="stopped")})) == ""  # nobody knows how it would end
+def table(**replies):
+    """The cells of each row of the table of figures, * before the best ones."""
+    html = round_figures(Round("?", {}, replies))
+    rows = re.findall(r'<tr data-figure="([^"]*)"[^>]*>(.*?)</tr>', html)
+    return {
+        name: [("*" if best else "") + text for best, text in re.findall(r"<td( class=\"best\")?>(.*?)</td>", cells)]
+        for name, cells in rows
+    }
+
+
+def test_figures_stand_in_a_table_with_the_best_marked():
+    """Of fine's 8 words and signs, the 5 of `: one two three four` stand in Coarse's answer too: 62%.
+
+    Seconds: 0.25 to the first token, then 8 - 1 at 70 per second, 9 - 1 and 4 - 1 at 80.
+    """
+    fine = REPLY._replace(text="Well: one two three four, yes", tokens=8, tokens_per_s=70.0, reward=1.25)
+    coarse = COARSE._replace(tokens_per_s=80.0, repeated=0.25)
+    baseline = REPLY._replace(pane="baseline", text="No.", reward=-0.5, ratio=None, tokens_per_s=80.0)
+    assert table(coarse=coarse, fine=fine, baseline=baseline) == {
+        "tokens": ["9", "8", "4"],
+        "reward": ["+1.00", "*+1.25", "-0.50"],
+        "repeated": ["25%", "*0%", "*0%"],
+        "kept of Coarse": ["", "62%", ""],
+        "time": ["0.35 s", "0.35 s", "*0.29 s"],
+    }
+    html = round_figures(Round("?", {}, {"fine": fine}))
+    assert "<th>Fine Actor at ratio 0.5</th>" in html and "seed 7; Fine Actor at ratio 0.5: 70 tokens/s" in html
+    assert round_figures(None) == round_figures(Round("?", {}, {})) == ""
+
+
+def test_no_figure_misleads():
+    """An answer too short for the share, one that still grows, and one that was stopped have none."""
+    short = REPLY._replace(pane="baseline", text="It is 5.", ratio=None)  # all of it stands in Coarse's answer
+    assert table(coarse=COARSE, baseline=short)["kept of Coarse"] == ["", ""]
+    assert table(coarse=COARSE._replace(text="It is 5."), fine=COARSE._replace(pane="fine"))["kept of Coarse"] == [
+        "",
+        "",
+    ]
+    for finish in ("", None, "stopped", "error"):
+        cells = table(coarse=COARSE, fine=REPLY._replace(finish=finish, reward=9.0))
+        assert [row[1] for row in cells.values()] == [""] * 5 and cells["reward"][
+            0
+        ] == "+1.00"  # the best of one is none
+    assert table(coarse=COARSE, fine=REPLY._replace(reward=1.004))["reward"] == ["+1.00", "+1.00"]  # alike as shown
 
 
 def test_what_a_model_had_no_room_for_is_told():

@@ -13,6 +13,7 @@ pytest.importorskip("gradio")
 import gradio as gr
 
 from lite_c2f.errors import RunError
+from lite_c2f.runs.published import FINISHED
 from lite_c2f.ui import plots, run_html, run_view
 from lite_c2f.ui.runs import Sample, follow
 
@@ -103,6 +104,20 @@ def test_a_page_is_sent_what_has_changed(tmp_path):
         file.write('{"stage": "coarse", "step": 2, "reward": 0.75}\n')
     third = run_view._content(tmp_path, "run", again)
     assert third["charts"] != first["charts"] and third["log"] == first["log"]
+
+
+def test_an_open_page_is_sent_the_comparison_when_its_run_finishes(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"stage": "coarse", "step": 1, "reward": 0.5}\n')
+    before = run_view._content(tmp_path, "run", {})
+    assert before["compared"] == ""
+    for file in FINISHED.values():
+        (run / file).parent.mkdir(parents=True, exist_ok=True)
+        (run / file).write_text("{}")
+    (run / "summary.json").write_text('{"actors": {"fine": {"reward": 1.25}}}')
+    after = run_view._content(tmp_path, "run", before)  # curves and samples are as they were
+    assert "+1.25" in after["compared"] and after["charts"] is before["charts"]
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc", "..", "missing", EVIL])

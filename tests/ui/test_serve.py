@@ -1,14 +1,11 @@
 """Where a page is served, who may reach it, and which run is shown when none is named."""
 
 import os
-import pty
-import select
 import socket
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -132,17 +129,44 @@ def test_the_theme_names_fonts_of_the_visitors_own_system():
     assert not theme._stylesheets and "http" not in theme._get_theme_css().replace("http://www.w3.org/2000/svg", "")
 
 
-def test_without_a_run_it_is_the_finished_toy_run(tmp_path, monkeypatch):
+def test_without_a_run_it_is_the_toy_run_with_its_actors(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert address.find_run("anything") == Path("anything")  # the one named is looked at later
-    with pytest.raises(RunError, match="make demo"):
-        address.find_run(None)
+    assert address.find_run(None) is None
     model = tmp_path / "runs" / "toy" / "fine" / "model"
     model.mkdir(parents=True)
-    with pytest.raises(RunError, match="make demo"):
-        address.find_run(None)
+    assert address.find_run(None) is None
     (model / "config.json").write_text("{}")
     assert address.find_run(None) == Path("runs/toy")
+
+
+@pytest.mark.parametrize("file", ["run.json", "config.yaml", ".lock"])
+def test_a_run_need_not_be_finished_but_another_path_is_refused(tmp_path, file):
+    with pytest.raises(RunError, match="is no run directory"):
+        address.find_run(tmp_path)
+    (tmp_path / file).write_text("{}")
+    assert address.find_run(tmp_path) == tmp_path
+
+
+def test_a_wrong_path_is_refused_before_libraries_are_imported(tmp_path):
+    """Importing PyTorch alone takes seconds."""
+    code = (
+        "import sys; from lite_c2f.errors import RunError; from lite_c2f.ui.address import find_run\n"
+        "try: find_run('nowhere')\n"
+        "except RunError: print([name for name in ('torch', 'gradio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_port_that_a_closed_server_still_holds_is_waited_for():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = held.getsockname()[1]
+        with pytest.raises(ConfigError, match="free port"):
+            address.wait_for_port("127.0.0.1", port, seconds=0.2)
+        threading.Timer(0.3, held.close).start()
+        address.wait_for_port("127.0.0.1", port)
 
 
 def app_command(port, *more):
@@ -160,66 +184,6 @@ def environment(**more):
     return kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", **more}
 
 
-def at_a_terminal(command, cwd, answer, until, env=None):
-    """Run a command at a terminal, answer its question, return (what it said, its exit code); killed at `until`."""
-    control, terminal = pty.openpty()
-    given = {"stdin": terminal, "stdout": terminal, "stderr": terminal, "start_new_session": True}
-    process = subprocess.Popen(command, cwd=cwd, env=env or environment(), **given)
-    os.close(terminal)
-    said, answered, end = "", False, time.monotonic() + 600
-    try:
-        while time.monotonic() < end and not (until and until in said):
-            if not select.select([control], [], [], 1)[0]:
-                continue
-            try:
-                part = os.read(control, 4096).decode(errors="replace")
-            except OSError:  # the other end is closed
-                break
-            if not part:
-                break
-            said += part
-            if "[y/N]" in said and not answered:
-                os.write(control, answer)
-                answered = True
-        if until:
-            process.kill()
-        return said, process.wait(600)
-    finally:
-        process.kill()
-        process.wait()
-        os.close(control)
-
-
-@pytest.mark.slow
-def test_no_run_and_no_terminal_is_one_line(tmp_path):
-    done = subprocess.run(
-        app_command(free_port()),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "make demo" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("answer", [b"\n"])
-def test_at_a_terminal_it_offers_the_toy_run_and_no_is_no(tmp_path, answer):
-    said, code = at_a_terminal(app_command(free_port()), tmp_path, answer, None)
-    assert "make the toy run now (about 4 minutes)? [y/N]" in said
-    assert code == 2 and "no run given, and none in 'runs/toy'" in said
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_yes_makes_it(tmp_path):
-    """Only its beginning: the toy run itself is tested elsewhere."""
-    said, _ = at_a_terminal(app_command(free_port()), tmp_path, b"y\n", "models")
-    assert "models" in said and (tmp_path / "runs" / "toy" / ".lock").exists()
-
-
 @pytest.mark.parametrize(
     ("more", "variable", "words"),
     [
@@ -229,23 +193,10 @@ def test_yes_makes_it(tmp_path):
         (["--root-path", "c2f"], None, "--root-path"),
     ],
 )
-def test_the_question_comes_after_the_address_was_found_good(call, monkeypatch, tmp_path, more, variable, words):
-    from lite_c2f.cli import chat
-
-    class Terminal:
-        def isatty(self):
-            return True
-
+def test_a_bad_address_is_refused_before_anything_is_loaded(call, monkeypatch, tmp_path, more, variable, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LITE_C2F_AUTH", raising=False)
     if variable is not None:
         monkeypatch.setenv("LITE_C2F_AUTH", variable)
-    monkeypatch.setattr(chat, "sys", SimpleNamespace(stdin=Terminal(), stderr=Terminal()))
-    asked = []
-    monkeypatch.setattr(chat.typer, "confirm", lambda *given, **named: asked.append(given))
     code, _, err = call("app", "--port", free_port(), *more)
-    assert code == 2 and words in err and asked == []
-    if not more and variable:  # with a good address the question is asked: the test can fail
-        monkeypatch.delenv("LITE_C2F_AUTH")
-        call("app", "--port", free_port())
-        assert len(asked) == 1
+    assert code == 2 and words in err

@@ -55,10 +55,10 @@ def test_texts_are_shown_and_never_markup():
 
 def test_text_keeps_its_lines_and_blanks():
     text = "  two blanks\n\n\ttab"
-    assert f'<div class="you">{text}</div>' in conversation([Round(text, {}, {"fine": REPLY})], "fine")
+    assert f'<div dir="auto" class="you">{text}</div>' in conversation([Round(text, {}, {"fine": REPLY})], "fine")
     page = conversation([Round("?", {}, {"fine": REPLY._replace(text=text)})], "fine", marks=True)
-    assert f'<div class="said plain">{text}</div>' in page
-    assert '<div class="said writing"></div>' in conversation(
+    assert f'<div dir="auto" class="said plain">{text}</div>' in page
+    assert '<div dir="auto" class="said writing"></div>' in conversation(
         [Round("?", {}, {"fine": REPLY._replace(text="", finish="")})], "fine"
     )  # :empty in the style sheet
     assert "<pre>a\n\n  b</pre>" in run_html.samples([Sample(1, 8, "q", "a\n\n  b", "stop", 3, 0.5)])
@@ -69,8 +69,8 @@ def test_an_answer_names_nobody_until_the_vote():
     assert '<span class="chip live">waiting</span>' in blind._answer(ballot(REPLY, None), "B")
     for finish, state in (("", "writing"), ("eos", "ended"), ("limit", "cut off"), ("error", "failed")):
         page = blind._answer(ballot(REPLY._replace(finish=finish), None), "A")
-        assert f">{state}</span>" in page and "seed" not in page and "ratio" not in page
-    assert "ratio 0.5" in blind._answer(ballot(REPLY, OTHER, "A"), "A")
+        assert f">{state}</span>" in page and "EOS" not in page and "copy" not in page
+    assert "ended (EOS)" in blind._answer(ballot(REPLY, OTHER, "A"), "A")
 
 
 def test_the_verdict_of_a_vote():
@@ -84,7 +84,8 @@ def test_the_verdict_of_a_vote():
         ("both_bad", "both bad"),
     ):
         page = blind._verdict(ballot(REPLY, OTHER, choice))
-        assert page == f"Your vote: <b>{verdict}</b>. A was Fine Actor, B was Coarse Actor."
+        assert page.startswith(f"Your vote: <b>{verdict}</b>. A was Fine Actor, B was Coarse Actor.<")
+        assert "<th>A: Fine Actor</th><th>B: Coarse Actor</th>" in page and "-0.12" in page
 
 
 def test_votes_are_counted_in_a_table(served):
@@ -107,7 +108,7 @@ def test_a_column_for_each_ratio():
     assert page.count("What it says at this ratio") == 2
     asked = ratio_grid._grid({"0.5": REPLY}, [0.0, 0.5], 1.0, "Why?")
     assert '<div class="hint">Why?</div>' in asked and asked.count("It is 5.") == 2  # and in its copy button
-    assert "What it says" not in asked
+    assert "What it says" not in asked and "<th>ratio 0.5</th>" in asked and "<th>ratio 0</th>" not in asked
 
 
 def test_the_curve_of_the_sweep(served):
@@ -152,6 +153,6 @@ def test_samples_of_six_prompts():
 
 
 def test_nobody_votes_before_the_scores_are_there():
-    """A later snapshot would draw the answers again without the vote, and no other question is taken meanwhile."""
+    """A later snapshot would draw the answers again without the vote."""
     scored = ballot(REPLY, OTHER)
     assert scored.complete and not scored._replace(done=False).complete

@@ -1,0 +1,154 @@
+"""Rounds of a page without models: what editing and undoing leave on the disk, what a reloaded tab finds again."""
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from lite_c2f.chat import ALL_PANES, ChatSettings
+from lite_c2f.ui import rounds, saving
+from lite_c2f.ui.answering import Notice, Served, restored
+from lite_c2f.ui.handlers import can_act
+from lite_c2f.ui.page_session import PageSession, PageSessions
+from lite_c2f.ui.store import conversations
+from lite_c2f.ui.store.conversations import Reply, Round
+
+OWNER, TAB = "ab" * 16, "cd" * 16
+REPLY = Reply("fine", "It is 5.", 4, 80.0, "eos", "", 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=7)
+FIRST, LAST = (Round(prompt, {"seed": 7}, {"fine": REPLY}) for prompt in ("a", "b"))
+
+
+@pytest.fixture
+def served(tmp_path):
+    return Served(None, PageSessions(), tmp_path / "app", {"name": "toy"})
+
+
+@pytest.fixture
+def page(served):
+    page = PageSession()
+    page.owner = OWNER
+    saving.save_transcript(served, page, saving.new_transcript(served, page)._replace(rounds=(FIRST, LAST)))
+    return page
+
+
+def on_disk(served, page):
+    return conversations.load(served.sessions, OWNER, page.transcript.id).rounds
+
+
+def test_edit_leaves_the_disk_as_it_is_until_there_is_a_replacement(served, page):
+    assert rounds.edit(page) == "b"
+    assert page.transcript.rounds == (FIRST,) and on_disk(served, page) == (FIRST, LAST)
+    id = page.transcript.id
+    new = Round("c", {"seed": 7}, {})
+    saving.save_transcript(served, page, page.transcript._replace(rounds=(FIRST, new)))
+    assert page.transcript.id == id and on_disk(served, page) == (FIRST, new)  # the same session, not a second one
+
+
+def test_undo_takes_an_edit_back_and_then_removes(served, page):
+    assert [rounds.edit(page), rounds.edit(page)] == ["b", "a"]
+    with pytest.raises(Notice, match="Ask something first"):
+        rounds.edit(page)
+    rounds.undo(served, page)
+    assert page.transcript.rounds == (FIRST, LAST) == on_disk(served, page)
+    rounds.undo(served, page)
+    assert page.transcript.rounds == (FIRST,) == on_disk(served, page)
+
+
+def test_a_new_chat_takes_no_edit_back(served, page):
+    rounds.edit(page)
+    rounds.start_over(page)
+    with pytest.raises(Notice, match="Ask something first"):
+        rounds.undo(served, page)
+
+
+class Stream:
+    """Answers as `Chat.stream` gives them: written, ended, and then scored; `meanwhile` is called before the scores."""
+
+    waiting = 0
+
+    def __init__(self, text, meanwhile=lambda: None):
+        self.reply, self.meanwhile = REPLY._replace(text=text), meanwhile
+
+    def batches(self, timeout):
+        yield [self.reply._replace(text="", finish=None, reward=None)]
+        yield [self.reply._replace(reward=None)]
+        self.meanwhile()
+        yield [self.reply]
+
+    def stop(self, pane=None):
+        pass
+
+    def close(self):
+        pass
+
+
+def chat_of(*streams):
+    streams = list(streams)
+    return SimpleNamespace(stream=lambda *_, **__: streams.pop(0))
+
+
+def test_the_next_question_may_be_asked_while_the_last_answers_are_scored(served):
+    page, settings, second = PageSession(), ChatSettings(seed=7), []
+
+    def meanwhile():
+        with pytest.raises(Notice, match="still being scored"):
+            next(rounds.regenerate(served, page, ["fine"], settings))
+        second.append(rounds.ask(served, page, "next?", ["fine"], settings))
+        shown = next(second[0])
+        assert [round_.prompt for round_ in shown.rounds] == ["first?", "next?"]
+        assert shown.rounds[0].replies["fine"].text == "One."  # which it reads as the conversation so far
+
+    served = served._replace(chat=chat_of(Stream("One.", meanwhile), Stream("Two.")))
+    first = rounds.ask(served, page, "first?", ["fine"], settings)
+    next(first)
+    assert next(first).rounds[0].replies["fine"].finish is None
+    with pytest.raises(Notice, match="still being written"):
+        next(rounds.ask(served, page, "too early", ["fine"], settings))
+    assert next(first).rounds[0].replies["fine"].finish == "eos"
+    assert {name for name, can in can_act(page, 1.0).items() if can} == {"send", "edit", "undo", "clear"}
+    assert list(first) == [None]  # the second round shows itself
+    *_, last = second[0]
+    assert [round_.replies["fine"] for round_ in last.rounds] == [
+        REPLY._replace(text="One."),
+        REPLY._replace(text="Two."),
+    ]
+    assert conversations.load(served.sessions, page.owner, page.transcript.id).rounds == last.rounds
+    assert not page.streams and not page.scoring
+
+
+def test_scores_of_a_round_that_was_undone_bring_nothing_back(served):
+    page, settings = PageSession(), ChatSettings(seed=7)
+    served = served._replace(chat=chat_of(Stream("One.", lambda: rounds.undo(served, page))))
+    *_, last = rounds.ask(served, page, "first?", ["fine"], settings)
+    assert last.rounds == () and page.transcript.rounds == ()
+
+
+def test_which_buttons_can_do_something(page):
+    def on(ratio=1.0):
+        return {name for name, can in can_act(page, ratio).items() if can}
+
+    assert on() == {"send", "regenerate", "edit", "undo", "clear"}
+    assert on(ratio=0.5) - on() == {"regenerate-fine"}  # its answer was made at 1
+    rounds.edit(page), rounds.edit(page)
+    assert on() == {"send", "undo"}
+    page.transcript = None
+    assert on() == {"send"}
+    page.streams["compare"] = None
+    assert on() == {"stop-all", *(f"stop-{pane}" for pane in ALL_PANES)}
+
+
+def test_a_reloaded_tab_goes_on_with_its_views_and_no_other_does():
+    pages = PageSessions()
+    pages.continued("before", TAB).view_state["vote"] = "a ballot"
+    pages.close("before")
+    assert pages.continued("after", TAB).view_state == {"vote": "a ballot"}
+    assert pages.continued("another", "ef" * 16).view_state == {}
+    for invalid in ("", TAB.upper(), TAB + "\n"):  # is nobody's: two pages that have it share nothing
+        pages.continued("one", invalid).view_state["vote"] = "a ballot"
+        assert pages.continued("two", invalid).view_state == {}
+
+
+def test_an_answer_that_a_reload_interrupted_was_stopped():
+    replies = restored({"A": REPLY, "B": REPLY._replace(finish=None), "C": REPLY._replace(finish="")})
+    assert [reply.finish for reply in replies.values()] == ["eos", "stopped", "stopped"]
