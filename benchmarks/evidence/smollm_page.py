@@ -160,8 +160,6 @@ def answering_table(jobs: Jobs, actors: dict[str, dict[int, Actor]]) -> str:
     ways = {"as compared": {name: actors[name][seed] for name in ("base", "instruct", "coarse", "fine")}}
     ways |= {job["name"]: job["answering"] for job in jobs if "answering" in job and job["seed"] == seed}
     rows = [
-        [way, name, *columns({seed: figures})]
-        for way, of_actors in ways.items()
-        for name, figures in of_actors.items()
+        [way, name, *columns({seed: figures})] for way, of_actors in ways.items() for name, figures in of_actors.items()
     ]
     return table(["answering", "actor", *HEAD], rows)
