@@ -95,8 +95,10 @@ def results():
 
 
 def test_the_page_is_made_of_the_committed_results(tmp_path):
-    real = json.loads(RESULTS.with_name("evidence_smollm2.json").read_text())
-    page.make_page(results(), real, tmp_path)
+    real, quantized = (
+        json.loads(RESULTS.with_name(f"evidence_smollm2{kind}.json").read_text()) for kind in ("", "_nf4")
+    )
+    page.make_page(results(), real, quantized, tmp_path)
     assert (tmp_path / "evidence.md").read_text() == (ROOT / "docs" / "evidence.md").read_text()
     for plot in ("evidence-cm.svg", "evidence-krm.svg"):
         assert (tmp_path / plot).read_text() == (ROOT / "docs" / plot).read_text()

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # also where lite_c2f is not
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.json"
 REAL = RESULTS.with_name("evidence_smollm2.json")
+QUANTIZED = RESULTS.with_name("evidence_smollm2_nf4.json")  # the same with NF4 weights, measured once
 
 
 def run_all(everything: list[list[Any]], jobs: Path, processes: int) -> list[dict]:
@@ -75,7 +76,7 @@ def main() -> None:
         measure(options)
     from page import make_page
 
-    make_page(json.loads(RESULTS.read_text()), json.loads(REAL.read_text()), ROOT / "docs")
+    make_page(*(json.loads(file.read_text()) for file in (RESULTS, REAL, QUANTIZED)), ROOT / "docs")
     print("wrote docs/evidence.md")
 
 

@@ -33,8 +33,8 @@ WIDTH, HEIGHT = 480, 300  # of a panel
 TEMPLATE = Path(__file__).with_name("page.md")
 
 
-def make_page(results: dict[str, Any], real: dict[str, Any], folder: Path) -> None:
-    """Write evidence.md and its plots into a folder. real: the results of SmolLM2, a section of the page."""
+def make_page(results: dict[str, Any], real: dict[str, Any], quantized: dict[str, Any], folder: Path) -> None:
+    """Write evidence.md and its plots into a folder. real, quantized: SmolLM2, a section."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = results["jobs"]
     worlds = [world for world in ("toy", "harder") if any(job["world"] == world for job in jobs)]
@@ -67,7 +67,7 @@ def make_page(results: dict[str, Any], real: dict[str, Any], folder: Path) -> No
         }
     for name, svg in (("cm", plot_curves(jobs, worlds)), ("krm", plot_ratios(jobs, worlds))):
         (folder / f"evidence-{name}.svg").write_text(document(svg))
-    parts["smollm2"] = filled(smollm_page.TEMPLATE.read_text().strip(), smollm_page.section_parts(real))
+    parts["smollm2"] = filled(smollm_page.TEMPLATE.read_text().strip(), smollm_page.section_parts(real, quantized))
     (folder / "evidence.md").write_text(filled(TEMPLATE.read_text(), parts))
 
 

@@ -38,16 +38,10 @@ ARMS: dict[str, tuple[str, ...]] = {
     LONG: ("coarse.length.mode=fixed", "coarse.length.start={longest}"),
     "reward-only": ("coarse.length.w_value=0",),
     "double-lr": ("coarse.lr=3e-4",),
-    "16-updates": ("coarse.updates=16",),
 }
 SAME_TOKENS = (LONG, "reward-only")  # these generate as many tokens as the first did, in however many updates
 ACTORS = "actors"  # base and instruct, before any training
 RATIOS = (0.5, 0.75, 1.0)  # of the residue of `logistic`
-# The same actors answering in another way: what does the quantisation, and what the temperature do to them?
-ANSWERING: dict[str, tuple[str, ...]] = {
-    "nf4": ("model.quantization=nf4",),
-    "temperature 0.3": ("evaluation.temperature=0.3",),
-}
 CURVE = ("coarse.sample_every=4", "coarse.sample_prompts=32")  # held-out answers while training
 
 
@@ -60,7 +54,6 @@ def phases(seeds: Sequence[int], arms: Sequence[str]) -> Iterator[list[Job]]:
         for name in (ACTORS, *(fine_name(LOGISTIC, ratio) for ratio in RATIOS))
         for seed in seeds
     ]
-    yield [Job(SMOLLM, seed, name) for name in ANSWERING for seed in seeds if seed == 0]
     others = [name for name in arms if name != LOGISTIC]
     yield [Job(SMOLLM, seed, name) for name in others for seed in seeds]
     ratio = load_config(CONFIG).fine.ratio
@@ -85,9 +78,6 @@ def run_smollm(job: Job, folder: Path, jobs: Path) -> dict[str, Any]:
         figures = train_reward(config, models, corpus, folder)
     elif job.name == ACTORS:
         figures = untrained(config, models, corpus, rewards)
-    elif job.name in ANSWERING:
-        coarse = Job(job.world, job.seed, LOGISTIC).folder(jobs)
-        figures = answering(config_of(job.seed, ANSWERING[job.name]), models, corpus, coarse, rewards.parent / job.name)
     elif job.name in ARMS:
         spent = Job(job.world, job.seed, LOGISTIC).result(jobs)
         budget = json.loads(spent.read_text())["tokens"] if job.name in SAME_TOKENS else None
@@ -172,28 +162,6 @@ def untrained(config: Config, models: ModelPair, corpus: Corpus, rewards: Path) 
     return {
         actor: figures_of(prompts, rows, judge(turns, rows), rewards.parent / f"{actor}.jsonl")
         for actor, rows in answers.items()
-    }
-
-
-def answering(config: Config, models: ModelPair, corpus: Corpus, run: Path, folder: Path) -> dict[str, Any]:
-    """All four actors under a configuration that answers in another way; the answers go into files of `folder`."""
-    folder.mkdir()
-    roles, judge = load_coarse(config, models, run)
-    prompts, sampling, batch = compared_prompts(corpus, config), final_sampling(config), batch_of(config)
-    turns = turns_of(prompts)
-    answers = {
-        name: answer_base(roles, role, judge.tokenizer, config, turns, sampling, batch)
-        for name, role in (("base", "reference"), ("coarse", "policy"))
-    }
-    instruct = InstructModel(config, models.instruct, run / "coarse" / "adapter")
-    for name, ratio in (("instruct", 0.0), ("fine", float(config.fine.ratio))):
-        with instruct.ratio(ratio):
-            answers[name] = instruct.answer(turns, sampling, batch)
-    return {
-        "answering": {
-            name: figures_of(prompts, rows, judge(turns, rows), folder / f"{name}.jsonl")
-            for name, rows in answers.items()
-        }
     }
 
 

@@ -18,24 +18,36 @@ HEAD = ["reward", "tokens", "repeated 4-grams", "ended", "accuracy", "analytic"]
 Actor = dict[str, Any]
 
 
-def section_parts(results: dict[str, Any]) -> dict[str, str]:
-    """{placeholder of smollm.md: its text}."""
+def section_parts(results: dict[str, Any], quantized: dict[str, Any]) -> dict[str, str]:
+    """{placeholder of smollm.md: its text}. quantized: results of the same with `model.quantization=nf4`."""
     jobs: Jobs = results["jobs"]
-    actors = actors_of(jobs)
-    trained = [name for name in ("logistic", "double-lr", "fixed-long", "reward-only", "dpo") if name in actors]
-    ratios = [name for name in actors if name.startswith("logistic at ")]
+    actors, nf4 = actors_of(jobs), actors_of(quantized["jobs"])
     return {
         "smollm2 seeds": seeds_text(by_seed(jobs, "smollm2", LOGISTIC, lambda job: 0)),
         "smollm2 hours": f"{results['seconds'] / 3600:.1f}",
         "smollm2 reward model": spread(by_seed(jobs, "smollm2", "reward", lambda job: job["accuracy"]), 3),
         "smollm2 actors": actor_table(actors, ["base", "instruct", "coarse", "fine"]),
         "smollm2 differences": difference_table(actors),
-        "smollm2 arms": arms_table(jobs, actors, trained),
         "smollm2 curve": curve_table(jobs),
-        "smollm2 ratios": actor_table(actors, ["instruct", *ratios, *(n for n in actors if n.startswith("dpo at "))]),
         "smollm2 updates": updates_table(jobs),
-        "smollm2 answering": answering_table(jobs, actors),
+        "smollm2 nf4 reward model": spread(
+            by_seed(quantized["jobs"], "smollm2", "reward", lambda job: job["accuracy"]), 3
+        ),
+        "smollm2 nf4 actors": actor_table(nf4, ["base", "instruct", "coarse", "fine"]),
+        "smollm2 nf4 differences": difference_table(nf4),
+        "smollm2 nf4 arms": arms_table(quantized["jobs"], nf4, trained_in(nf4)),
+        "smollm2 nf4 ratios": actor_table(nf4, ["instruct", *ratios_in(nf4)]),
     }
+
+
+def trained_in(actors: dict[str, Any]) -> list[str]:
+    """Runs that trained a Coarse Actor, in the order of the table."""
+    return [name for name in ("logistic", "double-lr", "fixed-long", "reward-only", "dpo") if name in actors]
+
+
+def ratios_in(actors: dict[str, Any]) -> list[str]:
+    """Fine Actors: of `logistic`, then of `dpo`."""
+    return [name for kind in ("logistic at ", "dpo at ") for name in actors if name.startswith(kind)]
 
 
 def actors_of(jobs: Jobs) -> dict[str, dict[int, Actor]]:
@@ -150,16 +162,3 @@ def updates_table(jobs: Jobs) -> str:
         for step, (reward, limit, hit, tokens, kl, _) in enumerate(job["training"], 1)
     ]
     return table(["update", "reward", "limit", "at the limit", "tokens", "KL, nats per response"], rows)
-
-
-def answering_table(jobs: Jobs, actors: dict[str, dict[int, Actor]]) -> str:
-    """The same four actors of the first seed, answering as they are compared and in other ways."""
-    from page import table
-
-    seed = min(actors["base"])
-    ways = {"as compared": {name: actors[name][seed] for name in ("base", "instruct", "coarse", "fine")}}
-    ways |= {job["name"]: job["answering"] for job in jobs if "answering" in job and job["seed"] == seed}
-    rows = [
-        [way, name, *columns({seed: figures})] for way, of_actors in ways.items() for name, figures in of_actors.items()
-    ]
-    return table(["answering", "actor", *HEAD], rows)
