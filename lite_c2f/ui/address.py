@@ -45,7 +45,8 @@ def find_run(run: str | Path | None) -> Path | None:
     if run is None:
         return DEFAULT_RUN if is_published(DEFAULT_RUN, "fine") else None
     folder = Path(run)
-    if not ((folder / "config.yaml").is_file() or (folder / lock.NAME).exists()):  # it has begun
+    begun = (folder / "config.yaml").is_file() or (folder / lock.NAME).exists()
+    if is_published(folder, "fine") or not begun:
         check_run_folder(folder)
     return folder
 

@@ -296,7 +296,6 @@ COMMANDS = {
     "run gone to report": (["report", "gone"], "gone"),
     "run gone to chat": (["chat", "gone"], "'gone' is no run directory"),
     "run gone to app": (["app", "gone"], "'gone' is no run directory"),
-    "no demo yet": (["app"], "runs/toy", "make demo"),
     "host without auth": (["app", "gone", "--host", "0.0.0.0"], "--host 0.0.0.0", "--auth"),
     "host name without auth": (["app", "gone", "--host", "example.org"], "--host example.org", "--auth"),
     "host of another machine": (["app", "gone", "--host", "203.0.113.1", "--auth", "me:x"], "on 203.0.113.1", "--port"),
@@ -634,8 +633,8 @@ RUNS = {
     "run.json names no models": (READERS, put("run.json", '{"seconds": {}}'), "run.json", "models"),
     "run.json names half a pair": (READERS, put("run.json", '{"models": {"base": "x"}}'), "run.json", "models"),
     "models are gone": (READERS, models_gone, "base model", "'/gone/b'"),
-    "no coarse stage": (READERS, lose("coarse"), "no coarse stage"),
-    "no fine stage": (READERS, lose("fine"), "no fine stage"),
+    "no coarse stage": (READERS[:3], lose("coarse"), "no coarse stage"),  # the app waits for it
+    "no fine stage": (READERS[:3], lose("fine"), "no fine stage"),
     "config.yaml is gone": (READERS, lose("config.yaml"), "config.yaml"),
     "config.yaml is damaged": (READERS, put("config.yaml", "coarse: {"), "config.yaml", "not YAML"),
     "config.yaml is empty": (READERS, put("config.yaml", ""), "run/config.yaml", "train CONFIG --run-dir run`"),
