@@ -93,14 +93,23 @@ def data_sources(config: Config) -> dict[str, str | None]:
 
 def licence_in(folder: str) -> dict[str, str]:
     """Licence from the model card in a folder; {} if it states none."""
-    metadata = card_metadata(Path(folder) / "README.md")
-    return {key: str(metadata[key]) for key in LICENCE_KEYS if metadata.get(key)}
+    return licence_of(card_metadata(Path(folder) / "README.md"))
 
 
-def model_card(records: RunRecords, what: str, repo: str, licence: Mapping[str, str]) -> str:
+def licence_of(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Licence in the metadata of a card; {} if it states none, or several, which the hub refuses."""
+    if not isinstance(metadata.get("license"), str):
+        return {}
+    return {key: metadata[key] for key in LICENCE_KEYS if metadata.get(key) and isinstance(metadata[key], str)}
+
+
+def model_card(
+    records: RunRecords, what: str, repo: str, licence: Mapping[str, str], *, licence_of_model: bool = True
+) -> str:
     """README.md of an upload: metadata in YAML, then what it is, how it was made and measured.
 
     what: `adapter`, `fine` or `gguf`; repo: OWNER/NAME; licence: values of LICENCE_KEYS, {} if not known.
+    licence_of_model: whether it is that of the base or instruct model, and not another one that the user states.
     """
     actor = COARSE if what == ADAPTER else FINE
     figures = records.summary.get("actors", {})
@@ -131,7 +140,7 @@ def model_card(records: RunRecords, what: str, repo: str, licence: Mapping[str, 
         "## Evaluation",
         _evaluation(records, what, figures),
         "## Licence",
-        _licence(records, models, licence),
+        _licence(records, models, licence, licence_of_model),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -257,11 +266,12 @@ def _circular(records: RunRecords) -> str:
     return f"the policy {trained}"
 
 
-def _licence(records: RunRecords, models: Sequence[str], licence: Mapping[str, str]) -> str:
+def _licence(records: RunRecords, models: Sequence[str], licence: Mapping[str, str], of_model: bool) -> str:
     names = " and ".join(records.model(name) for name in models)
     if not licence:
         return f"Not stated here: that of {names} applies, and that of the data."
-    return f"{licence.get('license_name') or licence['license']}, that of {records.model(models[0])}."
+    name = licence.get("license_name") or licence["license"]
+    return f"{name}, that of {records.model(models[0])}." if of_model else f"{name}. See also that of {names}."
 
 
 def _cell(text: str) -> str:

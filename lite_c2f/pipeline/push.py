@@ -21,14 +21,15 @@ from lite_c2f.fine.report import CARD, REPORT
 from lite_c2f.pipeline.model_card import (
     ADAPTER,
     GGUF,
-    LICENCE_KEYS,
     RunRecords,
     licence_in,
+    licence_of,
     model_card,
     public_name,
     read_records,
 )
 from lite_c2f.runs.published import check_run_folder, coarse_adapter, is_published
+from lite_c2f.storage.files import read_json
 
 STAGES_OF = {ADAPTER: ("coarse",), FINE: ("fine",), GGUF: ("coarse", "fine")}
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -39,7 +40,7 @@ MODEL_FILES = (  # patterns of what belongs to a model folder; anything else in 
     *("additional_chat_templates/*.jinja", "LICENSE*", "NOTICE*"),
 )
 SETTINGS_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json", REPORT)
-ABSOLUTE = re.compile(r"(?:/|~/|[A-Za-z]:[\\/]).*[\\/].+")
+ABSOLUTE = re.compile(r"(?:/|~/|\\\\|[A-Za-z]:[\\/]).*[\\/].+")
 KIND_OF = {"adapter_config.json": ADAPTER, "config.json": FINE, "residue.gguf": GGUF}  # files that a repo of each has
 SAME_COMMAND = "run the same command again: what has arrived is not sent twice"
 
@@ -77,10 +78,16 @@ def prepared(
             got = f"'{run}' has no {stage} stage, which `--what {what}` uploads"
             raise RunError.because(got, "a published one", f"train it: lite-c2f train {run} --stage {stage}")
     records = read_records(run)
+    if what != ADAPTER:
+        read_json(run / "fine" / REPORT)  # with the ratio, which the card names
     places = private_places(run, records)
     with tempfile.TemporaryDirectory() as folder:
         files, left_out = _files_of(run, records, what, Path(folder), places)
-        card = model_card(records, what, repo, _licence(records, what, licence, api))
+        if not any(name.endswith((".safetensors", ".gguf")) for name in files):
+            got = f"'{run}' has no weights in what `--what {what}` uploads"
+            raise RunError.because(got, "a .safetensors file", "restore it, or train that stage again")
+        known = _licence(records, what, licence, api)
+        card = model_card(records, what, repo, known, licence_of_model=licence is None)
         yield Upload({CARD: _public(card, places).encode(), **files}, left_out)
 
 
@@ -194,7 +201,7 @@ def private_places(run: Path, records: RunRecords) -> dict[str, str]:
         *(config.run.dir, str(run.resolve()), str(run.absolute())),
     ]
     places = {name: public_name(name) for name in named if ABSOLUTE.fullmatch(name)}
-    if len(home.parts) > 1:
+    if len(home.parts) > 2:  # one part, such as /data, names nobody, and may be within a hub name
         places[str(home)] = "~"
     return dict(sorted(places.items(), key=lambda place: -len(place[0])))
 
@@ -227,16 +234,21 @@ def _files_of(
     source = coarse_adapter(run, records.config.coarse.use) if what == ADAPTER else run / "fine" / "model"
     there = {str(path.relative_to(source).as_posix()): path for path in sorted(source.rglob("*")) if path.is_file()}
     patterns = ADAPTER_FILES if what == ADAPTER else MODEL_FILES
-    chosen = {name: path for name, path in there.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+    chosen = {name: path for name, path in there.items() if any(_fits(name, p) for p in patterns)}
     if what == FINE and (run / "fine" / REPORT).is_file():
         chosen[REPORT] = run / "fine" / REPORT
     files = {name: _settings(path, places) if name in SETTINGS_FILES else path for name, path in chosen.items()}
     return files, [name for name in there if name not in files and name != CARD]
 
 
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a name in a folder has this pattern, in which * stands for no slash."""
+    return fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
+
+
 def _settings(file: Path, places: Mapping[str, str]) -> Path | bytes:
     """A JSON file without local paths; the file itself where it has none."""
-    content = json.loads(file.read_text(encoding="utf-8"))  # config.json may hold Infinity
+    content = read_json(file)
     public = without_places(content, places)
     return file if public == content else (json.dumps(public, indent=2) + "\n").encode()
 
@@ -253,7 +265,7 @@ def _licence(records: RunRecords, what: str, given: str | None, api: HfApi | Non
         return {}
     with contextlib.suppress(HTTPError, OSError, ValueError):  # the card says then that it is not stated
         card = api.model_info(hub).card_data
-        return {key: str(card[key]) for key in LICENCE_KEYS if card is not None and card.get(key)}
+        return {} if card is None else licence_of(card.to_dict())
     return {}
 
 

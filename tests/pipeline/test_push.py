@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lite_c2f.config.loading import load_config
 from lite_c2f.fine.merge import merge
-from lite_c2f.pipeline.model_card import public_name
 from lite_c2f.pipeline.push import without_places
 from lite_c2f.runs.manifest import save_config, save_manifest
 from lite_c2f.runs.models import ModelPair
@@ -143,7 +142,8 @@ def test_the_fine_actor_arrives_and_loads_as_it_is_here(call, hub, made, tmp_pat
     assert metadata["library_name"] == "transformers" and "license" not in metadata
     assert "the instruct model my-instruct plus 0.75 times the residue" in text
     assert call("push", made, "--to", "me/coarse", "--license", "mit")[0] == 0
-    assert card_of(hub.repos["me/coarse"]["files"])[0]["license"] == "mit"
+    metadata, text = card_of(hub.repos["me/coarse"]["files"])
+    assert metadata["license"] == "mit" and "mit. See also that of mistral-org/base-7b." in text
 
     for repo in ("fine", "coarse"):
         (tmp_path / repo).mkdir()
@@ -263,6 +263,31 @@ def test_stages_that_are_not_there(call, hub, run):
     assert hub.requests == []
 
 
+def test_damaged_stages_are_refused_in_one_line(call, hub, run):
+    (run / "coarse" / "adapter" / "adapter_model.safetensors").unlink()
+    (run / "fine" / "model" / "tokenizer_config.json").write_text("{")
+    for what, words in (("adapter", "has no weights"), ("fine", "tokenizer_config.json' is not JSON")):
+        code, _, err = call("push", run, "--to", "me/it", "--what", what)
+        assert code == 2 and words in err and err.count("\n") == 1
+    (run / "fine" / "merge.json").unlink()
+    code, _, err = call("push", run, "--to", "me/it", "--what", "fine")
+    assert code == 2 and "merge.json" in err and hub.requests == []
+
+
+def test_files_in_folders_within_the_model_stay_here(call, hub, run):
+    for name in ("old/step-5.safetensors", "LICENSES/mine.txt"):
+        (run / "fine" / "model" / name).parent.mkdir()
+        (run / "fine" / "model" / name).write_text(SECRET)
+    assert call("push", run, "--to", "me/fine", "--what", "fine")[0] == 0
+    assert not [name for name in hub.repos["me/fine"]["files"] if "/" in name]
+
+
+def test_a_home_of_one_part_does_not_change_hub_names(call, hub, made, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/base-7b"))
+    assert call("push", made, "--to", "me/coarse")[0] == 0
+    assert card_of(hub.repos["me/coarse"]["files"])[0]["base_model"] == ["mistral-org/base-7b"]
+
+
 def test_a_network_that_is_down(call, hub, made, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     code, _, err = call("push", made, "--to", "me/coarse")
@@ -272,21 +297,8 @@ def test_a_network_that_is_down(call, hub, made, monkeypatch):
     assert code == 2 and "HF_HUB_OFFLINE is set" in err
 
 
-@pytest.mark.parametrize(
-    ("place", "name"),
-    [
-        ("/home/me/models/small", "small"),
-        ("C:\\Users\\me\\small", "small"),
-        ("/cache/models--org--base-7b/snapshots/27d6", "org/base-7b"),
-        ("org/base-7b", "org/base-7b"),
-        ("/", "local folder"),
-    ],
-)
-def test_public_names(place, name):
-    assert public_name(place) == name
-
-
 def test_known_paths_within_texts_and_unknown_ones_alone():
+    assert without_places("\\\\server\\alice\\small", {}) == "small"
     content = {"a": ["/srv/x/y", "see '/home/me/run': done", "</s>", "/s", 1.0], "/srv/x/y": None}
     assert without_places(content, {"/home/me/run": "run"}) == {
         "a": ["y", "see 'run': done", "</s>", "/s", 1.0],
