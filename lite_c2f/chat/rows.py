@@ -252,6 +252,8 @@ class AnswerRows:
                 got = f"logits at token {len(row.tokens)} are not finite"
                 message = ModelError.because(got, "finite logits", "lower the ratio, or train it again")
                 row.end("error", str(message))
+                assert self.cache is not None
+                self.cache.clear(next(slot for slot, other in enumerate(self.rows) if other is row))
 
 
 def _add_logprobs(rows: Sequence[AnswerRow], logprobs: Tensor, tokens: Sequence[int]) -> None:

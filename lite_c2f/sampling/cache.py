@@ -136,6 +136,11 @@ class SlotCache(Cache):
         for layer in self.slot_layers:
             layer.select(slots)
 
+    def clear(self, slot: int) -> None:
+        """Zeros in a slot whose row failed: its NaN, times 0, would reach the slot's next row."""
+        for layer in self.slot_layers:
+            layer.keys[slot], layer.values[slot] = 0, 0
+
     def arrange(self, slots: Tensor, width: int) -> None:
         """Permute: slot i gets the contents of slot slots[i] up to position `width`; slots: (n,)."""
         for layer in self.slot_layers:

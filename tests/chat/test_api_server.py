@@ -243,6 +243,15 @@ def test_several_raw_prompts_and_their_logprobs(client):
     )
 
 
+def test_offsets_of_tokens_whose_text_waits(client):
+    """A text that may be a stop's beginning waits; its tokens are listed at once, each after the one before it."""
+    options = {"model": "base", "logprobs": 1, "max_tokens": 3, "temperature": 0}
+    whole = asked(client, TEXT, **options).json()["choices"][0]
+    options |= {"stop": whole["text"] + " more", "stream": True}
+    parts = [part["choices"][0]["logprobs"]["text_offset"] for part in events(asked(client, TEXT, **options))]
+    assert [offset for part in parts for offset in part] == whole["logprobs"]["text_offset"]
+
+
 def test_a_conversation_in_its_forms():
     """System texts come first wherever they stand, parts are joined, and speakers alternate."""
     messages = [
@@ -386,6 +395,7 @@ def test_a_key_is_needed_where_one_was_given(chat):
                 assert response.status_code == 401 and response.json()["error"]["code"] == "invalid_api_key"
                 assert "secret" not in response.text.replace("Bearer KEY", "")
         assert client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
+        assert client.get("/v1/models", headers={"authorization": "bearer secret"}).status_code == 200
         assert client.get("/health").json() == {"status": "ok"}
 
 

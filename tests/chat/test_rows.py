@@ -193,3 +193,13 @@ def test_numbers_that_are_not_finite_end_their_row_alone(multi_model):
         rows.step()
     assert broken.finish == "error" and "not finite" in broken.message
     assert (whole.tokens, whole.finish) == expected
+
+
+def test_a_failed_row_leaves_nothing_in_its_slot(multi_model):
+    expected = alone(multi_model, 0)
+    broken, neighbour, later = row(1), row(2, limit=30), row(0)
+    broken.model, broken.ratio = 0, float("nan")  # its prompt is longer than that of the slot's next row
+    rows = AnswerRows(multi_model, 0)
+    rows.start([neighbour, broken])
+    assert broken.finish == "error" and neighbour.finish is None
+    assert run(rows, later)[0] == expected

@@ -155,7 +155,7 @@ def _part(answers: Answers, reply: Reply, before: Reply | None = None, listed: i
     entries = None
     if asked.form.logprobs is not None:
         entries = answers.streams[reply.pane].logprobs(reply.pane)[listed : reply.tokens]
-    return Part(int(reply.pane), new, len(sent), entries, reply.finish)
+    return Part(int(reply.pane), new, entries, reply.finish)
 
 
 async def _content(request: Request) -> bytes:

@@ -4,6 +4,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from lite_c2f.actors.reply import Reply
@@ -19,7 +20,6 @@ class Part(NamedTuple):
 
     number: int  # of the choice
     text: str
-    start: int  # characters of the choice before it
     logprobs: Sequence[TokenLogprobs] | None  # of its tokens; None where the request asks for none
     finish: str | None  # as in Reply
 
@@ -29,6 +29,7 @@ class ResponseBody:
 
     def __init__(self, *, chat: bool, model: str, tokens: Sequence[bytes]) -> None:
         self.chat, self._tokens = chat, tokens
+        self._listed: dict[int, int] = {}  # by choice: characters of the tokens listed so far
         name = "chatcmpl" if chat else "cmpl"
         self._head = {"id": f"{name}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
 
@@ -65,18 +66,20 @@ class ResponseBody:
             result["message"] = {"role": "assistant", "content": part.text, "refusal": None}
         else:
             result["delta"] = {"content": part.text} if part.text else {}
-        result["logprobs"] = None if part.logprobs is None else self._logprobs(part.logprobs, part.start)
+        result["logprobs"] = None if part.logprobs is None else self._logprobs(part.number, part.logprobs)
         return {**result, "finish_reason": FINISH_REASONS[part.finish]}
 
-    def _logprobs(self, entries: Sequence[TokenLogprobs], start: int) -> dict[str, Any]:
+    def _logprobs(self, number: int, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
         if self.chat:
             return {"content": [self._entry(entry) for entry in entries], "refusal": None}
         texts = [self._text(entry.token) for entry in entries]
-        offsets = [start + sum(map(len, texts[:place])) for place in range(len(texts))]
+        # not characters of the text sent: a text may wait while its tokens are listed
+        *offsets, self._listed[number] = accumulate(map(len, texts), initial=self._listed.get(number, 0))
         return {
             "tokens": texts,
             "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [{self._text(token): value for token, value in entry.top} for entry in entries],
+            # the best last: of several halves of a character, all with one text, its value is kept
+            "top_logprobs": [{self._text(token): value for token, value in entry.top[::-1]} for entry in entries],
             "text_offset": offsets,
         }
 

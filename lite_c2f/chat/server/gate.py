@@ -35,7 +35,8 @@ class Gate:
         if self.key is None or scope["path"] in OPEN_PATHS:
             return None
         given = headers.get("authorization", "")
-        if secrets.compare_digest(given.encode(), f"Bearer {self.key}".encode()):
+        scheme, _, key = given.partition(" ")
+        if secrets.compare_digest(key.strip().encode(), self.key.encode()) and scheme.lower() == "bearer":
             return None
         got = "an incorrect API key" if given else "no API key"
         message = f"{got}; expected the header 'Authorization: Bearer KEY' with the server's key; correct it"
