@@ -14,7 +14,9 @@ from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.chat import Chat, Pane, engine, fair_queue, loaded
 from lite_c2f.chat.panes import AnswerForm, ChatSettings
+from lite_c2f.chat.rows import TokenLogprobs
 from lite_c2f.chat.server import build
+from lite_c2f.chat.server.bodies import Part, ResponseBody
 from lite_c2f.chat.server.errors import ApiError
 from lite_c2f.chat.server.models import pane_named
 from lite_c2f.chat.server.requests import ChatBody, read_request
@@ -250,6 +252,14 @@ def test_offsets_of_tokens_whose_text_waits(client):
     options |= {"stop": whole["text"] + " more", "stream": True}
     parts = [part["choices"][0]["logprobs"]["text_offset"] for part in events(asked(client, TEXT, **options))]
     assert [offset for part in parts for offset in part] == whole["logprobs"]["text_offset"]
+
+
+def test_halves_of_characters_keep_the_best_value():
+    """Tokens 0 and 1 are halves of characters and have one text: the likelier one's value is listed."""
+    body = ResponseBody(chat=False, model="base", tokens=[b"\xf0", b"\xe2", b"a"])
+    entry = TokenLogprobs(2, -0.5, [(0, -0.25), (2, -0.5), (1, -4.0)])
+    found = body.chunk([Part(0, "a", [entry], None)])["choices"][0]["logprobs"]
+    assert found["top_logprobs"] == [{"\N{REPLACEMENT CHARACTER}": -0.25, "a": -0.5}]
 
 
 def test_a_conversation_in_its_forms():
