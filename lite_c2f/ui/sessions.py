@@ -98,6 +98,8 @@ def sessions_fold(
 
     def switch(id: str | None, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
         page = saving.page_of(served, request.session_hash, owner, session)
+        if page.transcript is not None and page.transcript.id == id:  # a list that is left tells its value again
+            return [gr.skip()] * len([*drawn, *settings, *sessions])  # and answers may be on their way
         try:
             saving.reopen(served, page, id or "")
         except (C2FError, OSError) as error:

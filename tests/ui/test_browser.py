@@ -265,6 +265,7 @@ def test_stop_one_and_stop_all(tab):
         tab.keyboard.press("Escape")  # closes the list, and stops nothing
         tab.wait_for_timeout(500)
         assert tab.locator("#view-coarse .said.writing").count() == 1
+        tab.wait_for_function("[...document.querySelectorAll('.stop-all')].some(b => b.offsetParent && !b.disabled)")
         tab.focus("#prompt textarea")
         tab.keyboard.press("Escape")
         ended(tab, "coarse", "fine", chip="stopped")
@@ -300,9 +301,12 @@ def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
     tab.wait_for_function("document.querySelector('#view-fine .before summary')?.textContent.includes('at ratio 0:')")
     ended(tab, "fine", chip="reward")
     saved(tab, ["fine"], ratio=float(ratio_of(tab)))
-    shown = tab.inner_text("#view-fine .said >> nth=0")
     replies = session_of(tab).rounds[-1].replies
-    assert shown == replies["fine"].text and as_shown(tab, shown) == fine
+    tab.wait_for_function(  # the page shows the end of an answer a moment after it is saved
+        "text => document.querySelector('#view-fine .said').innerText === text", arg=replies["fine"].text
+    )
+    shown = tab.inner_text("#view-fine .said >> nth=0")
+    assert as_shown(tab, shown) == fine
     marked = {" ".join(text.split()) for text in tab.locator("#view-fine mark.kept").all_inner_texts()}
     spans = overlap.shared_spans(replies["fine"].text, replies["coarse"].text)
     assert all(any(text in " ".join(shown[start:end].split()) for start, end in spans) for text in marked)
