@@ -1,6 +1,7 @@
 """Rooms (folders of lite_c2f): imports run one way, rooms and files stay small, and the package is cheap to import."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -86,6 +87,18 @@ def test_importing_the_package_loads_no_heavy_library():
     code = f"import sys, {light}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")]
+)
+def test_openmp_threads_wait_for_less_long_unless_told_otherwise(given, expected):
+    """GOMP_SPINCOUNT would take precedence over OMP_WAIT_POLICY."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import os, lite_c2f; print(os.environ.get('GOMP_SPINCOUNT'))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
 
 
 def test_every_public_name_is_there():

@@ -209,7 +209,10 @@ def test_other_sources_of_reward_go_on_with_the_statistics_that_there_are(stoppe
 
 
 def test_processes_of_functions_end_with_the_run_however_it_ends(pico, tmp_path, monkeypatch):
-    """After an error of the function, and after an interruption between two calls of it."""
+    """After an error of the function, and after an interruption between two calls of it.
+
+    Also while somebody holds the error, and with its traceback all that the run had.
+    """
     more = f"coarse.rewards=[{{function: '{tmp_path / 'mine.py'}:words', workers: 1}}]", "coarse.watch=[]"
     bad = f"{FUNCTIONS}\ngood = words\ndef words(inputs): return 1 / 0 if calls.exists() else good(inputs)\n"
     with pytest.raises(RewardError, match="raised ZeroDivisionError"):
@@ -221,9 +224,9 @@ def test_processes_of_functions_end_with_the_run_however_it_ends(pico, tmp_path,
         raise KeyboardInterrupt
 
     monkeypatch.setattr(coarse_train, "update", update)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as held:
         train(tmp_path, tmp_path, pico, *more, force=True)
-    assert multiprocessing.active_children() == []
+    assert multiprocessing.active_children() == [] and held.tb is not None
 
 
 def test_time_of_functions_is_measured_and_shown(pico, tmp_path, monkeypatch):

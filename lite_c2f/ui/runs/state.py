@@ -60,6 +60,7 @@ class Files:
 
 @functools.lru_cache(maxsize=CACHED)
 def files_of(run: Path) -> Files:
+    """The files of a run, of which it remembers what was read."""
     return Files(run)
 
 
