@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lite_c2f.evaluation.meanings import meaning_of, title_of
 from lite_c2f.evaluation.overlap import marked_pieces
 from lite_c2f.runtime.html import render
 
@@ -25,7 +26,8 @@ class Table(NamedTuple):
     first: str  # header of the column of names
     columns: Sequence[str]
     rows: Mapping[str, Sequence[str]]
-    bold: str | None = None  # name of the highlighted row
+    bold: str | None = None  # name of the highlighted row or column
+    meanings: Mapping[str, str] = {}  # of columns, or of rows
 
 
 class Chart(NamedTuple):
@@ -49,31 +51,45 @@ class Code(NamedTuple):
     text: str
 
 
+WIDEST = 8  # columns of figures that fit beside each other
+
+
 Block = Heading | Text | Table | Chart | AnswerBlock | Code
 
 
 def figures_table(rows: Mapping[str, Mapping[str, Any]], first: str, bold: str | None = None) -> Table:
-    """A table of numbers with three decimals; its columns are all names in the rows, in order.
+    """A table of numbers with three decimals, with what they mean; its columns are all names in the rows, in order.
 
-    The cell of a number that a row lacks is empty. Raises ValueError or TypeError for a value that is not a number, and
-    ValueError for no rows.
+    With more than WIDEST columns, and fewer rows, it is turned round: a row per figure. The cell of a number that a row
+    lacks is empty. Raises ValueError or TypeError for a value that is not a number, and ValueError for no rows.
     """
     if not rows:
         raise ValueError("no rows")
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    cells = {name: [f"{row[key]:.3f}" if key in row else "" for key in columns] for name, row in rows.items()}
-    return Table(first, [column.replace("_", " ") for column in columns], cells, bold)
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    cells = {key: [f"{row[key]:.3f}" if key in row else "" for row in rows.values()] for key in names}
+    meanings = {title_of(key): meaning for key in names if (meaning := meaning_of(key))}
+    if WIDEST < len(names) > len(rows):
+        return Table(f"figure, by {first}", list(rows), {title_of(key): cells[key] for key in names}, bold, meanings)
+    turned = dict(zip(rows, map(list, zip(*cells.values(), strict=True)), strict=True))
+    return Table(first, [title_of(key) for key in names], turned, bold, meanings)
 
 
 def as_html(title: str, blocks: Sequence[Block]) -> str:
     """The page (templates/report.html). Everything that comes from data or models is escaped."""
     kinds = [(type(block).__name__, block) for block in blocks]
-    return render("lite_c2f.evaluation", "report.html", title=title, blocks=kinds, pieces=marked_pieces)
+    headings = [block.text for block in blocks if isinstance(block, Heading)]
+    names = {"title": title, "blocks": kinds, "headings": headings, "pieces": marked_pieces}
+    return render("lite_c2f.evaluation", "report.html", **names)
 
 
 def as_markdown(title: str, blocks: Sequence[Block]) -> str:
     """The same as Markdown, without charts."""
-    return "\n\n".join([f"# {_plain(title)}", *(text for block in blocks if (text := _markdown(block)))]) + "\n"
+    return (
+        "\n\n".join(
+            [f"# {_plain(title)}: lite\\_c2f report", *(text for block in blocks if (text := _markdown(block)))]
+        )
+        + "\n"
+    )
 
 
 def _markdown(block: Block) -> str:
@@ -82,13 +98,15 @@ def _markdown(block: Block) -> str:
             return f"## {_plain(text)}"
         case Text(text):
             return _plain(text)
-        case Table(first, columns, rows, _):
+        case Table(first, columns, rows, _, meanings):
             lines = [
                 [first, *columns],
                 ["---", *("---:" for _ in columns)],
                 *([name, *row] for name, row in rows.items()),
             ]
-            return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
+            cells = ["| " + " | ".join(map(_plain, line)) + " |" for line in lines]
+            notes = [f"- *{_plain(name)}*: {_plain(text)}" for name, text in meanings.items()]
+            return "\n".join([*cells, *(["", *notes] if notes else [])])
         case Chart():
             return ""
         case AnswerBlock(prompt, responses):

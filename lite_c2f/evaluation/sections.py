@@ -23,17 +23,9 @@ Result = TypeVar("Result")
 Section = Callable[[Path], list[Block]]  # of a run's folder
 
 PROMPTS, MOMENTS = 6, 6  # prompts answered by all actors; moments of training shown for one prompt
-COLUMNS = (
-    "distinct n: distinct n-grams over all n-grams, lower with more prompts. compression ratio: higher is more alike. "
-    "hit limit: share that was cut off. se: standard error. kl to base, kl to instruct: nats per token. Where the "
-    "right answer is known: removable is the share of a right answer's words that can be removed before it becomes "
-    "wrong, after answer the share that follows the right answer; verbose is the share of answers longer than twice "
-    "what right ones need, with the accuracy of these and of the others."
-)
 WINS = (
     "Wins are judged by the reward that trained the policy: they measure its preference, not the quality of the "
-    "answers. controlled is the rate at equal length by a logistic fit; length effect is what one standard deviation "
-    "of difference in length adds to the log-odds: a guess where the lengths of the two sides hardly overlap."
+    "answers. The rate at equal length is a guess where the lengths of the two sides hardly overlap."
 )
 FORMAT_ERRORS = (
     KeyError,
@@ -111,7 +103,7 @@ def more_figures(file: Path) -> list[Block]:
     metrics = read_json(file)
     wins = {name: {key: row[key] for key in row if key != "prompts"} for name, row in metrics["wins"].items()}
     figures = figures_table(metrics["actors"], "actor", bold="fine")
-    return [figures, Text(COLUMNS), figures_table(wins, "wins"), Text(WINS)]
+    return [figures, figures_table(wins, "wins"), Text(WINS)]
 
 
 @section("evaluation/responses.jsonl", required=True)

@@ -48,10 +48,36 @@ def test_pieces_are_the_text_again():
 def test_cells_take_figures_alone():
     made = figures_table({"a": {"x": 1.0, "long_name": 2.5}, "b": {"x": -0.25}}, "actor", bold="a")
     assert made == Table("actor", ["x", "long name"], {"a": ["1.000", "2.500"], "b": ["-0.250", ""]}, "a")
+    assert figures_table({"a": {"eos": 1.0, "eos_se": 0.5}}, "actor").meanings == {
+        "ended": "share of responses that ended by themselves: by EOS, or on a base model by the next turn's marker",
+        "eos se": "standard error of ended",
+    }
     with pytest.raises(ValueError):
         figures_table({"a": {"x": "word"}}, "actor")
     with pytest.raises(ValueError):
         figures_table({}, "actor")
+
+
+def test_a_wide_table_is_turned_round_and_says_what_each_row_is():
+    row = {f"distinct_{n}": n / 4 for n in range(1, 9)} | {"kl": 1.0}
+    made = figures_table({"coarse": row, "fine": {"kl": 2.0}}, "actor", bold="fine")
+    assert made.first == "figure, by actor" and made.columns == ["coarse", "fine"] and len(made.rows) == 9
+    assert made.rows["distinct 2"] == ["0.500", ""] and made.rows["KL"] == ["1.000", "2.000"]
+    page = as_html("t", [made])
+    kl = "from the instruct model without residue, nats per token"
+    assert f'<th scope="row">KL</th><td>1.000</td><td class=bold>2.000</td><td class="meaning">{kl}</td>' in page
+    assert "What the columns mean" not in page
+    assert f"- *KL*: {kl}" in as_markdown("t", [made])
+    eight = figures_table({"fine": {name: value for name, value in row.items() if name != "kl"}}, "actor")
+    assert eight.first == "actor" and "<dt>distinct 8</dt>" in as_html("t", [eight])
+
+
+def test_contents_lead_to_the_parts():
+    page = as_html("run-a", [Heading("One"), Text("x"), Heading("Two <b>")])
+    assert '<a href="#part-1">One</a><a href="#part-2">Two &lt;b&gt;</a>' in page
+    assert '<h2 id="part-1">One</h2>' in page and '<h2 id="part-2">Two &lt;b&gt;</h2>' in page
+    assert "<nav" not in as_html("run-a", [Heading("One")])
+    assert "<title>run-a: lite_c2f report</title>" in page
 
 
 BLOCKS = [
@@ -67,14 +93,16 @@ BLOCKS = [
 def test_nothing_of_a_model_becomes_markup():
     page = as_html("a <title>", BLOCKS)
     assert "<script" not in page and "<img" not in page
-    assert page.count("&lt;script&gt;") == 3 and "<title>a &lt;title&gt;</title>" in page
-    assert "<figcaption>caption &#34;quoted&#34;</figcaption>" in page and "<tr class=bold><td>b</td>" in page
+    assert page.count("&lt;script&gt;") == 3 and "<title>a &lt;title&gt;: lite_c2f report</title>" in page
+    assert (
+        "<figcaption>caption &#34;quoted&#34;</figcaption>" in page and '<tr class=bold><th scope="row">b</th>' in page
+    )
     assert not re.search(r"(src|href)=[\"']?https?:", page)
 
 
 def test_markdown_says_the_same():
     text = as_markdown("a <title>", BLOCKS)
-    assert text.startswith("# a \\<title\\>\n\n## Part") and "| who | x\\|y |" in text
+    assert text.startswith("# a \\<title\\>: lite\\_c2f report\n\n## Part") and "| who | x\\|y |" in text
     assert "- **fine** (+1.00): a b c d a b c d \\<script\\>" in text
     assert "    key: <value>" in text and "svg" not in text
 
@@ -145,6 +173,9 @@ def test_the_report_of_a_run_opens_in_a_browser(in_process, toy_run, tmp_path, b
             assert said == [] and asked == [file.as_uri()]
             assert set(headings) <= set(view.locator("h2").all_inner_texts())
             assert view.evaluate("document.documentElement.scrollWidth") <= width  # wide things scroll by themselves
+            if width > 390:
+                cut = "[...document.querySelectorAll('.wide')].filter(box => box.scrollWidth > box.clientWidth).length"
+                assert view.evaluate(cut) == 0
             boxes = view.locator("svg").all()
             assert boxes and all(box.bounding_box()["height"] > 50 for box in boxes)
             colors[scheme] = view.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
@@ -169,7 +200,7 @@ def test_figures_of_each_source_where_there_are_several(tmp_path):
     right = {"accuracy_by_source": {"/data/harmless.jsonl": 0.75, "/data/helpful.jsonl": 0.5}}
     write_json(tmp_path / "reward" / "metrics.json", {"accuracy": 0.6, **pairs, **right})
     heading, actors, ranked = by_source(tmp_path)
-    assert heading == Heading("By data source") and actors.columns == ["reward", "tokens", "repeated 4gram", "eos"]
+    assert heading == Heading("By data source") and actors.columns == ["reward", "tokens", "repeated 4-grams", "ended"]
     assert {name: row[0] for name, row in actors.rows.items()} == {
         "harmless.jsonl (3 prompts), base": "-0.500",
         "harmless.jsonl (3 prompts), fine": "1.250",
