@@ -4,9 +4,9 @@
 
 In turn, `--rounds` times, in one process; medians. `together_ratio` is tokens per second of `--clients` clients at once
 over those of the same requests one after the other, both through HTTP. `first_token_ratio` is the time to the first
-text of one client's stream through HTTP, measured by the client, over that of the engine called directly; the app asks
-the same engine, and waits 0.08 s between two updates of its page (`PAUSE`), which is not counted. Clients and server
-share this process and its cores.
+text of one client's stream through HTTP, measured by the client, over that of the engine called directly, and
+`first_token_to_app_ratio` over that of the app's `/compare` through gradio_client. Clients and servers share this
+process and its cores.
 """
 
 import argparse
@@ -26,12 +26,15 @@ warnings.filterwarnings("ignore")
 import httpx  # noqa: E402
 import torch  # noqa: E402
 import uvicorn  # noqa: E402
+from gradio_client import Client  # noqa: E402
 from models import machine, report  # noqa: E402
 
 from lite_c2f.chat import Chat, ChatSettings  # noqa: E402
 from lite_c2f.chat.server import build  # noqa: E402
 from lite_c2f.chat.server.serve import ApiServer  # noqa: E402
 from lite_c2f.runtime.address import bound_socket  # noqa: E402
+from lite_c2f.ui.app import build as build_page  # noqa: E402
+from lite_c2f.ui.serve import launch  # noqa: E402
 
 QUESTION = "Lea has 3 apples, first gets 7, second buys 5, third drops 8. How many now?"
 
@@ -86,6 +89,25 @@ def first_token_engine(chat: Chat) -> float:
     raise SystemExit("no text in the stream")
 
 
+@contextmanager
+def app_served(chat: Chat) -> Iterator[Client]:
+    """A client of the app's page."""
+    with bound_socket("127.0.0.1", 0) as bound:
+        port = bound.getsockname()[1]
+    page = launch(build_page(chat), "benchmark", port=port, prevent_thread_lock=True)
+    yield Client(page.local_url, verbose=False)
+    page.close(verbose=False)
+
+
+def first_token_app(client: Client) -> float:
+    """Seconds to the first text of the app's answer."""
+    began = time.perf_counter()
+    for replies in client.submit(QUESTION, ["fine"], temperature=0.0, max_tokens=8, api_name="/compare"):
+        if replies["fine"]["text"]:
+            return time.perf_counter() - began
+    raise SystemExit("no text from the app")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -95,8 +117,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     chat = Chat(options.run)
-    http, engine, alone, together = [], [], [], []
-    with served(chat) as client:
+    http, engine, app, alone, together = [], [], [], [], []
+    with served(chat) as client, app_served(chat) as page:
         rate(client, 2, options.tokens, together=True)  # first calls of everything
         for _ in range(options.rounds):
             alone.append(rate(client, options.clients, options.tokens, together=False))
@@ -104,6 +126,7 @@ def main() -> None:
             for _ in range(5):
                 engine.append(first_token_engine(chat))
                 http.append(first_token_http(client))
+                app.append(first_token_app(page))
     result = {
         "benchmark": "serve",
         "command": f"python benchmarks/serve.py RUN --rounds {options.rounds} --clients {options.clients}"
@@ -113,6 +136,8 @@ def main() -> None:
         "tokens_per_s_together": round(median(together)),
         "tokens_per_s_one_after_the_other": round(median(alone)),
         "first_token_ratio": round(median(http) / median(engine), 3),
+        "first_token_to_app_ratio": round(median(http) / median(app), 3),
+        "first_token_app_s": round(median(app), 4),
         "first_token_http_s": round(median(http), 4),
         "first_token_engine_s": round(median(engine), 4),
         "first_token_added_s": round(median(a - b for a, b in zip(http, engine, strict=True)), 4),

@@ -28,6 +28,8 @@ def section_parts(results: dict[str, Any], quantized: dict[str, Any]) -> dict[st
         "smollm2 reward model": spread(by_seed(jobs, "smollm2", "reward", lambda job: job["accuracy"]), 3),
         "smollm2 actors": actor_table(actors, ["base", "instruct", "coarse", "fine"]),
         "smollm2 differences": difference_table(actors),
+        "smollm2 arms": arms_table(jobs, actors, trained_in(actors)),
+        "smollm2 ratios": actor_table(actors, ["instruct", *ratios_in(actors)]),
         "smollm2 curve": curve_table(jobs),
         "smollm2 updates": updates_table(jobs),
         "smollm2 nf4 reward model": spread(
@@ -42,7 +44,7 @@ def section_parts(results: dict[str, Any], quantized: dict[str, Any]) -> dict[st
 
 def trained_in(actors: dict[str, Any]) -> list[str]:
     """Runs that trained a Coarse Actor, in the order of the table."""
-    return [name for name in ("logistic", "double-lr", "fixed-long", "reward-only", "dpo") if name in actors]
+    return [name for name in ("logistic", "double-lr", "32-updates", "fixed-long", "reward-only", "dpo") if name in actors]
 
 
 def ratios_in(actors: dict[str, Any]) -> list[str]:
