@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from families import Family, write_config
 from tokenizer_kinds import made
@@ -42,6 +43,8 @@ def write_gguf(
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
+            if weight.ndim == 1:  # norms and biases, which would be ones and zeros
+                weight.add_(0.1 * torch.randn_like(weight))
             weight.copy_(weight.bfloat16())  # the weights alone: rotary frequencies stay what they are
     writer = gguf.GGUFWriter(file, architecture)
     _write_shape(writer, config, architecture)
@@ -72,6 +75,31 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return model
+
+
+def rewrite(
+    file: Path, keys: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None, *, big_endian: bool = False
+) -> None:
+    """Write a GGUF file anew with other values of some keys, and other arrays for some tensors; None: without."""
+    reader, keys, tensors = gguf.GGUFReader(file), keys or {}, tensors or {}
+    fields = {name: (field.contents(), *field.types[:2]) for name, field in reader.fields.items() if "." in name}
+    content = {tensor.name: np.array(tensor.data) for tensor in reader.tensors} | tensors
+    order = gguf.GGUFEndian.BIG if big_endian else gguf.GGUFEndian.LITTLE
+    writer = gguf.GGUFWriter(file, fields["general.architecture"][0], endianess=order)
+    for name, (value, *types) in fields.items():
+        if name not in keys and not name.startswith(("GGUF.", "general.architecture")):
+            writer.add_key_value(name, value, *types)
+    for name, value in keys.items():
+        if value is not None:
+            kind = gguf.GGUFValueType.get_type(value)
+            writer.add_key_value(name, value, kind, gguf.GGUFValueType.INT32 if isinstance(value, list) else None)
+    for name, array in content.items():
+        if array is not None:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _write_shape(writer: Any, config: Any, architecture: str) -> None:

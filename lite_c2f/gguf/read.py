@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lite_c2f.errors import ModelError
+from lite_c2f.gguf.checks import check_rotary, check_sizes, check_tokenizer, check_weights
 from lite_c2f.storage.cache import cache_root
 from lite_c2f.storage.files import publish_folder
 from lite_c2f.storage.lock import take
@@ -45,14 +46,36 @@ def gguf_folder(file: Path, on_message: Callable[[str], None] | None = None) -> 
     """
     if not file.is_file():
         raise ModelError.because(f"'{file}' is not there", "a GGUF file", "correct the path")
-    state = file.stat()
-    folder = cache_root() / "gguf" / f"{_digest(file.resolve(), state.st_size, state.st_mtime_ns)}-{FORMAT}"
+    stamp = _stamp(file)
+    folder = cache_root() / "gguf" / f"{_digest(file.resolve(), *stamp)}-{FORMAT}"
     if not is_whole(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(Path(f"{folder}.lock")):
-            if not is_whole(folder):  # the process that held the lock may have made it
-                _convert(file, folder, on_message or (lambda _: None))
+        with _cache_errors(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(Path(f"{folder}.lock")):
+                if not is_whole(folder):  # the process that held the lock may have made it
+                    _convert(file, stamp, folder, on_message or (lambda _: None))
     return folder
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """(size in bytes, time of the last change in ns)"""
+    state = file.stat()
+    return state.st_size, state.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _cache_errors(cache: Path) -> Iterator[None]:
+    """In the block, errors of the disk become ModelErrors: by then the GGUF file has been read."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+        remedy = "free some room, or set LITE_C2F_CACHE to a folder on another disk"
+        raise ModelError.because(
+            f"the cache '{cache}' cannot be written to ({reason})", "one that can", remedy
+        ) from None
 
 
 @functools.cache
@@ -72,8 +95,8 @@ def _alone(file: Path) -> Iterator[None]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Is this a folder that was published here? The configuration is in it: folders appear whole or not at all."""
-    return (folder / "config.json").is_file()
+    """Is this a folder that was published here, whole, and nobody has removed its weights since?"""
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
 def check_gguf(file: Path) -> Any:
@@ -97,13 +120,9 @@ def check_gguf(file: Path) -> Any:
         )
     if _value(reader, f"{architecture}.expert_count"):
         raise ModelError.because(f"'{file}' has experts", "a dense model", "use another model")
-    scaling = _value(reader, f"{architecture}.rope.scaling.type")
-    if scaling not in (None, "none") or any(tensor.name.startswith("rope_") for tensor in reader.tensors):
-        # Transformers 5.23 reads neither: long contexts would be read as if there were no scaling, without a warning.
-        got = f"'{file}' scales its rotary frequencies, which Transformers does not read from a GGUF file"
-        raise ModelError.because(
-            got, "a model without (Llama 3.0, not 3.1)", "use the model's folder or hub name instead"
-        )
+    get = functools.partial(_value, reader)
+    check_sizes(file, architecture, get)
+    check_rotary(file, architecture, get, (tensor.name for tensor in reader.tensors))
     kind, split = _value(reader, "tokenizer.ggml.model"), _value(reader, "tokenizer.ggml.pre")
     if kind is None:
         raise ModelError.because(f"'{file}' has no tokenizer", "a model with its tokenizer", "use another file")
@@ -111,6 +130,7 @@ def check_gguf(file: Path) -> Any:
         got = f"'{file}' has a tokenizer of the kind '{split if kind == 'gpt2' else kind}'"
         expected = "SentencePiece (llama) or one of " + ", ".join(SPLITS)
         raise ModelError.because(got, expected, "use the model's folder or hub name instead")
+    check_tokenizer(file, kind, get)
     return reader
 
 
@@ -122,12 +142,22 @@ def _reader(file: Path) -> Any:
     if not file.is_file():
         raise ModelError.because(f"'{file}' is not there", "a GGUF file", "correct the path")
     try:
-        return GGUFReader(file)
+        reader = GGUFReader(file)
     except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:  # it has no error of its own
+        if "version" in str(error):
+            raise _of_another_format(file) from None
         reason = "it does not begin as one" if "magic" in str(error) else "it ends too early, or is damaged"
         raise ModelError.because(
             f"'{file}' is no whole GGUF file: {reason}", "a GGUF file", "download it again"
         ) from None
+    if reader.byte_order != "I":  # the gguf package reads them, Transformers does not
+        raise _of_another_format(file)
+    return reader
+
+
+def _of_another_format(file: Path) -> ModelError:
+    got = f"'{file}' is GGUF of another version or byte order"
+    return ModelError.because(got, "version 2 or 3, little-endian", "download a newer file of the model")
 
 
 def _value(reader: Any, key: str) -> Any:
@@ -135,7 +165,7 @@ def _value(reader: Any, key: str) -> Any:
     return None if field is None else field.contents()
 
 
-def _convert(file: Path, folder: Path, on_message: Callable[[str], None]) -> None:
+def _convert(file: Path, stamp: tuple[int, int], folder: Path, on_message: Callable[[str], None]) -> None:
     """Write the folder of a GGUF file, by way of Transformers' reader."""
     reader = check_gguf(file)
     needed, free = 2 * sum(int(tensor.n_elements) for tensor in reader.tensors), shutil.disk_usage(folder.parent).free
@@ -154,25 +184,44 @@ def _convert(file: Path, folder: Path, on_message: Callable[[str], None]) -> Non
         where, name = str(file.parent), file.name
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
+            model, loading = AutoModelForCausalLM.from_pretrained(
                 where,
                 gguf_file=name,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # `check_weights` names them
                 quantization_config=GgufConfig(dequantize=True),
                 dtype="bfloat16",
                 trust_remote_code=False,
                 use_safetensors=True,
             )
-        except (ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # of any kind, for sizes that no model has
             reason = " ".join(str(error).split())[:200]
             raise ModelError.because(
                 f"'{file}' cannot be read: {reason}", "a GGUF file that Transformers reads", "use the model's folder"
             ) from None
-        vars(model.config).pop("quantization_config", None)
-        model.config.name_or_path = ""
+        check_weights(file, model.config.model_type, (tensor.name for tensor in reader.tensors), model, loading)
+        _complete_config(model.config, tokenizer, functools.partial(_value, reader))
         vars(model).update(hf_quantizer=None)  # with one, Transformers 5.23 saves no model that it unpacked
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         _strip_source(unfinished)
+        if _stamp(file) != stamp:  # the folder would be found under the content that the file had
+            raise ModelError.because(f"'{file}' was changed while it was read", "a finished file", "try again")
+
+
+def _complete_config(config: Any, tokenizer: Any, get: Callable[[str], Any]) -> None:
+    """Set what Transformers leaves at its class's defaults: special tokens, and the sliding window."""
+    vars(config).pop("quantization_config", None)
+    config.name_or_path = ""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
+    window = get(f"{config.model_type}.attention.sliding_window")
+    if window and config.model_type == "phi3":
+        config.sliding_window = window
+    elif window and window < config.max_position_embeddings:  # within it a window changes nothing
+        config.max_position_embeddings = window
 
 
 def _strip_source(folder: Path) -> None:

@@ -97,6 +97,13 @@ def test_the_package_is_missing_or_another(monkeypatch, version, expected):
     assert "\n" not in str(caught.value)
 
 
+def test_the_package_has_lost_its_model(monkeypatch, tmp_path):
+    package = SimpleNamespace(version=embedded.VERSION, locate_file=lambda name: tmp_path / name)
+    monkeypatch.setattr(embedded.metadata, "distribution", lambda name: package)
+    with pytest.raises(ModelError, match=r"without '.*gguf'; expected its model; .*--force-reinstall --no-deps llm"):
+        unpacked("smollm2")
+
+
 def test_the_command_line_says_it_in_one_line(tmp_path, call):
     (tmp_path / "cut.gguf").write_bytes(b"GGUF")
     for command in (["plan"], ["train"], ["train", "--dry-run"]):

@@ -7,13 +7,15 @@ import sys
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES, GATED, Family
-from gguf_files import write_gguf
+from gguf_files import rewrite, write_gguf
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizer_kinds import made
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lite_c2f.backbone.round_trip import check_round_trip
 from lite_c2f.errors import ModelError
@@ -69,6 +71,84 @@ def test_logits_and_tokens_come_back(tmp_path, name):
     )
     check_round_trip(tokenizer, str(folder))
     assert tokenizer.eos_token == original.eos_token and tokenizer.chat_template == original.chat_template
+
+
+WITHOUT_WARNING = [  # what Transformers 5.23 reads without a word, and wrongly
+    ("Llama", {"llama.attention.head_count_kv": None}, "no llama.attention.head_count_kv; expected one positive"),
+    ("Llama", {"llama.block_count": None}, "no llama.block_count"),
+    ("Llama", {"llama.block_count": 0}, "llama.block_count = 0"),
+    ("Llama", {"llama.attention.head_count": [4, 4]}, r"head_count = \[4, 4\]"),
+    ("Llama", {"llama.attention.layer_norm_rms_epsilon": None}, "layer_norm_rms_epsilon"),
+    ("Llama", {"llama.rope.scaling.factor": 4.0}, "rotary frequencies"),
+    ("Llama", {"llama.rope.scale_linear": 4.0}, "rotary frequencies"),
+    ("Llama", {"tokenizer.ggml.eos_token_id": None}, "names no end token"),
+    ("Llama", {"tokenizer.ggml.eos_token_id": 5000}, "eos_token_id = 5000; expected one of its 381 tokens"),
+    ("Llama", {"tokenizer.ggml.token_type": None}, "without tokenizer.ggml.token_type"),
+    ("Llama", {"tokenizer.ggml.merges": None}, "without tokenizer.ggml.merges"),
+    ("Mistral", {"tokenizer.ggml.scores": None}, "without tokenizer.ggml.scores"),
+    ("Phi-3", {"phi3.rope.dimension_count": 12}, "rotates 12 of 16 dimensions of a head; expected 16"),
+    ("StableLM", {"stablelm.rope.dimension_count": None}, "rotates 16 of 16 dimensions of a head; expected 4"),
+    ("StableLM", {"stablelm.rope.freq_base": 1e6}, r"base 1e\+06, .*expected 10000"),
+    ("GPT-2", {"gpt2.attention.layer_norm_epsilon": None}, "no gpt2.attention.layer_norm_epsilon"),
+]
+
+
+@pytest.mark.parametrize(("name", "keys", "expected"), WITHOUT_WARNING)
+def test_what_would_be_guessed_is_refused(tmp_path, name, keys, expected):
+    file = tmp_path / "model.gguf"
+    write_family(file, name)
+    rewrite(file)
+    check_gguf(file)  # as it is
+    rewrite(file, keys)
+    with pytest.raises(ModelError, match=expected) as caught:
+        check_gguf(file)
+    assert str(file) in str(caught.value)
+
+
+UP, HEAD = "blk.0.ffn_up.weight", "output.weight"
+ANY = np.ones((128, 64), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        ({UP: None}, f"lacks the weight '{UP}'; expected all of 1 layers"),
+        ({UP: None, "blk.0.ffn_uq.weight": ANY}, f"lacks the weight '{UP}'"),
+        ({"blk.0.attn_q.bias": ANY[0, :64]}, "'blk.0.attn_q.bias', for which LlamaForCausalLM has no place"),
+        ({"blk.1.ffn_up.weight": ANY}, "has the weight 'blk.1.ffn_up.weight'"),
+        ({UP: ANY[:64]}, r"mlp.up_proj.weight of the shape \(64, 64\); expected \(128, 64\)"),
+        ({HEAD: ANY}, r"lm_head.weight of the shape \(128, 64\); expected \(379, 64\)"),
+        ({UP: ANY * np.nan}, f"{UP} has values that are not finite"),
+        ({UP: ANY * 0}, f"all of {UP} is 0, as in a download"),
+    ],
+)
+def test_weights_that_would_be_random_or_left_out_are_refused(tmp_path, cache, tensors, expected):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama")
+    rewrite(file, tensors=tensors)
+    with pytest.raises(ModelError, match=expected):
+        gguf_folder(file)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_another_version_or_byte_order_is_named(tmp_path):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama")
+    content, other = file.read_bytes(), tmp_path / "other.gguf"
+    other.write_bytes(content[:4] + bytes([1, 0, 0, 0]) + content[8:])
+    rewrite(file, big_endian=True)
+    for one in (file, other):
+        with pytest.raises(ModelError, match="expected version 2 or 3, little-endian"):
+            check_gguf(one)
+
+
+@pytest.mark.parametrize(("name", "window", "context"), [("Phi-3", 12, 128), ("Mistral", None, 12)])
+def test_a_sliding_window_is_kept_or_bounds_the_context(tmp_path, name, window, context):
+    file = tmp_path / "model.gguf"
+    write_family(file, name)
+    rewrite(file, {f"{CASES[name][0]}.attention.sliding_window": 12})
+    config = json.loads((gguf_folder(file) / "config.json").read_text())
+    assert (config.get("sliding_window"), config["max_position_embeddings"]) == (window, context)
 
 
 def test_a_file_is_read_once_by_its_content(tmp_path, cache):
@@ -136,6 +216,48 @@ def test_no_room_in_the_cache(tmp_path, cache, monkeypatch):
     with pytest.raises(ModelError, match=r"GiB unpacked.*free some, or set LITE_C2F_CACHE"):
         gguf_folder(file)
     assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_a_cache_that_cannot_be_written_to(tmp_path, cache, monkeypatch):
+    """A full disk, as safetensors says it without an error number; a file where the cache should be."""
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama")
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", full)
+        with pytest.raises(ModelError, match=r"cannot be written to \(.*No space left.*set LITE_C2F_CACHE"):
+            gguf_folder(file)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+    shutil.rmtree(cache.parent)
+    cache.parent.write_text("")
+    with pytest.raises(ModelError, match="cannot be written to"):
+        gguf_folder(file)
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path, cache, monkeypatch):
+    """Its folder would be found again under the content that the file had before."""
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama")
+
+    def change_then_check(file):
+        rewrite(file, tensors={UP: ANY})
+        return check_gguf(file)
+
+    monkeypatch.setattr(read, "check_gguf", change_then_check)
+    with pytest.raises(ModelError, match="was changed while it was read"):
+        gguf_folder(file)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_a_cached_folder_whose_weights_were_removed_is_made_again(tmp_path):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama")
+    folder = gguf_folder(file)
+    (folder / "model.safetensors").unlink()
+    assert gguf_folder(file) == folder and (folder / "model.safetensors").is_file()
 
 
 def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):

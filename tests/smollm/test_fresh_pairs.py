@@ -1,6 +1,7 @@
 """Pairs of answers sampled anew: where they are kept, and that a run is trained on them."""
 
 import json
+from pathlib import Path
 
 from lite_c2f.cli import train as commands
 from lite_c2f.config.loading import load_config
@@ -29,6 +30,17 @@ def test_a_run_begins_with_them(tmp_path, monkeypatch):
     corpus = load_corpus(config)
     held = {question.text for question in all_questions()[1]}
     assert not held & {pair.turns[0].text for pair in corpus.train_pairs} and len(corpus.held_out_pairs) > 200
+
+
+def test_the_run_may_be_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(own_answers, "fresh_pairs", lambda folder, sink: folder / "pairs.jsonl")
+    monkeypatch.setattr(commands, "unpack", lambda *models: None)
+    begun = []
+    monkeypatch.setattr(commands, "_train", lambda file, settings, *_, **__: begun.append(settings))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    commands.demo(Path(), 0, commands.DemoModel.smollm2, True)
+    assert begun[0][1] == f'data.preferences=["{tmp_path / "here-pairs" / "pairs.jsonl"}"]'
 
 
 def test_they_are_kept(tmp_path, monkeypatch):
