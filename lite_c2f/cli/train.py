@@ -139,12 +139,8 @@ def _train(
     force: bool = False,
 ) -> None:
     from lite_c2f.backbone.model_kind import check_named
-    from lite_c2f.config.loading import load_config
 
-    if config is not None and (config / "config.yaml").is_file():  # a run directory: continue it
-        config, run_dir = config / "config.yaml", run_dir or config
-    settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
-    unpack(settings.model.base, settings.model.instruct)
+    settings = _settings(config, overrides, run_dir)
     check_named(settings.model.base, settings.model.instruct)
     run = Path(settings.run.dir)
     exit_codes.silence_libraries()
@@ -160,6 +156,17 @@ def _train(
         print_summary(summary, run)
 
 
+def _settings(config: Path | None, overrides: list[str], run_dir: Path | None) -> Any:
+    """The configuration of `train`, with GGUF models unpacked. config: a file, or a run directory, to continue it."""
+    from lite_c2f.config.loading import load_config
+
+    if config is not None and (config / "config.yaml").is_file():
+        config, run_dir = config / "config.yaml", run_dir or config
+    settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
+    unpack(settings.model.base, settings.model.instruct)
+    return settings
+
+
 def _plan(settings: Any) -> Any:
     """The plan for this machine's GPU, or for the memory size in the configuration."""
     exit_codes.silence_libraries()
@@ -170,11 +177,9 @@ def _plan(settings: Any) -> Any:
 
 def _dry_run(config: Path | None, overrides: list[str], run_dir: Path | None, stages: list[Stage]) -> None:
     from lite_c2f.backbone.model_kind import check_lineage, check_named
-    from lite_c2f.config.loading import load_config
     from lite_c2f.memory import explain
 
-    settings = load_config(config, [*overrides, *([f"run.dir={json.dumps(str(run_dir))}"] if run_dir else [])])
-    unpack(settings.model.base, settings.model.instruct)
+    settings = _settings(config, overrides, run_dir)
     check_named(settings.model.base, settings.model.instruct)
     exit_codes.silence_libraries()
     from lite_c2f.reward.checks import check_judges
@@ -192,4 +197,8 @@ def _dry_run(config: Path | None, overrides: list[str], run_dir: Path | None, st
 
         lines = try_functions(settings, load_corpus(settings).train_prompts)
         typer.echo("\n".join(["\nreward functions on two rows of the data:", *lines]))
-    typer.echo(f"\nstages: {', '.join(stage.value for stage in stages)}, then the comparison\n\n{settings.to_yaml()}")
+    skipped = () if settings.coarse.needs_reward_model else (Stage.reward,)
+    named = [
+        f"{stage.value} (skipped: no reward model is needed)" if stage in skipped else stage.value for stage in stages
+    ]
+    typer.echo(f"\nstages: {', '.join(named)}, then the comparison\n\n{settings.to_yaml()}")

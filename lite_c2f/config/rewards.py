@@ -99,7 +99,11 @@ class RewardSource(Watched):
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, dict) else value
+    values = [value] if isinstance(value, dict | str) else value
+    if isinstance(values, list | tuple) and (text := next((one for one in values if isinstance(one, str)), None)):
+        kind = f"{{function: {text!r}}}" if ":" in text else "{model: trained}"
+        raise ValueError(f"a source of reward is a mapping, got the text {text!r}; write {kind}")
+    return values
 
 
 Rewards = Annotated[tuple[RewardSource, ...], BeforeValidator(_as_list)]

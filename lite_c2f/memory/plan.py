@@ -191,9 +191,10 @@ def evaluation_cost(config: Config) -> str | None:
     if coarse.evaluate_every is None:
         return None
     count, largest = coarse.evaluate_prompts, coarse.length.largest
+    often = "update" if coarse.evaluate_every == 1 else f"{coarse.evaluate_every} updates"
     share = count / (coarse.evaluate_every * coarse.rollouts)
     return (
-        f"every {coarse.evaluate_every} updates {count} held-out prompts are answered, with up to {largest} tokens "
+        f"every {often} {count} held-out prompts are answered, with up to {largest} tokens "
         f"each, and scored by {len(coarse.judges)} sources: {share:.0%} more responses than without"
     )
 

@@ -1,7 +1,7 @@
 """Comparison of a run's actors, at its end and on request; and the sweep of ratios on request."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,19 @@ def compare(
     write_json(run / "evaluation" / "settings.json", comparison_settings(requested, run))
     save_manifest(run, config, models, {"evaluation": 0.0})
     save_manifest(run, config, models, {"evaluation": time.perf_counter() - began})
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two `comparison_settings`, in words: settings, actors, reward models, files of functions."""
+    was, made_of = before.get("made_of", {}), now["made_of"]
+    names = ["evaluation"] if before["settings"] != now["settings"] else []
+    for name in made_of:
+        if name == "sources":
+            was_sources = was.get(name, {})
+            names += [f"file of reward {one}" for one, found in made_of[name].items() if found != was_sources.get(one)]
+        elif made_of[name] != was.get(name):
+            names.append({"reward": "reward model", "mix": "scale of rewards"}.get(name, f"{name} actor"))
+    return ", ".join(names) or "set of rewards"
 
 
 def sweep(

@@ -267,7 +267,7 @@ def _circular(records: RunRecords) -> str:
 
 
 def _licence(records: RunRecords, models: Sequence[str], licence: Mapping[str, str], of_model: bool) -> str:
-    names = " and ".join(records.model(name) for name in models)
+    names = " and ".join(dict.fromkeys(records.model(name) for name in models))
     if not licence:
         return f"Not stated here: that of {names} applies, and that of the data."
     name = licence.get("license_name") or licence["license"]

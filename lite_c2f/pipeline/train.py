@@ -13,7 +13,7 @@ from lite_c2f.config.settings import Config
 from lite_c2f.data.order import short_names
 from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.fine.stage import make_fine
-from lite_c2f.pipeline.comparison import compare, comparison_settings, last_comparison_settings
+from lite_c2f.pipeline.comparison import compare, comparison_settings, differences, last_comparison_settings
 from lite_c2f.pipeline.prepare import PreparedRun, prepare
 from lite_c2f.reward.sources import publish_skipped
 from lite_c2f.reward.train import train_reward as reward_stage
@@ -115,9 +115,12 @@ def run_stages(
                     save_manifest(run, config, models, {stage: time.perf_counter() - began})
         free_memory()
     if all(is_published(run, stage) for stage in STAGES):
-        if work.done == set(STAGES) and last_comparison_settings(run) == comparison_settings(work.requested, run):
+        before, now = last_comparison_settings(run), comparison_settings(work.requested, run)
+        if work.done == set(STAGES) and before == now:
             sink.on_message("comparison: already made, skipped")
         else:
+            if work.done == set(STAGES) and before is not None:
+                sink.on_message(f"comparison: made again, with another {differences(before, now)}")
             compare(config, models, corpus, run, sink, work.requested)
     if tracker is not None:
         tracker.finish()

@@ -55,6 +55,8 @@ class Outcome(NamedTuple):
 def load_function(reference: str) -> Callable[..., Any]:
     """The function FILE.py:NAME or package.module:NAME. Raises RewardError naming what cannot be found or imported."""
     place, _, name = reference.rpartition(":")
+    if place.endswith(".py"):
+        source_file(reference)
     try:
         module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as error:  # any: the file is a user's
@@ -62,7 +64,12 @@ def load_function(reference: str) -> Callable[..., Any]:
         raise RewardError.because(got, "a file or a module that can be imported", "correct it or its name") from None
     function = getattr(module, name, None)
     if not callable(function):
-        names = [key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")]
+        own = [
+            value
+            for value in vars(module).values()
+            if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
+        names = [value.__name__ for value in own if not value.__name__.startswith("_")]
         got = f"reward function '{reference}': no function '{name}' in '{place}'"
         raise RewardError.because(got, f"one of {', '.join(names[:12]) or 'its functions'}", "correct the name")
     return function
@@ -71,7 +78,7 @@ def load_function(reference: str) -> Callable[..., Any]:
 def source_file(reference: str) -> Path:
     """The file that a function is defined in. Raises RewardError where there is none."""
     place = reference.rpartition(":")[0]
-    file = Path(place)
+    file = Path(place).expanduser()
     if not place.endswith(".py"):
         with contextlib.suppress(Exception, SystemExit):  # any: it imports the packages that hold the module
             spec = importlib.util.find_spec(place)
@@ -299,6 +306,7 @@ def _where(error: BaseException) -> str:
     """The kind of an error, its first line, and the last line of code in its way."""
     trace = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in trace if frame.filename != __file__ and frame.name != "__missing__"]
+    frames = [frame for frame in frames if not frame.filename.startswith(("<frozen", str(importlib.__file__)))]
     line = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return f"{type(error).__name__}: {' '.join(text.split())[:160]}{line}"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lite_c2f.config.settings import Config
 from lite_c2f.data.records import Prompt
+from lite_c2f.reward.calls import RESUME, RewardError
 from lite_c2f.reward.functions import RewardInputs
 from lite_c2f.reward.sources import Judges, row_of
 
@@ -26,6 +27,8 @@ def try_functions(config: Config, prompts: Sequence[Prompt]) -> list[str]:
     judges = Judges.of(config, {}, None, messages.append)
     try:
         scores = judges.function_scores(inputs, chosen, functions)
+    except RewardError as error:
+        raise RewardError(str(error).replace(RESUME, "correct it")) from None  # no run was begun
     finally:
         judges.close()
     lines = []

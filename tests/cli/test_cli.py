@@ -104,6 +104,12 @@ def test_plan_and_dry_run_need_no_weights(call, tmp_path):
     code, out, _ = call("train", CONFIG, "coarse.updates=7", "--run-dir", tmp_path / "new", "--dry-run")
     assert code == 0 and "updates: 7" in out and "stages: reward, coarse, fine" in out and "disk" in out
     assert not (tmp_path / "new").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(out[out.index("model:\n  base") :])
+    reward = "coarse.rewards=[{function: 'lite_c2f.reward.functions:ended'}]"
+    code, out, _ = call("train", tmp_path / "run", reward, "--dry-run")  # a run in place of a file
+    assert code == 0 and "updates: 7" in out and f"dir: {tmp_path / 'run'}" in out
+    assert "stages: reward (skipped: no reward model is needed), coarse, fine" in out
     code, out, _ = call("train", "coarse.updates=7", "run.seed=3", "--dry-run")  # the defaults but for these
     assert code == 0 and "updates: 7" in out and "seed: 3" in out and "base: toy" in out
     code, out, _ = call("plan", "data.prompts=[a//b.jsonl]", "--vram", "24", "--json")

@@ -238,11 +238,13 @@ def test_a_name_that_is_not_there(tmp_path):
     (tmp_path / "broken.py").write_text("def f(:\n")
     with pytest.raises(RewardError, match=r"broken.py:f': SyntaxError: .*; expected a file or a module that can"):
         load_function(f"{tmp_path / 'broken.py'}:f")
-    with pytest.raises(RewardError, match=r"gone\.py:f': FileNotFoundError"):
+    with pytest.raises(RewardError, match=r"gone\.py:f': no file '.*gone\.py'; expected a Python file; check the path"):
         load_function(f"{tmp_path / 'gone.py'}:f")
-    with pytest.raises(RewardError, match="ModuleNotFoundError: No module named 'no_such'"):
+    with pytest.raises(RewardError, match=r"ModuleNotFoundError: No module named 'no_such'; expected"):
         load_function("no_such.module:f")
     assert load_function("lite_c2f.reward.functions:ended").__name__ == "ended"
+    with pytest.raises(RewardError, match="expected one of ended, length, tokens"):  # none that the module imports
+        load_function("lite_c2f.reward.functions:end")
 
 
 def test_the_hash_is_that_of_the_whole_file(tmp_path):

@@ -13,6 +13,7 @@ from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Prompt, Turn
 from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
 from lite_c2f.memory.plan import make_plan
+from lite_c2f.reward.calls import RewardError
 from lite_c2f.reward.checks import check_judges
 from lite_c2f.reward.sources import Judges, check_scores, content_hashes, publish_skipped, role_of
 from lite_c2f.runs.corpus import load_corpus
@@ -31,6 +32,8 @@ HELD = "coarse.evaluate_every=2"
         (["coarse.rewards=[{function: a.py}]"], "function 'a.py': expected FILE.py:NAME"),
         (["coarse.rewards=[{model: trained, adapter: there, name: x}]"], "got model and adapter"),
         (["coarse.rewards=[{weight: 2}]"], "got none of them in"),
+        (["coarse.rewards=[a.py:f]"], "got the text 'a.py:f'; write {function: 'a.py:f'}"),
+        (["coarse.watch=trained"], "got the text 'trained'; write {model: trained}"),
         (["coarse.rewards=[{function: a.py:f}, {function: b.py:f}]"], "two sources named 'f'"),
         (["coarse.rewards=[{function: a.py:f, wieght: 2}]"], "'weight' (did you mean that?)"),
         (["coarse.rewards=[{function: a.py:f, at_least: 1}]"], "constraints (at_least) alone"),
@@ -202,7 +205,9 @@ def test_the_plan_counts_what_is_left():
     ]
     assert counts == [3, 2, 3]  # policy, critic, and a reward model each
     assert [one.disk["adapters"] / adapter for one in (usual, functions, watched)] == [3, 2, 3]  # the best one's too
-    assert any("64 held-out prompts are answered" in note for note in watched.warnings)
+    assert any(note.startswith("every 2 updates 64 held-out prompts are answered") for note in watched.warnings)
+    each = plan("coarse.evaluate_every=1")
+    assert any(note.startswith("every update 64 held-out prompts are answered") for note in each.warnings)
 
 
 def test_a_skipped_stage_and_a_later_wish(tmp_path):
@@ -230,3 +235,6 @@ def test_the_trial_calls_each_function_on_two_rows(tmp_path):
         "  f: does not apply",
         "  tokens: 2",
     ]
+    (tmp_path / "text.py").write_text("def f(inputs): return ['good'] * 2\n")
+    with pytest.raises(RewardError, match=r"gave 'good' for row 1 .*does not apply; correct it$"):  # no run to resume
+        try_functions(load_config({}, [rewards.replace("mine", "text")]), prompts)
