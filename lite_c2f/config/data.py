@@ -101,9 +101,7 @@ def refuse_address(key: str, name: str, expected: str) -> None:
 class Data(Section):
     """Where preference pairs and prompts come from."""
 
-    preferences: Sources = Field(
-        (Source(path="toy"),), min_length=1, description="Preference pairs for the reward model."
-    )
+    preferences: Sources = Field((Source(path="toy"),), description="Preference pairs for the reward model.")
     prompts: Sources = Field((), description="Prompts for PPO and evaluation (default: the preferences' own).")
     max_prompt_tokens: int = Field(256, ge=8, description="Longer prompts lose their oldest turns, in tokens.")
     max_answer_tokens: int = Field(1024, ge=8, description="Longer preference answers are cut, in tokens.")

@@ -189,6 +189,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _pairs_are_there(self) -> "Config":
+        trains_on_them = self.coarse.needs_reward_model or self.coarse.algorithm == "dpo"
+        if not self.data.preferences and (trains_on_them or not self.data.prompts):
+            need = "pairs are trained on" if trains_on_them else "data.prompts names no prompts either"
+            raise ValueError(
+                f"data.preferences=[]: {need}; expected at least one source; name one, or pay by "
+                "functions (coarse.rewards) on data.prompts"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rewards_are_there(self) -> "Config":
         known = [source.name for source in self.coarse.rewards]
         for source in self.data.prompts:

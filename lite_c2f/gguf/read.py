@@ -184,7 +184,7 @@ def _convert(file: Path, stamp: tuple[int, int], folder: Path, on_message: Calla
         where, name = str(file.parent), file.name
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False)
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where,
                 gguf_file=name,
                 output_loading_info=True,
@@ -201,6 +201,7 @@ def _convert(file: Path, stamp: tuple[int, int], folder: Path, on_message: Calla
             raise ModelError.because(
                 f"'{file}' cannot be read: {reason}", "a GGUF file that Transformers reads", "use the model's folder"
             ) from None
+        model, loading = loaded
         check_weights(file, model.config.model_type, (tensor.name for tensor in reader.tensors), model, loading)
         _complete_config(model.config, tokenizer, functools.partial(_value, reader))
         vars(model).update(hf_quantizer=None)  # with one, Transformers 5.23 saves no model that it unpacked

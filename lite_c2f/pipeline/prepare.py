@@ -28,6 +28,7 @@ from lite_c2f.runs.manifest import (
     check_stages,
     read_manifest,
     recorded_inputs,
+    save_accepted,
     save_config,
     save_manifest,
 )
@@ -115,6 +116,7 @@ def prepare(config: Config, run: Path, stages: Sequence[str], sink: ProgressSink
         if before:
             record_base(run, read_manifest(run)["models"]["base"], config, models)
         save_config(run, config)
+        save_accepted(run, config)
         write_json(run / "plan.json", plan_as_json(plan))
         save_manifest(run, work.config, models, seconds, inputs)
     return work

@@ -21,6 +21,7 @@ from lite_c2f.runtime import distributed
 from lite_c2f.storage import lock
 from lite_c2f.storage.files import read_json, write_json, write_text
 
+ACCEPTED = "accepted.json"  # in a stage's folder: other settings that --force accepted for it as it is
 LOADING_KEYS = {"quantization", "compute_dtype"}  # settings of `model` about how it is loaded, not which model it is
 STAGE_SECTIONS = {  # sections of the configuration that a stage's result depends on, besides those of earlier stages
     "reward": ("model", "data", "lora", "reward"),
@@ -89,11 +90,16 @@ def is_leftover(path: Path) -> bool:
 
 
 def check_settings(run: Path, stage: str, config: Config, force: bool) -> list[str]:
-    """Raise RunError unless a published stage was made with these settings; with `force` return the differences."""
+    """Raise RunError unless a published stage was made with these settings.
+
+    force: return the differences instead; so do settings that were accepted before, by `save_accepted`.
+    """
     current = stage_settings(stage, config)
     changed = differences(with_defaults(without_locations(saved_settings(run, stage)), current), current)
     if not changed:
         return []
+    accepted = run / stage / ACCEPTED
+    force = force or (accepted.is_file() and not differences(with_defaults(read_json(accepted), current), current))
     listed = "; ".join(f"{key}={before!r}, now {after!r}" for key, before, after in changed[:4])
     can_force = all(key.split(".")[0] in (*STAGES, "data") for key, _, _ in changed)
     later_folders = " and ".join(str(run / name) for name in STAGES[STAGES.index(stage) :] if (run / name).exists())
@@ -121,6 +127,13 @@ def saved_settings(run: Path, stage: str) -> dict[str, Any]:
 def save_settings(run: Path, stage: str, config: Config) -> None:
     """Write the settings of a stage that was just published."""
     write_json(run / SETTINGS_FILES[stage], stage_settings(stage, config))
+
+
+def save_accepted(run: Path, config: Config) -> None:
+    """Note the settings that were accepted for published stages, so that the same ones need no `force` again."""
+    for stage in STAGES:
+        if is_published(run, stage) and check_settings(run, stage, config, force=True):
+            write_json(run / stage / ACCEPTED, stage_settings(stage, config))
 
 
 def check_processes(config: Config) -> None:

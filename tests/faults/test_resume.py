@@ -159,8 +159,9 @@ def test_forced_settings_do_not_rewrite_history(rewarded):
     assert f"or remove {rewarded}/reward to train that again" in refused.said()
     said = finish(rewarded, "reward.lr=0.5", "--stage", "reward", "--force")
     assert "accepted: the reward stage stays as it was made, with reward.lr=0.002, now 0.5" in said
-    refused = train(rewarded, "reward.lr=0.5", "--stage", "reward")
-    assert refused.wait() == 2 and "reward.lr=0.002, now 0.5" in refused.said()
+    assert "accepted: the reward stage stays" in finish(rewarded, "reward.lr=0.5", "--stage", "reward")  # as before
+    refused = train(rewarded, "reward.lr=0.6", "--stage", "reward")
+    assert refused.wait() == 2 and "reward.lr=0.002, now 0.6" in refused.said()
     assert "already published, skipped" in finish(rewarded, "--stage", "reward")
 
 

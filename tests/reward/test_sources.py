@@ -47,6 +47,11 @@ HELD = "coarse.evaluate_every=2"
         (["coarse.watch=[{function: a.py:f}]"], "set coarse.evaluate_every"),
         ([HELD, "coarse.best_by=g"], "expected one of reward, mean_tokens, share_ended, reward_model"),
         ([ENDED, "coarse.algorithm=dpo"], "are for PPO"),
+        (["data.preferences=[]", "data.prompts=[a]"], "data.preferences=[]: pairs are trained on"),
+        (
+            ["data.preferences=[]", "coarse.rewards=[{function: 'a:f'}]"],
+            "data.preferences=[]: data.prompts names no prompts either",
+        ),
         (["data.prompts=[{path: a, rewards: [f]}]"], "names the reward 'f'; expected of coarse.rewards: reward_model"),
         (["data.preferences=[{path: a, rewards: [reward_model]}]"], "name them in data.prompts"),
     ],
@@ -238,3 +243,8 @@ def test_the_trial_calls_each_function_on_two_rows(tmp_path):
     (tmp_path / "text.py").write_text("def f(inputs): return ['good'] * 2\n")
     with pytest.raises(RewardError, match=r"gave 'good' for row 1 .*does not apply; correct it$"):  # no run to resume
         try_functions(load_config({}, [rewards.replace("mine", "text")]), prompts)
+
+
+def test_functions_on_prompts_alone_need_no_pairs():
+    settings = ["data.preferences=[]", "data.prompts=[a]", "coarse.rewards=[{function: 'a:f'}]"]
+    assert load_config({}, settings).prompt_sources[0].path == "a"

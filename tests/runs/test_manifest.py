@@ -6,7 +6,7 @@ import pytest
 
 from lite_c2f.config.loading import load_config, with_defaults
 from lite_c2f.errors import ConfigError, RunError
-from lite_c2f.runs.manifest import check_actor_settings, check_run, save_settings, write_summary
+from lite_c2f.runs.manifest import check_actor_settings, check_run, save_accepted, save_settings, write_summary
 from lite_c2f.storage.files import write_json
 
 
@@ -30,6 +30,24 @@ def test_what_only_memory_and_later_stages_depend_on_may_change(run, change):
 def test_what_a_published_stage_was_made_with_may_not(run, change):
     with pytest.raises(RunError, match=change.split("=")[0].replace(".", r"\.")):
         check_run(run, load_config({}, [change]))
+
+
+def test_what_was_accepted_once_needs_no_force_again(run):
+    save_settings(run, "reward", load_config({}))
+    save_accepted(run, load_config({}))  # nothing differs
+    changed = load_config({}, ["reward.lr=0.5"])
+    with pytest.raises(RunError, match=r"reward\.lr"):
+        check_run(run, changed)
+    (note,) = check_run(run, changed, force=True)
+    save_accepted(run, changed)
+    assert check_run(run, changed) == [note] and "stays as it was made, with reward.lr=" in note
+    assert check_run(run, load_config({})) == []  # as it was made
+    for other in (["reward.lr=0.6"], ["reward.lr=0.5", "reward.epochs=3"]):
+        with pytest.raises(RunError, match=r"reward\.lr"):
+            check_run(run, load_config({}, other))
+    (run / "config.yaml").write_text(load_config({}, ["lora.r=4"]).to_yaml())
+    with pytest.raises(RunError, match=r"lora\.r"):  # was never accepted
+        check_run(run, load_config({}, ["lora.r=4", "reward.lr=0.5"]))
 
 
 @pytest.mark.parametrize("key", ["center", "warmup"])
