@@ -16,17 +16,23 @@ def doctor(
     run_or_models: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN | MODEL...]", help="One run: report its state. Model folders: are tokenizer and files sound?"
+            metavar="[RUN | MODEL...]",
+            help="One run: report its state. Model folders or GGUF files: are tokenizer and files sound?",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Versions, GPU, disk and whether bitsandbytes 4-bit works, for a problem report; or the state of a run."""
-    folders = run_or_models or []
+    from lite_c2f.gguf import is_packed, unpacked
+
+    def on_message(text: str) -> None:
+        typer.echo(text, err=True)
+
+    folders = [unpacked(str(path), on_message) if is_packed(str(path)) else path for path in run_or_models or []]
     for folder in folders:  # before slow imports
         if not folder.is_dir():
             problem, expected = f"'{folder}' is no directory", "one with run.json or config.json in it"
-            raise RunError.because(problem, expected, "make a run with `lite-c2f demo`")
+            raise RunError.because(problem, expected, "check the path, or make a run with `lite-c2f demo`")
     runs = [folder for folder in folders if (folder / "run.json").is_file()]
     if runs and len(folders) > 1:
         problem = f"'{runs[0]}' is a run, among several folders"

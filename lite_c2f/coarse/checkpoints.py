@@ -151,11 +151,11 @@ class CheckpointManager:
             then, last = held_out.figures(best_step), held_out.evaluations[-1]
             content = {"step": best_step, "by": by, "figures": then, "last_step": last["step"]}
             self._write_best(held_out.best_weights, content | {"figures_last": last["figures"]})
-            self._on_message(
-                f"coarse: best by {by} on held-out prompts is that after update {best_step}, with "
-                f"{then.get(by, math.nan):+.3g} (the last, after update {last['step']}, "
-                f"{last['figures'].get(by, math.nan):+.3g}): {self._run / 'coarse/best'}"
-            )
+            text = f"coarse: best by {by} on held-out prompts is that after update {best_step}, with "
+            text += f"{then.get(by, math.nan):+.3g}"
+            if last["step"] != best_step:
+                text += f" (the last, after update {last['step']}, {last['figures'].get(by, math.nan):+.3g})"
+            self._on_message(f"{text}: {self._run / 'coarse/best'}")
             return
         if self._state.judges is not None and self._state.judges.mix.running:
             return  # rewards of different updates are on different scales

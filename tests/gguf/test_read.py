@@ -18,6 +18,7 @@ from tokenizer_kinds import made
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lite_c2f.backbone.round_trip import check_round_trip
+from lite_c2f.cli import doctor
 from lite_c2f.errors import ModelError
 from lite_c2f.gguf import read
 from lite_c2f.gguf.read import check_gguf, gguf_folder
@@ -281,3 +282,14 @@ def test_two_processes_make_one_folder(tmp_path):
     printed = [process.communicate()[0].split() for process in both]
     assert printed[0][-1] == printed[1][-1] and [process.returncode for process in both] == [0, 0]
     assert sum("made" in words for words in printed) == 1
+
+
+def test_the_doctor_takes_a_gguf_file(tmp_path, call, cache, monkeypatch):
+    monkeypatch.setattr(doctor, "WIDTHS", (64,))
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama")
+    code, out, err = call("doctor", file, "--json")
+    assert "unpacking model.gguf" in err and len(list(cache.glob("*/config.json"))) == 1
+    assert str(next(cache.glob("*/config.json")).parent) in out, (code, out)
+    code, _, err = call("doctor", tmp_path / "missing.gguf")
+    assert code == 2 and "missing.gguf" in err and err.count("\n") == 1

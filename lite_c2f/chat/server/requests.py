@@ -156,7 +156,7 @@ def read_request(content: bytes, kind: type[Body]) -> Body:
     for name, neutral in NEUTRAL.items():
         value = values.get(name)
         if value is not None and value not in neutral:
-            raise unsupported(name, " or ".join(map(json.dumps, neutral)) or "no value")
+            raise unsupported(name, " or ".join(json.dumps(one) for one in neutral if one or one == 0) or "no value")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
