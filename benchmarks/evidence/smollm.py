@@ -30,7 +30,7 @@ from lite_c2f.runs.models import ModelPair, resolve_models
 from lite_c2f.smollm import CONFIG, SMOLLM
 from lite_c2f.smollm.rules import is_reasoned
 
-LOGISTIC, LONG, DPO, MORE = "logistic", "fixed-long", "dpo", "32-updates"
+LOGISTIC, LONG, DPO = "logistic", "fixed-long", "dpo"
 # Each differs from the first in one thing.
 ARMS: dict[str, tuple[str, ...]] = {
     LOGISTIC: (),
@@ -38,7 +38,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     LONG: ("coarse.length.mode=fixed", "coarse.length.start={longest}"),
     "reward-only": ("coarse.length.w_value=0",),
     "double-lr": ("coarse.lr=3e-4",),
-    MORE: ("coarse.updates=32",),
+    "double-lr-long": ("coarse.lr=3e-4", "coarse.length.mode=fixed", "coarse.length.start={longest}"),
 }
 SAME_TOKENS = (LONG, "reward-only")  # these generate as many tokens as the first did, in however many updates
 ACTORS = "actors"  # base and instruct, before any training

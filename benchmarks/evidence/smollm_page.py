@@ -44,7 +44,7 @@ def section_parts(results: dict[str, Any], quantized: dict[str, Any]) -> dict[st
 
 def trained_in(actors: dict[str, Any]) -> list[str]:
     """Runs that trained a Coarse Actor, in the order of the table."""
-    return [name for name in ("logistic", "double-lr", "32-updates", "fixed-long", "reward-only", "dpo") if name in actors]
+    return [name for name in ("logistic", "double-lr", "fixed-long", "double-lr-long", "reward-only", "dpo") if name in actors]
 
 
 def ratios_in(actors: dict[str, Any]) -> list[str]:
@@ -94,8 +94,8 @@ def difference_table(actors: dict[str, dict[int, Actor]]) -> str:
     from page import table
 
     rows = []
-    for left, right in (("coarse", "base"), ("fine", "instruct"), ("fine", "coarse")):
-        for seed in sorted(set(actors[left]) & set(actors[right])):
+    for left, right in DIFFERENCES:
+        for seed in sorted(set(actors.get(left, {})) & set(actors[right])):
             one, other = actors[left][seed], actors[right][seed]
             wins = paired_wins(one["rewards"], other["rewards"], one["lengths"], other["lengths"])
             cells = [paired(one[key], other[key], digits) for key, digits in PAIRED]
@@ -105,6 +105,14 @@ def difference_table(actors: dict[str, dict[int, Actor]]) -> str:
     )
 
 
+DIFFERENCES = (
+    ("coarse", "base"),
+    ("fine", "instruct"),
+    ("fine", "coarse"),
+    ("dpo", "base"),
+    ("dpo at 1", "instruct"),
+    ("dpo", "coarse"),
+)
 PAIRED = (("rewards", 2), ("lengths", 0), ("repeats", 2), ("ended", 2), ("reasoned", 2))
 
 
