@@ -38,7 +38,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     LONG: ("coarse.length.mode=fixed", "coarse.length.start={longest}"),
     "reward-only": ("coarse.length.w_value=0",),
     "double-lr": ("coarse.lr=3e-4",),
-    "double-lr-long": ("coarse.lr=3e-4", "coarse.length.mode=fixed", "coarse.length.start={longest}"),
+    "critic-from-zero": ("coarse.critic=zero",),
 }
 SAME_TOKENS = (LONG, "reward-only")  # these generate as many tokens as the first did, in however many updates
 ACTORS = "actors"  # base and instruct, before any training
