@@ -39,6 +39,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "reward-only": ("coarse.length.w_value=0",),
     "double-lr": ("coarse.lr=3e-4",),
     "critic-from-zero": ("coarse.critic=zero",),
+    "lambda-1": ("coarse.gae_lambda=1",),
 }
 SAME_TOKENS = (LONG, "reward-only")  # these generate as many tokens as the first did, in however many updates
 ACTORS = "actors"  # base and instruct, before any training

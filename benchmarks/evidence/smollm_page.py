@@ -44,7 +44,8 @@ def section_parts(results: dict[str, Any], quantized: dict[str, Any]) -> dict[st
 
 def trained_in(actors: dict[str, Any]) -> list[str]:
     """Runs that trained a Coarse Actor, in the order of the table."""
-    return [name for name in ("logistic", "double-lr", "fixed-long", "critic-from-zero", "reward-only", "dpo") if name in actors]
+    names = ("logistic", "double-lr", "fixed-long", "critic-from-zero", "lambda-1", "reward-only", "dpo")
+    return [name for name in names if name in actors]
 
 
 def ratios_in(actors: dict[str, Any]) -> list[str]:
