@@ -140,6 +140,8 @@ def fitting(values):
         if length := coarse.get("length"):
             length["max"] += length["start"]
             length["step"] += length["multiple"]
+    if not values.get("data", {}).get("preferences", True):
+        del values["data"]["preferences"]  # a reward model needs pairs
     for key in ("preferences", "prompts"):
         for source in values.get("data", {}).get(key, ()):
             source.pop("rewards", None)  # names of coarse.rewards
