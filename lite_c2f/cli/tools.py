@@ -23,12 +23,12 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Versions, GPU, disk and whether bitsandbytes 4-bit works, for a problem report; or the state of a run."""
+    from lite_c2f.cli.train import unpack
     from lite_c2f.gguf import is_packed, unpacked
 
-    def on_message(text: str) -> None:
-        typer.echo(text, err=True)
-
-    folders = [unpacked(str(path), on_message) if is_packed(str(path)) else path for path in run_or_models or []]
+    given = run_or_models or []
+    unpack(*map(str, given))
+    folders = [unpacked(str(path)) if is_packed(str(path)) else path for path in given]
     for folder in folders:  # before slow imports
         if not folder.is_dir():
             problem, expected = f"'{folder}' is no directory", "one with run.json or config.json in it"
