@@ -89,11 +89,14 @@ def test_it_learns_from_a_function_alone(whole):
 
 def test_the_best_policy_is_that_of_its_evaluation(whole):
     """Its adapter is the one that a run of as many updates ends with."""
-    run, metrics, _ = whole
+    run, metrics, messages = whole
     best = json.loads((run / "coarse" / "best" / "best.json").read_text())
     judged = {line["step"]: line["reward"] for line in lines(run, "held_out") if line["step"]}
     assert best["step"] == metrics["held_out"]["best_step"] == max(judged, key=lambda step: (judged[step], -step))
     assert best["figures"]["reward"] == judged[best["step"]]
+    (message,) = [text for text in messages if text.startswith("coarse: best by reward on held-out prompts")]
+    assert f"after update {best['step']}, with {judged[best['step']]:+.3g}" in message
+    assert ("(the last, after update 6" in message) == (best["step"] != 6)
     kept = load_file(run / "coarse" / "best" / "adapter" / "adapter_model.safetensors")
     last = load_file(run / "coarse" / "adapter" / "adapter_model.safetensors")
     assert kept.keys() == last.keys()
