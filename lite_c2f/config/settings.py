@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -31,6 +33,7 @@ __all__ = [  # with the settings of the coarse stage, which have a file of their
 
 PROMPT_TEMPLATE = "\n\nHuman: {prompt}\n\nAssistant:"
 CHAT = "chat"  # value of prompt_template: the tokenizer's own chat template
+_EMBEDDED = ("toy", "smollm2")  # models that come with the program
 _OWN_KWARGS = {"add_generation_prompt", "chat_template", "continue_final_message", "conversation", "tokenize"}
 
 
@@ -73,8 +76,16 @@ class Model(Section):
         if own := sorted(_OWN_KWARGS.intersection(self.chat_template_kwargs)):
             raise ValueError(f"model.chat_template_kwargs.{own[0]} is set by the program; remove it")
         for key in ("base", "instruct"):
+            _refuse_misspelt(f"model.{key}", getattr(self, key))
             refuse_address(f"model.{key}", getattr(self, key), "a folder or a hub name such as owner/model")
         return self
+
+
+def _refuse_misspelt(key: str, name: str) -> None:
+    """Raise ValueError for nearly the name of an embedded model, which would be looked for on the hub."""
+    near = get_close_matches(name.lower(), _EMBEDDED, 1, cutoff=0.75)
+    if near and name not in _EMBEDDED and not Path(name).exists():
+        raise ValueError(f"{key} is '{name}', which is no folder; did you mean '{near[0]}'?")
 
 
 class Lora(Section):

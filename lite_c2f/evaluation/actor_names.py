@@ -3,10 +3,9 @@
 `fine@0.5` is the instruct model with half of the residue, unmerged; `fine` is the merged model.
 """
 
-import math
 from collections.abc import Sequence
 
-from lite_c2f.actors.names import ACTORS, BASE, COARSE, FINE, INSTRUCT
+from lite_c2f.actors.names import ACTORS, BASE, COARSE, FINE, INSTRUCT, ratio_in
 from lite_c2f.errors import ConfigError
 
 
@@ -18,7 +17,7 @@ def check_actors(names: Sequence[str], *, ratios: bool = False) -> list[str]:
     names = [name.strip() for name in names]
     expected = f"one of {', '.join(ACTORS)}" + (f", or {FINE}@RATIO such as {FINE}@0.5" if ratios else "")
     for name in names:
-        if name not in ACTORS and not (ratios and name.startswith(f"{FINE}@") and ratio_in(name) is not None):
+        if name not in ACTORS and not (ratios and ratio_in(name) is not None):
             raise ConfigError.because(f"actor '{name}'", expected, "correct --actors")
     if len(set(names)) < len(names) or not names:
         raise ConfigError.because(f"--actors {','.join(names)}", "different actors", "name each once")
@@ -32,15 +31,6 @@ def check_baseline(baseline: str, names: Sequence[str]) -> None:
         raise ConfigError.because(got, "one of these actors", "add it to --actors, or name another")
 
 
-def ratio_in(name: str) -> float | None:
-    """The ratio in `fine@RATIO`; None unless it is a finite number of at least 0."""
-    try:
-        ratio = float(name.removeprefix(f"{FINE}@"))
-    except ValueError:
-        return None
-    return ratio if math.isfinite(ratio) and ratio >= 0 else None
-
-
 def source_of(actor: str) -> str:
     """The model that is loaded for an actor: `base`, `instruct` or `fine`."""
     if actor in (COARSE, BASE):
@@ -50,4 +40,4 @@ def source_of(actor: str) -> str:
 
 def ratio_of(actor: str) -> float:
     """The ratio at which the residue is added to the loaded model; 0 for the merged one, which contains it."""
-    return (ratio_in(actor) or 0.0) if "@" in actor else 0.0
+    return ratio_in(actor) or 0.0

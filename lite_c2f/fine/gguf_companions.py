@@ -22,7 +22,7 @@ def companions(
     ratio is in the adapter already; variables: of the chat template.
     """
     source = str(packed_file(model)) if is_packed(model) else PLACEHOLDER
-    name = hub_name(model) or hub_name(str(folder)) or model
+    name = hub_name(model) or hub_name(str(folder)) or f"the model '{Path(model).name}'"  # no path of this computer
     tokenizer = load_own_tokenizer(folder)
     found = find_template(tokenizer, variables) if tokenizer is not None else None
     end = None if tokenizer is None else tokenizer.eos_token

@@ -51,6 +51,9 @@ def report_data(sink: ProgressSink, corpus: Corpus, config: Config) -> None:
             f"evaluation.prompts and fine.prompts ask for {requested} held-out prompts: there are fewer, so the ratio "
             "is chosen on some of those it is compared on"
         )
+    wanted, there = config.coarse.evaluate_prompts, len(corpus.held_out_prompts)
+    if config.coarse.evaluate_every is not None and there < wanted:
+        sink.on_message(f"coarse.evaluate_prompts={wanted}: {there} prompts are held out, and all are answered")
     if corpus.skipped:
         sink.on_message(f"rows skipped: {skipped_rows(corpus)}")
     for note in corpus.notes:

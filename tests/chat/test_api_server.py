@@ -92,13 +92,15 @@ def test_models_are_listed(client):
 
 @pytest.mark.parametrize(
     ("name", "pane"),
-    [("fine", Pane("k", "fine")), ("fine@0.5", Pane("k", "fine", 0.5)), ("fine@0", Pane("k", "fine", 0.0))],
+    [("fine", Pane("k", "fine")), ("fine@0.5", Pane("k", "fine", 0.5)), ("fine@1e-05", Pane("k", "fine", 1e-5))],
 )
 def test_a_ratio_is_part_of_a_models_name(name, pane):
     assert pane_named(name, "k") == pane
 
 
-@pytest.mark.parametrize("name", ["fine@", "fine@x", "fine@-1", "fine@nan", "fine@inf", "coarse@0.5", "Fine", ""])
+@pytest.mark.parametrize(
+    "name", ["fine@", "fine@x", "fine@-1", "fine@nan", "fine@inf", "fine@0_5", "fine@ 1", "coarse@0.5", "Fine", ""]
+)
 def test_other_names_are_no_models(name):
     with pytest.raises(ApiError) as error:
         pane_named(name, "k")

@@ -91,6 +91,8 @@ BAD = [
     ("data.preferences=3", "data.preferences"),
     ("data.preferences=[{pth: a}]", "data.preferences.0"),
     ("run.seed=-1", "run.seed=-1"),
+    ("model.base=smollm", "did you mean 'smollm2'?"),
+    ("model.instruct=SmolLM2", "did you mean 'smollm2'?"),
     ("nonsense", "key=value"),
     ("coarse.updates={", "YAML"),
     ("coarse.updates.deep=1", "coarse.updates"),

@@ -396,6 +396,15 @@ def test_a_run_says_what_it_has_of_each_source(tmp_path):
     assert alone.notes[0].startswith("data: 45 pairs") and "helpful" not in "".join(alone.notes)
 
 
+def test_fewer_prompts_than_evaluations_ask_for_are_named(tmp_path):
+    file = write(tmp_path / "a.jsonl", pair_rows("a", 50))  # 5 of 50 prompts are held out
+    for wanted, told in ((6, True), (5, False)):
+        sink = Notes()
+        report_data(sink, *corpus_of([file], "coarse.evaluate_every=2", f"coarse.evaluate_prompts={wanted}"))
+        note = f"coarse.evaluate_prompts={wanted}: 5 prompts are held out, and all are answered"
+        assert (note in sink.notes) == told
+
+
 def test_a_run_names_rows_that_are_skipped_and_columns_that_are_not_read(tmp_path):
     rows = pair_rows("a", 50)
     file = write(tmp_path / "a.jsonl", [rows[0] | {"id": 7}, rows[1] | {"chosen": 5}, *rows[2:]])

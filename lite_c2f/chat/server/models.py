@@ -1,9 +1,8 @@
 """Names of the models: the actors, and `fine@RATIO` for the Fine Actor at another ratio than the merged one."""
 
-import math
 from typing import Any
 
-from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE
+from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE, ratio_in
 from lite_c2f.chat.engine import Chat
 from lite_c2f.chat.panes import Pane
 from lite_c2f.chat.server.errors import ApiError
@@ -21,17 +20,12 @@ def pane_named(name: str, key: str) -> Pane:
     >>> pane_named("fine@0.5", "0")
     Pane(key='0', actor='fine', ratio=0.5)
     """
-    actor, at, text = name.partition("@")
-    if actor in (COARSE, FINE, BASELINE, BASE) and not at:
-        return Pane(key, actor)
-    try:
-        ratio = float(text) if actor == FINE else math.nan
-    except ValueError:
-        ratio = math.nan
-    if not (math.isfinite(ratio) and ratio >= 0):
+    if name in (COARSE, FINE, BASELINE, BASE):
+        return Pane(key, name)
+    if (ratio := ratio_in(name)) is None:
         expected = f"{COARSE}, {FINE}, {FINE}@RATIO such as {FINE}@0.5, {BASELINE} or {BASE}"
         raise ApiError(404, f"The model '{name}' does not exist; expected {expected}", "model", "model_not_found")
-    return Pane(key, actor, ratio)
+    return Pane(key, FINE, ratio)
 
 
 def model_body(name: str, created: int, context: int) -> dict[str, Any]:

@@ -121,6 +121,7 @@ def test_names_of_metrics():
         (["fine@x", "instruct"], "instruct", "actor 'fine@x'"),
         (["fine@nan", "instruct"], "instruct", "actor 'fine@nan'"),
         (["fine@-1", "instruct"], "instruct", "actor 'fine@-1'"),
+        (["fine@0_5", "instruct"], "instruct", "actor 'fine@0_5'"),
         (["coarse@1", "instruct"], "instruct", "actor 'coarse@1'"),
         (["fine", "fine"], "fine", "different actors"),
         (["fine", "coarse"], "instruct", "--baseline instruct with --actors fine,coarse"),
