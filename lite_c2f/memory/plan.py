@@ -193,9 +193,10 @@ def evaluation_cost(config: Config) -> str | None:
     count, largest = coarse.evaluate_prompts, coarse.length.largest
     often = "update" if coarse.evaluate_every == 1 else f"{coarse.evaluate_every} updates"
     share = count / (coarse.evaluate_every * coarse.rollouts)
+    sources = "1 source" if len(coarse.judges) == 1 else f"{len(coarse.judges)} sources"
     return (
         f"every {often} {count} held-out prompts are answered, with up to {largest} tokens "
-        f"each, and scored by {len(coarse.judges)} sources: {share:.0%} more responses than without"
+        f"each, and scored by {sources}: {share:.0%} more responses than without"
     )
 
 

@@ -45,14 +45,16 @@ def report_data(sink: ProgressSink, corpus: Corpus, config: Config) -> None:
             sink.on_message(
                 f"  {name}: {trained} pairs and {prompts} prompts, {held_pairs} and {held_prompts} held out"
             )
-    requested = config.evaluation.prompts + config.fine.prompts
-    if len(corpus.held_out_prompts) < requested:
+    there, compared = len(corpus.held_out_prompts), config.evaluation.prompts
+    requested = compared + config.fine.prompts
+    if config.fine.ratio == "auto" and there < requested:
         sink.on_message(
-            f"evaluation.prompts and fine.prompts ask for {requested} held-out prompts: there are fewer, so the ratio "
-            "is chosen on some of those it is compared on"
+            f"evaluation.prompts and fine.prompts ask for {requested} held-out prompts: there are {there}, so the "
+            "ratio is chosen on some of those it is compared on"
         )
-    wanted, there = config.coarse.evaluate_prompts, len(corpus.held_out_prompts)
-    if config.coarse.evaluate_every is not None and there < wanted:
+    elif there < compared:
+        sink.on_message(f"evaluation.prompts={compared}: {there} prompts are held out, and all are answered")
+    if config.coarse.evaluate_every is not None and there < (wanted := config.coarse.evaluate_prompts):
         sink.on_message(f"coarse.evaluate_prompts={wanted}: {there} prompts are held out, and all are answered")
     if corpus.skipped:
         sink.on_message(f"rows skipped: {skipped_rows(corpus)}")

@@ -399,10 +399,19 @@ def test_a_run_says_what_it_has_of_each_source(tmp_path):
 def test_fewer_prompts_than_evaluations_ask_for_are_named(tmp_path):
     file = write(tmp_path / "a.jsonl", pair_rows("a", 50))  # 5 of 50 prompts are held out
     for wanted, told in ((6, True), (5, False)):
+        for key in ("coarse.evaluate_prompts", "evaluation.prompts"):
+            settings = ["fine.ratio=1", "coarse.evaluate_every=2", "coarse.evaluate_prompts=5", "evaluation.prompts=5"]
+            sink = Notes()
+            report_data(sink, *corpus_of([file], *settings, f"{key}={wanted}"))
+            assert (f"{key}={wanted}: 5 prompts are held out, and all are answered" in sink.notes) == told
+
+
+def test_a_ratio_that_is_tried_on_compared_prompts_is_told(tmp_path):
+    file = write(tmp_path / "a.jsonl", pair_rows("a", 100))  # 10 of 100 prompts are held out
+    for ratio, tried, told in (("auto", 5, True), ("auto", 4, False), ("1", 5, False)):
         sink = Notes()
-        report_data(sink, *corpus_of([file], "coarse.evaluate_every=2", f"coarse.evaluate_prompts={wanted}"))
-        note = f"coarse.evaluate_prompts={wanted}: 5 prompts are held out, and all are answered"
-        assert (note in sink.notes) == told
+        report_data(sink, *corpus_of([file], f"fine.ratio={ratio}", f"fine.prompts={tried}", "evaluation.prompts=6"))
+        assert any("11 held-out prompts: there are 10" in note for note in sink.notes) == told
 
 
 def test_a_run_names_rows_that_are_skipped_and_columns_that_are_not_read(tmp_path):
