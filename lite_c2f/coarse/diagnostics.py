@@ -16,6 +16,7 @@ VALUE_LOSS_HUGE = 25.0  # an error of seven standard deviations on average
 VALUE_LOSS_JUMP = 10.0  # times the median of the updates before
 ENTROPY_SHARE = 0.1  # share of the entropy of the first updates
 ALIKE, REPEATED = 0.5, 0.5  # shares: of responses like another one, of 4-grams that repeat an earlier one
+EQUAL = 1e-6  # standard deviation of rewards that are the same up to rounding
 RISE = 0.01  # of a mean reward, in standard deviations: less is rounding
 LENGTH_CORRELATION = 0.8  # of reward and length
 LENGTH_GROWTH = 1.5  # times the length of the first updates
@@ -131,6 +132,20 @@ def rewards_without_scores(lines: Sequence[Line]) -> str | None:
     )
 
 
+def rewards_do_not_differ(lines: Sequence[Line]) -> str | None:
+    """All responses of each of the last updates had the same reward."""
+    recent = lines[-FIRST_UPDATES:]
+    if len(recent) < FIRST_UPDATES or rewards_without_scores(lines) is not None:
+        return None
+    if any(line.get("reward_std", 1.0) > EQUAL for line in recent):
+        return None
+    return (
+        f"all responses of each of the last {FIRST_UPDATES} updates have the same reward ({lines[-1]['reward']:+.2f}): "
+        "the policy has nothing to learn from; take easier prompts or a base that gets some of them right, raise "
+        "coarse.rollouts, or add a source of reward that pays for a part of the way"
+    )
+
+
 Rule = Callable[[Sequence[Line]], str | None]
 RULES: tuple[Rule, ...] = (
     kl_explodes,
@@ -140,6 +155,7 @@ RULES: tuple[Rule, ...] = (
     reward_follows_length,
     functions_are_slow,
     rewards_without_scores,
+    rewards_do_not_differ,
 )
 
 
