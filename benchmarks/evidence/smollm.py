@@ -30,36 +30,38 @@ from lite_c2f.runs.models import ModelPair, resolve_models
 from lite_c2f.smollm import CONFIG, SMOLLM
 from lite_c2f.smollm.rules import is_reasoned
 
-LOGISTIC, LONG, DPO = "logistic", "fixed-long", "dpo"
-# Each differs from the first in one thing.
+LOGISTIC, DPO, EARLIER = "logistic", "dpo", "earlier"
+# The configuration shipped first: half as many responses, and GAE's usual lambda. Variations of it were measured before
+# the present one.
+BEFORE = (
+    *("coarse.updates=8", "coarse.rollouts=16", "coarse.sampling_batch=16", "coarse.minibatches=2"),
+    *("coarse.epochs=2", "coarse.lr=1.5e-4", "coarse.gae_lambda=0.95"),
+)
 ARMS: dict[str, tuple[str, ...]] = {
     LOGISTIC: (),
     DPO: ("coarse.algorithm=dpo", "coarse.dpo.lr=5e-4", "coarse.dpo.batch=16", "coarse.dpo.micro_batch=4"),
-    LONG: ("coarse.length.mode=fixed", "coarse.length.start={longest}"),
-    "reward-only": ("coarse.length.w_value=0",),
-    "double-lr": ("coarse.lr=3e-4",),
-    "critic-from-zero": ("coarse.critic=zero",),
-    "lambda-1": ("coarse.gae_lambda=1",),
+    EARLIER: BEFORE,
+    "earlier-fixed-long": (*BEFORE, "coarse.length.mode=fixed", "coarse.length.start={longest}"),
+    "earlier-critic-from-zero": (*BEFORE, "coarse.critic=zero"),
+    "earlier-lambda-1": (*BEFORE, "coarse.gae_lambda=1"),
 }
-SAME_TOKENS = (LONG, "reward-only")  # these generate as many tokens as the first did, in however many updates
+SAME_TOKENS = {"earlier-fixed-long": EARLIER}  # these generate as many tokens as another did, in however many updates
 ACTORS = "actors"  # base and instruct, before any training
-RATIOS = (0.5, 0.75, 1.0)  # of the residue of `logistic`
+RATIOS = (0.5, 0.75, 1.0)  # of the residue of `earlier`
 CURVE = ("coarse.sample_every=4", "coarse.sample_prompts=32")  # held-out answers while training
 
 
 def phases(seeds: Sequence[int], arms: Sequence[str]) -> Iterator[list[Job]]:
     """Jobs that may run side by side; a phase needs what the one before made."""
     yield [Job(SMOLLM, seed, "reward") for seed in seeds]
-    yield [Job(SMOLLM, seed, LOGISTIC) for seed in seeds]
-    yield [
-        Job(SMOLLM, seed, name)
-        for name in (ACTORS, *(fine_name(LOGISTIC, ratio) for ratio in RATIOS))
-        for seed in seeds
-    ]
-    others = [name for name in arms if name != LOGISTIC]
-    yield [Job(SMOLLM, seed, name) for name in others for seed in seeds]
-    ratio = load_config(CONFIG).fine.ratio
-    yield [Job(SMOLLM, seed, fine_name(name, float(ratio))) for name in others for seed in seeds if name == DPO]
+    needed = {*arms, *(SAME_TOKENS[name] for name in arms if name in SAME_TOKENS)}
+    first = [ACTORS, *(name for name in ARMS if name in needed and name not in SAME_TOKENS)]
+    yield [Job(SMOLLM, seed, name) for name in first for seed in seeds]
+    yield [Job(SMOLLM, seed, name) for name in SAME_TOKENS if name in needed for seed in seeds]
+    ratio = float(load_config(CONFIG).fine.ratio)
+    fine = {LOGISTIC: (ratio,), DPO: (ratio,), EARLIER: RATIOS}
+    names = [fine_name(name, each) for name, ratios in fine.items() if name in needed for each in ratios]
+    yield [Job(SMOLLM, seed, name) for name in names for seed in seeds]
 
 
 def fine_name(arm: str, ratio: float) -> str:
@@ -81,8 +83,10 @@ def run_smollm(job: Job, folder: Path, jobs: Path) -> dict[str, Any]:
     elif job.name == ACTORS:
         figures = untrained(config, models, corpus, rewards)
     elif job.name in ARMS:
-        spent = Job(job.world, job.seed, LOGISTIC).result(jobs)
-        budget = json.loads(spent.read_text())["tokens"] if job.name in SAME_TOKENS else None
+        budget = None
+        if job.name in SAME_TOKENS:
+            spent = Job(job.world, job.seed, SAME_TOKENS[job.name]).result(jobs)
+            budget = json.loads(spent.read_text())["tokens"]
         figures = run_arm(job, config_of(job.seed, arm_settings(job.name, budget)), models, corpus, rewards, folder)
     else:
         arm, ratio = job.name.split(" at ")

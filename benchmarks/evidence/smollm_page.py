@@ -44,13 +44,14 @@ def section_parts(results: dict[str, Any], quantized: dict[str, Any]) -> dict[st
 
 def trained_in(actors: dict[str, Any]) -> list[str]:
     """Runs that trained a Coarse Actor, in the order of the table."""
-    names = ("logistic", "double-lr", "fixed-long", "critic-from-zero", "lambda-1", "reward-only", "dpo")
+    kinds = ("logistic", "earlier", "double-lr", "fixed-long", "critic-from-zero", "lambda-1", "reward-only", "dpo")
+    names = [name for kind in kinds for name in (kind, f"earlier-{kind}")]
     return [name for name in names if name in actors]
 
 
 def ratios_in(actors: dict[str, Any]) -> list[str]:
-    """Fine Actors: of `logistic`, then of `dpo`."""
-    return [name for kind in ("logistic at ", "dpo at ") for name in actors if name.startswith(kind)]
+    """Fine Actors: of `logistic`, of `earlier`, then of `dpo`."""
+    return [name for kind in ("logistic at ", "earlier at ", "dpo at ") for name in actors if name.startswith(kind)]
 
 
 def actors_of(jobs: Jobs) -> dict[str, dict[int, Actor]]:
@@ -110,6 +111,8 @@ DIFFERENCES = (
     ("coarse", "base"),
     ("fine", "instruct"),
     ("fine", "coarse"),
+    ("earlier", "base"),
+    ("earlier at 1", "instruct"),
     ("dpo", "base"),
     ("dpo at 1", "instruct"),
     ("dpo", "coarse"),
