@@ -119,8 +119,9 @@ def ended(page, *panes, chip="ended"):
         return saved(page, panes)
     for pane in panes:
         page.wait_for_function(
-            "([id, word]) => [...document.querySelectorAll(id + ' .talk > div:last-of-type .chip')].some(c => "
-            "c.textContent.includes(word))",  # the last one's; what it was before, folded, is no div
+            # The last one's; what it was before, folded, is no div.
+            "([id, word]) => [...document.querySelectorAll(`${id} .round:last-of-type .inner > div:last-of-type .chip`"
+            ")].some(c => c.textContent.includes(word))",
             arg=[f"#view-{pane}", chip],
         )
 
@@ -561,6 +562,125 @@ def test_several_ratios_in_one_go(tab):
     assert tab.get_by_label("0.25", exact=True).is_checked()
 
 
+def reopened(page, rounds, **changes):
+    """The page with a session of these rounds, saved as if it had been asked."""
+    owner = page.evaluate("localStorage.getItem('lite_c2f.owner')")
+    crafted = conversations.new(owner, {"name": "crafted"})._replace(rounds=tuple(rounds), **changes)
+    conversations.save(page.run / "app" / "sessions", crafted)
+    page.evaluate("id => sessionStorage.setItem('lite_c2f.session', id)", crafted.id)
+    assert page.errors == []
+    page.goes_away = True  # a stream of answers may not be closed yet
+    page.reload()
+    page.wait_for_function("count => document.querySelectorAll('#view-fine .round').length === count", arg=len(rounds))
+    return crafted
+
+
+def crafted_reply(pane, text):
+    return Reply(
+        pane,
+        text,
+        9,
+        80.0,
+        "eos",
+        text,
+        0.1,
+        reward=0.5,
+        repeated=0.0,
+        ratio=1.0 if pane == "fine" else None,
+        seed=0,
+    )
+
+
+def unlike_rounds(count):
+    """Rounds whose longest answer is in another pane each time."""
+    return [
+        Round(
+            f"Question {n}",
+            {},
+            {
+                pane: crafted_reply(pane, "\n\n".join(["So it is, and so it stays."] * (1 + 7 * ((n + place) % 3))))
+                for place, pane in enumerate(("coarse", "fine", "baseline"))
+            },
+        )
+        for n in range(count)
+    ]
+
+
+LINED_UP = """() => {
+    const tops = ["coarse", "fine", "baseline"].map((pane) =>
+        [...document.querySelectorAll(`#view-${pane} .you`)].map((you) => Math.round(you.getBoundingClientRect().top)));
+    return tops[0].length > 0 && tops.every((those) => those.join() === tops[0].join());
+}"""
+
+
+def scrolled(page, *panes):
+    return [page.evaluate("id => Math.round(document.querySelector(id).scrollTop)", f"#view-{pane}") for pane in panes]
+
+
+def test_rounds_begin_at_the_same_height_in_every_pane(tab):
+    tab.set_viewport_size({"width": 1100, "height": 850})  # some titles have two lines, some one
+    reopened(tab, unlike_rounds(6))
+    tab.wait_for_function(LINED_UP)
+    ask(tab, QUESTION)
+    ended(tab, "coarse", "fine", "baseline", chip="reward")
+    tab.wait_for_function(LINED_UP)
+    tab.click("#show-base input")  # it has no answers to the earlier rounds
+    ended(tab, "base", chip="reward")
+    tab.wait_for_function(LINED_UP)
+    last = "id => document.querySelector(`#view-${id} .round:last-of-type`).getBoundingClientRect().top"
+    assert tab.evaluate(last, "base") == tab.evaluate(last, "fine")
+    tab.set_viewport_size({"width": 1500, "height": 850})
+    tab.wait_for_function(LINED_UP)
+
+
+def test_panes_scroll_together_until_told_otherwise(tab):
+    reopened(tab, unlike_rounds(6))
+    tab.wait_for_function("document.querySelector('#view-coarse').scrollTop > 500")  # at its end
+    tab.evaluate("document.querySelector('#view-fine').scrollTop = 301")
+    tab.wait_for_function(
+        "['coarse', 'baseline'].every((pane) => document.querySelector(`#view-${pane}`).scrollTop === 301)"
+    )
+    tab.click("#together input")
+    tab.wait_for_function("!document.querySelector('#together input').checked")
+    with tab.expect_event("console", lambda message: message.text == "scrolled"):
+        tab.evaluate(
+            """() => {
+                const view = document.querySelector("#view-baseline");
+                // Two frames after its own event every other view would have been scrolled too.
+                view.addEventListener("scroll", () => requestAnimationFrame(() =>
+                    requestAnimationFrame(() => console.log("scrolled"))), {once: true});
+                view.scrollTop = 37;
+            }"""
+        )
+    assert scrolled(tab, "coarse", "fine", "baseline") == [301, 301, 37]
+    tab.click("#together input")
+    tab.wait_for_function("document.querySelector('#together input').checked")
+    tab.evaluate("document.querySelector('#view-coarse').scrollTop = 211")
+    tab.wait_for_function(
+        "['fine', 'baseline'].every((pane) => document.querySelector(`#view-${pane}`).scrollTop === 211)"
+    )
+
+
+def test_long_answers_open_fully(tab):
+    reopened(tab, unlike_rounds(3))
+    hidden = "[...document.querySelectorAll('#panes .block.view')].map((view) => view.scrollHeight - view.clientHeight)"
+    assert all(height > 100 for height in tab.evaluate(hidden))
+    tab.click("#fully input")
+    tab.wait_for_function(f"{hidden}.every((height) => height <= 0)")
+    tab.wait_for_function(LINED_UP)
+    ask(tab, QUESTION)
+    ended(tab, "coarse", "fine", "baseline", chip="reward")
+    # The end of the answers stands above the question box, which stays at the bottom of the window.
+    tab.wait_for_function(
+        "document.querySelector('#panes').getBoundingClientRect().bottom <= "
+        "document.querySelector('#ask').getBoundingClientRect().top + 1"
+    )
+    assert tab.locator("#ask").bounding_box()["y"] + tab.locator("#ask").bounding_box()["height"] <= 851
+    assert tab.evaluate("document.querySelector('.bar').getBoundingClientRect().top") >= -1  # titles stay in sight
+    tab.click("#fully input")
+    tab.wait_for_function(f"{hidden}.every((height) => height > 100)")
+
+
 def test_runs_are_shown(tab):
     tab.get_by_role("tab", name="Runs").click()
     tab.wait_for_selector(".run-state.finished")
@@ -609,6 +729,67 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(site, browser, wi
     for selector in ("#view-fine .said", "#view-fine .you", "#view-fine .chip", ".head span"):
         assert contrast(page, selector) >= 4.5, selector
     context.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (768, 1024), (990, 700)])
+def test_a_narrow_window_shows_one_pane_at_a_time(site, browser, width, height):
+    context = browser.new_context(viewport={"width": width, "height": height}, has_touch=True)
+    page = open_page(context, site)
+
+    def panes():
+        return [pane for pane in ("coarse", "fine", "baseline") if page.locator(f"#view-{pane}").is_visible()]
+
+    def touch(name):
+        page.get_by_role("button", name=name, exact=True).tap()
+
+    page.wait_for_selector("#view-fine:visible")
+    assert panes() == ["fine"] and not page.get_by_role("button", name="Base", exact=True).is_visible()
+    bar = page.locator("#ask").bounding_box()
+    assert bar["height"] <= height / 10 and bar["y"] + bar["height"] <= height
+    page.fill("#prompt textarea", "a line\n" * 9)
+    assert page.locator("#ask").bounding_box()["height"] <= height / 10
+    ask(page, QUESTION)
+    ended(page, "coarse", "fine", "baseline", chip="reward")
+    for pane, name in (("coarse", "Coarse"), ("baseline", "Baseline"), ("fine", "Fine")):
+        touch(name)
+        page.wait_for_selector(f"#view-{pane}:visible")
+        assert panes() == [pane]
+        assert page.get_by_role("button", name=name, exact=True).get_attribute("aria-pressed") == "true"
+    view = page.locator("#view-fine").bounding_box()
+    assert view["height"] >= height / 3 and view["y"] + view["height"] <= page.locator("#ask").bounding_box()["y"]
+    touch("Figures, ratio")
+    page.wait_for_selector("#view-fine", state="hidden")
+    for part in ("#summary-line table", "#ratio input[type=range]"):
+        box = page.locator(part).bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= page.locator("#ask").bounding_box()["y"], part
+    page.reload()
+    page.wait_for_selector("#summary-line table:visible")  # it stays chosen
+    assert panes() == []
+    page.set_viewport_size({"width": 1000, "height": height})
+    page.wait_for_selector("#view-coarse:visible")
+    assert panes() == ["coarse", "fine", "baseline"]
+    context.close()
+
+
+def test_what_fine_changed_is_shown_in_its_pane(tab):
+    replies = {
+        "coarse": crafted_reply("coarse", "It is a red box."),
+        "fine": crafted_reply("fine", "It is a box, too."),
+        "baseline": crafted_reply("baseline", "It is a box."),
+    }
+    reopened(tab, [Round("What?", {}, replies)])
+    assert tab.locator("#view-fine ins, #view-fine del").count() == 0
+    for choice, gone, new in (("Coarse", ["red "], [", too"]), ("Baseline", [], [", too"])):
+        tab.click("#against input")
+        tab.get_by_role("option", name=f"What Fine changed of {choice}").click()
+        tab.wait_for_selector(f".legend:visible >> text=words of {choice}")
+        tab.wait_for_function("count => document.querySelectorAll('#view-fine del').length === count", arg=len(gone))
+        assert tab.locator("#view-fine del").all_text_contents() == gone
+        assert tab.locator("#view-fine ins").all_text_contents() == new
+        assert tab.locator("#view-coarse ins, #view-coarse del, #view-baseline ins").count() == 0
+    tab.get_by_label("Mark repeats").check()
+    tab.wait_for_selector(".legend:visible mark.again")  # beside the changes
+    assert tab.locator("#view-fine ins").all_text_contents() == [", too"]
 
 
 def contrast(page, selector):

@@ -10,6 +10,7 @@ pytest.importorskip("gradio")
 from lite_c2f.chat import ChatSettings
 from lite_c2f.ui import blind, ratio_grid, run_html
 from lite_c2f.ui.blind import Ballot
+from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.render import conversation, title
 from lite_c2f.ui.runs import Sample, StageState, follow
 from lite_c2f.ui.store import votes
@@ -40,7 +41,7 @@ def test_texts_are_shown_and_never_markup():
     evil = REPLY._replace(text=EVIL)
     failed = REPLY._replace(finish="error", message=EVIL)
     pages = [
-        conversation([Round(EVIL, {}, {"fine": evil})], "fine", marks=True),
+        conversation([Round(EVIL, {}, {"fine": evil})], "fine", Display(marks=True)),
         conversation([Round("?", {}, {"fine": failed})], "fine"),
         conversation([Round("?", {}, {})], "fine", waiting=EVIL),
         title("a", EVIL),
@@ -56,7 +57,7 @@ def test_texts_are_shown_and_never_markup():
 def test_text_keeps_its_lines_and_blanks():
     text = "  two blanks\n\n\ttab"
     assert f'<div dir="auto" class="you">{text}</div>' in conversation([Round(text, {}, {"fine": REPLY})], "fine")
-    page = conversation([Round("?", {}, {"fine": REPLY._replace(text=text)})], "fine", marks=True)
+    page = conversation([Round("?", {}, {"fine": REPLY._replace(text=text)})], "fine", Display(marks=True))
     assert f'<div dir="auto" class="said plain">{text}</div>' in page
     assert '<div dir="auto" class="said writing"></div>' in conversation(
         [Round("?", {}, {"fine": REPLY._replace(text="", finish="")})], "fine"
