@@ -30,8 +30,9 @@ AGAINST = [
 class Parts(NamedTuple):
     """Components of the view."""
 
-    columns: dict[str, gr.Column]  # by pane, as the next two
-    views: dict[str, gr.HTML]
+    columns: dict[str, gr.Column]  # by pane, as the next ones
+    views: dict[str, gr.HTML]  # the last rounds
+    earlier: dict[str, gr.HTML]  # those before, which stay as they are while answers are written
     stop: dict[str, gr.Button]
     summary: gr.HTML  # figures of the last answers
     legend: gr.HTML
@@ -66,7 +67,7 @@ def compare_view(served: Served, identity: list[Any]) -> None:
 
 
 def _lay_out(served: Served) -> Parts:
-    columns, views, stop = {}, {}, {}
+    columns, views, earlier, stop = {}, {}, {}, {}
     gr.HTML(fill("pane_choice.html", panes=SHORT), elem_id="pane-choice", padding=False)
     with gr.Row(equal_height=True, elem_id="panes"):
         for pane in ALL_PANES:
@@ -76,7 +77,9 @@ def _lay_out(served: Served) -> Parts:
                 with gr.Row(elem_classes="bar"):
                     gr.HTML(title(TITLES[pane], ABOUT[pane]))
                     stop[pane] = gr.Button("Stop", size="sm", interactive=False, elem_id=f"stop-{pane}")
-                views[pane] = gr.HTML(conversation([], pane), elem_classes="view", elem_id=f"view-{pane}")
+                with gr.Column(elem_classes="view", elem_id=f"view-{pane}"):
+                    earlier[pane] = gr.HTML(padding=False)
+                    views[pane] = gr.HTML(conversation([], pane), elem_classes="recent", padding=False)
     meaning = gr.HTML(visible=False)
     prompt, send, stop_all = ask_row("Ask all of them: Enter sends, Shift+Enter makes a new line", focus=True)
     example_row(served.chat, prompt)
@@ -114,6 +117,7 @@ def _lay_out(served: Served) -> Parts:
     return Parts(
         columns=columns,
         views=views,
+        earlier=earlier,
         stop=stop,
         summary=summary,
         legend=meaning,
@@ -141,7 +145,10 @@ def _lay_out(served: Served) -> Parts:
 def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     buttons = {button.elem_id: button for button in parts if isinstance(button, gr.Button)}
     buttons |= {button.elem_id: button for button in parts.stop.values()}
-    handlers, drawn = Handlers(served), [*parts.views.values(), parts.summary, *(buttons[name] for name in BUTTONS)]
+    handlers, drawn = (
+        Handlers(served),
+        [*parts.earlier.values(), *parts.views.values(), parts.summary, *(buttons[name] for name in BUTTONS)],
+    )
     _, session = identity
     display = [parts.marks, parts.against, parts.ratio]  # in the order of `Display`
     inputs = [parts.prompt, parts.show_base, *display, *parts.settings, *identity]

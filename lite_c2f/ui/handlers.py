@@ -21,7 +21,9 @@ from lite_c2f.ui.store.conversations import Transcript
 # Buttons that `draw` enables or disables, by their element ids; each pane has one that stops it.
 ACTIONS = ("send", "stop-all", "regenerate", "edit", "undo", "clear", "regenerate-fine")
 BUTTONS = (*ACTIONS, *(f"stop-{pane}" for pane in ALL_PANES))
-DRAWN = len(ALL_PANES) + 1 + len(BUTTONS)  # outputs of `draw`: the panes, the summary below them, the buttons
+CHUNK = 8  # rounds; so many more are drawn anew with every update at most
+# Outputs of `draw`: the panes' earlier and last rounds, the summary below them, the buttons.
+DRAWN = 2 * len(ALL_PANES) + 1 + len(BUTTONS)
 STREAMED = 2 + DRAWN  # outputs of a handler that streams answers: the prompt box and the session id before those
 
 
@@ -146,7 +148,7 @@ class Handlers:
                 prompt = self.served.chat.rendered(turns, pane, settings)
             except C2FError as error:
                 raise failure(error) from None
-            parts.append(f"<h4>{escape(TITLES[pane])}</h4><pre>{escape(prompt)}</pre>")
+            parts.append(f"<h3>{escape(TITLES[pane])}</h3><pre>{escape(prompt)}</pre>")
         return "".join(parts)
 
     def stop(self, pane: str | None) -> Callable[[gr.Request], None]:
@@ -171,9 +173,24 @@ class Handlers:
 
 def _draw(page: PageSession, state: ShownRounds, display: Display) -> list[Any]:
     waiting = "" if state.queued is None else f"{state.queued} before you" if state.queued else "reading the question"
-    panes = [conversation(state.rounds, pane, display, waiting=waiting) for pane in ALL_PANES]
+    split = _split(len(state.rounds), state.queued is not None)
+    drawn = (state.rounds[:split], display.marks, display.against)
+    if page.drawn == drawn:  # sent before: 60 long rounds are a megabyte, which takes a browser half a second
+        earlier: list[Any] = [gr.skip()] * len(ALL_PANES)
+    else:
+        page.drawn = drawn
+        earlier = [conversation(state.rounds, pane, display, end=split) if split else "" for pane in ALL_PANES]
+    panes = [conversation(state.rounds, pane, display, begin=split, waiting=waiting) for pane in ALL_PANES]
     summary = round_figures(state.rounds[-1] if state.rounds else None)
-    return [*panes, summary, *(gr.Button(interactive=can) for can in can_act(page, display.ratio).values())]
+    return [*earlier, *panes, summary, *(gr.Button(interactive=can) for can in can_act(page, display.ratio).values())]
+
+
+def _split(count: int, writing: bool) -> int:
+    """How many of `count` rounds are earlier ones: all but the last 1 to CHUNK, or one more while it is written.
+
+    The number changes when a round ends, not when one is asked: the question is then shown at once.
+    """
+    return CHUNK * max(0, (count - writing - 1) // CHUNK)
 
 
 def can_act(page: PageSession, ratio: float | None) -> dict[str, bool]:

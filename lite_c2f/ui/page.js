@@ -13,11 +13,11 @@
     ends.set(view, end);
     if (following.get(view) !== false) scrollView(view, end);
   };
-  const views = () => [...document.querySelectorAll("#panes .block.view")];
+  const views = () => [...document.querySelectorAll("#panes .column.view")];
   const panes = { together: true, fully: false }; // do they scroll together? are they as high as their text?
   document.addEventListener("scroll", (event) => {
     const view = event.target;
-    if (!view.matches?.(".block.view")) return;
+    if (!view.matches?.(".column.view, .block.view")) return;
     following.set(view, view.scrollTop >= view.scrollHeight - view.clientHeight - 48);
     if (view.scrollTop === scrolledHere.get(view)) return; // by this program, not by a person
     scrolledHere.delete(view);
@@ -30,7 +30,8 @@
     new Set(entries.map((entry) => entry.target.dataset.place)).forEach((place) => {
       const rounds = [...document.querySelectorAll(`#panes .inner[data-place="${place}"]`)];
       const highest = Math.max(...rounds.map((round) => Math.ceil(round.getBoundingClientRect().height)));
-      document.getElementById("panes")?.style.setProperty(`--round-${place}`, `${highest}px`);
+      const style = document.getElementById("panes")?.style, name = `--round-${place}`;
+      if (style && style.getPropertyValue(name) !== `${highest}px`) style.setProperty(name, `${highest}px`);
     });
     views().forEach(toEnd);
     keepEnd();
@@ -50,9 +51,26 @@
     endSeen = true;
     if (name === "fully") keepEnd();
   };
+  // One polite announcement for answers that have ended; their text stands under the heading of their question.
+  const spoken = document.createElement("div");
+  spoken.className = "spoken";
+  spoken.setAttribute("role", "status");
+  document.body.append(spoken);
+  const busy = new WeakMap();
+  let news = [], saying;
+  const tell = (view) => {
+    const writing = !!view.querySelector(".chip.live"), rounds = view.querySelectorAll(".you").length;
+    const before = busy.get(view);
+    busy.set(view, { writing, rounds });
+    if (!before?.writing || writing || before.rounds !== rounds) return; // taken back, it has not ended
+    const chips = [...view.querySelectorAll(".chips")].at(-1);
+    news.push(`${view.getAttribute("aria-label")}: ${chips?.querySelector(".chip")?.textContent || "ended"}`);
+    clearTimeout(saying);
+    saying = setTimeout(() => { spoken.textContent = news.join("; "); news = [] }, 500);
+  };
   const ready = () => {
     document.querySelectorAll(".prompt textarea:not([dir=auto])").forEach((box) => { box.dir = "auto" });
-    document.querySelectorAll(".block.view").forEach(readyView);
+    document.querySelectorAll(".column.view, .block.view").forEach(readyView);
     document.querySelectorAll("#panes .inner").forEach((round) => {
       if (!observed.has(round)) observed.add(round), heights.observe(round);
     });
@@ -76,10 +94,11 @@
   const readyView = (view) => {
     if (!view.hasAttribute("tabindex")) {
       view.setAttribute("tabindex", "0");
-      view.setAttribute("role", "log");
-      view.setAttribute("aria-label", view.closest(".pane")?.querySelector(".head b")?.textContent || "answers");
+      view.setAttribute("role", "region");
+      view.setAttribute("aria-label", view.closest(".pane")?.querySelector(".head h2")?.textContent || "answers");
     }
-    toEnd(view);
+    tell(view);
+    if (!view.closest("#panes")) toEnd(view); // there, a text that grows is seen by `heights`, after one layout for all
     const stop = view.closest(".pane")?.querySelector(".bar button");
     if (stop && !stop.hasAttribute("aria-label")) stop.setAttribute("aria-label", `Stop ${view.getAttribute("aria-label")}`);
   };
@@ -169,6 +188,12 @@
     choosePane(chosenPane());
     clearInterval(choosing);
   }, 100);
+
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest?.(".skip")) return;
+    event.preventDefault(); // the address has the open tab
+    (visible(".prompt textarea") || visible("[role=tabpanel] input"))?.focus();
+  });
 
   // After a click that fills the prompt box, Enter sends it.
   document.addEventListener("click", (event) => {

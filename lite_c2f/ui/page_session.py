@@ -33,6 +33,7 @@ class PageSession:
         self.streams: dict[str, AnswerStream] = {}  # answers being written, by view
         self.scoring: dict[str, AnswerStream] = {}  # answers that have ended and are being scored, likewise
         self.display = Display()
+        self.drawn: Any = None  # the earlier rounds, marks and changes that the page was sent
         self.view_state: dict[str, Any] = {}  # of a view, between two requests; a reload continues with it
 
     def begin(self, view: str, stream: AnswerStream) -> None:

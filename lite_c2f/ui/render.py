@@ -62,15 +62,18 @@ def conversation(
     pane: str,
     display: Display = Display(),
     *,
+    begin: int = 0,
+    end: int | None = None,
     waiting: str = "",
 ) -> str:
-    """One pane's conversation. display: its ratio is that beside which an answer of the Fine Actor may be stale.
+    """One pane's rounds from `begin` up to `end`.
 
+    display: its ratio is that beside which an answer of the Fine Actor may be stale.
     waiting: shown below the last question while no pane has an answer to it. Each round has its place, by which
     page.js gives it the same height in every pane; in a pane that was not shown then it is empty.
     """
     exchanges: list[Exchange | None] = []
-    for round_ in rounds:
+    for round_ in rounds[begin:end]:
         last = round_ is rounds[-1]
         reply = round_.replies.get(pane)
         if reply is None and not last:
@@ -90,7 +93,7 @@ def conversation(
         )
     if not any(exchanges):
         exchanges = []
-    return fill("conversation.html", exchanges=exchanges, empty=EMPTY.get(pane, ""))
+    return fill("conversation.html", exchanges=exchanges, begin=begin, empty=EMPTY.get(pane, ""))
 
 
 def answer_view(

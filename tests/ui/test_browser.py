@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -120,15 +121,16 @@ def ended(page, *panes, chip="ended"):
     for pane in panes:
         page.wait_for_function(
             # The last one's; what it was before, folded, is no div.
-            "([id, word]) => [...document.querySelectorAll(`${id} .round:last-of-type .inner > div:last-of-type .chip`"
-            ")].some(c => c.textContent.includes(word))",
+            """([id, word]) => [
+                ...document.querySelectorAll(`${id} .recent .round:last-of-type .inner > div:last-of-type`)
+            ].some(part => part.querySelector(".chip")?.parentElement.textContent.includes(word))""",
             arg=[f"#view-{pane}", chip],
         )
 
 
 FIGURE = """([title, name]) => {
     const titles = [...document.querySelectorAll("#summary-line th")].map((head) => head.textContent);
-    const place = titles.findIndex((text) => text.startsWith(title)) - 1;
+    const place = titles.findIndex((text) => text.startsWith(title));
     return document.querySelectorAll(`#summary-line tr[data-figure="${name}"] td`)[place]?.textContent;
 }"""
 
@@ -552,7 +554,7 @@ def test_several_ratios_in_one_go(tab):
         " === count",
         arg=len(ratios),
     )
-    heads = tab.locator("#strip section h3").all_inner_texts()
+    heads = tab.locator("#strip section h2").all_inner_texts()
     assert [head.split()[0] for head in heads] == [f"{ratio:g}" for ratio in ratios]
     assert tab.locator(".chart svg").count() == 1
     shown = tab.inner_text("#strip")
@@ -627,7 +629,7 @@ def test_rounds_begin_at_the_same_height_in_every_pane(tab):
     tab.click("#show-base input")  # it has no answers to the earlier rounds
     ended(tab, "base", chip="reward")
     tab.wait_for_function(LINED_UP)
-    last = "id => document.querySelector(`#view-${id} .round:last-of-type`).getBoundingClientRect().top"
+    last = "id => document.querySelector(`#view-${id} .recent .round:last-of-type`).getBoundingClientRect().top"
     assert tab.evaluate(last, "base") == tab.evaluate(last, "fine")
     tab.set_viewport_size({"width": 1500, "height": 850})
     tab.wait_for_function(LINED_UP)
@@ -663,7 +665,7 @@ def test_panes_scroll_together_until_told_otherwise(tab):
 
 def test_long_answers_open_fully(tab):
     reopened(tab, unlike_rounds(3))
-    hidden = "[...document.querySelectorAll('#panes .block.view')].map((view) => view.scrollHeight - view.clientHeight)"
+    hidden = "[...document.querySelectorAll('#panes .view')].map((view) => view.scrollHeight - view.clientHeight)"
     assert all(height > 100 for height in tab.evaluate(hidden))
     tab.click("#fully input")
     tab.wait_for_function(f"{hidden}.every((height) => height <= 0)")
@@ -790,6 +792,74 @@ def test_what_fine_changed_is_shown_in_its_pane(tab):
     tab.get_by_label("Mark repeats").check()
     tab.wait_for_selector(".legend:visible mark.again")  # beside the changes
     assert tab.locator("#view-fine ins").all_text_contents() == [", too"]
+
+
+AXE = (
+    Path(os.environ.get("LITE_C2F_AXE", Path(__file__).parents[2] / ".venv" / "axe-core" / "node_modules")) / "axe-core"
+)
+
+
+@pytest.mark.skipif(not (AXE / "axe.min.js").is_file(), reason=f"no axe-core in {AXE.parent}: `make .venv/.axe-core`")
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light"), (390, "dark")])
+def test_axe_finds_nothing_that_shuts_people_out(site, browser, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 850}, color_scheme=scheme)
+    page = open_page(context, site)
+    page.evaluate((AXE / "axe.min.js").read_text(encoding="utf-8"))
+    page.add_style_tag(content="* { transition: none !important }")  # a colour on its way is no colour to measure
+
+    def check(what):
+        violations = page.evaluate("async () => (await axe.run()).violations")
+        bad = [violation for violation in violations if violation["impact"] in ("serious", "critical")]
+        assert [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in bad] == [], what
+        assert [each["id"] for each in violations if "heading" in each["id"]] == [], what
+
+    check("empty")
+    page.get_by_text("Settings of this tab").first.click()
+    page.get_by_text(re.compile("^Sessions")).click()
+    page.get_by_text("What each actor reads").click()
+    with held(page):
+        ask(page, QUESTION)
+        page.wait_for_function("document.querySelectorAll('.said.writing').length === 3")
+        check("while answers are written")
+    ended(page, "coarse", "fine", "baseline", chip="reward")
+    page.get_by_label("Mark repeats").check()
+    page.wait_for_selector(".legend:visible")
+    check("finished")
+    for name, there in (("Blind vote", "#vote-ask"), ("Ratios", ".chart svg"), ("Runs", ".plot svg")):
+        page.get_by_role("tab", name=name).click()
+        page.wait_for_selector(f"{there} >> visible=true")
+        check(name)
+    context.close()
+
+
+def test_a_screen_reader_hears_once_that_an_answer_has_ended(tab):
+    assert tab.locator("[role=log], [aria-live=assertive]").count() == 0
+    tab.evaluate(
+        """() => {
+            window.heard = [];
+            const status = document.querySelector(".spoken[role=status]");
+            new MutationObserver(() => heard.push(status.textContent)).observe(status, {childList: true});
+        }"""
+    )
+    with held(tab):
+        ask(tab, QUESTION)
+        tab.wait_for_selector("#view-coarse .said.writing")
+        tab.click("#stop-coarse")
+        tab.wait_for_function("heard.length === 1")
+        assert tab.evaluate("heard") == ["Coarse Actor: stopped"]
+    ended(tab, "fine", "baseline", chip="reward")
+    tab.wait_for_function("heard.join('; ').split('; ').length === 3")
+    heard = "; ".join(tab.evaluate("heard")).split("; ")[1:]
+    assert all(re.match(f"(Fine Actor|Baseline \\(instruct\\)): ({ENDS})$", each) for each in heard), heard
+
+
+def test_the_skip_link_leads_to_the_question(tab):
+    tab.mouse.click(2, 2)  # the prompt box has the focus at first; from here on the page begins at its top
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.textContent") == "Skip to the question"
+    assert tab.evaluate("document.activeElement.getBoundingClientRect().left") >= 0  # it is seen
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("document.activeElement.closest('#prompt') !== null")
 
 
 def contrast(page, selector):

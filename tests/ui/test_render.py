@@ -24,7 +24,7 @@ def plain(html):
 def answer(reply, round_=None, **options):
     """A reply alone in its pane, without the question above it."""
     html = conversation([round_ or Round("?", {}, {reply.pane: reply})], reply.pane, Display(**options))
-    return html.partition('<div dir="auto" class="you">?</div>')[2]
+    return html.partition('<h3 dir="auto" class="you">?</h3>')[2]
 
 
 def chips(reply, **options):
@@ -113,7 +113,8 @@ def test_what_fine_changed_is_shown_by_words_beside_its_repeats():
     coarse = round_.replies["coarse"]
     assert "<ins" not in answer(coarse, round_, against="coarse")  # in Fine's pane alone
     for unknown in (fine._replace(finish=""), fine._replace(finish=None)):  # while it is written all seems to be gone
-        assert "<del" not in answer(unknown, round_, against="coarse")
+        growing = Round("?", {}, {**round_.replies, "fine": unknown})
+        assert "<del" not in answer(unknown, growing, against="coarse")
     assert "<ins" not in answer(fine, round_, against="baseline")  # which has no answer
     evil = Round("?", {}, {"fine": fine, "coarse": coarse._replace(text="<b>")})
     assert "<del>&lt;b&gt; </del>" in answer(fine, evil, against="coarse")
