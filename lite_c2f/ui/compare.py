@@ -41,7 +41,8 @@ class Parts(NamedTuple):
     stop_all: gr.Button
     regenerate: gr.Button
     edit: gr.Button
-    undo: gr.Button
+    remove_last: gr.Button
+    redo: gr.Button
     clear: gr.Button
     show_base: gr.Checkbox
     marks: gr.Checkbox
@@ -85,12 +86,13 @@ def _lay_out(served: Served) -> Parts:
     example_row(served.chat, prompt)
     summary = gr.HTML(elem_id="summary-line")
     with gr.Row(elem_classes="tools"):
-        regenerate, edit, undo, clear = (
+        regenerate, edit, remove_last, redo, clear = (
             gr.Button(label, size="sm", interactive=False, elem_id=name)
             for name, label in (
                 ("regenerate", "Regenerate"),
                 ("edit", "Edit last"),
-                ("undo", "Undo"),
+                ("remove-last", "Remove last"),
+                ("redo", "Redo"),
                 ("clear", "New chat"),
             )
         )
@@ -126,7 +128,8 @@ def _lay_out(served: Served) -> Parts:
         stop_all=stop_all,
         regenerate=regenerate,
         edit=edit,
-        undo=undo,
+        remove_last=remove_last,
+        redo=redo,
         clear=clear,
         show_base=show_base,
         marks=marks,
@@ -165,7 +168,8 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     changes_session(parts.regenerate.click(handlers.regenerate, **streaming))
     changes_session(parts.regenerate_fine.click(handlers.regenerate_fine, **streaming))
     changes_session(parts.show_base.input(handlers.show_base, **streaming))
-    changes_session(parts.undo.click(handlers.undo_last, **drawing, **NOTIFYING))
+    changes_session(parts.remove_last.click(handlers.remove_last, **drawing, **NOTIFYING))
+    changes_session(parts.redo.click(handlers.redo, **drawing, **NOTIFYING))
     changes_session(parts.edit.click(handlers.edit_last, drawing["inputs"], [parts.prompt, *drawn], **NOTIFYING))
     changes_session(parts.clear.click(handlers.start_over, **drawing, **QUICK))
     for pane, button in (*parts.stop.items(), (None, parts.stop_all)):

@@ -19,7 +19,7 @@ from lite_c2f.ui.saving import page_of
 from lite_c2f.ui.store.conversations import Transcript
 
 # Buttons that `draw` enables or disables, by their element ids; each pane has one that stops it.
-ACTIONS = ("send", "stop-all", "regenerate", "edit", "undo", "clear", "regenerate-fine")
+ACTIONS = ("send", "stop-all", "regenerate", "edit", "remove-last", "redo", "clear", "regenerate-fine")
 BUTTONS = (*ACTIONS, *(f"stop-{pane}" for pane in ALL_PANES))
 CHUNK = 8  # rounds; so many more are drawn anew with every update at most
 # Outputs of `draw`: the panes' earlier and last rounds, the summary below them, the buttons.
@@ -110,11 +110,20 @@ class Handlers:
             text = gr.skip()
         return [text, *self.draw(page, display)]
 
-    def undo_last(self, request: gr.Request, *values: Any) -> list[Any]:
+    def remove_last(self, request: gr.Request, *values: Any) -> list[Any]:
         """Remove the last round."""
+        return self._change(rounds.remove_last, request, values)
+
+    def redo(self, request: gr.Request, *values: Any) -> list[Any]:
+        """Bring back a round that was removed, or taken off to be edited."""
+        return self._change(rounds.redo, request, values)
+
+    def _change(
+        self, change: Callable[[Served, PageSession], None], request: gr.Request, values: tuple[Any, ...]
+    ) -> list[Any]:
         page, display = self._read_display(request, values)
         try:
-            rounds.undo(self.served, page)
+            change(self.served, page)
         except Notice as notice:
             gr.Info(str(notice))
         return self.draw(page, display)
@@ -205,7 +214,8 @@ def can_act(page: PageSession, ratio: float | None) -> dict[str, bool]:
         "stop-all": writing,
         "regenerate": idle,
         "edit": bool(shown),
-        "undo": bool(shown) or rounds.was_edited(page),
+        "remove-last": bool(shown),
+        "redo": rounds.can_redo(page),
         "clear": bool(shown),
         "regenerate-fine": idle and (moved or fine is None),
     }

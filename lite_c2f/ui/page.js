@@ -206,6 +206,13 @@
     }
   }, true);
 
+  // The second click of a double click is none: what the first one began would be refused, or begun twice.
+  document.addEventListener("click", (event) => {
+    if (event.detail < 2 || !event.target.closest?.(".asking button, #regenerate, #regenerate-fine, .run-view button")) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
+  }, true);
+
   // Escape stops all answers, "/" goes to the prompt.
   document.addEventListener("keydown", (event) => {
     const closes = event.isComposing || event.target.matches?.("[role=combobox], [role=listbox], select");

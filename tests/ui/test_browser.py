@@ -20,6 +20,7 @@ from lite_c2f.chat.panes import TITLES
 from lite_c2f.errors import C2FError
 from lite_c2f.evaluation import overlap
 from lite_c2f.ui import render
+from lite_c2f.ui.runs.starts import FOLDER as STARTS
 from lite_c2f.ui.store import conversations, votes
 from lite_c2f.ui.store.conversations import Reply, Round
 
@@ -208,7 +209,7 @@ def ratio_of(page):
 
 def buttons_on(page):
     """The buttons that can be pressed."""
-    names = ["send", "stop-all", "regenerate", "edit", "undo", "clear", "regenerate-fine", "stop-coarse"]
+    names = ["send", "stop-all", "regenerate", "edit", "remove-last", "redo", "clear", "regenerate-fine", "stop-coarse"]
     return {name for name in names if page.locator(f"#{name}:enabled").count()}
 
 
@@ -227,7 +228,7 @@ def test_three_answers_stream_at_once_with_their_figures(tab):
         tab.wait_for_function("document.querySelectorAll('.said.writing').length === 3")
         assert tab.input_value("#prompt textarea") == ""
         tab.wait_for_selector("#stop-all:enabled")
-        assert buttons_on(tab) == {"stop-all", "edit", "undo", "clear", "stop-coarse"}
+        assert buttons_on(tab) == {"stop-all", "edit", "remove-last", "clear", "stop-coarse"}
         tab.fill("#prompt textarea", "the next one")  # typed while answers are written
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     assert tab.evaluate("lengths.size") > 2  # it grew
@@ -243,7 +244,7 @@ def test_three_answers_stream_at_once_with_their_figures(tab):
             assert re.fullmatch(form, wait_for_figure(tab, pane, name)), (pane, name)
     assert f"Fine Actor at ratio {ratio_of(tab)}" in tab.inner_text("#summary-line")
     tab.wait_for_selector("#send:enabled")
-    assert buttons_on(tab) == {"send", "regenerate", "edit", "undo", "clear"}  # the ratio has not moved
+    assert buttons_on(tab) == {"send", "regenerate", "edit", "remove-last", "clear"}  # the ratio has not moved
     tab.click("#view-fine .chip.copy")
     tab.wait_for_selector("#view-fine .chip.copy:text('copied')")
     tab.wait_for_selector("#view-fine .chip.copy:text-is('copy')")  # it turns back
@@ -333,7 +334,7 @@ def seed_of(tab):
     )
 
 
-def test_edit_undo_regenerate_clear(tab):
+def test_edit_remove_redo_regenerate_clear(tab):
     ask(tab, QUESTION)
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     first = seed_of(tab)
@@ -355,9 +356,15 @@ def test_edit_undo_regenerate_clear(tab):
     tab.wait_for_function("document.activeElement === document.querySelector('#prompt textarea')")
     ask(tab, "Hi")
     ended(tab, "fine", "coarse", "baseline", chip="reward")
-    tab.click("#undo")
+    tab.click("#remove-last")
     tab.wait_for_selector("#view-fine .nothing")
-    tab.wait_for_selector("#undo:disabled")  # a second click is no error
+    tab.wait_for_selector("#remove-last:disabled")  # a second click is no error
+    tab.click("#redo")
+    tab.wait_for_function("document.querySelector('#view-fine .you')?.textContent === 'Hi'")
+    assert on_disk(tab) == ["Hi"]
+    tab.wait_for_selector("#redo:disabled")
+    tab.click("#remove-last")
+    tab.wait_for_selector("#view-fine .nothing")
     tab.press("#prompt textarea", "Enter")
     tab.wait_for_selector("#ask .notice >> text=Type a question first")
     assert tab.locator(".toast-body:visible").count() == 0  # nothing covers an answer
@@ -475,7 +482,7 @@ def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser)
     tab.wait_for_function("document.querySelectorAll('#view-fine .said').length === 2")
     tab.wait_for_timeout(500)
     assert tab.input_value("#prompt textarea") == ""
-    tab.click("#undo")
+    tab.click("#remove-last")
     tab.wait_for_function("document.querySelectorAll('#view-fine .said').length === 1")
     other = browser.new_context()
     page = open_page(other, site)
@@ -687,6 +694,35 @@ def test_runs_are_shown(tab):
     tab.get_by_role("tab", name="Runs").click()
     tab.wait_for_selector(".run-state.finished")
     assert tab.locator(".plot svg").count() > 5
+
+
+def test_a_double_click_is_one_click(site, tab):
+    """Neither two runs are started nor a question asked twice, and nothing is refused."""
+    tab.fill("#prompt textarea", QUESTION)
+    with held(tab):
+        tab.dblclick("#send")
+        tab.wait_for_selector("#view-coarse .said.writing")
+        tab.wait_for_selector("#send:disabled")
+        assert tab.locator(".notice p").count() == 0
+        tab.click("#stop-all")
+    ended(tab, "coarse", "fine", "baseline", chip="stopped")
+    assert questions(tab) == [QUESTION]
+    tab.get_by_role("tab", name="Runs").click()
+    tab.get_by_role("button", name="Train").click()
+    before = {folder.name for folder in site.run.parent.iterdir()}
+    tab.dblclick("#start-run")
+    try:
+        tab.wait_for_selector(".run-message >> text=Started as-toy-1 as process")
+        tab.wait_for_selector("#start-run:disabled")  # nothing is left to start
+        assert tab.locator(".run-message.failed").count() == 0
+        tab.locator(".run-view input[type=number]").first.fill("5")
+        tab.wait_for_selector("#start-run:enabled")  # another run
+    finally:
+        tab.wait_for_selector("#stop-run:enabled")
+        tab.click("#stop-run")
+    tab.wait_for_selector(".run-state:not(.starting):not(.running):not(.stopping)")
+    started = {folder.name for folder in site.run.parent.iterdir() if folder.is_dir()} - before
+    assert started <= {"as-toy-1", STARTS}, started
 
 
 def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
