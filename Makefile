@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
 LLAMA_CPP := $(VENV)/.llama-cpp
+AXE := $(VENV)/.axe-core
 RUN ?= runs/toy
 SEED ?= 0
 # Tests run in so many processes, of one thread each.
@@ -46,7 +47,13 @@ $(LLAMA_CPP): $(STAMP)
 		$(BIN)/python -m pip install -q --no-deps --target $(VENV)/llama-cpp/python sentencepiece==0.2.1; \
 		touch $@; fi
 
-test: check $(LLAMA_CPP)
+# axe-core, which the browser tests check the app's accessibility with. Without npm that test is skipped.
+$(AXE): $(STAMP)
+	if command -v npm >/dev/null; then set -e; \
+		npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/axe-core axe-core@4.14.1; \
+		touch $@; fi
+
+test: check $(LLAMA_CPP) $(AXE)
 	$(PYTEST) -m slow
 
 check: setup $(SMOLLM2)

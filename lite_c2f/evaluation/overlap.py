@@ -67,7 +67,16 @@ def shared_share(fine: str, coarse: str, n: int = 4) -> float:
 
 def word_count(text: str) -> int:
     """Number of words and runs of signs of a text."""
-    return sum(1 for _ in _WORD.finditer(text))
+    return len(word_spans(text))
+
+
+def word_spans(text: str) -> list[Span]:
+    """The words and runs of signs of a text, in order.
+
+    >>> word_spans("So, yes")
+    [Span(start=0, end=2), Span(start=2, end=3), Span(start=4, end=7)]
+    """
+    return [Span(*match.span()) for match in _WORD.finditer(text)]
 
 
 Gram = tuple[int, ...]

@@ -30,6 +30,7 @@ WHAT_TO_DO = (
     "and the same without."
 )
 LOG_OUT = '<a href="logout?all_session=false">Log out</a>'  # of this browser alone: all have the same user
+SKIP = '<a class="skip" href="#prompt">Skip to the question</a>'  # page.js moves the focus there
 CONFIGS = Path("configs")  # of the folder the app is started in
 
 
@@ -68,7 +69,7 @@ def _about(chat: Chat, name: str, login: bool) -> str:
     model = chat.config.model
     pair = "the toy pair" if model.base == TOY else f"{Path(model.base).name} and {Path(model.instruct).name}"
     about = f"{name}: {pair}, merged at ratio {chat.ratio:g}"
-    return f"<h1>lite_c2f</h1><span>{escape(about)}</span>{LOG_OUT if login else ''}<p>{WHAT_TO_DO}</p>"
+    return f"{SKIP}<h1>lite_c2f</h1><span>{escape(about)}</span>{LOG_OUT if login else ''}<p>{WHAT_TO_DO}</p>"
 
 
 def configs(run: Path | None) -> dict[str, Path]:

@@ -4,8 +4,10 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE
 from lite_c2f.chat import ALL_PANES, PANES, TITLES
 from lite_c2f.ui.answering import NOTIFYING, QUICK, Served, ask_row, example_row, ratio_slider, settings_fold
+from lite_c2f.ui.escaping import fill
 from lite_c2f.ui.handlers import BUTTONS, Handlers
 from lite_c2f.ui.render import conversation, title
 from lite_c2f.ui.sessions import sessions_fold
@@ -16,17 +18,21 @@ ABOUT = {
     "baseline": "Instruct model as it was",
     "base": "Base model before this run",
 }
-LEGEND = (
-    '<div class="legend hint"><mark class="kept">four or more words or signs that Coarse and Fine share</mark> '
-    '<mark class="again">repeated within the same answer</mark></div>'
-)
+# In a narrow window one of these is shown at a time; page.js has its buttons, page.css says what they show.
+SHORT = {COARSE: "Coarse", FINE: "Fine", BASELINE: "Baseline", BASE: "Base", "figures": "Figures, ratio"}
+AGAINST = [
+    ("Show no changes", ""),
+    ("What Fine changed of Coarse", COARSE),
+    ("What Fine changed of Baseline", BASELINE),
+]
 
 
 class Parts(NamedTuple):
     """Components of the view."""
 
-    columns: dict[str, gr.Column]  # by pane, as the next two
-    views: dict[str, gr.HTML]
+    columns: dict[str, gr.Column]  # by pane, as the next ones
+    views: dict[str, gr.HTML]  # the last rounds
+    earlier: dict[str, gr.HTML]  # those before, which stay as they are while answers are written
     stop: dict[str, gr.Button]
     summary: gr.HTML  # figures of the last answers
     legend: gr.HTML
@@ -35,10 +41,14 @@ class Parts(NamedTuple):
     stop_all: gr.Button
     regenerate: gr.Button
     edit: gr.Button
-    undo: gr.Button
+    remove_last: gr.Button
+    redo: gr.Button
     clear: gr.Button
     show_base: gr.Checkbox
     marks: gr.Checkbox
+    against: gr.Dropdown  # the pane beside whose answer Fine's changes are shown
+    together: gr.Checkbox  # do the panes scroll together?
+    fully: gr.Checkbox  # are they as high as their text?
     ratio: gr.Slider
     regenerate_fine: gr.Button
     settings: list[Any]
@@ -47,37 +57,59 @@ class Parts(NamedTuple):
     prompts: gr.HTML  # as each actor reads them
 
 
+def legend(marks: bool, against: str) -> gr.HTML:
+    """What the marks in answers mean, where there are some."""
+    return gr.HTML(fill("legend.html", marks=marks, against=TITLES.get(against)), visible=bool(marks or against))
+
+
 def compare_view(served: Served, identity: list[Any]) -> None:
     """Add the view to the page that is being built. identity: hidden boxes, of the owner and of the session."""
     _connect(_lay_out(served), served, identity)
 
 
 def _lay_out(served: Served) -> Parts:
-    columns, views, stop = {}, {}, {}
-    with gr.Row(equal_height=True):
+    columns, views, earlier, stop = {}, {}, {}, {}
+    gr.HTML(fill("pane_choice.html", panes=SHORT), elem_id="pane-choice", padding=False)
+    with gr.Row(equal_height=True, elem_id="panes"):
         for pane in ALL_PANES:
-            with gr.Column(min_width=250, visible=pane in PANES, elem_classes="pane") as columns[pane]:
+            shown = pane in PANES
+            columns[pane] = gr.Column(min_width=250, visible=shown, elem_classes="pane", elem_id=f"pane-{pane}")
+            with columns[pane]:
                 with gr.Row(elem_classes="bar"):
                     gr.HTML(title(TITLES[pane], ABOUT[pane]))
                     stop[pane] = gr.Button("Stop", size="sm", interactive=False, elem_id=f"stop-{pane}")
-                views[pane] = gr.HTML(conversation([], pane), elem_classes="view", elem_id=f"view-{pane}")
-    legend = gr.HTML(LEGEND, visible=False)
+                with gr.Column(elem_classes="view", elem_id=f"view-{pane}"):
+                    earlier[pane] = gr.HTML(padding=False)
+                    views[pane] = gr.HTML(conversation([], pane), elem_classes="recent", padding=False)
+    meaning = gr.HTML(visible=False)
     prompt, send, stop_all = ask_row("Ask all of them: Enter sends, Shift+Enter makes a new line", focus=True)
     example_row(served.chat, prompt)
     summary = gr.HTML(elem_id="summary-line")
     with gr.Row(elem_classes="tools"):
-        regenerate, edit, undo, clear = (
+        regenerate, edit, remove_last, redo, clear = (
             gr.Button(label, size="sm", interactive=False, elem_id=name)
             for name, label in (
                 ("regenerate", "Regenerate"),
                 ("edit", "Edit last"),
-                ("undo", "Undo"),
+                ("remove-last", "Remove last"),
+                ("redo", "Redo"),
                 ("clear", "New chat"),
             )
         )
         show_base = gr.Checkbox(False, label="Show the base", container=False, min_width=120, elem_id="show-base")
         marks = gr.Checkbox(False, label="Mark repeats and what Fine kept", container=False, min_width=220)
-    with gr.Row(elem_classes="tools"):
+        against = gr.Dropdown(
+            AGAINST,
+            value="",
+            label="What Fine changed",
+            show_label=False,
+            container=False,
+            min_width=230,
+            elem_id="against",
+        )
+        together = gr.Checkbox(True, label="Scroll together", container=False, min_width=130, elem_id="together")
+        fully = gr.Checkbox(False, label="Open fully", container=False, min_width=100, elem_id="fully")
+    with gr.Row(elem_classes="tools", elem_id="ratio-row"):
         ratio = ratio_slider(served.chat, "ratio")
         regenerate_fine = gr.Button("Fine at this ratio", size="sm", interactive=False, elem_id="regenerate-fine")
     settings = settings_fold(served.chat)
@@ -87,18 +119,23 @@ def _lay_out(served: Served) -> Parts:
     return Parts(
         columns=columns,
         views=views,
+        earlier=earlier,
         stop=stop,
         summary=summary,
-        legend=legend,
+        legend=meaning,
         prompt=prompt,
         send=send,
         stop_all=stop_all,
         regenerate=regenerate,
         edit=edit,
-        undo=undo,
+        remove_last=remove_last,
+        redo=redo,
         clear=clear,
         show_base=show_base,
         marks=marks,
+        against=against,
+        together=together,
+        fully=fully,
         ratio=ratio,
         regenerate_fine=regenerate_fine,
         settings=settings,
@@ -111,10 +148,13 @@ def _lay_out(served: Served) -> Parts:
 def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     buttons = {button.elem_id: button for button in parts if isinstance(button, gr.Button)}
     buttons |= {button.elem_id: button for button in parts.stop.values()}
-    handlers, drawn = Handlers(served), [*parts.views.values(), parts.summary, *(buttons[name] for name in BUTTONS)]
+    handlers, drawn = (
+        Handlers(served),
+        [*parts.earlier.values(), *parts.views.values(), parts.summary, *(buttons[name] for name in BUTTONS)],
+    )
     _, session = identity
-    inputs = [parts.prompt, parts.show_base, parts.marks, parts.ratio, *parts.settings, *identity]
-    display = [parts.marks, parts.ratio]
+    display = [parts.marks, parts.against, parts.ratio]  # in the order of `Display`
+    inputs = [parts.prompt, parts.show_base, *display, *parts.settings, *identity]
     streaming: dict[str, Any] = {
         "inputs": inputs,
         "outputs": [parts.prompt, session, *drawn],
@@ -128,14 +168,18 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     changes_session(parts.regenerate.click(handlers.regenerate, **streaming))
     changes_session(parts.regenerate_fine.click(handlers.regenerate_fine, **streaming))
     changes_session(parts.show_base.input(handlers.show_base, **streaming))
-    changes_session(parts.undo.click(handlers.undo_last, **drawing, **NOTIFYING))
+    changes_session(parts.remove_last.click(handlers.remove_last, **drawing, **NOTIFYING))
+    changes_session(parts.redo.click(handlers.redo, **drawing, **NOTIFYING))
     changes_session(parts.edit.click(handlers.edit_last, drawing["inputs"], [parts.prompt, *drawn], **NOTIFYING))
     changes_session(parts.clear.click(handlers.start_over, **drawing, **QUICK))
     for pane, button in (*parts.stop.items(), (None, parts.stop_all)):
         button.click(handlers.stop(pane), None, None, **QUICK)
     parts.ratio.change(handlers.redraw, **drawing, trigger_mode="always_last", **NOTIFYING)
-    parts.marks.change(handlers.redraw, **drawing, **QUICK)
-    parts.marks.change(lambda shown: gr.HTML(visible=shown), parts.marks, parts.legend, **QUICK)
+    for shown in (parts.marks, parts.against):
+        shown.change(handlers.redraw, **drawing, **QUICK)
+        shown.change(legend, [parts.marks, parts.against], parts.legend, **QUICK)
+    for name, switch in (("together", parts.together), ("fully", parts.fully)):
+        switch.change(None, switch, None, js=f"(on) => {{ window.lite_c2f?.panes('{name}', on) }}")
     parts.show_base.change(lambda shown: gr.Column(visible=shown), parts.show_base, parts.columns["base"], **QUICK)
     for event in (parts.show_prompts.click, parts.prompts_fold.expand):
         event(handlers.rendered_prompts, inputs, parts.prompts, **NOTIFYING)

@@ -12,16 +12,18 @@ from lite_c2f.errors import C2FError
 from lite_c2f.ui import rounds
 from lite_c2f.ui.answering import Notice, Served, failure, page_settings
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.page_session import PageSession, history
+from lite_c2f.ui.page_session import Display, PageSession, history
 from lite_c2f.ui.render import conversation, round_figures
 from lite_c2f.ui.rounds import VIEW, ShownRounds
 from lite_c2f.ui.saving import page_of
 from lite_c2f.ui.store.conversations import Transcript
 
 # Buttons that `draw` enables or disables, by their element ids; each pane has one that stops it.
-ACTIONS = ("send", "stop-all", "regenerate", "edit", "undo", "clear", "regenerate-fine")
+ACTIONS = ("send", "stop-all", "regenerate", "edit", "remove-last", "redo", "clear", "regenerate-fine")
 BUTTONS = (*ACTIONS, *(f"stop-{pane}" for pane in ALL_PANES))
-DRAWN = len(ALL_PANES) + 1 + len(BUTTONS)  # outputs of `draw`: the panes, the summary below them, the buttons
+CHUNK = 8  # rounds; so many more are drawn anew with every update at most
+# Outputs of `draw`: the panes' earlier and last rounds, the summary below them, the buttons.
+DRAWN = 2 * len(ALL_PANES) + 1 + len(BUTTONS)
 STREAMED = 2 + DRAWN  # outputs of a handler that streams answers: the prompt box and the session id before those
 
 
@@ -29,17 +31,16 @@ class PageInputs(NamedTuple):
     """Values of the page's inputs beside the question, in the order of `inputs` in compare.py."""
 
     base: bool  # is the base model's pane shown?
-    marks: bool  # are repeats marked?
-    ratio: float
+    display: Display
     settings: tuple[Any, ...]  # of the settings fold
     owner: str
     session: str
 
     @classmethod
-    def of(cls, base: bool, marks: bool, ratio: float, *others: Any) -> "PageInputs":
+    def of(cls, base: bool, marks: bool, against: str, ratio: float, *others: Any) -> "PageInputs":
         """From the values that Gradio hands over."""
         *settings, owner, session = others
-        return cls(base, marks, ratio, tuple(settings), owner, session)
+        return cls(base, Display(marks, against, ratio), tuple(settings), owner, session)
 
     @property
     def panes(self) -> tuple[str, ...]:
@@ -49,7 +50,7 @@ class PageInputs(NamedTuple):
     @property
     def chat_settings(self) -> ChatSettings:
         """Ratio and settings, checked. Raises gradio.Error for a value out of range."""
-        return page_settings(self.ratio, *self.settings)
+        return page_settings(self.display.ratio, *self.settings)
 
 
 class Handlers:
@@ -61,9 +62,9 @@ class Handlers:
     def __init__(self, served: Served) -> None:
         self.served = served
 
-    def draw(self, page: PageSession, marks: bool, ratio: float) -> list[Any]:
+    def draw(self, page: PageSession, display: Display) -> list[Any]:
         """Panes, summary and buttons of the conversation as it is."""
-        return _draw(page, rounds.shown(page), marks, ratio)
+        return _draw(page, rounds.shown(page), display)
 
     def ask(self, request: gr.Request, text: str, *values: Any) -> Any:
         """Answer in every pane."""
@@ -82,7 +83,9 @@ class Handlers:
     def regenerate_fine(self, request: gr.Request, _: str, *values: Any) -> Any:
         """The Fine Actor's last answer at another ratio, with the same settings and random numbers."""
         inputs, page = self._read(request, values)
-        yield from _stream(page, inputs, lambda: rounds.regenerate_panes(self.served, page, [FINE], inputs.ratio))
+        yield from _stream(
+            page, inputs, lambda: rounds.regenerate_panes(self.served, page, [FINE], inputs.display.ratio)
+        )
 
     def show_base(self, request: gr.Request, _: str, *values: Any) -> Any:
         """The base's answer to the last question, when its pane is first shown."""
@@ -93,42 +96,51 @@ class Handlers:
                 gr.Info("The base answers from the next question on; for this one, tick it again when the others end")
             yield [gr.skip()] * STREAMED
         elif not inputs.base or last is None or BASE in last.replies:
-            yield [gr.skip(), gr.skip(), *self.draw(page, inputs.marks, inputs.ratio)]
+            yield [gr.skip(), gr.skip(), *self.draw(page, inputs.display)]
         else:
             yield from _stream(page, inputs, lambda: rounds.regenerate_panes(self.served, page, [BASE]))
 
-    def edit_last(self, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
+    def edit_last(self, request: gr.Request, *values: Any) -> list[Any]:
         """Take the last round off the page, and put its question into the prompt box, the first value returned."""
-        page = self._page(request, owner, session)
+        page, display = self._read_display(request, values)
         try:
             text: Any = rounds.edit(page)
         except Notice as notice:
             gr.Info(str(notice))
             text = gr.skip()
-        return [text, *self.draw(page, marks, ratio)]
+        return [text, *self.draw(page, display)]
 
-    def undo_last(self, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
+    def remove_last(self, request: gr.Request, *values: Any) -> list[Any]:
         """Remove the last round."""
-        page = self._page(request, owner, session)
+        return self._change(rounds.remove_last, request, values)
+
+    def redo(self, request: gr.Request, *values: Any) -> list[Any]:
+        """Bring back a round that was removed, or taken off to be edited."""
+        return self._change(rounds.redo, request, values)
+
+    def _change(
+        self, change: Callable[[Served, PageSession], None], request: gr.Request, values: tuple[Any, ...]
+    ) -> list[Any]:
+        page, display = self._read_display(request, values)
         try:
-            rounds.undo(self.served, page)
+            change(self.served, page)
         except Notice as notice:
             gr.Info(str(notice))
-        return self.draw(page, marks, ratio)
+        return self.draw(page, display)
 
-    def start_over(self, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
+    def start_over(self, request: gr.Request, *values: Any) -> list[Any]:
         """Begin a new conversation."""
-        page = self._page(request, owner, session)
+        page, display = self._read_display(request, values)
         rounds.start_over(page)
-        return self.draw(page, marks, ratio)
+        return self.draw(page, display)
 
-    def redraw(self, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
+    def redraw(self, request: gr.Request, *values: Any) -> list[Any]:
         """Marks or ratio have changed."""
-        page = self._page(request, owner, session)
-        page.display = (marks, ratio)
+        page, display = self._read_display(request, values)
+        page.display = display
         if VIEW in page.streams:
             return [gr.skip()] * DRAWN  # the answers being written draw themselves
-        return self.draw(page, marks, ratio)
+        return self.draw(page, display)
 
     def rendered_prompts(self, request: gr.Request, text: str, *values: Any) -> str:
         """The exact text each actor reads, for the question in the box or else the last one, as HTML."""
@@ -145,7 +157,7 @@ class Handlers:
                 prompt = self.served.chat.rendered(turns, pane, settings)
             except C2FError as error:
                 raise failure(error) from None
-            parts.append(f"<h4>{escape(TITLES[pane])}</h4><pre>{escape(prompt)}</pre>")
+            parts.append(f"<h3>{escape(TITLES[pane])}</h3><pre>{escape(prompt)}</pre>")
         return "".join(parts)
 
     def stop(self, pane: str | None) -> Callable[[gr.Request], None]:
@@ -159,31 +171,51 @@ class Handlers:
     def _page(self, request: gr.Request, owner: str, session: str) -> PageSession:
         return page_of(self.served, request.session_hash, owner, session)
 
+    def _read_display(self, request: gr.Request, values: tuple[Any, ...]) -> tuple[PageSession, Display]:
+        marks, against, ratio, owner, session = values
+        return self._page(request, owner, session), Display(marks, against, ratio)
+
     def _read(self, request: gr.Request, values: tuple[Any, ...]) -> tuple[PageInputs, PageSession]:
         inputs = PageInputs.of(*values)
         return inputs, self._page(request, inputs.owner, inputs.session)
 
 
-def _draw(page: PageSession, state: ShownRounds, marks: bool, ratio: float) -> list[Any]:
+def _draw(page: PageSession, state: ShownRounds, display: Display) -> list[Any]:
     waiting = "" if state.queued is None else f"{state.queued} before you" if state.queued else "reading the question"
-    panes = [conversation(state.rounds, pane, marks=marks, ratio=ratio, waiting=waiting) for pane in ALL_PANES]
+    split = _split(len(state.rounds), state.queued is not None)
+    drawn = (state.rounds[:split], display.marks, display.against)
+    if page.drawn == drawn:  # sent before: 60 long rounds are a megabyte, which takes a browser half a second
+        earlier: list[Any] = [gr.skip()] * len(ALL_PANES)
+    else:
+        page.drawn = drawn
+        earlier = [conversation(state.rounds, pane, display, end=split) if split else "" for pane in ALL_PANES]
+    panes = [conversation(state.rounds, pane, display, begin=split, waiting=waiting) for pane in ALL_PANES]
     summary = round_figures(state.rounds[-1] if state.rounds else None)
-    return [*panes, summary, *(gr.Button(interactive=can) for can in can_act(page, ratio).values())]
+    return [*earlier, *panes, summary, *(gr.Button(interactive=can) for can in can_act(page, display.ratio).values())]
 
 
-def can_act(page: PageSession, ratio: float) -> dict[str, bool]:
+def _split(count: int, writing: bool) -> int:
+    """How many of `count` rounds are earlier ones: all but the last 1 to CHUNK, or one more while it is written.
+
+    The number changes when a round ends, not when one is asked: the question is then shown at once.
+    """
+    return CHUNK * max(0, (count - writing - 1) // CHUNK)
+
+
+def can_act(page: PageSession, ratio: float | None) -> dict[str, bool]:
     """Which buttons can do something now, in the order of BUTTONS. ratio: of the slider."""
     shown = page.transcript.rounds if page.transcript else ()
     writing, scoring = VIEW in page.streams, VIEW in page.scoring
     fine = shown[-1].replies.get(FINE) if shown else None
-    moved = fine is not None and fine.ratio is not None and abs(fine.ratio - ratio) > 1e-9
+    moved = fine is not None and fine.ratio is not None and ratio is not None and abs(fine.ratio - ratio) > 1e-9
     idle = bool(shown) and not (writing or scoring)
     can = {
         "send": not writing,
         "stop-all": writing,
         "regenerate": idle,
         "edit": bool(shown),
-        "undo": bool(shown) or rounds.was_edited(page),
+        "remove-last": bool(shown),
+        "redo": rounds.can_redo(page),
         "clear": bool(shown),
         "regenerate-fine": idle and (moved or fine is None),
     }
@@ -194,7 +226,7 @@ def _stream(
     page: PageSession, inputs: PageInputs, begin: Callable[[], Iterator[ShownRounds | None]], prompt: str | None = None
 ) -> Iterator[list[Any]]:
     """Updates while answers are written. prompt: what the first update puts into the box; None leaves it alone."""
-    page.display = (inputs.marks, inputs.ratio)  # which may change meanwhile
+    page.display = inputs.display  # which may change meanwhile
     box, sent = gr.skip() if prompt is None else prompt, None
     try:
         for state in begin():
@@ -202,7 +234,7 @@ def _stream(
                 yield [gr.skip()] * STREAMED
                 continue
             session = page.transcript.id if page.transcript else ""  # with which a reload reopens it
-            yield [box, gr.skip() if session == sent else session, *_draw(page, state, *page.display)]
+            yield [box, gr.skip() if session == sent else session, *_draw(page, state, page.display)]
             box, sent = gr.skip(), session
     except Notice as notice:
         gr.Info(str(notice))

@@ -36,6 +36,9 @@ def formatted(text: str) -> str:
     if len(text) <= LONGEST and _cells(text) <= MOST_CELLS:
         reader = _reader()
         tokens = reader.parse(clean(text))
+        for token in tokens:
+            if token.type in ("heading_open", "heading_close"):  # below the question's, a third-level heading
+                token.tag = f"h{min(6, 3 + int(token.tag[1]))}"
         if _letters(_shown(tokens)) == _letters(text) and all(map(_is_plain, tokens)):
             return unfilled(reader.renderer.render(tokens, reader.options, {})).rstrip("\n")
     return f'<p class="plain">{escape(text)}</p>'

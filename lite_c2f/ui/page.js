@@ -1,14 +1,79 @@
 () => {
   const visible = (selector) => [...document.querySelectorAll(selector)].find((element) => element.offsetParent);
-  // A view scrolls with its text while it is scrolled to the end.
-  const near = (view) => view.scrollHeight - view.scrollTop - view.clientHeight < 48;
-  const follows = new WeakMap();
+  // A view scrolls with its text while it is scrolled to the end. Whether it is follows from where it stands now and
+  // where its end was: an event that says so may come after the text has grown.
+  const ends = new WeakMap(), following = new WeakMap(), hidden = new WeakSet(), scrolledHere = new WeakMap();
+  const scrollView = (view, top) => {
+    if (view.scrollTop !== top) view.scrollTop = top, scrolledHere.set(view, view.scrollTop);
+  };
+  const toEnd = (view) => {
+    if (!view.offsetParent) return hidden.add(view); // where it stood is lost
+    const end = view.scrollHeight - view.clientHeight;
+    if (!hidden.delete(view)) following.set(view, view.scrollTop >= Math.min(ends.get(view) ?? 0, end) - 48);
+    ends.set(view, end);
+    if (following.get(view) !== false) scrollView(view, end);
+  };
+  const views = () => [...document.querySelectorAll("#panes .column.view")];
+  const panes = { together: true, fully: false }; // do they scroll together? are they as high as their text?
   document.addEventListener("scroll", (event) => {
-    if (event.target.matches?.(".block.view")) follows.set(event.target, near(event.target));
+    const view = event.target;
+    if (!view.matches?.(".column.view, .block.view")) return;
+    following.set(view, view.scrollTop >= view.scrollHeight - view.clientHeight - 48);
+    if (view.scrollTop === scrolledHere.get(view)) return; // by this program, not by a person
+    scrolledHere.delete(view);
+    if (panes.together && view.closest("#panes")) views().forEach((other) => scrollView(other, view.scrollTop));
   }, true);
+
+  // A round is as high in each pane as in the one where it is highest: it begins at the same height in all of them.
+  const observed = new WeakSet();
+  const heights = new ResizeObserver((entries) => {
+    new Set(entries.map((entry) => entry.target.dataset.place)).forEach((place) => {
+      const rounds = [...document.querySelectorAll(`#panes .inner[data-place="${place}"]`)];
+      const highest = Math.max(...rounds.map((round) => Math.ceil(round.getBoundingClientRect().height)));
+      const style = document.getElementById("panes")?.style, name = `--round-${place}`;
+      if (style && style.getPropertyValue(name) !== `${highest}px`) style.setProperty(name, `${highest}px`);
+    });
+    views().forEach(toEnd);
+    keepEnd();
+  });
+  // Where the panes are as high as their text it is the window that scrolls, with the text while its end is seen.
+  const below = () => {
+    const row = document.getElementById("panes"), bar = document.getElementById("ask");
+    return row?.offsetParent ? row.getBoundingClientRect().bottom + bar.offsetHeight - innerHeight : 0;
+  };
+  let endSeen = true;
+  addEventListener("scroll", () => { endSeen = below() < 48 });
+  const keepEnd = () => { if (panes.fully && endSeen && below() > 0) scrollBy(0, below()) };
+  const setPanes = (name, on) => {
+    panes[name] = on;
+    document.documentElement.classList.toggle("fully", panes.fully);
+    views().forEach(toEnd);
+    endSeen = true;
+    if (name === "fully") keepEnd();
+  };
+  // One polite announcement for answers that have ended; their text stands under the heading of their question.
+  const spoken = document.createElement("div");
+  spoken.className = "spoken";
+  spoken.setAttribute("role", "status");
+  document.body.append(spoken);
+  const busy = new WeakMap();
+  let news = [], saying;
+  const tell = (view) => {
+    const writing = !!view.querySelector(".chip.live"), rounds = view.querySelectorAll(".you").length;
+    const before = busy.get(view);
+    busy.set(view, { writing, rounds });
+    if (!before?.writing || writing || before.rounds !== rounds) return; // taken back, it has not ended
+    const chips = [...view.querySelectorAll(".chips")].at(-1);
+    news.push(`${view.getAttribute("aria-label")}: ${chips?.querySelector(".chip")?.textContent || "ended"}`);
+    clearTimeout(saying);
+    saying = setTimeout(() => { spoken.textContent = news.join("; "); news = [] }, 500);
+  };
   const ready = () => {
     document.querySelectorAll(".prompt textarea:not([dir=auto])").forEach((box) => { box.dir = "auto" });
-    document.querySelectorAll(".block.view").forEach(readyView);
+    document.querySelectorAll(".column.view, .block.view").forEach(readyView);
+    document.querySelectorAll("#panes .inner").forEach((round) => {
+      if (!observed.has(round)) observed.add(round), heights.observe(round);
+    });
     document.querySelectorAll(".toast-message-text, .toast-text").forEach(moveNotice);
   };
   // A notice stands in the row of the question box that is seen, in place of the one before, and covers no answer.
@@ -29,10 +94,11 @@
   const readyView = (view) => {
     if (!view.hasAttribute("tabindex")) {
       view.setAttribute("tabindex", "0");
-      view.setAttribute("role", "log");
-      view.setAttribute("aria-label", view.closest(".pane")?.querySelector(".head b")?.textContent || "answers");
+      view.setAttribute("role", "region");
+      view.setAttribute("aria-label", view.closest(".pane")?.querySelector(".head h2")?.textContent || "answers");
     }
-    if (follows.get(view) !== false) view.scrollTop = view.scrollHeight;
+    tell(view);
+    if (!view.closest("#panes")) toEnd(view); // there, a text that grows is seen by `heights`, after one layout for all
     const stop = view.closest(".pane")?.querySelector(".bar button");
     if (stop && !stop.hasAttribute("aria-label")) stop.setAttribute("aria-label", `Stop ${view.getAttribute("aria-label")}`);
   };
@@ -63,7 +129,7 @@
   const restored = new Set();
   const keepDraft = (id, text) => restored.has(id) && stored((store) => (
     text ? store.setItem(`lite_c2f.draft.${id}`, text) : store.removeItem(`lite_c2f.draft.${id}`)));
-  window.lite_c2f = { keepDraft };
+  window.lite_c2f = { keepDraft, panes: setPanes };
   document.addEventListener("input", (event) => {
     const id = event.target.closest?.(".prompt")?.id;
     if (id) restored.add(id), keepDraft(id, event.target.value);
@@ -103,6 +169,32 @@
     } catch {}
   }, 2000);
 
+  // In a narrow window one pane is shown, or the figures and the ratio.
+  const choosePane = (pane) => {
+    document.getElementById("panes").parentElement.dataset.pane = pane; // Gradio's rules of a width reach no higher
+    document.querySelectorAll(".pane-choice button").forEach((button) => {
+      button.setAttribute("aria-pressed", button.dataset.shows === pane);
+    });
+  };
+  const chosenPane = () => stored((store) => store.getItem("lite_c2f.pane")) || "fine";
+  document.addEventListener("click", (event) => {
+    const pane = event.target.closest?.(".pane-choice button")?.dataset.shows;
+    if (!pane) return;
+    stored((store) => store.setItem("lite_c2f.pane", pane));
+    choosePane(pane);
+  });
+  const choosing = setInterval(() => {
+    if (!document.querySelector(".pane-choice button") || !document.getElementById("panes")) return;
+    choosePane(chosenPane());
+    clearInterval(choosing);
+  }, 100);
+
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest?.(".skip")) return;
+    event.preventDefault(); // the address has the open tab
+    (visible(".prompt textarea") || visible("[role=tabpanel] input"))?.focus();
+  });
+
   // After a click that fills the prompt box, Enter sends it.
   document.addEventListener("click", (event) => {
     if (event.target.closest?.("#edit, .gallery-item, .gallery button, .examples button")) {
@@ -112,6 +204,13 @@
       event.stopImmediatePropagation();
       event.preventDefault();
     }
+  }, true);
+
+  // The second click of a double click is none: what the first one began would be refused, or begun twice.
+  document.addEventListener("click", (event) => {
+    if (event.detail < 2 || !event.target.closest?.(".asking button, #regenerate, #regenerate-fine, .run-view button")) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
   }, true);
 
   // Escape stops all answers, "/" goes to the prompt.

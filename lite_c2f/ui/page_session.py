@@ -4,13 +4,21 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 from lite_c2f.chat import AnswerStream
 from lite_c2f.data.records import Turn
 from lite_c2f.ui.store.conversations import Round, Transcript
 
 MAX_PAGES = 1000  # pages that are remembered; the one not used for longest is forgotten first
+
+
+class Display(NamedTuple):
+    """What a page shows of its answers beside their text, as set there."""
+
+    marks: bool = False  # are repeats marked, and what Fine kept?
+    against: str = ""  # the pane beside whose answer the Fine Actor's changes are shown; "" shows none
+    ratio: float | None = None  # of the slider
 
 
 class PageSession:
@@ -24,7 +32,8 @@ class PageSession:
         self.saved_rounds: tuple[Round, ...] = ()  # of the transcript, as this page saved them last
         self.streams: dict[str, AnswerStream] = {}  # answers being written, by view
         self.scoring: dict[str, AnswerStream] = {}  # answers that have ended and are being scored, likewise
-        self.display = (False, 0.0)  # marks and ratio, as set on the page
+        self.display = Display()
+        self.drawn: Any = None  # the earlier rounds, marks and changes that the page was sent
         self.view_state: dict[str, Any] = {}  # of a view, between two requests; a reload continues with it
 
     def begin(self, view: str, stream: AnswerStream) -> None:

@@ -63,7 +63,7 @@ def ratio_grid_view(served: Served) -> None:
     ratios = gr.CheckboxGroup([(f"{ratio:g}", ratio) for ratio in offered], value=start, label="Ratios")
     settings = settings_fold(chat)
     with gr.Accordion("The curve the ratio was chosen by", open=True):
-        gr.HTML(curve(served), elem_classes="chart")
+        gr.HTML(curve(served))
 
     def ask(request: gr.Request, text: str, checked: list[float], *inputs: Any) -> Iterator[list[Any]]:
         """One answer per ratio."""

@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from lite_c2f.actors.names import FINE
 from lite_c2f.actors.reply import ENDINGS
 from lite_c2f.chat.panes import TITLES
 from lite_c2f.evaluation.overlap import Span, repeated_spans, shared_spans
+from lite_c2f.evaluation.word_diff import word_diff
 from lite_c2f.ui.escaping import fill
 from lite_c2f.ui.figures import figure_table
 from lite_c2f.ui.markdown import formatted
+from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
 
 EMPTY = {
@@ -55,20 +58,29 @@ _formatted = lru_cache(maxsize=256)(formatted)  # a page is drawn anew with ever
 
 
 def conversation(
-    rounds: Sequence[Round], pane: str, *, marks: bool = False, ratio: float | None = None, waiting: str = ""
+    rounds: Sequence[Round],
+    pane: str,
+    display: Display = Display(),
+    *,
+    begin: int = 0,
+    end: int | None = None,
+    waiting: str = "",
 ) -> str:
-    """One pane's conversation. ratio: of the slider, beside which an answer of the Fine Actor may be stale.
+    """One pane's rounds from `begin` up to `end`.
 
-    waiting: shown below the last question while no pane has an answer to it.
+    display: its ratio is that beside which an answer of the Fine Actor may be stale.
+    waiting: shown below the last question while no pane has an answer to it. Each round has its place, by which
+    page.js gives it the same height in every pane; in a pane that was not shown then it is empty.
     """
-    exchanges = []
-    for round_ in rounds:
+    exchanges: list[Exchange | None] = []
+    for round_ in rounds[begin:end]:
         last = round_ is rounds[-1]
         reply = round_.replies.get(pane)
         if reply is None and not last:
-            continue  # the pane was not shown then
+            exchanges.append(None)
+            continue
         # Only the last answer can be made anew.
-        answer = answer_view(reply, round_, marks=marks, ratio=ratio if last else None) if reply else None
+        answer = answer_view(reply, round_, display if last else display._replace(ratio=None)) if reply else None
         earlier = round_.replies.get(PREVIOUS_PANE) if pane == "fine" and reply is not None and reply.finish else None
         exchanges.append(
             Exchange(
@@ -79,17 +91,24 @@ def conversation(
                 _summary(earlier, reply) if earlier and reply else "",
             )
         )
-    return fill("conversation.html", exchanges=exchanges, empty=EMPTY.get(pane, ""))
+    if not any(exchanges):
+        exchanges = []
+    return fill("conversation.html", exchanges=exchanges, begin=begin, empty=EMPTY.get(pane, ""))
 
 
 def answer_view(
-    reply: Reply, round_: Round | None = None, *, marks: bool = False, ratio: float | None = None
+    reply: Reply,
+    round_: Round | None = None,
+    display: Display = Display(),
 ) -> AnswerView:
-    """A reply as a page shows it. round_: of the other answers, for marks; ratio: as of `conversation`."""
-    chips = answer_chips(reply, ratio=ratio)
-    if marks:
-        spans = mark_spans(reply, round_) if reply.finish else {}
-        return AnswerView(reply, "", marked_pieces(reply.text, spans), chips)
+    """A reply as a page shows it. round_: of the other answers, for marks and changes."""
+    chips = answer_chips(reply, ratio=display.ratio)
+    other = _compared(reply, round_, display.against)
+    if display.marks or other is not None:
+        layers = mark_spans(reply, round_) if display.marks and reply.finish else {}
+        if other is None:
+            return AnswerView(reply, "", marked_pieces(reply.text, layers), chips)
+        return AnswerView(reply, "", changed_pieces(other.text, reply.text, layers), chips)
     return AnswerView(reply, (_formatted if reply.finish else formatted)(reply.text), None, chips)
 
 
@@ -110,6 +129,30 @@ def marked_pieces(text: str, layers: Mapping[str, Sequence[Span]]) -> list[tuple
                 names.append(name)
         pieces.append((text[start:end], " ".join(names)))
     return pieces
+
+
+def changed_pieces(before: str, after: str, layers: Mapping[str, Sequence[Span]]) -> list[tuple[str, str]]:
+    """`marked_pieces` of `after` with one layer more, "added", and with the words it lacks as pieces "removed".
+
+    >>> changed_pieces("It is red.", "It is a box.", {})
+    [('It is ', ''), ('red ', 'removed'), ('a box', 'added'), ('.', '')]
+    """
+    diff = word_diff(before, after)
+    pieces, removed, place = list[tuple[str, str]](), list(diff.removed), 0
+    # A layer of empty spans cuts the text where words were removed.
+    cuts = [Span(where, where) for where, _ in removed]
+    for text, kinds in marked_pieces(after, {**layers, "added": diff.added, "": cuts}):
+        if removed and removed[0][0] == place:
+            pieces.append((removed.pop(0)[1] + " ", "removed"))
+        pieces.append((text, kinds.strip()))
+        place += len(text)
+    return [*pieces, *((f" {text}", "removed") for _, text in removed)]
+
+
+def _compared(reply: Reply, round_: Round | None, against: str) -> Reply | None:
+    """The answer beside which the changes of a whole answer of the Fine Actor are shown; None where they are not."""
+    other = round_.replies.get(against) if round_ is not None and reply.pane == FINE and reply.finish else None
+    return other if other is not None and other.finish and other.finish != "error" else None
 
 
 def mark_spans(reply: Reply, round_: Round | None) -> dict[str, list[Span]]:

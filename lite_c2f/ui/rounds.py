@@ -13,6 +13,8 @@ from lite_c2f.ui.saving import new_transcript, save_transcript
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round, Transcript
 
 VIEW = "compare"
+REMOVED = "removed rounds"  # key of a page's view state
+MOST_REMOVED = 100
 SAVE_EVERY = 0.5  # seconds, while answers are written
 
 
@@ -44,7 +46,10 @@ def ask(
 
     def begin() -> BegunRound:
         round_ = Round(question_of(text), settings._asdict(), {})
-        return BegunRound(page.transcript or new_transcript(served, page), round_, round_, settings)
+        transcript = page.transcript or new_transcript(served, page)
+        if was_edited(page):  # the conversation goes on as another session: the one before the edit stays saved
+            transcript = new_transcript(served, page)._replace(rounds=transcript.rounds)
+        return BegunRound(transcript, round_, round_, settings)
 
     return _stream_round(served, page, begin, panes, again=False)
 
@@ -81,12 +86,43 @@ def regenerate_panes(
     return _stream_round(served, page, begin, panes)
 
 
-def undo(served: Served, page: PageSession) -> None:
-    """Remove the last round, whether it is answered or not; after `edit`, take that back instead."""
+def remove_last(served: Served, page: PageSession) -> None:
+    """Remove the last round, whether it is answered or not; `redo` brings it back, and what `edit` took off before."""
     with page.lock:
         page.forget(VIEW)
+        transcript, _ = _split_last(page)
+        left, all_ = len(transcript.rounds), page.transcript.rounds if page.transcript else ()
+        if was_edited(page):
+            all_ = page.saved_rounds
+        removed = _removed(page)
+        removed += [(all_[:place], all_[place]) for place in range(len(all_) - 1, left - 1, -1)]
+        del removed[:-MOST_REMOVED]
+        save_transcript(served, page, transcript)
+
+
+def redo(served: Served, page: PageSession) -> None:
+    """Bring back what `edit` took off, or else the round that `remove_last` removed last."""
+    with page.lock:
+        if not can_redo(page):
+            raise Notice("There is nothing to bring back")
         if not _take_back_edit(page):
-            save_transcript(served, page, _split_last(page)[0])
+            before, round_ = _removed(page).pop()
+            transcript = page.transcript or new_transcript(served, page)
+            save_transcript(served, page, transcript._replace(rounds=(*before, round_)))
+
+
+def can_redo(page: PageSession) -> bool:
+    """Is there a round to bring back? None where another question was asked since: it stands in that place."""
+    if VIEW in page.streams:
+        return False
+    removed, shown = _removed(page), page.transcript.rounds if page.transcript else ()
+    return was_edited(page) or bool(removed and removed[-1][0] == shown)
+
+
+def _removed(page: PageSession) -> list[tuple[tuple[Round, ...], Round]]:
+    """Rounds that were removed, each with those before it, the newest last. A reloaded tab still has them."""
+    removed: list[tuple[tuple[Round, ...], Round]] = page.view_state.setdefault(REMOVED, [])
+    return removed
 
 
 def edit(page: PageSession) -> str:
@@ -116,6 +152,7 @@ def start_over(page: PageSession) -> None:
     with page.lock:
         page.forget(VIEW)
         page.transcript, page.saved_rounds = None, ()
+        _removed(page).clear()
 
 
 def _split_last(page: PageSession) -> tuple[Transcript, Round]:

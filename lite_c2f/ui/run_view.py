@@ -54,8 +54,9 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         if now["list"] != sent.get("list"):
             updates[0] = gr.Dropdown(choices=list(now["list"]), value=now["name"])
         enabled_changed = any(now[key] != sent.get(key) for key in ("enabled", "name"))
-        for enabled in now["enabled"][: len(buttons)]:
-            updates.append(gr.Button(interactive=enabled) if enabled_changed else gr.skip())
+        if buttons:
+            updates += [gr.Button(interactive=can) if enabled_changed else gr.skip() for can in now["enabled"]]
+            updates.append(gr.Button(interactive=True) if enabled_changed and not now["enabled"][0] else gr.skip())
         if notice is not None:  # a button's message is removed when the run it was about has stopped
             stopped = enabled_changed and now["name"] == sent.get("name") and not now["enabled"][0]
             updates.append("" if stopped else gr.skip())
@@ -108,7 +109,10 @@ def _content(runs: Path, name: str | None, sent: Mapping[str, Any]) -> dict[str,
 
 
 def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> tuple[list[gr.Button], gr.HTML]:
-    """The form that starts a run; returns the buttons that stop and resume the chosen one, and their message."""
+    """The form that starts a run; returns the buttons that stop and resume the chosen one, Start, and their message.
+
+    Start can act again once the form is changed, or the chosen run works no more: a second click starts no second run.
+    """
     first = next(iter(configs), None)
     with gr.Row():
         config = gr.Dropdown(list(configs), value=first, label="Configuration", min_width=180)
@@ -126,8 +130,8 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
         elem_classes="run-command",
     )
     with gr.Row():
-        start = gr.Button("Start a new run", variant="primary", min_width=120)
-        stop = gr.Button("Stop the run above", interactive=False, min_width=120)
+        start = gr.Button("Start a new run", variant="primary", min_width=120, elem_id="start-run")
+        stop = gr.Button("Stop the run above", interactive=False, min_width=120, elem_id="stop-run")
         resume = gr.Button("Resume the run above", interactive=False, min_width=120)
     notice = gr.HTML()
 
@@ -138,8 +142,9 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
 
         text, done = _result_of(action, request)
         if not done:
-            return [gr.skip(), gr.skip(), text]
-        return [gr.Dropdown(choices=names(runs), value=name), free_name(runs, config), text]
+            return [gr.skip(), gr.skip(), text, gr.skip()]
+        listed = gr.Dropdown(choices=names(runs), value=name)
+        return [listed, free_name(runs, config), text, gr.Button(interactive=False)]
 
     def stop_run(name: str, request: gr.Request) -> list[Any]:
         def action() -> str:
@@ -162,10 +167,13 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
         trigger_mode="always_last",
         **QUICK,
     )
-    start.click(start_run, form, [chosen, name, notice], trigger_mode="once", **QUICK)
+    gr.on(
+        [config.input, name.input, seed.input, updates.input], lambda: gr.Button(interactive=True), None, start, **QUICK
+    )
+    start.click(start_run, form, [chosen, name, notice, start], trigger_mode="once", **QUICK)
     stop.click(stop_run, chosen, [stop, notice], trigger_mode="once", **QUICK)
     resume.click(resume_run, chosen, [resume, notice], trigger_mode="once", **QUICK)
-    return [stop, resume], notice
+    return [stop, resume, start], notice
 
 
 def _once(text: str, done: bool) -> list[Any]:

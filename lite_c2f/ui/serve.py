@@ -109,6 +109,8 @@ def theme() -> gr.themes.Base:
     ).set(
         body_text_color_subdued="*neutral_500",  # the default grey is too faint to read, 2.6:1 on white
         body_text_color_subdued_dark="*neutral_400",
+        button_primary_background_fill="*primary_600",  # the default is 4.46:1 below white text
+        button_primary_background_fill_hover="*primary_700",
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",
     )

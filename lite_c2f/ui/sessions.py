@@ -13,15 +13,15 @@ from lite_c2f.chat import TITLES, ChatSettings
 from lite_c2f.errors import C2FError
 from lite_c2f.ui import saving
 from lite_c2f.ui.answering import NOTIFYING, QUICK, SECRET_NUMBER, Served, failure
-from lite_c2f.ui.page_session import PageSession
+from lite_c2f.ui.page_session import Display, PageSession
 from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import Round, Transcript
 
-IDENTITY = f"""(_, __, marks, ratio) => {{
+IDENTITY = f"""(_, __, ...display) => {{
   {SECRET_NUMBER}
   let session = "";
   try {{ session = sessionStorage.getItem("lite_c2f.session") || "" }} catch {{}}
-  return [secret("localStorage", "lite_c2f.owner"), session, marks, ratio];
+  return [secret("localStorage", "lite_c2f.owner"), session, ...display];
 }}"""
 STORE_SESSION = "(id) => { try { sessionStorage.setItem('lite_c2f.session', id) } catch {} }"
 # The file is made in the browser: the server hands out no files at all.
@@ -33,7 +33,7 @@ DOWNLOAD = """(text, name) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }"""
-Draw = Callable[[PageSession, bool, float], list[str]]
+Draw = Callable[[PageSession, Display], list[Any]]
 
 
 class Fold(NamedTuple):
@@ -69,8 +69,9 @@ def sessions_fold(
 ) -> Callable[[Any], Any]:
     """The fold of sessions.
 
-    identity: hidden boxes of owner and session id; display: marks and ratio; settings: the inputs that `settings_in`
-    fills; drawn: the outputs of `draw`. Returns what to call with each event that changes the conversation.
+    identity: hidden boxes of owner and session id; display: the inputs of a `Display`; settings: the inputs that
+    `settings_in` fills; drawn: the outputs of `draw`. Returns what to call with each event that changes the
+    conversation.
     """
     owner, session = identity
     fold = _components()
@@ -84,19 +85,20 @@ def sessions_fold(
     def refresh(request: gr.Request) -> list[Any]:
         return listed(served.pages.of(request.session_hash))
 
-    def restore(page: PageSession, marks: bool, ratio: float) -> list[Any]:
+    def restore(page: PageSession, display: Display) -> list[Any]:
         """The page with the settings of the last round: an answer made with them is then not stale."""
         rounds = page.transcript.rounds if page.transcript else ()
         values = settings_in(rounds[-1]) if rounds else [gr.skip()] * len(settings)
-        shown_ratio = values[1] if rounds and isinstance(values[1], int | float) else ratio
-        return [*draw(page, marks, shown_ratio), *values, *listed(page)]
+        ratio = values[1] if rounds and isinstance(values[1], int | float) else display.ratio
+        return [*draw(page, display._replace(ratio=ratio)), *values, *listed(page)]
 
-    def load(owner: str, id: str, marks: bool, ratio: float, request: gr.Request) -> list[Any]:
+    def load(request: gr.Request, owner: str, id: str, *shown: Any) -> list[Any]:
         page = served.pages.of(request.session_hash)
         saving.identify(served, page, owner, id)
-        return [page.owner, *restore(page, marks, ratio)]
+        return [page.owner, *restore(page, Display(*shown))]
 
-    def switch(id: str | None, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
+    def switch(request: gr.Request, id: str | None, *shown_and_identity: Any) -> list[Any]:
+        *shown, owner, session = shown_and_identity
         page = saving.page_of(served, request.session_hash, owner, session)
         if page.transcript is not None and page.transcript.id == id:  # a list that is left tells its value again
             return [gr.skip()] * len([*drawn, *settings, *sessions])  # and answers may be on their way
@@ -104,9 +106,10 @@ def sessions_fold(
             saving.reopen(served, page, id or "")
         except (C2FError, OSError) as error:
             raise failure(error) from None
-        return restore(page, marks, ratio)
+        return restore(page, Display(*shown))
 
-    def delete(id: str | None, marks: bool, ratio: float, owner: str, session: str, request: gr.Request) -> list[Any]:
+    def delete(request: gr.Request, id: str | None, *shown_and_identity: Any) -> list[Any]:
+        *shown, owner, session = shown_and_identity
         page = saving.page_of(served, request.session_hash, owner, session)
         try:
             conversations.delete(served.sessions, page.owner, id or "")
@@ -116,7 +119,7 @@ def sessions_fold(
             if page.transcript is not None and page.transcript.id == id:
                 page.forget("compare")
                 page.transcript = None
-        return [*draw(page, marks, ratio), *listed(page)]
+        return [*draw(page, Display(*shown)), *listed(page)]
 
     chosen = [fold.chosen, *display, *identity]
     sessions = [session, fold.chosen, fold.remove, fold.as_json, fold.as_markdown]

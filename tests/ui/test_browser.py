@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ from lite_c2f.chat.panes import TITLES
 from lite_c2f.errors import C2FError
 from lite_c2f.evaluation import overlap
 from lite_c2f.ui import render
+from lite_c2f.ui.runs.starts import FOLDER as STARTS
 from lite_c2f.ui.store import conversations, votes
 from lite_c2f.ui.store.conversations import Reply, Round
 
@@ -119,15 +121,17 @@ def ended(page, *panes, chip="ended"):
         return saved(page, panes)
     for pane in panes:
         page.wait_for_function(
-            "([id, word]) => [...document.querySelectorAll(id + ' .talk > div:last-of-type .chip')].some(c => "
-            "c.textContent.includes(word))",  # the last one's; what it was before, folded, is no div
+            # The last one's; what it was before, folded, is no div.
+            """([id, word]) => [
+                ...document.querySelectorAll(`${id} .recent .round:last-of-type .inner > div:last-of-type`)
+            ].some(part => part.querySelector(".chip")?.parentElement.textContent.includes(word))""",
             arg=[f"#view-{pane}", chip],
         )
 
 
 FIGURE = """([title, name]) => {
     const titles = [...document.querySelectorAll("#summary-line th")].map((head) => head.textContent);
-    const place = titles.findIndex((text) => text.startsWith(title)) - 1;
+    const place = titles.findIndex((text) => text.startsWith(title));
     return document.querySelectorAll(`#summary-line tr[data-figure="${name}"] td`)[place]?.textContent;
 }"""
 
@@ -205,7 +209,7 @@ def ratio_of(page):
 
 def buttons_on(page):
     """The buttons that can be pressed."""
-    names = ["send", "stop-all", "regenerate", "edit", "undo", "clear", "regenerate-fine", "stop-coarse"]
+    names = ["send", "stop-all", "regenerate", "edit", "remove-last", "redo", "clear", "regenerate-fine", "stop-coarse"]
     return {name for name in names if page.locator(f"#{name}:enabled").count()}
 
 
@@ -224,7 +228,7 @@ def test_three_answers_stream_at_once_with_their_figures(tab):
         tab.wait_for_function("document.querySelectorAll('.said.writing').length === 3")
         assert tab.input_value("#prompt textarea") == ""
         tab.wait_for_selector("#stop-all:enabled")
-        assert buttons_on(tab) == {"stop-all", "edit", "undo", "clear", "stop-coarse"}
+        assert buttons_on(tab) == {"stop-all", "edit", "remove-last", "clear", "stop-coarse"}
         tab.fill("#prompt textarea", "the next one")  # typed while answers are written
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     assert tab.evaluate("lengths.size") > 2  # it grew
@@ -240,7 +244,7 @@ def test_three_answers_stream_at_once_with_their_figures(tab):
             assert re.fullmatch(form, wait_for_figure(tab, pane, name)), (pane, name)
     assert f"Fine Actor at ratio {ratio_of(tab)}" in tab.inner_text("#summary-line")
     tab.wait_for_selector("#send:enabled")
-    assert buttons_on(tab) == {"send", "regenerate", "edit", "undo", "clear"}  # the ratio has not moved
+    assert buttons_on(tab) == {"send", "regenerate", "edit", "remove-last", "clear"}  # the ratio has not moved
     tab.click("#view-fine .chip.copy")
     tab.wait_for_selector("#view-fine .chip.copy:text('copied')")
     tab.wait_for_selector("#view-fine .chip.copy:text-is('copy')")  # it turns back
@@ -330,7 +334,7 @@ def seed_of(tab):
     )
 
 
-def test_edit_undo_regenerate_clear(tab):
+def test_edit_remove_redo_regenerate_clear(tab):
     ask(tab, QUESTION)
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     first = seed_of(tab)
@@ -352,9 +356,15 @@ def test_edit_undo_regenerate_clear(tab):
     tab.wait_for_function("document.activeElement === document.querySelector('#prompt textarea')")
     ask(tab, "Hi")
     ended(tab, "fine", "coarse", "baseline", chip="reward")
-    tab.click("#undo")
+    tab.click("#remove-last")
     tab.wait_for_selector("#view-fine .nothing")
-    tab.wait_for_selector("#undo:disabled")  # a second click is no error
+    tab.wait_for_selector("#remove-last:disabled")  # a second click is no error
+    tab.click("#redo")
+    tab.wait_for_function("document.querySelector('#view-fine .you')?.textContent === 'Hi'")
+    assert on_disk(tab) == ["Hi"]
+    tab.wait_for_selector("#redo:disabled")
+    tab.click("#remove-last")
+    tab.wait_for_selector("#view-fine .nothing")
     tab.press("#prompt textarea", "Enter")
     tab.wait_for_selector("#ask .notice >> text=Type a question first")
     assert tab.locator(".toast-body:visible").count() == 0  # nothing covers an answer
@@ -472,7 +482,7 @@ def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser)
     tab.wait_for_function("document.querySelectorAll('#view-fine .said').length === 2")
     tab.wait_for_timeout(500)
     assert tab.input_value("#prompt textarea") == ""
-    tab.click("#undo")
+    tab.click("#remove-last")
     tab.wait_for_function("document.querySelectorAll('#view-fine .said').length === 1")
     other = browser.new_context()
     page = open_page(other, site)
@@ -551,7 +561,7 @@ def test_several_ratios_in_one_go(tab):
         " === count",
         arg=len(ratios),
     )
-    heads = tab.locator("#strip section h3").all_inner_texts()
+    heads = tab.locator("#strip section h2").all_inner_texts()
     assert [head.split()[0] for head in heads] == [f"{ratio:g}" for ratio in ratios]
     assert tab.locator(".chart svg").count() == 1
     shown = tab.inner_text("#strip")
@@ -561,10 +571,158 @@ def test_several_ratios_in_one_go(tab):
     assert tab.get_by_label("0.25", exact=True).is_checked()
 
 
+def reopened(page, rounds, **changes):
+    """The page with a session of these rounds, saved as if it had been asked."""
+    owner = page.evaluate("localStorage.getItem('lite_c2f.owner')")
+    crafted = conversations.new(owner, {"name": "crafted"})._replace(rounds=tuple(rounds), **changes)
+    conversations.save(page.run / "app" / "sessions", crafted)
+    page.evaluate("id => sessionStorage.setItem('lite_c2f.session', id)", crafted.id)
+    assert page.errors == []
+    page.goes_away = True  # a stream of answers may not be closed yet
+    page.reload()
+    page.wait_for_function("count => document.querySelectorAll('#view-fine .round').length === count", arg=len(rounds))
+    return crafted
+
+
+def crafted_reply(pane, text):
+    return Reply(
+        pane,
+        text,
+        9,
+        80.0,
+        "eos",
+        text,
+        0.1,
+        reward=0.5,
+        repeated=0.0,
+        ratio=1.0 if pane == "fine" else None,
+        seed=0,
+    )
+
+
+def unlike_rounds(count):
+    """Rounds whose longest answer is in another pane each time."""
+    return [
+        Round(
+            f"Question {n}",
+            {},
+            {
+                pane: crafted_reply(pane, "\n\n".join(["So it is, and so it stays."] * (1 + 7 * ((n + place) % 3))))
+                for place, pane in enumerate(("coarse", "fine", "baseline"))
+            },
+        )
+        for n in range(count)
+    ]
+
+
+LINED_UP = """() => {
+    const tops = ["coarse", "fine", "baseline"].map((pane) =>
+        [...document.querySelectorAll(`#view-${pane} .you`)].map((you) => Math.round(you.getBoundingClientRect().top)));
+    return tops[0].length > 0 && tops.every((those) => those.join() === tops[0].join());
+}"""
+
+
+def scrolled(page, *panes):
+    return [page.evaluate("id => Math.round(document.querySelector(id).scrollTop)", f"#view-{pane}") for pane in panes]
+
+
+def test_rounds_begin_at_the_same_height_in_every_pane(tab):
+    tab.set_viewport_size({"width": 1100, "height": 850})  # some titles have two lines, some one
+    reopened(tab, unlike_rounds(6))
+    tab.wait_for_function(LINED_UP)
+    ask(tab, QUESTION)
+    ended(tab, "coarse", "fine", "baseline", chip="reward")
+    tab.wait_for_function(LINED_UP)
+    tab.click("#show-base input")  # it has no answers to the earlier rounds
+    ended(tab, "base", chip="reward")
+    tab.wait_for_function(LINED_UP)
+    last = "id => document.querySelector(`#view-${id} .recent .round:last-of-type`).getBoundingClientRect().top"
+    assert tab.evaluate(last, "base") == tab.evaluate(last, "fine")
+    tab.set_viewport_size({"width": 1500, "height": 850})
+    tab.wait_for_function(LINED_UP)
+
+
+def test_panes_scroll_together_until_told_otherwise(tab):
+    reopened(tab, unlike_rounds(6))
+    tab.wait_for_function("document.querySelector('#view-coarse').scrollTop > 500")  # at its end
+    tab.evaluate("document.querySelector('#view-fine').scrollTop = 301")
+    tab.wait_for_function(
+        "['coarse', 'baseline'].every((pane) => document.querySelector(`#view-${pane}`).scrollTop === 301)"
+    )
+    tab.click("#together input")
+    tab.wait_for_function("!document.querySelector('#together input').checked")
+    with tab.expect_event("console", lambda message: message.text == "scrolled"):
+        tab.evaluate(
+            """() => {
+                const view = document.querySelector("#view-baseline");
+                // Two frames after its own event every other view would have been scrolled too.
+                view.addEventListener("scroll", () => requestAnimationFrame(() =>
+                    requestAnimationFrame(() => console.log("scrolled"))), {once: true});
+                view.scrollTop = 37;
+            }"""
+        )
+    assert scrolled(tab, "coarse", "fine", "baseline") == [301, 301, 37]
+    tab.click("#together input")
+    tab.wait_for_function("document.querySelector('#together input').checked")
+    tab.evaluate("document.querySelector('#view-coarse').scrollTop = 211")
+    tab.wait_for_function(
+        "['fine', 'baseline'].every((pane) => document.querySelector(`#view-${pane}`).scrollTop === 211)"
+    )
+
+
+def test_long_answers_open_fully(tab):
+    reopened(tab, unlike_rounds(3))
+    hidden = "[...document.querySelectorAll('#panes .view')].map((view) => view.scrollHeight - view.clientHeight)"
+    assert all(height > 100 for height in tab.evaluate(hidden))
+    tab.click("#fully input")
+    tab.wait_for_function(f"{hidden}.every((height) => height <= 0)")
+    tab.wait_for_function(LINED_UP)
+    ask(tab, QUESTION)
+    ended(tab, "coarse", "fine", "baseline", chip="reward")
+    # The end of the answers stands above the question box, which stays at the bottom of the window.
+    tab.wait_for_function(
+        "document.querySelector('#panes').getBoundingClientRect().bottom <= "
+        "document.querySelector('#ask').getBoundingClientRect().top + 1"
+    )
+    assert tab.locator("#ask").bounding_box()["y"] + tab.locator("#ask").bounding_box()["height"] <= 851
+    assert tab.evaluate("document.querySelector('.bar').getBoundingClientRect().top") >= -1  # titles stay in sight
+    tab.click("#fully input")
+    tab.wait_for_function(f"{hidden}.every((height) => height > 100)")
+
+
 def test_runs_are_shown(tab):
     tab.get_by_role("tab", name="Runs").click()
     tab.wait_for_selector(".run-state.finished")
     assert tab.locator(".plot svg").count() > 5
+
+
+def test_a_double_click_is_one_click(site, tab):
+    """Neither two runs are started nor a question asked twice, and nothing is refused."""
+    tab.fill("#prompt textarea", QUESTION)
+    with held(tab):
+        tab.dblclick("#send")
+        tab.wait_for_selector("#view-coarse .said.writing")
+        tab.wait_for_selector("#send:disabled")
+        assert tab.locator(".notice p").count() == 0
+        tab.click("#stop-all")
+    ended(tab, "coarse", "fine", "baseline", chip="stopped")
+    assert questions(tab) == [QUESTION]
+    tab.get_by_role("tab", name="Runs").click()
+    tab.get_by_role("button", name="Train").click()
+    before = {folder.name for folder in site.run.parent.iterdir()}
+    tab.dblclick("#start-run")
+    try:
+        tab.wait_for_selector(".run-message >> text=Started as-toy-1 as process")
+        tab.wait_for_selector("#start-run:disabled")  # nothing is left to start
+        assert tab.locator(".run-message.failed").count() == 0
+        tab.locator(".run-view input[type=number]").first.fill("5")
+        tab.wait_for_selector("#start-run:enabled")  # another run
+    finally:
+        tab.wait_for_selector("#stop-run:enabled")
+        tab.click("#stop-run")
+    tab.wait_for_selector(".run-state:not(.starting):not(.running):not(.stopping)")
+    started = {folder.name for folder in site.run.parent.iterdir() if folder.is_dir()} - before
+    assert started <= {"as-toy-1", STARTS}, started
 
 
 def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
@@ -609,6 +767,135 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(site, browser, wi
     for selector in ("#view-fine .said", "#view-fine .you", "#view-fine .chip", ".head span"):
         assert contrast(page, selector) >= 4.5, selector
     context.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (768, 1024), (990, 700)])
+def test_a_narrow_window_shows_one_pane_at_a_time(site, browser, width, height):
+    context = browser.new_context(viewport={"width": width, "height": height}, has_touch=True)
+    page = open_page(context, site)
+
+    def panes():
+        return [pane for pane in ("coarse", "fine", "baseline") if page.locator(f"#view-{pane}").is_visible()]
+
+    def touch(name):
+        page.get_by_role("button", name=name, exact=True).tap()
+
+    page.wait_for_selector("#view-fine:visible")
+    assert panes() == ["fine"] and not page.get_by_role("button", name="Base", exact=True).is_visible()
+    bar = page.locator("#ask").bounding_box()
+    assert bar["height"] <= height / 10 and bar["y"] + bar["height"] <= height
+    page.fill("#prompt textarea", "a line\n" * 9)
+    assert page.locator("#ask").bounding_box()["height"] <= height / 10
+    ask(page, QUESTION)
+    ended(page, "coarse", "fine", "baseline", chip="reward")
+    for pane, name in (("coarse", "Coarse"), ("baseline", "Baseline"), ("fine", "Fine")):
+        touch(name)
+        page.wait_for_selector(f"#view-{pane}:visible")
+        assert panes() == [pane]
+        assert page.get_by_role("button", name=name, exact=True).get_attribute("aria-pressed") == "true"
+    view = page.locator("#view-fine").bounding_box()
+    assert view["height"] >= height / 3 and view["y"] + view["height"] <= page.locator("#ask").bounding_box()["y"]
+    touch("Figures, ratio")
+    page.wait_for_selector("#view-fine", state="hidden")
+    for part in ("#summary-line table", "#ratio input[type=range]"):
+        box = page.locator(part).bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= page.locator("#ask").bounding_box()["y"], part
+    page.reload()
+    page.wait_for_selector("#summary-line table:visible")  # it stays chosen
+    assert panes() == []
+    page.set_viewport_size({"width": 1000, "height": height})
+    page.wait_for_selector("#view-coarse:visible")
+    assert panes() == ["coarse", "fine", "baseline"]
+    context.close()
+
+
+def test_what_fine_changed_is_shown_in_its_pane(tab):
+    replies = {
+        "coarse": crafted_reply("coarse", "It is a red box."),
+        "fine": crafted_reply("fine", "It is a box, too."),
+        "baseline": crafted_reply("baseline", "It is a box."),
+    }
+    reopened(tab, [Round("What?", {}, replies)])
+    assert tab.locator("#view-fine ins, #view-fine del").count() == 0
+    for choice, gone, new in (("Coarse", ["red "], [", too"]), ("Baseline", [], [", too"])):
+        tab.click("#against input")
+        tab.get_by_role("option", name=f"What Fine changed of {choice}").click()
+        tab.wait_for_selector(f".legend:visible >> text=words of {choice}")
+        tab.wait_for_function("count => document.querySelectorAll('#view-fine del').length === count", arg=len(gone))
+        assert tab.locator("#view-fine del").all_text_contents() == gone
+        assert tab.locator("#view-fine ins").all_text_contents() == new
+        assert tab.locator("#view-coarse ins, #view-coarse del, #view-baseline ins").count() == 0
+    tab.get_by_label("Mark repeats").check()
+    tab.wait_for_selector(".legend:visible mark.again")  # beside the changes
+    assert tab.locator("#view-fine ins").all_text_contents() == [", too"]
+
+
+AXE = (
+    Path(os.environ.get("LITE_C2F_AXE", Path(__file__).parents[2] / ".venv" / "axe-core" / "node_modules")) / "axe-core"
+)
+
+
+@pytest.mark.skipif(not (AXE / "axe.min.js").is_file(), reason=f"no axe-core in {AXE.parent}: `make .venv/.axe-core`")
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (1300, "dark"), (390, "light"), (390, "dark")])
+def test_axe_finds_nothing_that_shuts_people_out(site, browser, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 850}, color_scheme=scheme)
+    page = open_page(context, site)
+    page.evaluate((AXE / "axe.min.js").read_text(encoding="utf-8"))
+    page.add_style_tag(content="* { transition: none !important }")  # a colour on its way is no colour to measure
+
+    def check(what):
+        violations = page.evaluate("async () => (await axe.run()).violations")
+        bad = [violation for violation in violations if violation["impact"] in ("serious", "critical")]
+        assert [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in bad] == [], what
+        assert [each["id"] for each in violations if "heading" in each["id"]] == [], what
+
+    check("empty")
+    page.get_by_text("Settings of this tab").first.click()
+    page.get_by_text(re.compile("^Sessions")).click()
+    page.get_by_text("What each actor reads").click()
+    with held(page):
+        ask(page, QUESTION)
+        page.wait_for_function("document.querySelectorAll('.said.writing').length === 3")
+        check("while answers are written")
+    ended(page, "coarse", "fine", "baseline", chip="reward")
+    page.get_by_label("Mark repeats").check()
+    page.wait_for_selector(".legend:visible")
+    check("finished")
+    for name, there in (("Blind vote", "#vote-ask"), ("Ratios", ".chart svg"), ("Runs", ".plot svg")):
+        page.get_by_role("tab", name=name).click()
+        page.wait_for_selector(f"{there} >> visible=true")
+        check(name)
+    context.close()
+
+
+def test_a_screen_reader_hears_once_that_an_answer_has_ended(tab):
+    assert tab.locator("[role=log], [aria-live=assertive]").count() == 0
+    tab.evaluate(
+        """() => {
+            window.heard = [];
+            const status = document.querySelector(".spoken[role=status]");
+            new MutationObserver(() => heard.push(status.textContent)).observe(status, {childList: true});
+        }"""
+    )
+    with held(tab):
+        ask(tab, QUESTION)
+        tab.wait_for_selector("#view-coarse .said.writing")
+        tab.click("#stop-coarse")
+        tab.wait_for_function("heard.length === 1")
+        assert tab.evaluate("heard") == ["Coarse Actor: stopped"]
+    ended(tab, "fine", "baseline", chip="reward")
+    tab.wait_for_function("heard.join('; ').split('; ').length === 3")
+    heard = "; ".join(tab.evaluate("heard")).split("; ")[1:]
+    assert all(re.match(f"(Fine Actor|Baseline \\(instruct\\)): ({ENDS})$", each) for each in heard), heard
+
+
+def test_the_skip_link_leads_to_the_question(tab):
+    tab.mouse.click(2, 2)  # the prompt box has the focus at first; from here on the page begins at its top
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.textContent") == "Skip to the question"
+    assert tab.evaluate("document.activeElement.getBoundingClientRect().left") >= 0  # it is seen
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("document.activeElement.closest('#prompt') !== null")
 
 
 def contrast(page, selector):

@@ -157,3 +157,9 @@ def test_many_threads_may_read_the_first_text():
                 assert set(pool.map(formatted, [text] * 8)) == {expected}
     finally:
         sys.setswitchinterval(before)
+
+
+def test_headings_stand_below_the_heading_of_the_question():
+    """The page's, a pane's and a question's are of levels 1 to 3; there is none beyond 6."""
+    html = formatted("# a\n\n## b\n\n### c\n\n###### d")
+    assert html == "<h4>a</h4>\n<h5>b</h5>\n<h6>c</h6>\n<h6>d</h6>"

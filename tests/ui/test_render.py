@@ -7,7 +7,8 @@ import pytest
 from lite_c2f.evaluation.overlap import Span
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.figures import signed
-from lite_c2f.ui.render import conversation, marked_pieces, round_figures
+from lite_c2f.ui.page_session import Display
+from lite_c2f.ui.render import changed_pieces, conversation, marked_pieces, round_figures
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
 
 REPLY = Reply("fine", "It is 5.", 4, 84.6, "eos", "", 0.25, reward=-0.125, repeated=0.0, ratio=0.5, seed=7)
@@ -22,8 +23,8 @@ def plain(html):
 
 def answer(reply, round_=None, **options):
     """A reply alone in its pane, without the question above it."""
-    html = conversation([round_ or Round("?", {}, {reply.pane: reply})], reply.pane, **options)
-    return html.partition('<div dir="auto" class="you">?</div>')[2]
+    html = conversation([round_ or Round("?", {}, {reply.pane: reply})], reply.pane, Display(**options))
+    return html.partition('<h3 dir="auto" class="you">?</h3>')[2]
 
 
 def chips(reply, **options):
@@ -77,8 +78,8 @@ def test_an_answer_is_read_as_markdown_but_where_it_is_marked():
 
 def test_only_the_last_answer_may_be_stale():
     rounds = [Round("a", {}, {"fine": REPLY}), Round("b", {}, {"fine": REPLY})]
-    assert conversation(rounds, "fine", ratio=1.0).count("stale: made") == 1
-    assert conversation(rounds, "fine", ratio=0.5).count("stale: made") == 0
+    assert conversation(rounds, "fine", Display(ratio=1.0)).count("stale: made") == 1
+    assert conversation(rounds, "fine", Display(ratio=0.5)).count("stale: made") == 0
 
 
 def test_a_pane_that_was_not_shown_skips_the_round():
@@ -96,6 +97,35 @@ def test_what_fine_kept_of_coarse_is_marked_in_both_and_only_then():
         assert re.findall('<mark class="kept">([^<]*)</mark>', html) == [": one two three four"]
         assert "<mark" not in answer(round_.replies[pane], round_)
     assert "<mark" not in answer(REPLY, Round("?", {}, {"fine": REPLY}), marks=True)
+
+
+def test_what_fine_changed_is_shown_by_words_beside_its_repeats():
+    """Of `It is one two three.` and `It is two three four, two three four, two`: `one` is gone; from the first `four`
+    on all is new, in place of the full stop; `two three four, two` has come before.
+    """
+    fine = REPLY._replace(text="It is two three four, two three four, two")
+    round_ = Round("?", {}, {"fine": fine, "coarse": COARSE._replace(text="It is one two three.")})
+    html = answer(fine, round_, against="coarse", marks=True)
+    assert re.findall("<del>(.*?)</del>", html) == ["one ", ". "]
+    assert "".join(re.findall("<ins[^>]*>(.*?)</ins>", html)) == "four, two three four, two"
+    assert '<ins class="again added">two three four, two</ins>' in html
+    assert "<mark" not in answer(fine, round_, against="coarse") and "<ins" in answer(fine, round_, against="coarse")
+    coarse = round_.replies["coarse"]
+    assert "<ins" not in answer(coarse, round_, against="coarse")  # in Fine's pane alone
+    for unknown in (fine._replace(finish=""), fine._replace(finish=None)):  # while it is written all seems to be gone
+        growing = Round("?", {}, {**round_.replies, "fine": unknown})
+        assert "<del" not in answer(unknown, growing, against="coarse")
+    assert "<ins" not in answer(fine, round_, against="baseline")  # which has no answer
+    evil = Round("?", {}, {"fine": fine, "coarse": coarse._replace(text="<b>")})
+    assert "<del>&lt;b&gt; </del>" in answer(fine, evil, against="coarse")
+
+
+def test_no_word_is_lost_between_changes():
+    before, after = "a  b\nc d, e", "b\n\nx d e! f"
+    pieces = changed_pieces(before, after, {})
+    assert "".join(text for text, kinds in pieces if kinds != "removed") == after
+    words = " ".join(text for text, kinds in pieces if kinds != "added").split()
+    assert words == ["a", "b", "c", "d", ",", "e"]
 
 
 def table(**replies):

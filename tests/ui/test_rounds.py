@@ -1,4 +1,4 @@
-"""Rounds of a page without models: what editing and undoing leave on the disk, what a reloaded tab finds again."""
+"""Rounds of a page without models: what editing and removing leave on the disk, what a reloaded tab finds again."""
 
 from types import SimpleNamespace
 
@@ -45,21 +45,51 @@ def test_edit_leaves_the_disk_as_it_is_until_there_is_a_replacement(served, page
     assert page.transcript.id == id and on_disk(served, page) == (FIRST, new)  # the same session, not a second one
 
 
-def test_undo_takes_an_edit_back_and_then_removes(served, page):
+def test_redo_takes_an_edit_back_and_brings_removed_rounds_back(served, page):
     assert [rounds.edit(page), rounds.edit(page)] == ["b", "a"]
     with pytest.raises(Notice, match="Ask something first"):
         rounds.edit(page)
-    rounds.undo(served, page)
+    rounds.redo(served, page)
     assert page.transcript.rounds == (FIRST, LAST) == on_disk(served, page)
-    rounds.undo(served, page)
+    rounds.edit(page)
+    rounds.remove_last(served, page)  # the first one, with the last one taken off: both are to be had again
+    assert page.transcript.rounds == ()
+    rounds.redo(served, page)
     assert page.transcript.rounds == (FIRST,) == on_disk(served, page)
+    rounds.redo(served, page)
+    assert page.transcript.rounds == (FIRST, LAST) == on_disk(served, page)
+    with pytest.raises(Notice, match="nothing to bring back"):
+        rounds.redo(served, page)
+
+
+def test_nothing_comes_back_where_another_question_stands(served, page):
+    rounds.remove_last(served, page)
+    new = Round("c", {"seed": 7}, {})
+    saving.save_transcript(served, page, page.transcript._replace(rounds=(FIRST, new)))
+    assert not rounds.can_redo(page)
+    rounds.remove_last(served, page)
+    rounds.redo(served, page)
+    assert page.transcript.rounds == (FIRST, new)
+    rounds.remove_last(served, page)
+    rounds.start_over(page)
+    assert not rounds.can_redo(page)
+
+
+def test_a_question_asked_after_an_edit_leaves_the_old_branch_saved(served, page):
+    old = page.transcript.id
+    rounds.edit(page)
+    served = served._replace(chat=chat_of(Stream("One.")))
+    *_, last = rounds.ask(served, page, "c", ["fine"], ChatSettings(seed=7))
+    assert [round_.prompt for round_ in last.rounds] == ["a", "c"] and page.transcript.id != old
+    assert on_disk(served, page) == last.rounds
+    assert conversations.load(served.sessions, OWNER, old).rounds == (FIRST, LAST)
 
 
 def test_a_new_chat_takes_no_edit_back(served, page):
     rounds.edit(page)
     rounds.start_over(page)
     with pytest.raises(Notice, match="Ask something first"):
-        rounds.undo(served, page)
+        rounds.remove_last(served, page)
 
 
 class Stream:
@@ -106,7 +136,7 @@ def test_the_next_question_may_be_asked_while_the_last_answers_are_scored(served
     with pytest.raises(Notice, match="still being written"):
         next(rounds.ask(served, page, "too early", ["fine"], settings))
     assert next(first).rounds[0].replies["fine"].finish == "eos"
-    assert {name for name, can in can_act(page, 1.0).items() if can} == {"send", "edit", "undo", "clear"}
+    assert {name for name, can in can_act(page, 1.0).items() if can} == {"send", "edit", "remove-last", "clear"}
     assert list(first) == [None]  # the second round shows itself
     *_, last = second[0]
     assert [round_.replies["fine"] for round_ in last.rounds] == [
@@ -117,9 +147,9 @@ def test_the_next_question_may_be_asked_while_the_last_answers_are_scored(served
     assert not page.streams and not page.scoring
 
 
-def test_scores_of_a_round_that_was_undone_bring_nothing_back(served):
+def test_scores_of_a_round_that_was_removed_bring_nothing_back(served):
     page, settings = PageSession(), ChatSettings(seed=7)
-    served = served._replace(chat=chat_of(Stream("One.", lambda: rounds.undo(served, page))))
+    served = served._replace(chat=chat_of(Stream("One.", lambda: rounds.remove_last(served, page))))
     *_, last = rounds.ask(served, page, "first?", ["fine"], settings)
     assert last.rounds == () and page.transcript.rounds == ()
 
@@ -128,10 +158,10 @@ def test_which_buttons_can_do_something(page):
     def on(ratio=1.0):
         return {name for name, can in can_act(page, ratio).items() if can}
 
-    assert on() == {"send", "regenerate", "edit", "undo", "clear"}
+    assert on() == {"send", "regenerate", "edit", "remove-last", "clear"}
     assert on(ratio=0.5) - on() == {"regenerate-fine"}  # its answer was made at 1
     rounds.edit(page), rounds.edit(page)
-    assert on() == {"send", "undo"}
+    assert on() == {"send", "redo"}
     page.transcript = None
     assert on() == {"send"}
     page.streams["compare"] = None

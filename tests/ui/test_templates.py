@@ -10,6 +10,7 @@ pytest.importorskip("gradio")
 from lite_c2f.chat import ChatSettings
 from lite_c2f.ui import blind, ratio_grid, run_html
 from lite_c2f.ui.blind import Ballot
+from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.render import conversation, title
 from lite_c2f.ui.runs import Sample, StageState, follow
 from lite_c2f.ui.store import votes
@@ -40,7 +41,7 @@ def test_texts_are_shown_and_never_markup():
     evil = REPLY._replace(text=EVIL)
     failed = REPLY._replace(finish="error", message=EVIL)
     pages = [
-        conversation([Round(EVIL, {}, {"fine": evil})], "fine", marks=True),
+        conversation([Round(EVIL, {}, {"fine": evil})], "fine", Display(marks=True)),
         conversation([Round("?", {}, {"fine": failed})], "fine"),
         conversation([Round("?", {}, {})], "fine", waiting=EVIL),
         title("a", EVIL),
@@ -55,8 +56,8 @@ def test_texts_are_shown_and_never_markup():
 
 def test_text_keeps_its_lines_and_blanks():
     text = "  two blanks\n\n\ttab"
-    assert f'<div dir="auto" class="you">{text}</div>' in conversation([Round(text, {}, {"fine": REPLY})], "fine")
-    page = conversation([Round("?", {}, {"fine": REPLY._replace(text=text)})], "fine", marks=True)
+    assert f'<h3 dir="auto" class="you">{text}</h3>' in conversation([Round(text, {}, {"fine": REPLY})], "fine")
+    page = conversation([Round("?", {}, {"fine": REPLY._replace(text=text)})], "fine", Display(marks=True))
     assert f'<div dir="auto" class="said plain">{text}</div>' in page
     assert '<div dir="auto" class="said writing"></div>' in conversation(
         [Round("?", {}, {"fine": REPLY._replace(text="", finish="")})], "fine"
@@ -103,8 +104,8 @@ def test_votes_are_counted_in_a_table(served):
 
 def test_a_column_for_each_ratio():
     page = ratio_grid._grid({}, [0.0, 0.5], 0.0)
-    assert '<h3>0 <span class="hint">baseline, merged</span></h3>' in page
-    assert '<h3>0.5 <span class="hint"></span></h3>' in page
+    assert '<h2>0 <span class="hint">baseline, merged</span></h2>' in page
+    assert '<h2>0.5 <span class="hint"></span></h2>' in page
     assert page.count("What it says at this ratio") == 2
     asked = ratio_grid._grid({"0.5": REPLY}, [0.0, 0.5], 1.0, "Why?")
     assert '<div class="hint">Why?</div>' in asked and asked.count("It is 5.") == 2  # and in its copy button
@@ -116,7 +117,9 @@ def test_the_curve_of_the_sweep(served):
     sweep = {"tried": [{"ratio": 0.5, "reward": 0.1, "reward_se": 0.1, "eos": 0.25}], "chosen": 0.5}
     file = served.chat.run / "fine" / "ratios.json"
     file.write_text(json.dumps(sweep))
-    assert ratio_grid.curve(served).startswith("<svg") and "Warning" not in ratio_grid.curve(served)
+    assert ratio_grid.curve(served).startswith('<div class="chart" tabindex="0"') and "Warning" not in ratio_grid.curve(
+        served
+    )
     file.write_text(json.dumps(sweep | {"min_eos": 0.9}))
     assert '<p class="hint">Warning: no ratio reaches fine.min_eos=0.9' in ratio_grid.curve(served)
 
@@ -136,11 +139,11 @@ def test_stages_curves_and_figures_of_a_run(tmp_path):
     assert run_html.log_lines(state) == '<pre class="said">no log yet</pre>'
     assert "Curves appear" in run_html.charts(state)
     charts = run_html.charts(state._replace(series={"reward": {"loss": [(1, 0.5)]}}))
-    assert "<h3>Reward model <span>by step</span></h3>" in charts and charts.count("<svg") == 1
+    assert "<h2>Reward model <span>by step</span></h2>" in charts and charts.count("<svg") == 1
     assert run_html.comparison(state) == ""
     rows = {"<a>": {"reward": 0.5, "tokens": 12.4}, "b": {"reward": "?", "tokens": 3, "eos": 0.25}, "c": None}
     page = run_html.comparison(state._replace(summary={"actors": rows}))
-    assert "<tr><th></th><th>reward (z-score)</th><th>tokens</th><th>ended by itself</th></tr>" in page
+    assert "<tr><td></td><th>reward (z-score)</th><th>tokens</th><th>ended by itself</th></tr>" in page
     assert "<tr><th>&lt;a&gt;</th><td>+0.50</td><td>12</td><td></td></tr>" in page
     assert "<tr><th>b</th><td></td><td>3</td><td>25.0%</td></tr>" in page
 
