@@ -205,7 +205,7 @@ def _run_here(
         thread.start()
         thread.join(timeout)
     if thread.is_alive():
-        add_hung(set(threading.enumerate()) - others)
+        add_hung(set(threading.enumerate()) - others - {thread})  # its own thread is no executor's
         raise TimeoutError
     return [*outcomes[:-1], outcomes[-1]._replace(printed=printed.getvalue())]
 

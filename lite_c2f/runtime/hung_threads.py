@@ -1,7 +1,7 @@
 """Threads of a user's code that hang: a command ends in spite of them.
 
-Before it exits, Python waits for threads that are no daemons, such as those of a ThreadPoolExecutor and of
-asyncio.to_thread.
+Before it exits, Python waits for threads that are no daemons, and for all of a ThreadPoolExecutor, which is that of
+asyncio.to_thread too: daemons or not.
 """
 
 import os
@@ -14,7 +14,7 @@ _hung: set[threading.Thread] = set()
 
 def add_hung(threads: Iterable[threading.Thread]) -> None:
     """Remember the threads that would keep the process from ending."""
-    _hung.update(thread for thread in threads if not thread.daemon)
+    _hung.update(threads)
 
 
 def exit_if_hung(code: int) -> None:
