@@ -19,7 +19,7 @@ from torch import Tensor
 from lite_c2f.actors.answers import paired_difference
 from lite_c2f.config.settings import Coarse
 from lite_c2f.reward.calls import Scores
-from lite_c2f.reward.mix import RewardMix, ScoreStats, known
+from lite_c2f.reward.mix import MIN_STD, RewardMix, ScoreStats, known
 
 WINDOW = 3  # evaluations before the last, with which it is compared
 SURE = 2.0  # standard errors of a paired difference
@@ -81,19 +81,20 @@ def is_due(state: HeldOutState, settings: Coarse, step: int, *, last: bool) -> b
 def record(state: HeldOutState, mix: RewardMix, settings: Coarse, step: int, scores: dict[str, Scores]) -> bool:
     """Add an evaluation to the state; returns whether its policy is the best so far.
 
-    Raises nothing where a source applies to no prompt: it then has no figure.
+    A source that gives no score for any prompt has no figure: a bound on it is not kept, and an evaluation without
+    the figure of `best_by` is never the best.
     """
     first = state.evaluations[0]["scores"] if state.evaluations else scores
     scales = {name: ScoreStats().add(known(first[name])) for name in mix.running}
     maximised = RewardMix([source for source in mix.sources if source.at_least is None])
-    maximised.running = tuple(name for name in mix.running if scales[name].std > 0)  # else in their own units
+    maximised.running = tuple(name for name in mix.running if scales[name].std > MIN_STD)  # else in their own units
     scores = {"reward": list(maximised.rewards(scores, scales)), **scores}
     figures = {name: round(fmean(values), 6) + 0.0 for name, of in scores.items() if (values := known(of))}
     kept = all(
-        source.at_least is None or figures.get(source.name, math.inf) >= source.at_least for source in mix.sources
+        source.at_least is None or figures.get(source.name, -math.inf) >= source.at_least for source in mix.sources
     )
     state.evaluations.append({"step": step, "figures": figures, "scores": scores, "kept": kept})
-    if step == 0:  # the untrained policy: a reference, nothing to merge
+    if step == 0 or settings.best_by not in figures:  # 0: the untrained policy, a reference and nothing to merge
         return False
     best = next((line for line in state.evaluations if line["step"] == state.best_step), None)
     if best is None or _order(state.evaluations[-1], settings) > _order(best, settings):

@@ -6,16 +6,15 @@ which are. What it prints is kept from the terminal.
 
 import asyncio
 import contextlib
+import copy
 import importlib
 import importlib.util
 import inspect
 import io
 import math
-import multiprocessing
 import sys
 import threading
 import traceback
-import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
@@ -24,6 +23,8 @@ from typing import Any, NamedTuple
 from lite_c2f.config.rewards import Watched
 from lite_c2f.errors import C2FError
 from lite_c2f.reward.functions import RewardInputs
+from lite_c2f.reward.workers import WorkerDiedError, Workers
+from lite_c2f.runtime.hung_threads import add_hung
 from lite_c2f.storage.files import hash_of
 
 Scores = list[float | None]
@@ -102,8 +103,7 @@ class RewardFunction:
         self._about = f"reward '{source.name}' ({source.function})"
         self._function = load_function(source.function)
         self._on_message = on_message
-        self._pool: Any = None
-        self._end_pool: Callable[[], Any] = lambda: None
+        self._workers: Workers | None = None
 
     def __call__(self, inputs: RewardInputs, numbers: Sequence[int] | None = None) -> Scores:
         """One finite number per response, or None. numbers: those of the rows in messages, by default from 1.
@@ -124,8 +124,9 @@ class RewardFunction:
 
     def close(self) -> None:
         """End the processes of a function that has some."""
-        self._end_pool()
-        self._pool = None
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     def _parts(self, count: int) -> list[list[int]]:
         size = max(1, math.ceil(count / max(1, self._source.workers)))
@@ -134,26 +135,30 @@ class RewardFunction:
     def _run(self, parts: Sequence[RewardInputs]) -> list[Outcome]:
         """The outcomes of these calls, which have one time limit; in a thread, none follows one that failed."""
         arguments, timeout = dict(self._source.arguments), self._source.timeout
-        if self._source.workers and self._pool is None:  # spawned: a forked process would inherit torch's threads
-            self._pool = multiprocessing.get_context("spawn").Pool(self._source.workers, _quiet)
-            self._end_pool = weakref.finalize(self, self._pool.terminate)
+        count = sum(len(part.responses) for part in parts)
+        if self._source.workers and self._workers is None:
+            self._workers = Workers(self._source.workers, _run_there)
         try:
-            if not self._source.workers:
+            if self._workers is None:
                 return _run_here(self._function, parts, arguments, timeout)
-            calls = [(self._reference, part, arguments) for part in parts]
-            return self._pool.map_async(_run_there, calls, chunksize=1).get(timeout)
-        except multiprocessing.TimeoutError:
-            self.close()
-            count = sum(len(part.responses) for part in parts)
-            got = f"{self._about} gave nothing for {count} rows in {timeout:g} s"
-            raise RewardError.because(
-                got, "a result within its time limit", f"raise its timeout, or {RESUME}"
-            ) from None
-        except RewardError:
-            raise
-        except Exception as error:  # any: of sending a column of the data to another process
-            got = f"{self._about} cannot be called in processes of its own: {_where(error)}"
-            raise RewardError.because(got, "columns that can be pickled", "leave out its `workers`") from None
+            return self._workers.map([(self._reference, part, arguments) for part in parts], timeout)
+        except BaseException as error:
+            self.close()  # a call may still run there
+            if not isinstance(error, Exception) or isinstance(error, RewardError):
+                raise
+            raise self._no_result(error, count) from None
+
+    def _no_result(self, error: Exception, count: int) -> RewardError:
+        """The error of a call that did not come back. count: of its rows."""
+        if isinstance(error, TimeoutError):
+            got = f"{self._about} gave nothing for {count} rows in {self._source.timeout:g} s"
+            return RewardError.because(got, "a result within its time limit", f"raise its timeout, or {RESUME}")
+        if isinstance(error, WorkerDiedError):
+            got = f"{self._about}: a process of its own ended ({error}) without a result for its part of {count} rows"
+            remedy = "see whether memory ran out; a script that trains needs `if __name__ == '__main__':` before it"
+            return RewardError.because(got, "scores", f"{remedy}; or {RESUME}")
+        got = f"{self._about} cannot be called in processes of its own: {_where(error)}"  # of sending it a column
+        return RewardError.because(got, "columns that can be pickled", "leave out its `workers`")
 
     def _error(self, outcome: Outcome, inputs: RewardInputs, numbers: Sequence[int]) -> RewardError:
         """The error of a call, with the first row that raises the same kind alone, where the time limit allows that."""
@@ -183,21 +188,25 @@ class RewardFunction:
 def _run_here(
     function: Callable[..., Any], parts: Sequence[RewardInputs], arguments: dict[str, Any], timeout: float
 ) -> list[Outcome]:
-    """The calls, in a thread. One that hangs is left behind; it does not keep the process from ending."""
+    """The calls, in a thread. One that hangs is left behind; it does not keep a command from ending.
+
+    Each gets copies: what a function changes is not seen by another one, nor by the next call, nor in the data.
+    """
     outcomes: list[Outcome] = []
 
     def call() -> None:
         for part in parts:
-            outcomes.append(_outcome(function, part, arguments))
+            outcomes.append(_outcome(function, part.copied(), copy.deepcopy(arguments)))
             if outcomes[-1].failed:
                 return
 
-    printed, thread = io.StringIO(), threading.Thread(target=call, daemon=True)
+    printed, thread, others = io.StringIO(), threading.Thread(target=call, daemon=True), set(threading.enumerate())
     with contextlib.redirect_stdout(printed):
         thread.start()
         thread.join(timeout)
     if thread.is_alive():
-        raise multiprocessing.TimeoutError
+        add_hung(set(threading.enumerate()) - others - {thread})  # its own thread is no executor's
+        raise TimeoutError
     return [*outcomes[:-1], outcomes[-1]._replace(printed=printed.getvalue())]
 
 
@@ -215,20 +224,14 @@ def _run_there(call: tuple[str, RewardInputs, dict[str, Any]]) -> Outcome:
 _loaded: dict[str, Callable[..., Any]] = {}
 
 
-def _quiet() -> None:
-    """A worker leaves signals to the process that started it: Ctrl-C lets the update finish."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _outcome(function: Callable[..., Any], inputs: RewardInputs, arguments: dict[str, Any]) -> Outcome:
     async def awaited(value: Any) -> Any:
         return await value
 
+    count = len(inputs.responses)  # before the function, which may change its inputs
     try:
         result = function(inputs, **arguments)
-        return _read(asyncio.run(awaited(result)) if inspect.isawaitable(result) else result, len(inputs.responses))
+        return _read(asyncio.run(awaited(result)) if inspect.isawaitable(result) else result, count)
     except KeyboardInterrupt:
         return Outcome(interrupted=True)
     except BaseException as error:  # SystemExit too: a function must not end the run

@@ -5,11 +5,13 @@ returns one number per response, or None where it does not apply; it may be a co
 definitions of what is usual.
 """
 
+import copy
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_NUMBER = re.compile(r"[-\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
 class Row(dict[str, Any]):
@@ -34,6 +36,17 @@ class RewardInputs(NamedTuple):
         columns: Any = ([field[index] for index in indices] for field in self)
         return RewardInputs(*columns)
 
+    def copied(self) -> "RewardInputs":
+        """Inputs that can be changed without changing these."""
+        return RewardInputs(
+            list(self.prompts),
+            list(self.responses),
+            [list(ids) for ids in self.token_ids],
+            list(self.finish),
+            copy.deepcopy(self.rows),
+            [list(turns) for turns in self.turns],
+        )
+
 
 def ended(inputs: RewardInputs) -> list[float]:
     """1 for a response that ended by itself, 0 for one that was cut off at the limit.
@@ -55,7 +68,12 @@ def tokens(inputs: RewardInputs) -> list[float]:
 
 
 def repetition(inputs: RewardInputs, *, n: int = 4) -> list[float]:
-    """Minus the share of a response's n-grams of tokens that repeat an earlier one, -1 to 0."""
+    """Minus the share of a response's n-grams of tokens that repeat an earlier one, -1 to 0.
+
+    Raises ValueError for n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n={n}, expected 1 or more")
     scores = []
     for ids in inputs.token_ids:
         grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
@@ -75,25 +93,34 @@ def format(inputs: RewardInputs, *, pattern: str) -> list[float]:
 def number_matches(inputs: RewardInputs, *, column: str = "answer") -> list[float | None]:
     """1 where the response's last number is that of the row's column `column`, else 0; None where that has no number.
 
-    Of a text in the column the last number counts, as in GSM8K's `... #### 42`. Commas between thousands are ignored.
+    Of a text in the column the last number counts, as in GSM8K's `... #### 42`. Commas between thousands are ignored,
+    and a minus may be U+2212.
     Raises KeyError for a row without the column.
     """
     scores: list[float | None] = []
     for text, row in zip(inputs.responses, inputs.rows, strict=True):
-        expected, got = last_number(str(row[column])), last_number(text)
+        value, got = row[column], last_number(text)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        expected = float(value) if is_number else last_number(str(value))  # str(1e16) ends with 16
+        if expected is not None and not math.isfinite(expected):  # NaN: how some files hold an empty cell
+            expected = None
         scores.append(None if expected is None else float(got is not None and abs(got - expected) < 1e-6))
     return scores
 
 
-def contains(inputs: RewardInputs, *, text: str | None = None, column: str | None = None) -> list[float]:
+def contains(inputs: RewardInputs, *, text: str | None = None, column: str | None = None) -> list[float | None]:
     """1 where the response contains a text, or that of the row's column, whatever the case of letters; else 0.
 
-    Raises ValueError unless one of `text` and `column` is given, KeyError for a row without the column.
+    None where the column is empty, which every response would contain. Raises ValueError unless one of `text` and
+    `column` is given, KeyError for a row without the column.
     """
-    if (text is None) == (column is None):
+    if bool(text) == bool(column):
         raise ValueError("contains needs `text` or `column` among its arguments")
-    wanted = [str(row[column]) if column is not None else str(text) for row in inputs.rows]
-    return [float(part.lower() in got.lower()) for part, got in zip(wanted, inputs.responses, strict=True)]
+    wanted = [text if column is None else row[column] for row in inputs.rows]
+    return [
+        None if part is None or not str(part).strip() else float(str(part).lower() in got.lower())
+        for part, got in zip(wanted, inputs.responses, strict=True)
+    ]
 
 
 def last_number(text: str) -> float | None:
@@ -103,4 +130,4 @@ def last_number(text: str) -> float | None:
     7.0
     """
     numbers = _NUMBER.findall(text)
-    return float(numbers[-1].replace(",", "")) if numbers else None
+    return float(numbers[-1].replace(",", "").replace("\u2212", "-")) if numbers else None

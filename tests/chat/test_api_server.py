@@ -318,8 +318,36 @@ def test_open_webuis_requests_are_answered(client):
 
 
 def test_without_a_limit_the_context_is_the_limit(client):
-    response = asked(client, max_tokens=...).json()
-    assert response["usage"]["completion_tokens"] == 32  # 64, of which 32 are kept for prompts
+    """64 tokens, of which 32 are kept for prompts. LM Studio's -1 is no limit."""
+    for path, limit in ((CHAT, ...), (CHAT, -1), (TEXT, -1)):
+        assert asked(client, path, max_tokens=limit).json()["usage"]["completion_tokens"] == 32
+
+
+def test_what_programs_send_for_the_most_likely_token(client):
+    greedy = answer(client, temperature=0)
+    for more in ({"temperature": 1e-5}, {"top_p": 0}, {"top_p": 0.0, "temperature": 2}):
+        assert answer(client, **more) == greedy != answer(client), more
+
+
+def test_values_that_ask_for_nothing_change_nothing(client):
+    plain = answer(client)
+    nothing = {"stop": ["", ""], "logprobs": False, "top_logprobs": 0, "tools": [], "tool_choice": "none"}
+    assert answer(client, **nothing) == plain
+    assert answer(client, stop=["", plain.split()[1]]) == plain.split()[0]
+    stopped = [*MESSAGES, {"role": "assistant", "content": None}, *MESSAGES]  # before its first word
+    empty = [*MESSAGES, {"role": "assistant", "content": ""}, *MESSAGES]
+    assert answer(client, messages=stopped) == answer(client, messages=empty)
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/v1//models", "/v1//models/fine/", f"{CHAT}/", "/v1//completions//"])
+def test_slashes_of_a_base_url_that_ends_with_one(client, path):
+    """Without a redirection: behind a proxy it would lead to http."""
+    if path.rstrip("/").endswith("completions"):
+        body = {"model": "fine", "messages": MESSAGES, "prompt": "w1", "max_tokens": 1}
+        response = client.post(path, json=body, follow_redirects=False)
+    else:
+        response = client.get(path, follow_redirects=False)
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -342,18 +370,20 @@ def test_without_a_limit_the_context_is_the_limit(client):
         (CHAT, {"max_tokens": 61}, 400, "messages", "context_length_exceeded"),  # 4 of the prompt, of 64
         (CHAT, {"max_tokens": 33}, 400, "max_tokens", "invalid_value"),
         (CHAT, {"max_tokens": 0}, 400, "max_tokens", "invalid_value"),
+        (CHAT, {"max_tokens": -2}, 400, "max_tokens", "invalid_value"),
         (CHAT, {"max_tokens": "8"}, 400, "max_tokens", "invalid_value"),
         (CHAT, {"max_tokens": True}, 400, "max_tokens", "invalid_value"),
         (CHAT, {"max_completion_tokens": -1}, 400, "max_completion_tokens", "invalid_value"),
         (CHAT, {"temperature": 2.5}, 400, "temperature", "invalid_value"),
-        (CHAT, {"temperature": 0.001}, 400, "temperature", "invalid_value"),
+        (CHAT, {"temperature": -0.001}, 400, "temperature", "invalid_value"),
         (CHAT, {"temperature": "hot"}, 400, "temperature", "invalid_value"),
-        (CHAT, {"top_p": 0}, 400, "top_p", "invalid_value"),
+        (CHAT, {"top_p": -0.1}, 400, "top_p", "invalid_value"),
         (CHAT, {"n": 17}, 400, "n", "invalid_value"),
         (CHAT, {"seed": 1.5}, 400, "seed", "invalid_value"),
         (CHAT, {"stream": "yes"}, 400, "stream", "invalid_value"),
         (CHAT, {"stop": 5}, 400, "stop", "invalid_value"),
-        (CHAT, {"stop": [""]}, 400, "stop", None),
+        (CHAT, {"stop": ["x" * 257]}, 400, "stop", None),
+        (CHAT, {"stop": ["x"] * 17}, 400, "stop", None),
         (CHAT, {"top_logprobs": 2}, 400, "top_logprobs", None),
         (CHAT, {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "invalid_value"),
         (CHAT, {"tools": [{"type": "function"}]}, 400, "tools", "unsupported_parameter"),
@@ -393,7 +423,8 @@ def test_a_body_that_is_no_object_is_refused(client, content):
 
 
 def test_other_addresses_methods_and_sizes(client):
-    assert client.get("/v1/embeddings").json()["error"]["message"] == "unknown address: GET /v1/embeddings"
+    unknown = client.get("/v1/embeddings").json()["error"]["message"]
+    assert unknown.startswith("unknown address: GET /v1/embeddings; expected /v1/chat/completions, ")
     wrong = client.get(CHAT)
     assert wrong.status_code == 405 and "method" in wrong.json()["error"]["message"]
     large = client.post(CHAT, content=b" " * (2**20 + 1))

@@ -57,6 +57,30 @@ def test_a_source_that_does_not_vary_at_first_counts_in_its_own_units():
     assert [line["figures"]["reward"] for line in state.evaluations] == [0.0, 0.5]
 
 
+def test_equal_scores_do_not_vary_whatever_their_rounding():
+    """The mean of three times 0.1 in floating point is not 0.1: their deviation is 1e-17."""
+    first, then = {"a": [0.1, 0.1, 0.1]}, {"a": [0.1, 0.4, 0.7]}
+    state, _ = recorded(RewardMix([function("a")]), settings(), first, then)
+    assert [line["figures"]["reward"] for line in state.evaluations] == [0.1, 0.4]
+
+
+def test_without_the_figure_there_is_no_best_policy_and_no_patience():
+    watched = settings("coarse.watch=[{function: a.py:w}]", "coarse.best_by=w")
+    mix = RewardMix([function("a", scale="none")])
+    lines = [{"a": [float(step)], "w": [None]} for step in range(4)]
+    state, best = recorded(mix, watched, *lines)
+    assert (state.best_step, best) == (None, []) and not state.exhausted(1)
+    state, best = recorded(mix, watched, *lines, {"a": [0.0], "w": [-5.0]}, *lines[1:])
+    assert best == [7] and state.exhausted(3)
+
+
+def test_a_bound_on_what_has_no_score_is_not_kept():
+    """A policy whose answers a function cannot judge at all is not better than one that is just below the bound."""
+    mix = RewardMix([function("a", scale="none"), function("b", at_least=0.5)])
+    lines = [{"a": [0.0], "b": [1.0]}, {"a": [2.0], "b": [0.4]}, {"a": [1.0], "b": [None]}, {"a": [0.0], "b": [0.6]}]
+    assert recorded(mix, settings(), *lines)[1] == [4, 6]
+
+
 def test_the_best_policy_is_a_trained_one_and_equal_ones_are_not_better():
     mix = RewardMix([function("a", scale="none")])
     state, best = recorded(mix, settings(), {"a": [9.0]}, {"a": [1.0]}, {"a": [2.0]}, {"a": [2.0]}, {"a": [0.0]})

@@ -1,6 +1,9 @@
 """Calls of reward functions: where they are found, and what becomes of those that misbehave."""
 
+import copy
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from lite_c2f.config.rewards import Watched
 from lite_c2f.reward.calls import RewardError, RewardFunction, load_function, source_hash
 from lite_c2f.reward.functions import RewardInputs, Row
+from lite_c2f.reward.workers import _ending
 
 FILE = """
 import asyncio, decimal, itertools, os, time
@@ -65,6 +69,13 @@ def prints(inputs):
     print("hello\\nthere")
     return [0.0] * len(inputs.responses)
 def hangs(inputs): time.sleep(60)
+async def hangs_in_a_thread(inputs): await asyncio.to_thread(time.sleep, 300)
+def changes(inputs, names):
+    for row, ids in zip(inputs.rows, inputs.token_ids):
+        row.clear(), ids.clear()
+    inputs.turns[0].append(("human", "more")), inputs.responses.pop(), names.append("x")
+    return [float(len(names))] * len(inputs.prompts)
+def dies(inputs): os._exit(3)
 def processes(inputs):
     if inputs.prompts[0] == "hang": time.sleep(60)
     return [os.getpid()] * len(inputs.responses)
@@ -229,6 +240,43 @@ def test_in_a_process_of_its_own_which_is_ended_at_the_time_limit(tmp_path):
     while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not Path(f"/proc/{process}").exists()
+
+
+def test_a_process_that_dies_is_missed_at_once(call):
+    """Not at the time limit of a minute."""
+    began = time.monotonic()
+    said = r"a process of its own ended \(exit code 3\) without a result for .* 3 rows"
+    with pytest.raises(RewardError, match=said):
+        call("dies", workers=1)
+    assert time.monotonic() - began < 50
+    assert [_ending(code) for code in (1, -9, -200)] == ["exit code 1", "SIGKILL", "signal 200"]
+
+
+def test_what_a_function_changes_is_its_own(call):
+    inputs = RewardInputs(["p"], ["r"], [[1, 2]], ["eos"], [Row(tests=[1])], [[("human", "p")]])
+    before, names = copy.deepcopy(inputs), ["a"]
+    for _ in range(2):
+        assert call("changes", inputs, arguments={"names": names}) == [2.0]
+    assert inputs == before and names == ["a"]
+
+
+def test_a_command_ends_in_spite_of_a_thread_that_hangs(tmp_path):
+    """The thread is the function's own and no daemon: Python would wait for its 300 seconds."""
+    (tmp_path / "mine.py").write_text(FILE)
+    program = f"""
+from lite_c2f.cli import app, main
+from lite_c2f.config.rewards import Watched
+from lite_c2f.reward.calls import RewardFunction
+from lite_c2f.reward.functions import RewardInputs
+@app.command()
+def hung():
+    function = RewardFunction(Watched(function="{tmp_path / "mine.py"}:hangs_in_a_thread", timeout=0.2))
+    function(RewardInputs(["p"], ["r"], [[1]], ["eos"], [{{}}], [[]]))
+main(["hung"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "gave nothing for 1 rows in 0.2 s" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_name_that_is_not_there(tmp_path):

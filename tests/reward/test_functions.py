@@ -28,6 +28,8 @@ def test_tokens():
 def test_repetition_of_two_grams():
     """1 2 1 2 1 has the pairs 12, 21, 12, 21: two of four repeat; one token has none."""
     assert functions.repetition(inputs("x", "y", "z", ids=[[1, 2, 1, 2, 1], [7], [1, 2, 3]]), n=2) == [-0.5, 0.0, 0.0]
+    with pytest.raises(ValueError, match="n=0"):
+        functions.repetition(inputs("x"), n=0)
 
 
 def test_format_finds_across_lines_and_can_be_anchored():
@@ -44,6 +46,7 @@ def test_format_finds_across_lines_and_can_be_anchored():
         ("it is -3", -3.0),
         ("none", None),
         ("7, 8", 8.0),
+        ("x = \u22123", -3.0),
     ],
 )
 def test_the_last_number(text, number):
@@ -57,6 +60,13 @@ def test_number_matches_the_last_number_of_the_column():
     assert functions.number_matches(inputs("4", rows=[{"n": 4}]), column="n") == [1.0]
 
 
+def test_numbers_in_the_column_are_not_read_from_their_text():
+    """1e+16 and 1e-05 in Python's spelling; an empty cell of some files is NaN."""
+    rows = [{"answer": 1e16}, {"answer": 1e-5}, {"answer": 1e16}, {"answer": float("nan")}, {"answer": None}]
+    answers = inputs("10,000,000,000,000,000", "0.00001", "16", "3", "3", rows=rows)
+    assert functions.number_matches(answers) == [1.0, 1.0, 0.0, None, None]
+
+
 def test_a_row_without_the_column_names_those_it_has():
     with pytest.raises(KeyError, match="no column 'answer', the row has level, topic"):
         functions.number_matches(inputs("4", rows=[{"topic": "sums", "level": 1}]))
@@ -65,6 +75,8 @@ def test_a_row_without_the_column_names_those_it_has():
 def test_contains_a_text_or_that_of_a_column():
     assert functions.contains(inputs("It IS so", "no"), text="is") == [1.0, 0.0]
     assert functions.contains(inputs("a b", "a b", rows=[{"w": "B"}, {"w": "c"}]), column="w") == [1.0, 0.0]
-    for wrong in ({}, {"text": "a", "column": "w"}):
+    empty = inputs("none of it", "", "nan", rows=[{"w": None}, {"w": ""}, {"w": " "}])
+    assert functions.contains(empty, column="w") == [None, None, None]
+    for wrong in ({}, {"text": "a", "column": "w"}, {"text": ""}):
         with pytest.raises(ValueError, match="needs `text` or `column`"):
             functions.contains(inputs("a"), **wrong)

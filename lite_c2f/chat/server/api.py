@@ -189,7 +189,8 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     address = f"{request.method} {request.url.path}"
-    message = {404: f"unknown address: {address}", 405: f"{address}: another method is expected"}
+    known = "/v1/chat/completions, /v1/completions or /v1/models; give the client a base URL that ends with /v1"
+    message = {404: f"unknown address: {address}; expected {known}", 405: f"{address}: another method is expected"}
     return ApiError(error.status_code, message.get(error.status_code, error.detail), headers=error.headers).response()
 
 

@@ -1,5 +1,6 @@
-"""ASGI middleware in front of the routes: host names, pages of other sites, the API key."""
+"""ASGI middleware in front of the routes: host names, pages of other sites, the API key; and how paths are written."""
 
+import re
 import secrets
 from collections.abc import Sequence
 
@@ -19,6 +20,8 @@ class Gate:
         self.app, self.hosts, self.key = app, hosts, key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": tidy(scope["path"])}
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         if refusal is not None:
             await refusal.response()(scope, receive, send)
@@ -41,3 +44,12 @@ class Gate:
         got = "an incorrect API key" if given else "no API key"
         message = f"{got}; expected the header 'Authorization: Bearer KEY' with the server's key; correct it"
         return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def tidy(path: str) -> str:
+    """A path without doubled slashes and one at its end, which clients make of a base URL that ends with one.
+
+    >>> tidy("/v1//models/"), tidy("/")
+    ('/v1/models', '/')
+    """
+    return re.sub("/+", "/", path).removesuffix("/") or "/"

@@ -12,6 +12,8 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's own default for /v1/completions
+MIN_TEMPERATURE = 0.01  # the engine's lowest but 0; what programs mean by 1e-5 is the most likely token
+MIN_TOP_P = 1e-9  # 0 keeps the most likely token alone, as this does
 
 
 class Asked(NamedTuple):
@@ -28,14 +30,14 @@ class Asked(NamedTuple):
 def chat_questions(chat: Chat, body: ChatBody) -> list[Asked]:
     """The questions of /v1/chat/completions. Raises ApiError for what cannot be answered."""
     turns, system = body.conversation()
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "'top_logprobs' without logprobs; expected logprobs: true; add it", "top_logprobs")
     if len(system) > MAX_TEXT_CHARACTERS or len(turns[-1].text) > MAX_TEXT_CHARACTERS:
         got = f"a message of more than {MAX_TEXT_CHARACTERS} characters"
         raise ApiError(400, f"{got}; expected a shorter one; shorten it", "messages", "context_length_exceeded")
     form = AnswerForm(body.stops, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return _asked(chat, body, [turns], form, system, limit, "messages")
+    return _asked(chat, body, [turns], form, system, None if limit == -1 else limit, "messages")
 
 
 def completion_questions(chat: Chat, body: CompletionBody) -> list[Asked]:
@@ -50,7 +52,8 @@ def completion_questions(chat: Chat, body: CompletionBody) -> list[Asked]:
         )
     form = AnswerForm(body.stops, raw=True, logprobs=body.logprobs)
     conversations = [[Turn("human", prompt)] for prompt in prompts]
-    return _asked(chat, body, conversations, form, "", body.max_tokens or DEFAULT_COMPLETION_TOKENS, "prompt")
+    limit = None if body.max_tokens == -1 else body.max_tokens or DEFAULT_COMPLETION_TOKENS
+    return _asked(chat, body, conversations, form, "", limit, "prompt")
 
 
 def _asked(
@@ -64,8 +67,10 @@ def _asked(
 ) -> list[Asked]:
     """limit: of the answer, in tokens; None: what the context leaves. param: the prompt's parameter."""
     settings = ChatSettings(
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
+        temperature=1.0
+        if body.temperature is None
+        else max(body.temperature, MIN_TEMPERATURE * (body.temperature > 0)),
+        top_p=1.0 if body.top_p is None else max(body.top_p, MIN_TOP_P),
         top_k=max(body.top_k or 0, 0),
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
         system=system,

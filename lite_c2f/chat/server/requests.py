@@ -6,7 +6,7 @@ value changes nothing. Other unknown ones are ignored, since clients send many o
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -53,9 +53,9 @@ class CommonBody(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: Annotated[int, Field(ge=1)] | Literal[-1] | None = None  # -1: as many as fit, as LM Studio has it
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1)
     repetition_penalty: float | None = Field(None, ge=0.1, le=10)
     seed: int | None = None
@@ -64,9 +64,10 @@ class CommonBody(BaseModel):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop texts, each once. Raises ApiError for too many or an invalid one."""
-        texts = [self.stop] if self.stop and isinstance(self.stop, str) else list(self.stop or [])
-        if len(texts) > MAX_STOPS or not all(0 < len(text) <= MAX_STOP_CHARACTERS for text in texts):
+        """The stop texts, each once; empty ones count as none. Raises ApiError for too many or a long one."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        texts = [text for text in given if text]
+        if len(texts) > MAX_STOPS or not all(len(text) <= MAX_STOP_CHARACTERS for text in texts):
             limit = f"at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters"
             raise ApiError(400, f"invalid 'stop'; expected {limit}; correct it", "stop")
         return tuple(dict.fromkeys(texts))
@@ -88,6 +89,8 @@ class Message(BaseModel):
         """Its text. place: in the request, for the error about a part that is no text."""
         if self.tool_calls:
             raise unsupported(f"{place}.tool_calls", "messages with text alone")
+        if self.content is None and self.role == "assistant":  # an answer that was stopped before its first word
+            return ""
         if self.content is None:
             raise ApiError(400, f"'{place}.content' is null; expected a text; give one", f"{place}.content")
         if isinstance(self.content, str):
