@@ -46,7 +46,17 @@ def test_a_calm_run_warns_of_nothing():
         (3, {"applies/right": 0.0, "applies/polite": 0.1}, ("reward right gave no score for any", "last 3 updates")),
         (3, {"reward": 0.0, "reward_std": 0.0}, ("the same reward (+0.00)", "coarse.rollouts")),
     ],
-    ids=["kl", "value", "entropy and alike", "entropy and loops", "same", "length", "slow functions", "no scores", "one reward"],
+    ids=[
+        "kl",
+        "value",
+        "entropy and alike",
+        "entropy and loops",
+        "same",
+        "length",
+        "slow functions",
+        "no scores",
+        "one reward",
+    ],
 )
 def test_each_sign_is_told_once_with_what_to_change(count, figures, words):
     rows = lines(count, **figures)
@@ -95,7 +105,7 @@ def test_all_the_same_from_the_beginning_is_told_when_it_gets_worse():
 def test_one_reward_for_all_is_told_only_where_there_are_scores():
     right = {"reward_std": 0.0, "applies/right": 0.0}
     assert [message[:12] for message in warnings(lines(3, **right))] == ["reward right"]
-    assert warnings(lines(2, reward_std=0.0) + [CALM | {"reward_std": 0.1}]) == []
+    assert warnings([*lines(2, reward_std=0.0), CALM | {"reward_std": 0.1}]) == []
 
 
 def test_small_losses_may_jump():
