@@ -6,6 +6,7 @@ then a process like any other.
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ server.set_forkserver_preload(["lite_c2f.cli", "lite_c2f.pipeline.train", "lite_
 def work(arguments, errors, patch):
     """In the new process: the command line, its messages in a file."""
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests were started with nohup, as a command would
     out = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1), os.dup2(out, 2)
     if patch is not None:
