@@ -40,13 +40,14 @@ def test_explained_variance():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("vocabulary", [50, 5000])  # below and above one tile of the kernel
+@pytest.mark.parametrize(("rows", "vocabulary"), [(7, 50), (300, 5000)])  # below and above one tile of the kernels
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (3.0, 2.0)])
-def test_logprobs_and_entropy(temperature, vocabulary, scale, softcap):
+@pytest.mark.parametrize("frozen", [True, False])  # ours, TRL's
+def test_logprobs_and_entropy(temperature, rows, vocabulary, scale, softcap, frozen):
     """logits = softcap * tanh(scale * W h / softcap), over the temperature."""
     torch.manual_seed(0)
-    hidden, targets = torch.randn(7, 16), torch.randint(vocabulary, (7,))
-    linear = torch.nn.Linear(16, vocabulary, bias=True)
+    hidden, targets = torch.randn(rows, 16), torch.randint(vocabulary, (rows,))
+    linear = torch.nn.Linear(16, vocabulary, bias=True).requires_grad_(not frozen)
     head = LanguageHead(linear, scale, softcap)
     weight, bias = (part.detach().double().numpy() for part in (linear.weight, linear.bias))
     logits = scale * (hidden.double().numpy() @ weight.T + bias)
@@ -56,17 +57,48 @@ def test_logprobs_and_entropy(temperature, vocabulary, scale, softcap):
     logits -= logits.max(1, keepdims=True)
     table = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     logprobs, entropy = token_logprobs(hidden, head, targets, temperature)
-    np.testing.assert_allclose(logprobs.detach().numpy(), table[np.arange(7), targets.numpy()], atol=2e-5)
+    np.testing.assert_allclose(logprobs.detach().numpy(), table[np.arange(rows), targets.numpy()], atol=2e-5)
     np.testing.assert_allclose(entropy.detach().numpy(), -(np.exp(table) * table).sum(1), atol=2e-5)
 
 
-def test_gradient_of_logprobs_is_onehot_minus_softmax():
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "vocabulary"), [(3, 5), (300, 5000)])
+def test_gradient_of_logprobs_is_onehot_minus_softmax(rows, vocabulary, bias):
     torch.manual_seed(1)
-    hidden, targets = torch.randn(3, 8, requires_grad=True), torch.tensor([0, 4, 2])
-    head = torch.nn.Linear(8, 5, bias=False).requires_grad_(False)
-    token_logprobs(hidden, LanguageHead(head), targets, 0.5)[0].sum().backward()
-    weight = head.weight.numpy().astype(np.float64)
-    logits = hidden.detach().numpy() @ weight.T / 0.5
-    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    expected = (np.eye(5)[targets.numpy()] - softmax) @ weight / 0.5
-    np.testing.assert_allclose(hidden.grad.numpy(), expected, atol=1e-5)
+    hidden, targets = torch.randn(rows, 8, requires_grad=True), torch.randint(vocabulary, (rows,))
+    head = torch.nn.Linear(8, vocabulary, bias=bias).requires_grad_(False)
+    gradient = torch.randn(rows)
+    token_logprobs(hidden, LanguageHead(head), targets, 0.5)[0].backward(gradient)
+    direction = direction_of(hidden, head, targets, 0.5)
+    np.testing.assert_allclose(hidden.grad.numpy(), gradient[:, None].numpy() * direction, atol=1e-5)
+
+
+def test_bfloat16_keeps_the_gradient_of_likely_words():
+    """W[target] - E_p[W] in bfloat16 loses much of the gradient where p is near 1: both are almost the same row."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(64, 3000, bias=False).requires_grad_(False).bfloat16()
+    targets = torch.randint(3000, (40,))
+    hidden = (30.0 * torch.nn.functional.normalize(head.weight[targets].float())).bfloat16().requires_grad_()
+    logprobs = token_logprobs(hidden, LanguageHead(head), targets, 1.0)[0]
+    assert -0.05 < logprobs.min() < logprobs.max() < -1e-4
+    logprobs.sum().backward()
+    direction = direction_of(hidden, head, targets, 1.0)
+    error = np.linalg.norm(hidden.grad.double().numpy() - direction, axis=1) / np.linalg.norm(direction, axis=1)
+    assert error.max() < 0.02
+
+
+def test_the_entropy_passes_no_gradient():
+    hidden = torch.randn(3, 8, requires_grad=True)
+    for frozen in (True, False):
+        head = torch.nn.Linear(8, 5).requires_grad_(not frozen)
+        assert not token_logprobs(hidden, LanguageHead(head), torch.tensor([0, 4, 2]), 1.0)[1].requires_grad
+
+
+def direction_of(hidden, head, targets, temperature):
+    """Gradient of each target's log-probability to its hidden state, in float64."""
+    weight = head.weight.detach().double().numpy()
+    bias = 0.0 if head.bias is None else head.bias.detach().double().numpy()
+    logits = (hidden.detach().double().numpy() @ weight.T + bias) / temperature
+    softmax = np.exp(logits - logits.max(1, keepdims=True))
+    softmax /= softmax.sum(1, keepdims=True)
+    return (np.eye(len(weight))[targets.numpy()] - softmax) @ weight / temperature
