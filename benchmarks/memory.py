@@ -99,15 +99,16 @@ def measure(roles, sizes, limit: int, rows: int) -> dict[str, dict[str, float]]:
             greedy = Sampling(limit, temperature=0)
             sample(roles.model, prompts, greedy, eos_ids=eos, pad_id=PAD, batch=4 * rows, limits=limits)
 
-    tokens = torch.randint(3, vocabulary, (rows, width), generator=draw)
-    mask = torch.zeros(rows, width - 1, dtype=torch.bool)
+    both = 2 * rows  # two micro-batches: gradients of the first are there while the second is computed
+    tokens = torch.randint(3, vocabulary, (both, width), generator=draw)
+    mask = torch.zeros(both, width - 1, dtype=torch.bool)
     mask[:, PROMPT - 1 :] = True
     flat = torch.zeros(mask.shape)
-    rollout = Rollout(tokens, mask, [width] * rows, flat, flat, flat, flat, flat[:, 0], None)
-    minibatch = Minibatch(rollout, Advantages(flat + 1.0, flat), range(rows), int(mask.sum()))
+    rollout = Rollout(tokens, mask, [width] * both, flat, flat, flat, flat, flat[:, 0], None)
+    minibatch = Minibatch(rollout, Advantages(flat + 1.0, flat), range(both), int(mask.sum()))
 
     def scoring() -> None:
-        role_outputs(roles, "reference", tokens, mask, rollout.lengths, range(rows), 1.0, batches.update)
+        role_outputs(roles, "policy", tokens, mask, rollout.lengths, range(rows), 1.0, batches.update)
 
     def update() -> None:
         for role in ("critic", "policy"):

@@ -114,12 +114,12 @@ def sums_of_others(
     """Over all words but each row's target: log of the summed exponentials of its logits, means of W and b under p.
 
     states: (n, H), in the type of the products; weight: (V, H); factor: of the logits. Returns (n,), (n, H), (n,)
-    float32; the means are only computed if `with_means`.
+    float32; without `with_means`, (n, 0) in place of the second.
     """
     n, words = len(states), min(FrozenHeadLogprobs.TILE[1], len(weight))
     buffers = torch.empty(n, words, dtype=states.dtype), torch.empty(n, words)
     maximum, total, mean_bias = torch.full((n,), -torch.inf), torch.zeros(n), torch.zeros(n)
-    mean = torch.zeros(n, weight.shape[1])
+    mean = torch.zeros(n, weight.shape[1] if with_means else 0)
     for start in range(0, len(weight), words):
         part = weight[start : start + words].to(states.dtype)
         part_bias = None if bias is None else bias[start : start + words].float()

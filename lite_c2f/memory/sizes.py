@@ -23,7 +23,8 @@ from lite_c2f.gguf import is_packed, unpacked
 GIBIBYTE = 2**30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # a weight, its 8-bit block scale, the scale's own scale
 PROMPT_TOKENS = 4096  # most tokens of prompts that the sampler reads in one forward pass
-HEAD_TOKENS, HEAD_WORDS = 4096, 4096  # tile of logits in TRL's chunked log-probabilities
+HEAD_TILE = (4096, 4096)  # tokens and words of a tile of logits, in TRL's chunked log-probabilities
+CPU_HEAD_TILE = (256, 2048)  # and in ours: `FrozenHeadLogprobs.TILE`
 WORKSPACE = 64 * 2**20  # of cuBLAS and the recorded graphs
 
 
@@ -259,8 +260,10 @@ class Bytes(NamedTuple):
 
     def forward(self, tokens: int) -> float:
         """A forward pass without gradients."""
-        widest = 4 * self.dtype * (self.shape.intermediate + self.shape.hidden) + self._scores(3)
-        return widest * tokens + self._unpacked
+        i, h = self.shape.intermediate, self.shape.hidden
+        at_product = self.dtype * (2 * i + 4 * h) + self._scores(3)
+        adapter = 2 * self.dtype * i  # its product, plain and scaled, once the weight is no longer unpacked
+        return at_product * tokens + max(adapter * tokens, self._unpacked)
 
     def backward(self, tokens: int) -> float:
         """A forward and a backward pass."""
@@ -272,12 +275,15 @@ class Bytes(NamedTuple):
     def head(self, tokens: int, *, gradients: bool) -> float:
         """Log-probabilities of so many response tokens: their hidden states, and one tile of logits.
 
-        On a GPU a kernel reduces the tile in place; on a CPU some float32 copies of it are made.
+        On a GPU TRL's kernel reduces the tile in place; on a CPU ours has small tiles, and some float32 states more.
         """
-        tile = min(tokens, HEAD_TOKENS) * min(self.shape.vocabulary, HEAD_WORDS)
-        copies = self.dtype if self.on_gpu else self.dtype + 4 * (7 if gradients else 3)
-        states = (self.dtype + (4 + self.dtype if gradients else 0)) * self.shape.hidden
-        return tokens * states + tile * copies
+        tokens_at_once, words = HEAD_TILE if self.on_gpu else CPU_HEAD_TILE
+        tile = min(tokens, tokens_at_once) * min(self.shape.vocabulary, words)
+        if self.on_gpu:
+            states = self.dtype + (4 + self.dtype if gradients else 0)
+        else:
+            states = self.dtype + 4 * (4 if gradients else 2)
+        return tokens * states * self.shape.hidden + tile * (self.dtype if self.on_gpu else self.dtype + 4)
 
     def drawing(self, rows: int) -> float:
         """One step of the sampler: the MLP of one token per row, the logits and the copies needed for drawing."""

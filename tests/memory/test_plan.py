@@ -11,8 +11,9 @@ from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.memory import as_json, check, explain, make_plan, resolve
 from lite_c2f.memory.plan import usable_bytes
-from lite_c2f.memory.sizes import MISTRAL_7B, Bytes, Shape, count_shape, model_shape
+from lite_c2f.memory.sizes import CPU_HEAD_TILE, MISTRAL_7B, Bytes, Shape, count_shape, model_shape
 from lite_c2f.memory.stages import Lengths, largest_fitting, lengths_of, reward_need
+from lite_c2f.ops import FrozenHeadLogprobs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = Bytes(MISTRAL_7B, rank=16, targets=None, dtype=2, quantized=True, checkpointing=True, on_gpu=True)
@@ -38,13 +39,18 @@ def test_activations_of_mistral_7b_by_hand():
     token = 32 * 8192 + 18 * 4096 + 12 * 14336 + 4 * 1024 + 12 * 16
     assert SIZES.backward(1000) - SIZES.backward(0) == 1000 * token
     assert token / 2**20 == pytest.approx(0.49, abs=0.01)
-    assert SIZES.forward(1000) - SIZES.forward(0) == 1000 * 8 * (4096 + 14336)
+    assert SIZES.forward(3000) == 3000 * 8 * (4096 + 14336)
+    assert SIZES.forward(1000) == 1000 * (8 * 4096 + 4 * 14336) + 2 * 4096 * 14336  # a weight unpacked from 4 bits
 
 
 def test_heads_and_drawing_by_hand():
     """8192 response tokens: hidden states in bfloat16 twice and once in float32, one bfloat16 tile of 4096 by 4096."""
     assert SIZES.head(8192, gradients=True) == 8192 * (2 + 4 + 2) * 4096 + 4096 * 4096 * 2
     assert SIZES.head(1000, gradients=False) == 1000 * 2 * 4096 + 1000 * 4096 * 2
+    on_cpu = SIZES._replace(on_gpu=False)  # two float32 states of each token, four with gradients
+    assert on_cpu.head(8192, gradients=True) == 8192 * (2 + 16) * 4096 + 256 * 2048 * 6
+    assert on_cpu.head(100, gradients=False) == 100 * (2 + 8) * 4096 + 100 * 2048 * 6
+    assert FrozenHeadLogprobs.TILE == CPU_HEAD_TILE
     assert SIZES.drawing(10) == 10 * (8 * 14336 + 32000 * 23)
 
 
