@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 EOS, PAD = 2, 0
+# Shapes that benchmarks measure at, all of Mistral's architecture.
 SMALL = {
     "hidden_size": 256,
     "intermediate_size": 704,
@@ -21,16 +22,27 @@ SMALL = {
     "max_position_embeddings": 512,
     "sliding_window": None,
 }
+SMOLLM2 = {  # of SmolLM2-135M; its vocabulary is 49,152
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+    "sliding_window": None,
+}
+SHAPES = {"toy": SMALL, "smollm2": SMOLLM2}
 
 
-def small_mistral(folder: Path, vocabulary: int, mean_length: float = 40.0, seed: int = 0) -> Path:
-    """Hidden 256, 4 layers, random weights that end a response with probability 1 / mean_length at every step.
+def small_mistral(folder: Path, vocabulary: int, mean_length: float = 40.0, seed: int = 0, shape: str = "toy") -> Path:
+    """Random weights of a shape in SHAPES that end a response with probability 1 / mean_length at every step.
 
     Lengths then vary as widely as a geometric distribution. Dimension 0 of the residual stream is kept at a constant
     (no layer writes to it), and the head's EOS row reads that dimension alone: its logit stands well above the others.
     """
     torch.manual_seed(seed)
-    model = MistralForCausalLM(MistralConfig(vocab_size=vocabulary, bos_token_id=1, eos_token_id=EOS, **SMALL))
+    model = MistralForCausalLM(MistralConfig(vocab_size=vocabulary, bos_token_id=1, eos_token_id=EOS, **SHAPES[shape]))
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_(std=0.1)
         model.model.embed_tokens.weight[:, 0] = 2.0

@@ -42,7 +42,8 @@ def test_our_side_of_the_comparison_with_trl(tmp_path):
         f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
         "from pathlib import Path; import ppo_step, models, json\n"
         f"folder = models.small_mistral(Path({str(tmp_path)!r}), 256)\n"
-        "print(json.dumps(ppo_step.ours(str(folder), 256, 'nf4', 1, 64)))\n"
+        "work = ppo_step.works('toy', 2, 'nf4', 1)[0]._replace(vocabulary=256)\n"
+        "print(json.dumps(ppo_step.ours(str(folder), work)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
