@@ -17,6 +17,7 @@ measured as a third side: `before_ratio` is ours over that. Prints one JSON line
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -108,7 +110,10 @@ def ours(folder: str, work: Work, seed: int = 0) -> dict:
     context = RolloutContext(roles, settings, ResponseEnds(EOS, PAD), Normalizer(0.0, 1.0), batches)
     prompts = work.prompts(work.updates + 1)
     seconds, lengths, draw = [], [], 1000 * seed
+    parts = timed_parts(roles)
     for step in range(work.updates + 1):
+        if step == 1:  # the first warms up
+            parts.clear()
         began = time.perf_counter()
         chosen = prompts[work.batch * step : work.batch * (step + 1)]
         rollout = collect(context, RolloutRequest(chosen, work.cap, draw + step))
@@ -117,7 +122,37 @@ def ours(folder: str, work: Work, seed: int = 0) -> dict:
         update(roles, optimizers, rollout, advantages, settings, shuffler, train_policy=True, batches=batches)
         seconds.append(time.perf_counter() - began)
         lengths.append(statistics.fmean(map(len, rollout.responses.tokens)))
-    return {"seconds": seconds[1:], "mean_tokens": statistics.fmean(lengths[1:])}
+    parts["rest"] = sum(seconds[1:]) - sum(parts.values())
+    return {
+        "seconds": seconds[1:],
+        "mean_tokens": statistics.fmean(lengths[1:]),
+        "parts": {name: round(value / work.updates, 2) for name, value in parts.items()},
+    }
+
+
+def timed_parts(roles) -> dict[str, float]:
+    """Seconds spent inside each role's contexts from here on: sampling, scoring and updates of each role."""
+    parts: dict[str, float] = defaultdict(float)
+    inside: list[str] = []
+
+    def timed(enter, name_of):
+        @contextlib.contextmanager
+        def context(role, **options):
+            began = time.perf_counter()
+            inside.append(name_of(role, options))
+            try:
+                with enter(role, **options):
+                    yield
+            finally:
+                name = inside.pop()
+                if not inside:  # sampling enters its role as well
+                    parts[name] += time.perf_counter() - began
+
+        return context
+
+    roles.sampling = timed(roles.sampling, lambda role, options: "sampling")
+    roles.use = timed(roles.use, lambda role, options: f"{'update' if options.get('train') else 'scoring'}: {role}")
+    return parts
 
 
 def theirs(folder: str, work: Work, seed: int = 0) -> dict:
@@ -266,8 +301,14 @@ def compare_sides(shape: str, work: Work, repeats: int, sides: dict[str, list[st
         "seconds": {side: round(value, 2) for side, value in seconds.items()},
         "rss_mib": {side: round(value) for side, value in memory.items()},
         "mean_tokens": {side: round(value, 1) for side, value in tokens.items()},
+        "parts": {side: median_parts(runs) for side, runs in results.items() if "parts" in runs[0]},
         **work._asdict(),
     }
+
+
+def median_parts(runs: list[dict]) -> dict[str, float]:
+    """Seconds per update of each part."""
+    return {name: round(statistics.median(run["parts"][name] for run in runs), 2) for name in runs[0]["parts"]}
 
 
 def main() -> None:
