@@ -215,11 +215,11 @@ def ask_row(placeholder: str, prefix: str = "", *, focus: bool = False) -> tuple
             elem_id=f"{prefix}prompt",
             autofocus=focus,
         )
-        send = gr.Button("Send", variant="primary", scale=1, min_width=70, elem_id=f"{prefix}send")
+        send = gr.Button("Send", variant="primary", scale=1, min_width=70, elem_classes="send", elem_id=f"{prefix}send")
         stop_all = gr.Button(
             "Stop all", scale=1, min_width=70, interactive=False, elem_classes="stop-all", elem_id=f"{prefix}stop-all"
         )
-    prompt.change(None, prompt, None, js=f"(text) => {{ window.lite_c2f?.keepDraft('{prefix}prompt', text) }}")
+    prompt.change(None, prompt, None, js=f"(text) => {{ window.lite_c2f?.promptChanged('{prefix}prompt', text) }}")
     return prompt, send, stop_all
 
 

@@ -219,7 +219,9 @@ def can_act(page: PageSession, ratio: float | None) -> dict[str, bool]:
         "clear": bool(shown),
         "regenerate-fine": idle and (moved or fine is None),
     }
-    return {name: can.get(name, writing) for name in BUTTONS}
+    unfinished = page.streams[VIEW].unfinished if writing else ()
+    can |= {f"stop-{pane}": pane in unfinished for pane in ALL_PANES}
+    return {name: can[name] for name in BUTTONS}
 
 
 def _stream(

@@ -68,8 +68,13 @@
     clearTimeout(saying);
     saying = setTimeout(() => { spoken.textContent = news.join("; "); news = [] }, 500);
   };
+  // Send has nothing to send while its box is blank. The attribute is this program's alone: `disabled` is the server's.
+  const markBlank = (row, text) => {
+    row?.querySelector(".send")?.setAttribute("aria-disabled", !/\S/.test(text ?? row.querySelector("textarea")?.value ?? ""));
+  };
   const ready = () => {
     document.querySelectorAll(".prompt textarea:not([dir=auto])").forEach((box) => { box.dir = "auto" });
+    document.querySelectorAll(".asking").forEach((row) => markBlank(row));
     document.querySelectorAll(".column.view, .block.view").forEach(readyView);
     document.querySelectorAll("#panes .inner").forEach((round) => {
       if (!observed.has(round)) observed.add(round), heights.observe(round);
@@ -129,11 +134,21 @@
   const restored = new Set();
   const keepDraft = (id, text) => restored.has(id) && stored((store) => (
     text ? store.setItem(`lite_c2f.draft.${id}`, text) : store.removeItem(`lite_c2f.draft.${id}`)));
-  window.lite_c2f = { keepDraft, panes: setPanes };
+  const promptChanged = (id, text) => { // by a person or the server
+    keepDraft(id, text);
+    markBlank(document.getElementById(id)?.closest(".asking"), text ?? "");
+  };
+  window.lite_c2f = { promptChanged, panes: setPanes };
   document.addEventListener("input", (event) => {
     const id = event.target.closest?.(".prompt")?.id;
-    if (id) restored.add(id), keepDraft(id, event.target.value);
+    if (id) restored.add(id), promptChanged(id, event.target.value);
   });
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest?.(".send[aria-disabled=true]")) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
+    visible(".prompt textarea")?.focus();
+  }, true);
   setInterval(() => document.querySelectorAll(".prompt textarea:enabled").forEach((box) => {
     const id = box.closest(".prompt").id;
     if (restored.has(id)) return;

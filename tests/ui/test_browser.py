@@ -210,12 +210,15 @@ def ratio_of(page):
 def buttons_on(page):
     """The buttons that can be pressed."""
     names = ["send", "stop-all", "regenerate", "edit", "remove-last", "redo", "clear", "regenerate-fine", "stop-coarse"]
-    return {name for name in names if page.locator(f"#{name}:enabled").count()}
+    return {name for name in names if page.locator(f"#{name}:enabled:not([aria-disabled=true])").count()}
 
 
 def test_three_answers_stream_at_once_with_their_figures(tab):
     assert "reinforcement learning" in tab.inner_text("#view-coarse")  # empty panes say what they are
-    assert buttons_on(tab) == {"send"}
+    assert buttons_on(tab) == set()
+    for text, on in (("x", {"send"}), (" \n\t", set())):
+        tab.fill("#prompt textarea", text)
+        assert buttons_on(tab) == on
     tab.evaluate(
         """() => {
             window.lengths = new Set();
@@ -260,6 +263,8 @@ def test_stop_one_and_stop_all(tab):
         tab.wait_for_selector("#view-coarse .said.writing")
         tab.click("#stop-coarse")
         ended(tab, "coarse", chip="stopped")
+        tab.wait_for_selector("#stop-coarse:disabled")
+        assert tab.locator("#stop-fine:enabled, #stop-baseline:enabled").count() == 2
     ended(tab, "fine", "baseline", chip="reward")
     with held(tab):
         ask(tab, QUESTION)
@@ -524,6 +529,7 @@ def ballot(page):
 
 def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab):
     tab.get_by_role("tab", name="Blind vote").click()
+    tab.wait_for_selector("#vote-send:enabled[aria-disabled=true]")  # its box is empty
     ballot(tab)
     shown = tab.inner_text(".tabitem:visible")
     assert not re.search("Answer A:|EOS|tokens/s|reward [+-]", shown)  # nothing tells who it is

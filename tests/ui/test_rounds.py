@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from lite_c2f.chat import ALL_PANES, ChatSettings
+from lite_c2f.chat import ChatSettings
 from lite_c2f.ui import rounds, saving
 from lite_c2f.ui.answering import Notice, Served, restored
 from lite_c2f.ui.handlers import can_act
@@ -95,7 +95,7 @@ def test_a_new_chat_takes_no_edit_back(served, page):
 class Stream:
     """Answers as `Chat.stream` gives them: written, ended, and then scored; `meanwhile` is called before the scores."""
 
-    waiting = 0
+    waiting, unfinished = 0, frozenset({"fine"})
 
     def __init__(self, text, meanwhile=lambda: None):
         self.reply, self.meanwhile = REPLY._replace(text=text), meanwhile
@@ -164,8 +164,8 @@ def test_which_buttons_can_do_something(page):
     assert on() == {"send", "redo"}
     page.transcript = None
     assert on() == {"send"}
-    page.streams["compare"] = None
-    assert on() == {"stop-all", *(f"stop-{pane}" for pane in ALL_PANES)}
+    page.streams["compare"] = SimpleNamespace(unfinished={"fine", "base"})
+    assert on() == {"stop-all", "stop-fine", "stop-base"}  # the others' answers have ended
 
 
 def test_a_reloaded_tab_goes_on_with_its_views_and_no_other_does():
