@@ -7,8 +7,9 @@ import gradio as gr
 from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE
 from lite_c2f.chat import ALL_PANES, PANES, TITLES
 from lite_c2f.ui.answering import NOTIFYING, QUICK, Served, ask_row, example_row, ratio_slider, settings_fold
+from lite_c2f.ui.buttons import BUTTONS, TURNS
 from lite_c2f.ui.escaping import fill
-from lite_c2f.ui.handlers import BUTTONS, Handlers
+from lite_c2f.ui.handlers import Handlers
 from lite_c2f.ui.render import conversation, title
 from lite_c2f.ui.sessions import sessions_fold
 
@@ -34,6 +35,8 @@ class Parts(NamedTuple):
     views: dict[str, gr.HTML]  # the last rounds
     earlier: dict[str, gr.HTML]  # those before, which stay as they are while answers are written
     stop: dict[str, gr.Button]
+    variants: gr.HTML  # which of the answers that the last question got are shown, where it got several
+    turns: dict[str, gr.Button]  # to the ones before and after those, by the names in `TURNS`
     summary: gr.HTML  # figures of the last answers
     legend: gr.HTML
     prompt: gr.Textbox
@@ -81,6 +84,7 @@ def _lay_out(served: Served) -> Parts:
                 with gr.Column(elem_classes="view", elem_id=f"view-{pane}"):
                     earlier[pane] = gr.HTML(padding=False)
                     views[pane] = gr.HTML(conversation([], pane), elem_classes="recent", padding=False)
+    variants, turns = _variants_row()
     meaning = gr.HTML(visible=False)
     prompt, send, stop_all = ask_row("Ask all of them: Enter sends, Shift+Enter makes a new line", focus=True)
     example_row(served.chat, prompt)
@@ -121,6 +125,8 @@ def _lay_out(served: Served) -> Parts:
         views=views,
         earlier=earlier,
         stop=stop,
+        variants=variants,
+        turns=turns,
         summary=summary,
         legend=meaning,
         prompt=prompt,
@@ -145,13 +151,22 @@ def _lay_out(served: Served) -> Parts:
     )
 
 
+def _variants_row() -> tuple[gr.HTML, dict[str, gr.Button]]:
+    """Which of the answers that the last question got are shown, between the buttons to those before and after."""
+    before, after = TURNS
+    with gr.Row(elem_classes="tools", elem_id="variants"):
+        previous = gr.Button("‹ Previous", size="sm", interactive=False, elem_id=before)
+        count = gr.HTML(padding=False)
+        following = gr.Button("Next ›", size="sm", interactive=False, elem_id=after)
+    return count, {before: previous, after: following}
+
+
 def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     buttons = {button.elem_id: button for button in parts if isinstance(button, gr.Button)}
-    buttons |= {button.elem_id: button for button in parts.stop.values()}
-    handlers, drawn = (
-        Handlers(served),
-        [*parts.earlier.values(), *parts.views.values(), parts.summary, *(buttons[name] for name in BUTTONS)],
-    )
+    buttons |= {button.elem_id: button for button in (*parts.stop.values(), *parts.turns.values())}
+    handlers = Handlers(served)
+    drawn: list[Any] = [*parts.earlier.values(), *parts.views.values(), parts.variants, parts.summary]
+    drawn += [buttons[name] for name in BUTTONS]
     _, session = identity
     display = [parts.marks, parts.against, parts.ratio]  # in the order of `Display`
     inputs = [parts.prompt, parts.show_base, *display, *parts.settings, *identity]
@@ -170,6 +185,8 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     changes_session(parts.show_base.input(handlers.show_base, **streaming))
     changes_session(parts.remove_last.click(handlers.remove_last, **drawing, **NOTIFYING))
     changes_session(parts.redo.click(handlers.redo, **drawing, **NOTIFYING))
+    for name, step in TURNS.items():
+        changes_session(parts.turns[name].click(handlers.turn(step), **drawing, **NOTIFYING))
     changes_session(parts.edit.click(handlers.edit_last, drawing["inputs"], [parts.prompt, *drawn], **NOTIFYING))
     changes_session(parts.clear.click(handlers.start_over, **drawing, **QUICK))
     for pane, button in (*parts.stop.items(), (None, parts.stop_all)):

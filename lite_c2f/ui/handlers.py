@@ -11,19 +11,17 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.ui import rounds
 from lite_c2f.ui.answering import Notice, Served, failure, page_settings
+from lite_c2f.ui.buttons import BUTTONS, can_act
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import Display, PageSession, history
-from lite_c2f.ui.render import conversation, round_figures
-from lite_c2f.ui.rounds import VIEW, ShownRounds
+from lite_c2f.ui.render import conversation, round_figures, variant_count
+from lite_c2f.ui.round_stream import VIEW, ShownRounds, shown
 from lite_c2f.ui.saving import page_of
 from lite_c2f.ui.store.conversations import Transcript
 
-# Buttons that `draw` enables or disables, by their element ids; each pane has one that stops it.
-ACTIONS = ("send", "stop-all", "regenerate", "edit", "remove-last", "redo", "clear", "regenerate-fine")
-BUTTONS = (*ACTIONS, *(f"stop-{pane}" for pane in ALL_PANES))
 CHUNK = 8  # rounds; so many more are drawn anew with every update at most
-# Outputs of `draw`: the panes' earlier and last rounds, the summary below them, the buttons.
-DRAWN = 2 * len(ALL_PANES) + 1 + len(BUTTONS)
+# Outputs of `draw`: the panes' earlier and last rounds, the count of variants and the summary below them, the buttons.
+DRAWN = 2 * len(ALL_PANES) + 2 + len(BUTTONS)
 STREAMED = 2 + DRAWN  # outputs of a handler that streams answers: the prompt box and the session id before those
 
 
@@ -64,7 +62,7 @@ class Handlers:
 
     def draw(self, page: PageSession, display: Display) -> list[Any]:
         """Panes, summary and buttons of the conversation as it is."""
-        return _draw(page, rounds.shown(page), display)
+        return _draw(page, shown(page), display)
 
     def ask(self, request: gr.Request, text: str, *values: Any) -> Any:
         """Answer in every pane."""
@@ -99,6 +97,14 @@ class Handlers:
             yield [gr.skip(), gr.skip(), *self.draw(page, inputs.display)]
         else:
             yield from _stream(page, inputs, lambda: rounds.regenerate_panes(self.served, page, [BASE]))
+
+    def turn(self, step: int) -> Callable[..., list[Any]]:
+        """The handler that shows the answers so many places further, of those that the last question got."""
+
+        def turn(request: gr.Request, *values: Any) -> list[Any]:
+            return self._change(lambda served, page: rounds.turn(served, page, step), request, values)
+
+        return turn
 
     def edit_last(self, request: gr.Request, *values: Any) -> list[Any]:
         """Take the last round off the page, and put its question into the prompt box, the first value returned."""
@@ -190,8 +196,9 @@ def _draw(page: PageSession, state: ShownRounds, display: Display) -> list[Any]:
         page.drawn = drawn
         earlier = [conversation(state.rounds, pane, display, end=split) if split else "" for pane in ALL_PANES]
     panes = [conversation(state.rounds, pane, display, begin=split, waiting=waiting) for pane in ALL_PANES]
-    summary = round_figures(state.rounds[-1] if state.rounds else None)
-    return [*earlier, *panes, summary, *(gr.Button(interactive=can) for can in can_act(page, display.ratio).values())]
+    last = state.rounds[-1] if state.rounds else None
+    below = [variant_count(last), round_figures(last)]
+    return [*earlier, *panes, *below, *(gr.Button(interactive=can) for can in can_act(page, display.ratio).values())]
 
 
 def _split(count: int, writing: bool) -> int:
@@ -200,28 +207,6 @@ def _split(count: int, writing: bool) -> int:
     The number changes when a round ends, not when one is asked: the question is then shown at once.
     """
     return CHUNK * max(0, (count - writing - 1) // CHUNK)
-
-
-def can_act(page: PageSession, ratio: float | None) -> dict[str, bool]:
-    """Which buttons can do something now, in the order of BUTTONS. ratio: of the slider."""
-    shown = page.transcript.rounds if page.transcript else ()
-    writing, scoring = VIEW in page.streams, VIEW in page.scoring
-    fine = shown[-1].replies.get(FINE) if shown else None
-    moved = fine is not None and fine.ratio is not None and ratio is not None and abs(fine.ratio - ratio) > 1e-9
-    idle = bool(shown) and not (writing or scoring)
-    can = {
-        "send": not writing,
-        "stop-all": writing,
-        "regenerate": idle,
-        "edit": bool(shown),
-        "remove-last": bool(shown),
-        "redo": rounds.can_redo(page),
-        "clear": bool(shown),
-        "regenerate-fine": idle and (moved or fine is None),
-    }
-    unfinished = page.streams[VIEW].unfinished if writing else ()
-    can |= {f"stop-{pane}": pane in unfinished for pane in ALL_PANES}
-    return {name: can[name] for name in BUTTONS}
 
 
 def _stream(

@@ -72,7 +72,21 @@
   const markBlank = (row, text) => {
     row?.querySelector(".send")?.setAttribute("aria-disabled", !/\S/.test(text ?? row.querySelector("textarea")?.value ?? ""));
   };
+  // Answers that were turned to are told by their place among those of the question.
+  const turns = { "previous-answers": "Previous answers", "next-answers": "Next answers" };
+  let turnedFrom = null;
+  const place = () => document.querySelector("#variants .count")?.textContent || "";
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.("#previous-answers, #next-answers")) turnedFrom = place();
+  }, true);
+  const tellTurn = () => {
+    if (turnedFrom === null || place() === turnedFrom) return;
+    turnedFrom = null;
+    spoken.textContent = place();
+  };
   const ready = () => {
+    tellTurn();
+    Object.entries(turns).forEach(([id, name]) => document.getElementById(id)?.setAttribute("aria-label", name));
     document.querySelectorAll(".prompt textarea:not([dir=auto])").forEach((box) => { box.dir = "auto" });
     document.querySelectorAll(".asking").forEach((row) => markBlank(row));
     document.querySelectorAll(".column.view, .block.view").forEach(readyView);

@@ -15,6 +15,7 @@ from lite_c2f.ui.figures import figure_table
 from lite_c2f.ui.markdown import formatted
 from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
+from lite_c2f.ui.store.variants import other_replies
 
 EMPTY = {
     "coarse": "The base model after reinforcement learning, which rewards a thorough answer.",
@@ -52,6 +53,7 @@ class Exchange(NamedTuple):
     waiting: str  # shown in place of an answer
     before: AnswerView | None  # the Fine Actor's at the ratio it had before, folded
     summary: str  # of `before`
+    others: list[AnswerView]  # of the pane to this question, in the variants that are not in view; folded
 
 
 _formatted = lru_cache(maxsize=256)(formatted)  # a page is drawn anew with every token, its earlier rounds too
@@ -70,7 +72,8 @@ def conversation(
 
     display: its ratio is that beside which an answer of the Fine Actor may be stale.
     waiting: shown below the last question while no pane has an answer to it. Each round has its place, by which
-    page.js gives it the same height in every pane; in a pane that was not shown then it is empty.
+    page.js gives it the same height in every pane; in a pane that was not shown then it is empty. The variants that are
+    not in view are shown folded, but for the last round, which has buttons for them.
     """
     exchanges: list[Exchange | None] = []
     for round_ in rounds[begin:end]:
@@ -89,6 +92,7 @@ def conversation(
                 "" if round_.replies else waiting,
                 answer_view(earlier) if earlier else None,
                 _summary(earlier, reply) if earlier and reply else "",
+                [] if last else [answer_view(other) for other in other_replies(round_, pane)],
             )
         )
     if not any(exchanges):
@@ -188,6 +192,13 @@ def answer_chips(reply: Reply, *, ratio: float | None = None) -> list[Chip]:
             Chip(f"stale: made at ratio {reply.ratio:g}", "stale", "the share of the residue it was made with")
         )
     return chips
+
+
+def variant_count(round_: Round | None) -> str:
+    """Which of a question's answers are in view, as HTML; "" where it got no others."""
+    if round_ is None or not round_.others:
+        return ""
+    return fill("variant_count.html", place=round_.place + 1, count=len(round_.others) + 1)
 
 
 def round_figures(round_: Round | None) -> str:

@@ -351,9 +351,25 @@ def test_edit_remove_redo_regenerate_clear(tab):
     until = time.monotonic() + PATIENCE
     while seed_of(tab) == first and time.monotonic() < until:  # the text may well be the same again
         tab.wait_for_timeout(100)
-    assert seed_of(tab) != first
+    second = seed_of(tab)
+    assert second != first
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     assert tab.locator("#view-fine .you").count() == 1
+    # The answers before are kept, also over a reload, and can be turned to by keyboard.
+    assert tab.inner_text("#variants .count") == "Answers 2 of 2"
+    tab.wait_for_selector("#previous-answers:enabled")
+    assert tab.get_by_role("button", name="Next answers").is_disabled()
+    tab.get_by_role("button", name="Previous answers").press("Enter")
+    tab.wait_for_selector("#variants .count:text('Answers 1 of 2')")
+    assert seed_of(tab) == first and session_of(tab).rounds[-1].replies == kept.replies
+    assert tab.inner_text(".spoken") == "Answers 1 of 2"
+    tab.goes_away = True  # the stream of the answers may not be closed yet
+    tab.reload()
+    tab.wait_for_selector("#variants .count:text('Answers 1 of 2')")
+    assert seed_of(tab) == first
+    tab.click("#next-answers")
+    tab.wait_for_selector("#previous-answers:enabled")
+    assert seed_of(tab) == second
     tab.click("#edit")
     tab.wait_for_function("document.querySelector('#prompt textarea').value !== ''")
     assert tab.input_value("#prompt textarea") == QUESTION
