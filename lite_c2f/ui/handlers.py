@@ -11,7 +11,7 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.ui import rounds
 from lite_c2f.ui.answering import Notice, Served, failure, page_settings
-from lite_c2f.ui.buttons import BUTTONS, can_act
+from lite_c2f.ui.buttons import BUTTONS, can_act, can_ask_again
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import Display, PageSession, history
 from lite_c2f.ui.render import conversation, round_figures, variant_count
@@ -84,6 +84,16 @@ class Handlers:
         yield from _stream(
             page, inputs, lambda: rounds.regenerate_panes(self.served, page, [FINE], inputs.display.ratio)
         )
+
+    def again(self, pane: str) -> Callable[..., Any]:
+        """The handler that asks one pane alone again, with the settings as they are now."""
+
+        def again(request: gr.Request, _: str, *values: Any) -> Any:
+            inputs, page = self._read(request, values)
+            settings = inputs.chat_settings
+            yield from _stream(page, inputs, lambda: rounds.ask_again(self.served, page, pane, settings))
+
+        return again
 
     def show_base(self, request: gr.Request, _: str, *values: Any) -> Any:
         """The base's answer to the last question, when its pane is first shown."""
@@ -195,7 +205,12 @@ def _draw(page: PageSession, state: ShownRounds, display: Display) -> list[Any]:
     else:
         page.drawn = drawn
         earlier = [conversation(state.rounds, pane, display, end=split) if split else "" for pane in ALL_PANES]
-    panes = [conversation(state.rounds, pane, display, begin=split, waiting=waiting) for pane in ALL_PANES]
+    stream, acts = page.streams.get(VIEW), can_ask_again(page)
+    unfinished = stream.unfinished if stream else ()
+    panes = [
+        conversation(state.rounds, pane, display, begin=split, waiting=waiting if pane in unfinished else "", acts=acts)
+        for pane in ALL_PANES
+    ]
     last = state.rounds[-1] if state.rounds else None
     below = [variant_count(last), round_figures(last)]
     return [*earlier, *panes, *below, *(gr.Button(interactive=can) for can in can_act(page, display.ratio).values())]

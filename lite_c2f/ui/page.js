@@ -142,6 +142,14 @@
     });
   });
 
+  // Buttons under an answer stand for one of Gradio's. Drawn anew they are others: the focus stays in the pane.
+  document.addEventListener("click", (event) => {
+    const act = event.target.closest?.(".chip.act");
+    if (!act) return;
+    act.closest(".column.view")?.focus({ preventScroll: true });
+    document.getElementById(act.dataset.target)?.click();
+  });
+
   // Text in a question box survives a reload, until the server has emptied the box; Gradio reloads a page when its
   // server was restarted.
   const stored = (change) => { try { return change(sessionStorage) } catch { return null } };
@@ -237,7 +245,7 @@
 
   // The second click of a double click is none: what the first one began would be refused, or begun twice.
   document.addEventListener("click", (event) => {
-    if (event.detail < 2 || !event.target.closest?.(".asking button, #regenerate, #regenerate-fine, .run-view button")) return;
+    if (event.detail < 2 || !event.target.closest?.(".asking button, #regenerate, #regenerate-fine, .chip.act, .run-view button")) return;
     event.stopImmediatePropagation();
     event.preventDefault();
   }, true);

@@ -36,6 +36,14 @@ class Chip(NamedTuple):
     tooltip: str | None = ""
 
 
+class Act(NamedTuple):
+    """A button under an answer."""
+
+    target: str  # element id of the button that page.js clicks in its place
+    label: str
+    pane: str  # its title
+
+
 class AnswerView(NamedTuple):
     """What a page shows of a reply: its text as Markdown, or character by character with marks."""
 
@@ -43,6 +51,7 @@ class AnswerView(NamedTuple):
     markdown: str  # as HTML
     pieces: list[tuple[str, str]] | None  # text and the CSS classes of its mark; None: show `markdown`
     chips: list[Chip]
+    acts: Sequence[Act] = ()
 
 
 class Exchange(NamedTuple):
@@ -67,13 +76,14 @@ def conversation(
     begin: int = 0,
     end: int | None = None,
     waiting: str = "",
+    acts: bool = False,
 ) -> str:
     """One pane's rounds from `begin` up to `end`.
 
     display: its ratio is that beside which an answer of the Fine Actor may be stale.
-    waiting: shown below the last question while no pane has an answer to it. Each round has its place, by which
-    page.js gives it the same height in every pane; in a pane that was not shown then it is empty. The variants that are
-    not in view are shown folded, but for the last round, which has buttons for them.
+    waiting: shown below the last question while the pane has no answer to it. acts: has its answer buttons? Each round
+    has its place, by which page.js gives it the same height in every pane; in a pane that was not shown then it is
+    empty. The variants that are not in view are shown folded, but for the last round, which has buttons for them.
     """
     exchanges: list[Exchange | None] = []
     for round_ in rounds[begin:end]:
@@ -84,12 +94,14 @@ def conversation(
             continue
         # Only the last answer can be made anew.
         answer = answer_view(reply, round_, display if last else display._replace(ratio=None)) if reply else None
+        if answer and acts and last:
+            answer = answer._replace(acts=_acts(answer.reply))
         earlier = round_.replies.get(PREVIOUS_PANE) if pane == "fine" and reply is not None and reply.finish else None
         exchanges.append(
             Exchange(
                 round_.prompt,
                 answer,
-                "" if round_.replies else waiting,
+                waiting if last else "",
                 answer_view(earlier) if earlier else None,
                 _summary(earlier, reply) if earlier and reply else "",
                 [] if last else [answer_view(other) for other in other_replies(round_, pane)],
@@ -98,6 +110,12 @@ def conversation(
     if not any(exchanges):
         exchanges = []
     return fill("conversation.html", exchanges=exchanges, begin=begin, empty=EMPTY.get(pane, ""))
+
+
+def _acts(reply: Reply) -> list[Act]:
+    """What can be done with the last answer of a pane, once it has ended."""
+    title = TITLES.get(reply.pane)
+    return [Act(f"again-{reply.pane}", "ask again", title)] if title and reply.finish else []
 
 
 def answer_view(

@@ -8,7 +8,7 @@ from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.round_stream import VIEW, BegunRound, ShownRounds, stream_round
 from lite_c2f.ui.saving import new_transcript, save_transcript
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Round, Transcript
-from lite_c2f.ui.store.variants import settings_of_pane, turned, with_variant
+from lite_c2f.ui.store.variants import settings_of_pane, turned, with_variant, without
 
 REMOVED = "removed rounds"  # key of a page's view state
 MOST_REMOVED = 100
@@ -61,6 +61,22 @@ def regenerate_panes(
         return BegunRound(transcript, last, round_, settings if ratio is None else settings._replace(ratio=ratio))
 
     return stream_round(served, page, begin, panes)
+
+
+def ask_again(served: Served, page: PageSession, pane: str, settings: ChatSettings) -> Iterator[ShownRounds | None]:
+    """One pane of the last round again, with other settings or random numbers: another variant of the round.
+
+    The other panes keep their answers, and with them the round its settings; those of this pane are saved beside them.
+    """
+
+    def begin() -> BegunRound:
+        _refuse_while_edited(page)
+        transcript, last = _split_last(page)
+        pane_settings = {**last.pane_settings, pane: settings._asdict()}
+        round_ = with_variant(last, last.settings, without(last.replies, [pane]), pane_settings)
+        return BegunRound(transcript, last, round_, settings)
+
+    return stream_round(served, page, begin, [pane])
 
 
 def turn(served: Served, page: PageSession, step: int) -> None:
@@ -143,6 +159,12 @@ def _take_back_edit(page: PageSession) -> bool:
     if page.transcript is not None and edited:
         page.transcript = page.transcript._replace(rounds=page.saved_rounds)
     return edited
+
+
+def _refuse_while_edited(page: PageSession) -> None:
+    """Raise Notice while the last question is taken off to be edited: another round's answers are shown as the last."""
+    if was_edited(page):
+        raise Notice("Send the question in the box first, or bring it back with Redo")
 
 
 def start_over(page: PageSession) -> None:

@@ -278,6 +278,20 @@ def test_stop_one_and_stop_all(tab):
         tab.focus("#prompt textarea")
         tab.keyboard.press("Escape")
         ended(tab, "coarse", "fine", chip="stopped")
+    # One pane alone, by keyboard: the others keep their answers, and the one before is kept too.
+    tab.wait_for_selector("#view-baseline .chip.act")
+    before = session_of(tab).rounds[-1]
+    with held(tab):
+        tab.get_by_role("button", name="ask again: Fine Actor").press("Enter")
+        tab.wait_for_selector("#view-fine .said.writing")
+        assert tab.locator(".bar button:enabled").all_inner_texts() == ["Stop"]  # of this pane alone
+        assert tab.locator(".said.writing").count() == 1 and tab.locator(".chip.act").count() == 0
+        assert tab.evaluate("document.activeElement.id") == "view-fine"
+    ended(tab, "fine", chip="reward")
+    last = session_of(tab).rounds[-1]
+    assert last.others == (conversations.Variant(*before[1:4]),) and last.replies["coarse"] == before.replies["coarse"]
+    assert last.replies["fine"].seed == last.pane_settings["fine"]["seed"] != before.replies["fine"].seed
+    tab.wait_for_selector("#variants .count:text('Answers 2 of 2')")
 
 
 def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):

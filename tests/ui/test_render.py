@@ -201,6 +201,24 @@ def test_earlier_rounds_have_their_other_answers_folded_and_the_last_has_a_count
     assert variant_count(None) == variant_count(Round("a", {}, {"fine": REPLY})) == ""
 
 
+def test_the_last_answer_can_be_asked_again_by_a_button_that_names_its_pane():
+    rounds = [Round("a", {}, {"fine": REPLY}), Round("b", {}, {"fine": REPLY})]
+    button = '<button type="button" class="chip act" data-target="again-fine" aria-label="ask again: Fine Actor">'
+    assert conversation(rounds, "fine", acts=True).count(button) == 1
+    assert (
+        conversation(rounds, "fine", end=1, acts=True).count(button) == conversation(rounds, "fine").count(button) == 0
+    )
+    assert "again" not in conversation([Round("a", {}, {"fine": REPLY._replace(finish=None)})], "fine", acts=True)
+    unknown = REPLY._replace(pane='"><script>')  # a session that somebody edited
+    assert "act" not in conversation([Round("a", {}, {"fine": unknown})], "fine", acts=True).partition("chips")[2]
+
+
+def test_a_pane_waits_beside_the_answers_of_others():
+    round_ = Round("a", {}, {"coarse": COARSE})
+    assert "2 before you" in conversation([round_], "fine", waiting="2 before you")
+    assert "2 before you" not in conversation([round_], "coarse", waiting="2 before you")
+
+
 def test_a_reward_near_zero_has_no_sign():
     assert [signed(value) for value in (-0.004, 0.004, -0.006, 1.0)] == ["0.00", "0.00", "-0.01", "+1.00"]
 

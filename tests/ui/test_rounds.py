@@ -9,7 +9,7 @@ pytest.importorskip("gradio")
 from lite_c2f.chat import ChatSettings
 from lite_c2f.ui import round_stream, rounds, saving
 from lite_c2f.ui.answering import Notice, Served, restored
-from lite_c2f.ui.buttons import can_act
+from lite_c2f.ui.buttons import can_act, can_ask_again
 from lite_c2f.ui.page_session import PageSession, PageSessions
 from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
@@ -221,6 +221,31 @@ def test_removed_variants_come_back_all_of_them(served):
     rounds.remove_last(served, page)
     rounds.redo(served, page)
     assert page.transcript.rounds == before and texts(before[-1]) == (["One.", "Two."], 0)
+
+
+def test_one_pane_is_asked_again_beside_the_answers_of_the_others(served):
+    page, coarse = PageSession(), REPLY._replace(pane="coarse", text="C.")
+    first = Round("?", {"seed": 1}, {"coarse": coarse, "fine": REPLY, PREVIOUS_PANE: REPLY})
+    saving.save_transcript(served, page, saving.new_transcript(served, page)._replace(rounds=(first,)))
+    settings = ChatSettings(seed=5, max_tokens=9)
+    begun = rounds.ask_again(served._replace(chat=chat_of(Stream("Two."))), page, "fine", settings)
+    shown = next(begun).rounds[-1]
+    assert shown.replies == {"coarse": coarse}  # the answer before is not shown as this one
+    list(begun)
+    last = page.transcript.rounds[-1]
+    assert {pane: reply.text for pane, reply in last.replies.items()} == {"coarse": "C.", "fine": "Two."}
+    assert (last.settings, last.pane_settings) == ({"seed": 1}, {"fine": settings._asdict()})
+    rounds.turn(served, page, -1)
+    assert page.transcript.rounds[-1].replies == first.replies and page.transcript.rounds[-1].pane_settings == {}
+
+
+def test_no_pane_is_asked_again_while_a_question_is_taken_off(served, page):
+    assert can_ask_again(page)
+    rounds.edit(page)  # the round before is shown as the last: its pane is not the one that would be asked
+    assert not can_ask_again(page)
+    with pytest.raises(Notice, match="bring it back"):
+        next(rounds.ask_again(served, page, "fine", ChatSettings()))
+    assert on_disk(served, page) == (FIRST, LAST)
 
 
 def test_fine_at_another_ratio_keeps_the_answers_before_and_a_pane_that_joins_replaces_none(served):
