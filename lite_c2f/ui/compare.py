@@ -35,7 +35,8 @@ class PaneParts(NamedTuple):
     view: gr.HTML  # the last rounds
     earlier: gr.HTML  # those before, which stay as they are while answers are written
     stop: gr.Button
-    again: gr.Button  # out of sight: the button under an answer, which is HTML, clicks this one
+    again: gr.Button  # out of sight, as the next one: the buttons under an answer, which are HTML, click these
+    go_on: gr.Button
 
 
 class Parts(NamedTuple):
@@ -152,10 +153,11 @@ def _pane(pane: str) -> PaneParts:
             gr.HTML(title(TITLES[pane], ABOUT[pane]))
             stop = gr.Button("Stop", size="sm", interactive=False, elem_id=f"stop-{pane}")
         again = gr.Button("Ask again", visible="hidden", elem_id=f"again-{pane}")
+        go_on = gr.Button("Continue", visible="hidden", elem_id=f"continue-{pane}")
         with gr.Column(elem_classes="view", elem_id=f"view-{pane}"):
             earlier = gr.HTML(padding=False)
             view = gr.HTML(conversation([], pane), elem_classes="recent", padding=False)
-    return PaneParts(column, view, earlier, stop, again)
+    return PaneParts(column, view, earlier, stop, again, go_on)
 
 
 def _variants_row() -> tuple[gr.HTML, dict[str, gr.Button]]:
@@ -196,6 +198,7 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     changes_session(parts.redo.click(handlers.redo, **drawing, **NOTIFYING))
     for name, pane in parts.panes.items():
         changes_session(pane.again.click(handlers.again(name), **streaming))
+        changes_session(pane.go_on.click(handlers.go_on(name), **streaming))
         pane.stop.click(handlers.stop(name), None, None, **QUICK)
     for name, step in TURNS.items():
         changes_session(parts.turns[name].click(handlers.turn(step), **drawing, **NOTIFYING))

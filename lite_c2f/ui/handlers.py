@@ -12,6 +12,7 @@ from lite_c2f.errors import C2FError
 from lite_c2f.ui import rounds
 from lite_c2f.ui.answering import Notice, Served, failure, page_settings
 from lite_c2f.ui.buttons import BUTTONS, can_act, can_ask_again
+from lite_c2f.ui.continuing import continue_answer
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import Display, PageSession, history
 from lite_c2f.ui.render import conversation, round_figures, variant_count
@@ -94,6 +95,16 @@ class Handlers:
             yield from _stream(page, inputs, lambda: rounds.ask_again(self.served, page, pane, settings))
 
         return again
+
+    def go_on(self, pane: str) -> Callable[..., Any]:
+        """The handler that continues a pane's answer that was cut off, by as many tokens as an answer may have now."""
+
+        def go_on(request: gr.Request, _: str, *values: Any) -> Any:
+            inputs, page = self._read(request, values)
+            more = inputs.chat_settings.max_tokens
+            yield from _stream(page, inputs, lambda: continue_answer(self.served, page, pane, more))
+
+        return go_on
 
     def show_base(self, request: gr.Request, _: str, *values: Any) -> Any:
         """The base's answer to the last question, when its pane is first shown."""

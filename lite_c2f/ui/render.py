@@ -15,7 +15,7 @@ from lite_c2f.ui.figures import figure_table
 from lite_c2f.ui.markdown import formatted
 from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
-from lite_c2f.ui.store.variants import other_replies
+from lite_c2f.ui.store.variants import CUT_OFF, other_replies
 
 EMPTY = {
     "coarse": "The base model after reinforcement learning, which rewards a thorough answer.",
@@ -114,8 +114,11 @@ def conversation(
 
 def _acts(reply: Reply) -> list[Act]:
     """What can be done with the last answer of a pane, once it has ended."""
-    title = TITLES.get(reply.pane)
-    return [Act(f"again-{reply.pane}", "ask again", title)] if title and reply.finish else []
+    title, pane = TITLES.get(reply.pane), reply.pane
+    if not title or not reply.finish:
+        return []
+    continues = [Act(f"continue-{pane}", "continue", title)] if reply.finish in CUT_OFF else []
+    return [*continues, Act(f"again-{pane}", "ask again", title)]
 
 
 def answer_view(
@@ -198,8 +201,7 @@ def answer_chips(reply: Reply, *, ratio: float | None = None) -> list[Chip]:
     if not reply.finish:
         chips = [Chip("writing", "live")]
     else:
-        cut_off = reply.finish in ("limit", "stopped")
-        chips = [Chip(ENDINGS.get(reply.finish, reply.finish), "warn" if cut_off else "", END)]
+        chips = [Chip(ENDINGS.get(reply.finish, reply.finish), "warn" if reply.finish in CUT_OFF else "", END)]
     if reply.dropped:
         turns = "turn" if reply.dropped == 1 else "turns"
         chips.append(Chip(f"{reply.dropped} earlier {turns} not read", "warn", NO_ROOM))

@@ -1,11 +1,12 @@
 """Stream of a round's answers: shown and saved while they are written."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
 from lite_c2f.chat import ALL_PANES, ChatSettings
+from lite_c2f.chat.panes import AnswerForm
 from lite_c2f.data.records import Turn
 from lite_c2f.ui.answering import Served, answers, refuse_while_answering
 from lite_c2f.ui.page_session import PageSession, history
@@ -36,6 +37,13 @@ class BegunRound(NamedTuple):
     saved: Round  # what is saved as this round until there are new answers
     round_: Round
     settings: ChatSettings
+    form: AnswerForm = AnswerForm()  # of an answer that is continued
+    grow: Callable[[Round, Mapping[str, Reply]], Round] = lambda round_, new: with_replies(round_, new)
+
+
+def with_replies(round_: Round, new: Mapping[str, Reply]) -> Round:
+    """The round with new replies in their panes' places."""
+    return round_._replace(replies=merged(round_.replies, new, ALL_PANES))
 
 
 def stream_round(
@@ -47,9 +55,9 @@ def stream_round(
     """
     with page.lock:
         refuse_while_answering(page, VIEW, scoring=again)
-        transcript, saved, round_, settings = begin()
+        transcript, saved, round_, settings, form, grow = begin()
         turns = {pane: [*history(transcript, pane), Turn("human", round_.prompt)] for pane in panes}
-        snapshots = answers(served, page, VIEW, turns, panes, settings, lambda replies: on_end(replies))
+        snapshots = answers(served, page, VIEW, turns, panes, settings, lambda replies: on_end(replies), form)
         first = next(snapshots)  # settings are refused here, before anything has changed
         save_transcript(served, page, transcript._replace(rounds=(*transcript.rounds, saved)))
         place, saved_at = len(transcript.rounds), time.monotonic()
@@ -71,11 +79,11 @@ def stream_round(
 
     def on_end(replies: dict[str, Reply]) -> None:  # the next question reads the answers, whole
         nonlocal round_
-        round_ = round_._replace(replies=merged(round_.replies, replies, ALL_PANES))
+        round_ = grow(round_, replies)
         save(quiet=True)
 
     for snapshot in chain([first], snapshots):
-        round_ = round_._replace(replies=merged(round_.replies, snapshot.replies, ALL_PANES))
+        round_ = grow(round_, snapshot.replies)
         unscored = snapshot.replies and all(reply.reward is None for reply in snapshot.replies.values())
         if unscored and not snapshot.ended and time.monotonic() - saved_at > SAVE_EVERY:
             save(quiet=True)

@@ -36,7 +36,7 @@ def regenerate(
 
     def begin() -> BegunRound:
         _take_back_edit(page)
-        transcript, last = _split_last(page)
+        transcript, last = split_last(page)
         return BegunRound(transcript, last, with_variant(last, settings._asdict(), {}), settings)
 
     return stream_round(served, page, begin, panes)
@@ -53,7 +53,7 @@ def regenerate_panes(
 
     def begin() -> BegunRound:
         _take_back_edit(page)
-        transcript, last = _split_last(page)
+        transcript, last = split_last(page)
         settings, round_ = ChatSettings(**settings_of_pane(last, panes[0])), last
         if ratio is not None and "fine" in last.replies:
             replies = {**last.replies, PREVIOUS_PANE: last.replies["fine"]}
@@ -70,8 +70,8 @@ def ask_again(served: Served, page: PageSession, pane: str, settings: ChatSettin
     """
 
     def begin() -> BegunRound:
-        _refuse_while_edited(page)
-        transcript, last = _split_last(page)
+        refuse_while_edited(page)
+        transcript, last = split_last(page)
         pane_settings = {**last.pane_settings, pane: settings._asdict()}
         round_ = with_variant(last, last.settings, without(last.replies, [pane]), pane_settings)
         return BegunRound(transcript, last, round_, settings)
@@ -88,7 +88,7 @@ def turn(served: Served, page: PageSession, step: int) -> None:
         refuse_while_answering(page, VIEW, scoring=True)
         if not can_turn(page, step):
             raise Notice("There are no other answers")
-        transcript, last = _split_last(page)
+        transcript, last = split_last(page)
         save_transcript(served, page, transcript._replace(rounds=(*transcript.rounds, turned(last, step))))
 
 
@@ -104,7 +104,7 @@ def remove_last(served: Served, page: PageSession) -> None:
     """Remove the last round, whether it is answered or not; `redo` brings it back, and what `edit` took off before."""
     with page.lock:
         page.forget(VIEW)
-        transcript, _ = _split_last(page)
+        transcript, _ = split_last(page)
         left, all_ = len(transcript.rounds), page.transcript.rounds if page.transcript else ()
         if was_edited(page):
             all_ = page.saved_rounds
@@ -143,7 +143,7 @@ def edit(page: PageSession) -> str:
     """Take the last round off the page; returns its question. What is saved stays until another question is asked."""
     with page.lock:
         page.forget(VIEW)
-        page.transcript, last = _split_last(page)
+        page.transcript, last = split_last(page)
     return last.prompt
 
 
@@ -161,7 +161,7 @@ def _take_back_edit(page: PageSession) -> bool:
     return edited
 
 
-def _refuse_while_edited(page: PageSession) -> None:
+def refuse_while_edited(page: PageSession) -> None:
     """Raise Notice while the last question is taken off to be edited: another round's answers are shown as the last."""
     if was_edited(page):
         raise Notice("Send the question in the box first, or bring it back with Redo")
@@ -175,7 +175,7 @@ def start_over(page: PageSession) -> None:
         _removed(page).clear()
 
 
-def _split_last(page: PageSession) -> tuple[Transcript, Round]:
+def split_last(page: PageSession) -> tuple[Transcript, Round]:
     """(the conversation before the last round, the last round)."""
     if page.transcript is None or not page.transcript.rounds:
         raise Notice("Ask something first")

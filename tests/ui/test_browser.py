@@ -263,9 +263,19 @@ def test_stop_one_and_stop_all(tab):
         tab.wait_for_selector("#view-coarse .said.writing")
         tab.click("#stop-coarse")
         ended(tab, "coarse", chip="stopped")
+        cut = answer_of(tab, "coarse")
         tab.wait_for_selector("#stop-coarse:disabled")
         assert tab.locator("#stop-fine:enabled, #stop-baseline:enabled").count() == 2
     ended(tab, "fine", "baseline", chip="reward")
+    before = session_of(tab).rounds[-1].replies
+    tab.wait_for_selector("#view-coarse .chip.act")
+    assert tab.get_by_role("button", name="continue: Fine Actor").count() == (before["fine"].finish == "limit")
+    tab.get_by_role("button", name="continue: Coarse Actor").click()
+    ended(tab, "coarse", chip="reward")
+    after = session_of(tab).rounds[-1]
+    assert after.others == () and after.replies["fine"] == before["fine"]  # the same answer has grown
+    assert after.replies["coarse"].text.startswith(before["coarse"].text) and answer_of(tab, "coarse").startswith(cut)
+    assert after.replies["coarse"].tokens > before["coarse"].tokens == 2
     with held(tab):
         ask(tab, QUESTION)
         tab.wait_for_selector("#view-fine .said.writing")

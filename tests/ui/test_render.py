@@ -213,6 +213,15 @@ def test_the_last_answer_can_be_asked_again_by_a_button_that_names_its_pane():
     assert "act" not in conversation([Round("a", {}, {"fine": unknown})], "fine", acts=True).partition("chips")[2]
 
 
+@pytest.mark.parametrize(
+    ("finish", "can"), [("limit", True), ("stopped", True), ("eos", False), ("stop", False), ("error", False)]
+)
+def test_what_was_cut_off_can_be_continued_and_what_ended_cannot(finish, can):
+    html = conversation([Round("a", {}, {"fine": REPLY._replace(finish=finish)})], "fine", acts=True)
+    assert ('data-target="continue-fine" aria-label="continue: Fine Actor"' in html) == can
+    assert "ask again" in html
+
+
 def test_a_pane_waits_beside_the_answers_of_others():
     round_ = Round("a", {}, {"coarse": COARSE})
     assert "2 before you" in conversation([round_], "fine", waiting="2 before you")

@@ -12,6 +12,8 @@ from typing import Any
 
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round, Variant
 
+CUT_OFF = ("limit", "stopped")  # how answers end that can be continued; others have ended by themselves, or failed
+
 
 def all_variants(round_: Round) -> list[Variant]:
     """All variants of a round, the oldest first, the one in view in its place."""
