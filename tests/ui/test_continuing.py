@@ -51,7 +51,7 @@ def served(tmp_path):
 def page(served):
     page = PageSession()
     page.owner = OWNER
-    settings = {"seed": 7, "temperature": 0.25, "max_tokens": 4}
+    settings = {"temperature": 0.25, "max_tokens": 4}  # seed and ratio are those that the reply has
     round_ = Round("?", settings, {"coarse": COARSE, "fine": CUT})
     saving.save_transcript(served, page, saving.new_transcript(served, page)._replace(rounds=(round_,)))
     return page

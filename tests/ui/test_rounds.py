@@ -194,6 +194,7 @@ def test_a_server_killed_while_it_regenerates_has_lost_no_answer(served, monkeyp
 
 def test_which_answers_can_be_turned_to(served):
     page = PageSession()
+    page.owner = OWNER
     asked(served, page, "One.", "Two.")
 
     def on():
@@ -209,8 +210,13 @@ def test_which_answers_can_be_turned_to(served):
     with pytest.raises(Notice, match="still being scored"):
         rounds.turn(served, page, 1)
     page.scoring.clear()
-    rounds.edit(page)
+    list(rounds.ask(served._replace(chat=chat_of(Stream("Three."))), page, "next?", ["fine"], ChatSettings()))
+    before = on_disk(served, page)
+    rounds.edit(page)  # the round with two is shown as the last, and a later one is saved
     assert on() == set()
+    with pytest.raises(Notice, match="no other answers"):
+        rounds.turn(served, page, 1)
+    assert on_disk(served, page) == before
 
 
 def test_removed_variants_come_back_all_of_them(served):
