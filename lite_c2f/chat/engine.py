@@ -81,9 +81,10 @@ class Chat:
         finished, the reward model scores the answers that ended by themselves or at the limit; a pane's last reply then
         has its reward. pause: seconds between two batches of replies, for a reader that is slower than the models.
         asker: any name of the client, such as a browser session; clients take turns, however many questions each has in
-        the queue. form: stop texts, a raw prompt, log-probabilities. on_change: called by the answering thread whenever
-        there may be a new reply; it must return at once. A pane that fails finishes with "error" and the others go on.
-        The oldest turns are dropped where the conversation is longer than the context.
+        the queue. form: stop texts, a raw prompt, log-probabilities, an answer that is continued; of that one replies
+        have the whole text and all tokens, but time and speed of the continuation alone. on_change: called by the
+        answering thread whenever there may be a new reply; it must return at once. A pane that fails finishes with
+        "error" and the others go on. The oldest turns are dropped where the conversation is longer than the context.
         Raises ConfigError for settings out of range, C2FError for an empty prompt or a full queue.
         """
         settings = settings or ChatSettings()
@@ -93,6 +94,9 @@ class Chat:
             raise ConfigError.because(f"panes {keys}", "one or more, each once", "correct them")
         for pane in chosen:
             self.check(settings if pane.ratio is None else settings._replace(ratio=pane.ratio))
+        if form.drawn >= settings.max_tokens:
+            got = f"max_tokens={settings.max_tokens} for an answer that has {form.drawn} already"
+            raise ConfigError.because(got, "more", "raise it")
         histories = {pane.key: history_of(turns, pane.key) for pane in chosen}
         question = PendingQuestion(
             chosen, histories, settings, form=form, client=asker, score=score, on_change=on_change
@@ -163,20 +167,20 @@ class Chat:
         if row is None:
             return None
         finish = row.finish  # read first: a finished row no longer changes
-        tokens, text_tokens = list(row.tokens), list(row.text_tokens)
+        tokens, text_tokens = row.tokens[row.begun :], list(row.text_tokens)  # `tokens`: those drawn now
         form, prompt = question.form, question.prompts[pane.key]
         stops = self.actors.stop_texts(pane.actor, form._replace(stop=() if finish else form.stop))
-        before = prompt.ids[-RAW_OVERLAP:] if form.raw else []
+        before, new = prompt.ids[-RAW_OVERLAP:] if form.raw else text_tokens[: row.begun], text_tokens[row.begun :]
         with self._tokenizer_lock:
             tokenizer = self.actors.caller_tokenizers[pane.actor]
-            decoded = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (before, before + text_tokens)]
-        text = decoded[1][len(decoded[0]) :]
+            decoded = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (before, before + new)]
+        text = form.begun + decoded[1][len(decoded[0]) :]
         if finish not in ("eos", "stop"):
             text = settled(text, stops)
         seconds = row.last_token_at - row.first_token_at
         return empty._replace(
             text=text if form.raw else text.strip(),
-            tokens=len(tokens),
+            tokens=question.form.drawn + len(tokens),
             tokens_per_s=(len(tokens) - 1) / seconds if seconds > 0 else 0.0,
             finish=finish,
             message=row.message,

@@ -18,7 +18,7 @@ from lite_c2f.chat.panes import ALL_PANES, BASE_MODEL_ACTORS, AnswerForm, ChatSe
 from lite_c2f.chat.prompts import EncodedPrompt, History, encode_history, with_system
 from lite_c2f.chat.rows import AnswerRow
 from lite_c2f.config.settings import CHAT
-from lite_c2f.data.encode import turn_end
+from lite_c2f.data.encode import encode_answer, turn_end
 from lite_c2f.errors import RunError
 from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.runs.manifest import open_run
@@ -81,11 +81,26 @@ class LoadedActors:
         settings: ChatSettings,
         form: AnswerForm = AnswerForm(),
     ) -> tuple[AnswerRow, EncodedPrompt]:
-        """The row of an answer not yet started, and its prompt. Raises what encoding the prompt raises."""
+        """The row of an answer not yet started, and its prompt. Raises what encoding the prompt raises.
+
+        An answer that is begun is encoded from its text, as answers of the data are: those are not always the tokens
+        that were drawn (models can spell a text in unusual ones, and what was cut off within a character or a stop text
+        is not shown). Where they are, it goes on as one long answer would, up to rounding; see `AnswerRow`.
+        """
         ratio, on_base = self.ratio_of(pane, settings), pane.actor in BASE_MODEL_ACTORS
+        tokenizer = self.tokenizer if on_base else self.instruct_tokenizer
+        template, variables = (
+            self.config.model.prompt_template if on_base else CHAT,
+            self.config.model.chat_template_kwargs,
+        )
+        begun = (
+            encode_answer(tokenizer, form.begun, ended=False, template=template, template_kwargs=variables)
+            if form.begun
+            else []
+        )
         prompt = encode_history(
             pane.actor,
-            self.tokenizer if on_base else self.instruct_tokenizer,
+            tokenizer,
             self.config,
             history,
             settings.system,
@@ -107,6 +122,8 @@ class LoadedActors:
             eos_ids=self._eos_ids[model],
             stops=self._stops(on_base, self.stop_texts(pane.actor, form)),
             alternatives=form.logprobs,
+            begun=begun,
+            drawn=form.drawn,
         )
         return row, prompt
 

@@ -41,6 +41,8 @@ class AnswerForm(NamedTuple):
     stop: tuple[str, ...] = ()  # texts that end the answer, beside those of the run
     raw: bool = False  # the question is the whole prompt, without a template, and the answer keeps its spaces
     logprobs: int | None = None  # most likely tokens listed beside each token drawn; None: no log-probabilities
+    begun: str = ""  # the answer so far, which is continued: as a reply has it, without spaces around it
+    drawn: int = 0  # tokens that were drawn for `begun`; they count towards `max_tokens`
 
 
 def pane_of(actor: "str | Pane") -> Pane:

@@ -54,8 +54,15 @@ class AnswerRow:
         eos_ids: Sequence[int],
         stops: Stops | None = None,
         alternatives: int | None = None,
+        begun: Sequence[int] = (),
+        drawn: int = 0,
     ) -> None:
-        """model: its number in `MultiModel`; ratio: of the residue; alternatives: tokens in `TokenLogprobs.top`."""
+        """model: its number in `MultiModel`; ratio: of the residue; alternatives: tokens in `TokenLogprobs.top`.
+
+        begun: tokens of an answer that is continued; drawn: how many were drawn for it, of which the limit and the
+        random numbers know. With the tokens that were drawn, the row goes on as one long answer under the same seed, up
+        to rounding: the begun tokens are read in one pass, as a prompt is, not one by one.
+        """
         self.model, self.ratio, self.prompt = model, ratio, list(prompt)
         self.sampling, self.penalty = sampling, penalty
         self.eos_ids, self.stops = eos_ids, stops
@@ -63,7 +70,10 @@ class AnswerRow:
         self.uniforms = uniforms(sampling.seed, 0, sampling.limit).tolist()
         self.alternatives = alternatives
         self.logprobs: list[TokenLogprobs] = []  # of `tokens`, unless alternatives is None
-        self.tokens: list[int] = []  # the ending included
+        self.tokens: list[int] = list(begun)  # the ending included
+        self.begun, self._not_kept = len(begun), drawn - len(begun)
+        for token in begun if stops is not None else ():
+            self.stop_state = stops.follow(self.stop_state, token)  # type: ignore[union-attr]
         self.text: list[int] | None = None  # tokens without the ending, once it has one
         self.first_token_at = self.last_token_at = 0.0  # time.perf_counter()
         self.message = ""
@@ -72,7 +82,12 @@ class AnswerRow:
     @property
     def max_length(self) -> int:
         """Tokens of the prompt and the longest answer."""
-        return len(self.prompt) + self.sampling.limit
+        return len(self.prompt) + self.sampling.limit - self._not_kept
+
+    @property
+    def drawn(self) -> int:
+        """Tokens that were drawn for the answer so far. `tokens` are others where a text was encoded again."""
+        return len(self.tokens) + self._not_kept
 
     @property
     def position(self) -> int:
@@ -93,7 +108,7 @@ class AnswerRow:
         """Add a token, and finish the row where it is the last."""
         self.tokens.append(token)
         self.first_token_at, self.last_token_at = self.first_token_at or now, now
-        finish = "limit" if len(self.tokens) >= self.sampling.limit else ""
+        finish = "limit" if self.drawn >= self.sampling.limit else ""
         if self.stops is not None:
             self.stop_state = self.stops.follow(self.stop_state, token)
         if token in self.eos_ids:
@@ -114,14 +129,14 @@ class AnswerRows:
 
     @torch.inference_mode()
     def start(self, new: Sequence[AnswerRow]) -> None:
-        """Prefill these rows' prompts and draw the first token of each.
+        """Prefill these rows' prompts, and answers that are begun, and draw the next token of each.
 
         Raises what making room for them raises; where that damaged the other rows, they have ended with "error".
         """
         self._remove_finished()
         self._arrange(sorted([*self.rows, *new], key=lambda row: row.model))
         slots = {id(row): slot for slot, row in enumerate(self.rows)}
-        lengths = [len(row.prompt) for row in new]
+        lengths = [len(row.prompt) + row.begun for row in new]
         for group in groups_by_length(
             sorted(range(len(new)), key=lambda index: lengths[index]), lengths, PROMPT_TOKENS
         ):
@@ -184,7 +199,7 @@ class AnswerRows:
         assert self.cache is not None
         device = self.multi_model.device
         draws = self._draws(rows)
-        tokens, real = pad_right([row.prompt for row in rows], self.pad_id)
+        tokens, real = pad_right([row.prompt + row.tokens for row in rows], self.pad_id)
         last = (real.sum(1) - 1).to(device)
         self.cache.prefill(torch.tensor(slots, device=device))
         hidden = self._hidden(rows, tokens.to(device))
@@ -209,7 +224,7 @@ class AnswerRows:
     def _draws(self, rows: Sequence[AnswerRow]) -> "_Draws":
         """How these rows' next tokens are drawn; made before the pass, since each copy waits for the device."""
         device = self.multi_model.device
-        numbers = torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float32, device=device)
+        numbers = torch.tensor([row.uniforms[row.drawn] for row in rows], dtype=torch.float32, device=device)
         by_sampling: dict[Sampling, list[int]] = {}
         for index, row in enumerate(rows):
             by_sampling.setdefault(row.sampling._replace(seed=0, limit=0), []).append(index)

@@ -48,8 +48,12 @@ class PendingQuestion:
     @property
     def finished(self) -> bool:
         """Whether every pane has its last reply, with its reward."""
-        complete = len(self.rows) + len(self.not_started) == len(self.panes)
-        return complete and self.scoring_done and all(row.finish is not None for row in self.rows.values())
+        return self.scoring_done and all(self.has_ended(pane.key) for pane in self.panes)
+
+    def has_ended(self, pane: str) -> bool:
+        """Whether a pane's answer has ended, scored or not."""
+        row = self.rows.get(pane)
+        return pane in self.not_started if row is None else row.finish is not None
 
     @property
     def cancelled(self) -> bool:
@@ -141,6 +145,11 @@ class AnswerStream:
     def finished(self) -> bool:
         """Whether every pane has its last reply, read or not."""
         return self._question.finished
+
+    @property
+    def unfinished(self) -> set[str]:
+        """Panes whose answers have not ended, those that are not started included."""
+        return {pane.key for pane in self._question.panes if not self._question.has_ended(pane.key)}
 
     @property
     def waiting(self) -> int:

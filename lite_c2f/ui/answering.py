@@ -11,6 +11,7 @@ import gradio as gr
 
 from lite_c2f.actors.reply import Reply
 from lite_c2f.chat import Chat, ChatSettings, Pane
+from lite_c2f.chat.panes import AnswerForm
 from lite_c2f.chat.prompts import History, clean
 from lite_c2f.errors import C2FError, ConfigError
 from lite_c2f.runs.corpus import example_questions
@@ -78,6 +79,7 @@ def answers(
     panes: Sequence[str | Pane],
     settings: ChatSettings,
     on_end: Callable[[dict[str, Reply]], None] = lambda _: None,
+    form: AnswerForm = AnswerForm(),
 ) -> Iterator[Snapshot]:
     """Snapshots of the answers as they grow; the last one is complete. Ends early where the page has left them.
 
@@ -86,7 +88,7 @@ def answers(
     Raises gr.Error, in one line, for what a user can correct.
     """
     try:
-        stream = served.chat.stream(turns, panes, settings, score=True, pause=PAUSE, asker=page.owner)
+        stream = served.chat.stream(turns, panes, settings, score=True, pause=PAUSE, asker=page.owner, form=form)
     except C2FError as error:
         raise failure(error) from None
     page.begin(view, stream)
@@ -215,11 +217,11 @@ def ask_row(placeholder: str, prefix: str = "", *, focus: bool = False) -> tuple
             elem_id=f"{prefix}prompt",
             autofocus=focus,
         )
-        send = gr.Button("Send", variant="primary", scale=1, min_width=70, elem_id=f"{prefix}send")
+        send = gr.Button("Send", variant="primary", scale=1, min_width=70, elem_classes="send", elem_id=f"{prefix}send")
         stop_all = gr.Button(
             "Stop all", scale=1, min_width=70, interactive=False, elem_classes="stop-all", elem_id=f"{prefix}stop-all"
         )
-    prompt.change(None, prompt, None, js=f"(text) => {{ window.lite_c2f?.keepDraft('{prefix}prompt', text) }}")
+    prompt.change(None, prompt, None, js=f"(text) => {{ window.lite_c2f?.promptChanged('{prefix}prompt', text) }}")
     return prompt, send, stop_all
 
 

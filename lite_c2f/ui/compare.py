@@ -7,8 +7,9 @@ import gradio as gr
 from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE
 from lite_c2f.chat import ALL_PANES, PANES, TITLES
 from lite_c2f.ui.answering import NOTIFYING, QUICK, Served, ask_row, example_row, ratio_slider, settings_fold
+from lite_c2f.ui.buttons import BUTTONS, TURNS
 from lite_c2f.ui.escaping import fill
-from lite_c2f.ui.handlers import BUTTONS, Handlers
+from lite_c2f.ui.handlers import Handlers
 from lite_c2f.ui.render import conversation, title
 from lite_c2f.ui.sessions import sessions_fold
 
@@ -27,13 +28,23 @@ AGAINST = [
 ]
 
 
+class PaneParts(NamedTuple):
+    """Components of one pane."""
+
+    column: gr.Column
+    view: gr.HTML  # the last rounds
+    earlier: gr.HTML  # those before, which stay as they are while answers are written
+    stop: gr.Button
+    again: gr.Button  # out of sight, as the next one: the buttons under an answer, which are HTML, click these
+    go_on: gr.Button
+
+
 class Parts(NamedTuple):
     """Components of the view."""
 
-    columns: dict[str, gr.Column]  # by pane, as the next ones
-    views: dict[str, gr.HTML]  # the last rounds
-    earlier: dict[str, gr.HTML]  # those before, which stay as they are while answers are written
-    stop: dict[str, gr.Button]
+    panes: dict[str, PaneParts]
+    variants: gr.HTML  # which of the answers that the last question got are shown, where it got several
+    turns: dict[str, gr.Button]  # to the ones before and after those, by the names in `TURNS`
     summary: gr.HTML  # figures of the last answers
     legend: gr.HTML
     prompt: gr.Textbox
@@ -68,19 +79,10 @@ def compare_view(served: Served, identity: list[Any]) -> None:
 
 
 def _lay_out(served: Served) -> Parts:
-    columns, views, earlier, stop = {}, {}, {}, {}
     gr.HTML(fill("pane_choice.html", panes=SHORT), elem_id="pane-choice", padding=False)
     with gr.Row(equal_height=True, elem_id="panes"):
-        for pane in ALL_PANES:
-            shown = pane in PANES
-            columns[pane] = gr.Column(min_width=250, visible=shown, elem_classes="pane", elem_id=f"pane-{pane}")
-            with columns[pane]:
-                with gr.Row(elem_classes="bar"):
-                    gr.HTML(title(TITLES[pane], ABOUT[pane]))
-                    stop[pane] = gr.Button("Stop", size="sm", interactive=False, elem_id=f"stop-{pane}")
-                with gr.Column(elem_classes="view", elem_id=f"view-{pane}"):
-                    earlier[pane] = gr.HTML(padding=False)
-                    views[pane] = gr.HTML(conversation([], pane), elem_classes="recent", padding=False)
+        panes = {pane: _pane(pane) for pane in ALL_PANES}
+    variants, turns = _variants_row()
     meaning = gr.HTML(visible=False)
     prompt, send, stop_all = ask_row("Ask all of them: Enter sends, Shift+Enter makes a new line", focus=True)
     example_row(served.chat, prompt)
@@ -117,10 +119,9 @@ def _lay_out(served: Served) -> Parts:
         show_prompts = gr.Button("Show the rendered prompt", size="sm")
         prompts = gr.HTML(elem_classes="read")
     return Parts(
-        columns=columns,
-        views=views,
-        earlier=earlier,
-        stop=stop,
+        panes=panes,
+        variants=variants,
+        turns=turns,
         summary=summary,
         legend=meaning,
         prompt=prompt,
@@ -145,13 +146,38 @@ def _lay_out(served: Served) -> Parts:
     )
 
 
+def _pane(pane: str) -> PaneParts:
+    column = gr.Column(min_width=250, visible=pane in PANES, elem_classes="pane", elem_id=f"pane-{pane}")
+    with column:
+        with gr.Row(elem_classes="bar"):
+            gr.HTML(title(TITLES[pane], ABOUT[pane]))
+            stop = gr.Button("Stop", size="sm", interactive=False, elem_id=f"stop-{pane}")
+        again = gr.Button("Ask again", visible="hidden", elem_id=f"again-{pane}")
+        go_on = gr.Button("Continue", visible="hidden", elem_id=f"continue-{pane}")
+        with gr.Column(elem_classes="view", elem_id=f"view-{pane}"):
+            earlier = gr.HTML(padding=False)
+            view = gr.HTML(conversation([], pane), elem_classes="recent", padding=False)
+    return PaneParts(column, view, earlier, stop, again, go_on)
+
+
+def _variants_row() -> tuple[gr.HTML, dict[str, gr.Button]]:
+    """Which of the answers that the last question got are shown, between the buttons to those before and after."""
+    before, after = TURNS
+    with gr.Row(elem_classes="tools", elem_id="variants"):
+        previous = gr.Button("‹ Previous", size="sm", interactive=False, elem_id=before)
+        count = gr.HTML(padding=False)
+        following = gr.Button("Next ›", size="sm", interactive=False, elem_id=after)
+    return count, {before: previous, after: following}
+
+
 def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
-    buttons = {button.elem_id: button for button in parts if isinstance(button, gr.Button)}
-    buttons |= {button.elem_id: button for button in parts.stop.values()}
-    handlers, drawn = (
-        Handlers(served),
-        [*parts.earlier.values(), *parts.views.values(), parts.summary, *(buttons[name] for name in BUTTONS)],
-    )
+    buttons = {str(button.elem_id): button for button in parts if isinstance(button, gr.Button)}
+    buttons |= parts.turns | {f"stop-{name}": pane.stop for name, pane in parts.panes.items()}
+    handlers = Handlers(served)
+    panes = parts.panes.values()
+    drawn: list[Any] = [pane.earlier for pane in panes] + [pane.view for pane in panes]
+    drawn += [parts.variants, parts.summary]
+    drawn += [buttons[name] for name in BUTTONS]
     _, session = identity
     display = [parts.marks, parts.against, parts.ratio]  # in the order of `Display`
     inputs = [parts.prompt, parts.show_base, *display, *parts.settings, *identity]
@@ -170,16 +196,21 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     changes_session(parts.show_base.input(handlers.show_base, **streaming))
     changes_session(parts.remove_last.click(handlers.remove_last, **drawing, **NOTIFYING))
     changes_session(parts.redo.click(handlers.redo, **drawing, **NOTIFYING))
+    for name, pane in parts.panes.items():
+        changes_session(pane.again.click(handlers.again(name), **streaming))
+        changes_session(pane.go_on.click(handlers.go_on(name), **streaming))
+        pane.stop.click(handlers.stop(name), None, None, **QUICK)
+    for name, step in TURNS.items():
+        changes_session(parts.turns[name].click(handlers.turn(step), **drawing, **NOTIFYING))
     changes_session(parts.edit.click(handlers.edit_last, drawing["inputs"], [parts.prompt, *drawn], **NOTIFYING))
     changes_session(parts.clear.click(handlers.start_over, **drawing, **QUICK))
-    for pane, button in (*parts.stop.items(), (None, parts.stop_all)):
-        button.click(handlers.stop(pane), None, None, **QUICK)
+    parts.stop_all.click(handlers.stop(None), None, None, **QUICK)
     parts.ratio.change(handlers.redraw, **drawing, trigger_mode="always_last", **NOTIFYING)
     for shown in (parts.marks, parts.against):
         shown.change(handlers.redraw, **drawing, **QUICK)
         shown.change(legend, [parts.marks, parts.against], parts.legend, **QUICK)
     for name, switch in (("together", parts.together), ("fully", parts.fully)):
         switch.change(None, switch, None, js=f"(on) => {{ window.lite_c2f?.panes('{name}', on) }}")
-    parts.show_base.change(lambda shown: gr.Column(visible=shown), parts.show_base, parts.columns["base"], **QUICK)
+    parts.show_base.change(lambda shown: gr.Column(visible=shown), parts.show_base, parts.panes[BASE].column, **QUICK)
     for event in (parts.show_prompts.click, parts.prompts_fold.expand):
         event(handlers.rendered_prompts, inputs, parts.prompts, **NOTIFYING)

@@ -11,19 +11,18 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.ui import rounds
 from lite_c2f.ui.answering import Notice, Served, failure, page_settings
+from lite_c2f.ui.buttons import BUTTONS, can_act, can_ask_again
+from lite_c2f.ui.continuing import continue_answer
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import Display, PageSession, history
-from lite_c2f.ui.render import conversation, round_figures
-from lite_c2f.ui.rounds import VIEW, ShownRounds
+from lite_c2f.ui.render import conversation, round_figures, variant_count
+from lite_c2f.ui.round_stream import VIEW, ShownRounds, shown
 from lite_c2f.ui.saving import page_of
 from lite_c2f.ui.store.conversations import Transcript
 
-# Buttons that `draw` enables or disables, by their element ids; each pane has one that stops it.
-ACTIONS = ("send", "stop-all", "regenerate", "edit", "remove-last", "redo", "clear", "regenerate-fine")
-BUTTONS = (*ACTIONS, *(f"stop-{pane}" for pane in ALL_PANES))
 CHUNK = 8  # rounds; so many more are drawn anew with every update at most
-# Outputs of `draw`: the panes' earlier and last rounds, the summary below them, the buttons.
-DRAWN = 2 * len(ALL_PANES) + 1 + len(BUTTONS)
+# Outputs of `draw`: the panes' earlier and last rounds, the count of variants and the summary below them, the buttons.
+DRAWN = 2 * len(ALL_PANES) + 2 + len(BUTTONS)
 STREAMED = 2 + DRAWN  # outputs of a handler that streams answers: the prompt box and the session id before those
 
 
@@ -64,7 +63,7 @@ class Handlers:
 
     def draw(self, page: PageSession, display: Display) -> list[Any]:
         """Panes, summary and buttons of the conversation as it is."""
-        return _draw(page, rounds.shown(page), display)
+        return _draw(page, shown(page), display)
 
     def ask(self, request: gr.Request, text: str, *values: Any) -> Any:
         """Answer in every pane."""
@@ -87,6 +86,26 @@ class Handlers:
             page, inputs, lambda: rounds.regenerate_panes(self.served, page, [FINE], inputs.display.ratio)
         )
 
+    def again(self, pane: str) -> Callable[..., Any]:
+        """The handler that asks one pane alone again, with the settings as they are now."""
+
+        def again(request: gr.Request, _: str, *values: Any) -> Any:
+            inputs, page = self._read(request, values)
+            settings = inputs.chat_settings
+            yield from _stream(page, inputs, lambda: rounds.ask_again(self.served, page, pane, settings))
+
+        return again
+
+    def go_on(self, pane: str) -> Callable[..., Any]:
+        """The handler that continues a pane's answer that was cut off, by as many tokens as an answer may have now."""
+
+        def go_on(request: gr.Request, _: str, *values: Any) -> Any:
+            inputs, page = self._read(request, values)
+            more = inputs.chat_settings.max_tokens
+            yield from _stream(page, inputs, lambda: continue_answer(self.served, page, pane, more))
+
+        return go_on
+
     def show_base(self, request: gr.Request, _: str, *values: Any) -> Any:
         """The base's answer to the last question, when its pane is first shown."""
         inputs, page = self._read(request, values)
@@ -99,6 +118,14 @@ class Handlers:
             yield [gr.skip(), gr.skip(), *self.draw(page, inputs.display)]
         else:
             yield from _stream(page, inputs, lambda: rounds.regenerate_panes(self.served, page, [BASE]))
+
+    def turn(self, step: int) -> Callable[..., list[Any]]:
+        """The handler that shows the answers so many places further, of those that the last question got."""
+
+        def turn(request: gr.Request, *values: Any) -> list[Any]:
+            return self._change(lambda served, page: rounds.turn(served, page, step), request, values)
+
+        return turn
 
     def edit_last(self, request: gr.Request, *values: Any) -> list[Any]:
         """Take the last round off the page, and put its question into the prompt box, the first value returned."""
@@ -189,9 +216,15 @@ def _draw(page: PageSession, state: ShownRounds, display: Display) -> list[Any]:
     else:
         page.drawn = drawn
         earlier = [conversation(state.rounds, pane, display, end=split) if split else "" for pane in ALL_PANES]
-    panes = [conversation(state.rounds, pane, display, begin=split, waiting=waiting) for pane in ALL_PANES]
-    summary = round_figures(state.rounds[-1] if state.rounds else None)
-    return [*earlier, *panes, summary, *(gr.Button(interactive=can) for can in can_act(page, display.ratio).values())]
+    stream, acts = page.streams.get(VIEW), can_ask_again(page)
+    unfinished = stream.unfinished if stream else ()
+    panes = [
+        conversation(state.rounds, pane, display, begin=split, waiting=waiting if pane in unfinished else "", acts=acts)
+        for pane in ALL_PANES
+    ]
+    last = state.rounds[-1] if state.rounds else None
+    below = [variant_count(last), round_figures(last)]
+    return [*earlier, *panes, *below, *(gr.Button(interactive=can) for can in can_act(page, display.ratio).values())]
 
 
 def _split(count: int, writing: bool) -> int:
@@ -200,26 +233,6 @@ def _split(count: int, writing: bool) -> int:
     The number changes when a round ends, not when one is asked: the question is then shown at once.
     """
     return CHUNK * max(0, (count - writing - 1) // CHUNK)
-
-
-def can_act(page: PageSession, ratio: float | None) -> dict[str, bool]:
-    """Which buttons can do something now, in the order of BUTTONS. ratio: of the slider."""
-    shown = page.transcript.rounds if page.transcript else ()
-    writing, scoring = VIEW in page.streams, VIEW in page.scoring
-    fine = shown[-1].replies.get(FINE) if shown else None
-    moved = fine is not None and fine.ratio is not None and ratio is not None and abs(fine.ratio - ratio) > 1e-9
-    idle = bool(shown) and not (writing or scoring)
-    can = {
-        "send": not writing,
-        "stop-all": writing,
-        "regenerate": idle,
-        "edit": bool(shown),
-        "remove-last": bool(shown),
-        "redo": rounds.can_redo(page),
-        "clear": bool(shown),
-        "regenerate-fine": idle and (moved or fine is None),
-    }
-    return {name: can.get(name, writing) for name in BUTTONS}
 
 
 def _stream(

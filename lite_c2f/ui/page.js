@@ -68,8 +68,27 @@
     clearTimeout(saying);
     saying = setTimeout(() => { spoken.textContent = news.join("; "); news = [] }, 500);
   };
+  // Send has nothing to send while its box is blank. The attribute is this program's alone: `disabled` is the server's.
+  const markBlank = (row, text) => {
+    row?.querySelector(".send")?.setAttribute("aria-disabled", !/\S/.test(text ?? row.querySelector("textarea")?.value ?? ""));
+  };
+  // Answers that were turned to are told by their place among those of the question.
+  const turns = { "previous-answers": "Previous answers", "next-answers": "Next answers" };
+  let turnedFrom = null;
+  const place = () => document.querySelector("#variants .count")?.textContent || "";
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.("#previous-answers, #next-answers")) turnedFrom = place();
+  }, true);
+  const tellTurn = () => {
+    if (turnedFrom === null || place() === turnedFrom) return;
+    turnedFrom = null;
+    spoken.textContent = place();
+  };
   const ready = () => {
+    tellTurn();
+    Object.entries(turns).forEach(([id, name]) => document.getElementById(id)?.setAttribute("aria-label", name));
     document.querySelectorAll(".prompt textarea:not([dir=auto])").forEach((box) => { box.dir = "auto" });
+    document.querySelectorAll(".asking").forEach((row) => markBlank(row));
     document.querySelectorAll(".column.view, .block.view").forEach(readyView);
     document.querySelectorAll("#panes .inner").forEach((round) => {
       if (!observed.has(round)) observed.add(round), heights.observe(round);
@@ -123,17 +142,35 @@
     });
   });
 
+  // Buttons under an answer stand for one of Gradio's. Drawn anew they are others: the focus stays in the pane.
+  document.addEventListener("click", (event) => {
+    const act = event.target.closest?.(".chip.act");
+    if (!act) return;
+    act.closest(".column.view")?.focus({ preventScroll: true });
+    document.getElementById(act.dataset.target)?.click();
+  });
+
   // Text in a question box survives a reload, until the server has emptied the box; Gradio reloads a page when its
   // server was restarted.
   const stored = (change) => { try { return change(sessionStorage) } catch { return null } };
   const restored = new Set();
   const keepDraft = (id, text) => restored.has(id) && stored((store) => (
     text ? store.setItem(`lite_c2f.draft.${id}`, text) : store.removeItem(`lite_c2f.draft.${id}`)));
-  window.lite_c2f = { keepDraft, panes: setPanes };
+  const promptChanged = (id, text) => { // by a person or the server
+    keepDraft(id, text);
+    markBlank(document.getElementById(id)?.closest(".asking"), text ?? "");
+  };
+  window.lite_c2f = { promptChanged, panes: setPanes };
   document.addEventListener("input", (event) => {
     const id = event.target.closest?.(".prompt")?.id;
-    if (id) restored.add(id), keepDraft(id, event.target.value);
+    if (id) restored.add(id), promptChanged(id, event.target.value);
   });
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest?.(".send[aria-disabled=true]")) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
+    visible(".prompt textarea")?.focus();
+  }, true);
   setInterval(() => document.querySelectorAll(".prompt textarea:enabled").forEach((box) => {
     const id = box.closest(".prompt").id;
     if (restored.has(id)) return;
@@ -208,7 +245,7 @@
 
   // The second click of a double click is none: what the first one began would be refused, or begun twice.
   document.addEventListener("click", (event) => {
-    if (event.detail < 2 || !event.target.closest?.(".asking button, #regenerate, #regenerate-fine, .run-view button")) return;
+    if (event.detail < 2 || !event.target.closest?.(".asking button, #regenerate, #regenerate-fine, .chip.act, .run-view button")) return;
     event.stopImmediatePropagation();
     event.preventDefault();
   }, true);

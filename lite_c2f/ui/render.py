@@ -15,6 +15,7 @@ from lite_c2f.ui.figures import figure_table
 from lite_c2f.ui.markdown import formatted
 from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
+from lite_c2f.ui.store.variants import CUT_OFF, other_replies
 
 EMPTY = {
     "coarse": "The base model after reinforcement learning, which rewards a thorough answer.",
@@ -35,6 +36,14 @@ class Chip(NamedTuple):
     tooltip: str | None = ""
 
 
+class Act(NamedTuple):
+    """A button under an answer."""
+
+    target: str  # element id of the button that page.js clicks in its place
+    label: str
+    pane: str  # its title
+
+
 class AnswerView(NamedTuple):
     """What a page shows of a reply: its text as Markdown, or character by character with marks."""
 
@@ -42,6 +51,7 @@ class AnswerView(NamedTuple):
     markdown: str  # as HTML
     pieces: list[tuple[str, str]] | None  # text and the CSS classes of its mark; None: show `markdown`
     chips: list[Chip]
+    acts: Sequence[Act] = ()
 
 
 class Exchange(NamedTuple):
@@ -52,6 +62,7 @@ class Exchange(NamedTuple):
     waiting: str  # shown in place of an answer
     before: AnswerView | None  # the Fine Actor's at the ratio it had before, folded
     summary: str  # of `before`
+    others: list[AnswerView]  # of the pane to this question, in the variants that are not in view; folded
 
 
 _formatted = lru_cache(maxsize=256)(formatted)  # a page is drawn anew with every token, its earlier rounds too
@@ -65,12 +76,14 @@ def conversation(
     begin: int = 0,
     end: int | None = None,
     waiting: str = "",
+    acts: bool = False,
 ) -> str:
     """One pane's rounds from `begin` up to `end`.
 
     display: its ratio is that beside which an answer of the Fine Actor may be stale.
-    waiting: shown below the last question while no pane has an answer to it. Each round has its place, by which
-    page.js gives it the same height in every pane; in a pane that was not shown then it is empty.
+    waiting: shown below the last question while the pane has no answer to it. acts: has its answer buttons? Each round
+    has its place, by which page.js gives it the same height in every pane; in a pane that was not shown then it is
+    empty. The variants that are not in view are shown folded, but for the last round, which has buttons for them.
     """
     exchanges: list[Exchange | None] = []
     for round_ in rounds[begin:end]:
@@ -81,19 +94,31 @@ def conversation(
             continue
         # Only the last answer can be made anew.
         answer = answer_view(reply, round_, display if last else display._replace(ratio=None)) if reply else None
+        if answer and acts and last:
+            answer = answer._replace(acts=_acts(answer.reply))
         earlier = round_.replies.get(PREVIOUS_PANE) if pane == "fine" and reply is not None and reply.finish else None
         exchanges.append(
             Exchange(
                 round_.prompt,
                 answer,
-                "" if round_.replies else waiting,
+                waiting if last else "",
                 answer_view(earlier) if earlier else None,
                 _summary(earlier, reply) if earlier and reply else "",
+                [] if last else [answer_view(other) for other in other_replies(round_, pane)],
             )
         )
     if not any(exchanges):
         exchanges = []
     return fill("conversation.html", exchanges=exchanges, begin=begin, empty=EMPTY.get(pane, ""))
+
+
+def _acts(reply: Reply) -> list[Act]:
+    """What can be done with the last answer of a pane, once it has ended."""
+    title, pane = TITLES.get(reply.pane), reply.pane
+    if not title or not reply.finish:
+        return []
+    continues = [Act(f"continue-{pane}", "continue", title)] if reply.finish in CUT_OFF else []
+    return [*continues, Act(f"again-{pane}", "ask again", title)]
 
 
 def answer_view(
@@ -176,8 +201,7 @@ def answer_chips(reply: Reply, *, ratio: float | None = None) -> list[Chip]:
     if not reply.finish:
         chips = [Chip("writing", "live")]
     else:
-        cut_off = reply.finish in ("limit", "stopped")
-        chips = [Chip(ENDINGS.get(reply.finish, reply.finish), "warn" if cut_off else "", END)]
+        chips = [Chip(ENDINGS.get(reply.finish, reply.finish), "warn" if reply.finish in CUT_OFF else "", END)]
     if reply.dropped:
         turns = "turn" if reply.dropped == 1 else "turns"
         chips.append(Chip(f"{reply.dropped} earlier {turns} not read", "warn", NO_ROOM))
@@ -188,6 +212,13 @@ def answer_chips(reply: Reply, *, ratio: float | None = None) -> list[Chip]:
             Chip(f"stale: made at ratio {reply.ratio:g}", "stale", "the share of the residue it was made with")
         )
     return chips
+
+
+def variant_count(round_: Round | None) -> str:
+    """Which of a question's answers are in view, as HTML; "" where it got no others."""
+    if round_ is None or not round_.others:
+        return ""
+    return fill("variant_count.html", place=round_.place + 1, count=len(round_.others) + 1)
 
 
 def round_figures(round_: Round | None) -> str:

@@ -1,42 +1,17 @@
-"""Rounds of a conversation: a new one, the last one regenerated, taken back, or at another ratio."""
+"""Rounds of a conversation: a new one, another variant of the last one, and the last one taken back."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 from lite_c2f.chat import ChatSettings
-from lite_c2f.data.records import Turn
-from lite_c2f.ui.answering import Notice, Served, answers, question_of, refuse_while_answering
-from lite_c2f.ui.page_session import PageSession, history
+from lite_c2f.ui.answering import Notice, Served, question_of, refuse_while_answering
+from lite_c2f.ui.page_session import PageSession
+from lite_c2f.ui.round_stream import VIEW, BegunRound, ShownRounds, stream_round
 from lite_c2f.ui.saving import new_transcript, save_transcript
-from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round, Transcript
+from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Round, Transcript
+from lite_c2f.ui.store.variants import settings_of_pane, turned, with_variant, without
 
-VIEW = "compare"
 REMOVED = "removed rounds"  # key of a page's view state
 MOST_REMOVED = 100
-SAVE_EVERY = 0.5  # seconds, while answers are written
-
-
-class ShownRounds(NamedTuple):
-    """What a page shows. queued: questions before the last round's, whose panes may be empty; None: none was asked."""
-
-    rounds: tuple[Round, ...]
-    queued: int | None = None
-
-
-def shown(page: PageSession) -> ShownRounds:
-    """The conversation as it is."""
-    return ShownRounds(page.transcript.rounds if page.transcript else ())
-
-
-class BegunRound(NamedTuple):
-    """A round whose answers are about to be written."""
-
-    transcript: Transcript  # the rounds before it
-    saved: Round  # what is saved as this round until there are new answers
-    round_: Round
-    settings: ChatSettings
 
 
 def ask(
@@ -51,20 +26,20 @@ def ask(
             transcript = new_transcript(served, page)._replace(rounds=transcript.rounds)
         return BegunRound(transcript, round_, round_, settings)
 
-    return _stream_round(served, page, begin, panes, again=False)
+    return stream_round(served, page, begin, panes, again=False)
 
 
 def regenerate(
     served: Served, page: PageSession, panes: Sequence[str], settings: ChatSettings
 ) -> Iterator[ShownRounds | None]:
-    """The last question again, with other settings or random numbers."""
+    """The last question again, with other settings or random numbers: another variant of the round."""
 
     def begin() -> BegunRound:
         _take_back_edit(page)
-        transcript, last = _split_last(page)
-        return BegunRound(transcript, last, Round(last.prompt, settings._asdict(), {}), settings)
+        transcript, last = split_last(page)
+        return BegunRound(transcript, last, with_variant(last, settings._asdict(), {}), settings)
 
-    return _stream_round(served, page, begin, panes)
+    return stream_round(served, page, begin, panes)
 
 
 def regenerate_panes(
@@ -72,25 +47,64 @@ def regenerate_panes(
 ) -> Iterator[ShownRounds | None]:
     """Some panes of the last round, with the same settings and random numbers; the others keep their answers.
 
-    At another ratio, the Fine Actor's previous answer is shown beside the new one.
+    At another ratio it is another variant of the round, in which the Fine Actor's previous answer is shown beside the
+    new one. A pane that joins the round makes no variant: nothing is replaced.
     """
 
     def begin() -> BegunRound:
         _take_back_edit(page)
-        transcript, last = _split_last(page)
-        settings = ChatSettings(**last.settings)
+        transcript, last = split_last(page)
+        settings, round_ = ChatSettings(**settings_of_pane(last, panes[0])), last
         if ratio is not None and "fine" in last.replies:
-            last = last._replace(replies={**last.replies, PREVIOUS_PANE: last.replies["fine"]})
-        return BegunRound(transcript, last, last, settings if ratio is None else settings._replace(ratio=ratio))
+            replies = {**last.replies, PREVIOUS_PANE: last.replies["fine"]}
+            round_ = with_variant(last, last.settings, replies, last.pane_settings)
+        return BegunRound(transcript, last, round_, settings if ratio is None else settings._replace(ratio=ratio))
 
-    return _stream_round(served, page, begin, panes)
+    return stream_round(served, page, begin, panes)
+
+
+def ask_again(served: Served, page: PageSession, pane: str, settings: ChatSettings) -> Iterator[ShownRounds | None]:
+    """One pane of the last round again, with other settings or random numbers: another variant of the round.
+
+    The other panes keep their answers, and with them the round its settings; those of this pane are saved beside them.
+    """
+
+    def begin() -> BegunRound:
+        refuse_while_edited(page)
+        transcript, last = split_last(page)
+        pane_settings = {**last.pane_settings, pane: settings._asdict()}
+        round_ = with_variant(last, last.settings, without(last.replies, [pane]), pane_settings)
+        return BegunRound(transcript, last, round_, settings)
+
+    return stream_round(served, page, begin, [pane])
+
+
+def turn(served: Served, page: PageSession, step: int) -> None:
+    """View the variant of the last round that is `step` places further: the next question builds on it.
+
+    Earlier rounds show their other variants, but cannot be turned: what follows them was built on the one in view.
+    """
+    with page.lock:
+        refuse_while_answering(page, VIEW, scoring=True)
+        if not can_turn(page, step):
+            raise Notice("There are no other answers")
+        transcript, last = split_last(page)
+        save_transcript(served, page, transcript._replace(rounds=(*transcript.rounds, turned(last, step))))
+
+
+def can_turn(page: PageSession, step: int) -> bool:
+    """Has the last round a variant so many places further? None while the last question is taken off to be edited."""
+    if VIEW in page.streams or VIEW in page.scoring or was_edited(page):
+        return False
+    last = page.transcript.rounds[-1] if page.transcript and page.transcript.rounds else None
+    return last is not None and 0 <= last.place + step <= len(last.others)
 
 
 def remove_last(served: Served, page: PageSession) -> None:
     """Remove the last round, whether it is answered or not; `redo` brings it back, and what `edit` took off before."""
     with page.lock:
         page.forget(VIEW)
-        transcript, _ = _split_last(page)
+        transcript, _ = split_last(page)
         left, all_ = len(transcript.rounds), page.transcript.rounds if page.transcript else ()
         if was_edited(page):
             all_ = page.saved_rounds
@@ -129,7 +143,7 @@ def edit(page: PageSession) -> str:
     """Take the last round off the page; returns its question. What is saved stays until another question is asked."""
     with page.lock:
         page.forget(VIEW)
-        page.transcript, last = _split_last(page)
+        page.transcript, last = split_last(page)
     return last.prompt
 
 
@@ -147,6 +161,12 @@ def _take_back_edit(page: PageSession) -> bool:
     return edited
 
 
+def refuse_while_edited(page: PageSession) -> None:
+    """Raise Notice while the last question is taken off to be edited: another round's answers are shown as the last."""
+    if was_edited(page):
+        raise Notice("Send the question in the box first, or bring it back with Redo")
+
+
 def start_over(page: PageSession) -> None:
     """Begin a new conversation; the previous one stays saved."""
     with page.lock:
@@ -155,66 +175,9 @@ def start_over(page: PageSession) -> None:
         _removed(page).clear()
 
 
-def _split_last(page: PageSession) -> tuple[Transcript, Round]:
+def split_last(page: PageSession) -> tuple[Transcript, Round]:
     """(the conversation before the last round, the last round)."""
     if page.transcript is None or not page.transcript.rounds:
         raise Notice("Ask something first")
     *earlier, last = page.transcript.rounds
     return page.transcript._replace(rounds=tuple(earlier)), last
-
-
-def _stream_round(
-    served: Served, page: PageSession, begin: Callable[[], BegunRound], panes: Sequence[str], *, again: bool = True
-) -> Iterator[ShownRounds | None]:
-    """Write the answers of a round, saving them as they grow: a reload loses neither the question nor their text.
-
-    again: the round may have answers that are being scored. None: there is nothing new to show.
-    """
-    with page.lock:
-        refuse_while_answering(page, VIEW, scoring=again)
-        transcript, saved, round_, settings = begin()
-        turns = {pane: [*history(transcript, pane), Turn("human", round_.prompt)] for pane in panes}
-        snapshots = answers(served, page, VIEW, turns, panes, settings, lambda replies: on_end(replies))
-        first = next(snapshots)  # settings are refused here, before anything has changed
-        save_transcript(served, page, transcript._replace(rounds=(*transcript.rounds, saved)))
-        place, saved_at = len(transcript.rounds), time.monotonic()
-
-    def rounds() -> tuple[Round, ...]:
-        """The page's rounds while this one is among them; () where it was taken back or replaced meanwhile."""
-        now = page.transcript.rounds if page.transcript else ()
-        return now if place < len(now) and now[place] is saved else ()
-
-    def save(quiet: bool) -> None:
-        nonlocal saved, saved_at
-        with page.lock:
-            now = rounds()
-            if page.transcript is not None and now:
-                saved = _with_endings(round_)
-                now = (*now[:place], saved, *now[place + 1 :])
-                save_transcript(served, page, page.transcript._replace(rounds=now), quiet=quiet)
-                saved_at = time.monotonic()
-
-    def on_end(replies: dict[str, Reply]) -> None:  # the next question reads the answers, whole
-        nonlocal round_
-        round_ = round_._replace(replies={**round_.replies, **replies})
-        save(quiet=True)
-
-    for snapshot in chain([first], snapshots):
-        round_ = round_._replace(replies={**round_.replies, **snapshot.replies})
-        unscored = snapshot.replies and all(reply.reward is None for reply in snapshot.replies.values())
-        if unscored and not snapshot.ended and time.monotonic() - saved_at > SAVE_EVERY:
-            save(quiet=True)
-        if len(now := rounds()) == place + 1:  # later rounds, asked while this one is scored, show themselves
-            yield ShownRounds((*now[:place], round_), snapshot.waiting)
-    save(quiet=False)
-    # Shown last whatever happened meanwhile: Gradio sends an event's last update once more when it ends.
-    yield None if VIEW in page.streams else shown(page)
-
-
-def _with_endings(round_: Round) -> Round:
-    """The round as it is saved: answers without an ending were stopped."""
-
-    def ended(reply: Reply) -> Reply:
-        return reply if reply.finish else reply._replace(finish="stopped")
-
-    return round_._replace(replies={pane: ended(reply) for pane, reply in round_.replies.items()})

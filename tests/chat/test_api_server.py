@@ -534,4 +534,4 @@ def test_a_client_that_leaves_frees_its_slot(chat, monkeypatch, stream):
 
 def test_the_form_is_read_by_the_engine_alone(chat):
     """The page's settings, saved with every vote, are as before."""
-    assert "stop" not in ChatSettings._fields and AnswerForm() == ((), False, None)
+    assert "stop" not in ChatSettings._fields and AnswerForm() == ((), False, None, "", 0)

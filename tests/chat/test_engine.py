@@ -13,6 +13,7 @@ from likeness import alike
 from lite_c2f.actors.models import InstructModel, answer_base
 from lite_c2f.actors.reply import Reply
 from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Pane, engine, fair_queue, loaded, with_answers
+from lite_c2f.chat.panes import AnswerForm
 from lite_c2f.chat.prompts import shown
 from lite_c2f.cli import chat_terminal
 from lite_c2f.cli.chat_terminal import printable, run_terminal
@@ -150,6 +151,24 @@ def test_text_only_grows_and_a_panes_last_word_has_its_finish(chat):
         assert all("Human" not in event.text for event in own)
         assert [bool(event.finish) for event in own] == [False] * (len(own) - 1) + [True]
         assert own[-1].first_token_s > 0
+
+
+@pytest.mark.slow
+def test_a_cut_answer_that_is_continued_says_what_one_long_answer_says(chat):
+    """The toy tokenizer encodes an answer's text to the tokens that were drawn."""
+    settings = {"temperature": 0.7, "seed": 3}
+    whole, cut = (chat.answer(QUESTION, ALL_PANES, max_tokens=most, **settings) for most in (60, 9))
+    for pane, reply in cut.items():
+        if reply.finish != "limit":
+            continue
+        form = AnswerForm(begun=reply.text, drawn=reply.tokens)
+        events = list(chat.stream(QUESTION, [pane], ChatSettings(max_tokens=60, **settings), form=form, score=True))
+        assert all(event.text.startswith(reply.text) and event.tokens >= 9 for event in events)
+        assert (events[-1].text, events[-1].tokens, events[-1].finish) == (*whole[pane][1:3], whole[pane].finish)
+        assert events[-1].reward is not None and events[-1].repeated == whole[pane].repeated
+    assert sum(reply.finish == "limit" for reply in cut.values()) >= 2
+    with pytest.raises(ConfigError, match="has 9 already"):
+        chat.stream(QUESTION, ["fine"], ChatSettings(max_tokens=9), form=AnswerForm(begun="a", drawn=9))
 
 
 @pytest.mark.slow

@@ -52,6 +52,37 @@ def test_a_row_says_what_the_batched_sampler_says(multi_model, roles):
         assert alone(multi_model, index) == (responses.tokens[0], responses.finish[0])
 
 
+@pytest.mark.parametrize("index", range(4))
+def test_a_row_that_is_continued_says_what_one_long_row_says(multi_model, index):
+    """Beside rows that are just begun or in the midst of theirs; in float32 no rounding is seen."""
+    expected, _ = alone(multi_model, index, limit=20, seed=index, eos=())
+    rows, neighbour = AnswerRows(multi_model, 0), row(3, limit=20, seed=9, eos=())
+    rows.start([neighbour])
+    rows.step()
+    continued = row(index, limit=20, seed=index, eos=(), begun=expected[:7], drawn=7)
+    assert run(rows, continued, row(1, limit=5))[0] == (expected, "limit")
+    assert (continued.begun, continued.drawn) == (7, 20)
+    assert neighbour.tokens == alone(multi_model, 3, limit=20, seed=9, eos=())[0][: len(neighbour.tokens)]
+
+
+def test_tokens_that_were_drawn_count_and_no_random_number_is_used_twice(multi_model):
+    """Nine tokens were drawn for a text of seven: eleven of 20 are left, with the random numbers from the tenth on."""
+    continued = row(0, limit=20, eos=(), begun=[5] * 7, drawn=9)
+    numbers, length = continued.uniforms[9:], continued.max_length
+    assert length == 3 + 7 + 11  # of the prompt, begun, and still to come
+    rows, used = AnswerRows(multi_model, 0), []
+    draws = rows._draws
+
+    def noted(those):
+        made = draws(those)
+        used.extend(made.uniforms.tolist())
+        return made
+
+    rows._draws = noted
+    ((tokens, finish),) = run(rows, continued)
+    assert (len(tokens), finish, used) == (18, "limit", numbers)
+
+
 def test_rows_do_not_depend_on_who_comes_and_goes_beside_them(multi_model):
     expected = [alone(multi_model, index, limit=8 + 5 * index, seed=index) for index in range(8)]
     rows, made = AnswerRows(multi_model, 0), [row(index, limit=8 + 5 * index, seed=index) for index in range(8)]
@@ -96,6 +127,9 @@ def test_how_a_row_ends(pico):
     assert ended(7, 5, 8) == (None, [7, 5, 8])
     assert ended(1, 1, 1, 1, 1) == ("limit", [1] * 5)
     assert ended(1, 1, 1, 1, 2) == ("eos", [1] * 4)
+    each = AnswerRow(0, 0.0, [1], Sampling(5), eos_ids=[2], stops=stops, begun=[5, 7], drawn=2)
+    each.append(8, 1.0)  # the stop text began before the continuation
+    assert (each.finish, each.text_tokens) == ("stop", [5])
 
 
 def test_a_penalty_is_that_of_transformers(multi_model):

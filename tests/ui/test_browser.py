@@ -210,12 +210,15 @@ def ratio_of(page):
 def buttons_on(page):
     """The buttons that can be pressed."""
     names = ["send", "stop-all", "regenerate", "edit", "remove-last", "redo", "clear", "regenerate-fine", "stop-coarse"]
-    return {name for name in names if page.locator(f"#{name}:enabled").count()}
+    return {name for name in names if page.locator(f"#{name}:enabled:not([aria-disabled=true])").count()}
 
 
 def test_three_answers_stream_at_once_with_their_figures(tab):
     assert "reinforcement learning" in tab.inner_text("#view-coarse")  # empty panes say what they are
-    assert buttons_on(tab) == {"send"}
+    assert buttons_on(tab) == set()
+    for text, on in (("x", {"send"}), (" \n\t", set())):
+        tab.fill("#prompt textarea", text)
+        assert buttons_on(tab) == on
     tab.evaluate(
         """() => {
             window.lengths = new Set();
@@ -260,7 +263,19 @@ def test_stop_one_and_stop_all(tab):
         tab.wait_for_selector("#view-coarse .said.writing")
         tab.click("#stop-coarse")
         ended(tab, "coarse", chip="stopped")
+        cut = answer_of(tab, "coarse")
+        tab.wait_for_selector("#stop-coarse:disabled")
+        assert tab.locator("#stop-fine:enabled, #stop-baseline:enabled").count() == 2
     ended(tab, "fine", "baseline", chip="reward")
+    before = session_of(tab).rounds[-1].replies
+    tab.wait_for_selector("#view-coarse .chip.act")
+    assert tab.get_by_role("button", name="continue: Fine Actor").count() == (before["fine"].finish == "limit")
+    tab.get_by_role("button", name="continue: Coarse Actor").click()
+    ended(tab, "coarse", chip="reward")
+    after = session_of(tab).rounds[-1]
+    assert after.others == () and after.replies["fine"] == before["fine"]  # the same answer has grown
+    assert after.replies["coarse"].text.startswith(before["coarse"].text) and answer_of(tab, "coarse").startswith(cut)
+    assert after.replies["coarse"].tokens > before["coarse"].tokens == 2
     with held(tab):
         ask(tab, QUESTION)
         tab.wait_for_selector("#view-fine .said.writing")
@@ -273,6 +288,20 @@ def test_stop_one_and_stop_all(tab):
         tab.focus("#prompt textarea")
         tab.keyboard.press("Escape")
         ended(tab, "coarse", "fine", chip="stopped")
+    # One pane alone, by keyboard: the others keep their answers, and the one before is kept too.
+    tab.wait_for_selector("#view-baseline .chip.act")
+    before = session_of(tab).rounds[-1]
+    with held(tab):
+        tab.get_by_role("button", name="ask again: Fine Actor").press("Enter")
+        tab.wait_for_selector("#view-fine .said.writing")
+        assert tab.locator(".bar button:enabled").all_inner_texts() == ["Stop"]  # of this pane alone
+        assert tab.locator(".said.writing").count() == 1 and tab.locator(".chip.act").count() == 0
+        assert tab.evaluate("document.activeElement.id") == "view-fine"
+    ended(tab, "fine", chip="reward")
+    last = session_of(tab).rounds[-1]
+    assert last.others == (conversations.Variant(*before[1:4]),) and last.replies["coarse"] == before.replies["coarse"]
+    assert last.replies["fine"].seed == last.pane_settings["fine"]["seed"] != before.replies["fine"].seed
+    tab.wait_for_selector("#variants .count:text('Answers 2 of 2')")
 
 
 def test_another_ratio_marks_the_answer_stale_and_only_fine_answers_again(tab):
@@ -346,9 +375,25 @@ def test_edit_remove_redo_regenerate_clear(tab):
     until = time.monotonic() + PATIENCE
     while seed_of(tab) == first and time.monotonic() < until:  # the text may well be the same again
         tab.wait_for_timeout(100)
-    assert seed_of(tab) != first
+    second = seed_of(tab)
+    assert second != first
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     assert tab.locator("#view-fine .you").count() == 1
+    # The answers before are kept, also over a reload, and can be turned to by keyboard.
+    assert tab.inner_text("#variants .count") == "Answers 2 of 2"
+    tab.wait_for_selector("#previous-answers:enabled")
+    assert tab.get_by_role("button", name="Next answers").is_disabled()
+    tab.get_by_role("button", name="Previous answers").press("Enter")
+    tab.wait_for_selector("#variants .count:text('Answers 1 of 2')")
+    assert seed_of(tab) == first and session_of(tab).rounds[-1].replies == kept.replies
+    assert tab.inner_text(".spoken") == "Answers 1 of 2"
+    tab.goes_away = True  # the stream of the answers may not be closed yet
+    tab.reload()
+    tab.wait_for_selector("#variants .count:text('Answers 1 of 2')")
+    assert seed_of(tab) == first
+    tab.click("#next-answers")
+    tab.wait_for_selector("#previous-answers:enabled")
+    assert seed_of(tab) == second
     tab.click("#edit")
     tab.wait_for_function("document.querySelector('#prompt textarea').value !== ''")
     assert tab.input_value("#prompt textarea") == QUESTION
@@ -524,6 +569,7 @@ def ballot(page):
 
 def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab):
     tab.get_by_role("tab", name="Blind vote").click()
+    tab.wait_for_selector("#vote-send:enabled[aria-disabled=true]")  # its box is empty
     ballot(tab)
     shown = tab.inner_text(".tabitem:visible")
     assert not re.search("Answer A:|EOS|tokens/s|reward [+-]", shown)  # nothing tells who it is

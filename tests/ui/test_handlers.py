@@ -5,7 +5,7 @@ import re
 from lite_c2f.chat import ALL_PANES, PANES
 from lite_c2f.ui.handlers import PageInputs, _draw
 from lite_c2f.ui.page_session import Display, PageSession
-from lite_c2f.ui.rounds import ShownRounds
+from lite_c2f.ui.round_stream import ShownRounds
 from lite_c2f.ui.store.conversations import Reply, Round
 
 

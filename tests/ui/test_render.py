@@ -8,8 +8,8 @@ from lite_c2f.evaluation.overlap import Span
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.figures import signed
 from lite_c2f.ui.page_session import Display
-from lite_c2f.ui.render import changed_pieces, conversation, marked_pieces, round_figures
-from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
+from lite_c2f.ui.render import changed_pieces, conversation, marked_pieces, round_figures, variant_count
+from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round, Variant
 
 REPLY = Reply("fine", "It is 5.", 4, 84.6, "eos", "", 0.25, reward=-0.125, repeated=0.0, ratio=0.5, seed=7)
 COARSE = REPLY._replace(
@@ -189,6 +189,43 @@ def test_an_answer_at_another_ratio_stays_beside_the_new_one():
     assert "before" not in conversation([pair], "coarse")
     same = Round("?", {}, {"fine": REPLY, PREVIOUS_PANE: old._replace(text=REPLY.text)})
     assert "before, at ratio 0.25: the same" in conversation([same], "fine")
+
+
+def test_earlier_rounds_have_their_other_answers_folded_and_the_last_has_a_count():
+    others = (Variant({}, {"fine": REPLY._replace(text="It is <6>.")}), Variant({}, {"fine": REPLY}))
+    round_ = Round("a", {}, {"fine": REPLY}, {}, others, 1)
+    html = conversation([round_, Round("b", {}, {"fine": REPLY})], "fine")
+    assert "<summary>1 other answer</summary>" in html and "It is &lt;6&gt;." in html  # one of them is the same
+    assert "other answer" not in conversation([round_], "fine")
+    assert plain(variant_count(round_)) == "|Answers 2 of 3|"
+    assert variant_count(None) == variant_count(Round("a", {}, {"fine": REPLY})) == ""
+
+
+def test_the_last_answer_can_be_asked_again_by_a_button_that_names_its_pane():
+    rounds = [Round("a", {}, {"fine": REPLY}), Round("b", {}, {"fine": REPLY})]
+    button = '<button type="button" class="chip act" data-target="again-fine" aria-label="ask again: Fine Actor">'
+    assert conversation(rounds, "fine", acts=True).count(button) == 1
+    assert (
+        conversation(rounds, "fine", end=1, acts=True).count(button) == conversation(rounds, "fine").count(button) == 0
+    )
+    assert "again" not in conversation([Round("a", {}, {"fine": REPLY._replace(finish=None)})], "fine", acts=True)
+    unknown = REPLY._replace(pane='"><script>')  # a session that somebody edited
+    assert "act" not in conversation([Round("a", {}, {"fine": unknown})], "fine", acts=True).partition("chips")[2]
+
+
+@pytest.mark.parametrize(
+    ("finish", "can"), [("limit", True), ("stopped", True), ("eos", False), ("stop", False), ("error", False)]
+)
+def test_what_was_cut_off_can_be_continued_and_what_ended_cannot(finish, can):
+    html = conversation([Round("a", {}, {"fine": REPLY._replace(finish=finish)})], "fine", acts=True)
+    assert ('data-target="continue-fine" aria-label="continue: Fine Actor"' in html) == can
+    assert "ask again" in html
+
+
+def test_a_pane_waits_beside_the_answers_of_others():
+    round_ = Round("a", {}, {"coarse": COARSE})
+    assert "2 before you" in conversation([round_], "fine", waiting="2 before you")
+    assert "2 before you" not in conversation([round_], "coarse", waiting="2 before you")
 
 
 def test_a_reward_near_zero_has_no_sign():

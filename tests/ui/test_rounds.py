@@ -6,13 +6,14 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from lite_c2f.chat import ALL_PANES, ChatSettings
-from lite_c2f.ui import rounds, saving
+from lite_c2f.chat import ChatSettings
+from lite_c2f.ui import round_stream, rounds, saving
 from lite_c2f.ui.answering import Notice, Served, restored
-from lite_c2f.ui.handlers import can_act
+from lite_c2f.ui.buttons import can_act, can_ask_again
 from lite_c2f.ui.page_session import PageSession, PageSessions
 from lite_c2f.ui.store import conversations
-from lite_c2f.ui.store.conversations import Reply, Round
+from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
+from lite_c2f.ui.store.variants import all_variants
 
 OWNER, TAB = "ab" * 16, "cd" * 16
 REPLY = Reply("fine", "It is 5.", 4, 80.0, "eos", "", 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=7)
@@ -95,7 +96,7 @@ def test_a_new_chat_takes_no_edit_back(served, page):
 class Stream:
     """Answers as `Chat.stream` gives them: written, ended, and then scored; `meanwhile` is called before the scores."""
 
-    waiting = 0
+    waiting, unfinished = 0, frozenset({"fine"})
 
     def __init__(self, text, meanwhile=lambda: None):
         self.reply, self.meanwhile = REPLY._replace(text=text), meanwhile
@@ -147,6 +148,126 @@ def test_the_next_question_may_be_asked_while_the_last_answers_are_scored(served
     assert not page.streams and not page.scoring
 
 
+def texts(round_):
+    """Fine's answers to a question, the oldest first, and the place of the one in view."""
+    return [variant.replies["fine"].text for variant in all_variants(round_)], round_.place
+
+
+def asked(served, page, *answers):
+    """A question that was answered so, and asked again for each further answer."""
+    served = served._replace(chat=chat_of(*map(Stream, answers)))
+    for number, _ in enumerate(answers):
+        settings = ChatSettings(seed=number)
+        again = rounds.regenerate(served, page, ["fine"], settings)
+        list(again if number else rounds.ask(served, page, "first?", ["fine"], settings))
+
+
+def test_regenerate_keeps_the_answers_before_and_the_next_question_reads_those_in_view(served):
+    page = PageSession()
+    page.owner = OWNER
+    asked(served, page, "One.", "Two.", "Three.")
+    assert texts(page.transcript.rounds[-1]) == (["One.", "Two.", "Three."], 2)
+    assert on_disk(served, page) == page.transcript.rounds
+    rounds.turn(served, page, -1)
+    assert texts(page.transcript.rounds[-1]) == (["One.", "Two.", "Three."], 1)
+    assert page.transcript.rounds[-1].settings["seed"] == 1
+    reloaded = PageSession()  # by the disk alone
+    saving.identify(served, reloaded, OWNER, page.transcript.id)
+    assert texts(reloaded.transcript.rounds[-1]) == (["One.", "Two.", "Three."], 1)
+    read = {}
+    chat = SimpleNamespace(stream=lambda turns, *_, **__: read.update(turns) or Stream("Four."))
+    list(rounds.ask(served._replace(chat=chat), reloaded, "next?", ["fine"], ChatSettings()))
+    assert [turn.text for turn in read["fine"]] == ["first?", "Two.", "next?"]
+    assert len(conversations.list_sessions(served.sessions, OWNER)) == 1
+
+
+def test_a_server_killed_while_it_regenerates_has_lost_no_answer(served, monkeypatch):
+    """What is on the disk at each moment has the earlier answer, in view or not."""
+    monkeypatch.setattr(round_stream, "SAVE_EVERY", -1)
+    page = PageSession()
+    page.owner = OWNER
+    asked(served, page, "One.")
+    begun = rounds.regenerate(served._replace(chat=chat_of(Stream("Two."))), page, ["fine"], ChatSettings())
+    seen = [texts(on_disk(served, page)[-1]) for _ in begun]
+    assert seen[:2] == [(["One."], 0), (["One.", ""], 1)] and seen[-1] == (["One.", "Two."], 1)
+
+
+def test_which_answers_can_be_turned_to(served):
+    page = PageSession()
+    page.owner = OWNER
+    asked(served, page, "One.", "Two.")
+
+    def on():
+        return {name for name, can in can_act(page, 1.0).items() if can} & {"previous-answers", "next-answers"}
+
+    assert on() == {"previous-answers"}
+    rounds.turn(served, page, -1)
+    assert on() == {"next-answers"}
+    with pytest.raises(Notice, match="no other answers"):
+        rounds.turn(served, page, -1)
+    page.scoring["compare"] = None  # its scores would be lost
+    assert on() == set()
+    with pytest.raises(Notice, match="still being scored"):
+        rounds.turn(served, page, 1)
+    page.scoring.clear()
+    list(rounds.ask(served._replace(chat=chat_of(Stream("Three."))), page, "next?", ["fine"], ChatSettings()))
+    before = on_disk(served, page)
+    rounds.edit(page)  # the round with two is shown as the last, and a later one is saved
+    assert on() == set()
+    with pytest.raises(Notice, match="no other answers"):
+        rounds.turn(served, page, 1)
+    assert on_disk(served, page) == before
+
+
+def test_removed_variants_come_back_all_of_them(served):
+    page = PageSession()
+    asked(served, page, "One.", "Two.")
+    rounds.turn(served, page, -1)
+    before = page.transcript.rounds
+    rounds.remove_last(served, page)
+    rounds.redo(served, page)
+    assert page.transcript.rounds == before and texts(before[-1]) == (["One.", "Two."], 0)
+
+
+def test_one_pane_is_asked_again_beside_the_answers_of_the_others(served):
+    page, coarse = PageSession(), REPLY._replace(pane="coarse", text="C.")
+    first = Round("?", {"seed": 1}, {"coarse": coarse, "fine": REPLY, PREVIOUS_PANE: REPLY})
+    saving.save_transcript(served, page, saving.new_transcript(served, page)._replace(rounds=(first,)))
+    settings = ChatSettings(seed=5, max_tokens=9)
+    begun = rounds.ask_again(served._replace(chat=chat_of(Stream("Two."))), page, "fine", settings)
+    shown = next(begun).rounds[-1]
+    assert shown.replies == {"coarse": coarse}  # the answer before is not shown as this one
+    list(begun)
+    last = page.transcript.rounds[-1]
+    assert {pane: reply.text for pane, reply in last.replies.items()} == {"coarse": "C.", "fine": "Two."}
+    assert (last.settings, last.pane_settings) == ({"seed": 1}, {"fine": settings._asdict()})
+    rounds.turn(served, page, -1)
+    assert page.transcript.rounds[-1].replies == first.replies and page.transcript.rounds[-1].pane_settings == {}
+
+
+def test_no_pane_is_asked_again_while_a_question_is_taken_off(served, page):
+    assert can_ask_again(page)
+    rounds.edit(page)  # the round before is shown as the last: its pane is not the one that would be asked
+    assert not can_ask_again(page)
+    with pytest.raises(Notice, match="bring it back"):
+        next(rounds.ask_again(served, page, "fine", ChatSettings()))
+    assert on_disk(served, page) == (FIRST, LAST)
+
+
+def test_fine_at_another_ratio_keeps_the_answers_before_and_a_pane_that_joins_replaces_none(served):
+    page = PageSession()
+    asked(served, page, "One.", "Two.")
+    base = Stream("Base.")
+    base.reply = base.reply._replace(pane="base")
+    list(rounds.regenerate_panes(served._replace(chat=chat_of(base)), page, ["base"]))
+    joined = page.transcript.rounds[-1]
+    assert texts(joined) == (["One.", "Two."], 1) and list(joined.replies) == ["fine", "base"]
+    list(rounds.regenerate_panes(served._replace(chat=chat_of(Stream("Half."))), page, ["fine"], 0.5))
+    last = page.transcript.rounds[-1]
+    assert texts(last) == (["One.", "Two.", "Half."], 2)
+    assert (last.replies["base"].text, last.replies[PREVIOUS_PANE].text) == ("Base.", "Two.")
+
+
 def test_scores_of_a_round_that_was_removed_bring_nothing_back(served):
     page, settings = PageSession(), ChatSettings(seed=7)
     served = served._replace(chat=chat_of(Stream("One.", lambda: rounds.remove_last(served, page))))
@@ -164,8 +285,8 @@ def test_which_buttons_can_do_something(page):
     assert on() == {"send", "redo"}
     page.transcript = None
     assert on() == {"send"}
-    page.streams["compare"] = None
-    assert on() == {"stop-all", *(f"stop-{pane}" for pane in ALL_PANES)}
+    page.streams["compare"] = SimpleNamespace(unfinished={"fine", "base"})
+    assert on() == {"stop-all", "stop-fine", "stop-base"}  # the others' answers have ended
 
 
 def test_a_reloaded_tab_goes_on_with_its_views_and_no_other_does():

@@ -22,7 +22,7 @@ from lite_c2f.errors import RunError
 from lite_c2f.storage.files import write_text
 from lite_c2f.ui.store.tuples import as_row, decoded, encoded, from_row
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no variants; it is still read
 MAX_SESSIONS = 500  # per owner
 TITLE_LENGTH = 60  # characters
 PREVIOUS_PANE = "fine before"  # key among a round's replies: the Fine Actor's previous one, at another ratio
@@ -31,12 +31,23 @@ _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 _WRITING = threading.Lock()  # write_text's temporary file name has only the process id: threads would clash
 
 
+class Variant(NamedTuple):
+    """Replies to a question, by pane, and the settings that they were made with."""
+
+    settings: dict[str, Any]
+    replies: dict[str, Reply]
+    pane_settings: dict[str, dict[str, Any]] = {}  # noqa: RUF012  never changed; see `Round`
+
+
 class Round(NamedTuple):
-    """One question and its replies, by pane."""
+    """One question and its replies, by pane: of all its variants the one in view, which the next question builds on."""
 
     prompt: str
     settings: dict[str, Any]
     replies: dict[str, Reply]
+    pane_settings: dict[str, dict[str, Any]] = {}  # noqa: RUF012  of panes whose reply was made with others
+    others: tuple[Variant, ...] = ()  # the variants that are not in view, the oldest first
+    place: int = 0  # of the one in view among all of them
 
 
 class Transcript(NamedTuple):
@@ -150,7 +161,7 @@ def from_json(text: str, name: str = "the session") -> Transcript:
         schema = row.pop("schema", None) if isinstance(row, dict) else None
         if type(schema) is int and schema > SCHEMA:
             raise RunError.because(f"{name} has schema {schema}", f"schema {SCHEMA}", "use a newer lite_c2f")
-        if schema != SCHEMA or isinstance(schema, bool):
+        if type(schema) is not int or schema < 1:
             raise ValueError("it has no schema")
         transcript = from_row(Transcript, row)
         if not (_is_id(transcript.id) and _is_id(transcript.owner)):
@@ -158,6 +169,9 @@ def from_json(text: str, name: str = "the session") -> Transcript:
         if not _CREATED.fullmatch(transcript.created):
             raise ValueError("created is not a time in UTC")
         datetime.fromisoformat(transcript.created)
+        for number, round_ in enumerate(transcript.rounds):
+            if not 0 <= round_.place <= len(round_.others):
+                raise ValueError(f"transcript.rounds[{number}].place is not among its variants")
     except ValueError as error:
         raise _damaged(name, " ".join(str(error).split())[:200]) from None
     return transcript
@@ -176,11 +190,15 @@ def as_markdown(transcript: Transcript, pane_titles: Mapping[str, str] | None = 
         parts += ["System prompt:", fenced(transcript.system)]
     for number, round_ in enumerate(transcript.rounds, 1):
         parts += [f"## Round {number}", fenced(round_.prompt)]
+        if round_.others:  # the one in view is written: what the next round was built on
+            parts.append(f"Answers {round_.place + 1} of {len(round_.others) + 1}.")
         if round_.settings:
             parts += ["Settings:", fenced(_pretty(round_.settings), "json")]
         for pane, reply in round_.replies.items():
             title = (pane_titles or {}).get(pane, pane)
             parts += [f"### {escaped(title)}", _figures(reply), fenced(reply.text)]
+            if pane in round_.pane_settings:
+                parts += ["Its own settings:", fenced(_pretty(round_.pane_settings[pane]), "json")]
     return "\n\n".join(parts) + "\n"
 
 

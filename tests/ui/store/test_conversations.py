@@ -12,7 +12,16 @@ from markdown_it import MarkdownIt
 
 from lite_c2f.errors import RunError
 from lite_c2f.ui.store import conversations
-from lite_c2f.ui.store.conversations import ConversationEntry, Reply, Round, Transcript, as_json, as_markdown, from_json
+from lite_c2f.ui.store.conversations import (
+    ConversationEntry,
+    Reply,
+    Round,
+    Transcript,
+    Variant,
+    as_json,
+    as_markdown,
+    from_json,
+)
 
 ME, OTHER = "a" * 32, "b" * 32
 REPLY = Reply("fine", "It is 5.", 6, 85.25, "eos", "", 0.5, reward=-0.125, repeated=0.0, ratio=0.75, seed=3)
@@ -42,10 +51,38 @@ def test_what_is_saved_is_loaded_again(tmp_path):
     conversations.save(tmp_path, made)
     assert conversations.load(tmp_path, ME, made.id) == from_json(as_json(made)) == made
     assert [path.name for path in (tmp_path / ME).iterdir()] == [f"{made.id}.json"]
-    assert json.loads((tmp_path / ME / f"{made.id}.json").read_text())["schema"] == 1
+    assert json.loads((tmp_path / ME / f"{made.id}.json").read_text())["schema"] == 2
     halved = session(1, system="a\ud800b")
     conversations.save(tmp_path, halved)  # replaces it; half a character cannot be in a file
     assert conversations.load(tmp_path, ME, made.id) == halved._replace(system="a?b")
+
+
+def test_sessions_from_before_there_were_variants_open(tmp_path):
+    """Written by hand as schema 1 had them: a round without the fields that came with schema 2."""
+    reply = {"pane": "fine", "text": "It is 5.", "tokens": 6, "tokens_per_s": 85.25, "finish": "eos"}
+    row = {
+        "schema": 1, "id": f"{1:032x}", "owner": ME, "created": "2026-01-01T00:00:01+00:00", "system": "", "run": {},
+        "rounds": [{"prompt": "2 plus 3?", "settings": {"seed": 3}, "replies": {"fine": reply}}],
+    }  # fmt: skip
+    (tmp_path / ME).mkdir()
+    (tmp_path / ME / f"{1:032x}.json").write_text(json.dumps(row))
+    opened = conversations.load(tmp_path, ME, f"{1:032x}")
+    assert opened.rounds == (Round("2 plus 3?", {"seed": 3}, {"fine": Reply(**reply)}),)
+    assert (opened.rounds[0].others, opened.rounds[0].place) == ((), 0)
+    conversations.save(tmp_path, opened)
+    assert conversations.load(tmp_path, ME, opened.id) == opened
+
+
+def test_variants_are_saved_and_the_one_in_view_is_exported(tmp_path):
+    other = Variant({"seed": 1}, {"fine": REPLY._replace(text="It is 6.")})
+    round_ = ROUND._replace(others=(other,), place=1, pane_settings={"fine": {"temperature": 0.1}})
+    made = session(1, rounds=(round_,))
+    conversations.save(tmp_path, made)
+    assert conversations.load(tmp_path, ME, made.id) == made
+    written = as_markdown(made)
+    assert "Answers 2 of 2." in written and "It is 5." in written and "It is 6." not in written
+    assert '"temperature": 0.1' in written
+    assert "Answers" not in as_markdown(session(1))
 
 
 def test_a_list_is_newest_first_with_titles_on_one_line(tmp_path):
@@ -130,7 +167,10 @@ def damaged():
         "list": ("[]", "no schema"),
         "no schema": (json.dumps({**row, "schema": None}), "no schema"),
         "true": (json.dumps({**row, "schema": True}), "no schema"),
-        "later": (json.dumps({**row, "schema": 2, "rounds": 7}), r"has schema 2; expected schema 1; use a newer"),
+        "later": (json.dumps({**row, "schema": 3, "rounds": 7}), r"has schema 3; expected schema 2; use a newer"),
+        "schema 0": (json.dumps({**row, "schema": 0}), "no schema"),
+        "no such variant": (json.dumps(row).replace('"place": 0', '"place": 1'), r"rounds\[0\].place is not among"),
+        "variant": (json.dumps(row).replace('"others": []', '"others": [{}]'), r"others\[0\] has no 'settings'"),
         "field gone": (json.dumps({name: row[name] for name in row if name != "system"}), "has no 'system'"),
         "unknown field": (json.dumps({**row, "admin": True}), "'admin', which is unknown"),
         "wrong type": (json.dumps({**row, "rounds": [{**row["rounds"][0], "prompt": 7}]}), r"rounds\[0\].prompt"),
