@@ -40,6 +40,9 @@ BEFORE = (
 ARMS: dict[str, tuple[str, ...]] = {
     LOGISTIC: (),
     DPO: ("coarse.algorithm=dpo", "coarse.dpo.lr=5e-4", "coarse.dpo.batch=16", "coarse.dpo.micro_batch=4"),
+    "half-lr": ("coarse.lr=1.5e-4",),
+    "kl-0.1": ("coarse.kl_coef=0.1",),
+    "lambda-0.95": ("coarse.gae_lambda=0.95",),
     EARLIER: BEFORE,
     "earlier-fixed-long": (*BEFORE, "coarse.length.mode=fixed", "coarse.length.start={longest}"),
     "earlier-critic-from-zero": (*BEFORE, "coarse.critic=zero"),

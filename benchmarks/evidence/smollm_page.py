@@ -44,7 +44,8 @@ def section_parts(results: dict[str, Any], quantized: dict[str, Any]) -> dict[st
 
 def trained_in(actors: dict[str, Any]) -> list[str]:
     """Runs that trained a Coarse Actor, in the order of the table."""
-    kinds = ("logistic", "earlier", "double-lr", "fixed-long", "critic-from-zero", "lambda-1", "reward-only", "dpo")
+    kinds = ("logistic", "half-lr", "kl-0.1", "lambda-0.95", "dpo", "earlier")
+    kinds += ("double-lr", "fixed-long", "critic-from-zero", "lambda-1", "reward-only")
     names = [name for kind in kinds for name in (kind, f"earlier-{kind}")]
     return [name for name in names if name in actors]
 
@@ -111,6 +112,7 @@ DIFFERENCES = (
     ("coarse", "base"),
     ("fine", "instruct"),
     ("fine", "coarse"),
+    ("lambda-0.95", "base"),
     ("earlier", "base"),
     ("earlier at 1", "instruct"),
     ("dpo", "base"),

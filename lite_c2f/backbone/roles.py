@@ -77,6 +77,9 @@ class Roles:
         for name in adapters:  # bfloat16 would leave 75% of lora_A unchanged at lr 1e-5
             for parameter in self.adapter_parameters(name):
                 parameter.data = parameter.data.float()
+        if self.dtype != torch.float32:  # autocast makes their products half: an input cast to float32 would come back
+            for layer in self._layers:
+                layer.cast_input_dtype_enabled = False
         self.model.eval()
 
     @property

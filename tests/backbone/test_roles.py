@@ -5,10 +5,12 @@ import warnings
 import bitsandbytes as bnb
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from lite_c2f.backbone.heads import ScalarHead
-from lite_c2f.backbone.load import keep_weights_trainable
+from lite_c2f.backbone.load import keep_weights_trainable, load_model
 from lite_c2f.backbone.roles import Roles
+from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Lora
 
 TOKENS = torch.tensor([[1, 5, 9, 12, 33], [1, 7, 20, 41, 8]])
@@ -121,9 +123,6 @@ def test_trap_3_the_guard_switches_the_repacking_off():
 
 
 def test_trap_4_embeddings_norms_and_head_keep_their_type(pico):
-    from lite_c2f.backbone.load import load_model
-    from lite_c2f.config.loading import load_config
-
     base = load_model(str(pico["base"]), load_config({}, ["model.compute_dtype=bfloat16", "evaluation.max_tokens=32"]))
     roles = Roles(base, Lora(r=4), ("policy",))
     model = roles.model.get_base_model()
@@ -132,9 +131,6 @@ def test_trap_4_embeddings_norms_and_head_keep_their_type(pico):
 
 
 def test_trap_5_adapters_and_heads_are_float32(pico):
-    from lite_c2f.backbone.load import load_model
-    from lite_c2f.config.loading import load_config
-
     base = load_model(str(pico["base"]), load_config({}, ["model.compute_dtype=bfloat16", "evaluation.max_tokens=32"]))
     roles = Roles(base, Lora(r=4), ("policy", "critic"))
     roles.add_head("critic", ScalarHead(32))
@@ -194,3 +190,19 @@ def test_a_head_rescaled_gives_normalised_rewards():
     hidden = torch.tensor([[3.0, 4.0]])  # 3 + 8 + 0.5 = 11.5
     assert head(hidden).item() == 11.5
     assert head.rescaled(1.5, 4.0)(hidden).item() == pytest.approx(2.5)  # (11.5 - 1.5) / 4
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_in_bfloat16_the_input_of_an_adapter_is_not_cast_to_float32_and_back(pico, quantization):
+    """The result is the same bit by bit: bfloat16 -> float32 -> bfloat16 changes nothing."""
+    settings = ["model.compute_dtype=bfloat16", f"model.quantization={quantization}", "coarse.length.max=128"]
+    roles = make(lambda: load_model(str(pico["base"]), load_config({}, settings)))
+    seen = set()
+    layers = [module for module in roles.model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.lora_A["policy"].register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].dtype))
+    found = gradients(roles, "policy")
+    assert seen == {torch.bfloat16}
+    for layer in layers:
+        layer.cast_input_dtype_enabled = True
+    assert torch.equal(gradients(roles, "policy"), found) and torch.float32 in seen
