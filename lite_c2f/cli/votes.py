@@ -28,7 +28,7 @@ def votes(
     file = votes_of(run)
     check_run_folder(run)
     all_votes = read(file)
-    if not all_votes:
+    if not current(all_votes):
         raise RunError.because(f"no votes in '{file}'", "at least one", f"vote in `lite-c2f app {run}`")
     written = export_pairs(all_votes, export) if export else None
     rows = tally(all_votes)

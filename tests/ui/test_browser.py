@@ -595,6 +595,20 @@ def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab)
     tab.click("#vote-A")
     tab.wait_for_selector("text=/Answer B: (Coarse|Fine|Baseline)/")
     assert len(votes.read(file)) == 2
+    tab.click("#vote-back")
+    tab.wait_for_selector(".verdict:has-text('taken back')")
+    assert [vote.choice for vote in votes.read(file)] == ["B", "A", "taken_back"]
+    ballot(tab)
+    tab.press("#vote-prompt textarea", "1")  # it is typed
+    tab.fill("#vote-prompt textarea", "")
+    tab.focus("#vote-skip")
+    tab.keyboard.press("1")
+    tab.wait_for_selector(".verdict:has-text('Your vote')")
+    assert [vote.choice for vote in votes.read(file)][3:] == ["A"]
+    ballot(tab)
+    tab.click("#vote-skip")
+    tab.wait_for_selector("#vote-A:disabled")
+    assert tab.inner_text("#blind-A").startswith("Ask something") and len(votes.read(file)) == 4
 
 
 def test_several_ratios_in_one_go(tab):

@@ -9,7 +9,7 @@ pytest.importorskip("gradio")
 
 from lite_c2f.chat import ChatSettings
 from lite_c2f.ui import blind, ratio_grid, run_html
-from lite_c2f.ui.blind import Ballot
+from lite_c2f.ui.ballot import Ballot, vote_of
 from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.render import conversation, title
 from lite_c2f.ui.runs import Sample, StageState, follow
@@ -94,7 +94,7 @@ def test_votes_are_counted_in_a_table(served):
     for voter, choice in enumerate(("A", "A", "tie")):
         visitor = SimpleNamespace(owner=str(voter))
         served.facts, served.chat.ratio = {}, 0.5
-        votes.record(served.votes, blind.vote_of(ballot(REPLY, OTHER, choice)._replace(prompt="q"), visitor, served))
+        votes.record(served.votes, vote_of(ballot(REPLY, OTHER, choice)._replace(prompt="q"), visitor, served))
     page = blind.vote_counts(served)
     assert "<td>Fine Actor</td><td>Coarse Actor</td><td>2</td><td>0</td><td>1</td><td>0</td><td>100% (" in page
     assert "a &lt;run&gt;&#39; --export votes.jsonl" in page

@@ -16,6 +16,7 @@ from lite_c2f.ui.store.tuples import decoded, encoded, from_row
 
 LETTERS = "ABC"
 TIE, BOTH_BAD = "tie", "both_bad"
+TAKEN_BACK = "taken_back"  # a line that takes the voter's earlier vote on the same answers back
 PANES = (FINE, COARSE, BASELINE, BASE)  # order in which a pair is counted: left before right
 _WRITING = threading.Lock()
 
@@ -29,7 +30,7 @@ class Vote(NamedTuple):
     shown: tuple[str, ...]  # two or three panes, in the order shown: A, B, C
     answers: dict[str, str]  # by pane, as are `ended` and `seeds`
     ended: dict[str, bool]  # False: cut off at the limit, or stopped
-    choice: str  # "A" | "B" | "C" | "tie" | "both_bad" (with three: all bad)
+    choice: str  # "A" | "B" | "C" | "tie" | "both_bad" (with three: all bad) | "taken_back"
     seeds: dict[str, int]
     ratio: float | None  # share of the residue in the Fine Actor
     settings: dict[str, Any]  # of sampling
@@ -38,7 +39,7 @@ class Vote(NamedTuple):
 
     @property
     def winner(self) -> str | None:
-        """The chosen pane; None for a tie and for both bad."""
+        """The chosen pane; None for a tie, for both bad and where the vote was taken back."""
         return self.shown[LETTERS.index(self.choice)] if self.choice in (*LETTERS,) else None
 
 
@@ -105,7 +106,15 @@ def read(file: Path) -> list[Vote]:
 
 
 def current(votes: Iterable[Vote]) -> list[Vote]:
-    """The votes that count: of one voter's votes on the same answers to the same question, the last."""
+    """The votes that count: of one voter's votes on the same answers to the same question, the last.
+
+    None where that one takes the vote back.
+    """
+    return [vote for vote in _latest(votes) if vote.choice != TAKEN_BACK]
+
+
+def _latest(votes: Iterable[Vote]) -> list[Vote]:
+    """The last line of each voter on the same answers to the same question, in order."""
     last: dict[Any, Vote] = {}
     for vote in votes:
         key = (vote.voter, vote.system, tuple(vote.turns), tuple(sorted(vote.answers.items())))
@@ -160,8 +169,8 @@ def export(votes: Sequence[Vote], file: Path) -> Exported:
     skipped: Counter[str] = Counter()
     rows: dict[Any, dict[str, Any]] = {}
     counts: Counter[Any] = Counter()
-    counted = current(votes)
-    skipped["changed"] = len(votes) - len(counted)
+    latest, counted = _latest(votes), current(votes)
+    skipped["changed"], skipped["taken back"] = len(votes) - len(latest), len(latest) - len(counted)
     for vote in counted:
         for pane in _losers(vote, skipped):
             chosen, rejected = (
@@ -221,12 +230,12 @@ def _row(vote: Vote, loser: str) -> dict[str, Any]:
 
 def _check(vote: Vote, where: str) -> None:
     """Raise DataError for a vote that contradicts itself."""
-    shown = set(vote.shown)
+    shown, choices = set(vote.shown), (*LETTERS[: len(vote.shown)], TIE, BOTH_BAD, TAKEN_BACK)
     rules = {
         f"{len(vote.shown)} answers shown": (len(vote.shown) in (2, 3) and len(shown) == len(vote.shown), "2 or 3"),
         f"choice '{vote.choice[:20]}'": (
-            vote.choice in (*LETTERS[: len(vote.shown)], TIE, BOTH_BAD),
-            f"one of {', '.join((*LETTERS[: len(vote.shown)], TIE, BOTH_BAD))}",
+            vote.choice in choices,
+            f"one of {', '.join(choices)}",
         ),
         "answers, endings or seeds of other panes": (
             vote.answers.keys() == vote.ended.keys() == vote.seeds.keys() == shown,

@@ -61,7 +61,7 @@ def test_what_is_recorded_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (vote("C"), "choice 'C'; expected one of A, B, tie, both_bad"),
+        (vote("C"), "choice 'C'; expected one of A, B, tie, both_bad, taken_back"),
         (vote("left"), "choice 'left'"),
         (vote(shown=("fine",)), "1 answers shown; expected 2 or 3"),
         (vote(shown=("fine", "fine")), "2 answers shown"),
@@ -141,6 +141,28 @@ def test_who_votes_again_has_changed_their_mind():
     other = vote("B", answers={**TEXTS, "coarse": "new"})
     votes = [vote("A"), vote("A", voter="b"), other, vote("tie")]
     assert current(votes) == [vote("A", voter="b"), other, vote("tie")]
+
+
+def test_a_vote_that_is_taken_back_does_not_count(tmp_path):
+    back = vote("taken_back", time="2026-01-02T00:00:00+00:00")
+    for votes, left in (
+        ([vote("A"), back], []),
+        ([vote("A"), back, vote("B")], [vote("B")]),  # and voted on again
+        ([vote("A", voter="b"), vote("A"), back], [vote("A", voter="b")]),  # another's stays
+        (
+            [vote("A", turns=TURNS[:1]), vote("A"), back],
+            [vote("A", turns=TURNS[:1])],
+        ),  # so does that on a question before
+    ):
+        assert current(votes) == left
+    votes = [vote("A", voter="b"), vote("B"), vote("A"), back]
+    assert [row[2:6] for row in tally(votes)] == [(1, 0, 0, 0)]
+    record(tmp_path / "votes.jsonl", back)
+    assert read(tmp_path / "votes.jsonl") == [back] and back.winner is None
+    done = export(votes, tmp_path / "out.jsonl")
+    assert done.pairs == 1 and done.skipped == {"changed": 2, "taken back": 1}
+    with pytest.raises(DataError, match="taken back: 1"):
+        export([vote(), back], tmp_path / "none.jsonl")
 
 
 def test_sign_test_is_the_count_of_all_coin_throws():
