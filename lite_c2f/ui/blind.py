@@ -208,9 +208,9 @@ def _verdict(ballot: Ballot | None) -> str:
 
 
 def vote_counts(served: Served) -> str:
-    """The count of all votes on this run, as a table."""
+    """The count of all blind votes on this run, as a table."""
     try:
-        counts, error = votes.tally(votes.read(served.votes)), ""
+        counts, error = votes.tally(vote for vote in votes.read(served.votes) if vote.blind), ""
     except C2FError as unreadable:
         counts, error = [], str(unreadable)
     rows = []

@@ -888,6 +888,26 @@ def test_what_fine_changed_is_shown_in_its_pane(tab):
     tab.get_by_label("Mark repeats").check()
     tab.wait_for_selector(".legend:visible mark.again")  # beside the changes
     assert tab.locator("#view-fine ins").all_text_contents() == [", too"]
+    best_is_voted(tab)
+
+
+def best_is_voted(tab):
+    """Three crafted answers: one is voted the best, then another, then none."""
+    file = tab.run / "app" / "votes.jsonl"
+    before = len(votes.read(file))
+    tab.click("#view-fine .act:has-text('best')")
+    tab.wait_for_selector("#view-fine .act[aria-pressed=true]")
+    tab.reload()
+    tab.wait_for_selector("#view-fine .act[aria-pressed=true]")
+    assert tab.locator(".act[aria-pressed=true]").count() == 1
+    tab.focus("#view-coarse .act[aria-pressed]")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#view-coarse .act[aria-pressed=true]")
+    tab.wait_for_selector("#view-fine .act[aria-pressed=false]")
+    tab.click("#view-coarse .act[aria-pressed]")
+    tab.wait_for_selector("#view-coarse .act[aria-pressed=false]")
+    cast = votes.read(file)[before:]
+    assert [(vote.winner, vote.blind) for vote in cast] == [("fine", False), ("coarse", False), (None, False)]
 
 
 AXE = (
