@@ -1,7 +1,6 @@
 """Blind vote: two answers without names, a verdict, then the names; votes become preference data."""
 
 import random
-import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations
@@ -37,19 +36,22 @@ from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.render import answer_view, title
 from lite_c2f.ui.saving import page_of
 from lite_c2f.ui.store import votes
+from lite_c2f.ui.vote_results import vote_counts
 
 FOCUS = "() => document.querySelector('#vote-prompt textarea')?.focus()"  # the button that was pressed is gone
 CHOICES = {"A": "A is better", "B": "B is better", "tie": "Tie", "both_bad": "Both bad"}
 KEYS = {"A": "1", "B": "2", "tie": "3", "both_bad": "0"}  # page.js presses the button whose label ends with the key
 ANY = "Any two of Coarse, Fine and Baseline"
 ENDED = {"": "writing", "limit": "cut off", "stopped": "cut off", "error": "failed"}  # shown until the vote
-COUNTED = ("", "against", "won", "lost", "tie", "both bad", "share won (95% interval)")
 PAIRS = [(f"{TITLES[a]} and {TITLES[b]}", f"{a} {b}") for a, b in combinations(ALL_PANES, 2)]
 Change = Callable[[PageSession], Ballot | None]
 
 
-def blind_view(served: Served, identity: list[Any]) -> None:
-    """Add the view to the page that is being built. identity: hidden boxes, of the owner and of the session."""
+def blind_view(served: Served, identity: list[Any]) -> gr.HTML:
+    """Add the view to the page that is being built. identity: hidden boxes, of the owner and of the session.
+
+    Returns the results of the votes, which `vote_counts` fills.
+    """
     heads, views = {}, {}
     with gr.Row(equal_height=True):
         for letter in LETTERS:
@@ -70,8 +72,8 @@ def blind_view(served: Served, identity: list[Any]) -> None:
         pair = gr.Dropdown([(ANY, ""), *PAIRS], value="", label="Who meets whom", min_width=260)
         ratio = ratio_slider(served.chat, "vote-ratio")
     settings = settings_fold(served.chat)
-    with gr.Accordion("The count so far", open=False):
-        count = gr.HTML(vote_counts(served), elem_classes="figures")
+    with gr.Accordion("Results of the votes", open=True):
+        count = gr.HTML(vote_counts(served), elem_id="vote-results", padding=False)
 
     shown = [*heads.values(), *views.values(), verdict, *buttons.values(), skipping, taking_back, send, halt]
 
@@ -99,6 +101,7 @@ def blind_view(served: Served, identity: list[Any]) -> None:
         button.click(_changing(served, change), identity, [*shown, count], trigger_mode="once", **NOTIFYING).then(
             None, None, None, js=FOCUS
         )
+    return count
 
 
 def _asker(served: Served, outputs: int) -> Any:
@@ -205,17 +208,3 @@ def _verdict(ballot: Ballot | None) -> str:
     verdict = others.get(ballot.choice) or f"for {names[ballot.choice]}"
     table = figure_table({f"{letter}: {names[letter]}": reply for letter, reply in ballot.replies.items()})
     return fill("blind_verdict.html", verdict=verdict, names=names, table=table)
-
-
-def vote_counts(served: Served) -> str:
-    """The count of all blind votes on this run, as a table."""
-    try:
-        counts, error = votes.tally(vote for vote in votes.read(served.votes) if vote.blind), ""
-    except C2FError as unreadable:
-        counts, error = [], str(unreadable)
-    rows = []
-    for row in counts:
-        rate = "" if row.rate is None else f"{row.rate:.0%} ({row.low:.0%} to {row.high:.0%})"
-        rows.append((TITLES[row.left], TITLES[row.right], row.wins, row.losses, row.ties, row.both_bad, rate))
-    run = shlex.quote(str(served.chat.run))
-    return fill("vote_counts.html", error=error, columns=COUNTED, rows=rows, run=run)

@@ -605,6 +605,7 @@ def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab)
     tab.keyboard.press("1")
     tab.wait_for_selector(".verdict:has-text('Your vote')")
     assert [vote.choice for vote in votes.read(file)][3:] == ["A"]
+    assert "2 votes of 1 voter: too few to say" in tab.inner_text("#vote-results")
     ballot(tab)
     tab.click("#vote-skip")
     tab.wait_for_selector("#vote-A:disabled")
@@ -904,6 +905,9 @@ def best_is_voted(tab):
     tab.keyboard.press("Enter")
     tab.wait_for_selector("#view-coarse .act[aria-pressed=true]")
     tab.wait_for_selector("#view-fine .act[aria-pressed=false]")
+    tab.get_by_role("tab", name="Blind vote").click()
+    tab.wait_for_selector("#vote-results >> text=Open votes")
+    tab.get_by_role("tab", name="Compare").click()
     tab.click("#view-coarse .act[aria-pressed]")
     tab.wait_for_selector("#view-coarse .act[aria-pressed=false]")
     cast = votes.read(file)[before:]
