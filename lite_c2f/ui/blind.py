@@ -36,7 +36,7 @@ from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.render import answer_view, title
 from lite_c2f.ui.saving import page_of
 from lite_c2f.ui.store import votes
-from lite_c2f.ui.vote_results import vote_counts
+from lite_c2f.ui.vote_results import download_row, vote_counts
 
 FOCUS = "() => document.querySelector('#vote-prompt textarea')?.focus()"  # the button that was pressed is gone
 CHOICES = {"A": "A is better", "B": "B is better", "tie": "Tie", "both_bad": "Both bad"}
@@ -74,6 +74,7 @@ def blind_view(served: Served, identity: list[Any]) -> gr.HTML:
     settings = settings_fold(served.chat)
     with gr.Accordion("Results of the votes", open=True):
         count = gr.HTML(vote_counts(served), elem_id="vote-results", padding=False)
+        download_row(served, identity)
 
     shown = [*heads.values(), *views.values(), verdict, *buttons.values(), skipping, taking_back, send, halt]
 

@@ -1,15 +1,22 @@
-"""Results of the votes on the page: blind and open ones apart, counts with their intervals, and ratings."""
+"""Results of the votes on the page: blind and open ones apart, counts with intervals, ratings, a download."""
 
 import shlex
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
+
+import gradio as gr
 
 from lite_c2f.chat import TITLES
 from lite_c2f.errors import C2FError
 from lite_c2f.evaluation.ratings import AnswerChoice, rate
-from lite_c2f.ui.answering import Served
-from lite_c2f.ui.escaping import fill
+from lite_c2f.ui.answering import NOTIFYING, Served, failure
+from lite_c2f.ui.ballot import voter_of
+from lite_c2f.ui.escaping import escape, fill
+from lite_c2f.ui.saving import page_of
+from lite_c2f.ui.sessions import DOWNLOAD
 from lite_c2f.ui.store import votes
+from lite_c2f.ui.store.preferences import NoPairsError, as_jsonl
 
 FEW = 6  # with five that all agree, the sign test's p is 2/32: they could still be tosses of a coin
 COUNTED = ("", "against", "won", "lost", "tie", "both bad", "share won (95% interval)")
@@ -28,6 +35,33 @@ def vote_counts(served: Served) -> str:
     kinds = [_results(blind, kind) for blind in KINDS if (kind := [vote for vote in counted if vote.blind is blind])]
     run = shlex.quote(str(served.chat.run))
     return fill("vote_counts.html", error=error, columns=COUNTED, kinds=kinds, run=run)
+
+
+def download_row(served: Served, identity: list[Any]) -> None:
+    """The button that saves the visitor's own votes as preference data. identity: as in `blind_view`.
+
+    Not everybody's: they hold other visitors' questions, whose sessions are not shown either. The command has them all.
+    """
+    text, name = (gr.Textbox(visible="hidden", label=label) for label in ("text", "name"))
+    with gr.Row(elem_classes="tools"):
+        button = gr.Button("Download my votes (JSONL)", size="sm", elem_id="download-votes")
+    event = button.click(partial(_own_pairs, served), identity, [text, name], **NOTIFYING)
+    event.then(None, [text, name], None, js=DOWNLOAD)
+
+
+def _own_pairs(served: Served, owner: str, session: str, request: gr.Request) -> list[str]:
+    """(text, name) of the file that the browser saves; both are empty where there is nothing to save."""
+    page = page_of(served, request.session_hash, owner, session)
+    try:
+        text, exported = as_jsonl([vote for vote in votes.read(served.votes) if vote.voter == voter_of(page)])
+    except NoPairsError as nothing:
+        gr.Info(escape(str(nothing)))
+        return ["", ""]
+    except (C2FError, OSError) as error:
+        raise failure(error) from None
+    left_out = ", ".join(f"{reason} {count}" for reason, count in exported.skipped.items())
+    gr.Info(_plural(exported.pairs, "pair") + (f"; left out: {left_out}" if left_out else ""))
+    return [text, "votes.jsonl"]
 
 
 def _results(blind: bool, kind: Sequence[votes.Vote]) -> dict[str, Any]:

@@ -606,6 +606,11 @@ def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab)
     tab.wait_for_selector(".verdict:has-text('Your vote')")
     assert [vote.choice for vote in votes.read(file)][3:] == ["A"]
     assert "2 votes of 1 voter: too few to say" in tab.inner_text("#vote-results")
+    with tab.expect_download() as download:
+        tab.click("#download-votes")
+    pairs = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(pair)["prompt"] for pair in pairs] == [[{"role": "user", "content": QUESTION}]] * len(pairs)
+    assert pairs and download.value.suggested_filename == "votes.jsonl"
     ballot(tab)
     tab.click("#vote-skip")
     tab.wait_for_selector("#vote-A:disabled")

@@ -1,15 +1,18 @@
 """Open votes in Compare without models: changed, taken back, found again, and kept by each variant and branch."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("gradio")
 
+import gradio as gr
+
 from lite_c2f.config.data import Source
 from lite_c2f.data.records import Turn, load_pairs
 from lite_c2f.errors import RunError
-from lite_c2f.ui import open_vote, rounds, saving
+from lite_c2f.ui import open_vote, rounds, saving, vote_results
 from lite_c2f.ui.answering import Notice, Served
 from lite_c2f.ui.handlers import Handlers
 from lite_c2f.ui.page_session import Display, PageSession, PageSessions
@@ -157,6 +160,33 @@ def test_two_panes_that_said_the_same_before_make_a_pair(served, page, tmp_path)
     (pair,) = load_pairs([Source(path=str(tmp_path / "out.jsonl"))]).items
     assert (pair.chosen, pair.rejected) == ("It is 9.", "nine")
     assert pair.turns == (Turn("human", "2 and 3?"), Turn("assistant", "5"), Turn("human", "And 4?"))
+
+
+def test_own_votes_alone_are_downloaded(served, page, tmp_path, monkeypatch):
+    """What the button saves is what the command writes for these votes; the id of another's page opens nothing."""
+    said = []
+    monkeypatch.setattr(gr, "Info", said.append)
+    request = SimpleNamespace(session_hash="mine")
+
+    def download(owner):
+        served.pages.close("mine")
+        return vote_results._own_pairs(served, owner, page.transcript.id, request)
+
+    assert download(OWNER) == ["", ""] and "no vote makes a pair" in said.pop()
+    open_vote.toggle(served, page, "fine")
+    other = PageSession()
+    show(served, other, Round("a secret", {}, replies("a", "b", "c")))
+    other.owner = "cd" * 16
+    open_vote.toggle(served, other, "coarse")
+    text, name = download(OWNER)
+    assert name == "votes.jsonl" and said.pop() == "2 pairs" and "secret" not in text
+    preferences.export([vote for vote in counted(served) if vote.winner == "fine"], tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == text
+    assert download("ef" * 16) == ["", ""] and download("../" + OWNER) == ["", ""]
+    with served.votes.open("a") as file:
+        file.write("{oops\n")
+    with pytest.raises(gr.Error, match="is not JSON"):
+        download(OWNER)
 
 
 def test_a_damaged_file_is_said_when_a_vote_is_cast(served, page):

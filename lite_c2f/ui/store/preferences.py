@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lite_c2f.errors import DataError
-from lite_c2f.storage.files import write_jsonl
+from lite_c2f.storage.files import jsonl_text, write_text
 from lite_c2f.ui.store.tuples import decoded, encoded
 from lite_c2f.ui.store.votes import Vote, by_answers, conversation_of, current
 
@@ -18,13 +18,31 @@ class Exported(NamedTuple):
     skipped: dict[str, int]
 
 
+class NoPairsError(DataError):
+    """No vote makes a pair."""
+
+
 class _Side(NamedTuple):
     text: str
     ended: bool
 
 
 def export(votes: Sequence[Vote], file: Path) -> Exported:
-    """Write a preference dataset, one pair per line, that `load_pairs` and `lite-c2f train` read.
+    """Write `as_jsonl` of the votes to a new file, which appears whole or not at all.
+
+    Raises DataError for a file that exists or is no .jsonl, and when no vote makes a pair.
+    """
+    if not file.name.lower().endswith(".jsonl"):
+        raise DataError.because(f"'{file}'", "a name that ends with .jsonl", "choose another")
+    if file.exists() or file.is_symlink():
+        raise DataError.because(f"'{file}' exists", "a new file", "choose another name or remove it")
+    text, exported = as_jsonl(votes)
+    write_text(file, text)
+    return exported
+
+
+def as_jsonl(votes: Sequence[Vote]) -> tuple[str, Exported]:
+    """A preference dataset, one pair per line, that `load_pairs` and `lite-c2f train` read.
 
     {"prompt": [messages], "chosen": [message], "rejected": [message], "chosen_ended", "rejected_ended", "chosen_pane",
     "rejected_pane"}: TRL's conversational form, and whether a text ended by itself. Of three answers the chosen one
@@ -33,13 +51,8 @@ def export(votes: Sequence[Vote], file: Path) -> Exported:
     out ("contradictory"): two opposite pairs would only pull their margin to zero. A pair needs one prompt: answers
     that were given in different conversations make none ("different conversations").
 
-    The file appears whole or not at all. Raises DataError for a file that exists or is no .jsonl, and when no vote
-    makes a pair.
+    Raises NoPairsError when no vote makes a pair.
     """
-    if not file.name.lower().endswith(".jsonl"):
-        raise DataError.because(f"'{file}'", "a name that ends with .jsonl", "choose another")
-    if file.exists() or file.is_symlink():
-        raise DataError.because(f"'{file}' exists", "a new file", "choose another name or remove it")
     skipped: Counter[str] = Counter()
     rows: dict[Any, dict[str, Any]] = {}
     counts: Counter[Any] = Counter()
@@ -65,9 +78,8 @@ def export(votes: Sequence[Vote], file: Path) -> Exported:
     left_out = {reason: count for reason, count in skipped.items() if count}
     if not pairs:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "no votes"
-        raise DataError.because(f"no vote makes a pair ({reasons})", "a vote for one answer", "vote on some more")
-    write_jsonl(file, pairs)
-    return Exported(len(pairs), left_out)
+        raise NoPairsError.because(f"no vote makes a pair ({reasons})", "a vote for one answer", "vote on some more")
+    return jsonl_text(pairs), Exported(len(pairs), left_out)
 
 
 def _wins(key: Any, counts: Counter[Any], skipped: Counter[str]) -> bool:
