@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -45,7 +44,11 @@ def download_row(served: Served, identity: list[Any]) -> None:
     text, name = (gr.Textbox(visible="hidden", label=label) for label in ("text", "name"))
     with gr.Row(elem_classes="tools"):
         button = gr.Button("Download my votes (JSONL)", size="sm", elem_id="download-votes")
-    event = button.click(partial(_own_pairs, served), identity, [text, name], **NOTIFYING)
+
+    def download(owner: str, session: str, request: gr.Request) -> list[str]:  # Gradio gives no request to a partial
+        return _own_pairs(served, owner, session, request)
+
+    event = button.click(download, identity, [text, name], **NOTIFYING)
     event.then(None, [text, name], None, js=DOWNLOAD)
 
 
