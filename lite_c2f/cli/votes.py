@@ -1,4 +1,4 @@
-"""Subcommand for the blind votes of the app: votes."""
+"""Subcommand for the votes of the app, blind and open: votes."""
 
 import json
 from collections.abc import Sequence
@@ -21,36 +21,40 @@ def votes(
     export: Annotated[Path | None, typer.Option(help="A new .jsonl file of preference pairs to train on.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count the blind votes of the app; with --export, also write them as preference data."""
+    """Count the votes of the app, blind and open ones apart; with --export, also write them as preference data."""
+    from lite_c2f.ui.store.preferences import export as export_pairs
     from lite_c2f.ui.store.votes import current, read, tally, votes_of
-    from lite_c2f.ui.store.votes import export as export_pairs
 
     file = votes_of(run)
     check_run_folder(run)
     all_votes = read(file)
-    if not all_votes:
+    counted = current(all_votes)
+    if not counted:
         raise RunError.because(f"no votes in '{file}'", "at least one", f"vote in `lite-c2f app {run}`")
     written = export_pairs(all_votes, export) if export else None
-    rows = tally(all_votes)
+    kinds = [[vote for vote in counted if vote.blind is blind] for blind in (True, False)]
     if as_json:
-        result = {"votes": len(current(all_votes)), "pairs": [row._asdict() for row in rows]}
+        blind, opened = ({"votes": len(kind), "pairs": [row._asdict() for row in tally(kind)]} for kind in kinds)
+        result = {**blind, "open": opened}
         typer.echo(json.dumps(result | ({"exported": written._asdict()} if written else {})))
         return
-    _print(rows, current(all_votes))
+    for title, kind in zip(("Blind votes", "Open votes, whose voters saw the names"), kinds, strict=True):
+        if kind:
+            _print(title, tally(kind), kind)
     if written:
         left_out = ", ".join(f"{reason} {count}" for reason, count in written.skipped.items())
         typer.echo(f"wrote {written.pairs} pairs to {export}" + (f"; left out: {left_out}" if left_out else ""))
         typer.echo(f"\nNext:\n  lite-c2f train CONFIG 'data.preferences=[{export}]'")
 
 
-def _print(rows: Sequence["Tally"], all_votes: Sequence["Vote"]) -> None:
+def _print(title: str, rows: Sequence["Tally"], all_votes: Sequence["Vote"]) -> None:
     """Print the tally as a table, with notes on its columns."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
-    table = Table(title="Blind votes", title_justify="left")
+    table = Table(title=title, title_justify="left")
     for name in ("pair", "wins", "ties", "bad", "losses", "rate", "95%", "p"):
         table.add_column(name, justify="left" if name == "pair" else "right")
     for row in rows:

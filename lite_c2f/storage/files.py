@@ -95,7 +95,12 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
     """Write a .jsonl file atomically."""
-    write_text(path, "".join(map(_line, records)))
+    write_text(path, jsonl_text(records))
+
+
+def jsonl_text(records: list[dict[str, Any]]) -> str:
+    """The text of a .jsonl file."""
+    return "".join(map(_line, records))
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

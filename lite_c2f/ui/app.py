@@ -13,7 +13,7 @@ from lite_c2f.smollm import CONFIG as SMOLLM_CONFIG
 from lite_c2f.smollm import SMOLLM
 from lite_c2f.toy import CONFIG as TOY_CONFIG
 from lite_c2f.ui.address import DEFAULT_RUN, check_address, find_run, parse_auth, wait_for_port
-from lite_c2f.ui.answering import Served
+from lite_c2f.ui.answering import QUICK, Served
 from lite_c2f.ui.api import add_api
 from lite_c2f.ui.blind import blind_view
 from lite_c2f.ui.compare import compare_view
@@ -22,6 +22,7 @@ from lite_c2f.ui.page_session import PageSessions
 from lite_c2f.ui.ratio_grid import ratio_grid_view
 from lite_c2f.ui.run_view import run_view
 from lite_c2f.ui.serve import launch
+from lite_c2f.ui.vote_results import vote_counts
 from lite_c2f.ui.waiting import WaitedFor, has_actors, loaded_when_ready, waiting_page
 
 HERE = Path(__file__).parent
@@ -50,12 +51,14 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
         with gr.Tabs():
             with gr.Tab("Compare"):
                 compare_view(served, identity)
-            with gr.Tab("Blind vote"):
-                blind_view(served, identity)
+            with gr.Tab("Blind vote") as voting:
+                results = blind_view(served, identity)
             with gr.Tab("Ratios"):
                 ratio_grid_view(served)
             with gr.Tab("Runs"):
                 run_view(folder.parent, folder.name, configs(folder), may_train)
+        # Votes of Compare, and of others.
+        voting.select(lambda: vote_counts(served), None, results, **QUICK)
         add_api(served)
 
         def close(request: gr.Request) -> None:

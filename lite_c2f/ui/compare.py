@@ -37,6 +37,7 @@ class PaneParts(NamedTuple):
     stop: gr.Button
     again: gr.Button  # out of sight, as the next one: the buttons under an answer, which are HTML, click these
     go_on: gr.Button
+    best: gr.Button | None  # the base takes no part in votes
 
 
 class Parts(NamedTuple):
@@ -154,10 +155,11 @@ def _pane(pane: str) -> PaneParts:
             stop = gr.Button("Stop", size="sm", interactive=False, elem_id=f"stop-{pane}")
         again = gr.Button("Ask again", visible="hidden", elem_id=f"again-{pane}")
         go_on = gr.Button("Continue", visible="hidden", elem_id=f"continue-{pane}")
+        best = gr.Button("Best", visible="hidden", elem_id=f"best-{pane}") if pane in PANES else None
         with gr.Column(elem_classes="view", elem_id=f"view-{pane}"):
             earlier = gr.HTML(padding=False)
             view = gr.HTML(conversation([], pane), elem_classes="recent", padding=False)
-    return PaneParts(column, view, earlier, stop, again, go_on)
+    return PaneParts(column, view, earlier, stop, again, go_on, best)
 
 
 def _variants_row() -> tuple[gr.HTML, dict[str, gr.Button]]:
@@ -199,6 +201,8 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     for name, pane in parts.panes.items():
         changes_session(pane.again.click(handlers.again(name), **streaming))
         changes_session(pane.go_on.click(handlers.go_on(name), **streaming))
+        if pane.best is not None:
+            pane.best.click(handlers.best(name), **drawing, **NOTIFYING)
         pane.stop.click(handlers.stop(name), None, None, **QUICK)
     for name, step in TURNS.items():
         changes_session(parts.turns[name].click(handlers.turn(step), **drawing, **NOTIFYING))

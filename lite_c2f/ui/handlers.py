@@ -9,13 +9,13 @@ from lite_c2f.actors.names import BASE, FINE
 from lite_c2f.chat import ALL_PANES, PANES, TITLES, ChatSettings
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
-from lite_c2f.ui import rounds
+from lite_c2f.ui import open_vote, rounds
 from lite_c2f.ui.answering import Notice, Served, failure, page_settings
 from lite_c2f.ui.buttons import BUTTONS, can_act, can_ask_again
 from lite_c2f.ui.continuing import continue_answer
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import Display, PageSession, history
-from lite_c2f.ui.render import conversation, round_figures, variant_count
+from lite_c2f.ui.render import BestVote, conversation, round_figures, variant_count
 from lite_c2f.ui.round_stream import VIEW, ShownRounds, shown
 from lite_c2f.ui.saving import page_of
 from lite_c2f.ui.store.conversations import Transcript
@@ -63,13 +63,13 @@ class Handlers:
 
     def draw(self, page: PageSession, display: Display) -> list[Any]:
         """Panes, summary and buttons of the conversation as it is."""
-        return _draw(page, shown(page), display)
+        return _draw(page, shown(page), display, open_vote.best_vote(self.served, page))
 
     def ask(self, request: gr.Request, text: str, *values: Any) -> Any:
         """Answer in every pane."""
         inputs, page = self._read(request, values)
         settings = inputs.chat_settings
-        yield from _stream(
+        yield from self._stream(
             page, inputs, lambda: rounds.ask(self.served, page, text or "", inputs.panes, settings), prompt=""
         )
 
@@ -77,12 +77,12 @@ class Handlers:
         """The last question again, with the settings as they are now."""
         inputs, page = self._read(request, values)
         settings = inputs.chat_settings
-        yield from _stream(page, inputs, lambda: rounds.regenerate(self.served, page, inputs.panes, settings))
+        yield from self._stream(page, inputs, lambda: rounds.regenerate(self.served, page, inputs.panes, settings))
 
     def regenerate_fine(self, request: gr.Request, _: str, *values: Any) -> Any:
         """The Fine Actor's last answer at another ratio, with the same settings and random numbers."""
         inputs, page = self._read(request, values)
-        yield from _stream(
+        yield from self._stream(
             page, inputs, lambda: rounds.regenerate_panes(self.served, page, [FINE], inputs.display.ratio)
         )
 
@@ -92,7 +92,7 @@ class Handlers:
         def again(request: gr.Request, _: str, *values: Any) -> Any:
             inputs, page = self._read(request, values)
             settings = inputs.chat_settings
-            yield from _stream(page, inputs, lambda: rounds.ask_again(self.served, page, pane, settings))
+            yield from self._stream(page, inputs, lambda: rounds.ask_again(self.served, page, pane, settings))
 
         return again
 
@@ -102,9 +102,20 @@ class Handlers:
         def go_on(request: gr.Request, _: str, *values: Any) -> Any:
             inputs, page = self._read(request, values)
             more = inputs.chat_settings.max_tokens
-            yield from _stream(page, inputs, lambda: continue_answer(self.served, page, pane, more))
+            yield from self._stream(page, inputs, lambda: continue_answer(self.served, page, pane, more))
 
         return go_on
+
+    def best(self, pane: str) -> Callable[..., list[Any]]:
+        """The handler that votes a pane's last answer the best, or takes that vote back."""
+
+        def best(request: gr.Request, *values: Any) -> list[Any]:
+            try:
+                return self._change(lambda served, page: open_vote.toggle(served, page, pane), request, values)
+            except (C2FError, OSError) as error:
+                raise failure(error) from None
+
+        return best
 
     def show_base(self, request: gr.Request, _: str, *values: Any) -> Any:
         """The base's answer to the last question, when its pane is first shown."""
@@ -117,7 +128,7 @@ class Handlers:
         elif not inputs.base or last is None or BASE in last.replies:
             yield [gr.skip(), gr.skip(), *self.draw(page, inputs.display)]
         else:
-            yield from _stream(page, inputs, lambda: rounds.regenerate_panes(self.served, page, [BASE]))
+            yield from self._stream(page, inputs, lambda: rounds.regenerate_panes(self.served, page, [BASE]))
 
     def turn(self, step: int) -> Callable[..., list[Any]]:
         """The handler that shows the answers so many places further, of those that the last question got."""
@@ -206,8 +217,31 @@ class Handlers:
         inputs = PageInputs.of(*values)
         return inputs, self._page(request, inputs.owner, inputs.session)
 
+    def _stream(
+        self,
+        page: PageSession,
+        inputs: PageInputs,
+        begin: Callable[[], Iterator[ShownRounds | None]],
+        prompt: str | None = None,
+    ) -> Iterator[list[Any]]:
+        """Updates while answers are written. prompt: what the first update puts into the box; None leaves it alone."""
+        page.display = inputs.display  # which may change meanwhile
+        box, sent = gr.skip() if prompt is None else prompt, None
+        try:
+            for state in begin():
+                if state is None:
+                    yield [gr.skip()] * STREAMED
+                    continue
+                session = page.transcript.id if page.transcript else ""  # with which a reload reopens it
+                drawn = _draw(page, state, page.display, open_vote.best_vote(self.served, page))
+                yield [box, gr.skip() if session == sent else session, *drawn]
+                box, sent = gr.skip(), session
+        except Notice as notice:
+            gr.Info(str(notice))
+            yield [gr.skip()] * STREAMED
 
-def _draw(page: PageSession, state: ShownRounds, display: Display) -> list[Any]:
+
+def _draw(page: PageSession, state: ShownRounds, display: Display, best: BestVote | None = None) -> list[Any]:
     waiting = "" if state.queued is None else f"{state.queued} before you" if state.queued else "reading the question"
     split = _split(len(state.rounds), state.queued is not None)
     drawn = (state.rounds[:split], display.marks, display.against)
@@ -219,7 +253,15 @@ def _draw(page: PageSession, state: ShownRounds, display: Display) -> list[Any]:
     stream, acts = page.streams.get(VIEW), can_ask_again(page)
     unfinished = stream.unfinished if stream else ()
     panes = [
-        conversation(state.rounds, pane, display, begin=split, waiting=waiting if pane in unfinished else "", acts=acts)
+        conversation(
+            state.rounds,
+            pane,
+            display,
+            begin=split,
+            waiting=waiting if pane in unfinished else "",
+            acts=acts,
+            best=best,
+        )
         for pane in ALL_PANES
     ]
     last = state.rounds[-1] if state.rounds else None
@@ -233,22 +275,3 @@ def _split(count: int, writing: bool) -> int:
     The number changes when a round ends, not when one is asked: the question is then shown at once.
     """
     return CHUNK * max(0, (count - writing - 1) // CHUNK)
-
-
-def _stream(
-    page: PageSession, inputs: PageInputs, begin: Callable[[], Iterator[ShownRounds | None]], prompt: str | None = None
-) -> Iterator[list[Any]]:
-    """Updates while answers are written. prompt: what the first update puts into the box; None leaves it alone."""
-    page.display = inputs.display  # which may change meanwhile
-    box, sent = gr.skip() if prompt is None else prompt, None
-    try:
-        for state in begin():
-            if state is None:
-                yield [gr.skip()] * STREAMED
-                continue
-            session = page.transcript.id if page.transcript else ""  # with which a reload reopens it
-            yield [box, gr.skip() if session == sent else session, *_draw(page, state, page.display)]
-            box, sent = gr.skip(), session
-    except Notice as notice:
-        gr.Info(str(notice))
-        yield [gr.skip()] * STREAMED

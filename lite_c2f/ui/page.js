@@ -250,11 +250,16 @@
     event.preventDefault();
   }, true);
 
-  // Escape stops all answers, "/" goes to the prompt.
+  // Escape stops all answers, "/" goes to the prompt, a digit presses the button of a vote that has it in its label.
   document.addEventListener("keydown", (event) => {
     const closes = event.isComposing || event.target.matches?.("[role=combobox], [role=listbox], select");
     if (event.key === "Escape" && !closes) visible(".stop-all, .stop-all button")?.click();
     const typing = document.activeElement?.matches("textarea, select, input:not([type=checkbox]):not([type=range])");
+    const modified = event.ctrlKey || event.metaKey || event.altKey;
+    if (/^[0-9]$/.test(event.key) && !typing && !modified && !event.repeat) {
+      const votes = [...document.querySelectorAll("button[id^=vote-]:enabled")].filter((button) => button.offsetParent);
+      votes.find((button) => button.textContent.trim().endsWith(`(${event.key})`))?.click();
+    }
     if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
       const prompt = visible(".prompt textarea");
       if (prompt) { prompt.focus(); event.preventDefault(); }

@@ -42,6 +42,14 @@ class Act(NamedTuple):
     target: str  # element id of the button that page.js clicks in its place
     label: str
     pane: str  # its title
+    pressed: bool | None = None  # of a button that stays pressed
+
+
+class BestVote(NamedTuple):
+    """Which of the last answers can be voted the best, and which one was."""
+
+    panes: tuple[str, ...]
+    chosen: str | None
 
 
 class AnswerView(NamedTuple):
@@ -77,13 +85,15 @@ def conversation(
     end: int | None = None,
     waiting: str = "",
     acts: bool = False,
+    best: BestVote | None = None,
 ) -> str:
     """One pane's rounds from `begin` up to `end`.
 
     display: its ratio is that beside which an answer of the Fine Actor may be stale.
-    waiting: shown below the last question while the pane has no answer to it. acts: has its answer buttons? Each round
-    has its place, by which page.js gives it the same height in every pane; in a pane that was not shown then it is
-    empty. The variants that are not in view are shown folded, but for the last round, which has buttons for them.
+    waiting: shown below the last question while the pane has no answer to it. acts: has its answer buttons? best: of
+    the votes among them, None without. Each round has its place, by which page.js gives it the same height in every
+    pane; in a pane that was not shown then it is empty. The variants that are not in view are shown folded, but for the
+    last round, which has buttons for them.
     """
     exchanges: list[Exchange | None] = []
     for round_ in rounds[begin:end]:
@@ -95,7 +105,7 @@ def conversation(
         # Only the last answer can be made anew.
         answer = answer_view(reply, round_, display if last else display._replace(ratio=None)) if reply else None
         if answer and acts and last:
-            answer = answer._replace(acts=_acts(answer.reply))
+            answer = answer._replace(acts=_acts(answer.reply, best))
         earlier = round_.replies.get(PREVIOUS_PANE) if pane == "fine" and reply is not None and reply.finish else None
         exchanges.append(
             Exchange(
@@ -112,13 +122,16 @@ def conversation(
     return fill("conversation.html", exchanges=exchanges, begin=begin, empty=EMPTY.get(pane, ""))
 
 
-def _acts(reply: Reply) -> list[Act]:
+def _acts(reply: Reply, best: BestVote | None = None) -> list[Act]:
     """What can be done with the last answer of a pane, once it has ended."""
     title, pane = TITLES.get(reply.pane), reply.pane
     if not title or not reply.finish:
         return []
     continues = [Act(f"continue-{pane}", "continue", title)] if reply.finish in CUT_OFF else []
-    return [*continues, Act(f"again-{pane}", "ask again", title)]
+    voting = []
+    if best is not None and pane in best.panes:
+        voting = [Act(f"best-{pane}", "best", title, pane == best.chosen)]
+    return [*voting, *continues, Act(f"again-{pane}", "ask again", title)]
 
 
 def answer_view(

@@ -595,6 +595,23 @@ def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab)
     tab.click("#vote-A")
     tab.wait_for_selector("text=/Answer B: (Coarse|Fine|Baseline)/")
     assert len(votes.read(file)) == 2
+    tab.click("#vote-back")
+    tab.wait_for_selector(".verdict:has-text('taken back')")
+    assert [vote.choice for vote in votes.read(file)] == ["B", "A", "taken_back"]
+    ballot(tab)
+    tab.press("#vote-prompt textarea", "1")  # it is typed
+    tab.fill("#vote-prompt textarea", "")
+    tab.focus("#vote-skip")
+    tab.keyboard.press("1")
+    tab.wait_for_selector(".verdict:has-text('Your vote')")
+    assert [vote.choice for vote in votes.read(file)][3:] == ["A"]
+    assert re.search(
+        "[12] votes? of 1 voter: too few to say", tab.inner_text("#vote-results")
+    )  # the same answers count once
+    ballot(tab)
+    tab.click("#vote-skip")
+    tab.wait_for_selector("#vote-A:disabled")
+    assert tab.inner_text("#blind-A").startswith("Ask something") and len(votes.read(file)) == 4
 
 
 def test_several_ratios_in_one_go(tab):
@@ -874,6 +891,37 @@ def test_what_fine_changed_is_shown_in_its_pane(tab):
     tab.get_by_label("Mark repeats").check()
     tab.wait_for_selector(".legend:visible mark.again")  # beside the changes
     assert tab.locator("#view-fine ins").all_text_contents() == [", too"]
+    best_is_voted(tab)
+
+
+def best_is_voted(tab):
+    """Three crafted answers: one is voted the best, then another, then none."""
+    file = tab.run / "app" / "votes.jsonl"
+    before = len(votes.read(file))
+    tab.click("#view-fine .act:has-text('best')")
+    tab.wait_for_selector("#view-fine .act[aria-pressed=true]")
+    tab.reload()
+    tab.wait_for_selector("#view-fine .act[aria-pressed=true]")
+    assert tab.locator(".act[aria-pressed=true]").count() == 1
+    tab.focus("#view-coarse .act[aria-pressed]")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#view-coarse .act[aria-pressed=true]")
+    tab.wait_for_selector("#view-fine .act[aria-pressed=false]")
+    tab.get_by_role("tab", name="Blind vote").click()
+    tab.wait_for_selector("#vote-results >> text=Open votes")
+    with tab.expect_download() as download:
+        tab.click("#download-votes")
+    pairs = [json.loads(line) for line in Path(download.value.path()).read_text(encoding="utf-8").splitlines()]
+    assert [(pair["chosen_pane"], pair["rejected_pane"]) for pair in pairs] == [
+        ("coarse", "fine"),
+        ("coarse", "baseline"),
+    ]
+    assert download.value.suggested_filename == "votes.jsonl"
+    tab.get_by_role("tab", name="Compare").click()
+    tab.click("#view-coarse .act[aria-pressed]")
+    tab.wait_for_selector("#view-coarse .act[aria-pressed=false]")
+    cast = votes.read(file)[before:]
+    assert [(vote.winner, vote.blind) for vote in cast] == [("fine", False), ("coarse", False), (None, False)]
 
 
 AXE = (

@@ -7,14 +7,15 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from lite_c2f.chat import ChatSettings
+from lite_c2f.chat import TITLES, ChatSettings
 from lite_c2f.ui import blind, ratio_grid, run_html
-from lite_c2f.ui.blind import Ballot
+from lite_c2f.ui.ballot import Ballot, vote_of
 from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.render import conversation, title
 from lite_c2f.ui.runs import Sample, StageState, follow
 from lite_c2f.ui.store import votes
 from lite_c2f.ui.store.conversations import Reply, Round
+from lite_c2f.ui.vote_results import vote_counts
 
 EVIL = "<script>alert(\"1\")</script> & 'q' ${x} {{y}} `z` \x00\ud800"
 SHOWN = (
@@ -90,16 +91,54 @@ def test_the_verdict_of_a_vote():
 
 
 def test_votes_are_counted_in_a_table(served):
-    assert blind.vote_counts(served) == '<p class="hint">No votes yet.</p>'
+    assert vote_counts(served) == '<p class="hint">No votes yet.</p>'
     for voter, choice in enumerate(("A", "A", "tie")):
         visitor = SimpleNamespace(owner=str(voter))
         served.facts, served.chat.ratio = {}, 0.5
-        votes.record(served.votes, blind.vote_of(ballot(REPLY, OTHER, choice)._replace(prompt="q"), visitor, served))
-    page = blind.vote_counts(served)
+        votes.record(served.votes, vote_of(ballot(REPLY, OTHER, choice)._replace(prompt="q"), visitor, served))
+    page = vote_counts(served)
     assert "<td>Fine Actor</td><td>Coarse Actor</td><td>2</td><td>0</td><td>1</td><td>0</td><td>100% (" in page
+    assert page.count("too few to say") == 2 and "<b>3 votes of 3 voters: too few to say.</b>" in page
+    assert "rating" not in page.partition("</section>")[0] and "Open votes" not in page
     assert "a &lt;run&gt;&#39; --export votes.jsonl" in page
     served.votes.write_text("{\n")
-    assert blind.vote_counts(served).startswith('<p class="hint">') and "<table" not in blind.vote_counts(served)
+    assert vote_counts(served).startswith('<p class="hint">') and "<table" not in vote_counts(served)
+
+
+def test_blind_and_open_votes_are_shown_apart(served):
+    """Fine wins 7 of 8 blind votes; of 6 open ones, on three answers of which two are the same, it wins 3."""
+    served.facts, served.chat.ratio = {}, 0.5
+    for voter in range(8):
+        visitor, choice = SimpleNamespace(owner=str(voter)), "AB"[voter == 0]
+        blind_vote = vote_of(ballot(REPLY, OTHER, choice)._replace(prompt="q"), visitor, served)
+        votes.record(served.votes, blind_vote)
+        texts = {"fine": "It is 5.", "coarse": "Five.", "baseline": "It is 5."}
+        opened = blind_vote._replace(
+            blind=False,
+            shown=tuple(texts),
+            answers=texts,
+            ended=dict.fromkeys(texts, True),
+            seeds=dict.fromkeys(texts, 1),
+        )
+        if voter < 6:
+            votes.record(served.votes, opened._replace(choice="AB"[voter < 3]))
+    blind_part, open_part, _ = vote_counts(served).split("</section>")
+    assert "<b>8 votes of 8 voters.</b>" in blind_part and "<b>6 votes of 6 voters.</b>" in open_part
+    # Wilson by hand, n = 8, p = 7/8, z^2 = 3.8415: (1.1151 -+ 0.3319) / 1.4802
+    assert "<td>7</td><td>1</td><td>0</td><td>0</td><td>88% (53% to 98%)</td>" in blind_part
+    # points = 200 lg(7.5 / 1.5); the interval of each: 1.96 * 173.7 * sqrt(9 / (7.5 * 1.5)) / 2
+    assert "<td>Fine Actor</td><td>+140 (-12 to +292)</td><td>8</td>" in blind_part
+    assert blind_part.index("<td>+140") < blind_part.index("<td>-140")
+    fine, coarse, baseline = (TITLES[pane] for pane in ("fine", "coarse", "baseline"))
+    assert (
+        f"<td>{fine}</td><td>{coarse}</td><td>3</td><td>3</td><td>0</td><td>0</td><td>50% (19% to 81%): may be chance"
+        in open_part
+    )
+    assert (
+        f"<td>{coarse}</td><td>{baseline}</td><td>3</td><td>0</td><td>0</td><td>0</td><td>100% (44% to 100%): too few"
+        in open_part
+    )
+    assert f"<td>{fine}</td><td>{baseline}</td>" not in open_part
 
 
 def test_a_column_for_each_ratio():

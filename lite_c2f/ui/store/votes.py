@@ -1,8 +1,9 @@
-"""Blind votes on answers shown as A, B (and C): recorded, counted, and exported as preference data."""
+"""Votes on answers, blind or open, recorded and counted: a line of votes.jsonl each."""
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +12,12 @@ from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError
 from lite_c2f.evaluation.wins import sign_test, wilson
-from lite_c2f.storage.files import append_line, read_lines, write_jsonl
+from lite_c2f.storage.files import append_line, read_lines
 from lite_c2f.ui.store.tuples import decoded, encoded, from_row
 
 LETTERS = "ABC"
 TIE, BOTH_BAD = "tie", "both_bad"
+TAKEN_BACK = "taken_back"  # a line that takes the voter's earlier vote on the same answers back
 PANES = (FINE, COARSE, BASELINE, BASE)  # order in which a pair is counted: left before right
 _WRITING = threading.Lock()
 
@@ -29,16 +31,19 @@ class Vote(NamedTuple):
     shown: tuple[str, ...]  # two or three panes, in the order shown: A, B, C
     answers: dict[str, str]  # by pane, as are `ended` and `seeds`
     ended: dict[str, bool]  # False: cut off at the limit, or stopped
-    choice: str  # "A" | "B" | "C" | "tie" | "both_bad" (with three: all bad)
+    choice: str  # "A" | "B" | "C" | "tie" | "both_bad" (with three: all bad) | "taken_back"
     seeds: dict[str, int]
     ratio: float | None  # share of the residue in the Fine Actor
     settings: dict[str, Any]  # of sampling
     run: dict[str, Any]  # its name, and hashes of its models and its adapter
     system: str = ""  # the system prompt
+    blind: bool = True  # False: the voter saw whose answers they are
+    # By pane, what was said before `turns`, where the panes had different conversations.
+    before: dict[str, tuple[Turn, ...]] = {}  # noqa: RUF012  never changed
 
     @property
     def winner(self) -> str | None:
-        """The chosen pane; None for a tie and for both bad."""
+        """The chosen pane; None for a tie, for both bad and where the vote was taken back."""
         return self.shown[LETTERS.index(self.choice)] if self.choice in (*LETTERS,) else None
 
 
@@ -55,18 +60,6 @@ class Tally(NamedTuple):
     low: float  # of its 95% interval
     high: float
     p: float  # of the sign test
-
-
-class Exported(NamedTuple):
-    """Number of pairs written, and of votes left out by reason."""
-
-    pairs: int
-    skipped: dict[str, int]
-
-
-class _Side(NamedTuple):
-    text: str
-    ended: bool
 
 
 def votes_of(run: Path) -> Path:
@@ -105,25 +98,59 @@ def read(file: Path) -> list[Vote]:
 
 
 def current(votes: Iterable[Vote]) -> list[Vote]:
-    """The votes that count: of one voter's votes on the same answers to the same question, the last."""
+    """The votes that count: of one voter's votes on the same answers to the same question, the last.
+
+    None where that one takes the vote back. Blind and open votes do not replace each other.
+    """
+    return [vote for vote in by_answers(votes).values() if vote.choice != TAKEN_BACK]
+
+
+def by_answers(votes: Iterable[Vote]) -> dict[Any, Vote]:
+    """The last vote of each voter on the same answers to the same question, by `key_of`, the newest last."""
     last: dict[Any, Vote] = {}
     for vote in votes:
-        key = (vote.voter, vote.system, tuple(vote.turns), tuple(sorted(vote.answers.items())))
-        last.pop(key, None)
-        last[key] = vote
-    return list(last.values())
+        last.pop(key_of(vote), None)
+        last[key_of(vote)] = vote
+    return last
+
+
+def key_of(vote: Vote) -> Any:
+    """What two votes share of which the later one replaces the earlier: the voter, the question and the answers."""
+    answers, before = (tuple(sorted(part.items())) for part in (vote.answers, vote.before))
+    return vote.blind, vote.voter, vote.system, tuple(vote.turns), before, answers
+
+
+def recorded(file: Path) -> dict[Any, Vote]:
+    """`by_answers` of a file, read again only when it has changed. Raises as `read` does."""
+    if not file.is_file():
+        return {}
+    status = file.stat()
+    return _recorded(file, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _recorded(file: Path, *stamp: int) -> dict[Any, Vote]:
+    return by_answers(read(file))
+
+
+def conversation_of(vote: Vote, pane: str) -> tuple[Turn, ...]:
+    """What a pane's answer was given to, the question last."""
+    return (*vote.before.get(pane, ()), *vote.turns)
 
 
 def tally(votes: Iterable[Vote]) -> list[Tally]:
     """Wins, ties and losses of each pair of panes that were shown together; changed votes count once (`current`).
 
-    Of three panes the chosen one wins against both others; between those two nothing is counted. Panes are ordered as
+    Of three panes the chosen one wins against both others; between those two nothing is counted, nor between two equal
+    answers. Blind and open votes are counted together: give it one kind. Panes are ordered as
     in `PANES`. p is from `sign_test`, the interval from `wilson`: both assume independent votes, which several votes of
     one voter are not quite.
     """
     counts: dict[tuple[str, str], Counter[str]] = {}
     for vote in current(votes):
         for left, right in combinations(sorted(vote.shown, key=_place), 2):
+            if vote.answers[left] == vote.answers[right]:
+                continue
             count = counts.setdefault((left, right), Counter())
             if vote.winner in (left, right):
                 count["win" if vote.winner == left else "loss"] += 1
@@ -141,99 +168,21 @@ def tally(votes: Iterable[Vote]) -> list[Tally]:
     return rows
 
 
-def export(votes: Sequence[Vote], file: Path) -> Exported:
-    """Write a preference dataset, one pair per line, that `load_pairs` and `lite-c2f train` read.
-
-    {"prompt": [messages], "chosen": [message], "rejected": [message], "chosen_ended", "rejected_ended", "chosen_pane",
-    "rejected_pane"}: TRL's conversational form, and whether a text ended by itself. Of three answers the chosen one
-    makes a pair with each of the others. The same pair is written once, however many votes it has. Where votes on a
-    pair disagree, the side with more votes is written and the others are "outvoted"; at equal votes the pair is left
-    out ("contradictory"): two opposite pairs would only pull their margin to zero.
-
-    The file appears whole or not at all. Raises DataError for a file that exists or is no .jsonl, and when no vote
-    makes a pair.
-    """
-    if not file.name.lower().endswith(".jsonl"):
-        raise DataError.because(f"'{file}'", "a name that ends with .jsonl", "choose another")
-    if file.exists() or file.is_symlink():
-        raise DataError.because(f"'{file}' exists", "a new file", "choose another name or remove it")
-    skipped: Counter[str] = Counter()
-    rows: dict[Any, dict[str, Any]] = {}
-    counts: Counter[Any] = Counter()
-    counted = current(votes)
-    skipped["changed"] = len(votes) - len(counted)
-    for vote in counted:
-        for pane in _losers(vote, skipped):
-            chosen, rejected = (
-                _Side(vote.answers[name].strip(), vote.ended[name]) for name in (str(vote.winner), pane)
-            )
-            if not (chosen.text and rejected.text):
-                skipped["empty answer"] += 1
-            elif chosen == rejected:
-                skipped["sides equal"] += 1
-            else:
-                prompt = (vote.system.strip(), *(turn._replace(text=turn.text.strip()) for turn in vote.turns))
-                counts[prompt, chosen, rejected] += 1
-                rows.setdefault((prompt, chosen, rejected), _row(vote, pane))
-    pairs = [row for key, row in rows.items() if _wins(key, counts, skipped)]
-    left_out = {reason: count for reason, count in skipped.items() if count}
-    if not pairs:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "no votes"
-        raise DataError.because(f"no vote makes a pair ({reasons})", "a vote for one answer", "vote on some more")
-    write_jsonl(file, pairs)
-    return Exported(len(pairs), left_out)
-
-
-def _wins(key: Any, counts: Counter[Any], skipped: Counter[str]) -> bool:
-    """Has this pair more votes than its opposite? Counts the votes that are left out."""
-    prompt, chosen, rejected = key
-    count, opposite = counts[key], counts[prompt, rejected, chosen]
-    if count > opposite:
-        skipped["repeated"] += count - 1
-        return True
-    skipped["contradictory" if count == opposite else "outvoted"] += count
-    return False
-
-
-def _losers(vote: Vote, skipped: Counter[str]) -> Iterator[str]:
-    if vote.winner is None:
-        skipped[vote.choice.replace("_", " ")] += 1
-        return
-    yield from (pane for pane in vote.shown if pane != vote.winner)
-
-
-def _row(vote: Vote, loser: str) -> dict[str, Any]:
-    """A row of the dataset. In lists of messages no text can be taken for a speaker's marker."""
-    winner = str(vote.winner)
-    system = [{"role": "system", "content": vote.system}] if vote.system.strip() else []
-    roles = {"human": "user", "assistant": "assistant"}
-    row = {
-        "prompt": system + [{"role": roles[turn.role], "content": turn.text} for turn in vote.turns],
-        "chosen": [{"role": "assistant", "content": vote.answers[winner]}],
-        "rejected": [{"role": "assistant", "content": vote.answers[loser]}],
-        "chosen_ended": vote.ended[winner],
-        "rejected_ended": vote.ended[loser],
-        "chosen_pane": winner,
-        "rejected_pane": loser,
-    }
-    return dict(decoded(encoded(row)))
-
-
 def _check(vote: Vote, where: str) -> None:
     """Raise DataError for a vote that contradicts itself."""
-    shown = set(vote.shown)
+    shown, choices = set(vote.shown), (*LETTERS[: len(vote.shown)], TIE, BOTH_BAD, TAKEN_BACK)
     rules = {
         f"{len(vote.shown)} answers shown": (len(vote.shown) in (2, 3) and len(shown) == len(vote.shown), "2 or 3"),
         f"choice '{vote.choice[:20]}'": (
-            vote.choice in (*LETTERS[: len(vote.shown)], TIE, BOTH_BAD),
-            f"one of {', '.join((*LETTERS[: len(vote.shown)], TIE, BOTH_BAD))}",
+            vote.choice in choices,
+            f"one of {', '.join(choices)}",
         ),
         "answers, endings or seeds of other panes": (
-            vote.answers.keys() == vote.ended.keys() == vote.seeds.keys() == shown,
+            vote.answers.keys() == vote.ended.keys() == vote.seeds.keys() == shown and vote.before.keys() <= shown,
             "those of the panes shown",
         ),
         "a speaker without a role": (
-            all(turn.role in ("human", "assistant") for turn in vote.turns),
+            all(turn.role in ("human", "assistant") for turns in (vote.turns, *vote.before.values()) for turn in turns),
             "human or assistant",
         ),
         "no question": (

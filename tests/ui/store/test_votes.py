@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import threading
 from fractions import Fraction
 from itertools import product
@@ -15,7 +16,9 @@ from lite_c2f.config.data import Source
 from lite_c2f.data.records import Pair, Turn, load_pairs
 from lite_c2f.errors import DataError, RunError
 from lite_c2f.evaluation.wins import sign_test, wilson
-from lite_c2f.ui.store.votes import Vote, current, export, read, record, tally, votes_of
+from lite_c2f.ui.store.preferences import export
+from lite_c2f.ui.store.tuples import as_row
+from lite_c2f.ui.store.votes import Vote, conversation_of, current, key_of, read, record, recorded, tally, votes_of
 
 ROOT = Path(__file__).parents[3]
 TURNS = (Turn("human", "Hi"), Turn("assistant", "Hello"), Turn("human", "What is 2 plus 3?"))
@@ -61,11 +64,13 @@ def test_what_is_recorded_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (vote("C"), "choice 'C'; expected one of A, B, tie, both_bad"),
+        (vote("C"), "choice 'C'; expected one of A, B, tie, both_bad, taken_back"),
         (vote("left"), "choice 'left'"),
         (vote(shown=("fine",)), "1 answers shown; expected 2 or 3"),
         (vote(shown=("fine", "fine")), "2 answers shown"),
         (vote(answers=TEXTS, seeds={"fine": 1}), "answers, endings or seeds of other panes"),
+        (vote(before={"base": ()}), "answers, endings or seeds of other panes"),
+        (vote(before={"fine": (Turn("system", "x"),)}), "a speaker without a role"),
         (vote(turns=()), "no question"),
         (vote(turns=TURNS[:2]), "no question"),
         (vote(turns=(Turn("human", " "),)), "no question"),
@@ -78,7 +83,7 @@ def test_a_vote_that_contradicts_itself_is_refused(wrong, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
     record(tmp_path / "votes.jsonl", vote())
     with (tmp_path / "votes.jsonl").open("a") as file:
-        file.write(json.dumps(wrong._asdict() | {"turns": [turn._asdict() for turn in wrong.turns]}) + "\n")
+        file.write(json.dumps(as_row(wrong)) + "\n")
     with pytest.raises(DataError, match=rf"votes.jsonl:2: {message}"):
         read(tmp_path / "votes.jsonl")
 
@@ -141,6 +146,28 @@ def test_who_votes_again_has_changed_their_mind():
     other = vote("B", answers={**TEXTS, "coarse": "new"})
     votes = [vote("A"), vote("A", voter="b"), other, vote("tie")]
     assert current(votes) == [vote("A", voter="b"), other, vote("tie")]
+
+
+def test_a_vote_that_is_taken_back_does_not_count(tmp_path):
+    back = vote("taken_back", time="2026-01-02T00:00:00+00:00")
+    for votes, left in (
+        ([vote("A"), back], []),
+        ([vote("A"), back, vote("B")], [vote("B")]),  # and voted on again
+        ([vote("A", voter="b"), vote("A"), back], [vote("A", voter="b")]),  # another's stays
+        (
+            [vote("A", turns=TURNS[:1]), vote("A"), back],
+            [vote("A", turns=TURNS[:1])],
+        ),  # so does that on a question before
+    ):
+        assert current(votes) == left
+    votes = [vote("A", voter="b"), vote("B"), vote("A"), back]
+    assert [row[2:6] for row in tally(votes)] == [(1, 0, 0, 0)]
+    record(tmp_path / "votes.jsonl", back)
+    assert read(tmp_path / "votes.jsonl") == [back] and back.winner is None
+    done = export(votes, tmp_path / "out.jsonl")
+    assert done.pairs == 1 and done.skipped == {"changed": 2, "taken back": 1}
+    with pytest.raises(DataError, match="taken back: 1"):
+        export([vote(), back], tmp_path / "none.jsonl")
 
 
 def test_sign_test_is_the_count_of_all_coin_throws():
@@ -288,10 +315,53 @@ def test_votes_are_printed_and_exported(call, voted, tmp_path):
     assert [pair.chosen for pair in loaded(out).items] == [TEXTS["fine"]] * 2
     code, said, _ = call("votes", voted, "--json")
     assert code == 0 and [row["wins"] for row in json.loads(said)["pairs"]] == [3, 2]
+    assert json.loads(said)["open"] == {"votes": 0, "pairs": []} and "Open votes" not in said
     for file in (out, votes_of(voted)):  # nothing is written over
         before = file.read_bytes()
         code, said, err = call("votes", voted, "--export", file)
         assert code == 2 and said == "" and "exists" in err and file.read_bytes() == before
+
+
+def test_blind_and_open_votes_are_counted_apart(call, voted):
+    for number, choice in enumerate("BBBA"):
+        record(votes_of(voted), vote(choice, voter=str(number), blind=False))  # the same people, on the same answers
+    code, said, _ = call("votes", voted)
+    _, blind, opened = re.split("Blind votes|Open votes", said)
+    assert code == 0 and "fine over coarse" in blind and "0.75 " in blind and "7 votes" in blind
+    assert "fine over coarse" in opened and "0.25 " in opened and "4 votes" in opened
+    _, said, _ = call("votes", voted, "--json")
+    found = json.loads(said)
+    assert (found["votes"], found["open"]["votes"]) == (7, 4)
+    assert [(row["wins"], row["losses"]) for row in found["open"]["pairs"]] == [(1, 3)]
+
+
+def test_votes_written_before_there_were_open_ones_are_blind(tmp_path):
+    old = {name: value for name, value in as_row(vote()).items() if name not in ("blind", "before")}
+    (tmp_path / "votes.jsonl").write_text(json.dumps(old) + "\n")
+    assert read(tmp_path / "votes.jsonl") == [vote()] and vote().blind and vote().before == {}
+
+
+def test_answers_given_in_other_conversations_have_votes_of_their_own():
+    before = {"fine": TURNS[:2], "coarse": (TURNS[0], Turn("assistant", "Good day"))}
+    votes = [vote("A", turns=TURNS[2:], before=before), vote("B", turns=TURNS[2:], before={})]
+    assert current(votes) == votes
+    assert conversation_of(votes[0], "coarse") == (TURNS[0], Turn("assistant", "Good day"), TURNS[2])
+
+
+def test_equal_answers_are_no_comparison():
+    """Fine and Baseline say the same: who prefers Fine prefers it to Coarse alone."""
+    same = {**TEXTS, "baseline": TEXTS["fine"]}
+    (row,) = [row for row in tally([vote("A", ("fine", "coarse", "baseline"), answers=same)]) if row.wins + row.losses]
+    assert row[:6] == ("fine", "coarse", 1, 0, 0, 0)
+
+
+def test_a_file_is_read_again_when_it_has_changed(tmp_path):
+    file = tmp_path / "votes.jsonl"
+    assert recorded(file) == {}
+    for made in (vote("A"), vote("B"), vote("A", blind=False)):
+        record(file, made)
+        assert recorded(file)[key_of(made)] == made
+    assert [each.choice for each in recorded(file).values()] == ["B", "A"]
 
 
 def test_what_the_command_refuses(call, voted, tmp_path):

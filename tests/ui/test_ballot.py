@@ -1,0 +1,102 @@
+"""Ballots without a browser: votes cast once, taken back once, and questions that are skipped."""
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from lite_c2f.chat import ChatSettings
+from lite_c2f.ui import blind
+from lite_c2f.ui.answering import Notice, Served
+from lite_c2f.ui.ballot import VIEW, Ballot, cast, skip, take_back
+from lite_c2f.ui.page_session import PageSession, PageSessions
+from lite_c2f.ui.store import votes
+from lite_c2f.ui.store.conversations import Reply
+
+REPLY = Reply("fine", "It is 5.", 4, 80.0, "eos", "", 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=7)
+OTHER = REPLY._replace(pane="coarse", text="Five.")
+
+
+@pytest.fixture
+def served(tmp_path):
+    return Served(SimpleNamespace(ratio=0.5, run=tmp_path), PageSessions(), tmp_path / "app", {"name": "toy"})
+
+
+@pytest.fixture
+def page():
+    page = PageSession()
+    ask(page)
+    return page
+
+
+def ask(page, prompt="2 and 3?"):
+    replies = {"A": REPLY, "B": OTHER}
+    page.view_state[VIEW] = Ballot(prompt, ("fine", "coarse"), ChatSettings(), replies, done=True)
+
+
+def on_disk(served):
+    return [vote.choice for vote in votes.read(served.votes)]
+
+
+def can(page):
+    """What the buttons can do: the four votes, skip, take back."""
+    drawn = blind._draw(page.view_state.get(VIEW), page)[5:11]
+    assert len(drawn) == 6
+    return [button.interactive for button in drawn]
+
+
+def test_a_vote_is_cast_once_and_taken_back_once(served, page):
+    assert can(page) == [True] * 4 + [True, False]
+    assert cast(served, page, "B").choice == cast(served, page, "A").choice == "B"
+    assert on_disk(served) == ["B"] and can(page) == [False] * 4 + [False, True]
+    ballot = take_back(served, page)
+    assert ballot.choice == "taken_back" and "Your vote: <b>taken back</b>. A was Fine Actor" in blind._verdict(ballot)
+    assert cast(served, page, "A").choice == "taken_back"  # the names were shown
+    with pytest.raises(Notice, match="no vote to take back"):
+        take_back(served, page)
+    assert on_disk(served) == ["B", "taken_back"] and votes.current(votes.read(served.votes)) == []
+    assert can(page) == [False] * 6
+
+
+def test_the_last_vote_can_be_taken_back_after_the_next_question(served, page):
+    cast(served, page, "tie")
+    ask(page, "3 and 4?")
+    assert take_back(served, page).choice == "" and can(page) == [True] * 4 + [True, False]
+    cast(served, page, "A")
+    assert [vote.turns[0].text for vote in votes.current(votes.read(served.votes))] == ["3 and 4?"]
+
+
+def test_a_skipped_question_leaves_nothing(served, page):
+    assert skip(page) is None and VIEW not in page.view_state and can(page) == [False] * 6
+    assert skip(page) is None and cast(served, page, "A") is None and on_disk(served) == []
+    ask(page)
+    cast(served, page, "A")
+    assert skip(page).choice == "A"  # what was voted on is not put away
+
+
+def test_a_question_is_skipped_while_it_is_answered(page):
+    ended = []
+    stream = SimpleNamespace(stop=ended.append, close=lambda: None)
+    page.view_state[VIEW] = page.view_state[VIEW]._replace(replies={}, done=False)
+    page.begin(VIEW, stream)
+    assert can(page) == [False] * 4 + [True, False]
+    assert skip(page) is None and ended == [None] and not page.is_current(VIEW, stream)
+
+
+def test_a_vote_that_cannot_be_written_leaves_all_as_it_was(served, page):
+    served.votes.mkdir(parents=True)
+    with pytest.raises(OSError, match="directory"):
+        cast(served, page, "A")
+    assert can(page) == [True] * 4 + [True, False]
+    served.votes.rmdir()
+    cast(served, page, "A")
+    served.votes.rename(served.votes.with_suffix(".kept"))
+    served.votes.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        take_back(served, page)
+    assert can(page) == [False] * 4 + [False, True] and page.view_state[VIEW].choice == "A"
+
+
+def test_each_vote_has_a_key_of_its_own():
+    assert blind.KEYS == {"A": "1", "B": "2", "tie": "3", "both_bad": "0"} and blind.KEYS.keys() == blind.CHOICES.keys()
