@@ -82,6 +82,8 @@
   const tellTurn = () => {
     if (turnedFrom === null || place() === turnedFrom) return;
     turnedFrom = null;
+    clearTimeout(saying); // what ended before is no longer in view
+    news = [];
     spoken.textContent = place();
   };
   const ready = () => {
