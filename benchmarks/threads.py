@@ -27,26 +27,6 @@ SETTINGS: dict[str, dict[str, str]] = {
 }
 BUSY = (0, 1, 2)
 VOCABULARY, PROMPT, SLOTS, ROWS, CAP = 49152, 48, 12, 24, 48
-SHAPE = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
-
-
-def write_model(folder: Path) -> None:
-    import torch
-    from models import save_tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **SHAPE)).to(torch.bfloat16).save_pretrained(folder)
-    save_tokenizer(folder, VOCABULARY)
 
 
 def measure(folder: Path) -> dict[str, float]:
@@ -91,14 +71,14 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(options.child)))
         return
-    from models import machine, report
+    from models import machine, report, small_mistral
 
     chosen = list(SETTINGS)
     if options.settings:
         chosen = [chosen[int(place)] for place in options.settings.split(",")]
     measured: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in chosen}
     with tempfile.TemporaryDirectory() as scratch:
-        write_model(Path(scratch))
+        small_mistral(Path(scratch), VOCABULARY, shape="smollm2")
         for _ in range(options.repeats):
             for busy in BUSY:
                 others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]

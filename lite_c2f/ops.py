@@ -118,7 +118,8 @@ def sums_of_others(
     """
     n, words = len(states), min(FrozenHeadLogprobs.TILE[1], len(weight))
     buffers = torch.empty(n, words, dtype=states.dtype), torch.empty(n, words)
-    maximum, total, mean_bias = torch.full((n,), -torch.inf), torch.zeros(n), torch.zeros(n)
+    lowest = torch.finfo(torch.float32).min  # finite: a tile may have no word but the target
+    maximum, total, mean_bias = torch.full((n,), lowest), torch.zeros(n), torch.zeros(n)
     mean = torch.zeros(n, weight.shape[1] if with_means else 0)
     for start in range(0, len(weight), words):
         part = weight[start : start + words].to(states.dtype)
@@ -130,7 +131,7 @@ def sums_of_others(
         logits *= factor
         inside = ((targets >= start) & (targets < start + len(part))).nonzero()[:, 0]
         logits[inside, targets[inside] - start] = -torch.inf
-        larger = torch.maximum(maximum, logits.amax(1)).clamp(min=torch.finfo(torch.float32).min)
+        larger = torch.maximum(maximum, logits.amax(1))
         shrink, maximum = torch.exp(maximum - larger), larger
         exponentials = logits.sub_(larger[:, None]).exp_()
         total.mul_(shrink).add_(exponentials.sum(1))

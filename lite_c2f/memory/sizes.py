@@ -277,13 +277,13 @@ class Bytes(NamedTuple):
 
         On a GPU TRL's kernel reduces the tile in place; on a CPU ours has small tiles, and some float32 states more.
         """
-        tokens_at_once, words = HEAD_TILE if self.on_gpu else CPU_HEAD_TILE
-        tile = min(tokens, tokens_at_once) * min(self.shape.vocabulary, words)
+        rows, words = HEAD_TILE if self.on_gpu else CPU_HEAD_TILE
+        tile = min(tokens, rows) * min(self.shape.vocabulary, words)
         if self.on_gpu:
             states = self.dtype + (4 + self.dtype if gradients else 0)
-        else:
-            states = self.dtype + 4 * (4 if gradients else 2)
-        return tokens * states * self.shape.hidden + tile * (self.dtype if self.on_gpu else self.dtype + 4)
+            return tokens * states * self.shape.hidden + tile * self.dtype
+        states = self.dtype + 4 * (4 if gradients else 2)
+        return tokens * states * self.shape.hidden + tile * (self.dtype + 4)
 
     def drawing(self, rows: int) -> float:
         """One step of the sampler: the MLP of one token per row, the logits and the copies needed for drawing."""
