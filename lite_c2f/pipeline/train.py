@@ -64,6 +64,8 @@ def train(
     with disk_errors.as_user_errors(run), locked(run) if first else contextlib.nullcontext():
         with distributed.first_process_first():
             work = prepare(config, run, stages, sink, force=force)
+        # Agreed on before the first process publishes anything: the others may look later than it.
+        work = work._replace(done=distributed.gather(work.done)[0])
         with (
             recording(run, sink, is_finished) if first else contextlib.nullcontext(sink) as sink,
             disk_errors.as_user_errors(run),

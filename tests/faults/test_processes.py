@@ -15,6 +15,8 @@ import torch
 from harness import CONFIG, SMALL, figures, finish, leftovers, same, train
 from safetensors.torch import load_file
 
+from lite_c2f.pipeline import train as training
+
 pytestmark = pytest.mark.slow
 
 OF_A_PROCESS = {"sampling_batch", "micro_batch"}
@@ -37,8 +39,11 @@ def done(process):
 
 
 def member(rank, port):
-    """In a new process: be one of two that a launcher has started, with a thread of its own."""
+    """In a new process: be one of two that a launcher has started, with a thread of its own; the second is late."""
     torch.set_num_threads(1)
+    if rank == 1:
+        prepare = training.prepare
+        training.prepare = lambda *given, **named: (time.sleep(2), prepare(*given, **named))[1]
     size, where = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1", **size, **where})
 

@@ -632,7 +632,8 @@ def test_several_ratios_in_one_go(tab):
     shown = tab.inner_text("#strip")
     tab.reload()
     tab.wait_for_selector("#strip .said")
-    assert tab.inner_text("#strip") == shown and tab.input_value("#strip-prompt textarea") == QUESTION
+    tab.wait_for_function("asked => document.querySelector('#strip-prompt textarea').value === asked", arg=QUESTION)
+    assert tab.inner_text("#strip") == shown
     assert tab.get_by_label("0.25", exact=True).is_checked()
 
 
