@@ -92,7 +92,8 @@ def rewrite(
     for name, value in keys.items():
         if value is not None:
             kind = gguf.GGUFValueType.get_type(value)
-            writer.add_key_value(name, value, kind, gguf.GGUFValueType.INT32 if isinstance(value, list) else None)
+            of = gguf.GGUFValueType.get_type(value[0]) if isinstance(value, list) else None
+            writer.add_key_value(name, value, kind, of)
     for name, array in content.items():
         if array is not None:
             writer.add_tensor(name, array)

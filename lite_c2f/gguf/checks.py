@@ -17,6 +17,8 @@ LAYER_NORM = ("gpt2", "stablelm")
 STABLELM_ROTARY, STABLELM_BASE = 0.25, 10000.0  # of Transformers' StableLM, which reads neither from a file
 TOKENS = "tokenizer.ggml.tokens"
 VOCABULARY = {"gpt2": "merges", "llama": "scores"}  # tokenizer.ggml.model -> what its tokens are joined by
+NAMED_TOKENS = ("eos", "bos", "unknown", "padding")
+CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 
 
 def check_sizes(file: Path, architecture: str, get: Get) -> None:
@@ -62,18 +64,38 @@ def check_tokenizer(file: Path, kind: str, get: Get) -> None:
     """Raise ModelError unless a file has all parts of its tokenizer, and an end token; every named id has a token.
 
     Without types no control token is one; without an end token Transformers takes the class's, any ordinary token.
+    Its SentencePiece tokenizer puts a space before every text, whatever the file says.
     """
+    if kind == "llama" and get("tokenizer.ggml.add_space_prefix") is False:
+        got = f"'{file}' puts no space before a text (tokenizer.ggml.add_space_prefix), and Transformers always does"
+        raise ModelError.because(got, "a tokenizer that does", ANOTHER)
     for name in (TOKENS, "tokenizer.ggml.token_type", f"tokenizer.ggml.{VOCABULARY[kind]}"):
         if not get(name):
             raise ModelError.because(f"'{file}' has a tokenizer without {name}", "a whole tokenizer", AGAIN)
     size = len(get(TOKENS))
-    for name in ("eos", "bos", "unknown", "padding"):
+    for name in NAMED_TOKENS:
         id_ = get(f"tokenizer.ggml.{name}_token_id")
         if id_ is None and name == "eos":
             raise ModelError.because(f"'{file}' names no end token", "tokenizer.ggml.eos_token_id", ANOTHER)
         if id_ is not None and not (isinstance(id_, int) and id_ < size):
             got = f"'{file}' has tokenizer.ggml.{name}_token_id = {id_}"
             raise ModelError.because(got, f"one of its {size} tokens", AGAIN)
+
+
+def check_special_tokens(file: Path, tokenizer: Any, get: Get) -> None:
+    """Raise ModelError unless a loaded tokenizer has the tokens that are read as a whole under the file's ids.
+
+    They are the named ones, those of the chat template, and user-defined ones. In a byte-level vocabulary Transformers
+    spells a token with any other character (`<｜User｜>`) as bytes: text of that name falls into pieces, and an
+    end token of that name gets a new id behind the vocabulary, which no model ever writes.
+    """
+    named = {get(f"tokenizer.ggml.{name}_token_id") for name in NAMED_TOKENS}
+    template = get("tokenizer.chat_template") or ""
+    for id_, (token, kind) in enumerate(zip(get(TOKENS), get("tokenizer.ggml.token_type"), strict=True)):
+        whole = id_ in named or kind == USER_DEFINED or (kind == CONTROL and token in template)
+        if whole and (loaded := tokenizer.convert_tokens_to_ids(token)) != id_:
+            got = f"'{file}' has the token '{token}' with the id {id_}, and Transformers reads it as {loaded}"
+            raise ModelError.because(got, "special tokens in the vocabulary's own spelling", ANOTHER)
 
 
 def check_weights(file: Path, architecture: str, stored: Iterable[str], model: Any, loading: Any) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lite_c2f.errors import ModelError
-from lite_c2f.gguf.checks import check_rotary, check_sizes, check_tokenizer, check_weights
+from lite_c2f.gguf.checks import check_rotary, check_sizes, check_special_tokens, check_tokenizer, check_weights
 from lite_c2f.storage.cache import cache_root
 from lite_c2f.storage.files import publish_folder
 from lite_c2f.storage.lock import take
@@ -59,8 +59,19 @@ def gguf_folder(file: Path, on_message: Callable[[str], None] | None = None) -> 
 
 def _stamp(file: Path) -> tuple[int, int]:
     """(size in bytes, time of the last change in ns)"""
-    state = file.stat()
+    with _read_errors(file):
+        state = file.stat()
     return state.st_size, state.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _read_errors(file: Path) -> Iterator[None]:
+    """In the block, errors of the disk become ModelErrors that name the GGUF file, which may vanish at any time."""
+    try:
+        yield
+    except OSError as error:
+        got = f"'{file}' cannot be read ({error.strerror or error})"
+        raise ModelError.because(got, "a GGUF file that stays where it is", "correct the path") from None
 
 
 @contextlib.contextmanager
@@ -81,7 +92,7 @@ def _cache_errors(cache: Path) -> Iterator[None]:
 @functools.cache
 def _digest(file: Path, size: int, modified: int) -> str:
     """Of a file's content; read once in a process, for it may be gigabytes."""
-    with file.open("rb") as source:
+    with _read_errors(file), file.open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()[:16]
 
 
@@ -162,7 +173,11 @@ def _of_another_format(file: Path) -> ModelError:
 
 def _value(reader: Any, key: str) -> Any:
     field = reader.fields.get(key)
-    return None if field is None else field.contents()
+    try:
+        return None if field is None else field.contents()
+    except UnicodeDecodeError:
+        got = f"'{reader.data.filename}' is no whole GGUF file: {key} is no text, so that it is damaged"
+        raise ModelError.because(got, "a GGUF file", "download it again") from None
 
 
 def _convert(file: Path, stamp: tuple[int, int], folder: Path, on_message: Callable[[str], None]) -> None:
@@ -202,6 +217,7 @@ def _convert(file: Path, stamp: tuple[int, int], folder: Path, on_message: Calla
                 f"'{file}' cannot be read: {reason}", "a GGUF file that Transformers reads", "use the model's folder"
             ) from None
         model, loading = loaded
+        check_special_tokens(file, tokenizer, functools.partial(_value, reader))
         check_weights(file, model.config.model_type, (tensor.name for tensor in reader.tensors), model, loading)
         _complete_config(model.config, tokenizer, functools.partial(_value, reader))
         vars(model).update(hf_quantizer=None)  # with one, Transformers 5.23 saves no model that it unpacked

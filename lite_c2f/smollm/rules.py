@@ -9,9 +9,9 @@ In this order, the first that tells two answers apart decides:
 5. an answer that ended by itself over one that was cut off.
 
 The best answer to a question is paired with the worst; and each answer that analyses and ended with its own last
-sentence, which is the same answer without the analysis. That it ended comes last: a Coarse Actor is to analyse at
-length. `is_reasoned` is also the measure of analysis in free text. Rules and thresholds are our own;
-benchmarks/LOG.md says how often they agree with a reader.
+sentence, which is the same answer without the analysis, whatever the rules say of the two. That it ended comes last: a
+Coarse Actor is to analyse at length. `is_reasoned` is also the measure of analysis in free text. Rules and thresholds
+are our own; benchmarks/LOG.md says how often they agree with a reader.
 """
 
 import re

@@ -7,6 +7,7 @@ import sys
 import warnings
 from types import SimpleNamespace
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -87,6 +88,7 @@ WITHOUT_WARNING = [  # what Transformers 5.23 reads without a word, and wrongly
     ("Llama", {"tokenizer.ggml.token_type": None}, "without tokenizer.ggml.token_type"),
     ("Llama", {"tokenizer.ggml.merges": None}, "without tokenizer.ggml.merges"),
     ("Mistral", {"tokenizer.ggml.scores": None}, "without tokenizer.ggml.scores"),
+    ("Mistral", {"tokenizer.ggml.add_space_prefix": False}, "puts no space before a text"),
     ("Phi-3", {"phi3.rope.dimension_count": 12}, "rotates 12 of 16 dimensions of a head; expected 16"),
     ("StableLM", {"stablelm.rope.dimension_count": None}, "rotates 16 of 16 dimensions of a head; expected 4"),
     ("StableLM", {"stablelm.rope.freq_base": 1e6}, r"base 1e\+06, .*expected 10000"),
@@ -104,6 +106,27 @@ def test_what_would_be_guessed_is_refused(tmp_path, name, keys, expected):
     with pytest.raises(ModelError, match=expected) as caught:
         check_gguf(file)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "token", "type_"),
+    [
+        (0, "<｜end▁of▁sentence｜>", 3),  # of a name outside the byte alphabet: Transformers gives it a new id
+        (9, "<｜User｜>", 3),  # in the chat template
+        (9, "  ", 4),
+    ],
+)
+def test_special_tokens_keep_their_ids_or_are_refused(tmp_path, cache, place, token, type_):
+    file = tmp_path / "model.gguf"
+    write_family(file, "Qwen2")
+    reader = gguf.GGUFReader(file)
+    tokens, types = (reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
+    tokens[place], types[place] = token, type_
+    keys = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    rewrite(file, {**keys, "tokenizer.chat_template": "{{ '<｜User｜>' + messages[0]['content'] }}"})
+    with pytest.raises(ModelError, match=rf"has the token '{token}' with the id {place}, and Transformers reads it as"):
+        gguf_folder(file)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
 
 
 UP, HEAD = "blk.0.ffn_up.weight", "output.weight"
@@ -198,6 +221,35 @@ def test_a_truncated_file_is_refused(tmp_path, cache, share):
     file.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ModelError, match=r"no whole GGUF file.*download it again"):
         gguf_folder(file)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("text", [b"llama.block_count", b"<|endoftext|>"])
+def test_a_damaged_text_is_refused(tmp_path, cache, text):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama")
+    file.write_bytes(file.read_bytes().replace(text, b"\x80" + text[1:]))
+    with pytest.raises(ModelError, match=r"no whole GGUF file.*download it again"):
+        gguf_folder(file)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_a_file_that_vanishes_is_named(tmp_path, cache, monkeypatch):
+    """While its content is hashed, and while it is read: it is not the cache that has failed."""
+    file = tmp_path / "model.gguf"
+    write_gguf(file, TINY, "llama")
+
+    def vanish_then_check(file):
+        reader = check_gguf(file)
+        file.rename(tmp_path / "moved.gguf")
+        return reader
+
+    with monkeypatch.context() as patch:
+        patch.setattr(read, "check_gguf", vanish_then_check)
+        with pytest.raises(ModelError, match=r"model.gguf' cannot be read"):
+            gguf_folder(file)
+    with pytest.raises(ModelError, match=r"model.gguf' cannot be read \(No such file"):
+        read._digest(file, 1, 1)
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
 

@@ -18,7 +18,8 @@ from lite_c2f.smollm.data import (
     prompts,
     read_answers,
 )
-from lite_c2f.smollm.questions import CheckedQuestion
+from lite_c2f.smollm.questions import CheckedQuestion, is_right
+from lite_c2f.smollm.rules import conclusion, grade
 
 SHA256 = "1944b0d1c573ce645de3bc6beea1d5d0c07152bf3a2e2d45e678089afbd0c9d8"
 
@@ -53,6 +54,40 @@ def test_pairs_are_those_of_one_question():
         "It is 8 pens.",
         False,
     )
+
+
+@pytest.mark.parametrize(
+    ("held_out", "count", "against"), [pytest.param(False, 852, 11, marks=pytest.mark.slow), (True, 287, 3)]
+)
+def test_pairs_follow_the_rules_but_for_those_that_docs_smollm2_md_counts(held_out, count, against):
+    """Those prefer an answer that repeats itself over its own last sentence."""
+    asked, rows = {question.text: question for question in all_questions()[held_out]}, pairs(held_out=held_out)
+    broken = Counter[str]()
+    for pair in rows:
+        question = asked[pair.turns[0].text]
+        better = grade(question, pair.chosen, ended=pair.chosen_ended)
+        worse = grade(question, pair.rejected, ended=pair.rejected_ended)
+        first = next((name for name, a, b in zip(better._fields, better, worse, strict=True) if a != b), "equal")
+        if first == "equal" or not getattr(better, first):
+            broken[first if pair.rejected == conclusion(pair.chosen) else f"{first}, best over worst"] += 1
+        elif first == "analysis":
+            assert better.analysis > worse.analysis
+    assert len(rows) == len({(row.turns, row.chosen, row.rejected) for row in rows}) == count
+    assert broken == {"once": against}
+
+
+def test_what_is_right_is_mostly_a_choice():
+    """The figures of docs/smollm2.md; chance is a half for two options and a third for three."""
+    asked = {question.text: question for side in all_questions() for question in side}
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    chance = []
+    for answer in read_answers():
+        question = asked[answer.question]
+        if (verdict := is_right(question, answer.text)) is not None:
+            right[bool(question.options)].append(verdict)
+            chance += [1 / len(question.options)] if question.options else []
+    assert [(sum(each), len(each)) for each in right.values()] == [(338, 932), (33, 1504)]
+    assert round(sum(chance) / len(chance), 2) == 0.44
 
 
 @pytest.mark.parametrize(("weight", "count"), [(0.5, 240), (1.0, 480), (1.5, 720)])
