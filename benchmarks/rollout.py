@@ -1,10 +1,11 @@
-"""Rollout benchmark: the sampler against transformers' `generate` with the same model, prompts and slots.
+"""Rollout benchmark: the sampler against transformers' `generate` and `generate_batch` (continuous batching).
 
-Three kinds of lengths: `eos`, the model ends by itself (sampled, so both sides draw their own lengths: tokens per
-second are compared); `fixed` and `lognormal`, lengths set for each row (equal work, greedy). `generate` answers in
-batches of the slot count, as it must. Prints one JSON line last; `speedup` is that of `eos`.
+Same model, prompts and slots on all sides. Three kinds of lengths: `eos`, the model ends by itself (sampled, so each
+side draws its own lengths: tokens per second are compared); `fixed` and `lognormal`, lengths set for each row (equal
+work, greedy). `generate` answers in batches of the slot count, as it must; continuous batching refills its slots, with
+attention `paged|sdpa`. Prints one JSON line last; `speedup` is that of `eos`.
 
-    python benchmarks/rollout.py [--slots 16] [--work 4] [--repeats 5] [--quantization nf4] [--out FILE]
+    python benchmarks/rollout.py [--shape smollm2] [--no-lora] [--threads 1] [--quantization nf4] [--out FILE]
 """
 
 import argparse
@@ -15,25 +16,39 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
 from models import EOS, PAD, machine, report, small_mistral  # noqa: E402
-from transformers import StoppingCriteria, StoppingCriteriaList  # noqa: E402
+from transformers import ContinuousBatchingConfig, StoppingCriteria, StoppingCriteriaList  # noqa: E402
 
-PROMPT, CAP = 32, 128
+PROMPT = 32
 
 
-def lengths_of(kind: str, rows: int) -> list[int] | None:
+class Task(NamedTuple):
+    """What is answered."""
+
+    vocabulary: int
+    slots: int
+    rows: int
+    cap: int  # most tokens of a response
+    mean_length: float  # of responses that the model ends by itself, in tokens
+
+
+TASKS = {"toy": Task(2048, 16, 64, 128, 40.0), "smollm2": Task(49152, 12, 24, 48, 24.0)}
+
+
+def lengths_of(kind: str, task: Task) -> list[int] | None:
     """Tokens of each response, or None where the model decides."""
     draw = torch.Generator().manual_seed(1)
     if kind == "fixed":
-        return [CAP // 2] * rows
+        return [task.cap // 2] * task.rows
     if kind == "lognormal":
-        values = torch.exp(torch.randn(rows, generator=draw) * 0.9 + 3.3)
-        return [int(value) for value in values.round().clamp(2, CAP)]
+        values = torch.exp(torch.randn(task.rows, generator=draw) * 0.9) * task.cap * 0.21
+        return [int(value) for value in values.round().clamp(2, task.cap)]
     return None
 
 
@@ -47,20 +62,20 @@ class RowLimits(StoppingCriteria):
         return input_ids.shape[1] - self.prompt >= self.limits.to(input_ids.device)
 
 
-def by_generate(roles, prompts: list[list[int]], limits: list[int] | None, slots: int, seed: int) -> int:
+def by_generate(roles, role: str, prompts: list[list[int]], limits: list[int] | None, task: Task, seed: int) -> int:
     """Tokens of responses, answered batch by batch."""
     model = roles.model
     torch.manual_seed(seed)
     count = 0
-    for first in range(0, len(prompts), slots):
-        tokens = torch.tensor(prompts[first : first + slots], device=model.device)
-        part = limits[first : first + slots] if limits else None
+    for first in range(0, len(prompts), task.slots):
+        tokens = torch.tensor(prompts[first : first + task.slots], device=model.device)
+        part = limits[first : first + task.slots] if limits else None
         criteria = {"stopping_criteria": StoppingCriteriaList([RowLimits(PROMPT, part)])} if part else {}
-        with roles.use("policy"):
+        with roles.use(role):
             responses = model.generate(
                 input_ids=tokens,
                 attention_mask=torch.ones_like(tokens),
-                max_new_tokens=max(part) if part else CAP,
+                max_new_tokens=max(part) if part else task.cap,
                 do_sample=part is None,
                 eos_token_id=None if part else EOS,
                 pad_token_id=PAD,
@@ -74,14 +89,44 @@ def by_generate(roles, prompts: list[list[int]], limits: list[int] | None, slots
     return count
 
 
-def by_slots(roles, prompts: list[list[int]], limits: list[int] | None, slots: int, seed: int) -> int:
+def by_continuous(roles, role: str, prompts: list[list[int]], limits: list[int] | None, task: Task, seed: int) -> int:
+    """Tokens of responses, answered by transformers' continuous batching."""
+    model, config = roles.model, roles.model.generation_config
+    config.do_sample, config.pad_token_id = limits is None, PAD
+    pages = 2 * task.slots  # of 256 tokens; by default its cache takes most of the memory there is, on a CPU too
+    settings = ContinuousBatchingConfig(
+        max_requests_per_batch=task.slots, num_blocks=pages, max_batch_tokens=task.slots * PROMPT, seed=seed
+    )
+    with roles.use(role), torch.no_grad():
+        manager = model.init_continuous_batching(generation_config=config, continuous_batching_config=settings)
+        manager.start()
+        try:
+            for row, prompt in enumerate(prompts):
+                most, end = (limits[row], -1) if limits else (task.cap, EOS)
+                manager.add_request(prompt, str(row), max_new_tokens=most, eos_token_id=end)
+            done: dict[str, int] = {}
+            while len(done) < len(prompts):
+                result = manager.get_result(timeout=60)
+                if result is None or result.error:
+                    raise SystemExit(f"continuous batching stopped: {result and result.error}")
+                if result.is_finished():
+                    done[result.request_id] = len(result.generated_tokens)
+        finally:
+            manager.stop(block=True)
+            manager.destroy()
+    if limits:
+        assert [done[str(row)] for row in range(len(prompts))] == limits
+    return sum(done.values())
+
+
+def by_slots(roles, role: str, prompts: list[list[int]], limits: list[int] | None, task: Task, seed: int) -> int:
     """Tokens of responses, answered by the sampler."""
     from lite_c2f.sampling import Sampling, sample
 
-    sampling = Sampling(CAP, temperature=0.0 if limits else 1.0, seed=seed)
+    sampling = Sampling(task.cap, temperature=0.0 if limits else 1.0, seed=seed)
     eos_ids = [] if limits else [EOS]
-    with roles.sampling("policy"):
-        responses = sample(roles.model, prompts, sampling, eos_ids=eos_ids, pad_id=PAD, batch=slots, limits=limits)
+    with roles.sampling(role):
+        responses = sample(roles.model, prompts, sampling, eos_ids=eos_ids, pad_id=PAD, batch=task.slots, limits=limits)
     return sum(map(len, responses.tokens))
 
 
@@ -92,55 +137,62 @@ def tokens_per_s(work: Callable[[], int]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--work", type=int, default=4, help="rows per slot")
+    parser.add_argument("--shape", choices=TASKS, default="toy")
+    parser.add_argument("--lora", action=argparse.BooleanOptionalAction, default=True, help="sample with an adapter")
+    parser.add_argument("--threads", type=int, help="(default: as PyTorch chooses)")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--quantization", choices=("nf4", "none"), default="nf4")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
 
     from lite_c2f.backbone.load import load_model
     from lite_c2f.backbone.roles import Roles
     from lite_c2f.config.loading import load_config
     from lite_c2f.config.settings import Lora
 
+    task = TASKS[options.shape]
     settings = [f"model.quantization={options.quantization}", "data.max_prompt_tokens=32", "coarse.length.max=128"]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = small_mistral(Path(scratch), options.vocabulary)
+        folder = small_mistral(Path(scratch), task.vocabulary, task.mean_length, shape=options.shape)
         roles = Roles(load_model(str(folder), load_config({}, settings)), Lora(r=16, alpha=32), ("policy",))
-    roles.model.generation_config.top_k = 0  # no filter on either side
+    roles.model.generation_config.top_k = 0  # no filter on any side
     draw = torch.Generator().manual_seed(0)
-    prompts = torch.randint(3, options.vocabulary, (options.slots * options.work, PROMPT), generator=draw).tolist()
+    prompts = torch.randint(3, task.vocabulary, (task.rows, PROMPT), generator=draw).tolist()
+    sides = {"ours": by_slots, "generate": by_generate, "generate_batch": by_continuous}
     results = {}
     for kind in ("eos", "fixed", "lognormal"):
-        limits = lengths_of(kind, len(prompts))
-        rates: dict[str, list[float]] = {"ours": [], "generate": []}
+        limits = lengths_of(kind, task)
+        rates: dict[str, list[float]] = {name: [] for name in sides}
         for repeat in range(options.repeats + 1):  # the first warms up
-            for name, answer in (("ours", by_slots), ("generate", by_generate)):
-                rate = tokens_per_s(lambda: answer(roles, prompts, limits, options.slots, repeat))  # noqa: B023
+            for name, answer in sides.items():
+                role = "policy" if options.lora else "reference"
+                rate = tokens_per_s(lambda: answer(roles, role, prompts, limits, task, repeat))  # noqa: B023
                 if repeat:
                     rates[name].append(rate)
-        pairs = [ours / theirs for ours, theirs in zip(rates["ours"], rates["generate"], strict=True)]
-        results[kind] = {
-            "speedup": round(statistics.median(pairs), 3),
-            "range": [round(min(pairs), 3), round(max(pairs), 3)],
-            **{f"{name}_tokens_per_s": round(statistics.median(rate)) for name, rate in rates.items()},
-        }
+        results[kind] = {name: over(rates["ours"], rates[name]) for name in sides if name != "ours"}
+        results[kind]["tokens_per_s"] = {name: round(statistics.median(rate), 1) for name, rate in rates.items()}
+        print(kind, results[kind], flush=True)
     result = {
         "benchmark": "rollout",
-        "unit": "tokens per second of the sampler / of generate; median of pairs run one after the other",
-        "speedup": results["eos"]["speedup"],
+        "unit": "tokens per second of the sampler / of the other; median of pairs run one after the other",
+        "speedup": {name: results["eos"][name]["speedup"] for name in sides if name != "ours"},
         "lengths": results,
-        "slots": options.slots,
-        "rows": len(prompts),
-        "cap": CAP,
+        "shape": options.shape,
+        "lora": options.lora,
+        **task._asdict(),
         "prompt": PROMPT,
-        "vocabulary": options.vocabulary,
         "quantization": options.quantization,
         **machine(),
     }
     report(result, options.out)
+
+
+def over(ours: list[float], theirs: list[float]) -> dict:
+    """How many times as fast, with its range."""
+    pairs = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    return {"speedup": round(statistics.median(pairs), 2), "range": [round(min(pairs), 2), round(max(pairs), 2)]}
 
 
 if __name__ == "__main__":
