@@ -20,6 +20,13 @@ from lite_c2f.errors import C2FError, ConfigError
 REFRESH = 20  # screen updates a second
 WIDE = 100  # terminal width from which answers are shown side by side
 HELP = "/ratio 0.5   /seed 1   /tokens 256   /clear   /help   /quit"
+MEANING = {
+    "/ratio 0.5": "how much of the residue Fine has: 0 is Baseline, 1 all of it",
+    "/seed 1": "another seed, another answer; the same seed, the same answer",
+    "/tokens 256": "the longest answer, in tokens",
+    "/clear": "forget the questions and answers so far",
+    "/quit": "end the chat, as Ctrl-D does",
+}
 
 
 def run_terminal(run_dir: str | Path) -> None:
@@ -71,12 +78,13 @@ class ChatTerminal:
         if name == "quit":
             return False
         if name == "help":
-            self.console.print(HELP, highlight=False)
+            for command, meaning in MEANING.items():
+                self.console.print(f"{command:<13}{meaning}", highlight=False)
             return True
         names = {"ratio": ("ratio", float), "seed": ("seed", int), "tokens": ("max_tokens", int)}
         if name == "clear":
             self.histories = {pane: [] for pane in PANES}
-            return True
+            return self._said("a new conversation")
         if name not in names:
             raise ConfigError.because(f"command '/{name}'", HELP, "type one of these")
         key, kind = names[name]
@@ -86,6 +94,13 @@ class ChatTerminal:
             raise ConfigError.because(f"/{name} '{value}'", "a number", f"type /{name} 1") from None
         self.chat.check(settings)
         self.settings = settings
+        ratio = "ratio as merged" if settings.ratio is None else f"ratio {settings.ratio:g}"
+        return self._said(f"{ratio}, seed {settings.seed}, up to {settings.max_tokens} tokens")
+
+    def _said(self, text: str) -> bool:
+        """What a command did, to a person; a pipe holds answers alone."""
+        if self.live:
+            self.console.print(text, style="dim", highlight=False)
         return True
 
     def _ask(self, prompt: str) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+from lite_c2f.cli.program import program
 from lite_c2f.errors import C2FError, RunError
 
 STATE_TEXTS = {
@@ -163,7 +164,7 @@ def run_report(run: Path) -> dict[str, Any]:
     report["log ends"] = last_log_line or "no log"
     unfinished = report["comparison"] == "not made"
     if worker is None and unfinished and not problems:
-        report["continue with"] = f"lite-c2f train {run / 'config.yaml'}"
+        report["continue with"] = f"{program()} train {run / 'config.yaml'}"
     report["problems"] = problems
     return report
 

@@ -14,7 +14,7 @@ from types import FrameType
 import typer
 
 from lite_c2f.errors import C2FError, FollowerError
-from lite_c2f.runtime.signals import HANGUP, discard_output
+from lite_c2f.runtime.signals import AT_ONCE, HANGUP, discard_output
 
 PROCESS_LOST = "another process ended (killed, or out of memory?); the same command continues from the last checkpoint"
 
@@ -67,10 +67,11 @@ def interruption_hint(
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         close()
         if process_number() == 0:
-            saved = f"what was done is saved. Continue with: {command}" if begun() else "nothing was begun"
+            done = "the step was not saved, earlier ones are" if error.args == (AT_ONCE,) else "what was done is saved"
+            saved = f"{done}. Continue with: {command}" if begun() else "nothing was begun"
             typer.echo(f"interrupted; {saved}", err=True)
         raise
     finally:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lite_c2f.actors.answers import min_eos_message
+from lite_c2f.cli.program import program
 from lite_c2f.data.order import short_names
 from lite_c2f.evaluation.extras import across_turns
 
@@ -104,7 +105,7 @@ def ratio_table(result: dict[str, Any], run: Path, models: Any = None) -> None:
     if grouped and grouped["better"]:
         option = f"--layer-ratios {run / 'fine' / 'layer-ratios.yaml'}"
     base, instruct = (models.base, models.instruct) if models else ("BASE", "INSTRUCT")
-    command = f"lite-c2f merge --adapter {run / 'coarse' / 'adapter'} --base {base} --instruct {instruct} --out OUT"
+    command = f"{program()} merge --adapter {run / 'coarse' / 'adapter'} --base {base} --instruct {instruct} --out OUT"
     console.print(Text(f"Next, to merge with this:\n  {command} {option}"), soft_wrap=True)
 
 
@@ -208,12 +209,13 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
         console.print(comparison_table(summary))
     if (sources := source_table(summary)) is not None:
         console.print(sources)
-    if wins := summary.get("wins"):
-        win = wins["fine over instruct"]
-        console.print(
-            f"fine over instruct  wins {win['rate']:.2f} ± {win['se']:.2f}, at equal length "
-            f"{win['controlled']:.2f} (judged by the reward it was trained on)"
-        )
+    for name in ("coarse over base", "fine over instruct"):
+        if win := summary.get("wins", {}).get(name):
+            console.print(
+                f"{name}  wins {win['rate']:.2f} ± {win['se']:.2f}, at equal length {win['controlled']:.2f} (0.5: no "
+                "better; judged by the reward it was trained on)",
+                soft_wrap=True,
+            )
     if "reward_model" in summary:
         console.print(f"reward model accuracy on held-out pairs  {summary['reward_model']['accuracy']:.3f}")
     coarse = summary.get("coarse")
@@ -234,12 +236,12 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
     seconds = summary["seconds"]
     console.print(f"time  {', '.join(f'{stage} {value:.0f} s' for stage, value in seconds.items())}")
     console.print(Text(f"saved in {run}"))
-    next_commands = [f"lite-c2f train {run}/config.yaml --run-dir {run}"]
+    next_commands = [f"{program()} train {run}/config.yaml --run-dir {run}"]
     if "actors" in summary:
         next_commands = [
-            f"lite-c2f chat {run}      talk to all of them",
-            f"lite-c2f app {run}       in the browser",
-            f"lite-c2f report {run}    curves and samples",
+            f"{program()} chat {run}      talk to all of them",
+            f"{program()} app {run}       in the browser",
+            f"{program()} report {run}    curves and samples",
         ]
     console.print("\nNext:", Text("".join(f"\n  {line}" for line in next_commands)))
     sys.stdout.flush()

@@ -27,7 +27,7 @@ class TerminalSink:
         """Begin a stage, or update its number of steps; total 0: not known yet."""
         if self.live is not None and self.task is not None and name == self.name:
             self.total = total
-            self.live.update(self.task, total=total, of=total)
+            self.live.update(self.task, total=total, **self._fields(0))
             return
         if self.live is None and name == self.name:
             self.total = total
@@ -41,18 +41,15 @@ class TerminalSink:
             columns = [  # the last column is cut if the line is too short
                 TextColumn("{task.description}", table_column=Column(no_wrap=True)),
                 *([BarColumn(24)] if wide else []),
-                TextColumn(
-                    "{task.completed:.0f}/{task.fields[of]}" + (" {task.fields[unit]}" if wide else ""),
-                    table_column=Column(no_wrap=True),
-                ),
+                TextColumn("{task.fields[count]}", table_column=Column(no_wrap=True)),
                 *([TimeElapsedColumn(), TextColumn("gone")] if wide else []),
                 TimeRemainingColumn(compact=not wide, table_column=Column(no_wrap=True)),
-                TextColumn("left", table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
                 TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             ]
             self.live = Progress(*columns, console=self.console, transient=True, expand=True)
             self.live.start()
-            self.task = self.live.add_task(name, total=total or None, of=total or "?", unit=unit, figures="")
+            self.task = self.live.add_task(name, total=total or None, figures="", **self._fields(0))
         else:
             self.console.print(f"{name} ...")
 
@@ -66,11 +63,20 @@ class TerminalSink:
                     self.task, completed=self.before, total=self.total or None
                 )  # for the time left, count only steps of this process
         if self.live is not None and self.task is not None:
-            self.live.update(self.task, completed=done, figures=self.figures)
+            self.live.update(self.task, completed=done, figures=self.figures, **self._fields(done))
         elif time.monotonic() - self.last_line >= PLAIN_LINE_SECONDS:
             self.last_line = time.monotonic()
             left = (time.monotonic() - self.began) / max(done - self.before, 1) * max(self.total - done, 0)
-            self.console.print(f"{self.name} {done}/{self.total or '?'} {self.unit}  {self.figures}  {left:.0f} s left")
+            self.console.print(
+                f"{self.name} {done}/{self.total or '?'} {self.unit}  {self.figures}  {duration(left)} left"
+            )
+
+    def _fields(self, done: int) -> dict[str, str]:
+        """Texts of the live line: steps done and in all, and what follows the time left; empty until both are known."""
+        if not self.total:
+            return {"count": "begins ...", "left": ""}
+        unit = f" {self.unit}" if self.console.width >= 120 else ""
+        return {"count": f"{done}/{self.total}{unit}", "left": "left"}
 
     def on_tokens(self, tokens: int) -> None:
         """Show the tokens sampled so far in this batch, which may take minutes at 7B."""
@@ -90,6 +96,18 @@ class TerminalSink:
             if (seconds := time.monotonic() - self.began) >= 1 or self.figures:
                 self.console.print(Text(f"{self.name}: {seconds:.1f} s"))
             self.live = self.task = None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as they are read at a glance.
+
+    >>> duration(95), duration(3493), duration(9000)
+    ('95 s', '58 min', '2 h 30 min')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def format_figures(values: dict[str, float]) -> str:

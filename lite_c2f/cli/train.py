@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lite_c2f.cli import exit_codes
+from lite_c2f.cli.program import program
 from lite_c2f.cli.root import TRAIN_GROUP, Config, Overrides, app, config_and_overrides
 from lite_c2f.errors import ConfigError
 from lite_c2f.smollm import CONFIG as SMOLLM_CONFIG
@@ -149,7 +150,7 @@ def _train(
     from lite_c2f.pipeline.train import train as run_train
 
     sink, names = TerminalSink(), [stage.value for stage in stages]
-    resume_command = f"lite-c2f train {run / 'config.yaml'}" + (f" --stage {names[0]}" if len(names) == 1 else "")
+    resume_command = f"{program()} train {run / 'config.yaml'}" + (f" --stage {names[0]}" if len(names) == 1 else "")
     with exit_codes.interruption_hint(sink.close, resume_command, (run / "config.yaml").is_file):
         summary = run_train(settings, run, names, resume=resume, force=force, sink=sink)
     if summary:  # None in all processes but the first

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lite_c2f.cli.program import program
 from lite_c2f.cli.root import LOOK_GROUP, app
 from lite_c2f.errors import RunError
 from lite_c2f.runs.published import check_run_folder
@@ -44,7 +45,7 @@ def votes(
     if written:
         left_out = ", ".join(f"{reason} {count}" for reason, count in written.skipped.items())
         typer.echo(f"wrote {written.pairs} pairs to {export}" + (f"; left out: {left_out}" if left_out else ""))
-        typer.echo(f"\nNext:\n  lite-c2f train CONFIG 'data.preferences=[{export}]'")
+        typer.echo(f"\nNext:\n  {program()} train CONFIG 'data.preferences=[{export}]'")
 
 
 def _print(title: str, rows: Sequence["Tally"], all_votes: Sequence["Vote"]) -> None:

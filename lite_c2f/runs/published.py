@@ -41,4 +41,6 @@ def check_actors_published(run: Path) -> None:
     check_run_folder(run)
     for stage in ("coarse", "fine"):
         if not is_published(run, stage):
-            raise RunError.because(f"'{run}' has no {stage} stage", "a finished run", "finish it with lite-c2f train")
+            raise RunError.because(
+                f"'{run}' has no {stage} stage", "a finished run", f"finish it: lite-c2f train {run}"
+            )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 HANGUP = getattr(signal, "SIGHUP", None)  # a closed terminal; not on Windows
+AT_ONCE = "at once"  # what a KeyboardInterrupt carries that did not wait for the step to be saved
 listeners: list[Callable[[], None]] = []  # called at the first signal
 SIGNALS = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]
 
@@ -34,7 +35,7 @@ class Interruption:
     def ask(self, number: int, frame: FrameType | None) -> None:
         """The signal handler. The same signal again raises KeyboardInterrupt at once."""
         if number in self._seen:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(AT_ONCE)
         first, self.requested = not self.requested, True
         self._seen.add(number)
         if number == HANGUP:

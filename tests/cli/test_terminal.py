@@ -4,10 +4,15 @@ import io
 import re
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
+from lite_c2f.cli.chat_terminal import ChatTerminal
+from lite_c2f.cli.exit_codes import interruption_hint
+from lite_c2f.cli.program import program
 from lite_c2f.cli.tables import comparison_table, print_summary, source_table
 from lite_c2f.cli.terminal import TerminalSink, format_figures
+from lite_c2f.runtime.signals import AT_ONCE
 
 
 def view(terminal, width=100):
@@ -34,6 +39,8 @@ def test_a_live_line_ends_with_the_stage(monkeypatch):
     monkeypatch.setattr("lite_c2f.cli.terminal.time", SimpleNamespace(monotonic=lambda: clock.now))
     shown = view(True)
     shown.on_stage("reward model", 0, "steps")
+    shown.live.refresh()
+    assert "begins" in said(shown) and "left" not in said(shown)  # neither its length nor a time is known
     shown.on_stage("reward model", 10, "steps")  # its length is known now: the same line goes on
     shown.on_step(3, {"accuracy": 0.75})
     shown.on_tokens(64)
@@ -47,6 +54,47 @@ def test_a_live_line_ends_with_the_stage(monkeypatch):
     assert shown.live is None
     assert said(shown).count("reward model: ") == 1 and "merge: " in said(shown) and "models: " not in said(shown)
     assert "data: 1.5 s" in said(shown)
+
+
+@pytest.mark.parametrize(
+    ("typed", "found", "name"),
+    [
+        ("/envs/a/bin/lite-c2f", "/envs/a/bin/lite-c2f", "lite-c2f"),
+        (".venv/bin/lite-c2f", None, ".venv/bin/lite-c2f"),
+        ("my env/bin/lite-c2f", None, "'my env/bin/lite-c2f'"),
+        ("/site-packages/lite_c2f/__main__.py", None, "python -m lite_c2f"),
+        ("script.py", None, "lite-c2f"),
+    ],
+)
+def test_commands_to_continue_with_can_be_pasted(monkeypatch, typed, found, name):
+    monkeypatch.setattr("sys.argv", [typed])
+    monkeypatch.setattr("shutil.which", lambda program: found)
+    assert program() == name
+
+
+@pytest.mark.parametrize(
+    ("error", "begun", "text"),
+    [
+        (KeyboardInterrupt(), True, "interrupted; what was done is saved. Continue with: C"),
+        (KeyboardInterrupt(AT_ONCE), True, "interrupted; the step was not saved, earlier ones are. Continue with: C"),
+        (KeyboardInterrupt(), False, "interrupted; nothing was begun"),
+    ],
+)
+def test_an_interruption_says_what_is_saved(capsys, error, begun, text):
+    with pytest.raises(KeyboardInterrupt), interruption_hint(lambda: None, "C", lambda: begun):
+        raise error
+    assert capsys.readouterr().err.strip() == text
+
+
+def test_commands_in_the_chat_say_what_they_did_to_a_person_alone():
+    chat = SimpleNamespace(check=lambda settings: None)
+    for live in (True, False):
+        console = Console(file=io.StringIO(), highlight=False)
+        terminal = ChatTerminal(chat, console, live=live)
+        assert terminal._command("ratio", "0.5") and terminal._command("tokens", "80") and terminal._command("clear")
+        shown = console.file.getvalue()
+        told = "ratio 0.5, seed 0, up to 80 tokens" in shown and "a new conversation" in shown
+        assert told if live else shown == ""
 
 
 def test_a_narrow_terminal_cuts_figures_before_progress():

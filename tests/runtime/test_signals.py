@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from lite_c2f.runtime.signals import graceful
+from lite_c2f.runtime.signals import AT_ONCE, graceful
 
 
 def send(number):
@@ -20,7 +20,7 @@ def test_the_first_asks_and_the_second_insists(number):
         assert not interruption.requested
         send(number)
         assert interruption.requested and len(told) == 1 and signal.Signals(number).name in told[0]
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match=AT_ONCE):
             send(number)
     assert signal.getsignal(number) is before
 
