@@ -1,6 +1,7 @@
 """Progress display of a run: a live bar on a terminal, plain lines elsewhere."""
 
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -71,7 +72,7 @@ class TerminalSink:
                 f"{self.name} {done}/{self.total or '?'} {self.unit}  {self.figures}  {duration(left)} left"
             )
 
-    def _fields(self, done: int) -> dict[str, str]:
+    def _fields(self, done: int) -> dict[str, Any]:
         """Texts of the live line: steps done and in all, and what follows the time left; empty until both are known."""
         if not self.total:
             return {"count": "begins ...", "left": ""}
