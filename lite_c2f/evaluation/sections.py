@@ -16,6 +16,7 @@ from lite_c2f.data.order import short_names
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation import charts
 from lite_c2f.evaluation.page import AnswerBlock, Block, Chart, Code, Heading, Table, Text, figures_table
+from lite_c2f.evaluation.wins import wilson
 from lite_c2f.fine.chart import CAPTION, ratio_chart
 from lite_c2f.storage.files import read_json, read_lines
 
@@ -101,9 +102,15 @@ def actors(file: Path) -> list[Block]:
 def more_figures(file: Path) -> list[Block]:
     """Variety and verbosity per actor, and win rates."""
     metrics = read_json(file)
-    wins = {name: {key: row[key] for key in row if key != "prompts"} for name, row in metrics["wins"].items()}
+    wins = {name: with_interval(row) for name, row in metrics["wins"].items()}
     figures = figures_table(metrics["actors"], "actor", bold="fine")
     return [figures, figures_table(wins, "wins"), Text(WINS)]
+
+
+def with_interval(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A win rate with its 95% interval, without the number of prompts."""
+    low, high = wilson(row["rate"] * row["prompts"], row["prompts"])
+    return {"rate": row["rate"], "low": low, "high": high} | {key: row[key] for key in row if key != "prompts"}
 
 
 @section("evaluation/responses.jsonl", required=True)
