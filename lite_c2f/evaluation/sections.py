@@ -23,6 +23,7 @@ from lite_c2f.storage.files import read_json, read_lines
 Result = TypeVar("Result")
 Section = Callable[[Path], list[Block]]  # of a run's folder
 
+ERROR = "_se"  # ends the name of a figure's standard error in metrics.json
 PROMPTS, MOMENTS = 6, 6  # prompts answered by all actors; moments of training shown for one prompt
 WINS = (
     "Wins are judged by the reward that trained the policy: they measure its preference, not the quality of the "
@@ -88,23 +89,38 @@ def comparison(run: Path) -> list[Block]:
     if not (run / "summary.json").is_file():
         return [Text("This run is not finished: these are its results so far.")]
     blocks = actors(run)
-    return [*blocks, *more_figures(run), *distributions(run)] if blocks else []
+    return [*blocks, *variety(run), *win_rates(run), *distributions(run)] if blocks else []
 
 
 @section("summary.json")
 def actors(file: Path) -> list[Block]:
-    """The figures of the comparison, a row per actor."""
-    rows = read_actors(file)
-    return [Heading("Comparison on held-out prompts"), figures_table(rows, "actor", bold="fine")] if rows else []
+    """The figures of the comparison, a row per actor, means with their standard errors."""
+    rows, metrics = read_actors(file), file.parent / "evaluation" / "metrics.json"
+    found = read_json(metrics)["actors"] if metrics.is_file() else {}
+    errors = {
+        actor: {name: row[f"{name}{ERROR}"] for name in rows.get(actor, {}) if f"{name}{ERROR}" in row}
+        for actor, row in found.items()
+    }
+    table = figures_table(rows, "actor", "fine", errors) if rows else None
+    text = [Text("± one standard error.")] if any(errors.values()) else []
+    return [Heading("Comparison on held-out prompts"), table, *text] if table else []
 
 
 @section("evaluation/metrics.json")
-def more_figures(file: Path) -> list[Block]:
-    """Variety and verbosity per actor, and win rates."""
-    metrics = read_json(file)
-    wins = {name: with_interval(row) for name, row in metrics["wins"].items()}
-    figures = figures_table(metrics["actors"], "actor", bold="fine")
-    return [figures, figures_table(wins, "wins"), Text(WINS)]
+def variety(file: Path) -> list[Block]:
+    """Variety and verbosity per actor."""
+    rows = {
+        actor: {name: value for name, value in row.items() if not name.endswith(ERROR)}
+        for actor, row in read_json(file)["actors"].items()
+    }
+    return [figures_table(rows, "actor", bold="fine")]
+
+
+@section("evaluation/metrics.json")
+def win_rates(file: Path) -> list[Block]:
+    """Win rates with their intervals, raw and at equal length."""
+    wins = {name: with_interval(row) for name, row in read_json(file)["wins"].items()}
+    return [figures_table(wins, "wins"), Text(WINS)]
 
 
 def with_interval(row: Mapping[str, Any]) -> dict[str, Any]:

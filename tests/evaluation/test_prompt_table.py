@@ -82,5 +82,5 @@ def test_a_file_of_another_format_is_named(tmp_path):
     file = tmp_path / "responses.jsonl"
     assert read_prompts(file) == []
     file.write_text('{"prompt": "?", "actor": "fine"}\n')
-    with pytest.raises(RunError, match="responses.jsonl' has another format"):
+    with pytest.raises(RunError, match=r"responses\.jsonl' has another format"):
         read_prompts(file)

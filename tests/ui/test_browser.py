@@ -824,7 +824,7 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(site, browser, wi
     page = open_page(context, site)
     ask(page, QUESTION)
     ended(page, "fine", chip="reward")
-    for name in ("Compare", "Blind vote", "Ratios", "Runs"):
+    for name in ("Compare", "Blind vote", "Ratios", "Evaluation", "Runs"):
         page.get_by_role("tab", name=name).click()
         page.wait_for_timeout(600)
         page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
@@ -958,7 +958,12 @@ def test_axe_finds_nothing_that_shuts_people_out(site, browser, width, scheme):
     page.get_by_label("Mark repeats").check()
     page.wait_for_selector(".legend:visible")
     check("finished")
-    for name, there in (("Blind vote", "#vote-ask"), ("Ratios", ".chart svg"), ("Runs", ".plot svg")):
+    for name, there in (
+        ("Blind vote", "#vote-ask"),
+        ("Ratios", ".chart svg"),
+        ("Evaluation", ".prompts"),
+        ("Runs", ".plot svg"),
+    ):
         page.get_by_role("tab", name=name).click()
         page.wait_for_selector(f"{there} >> visible=true")
         check(name)
