@@ -127,7 +127,8 @@ def table(rows: Sequence[PromptRow], found: Sequence[PromptRow], query: Query, p
         prompt=_header("prompt", "prompt", "as the actors were asked", query),
         texts=[_header(name, name, "of the data that the prompt comes from", query) for name in texts],
         actors=[
-            (_title(actor), [_header(f"{key}:{actor}", *names, query) for key, *names in COLUMNS]) for actor in actors
+            (_title(actor), [_header(f"{key}:{actor}", name, about, query) for key, name, about in COLUMNS])
+            for actor in actors
         ],
         lines=[Line(row.number, _cells(row, texts, actors), _short(row.prompt)) for row in shown],
         place=f"{page * SHOWN + 1} to {page * SHOWN + len(shown)} of {len(found)}" if shown else "",
