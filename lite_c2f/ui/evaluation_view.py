@@ -91,7 +91,7 @@ def evaluation_view(run: Path) -> None:
     row.click(act(_choose), [picked, *asked], drawn, js=PICKED, **QUICK)
     sort.click(act(_sort), [picked, *asked], drawn, js=PICKED, **QUICK)
     gr.on([preset.input, *(each.input for each in filters)], act(_begin), [picked, *asked], drawn, **QUICK)
-    search.input(act(_keep_order), [picked, *asked], drawn, trigger_mode="always_last", **QUICK)
+    search.change(act(_keep_order), [picked, *asked], drawn, trigger_mode="always_last", **QUICK)
     for step, turn, other in ((-1, turning[0], stepping[0]), (1, turning[1], stepping[1])):
         turn.click(act(_turner(step)), [picked, *asked], drawn, **QUICK)
         other.click(act(_stepper(step)), [picked, *asked], drawn, **QUICK)
