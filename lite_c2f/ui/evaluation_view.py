@@ -45,7 +45,11 @@ def evaluation_view(run: Path) -> None:
                 choices = [(preset.title, name) for name, preset in PRESETS.items()]
                 preset = gr.Dropdown(choices, value="all", label="Show", min_width=170)
                 search = gr.Textbox(
-                    label="Search in prompts and answers", max_lines=1, max_length=LONGEST_SEARCH, min_width=200
+                    label="Search",
+                    placeholder="in prompts and answers",
+                    max_lines=1,
+                    max_length=LONGEST_SEARCH,
+                    min_width=200,
                 )
                 filters = [
                     gr.Dropdown([("any", ANY)], value=ANY, label=label, visible=False, min_width=150)

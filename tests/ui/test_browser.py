@@ -770,7 +770,7 @@ def test_held_out_prompts_are_sorted_searched_and_shown_side_by_side(tab):
     cells = tab.locator(".prompts tbody tr").first.locator("td").all_inner_texts()
     assert cells[5] == str(longest)  # after Coarse's four figures and Fine's reward
     assert tab.evaluate("document.activeElement.dataset.value") == "tokens:fine"  # drawn anew, it has the focus
-    tab.get_by_label("Search in prompts and answers").fill(prompts[1].upper())
+    tab.get_by_label("Search", exact=True).fill(prompts[1].upper())
     tab.wait_for_function("document.querySelectorAll('.prompts tbody tr').length === 1")
     tab.locator(".prompts tbody .pick").focus()
     tab.keyboard.press("Enter")
@@ -780,7 +780,7 @@ def test_held_out_prompts_are_sorted_searched_and_shown_side_by_side(tab):
     said = tab.locator(".chosen .said").all_inner_texts()
     assert said == [answers[actor] for actor in ("coarse", "fine", "instruct", "base")]
     assert tab.locator(".prompts tr[aria-current=true]").count() == 1
-    tab.get_by_label("Search in prompts and answers").fill("")
+    tab.get_by_label("Search", exact=True).fill("")
     tab.wait_for_function("document.querySelectorAll('.prompts tbody tr').length === 50")
     tab.get_by_role("button", name="Previous prompt").click()
     tab.wait_for_function("text => document.querySelector('.chosen blockquote').textContent !== text", arg=prompts[1])
