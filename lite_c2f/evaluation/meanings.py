@@ -18,6 +18,8 @@ _EXACT = {
     "kl_to_base": "of the Coarse Actor from the base, nats per token",
     "kl_to_instruct": "of the Fine Actor from the instruct model, nats per token",
     "rate": "share of prompts on which the first has the higher reward; a tie counts one half",
+    "low": "lower end of the rate's 95% interval (Wilson)",
+    "high": "upper end of the rate's 95% interval (Wilson)",
     "se": "standard error of the rate",
     "controlled": "the rate at equal length, by a logistic fit",
     "length_effect": "what one standard deviation of difference in length adds to the log-odds of a win",
@@ -26,6 +28,8 @@ _EXACT = {
 _TITLES = {
     "eos": "ended",
     "repeated_4gram": "repeated 4-grams",
+    "low": "95% from",
+    "high": "95% to",
     "kl": "KL",
     "kl_to_base": "KL to base",
     "kl_to_instruct": "KL to instruct",

@@ -57,21 +57,34 @@ WIDEST = 8  # columns of figures that fit beside each other
 Block = Heading | Text | Table | Chart | AnswerBlock | Code
 
 
-def figures_table(rows: Mapping[str, Mapping[str, Any]], first: str, bold: str | None = None) -> Table:
+def figures_table(
+    rows: Mapping[str, Mapping[str, Any]],
+    first: str,
+    bold: str | None = None,
+    errors: Mapping[str, Mapping[str, float]] = {},
+) -> Table:
     """A table of numbers with three decimals, with what they mean; its columns are all names in the rows, in order.
 
     With more than WIDEST columns, and fewer rows, it is turned round: a row per figure. The cell of a number that a row
-    lacks is empty. Raises ValueError or TypeError for a value that is not a number, and ValueError for no rows.
+    lacks is empty. errors: standard errors, by row and name, of figures that have one. Raises ValueError or TypeError
+    for a value that is not a number, and ValueError for no rows.
     """
     if not rows:
         raise ValueError("no rows")
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    cells = {key: [f"{row[key]:.3f}" if key in row else "" for row in rows.values()] for key in names}
+    cells = {
+        key: [_figure(row.get(key), errors.get(name, {}).get(key)) if key in row else "" for name, row in rows.items()]
+        for key in names
+    }
     meanings = {title_of(key): meaning for key in names if (meaning := meaning_of(key))}
     if WIDEST < len(names) > len(rows):
         return Table(f"figure, by {first}", list(rows), {title_of(key): cells[key] for key in names}, bold, meanings)
     turned = dict(zip(rows, map(list, zip(*cells.values(), strict=True)), strict=True))
     return Table(first, [title_of(key) for key in names], turned, bold, meanings)
+
+
+def _figure(value: Any, error: float | None) -> str:
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
 def as_html(title: str, blocks: Sequence[Block]) -> str:

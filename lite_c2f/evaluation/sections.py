@@ -16,12 +16,14 @@ from lite_c2f.data.order import short_names
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation import charts
 from lite_c2f.evaluation.page import AnswerBlock, Block, Chart, Code, Heading, Table, Text, figures_table
+from lite_c2f.evaluation.wins import wilson
 from lite_c2f.fine.chart import CAPTION, ratio_chart
 from lite_c2f.storage.files import read_json, read_lines
 
 Result = TypeVar("Result")
 Section = Callable[[Path], list[Block]]  # of a run's folder
 
+ERROR = "_se"  # ends the name of a figure's standard error in metrics.json
 PROMPTS, MOMENTS = 6, 6  # prompts answered by all actors; moments of training shown for one prompt
 WINS = (
     "Wins are judged by the reward that trained the policy: they measure its preference, not the quality of the "
@@ -87,23 +89,44 @@ def comparison(run: Path) -> list[Block]:
     if not (run / "summary.json").is_file():
         return [Text("This run is not finished: these are its results so far.")]
     blocks = actors(run)
-    return [*blocks, *more_figures(run), *distributions(run)] if blocks else []
+    return [*blocks, *variety(run), *win_rates(run), *distributions(run)] if blocks else []
 
 
 @section("summary.json")
 def actors(file: Path) -> list[Block]:
-    """The figures of the comparison, a row per actor."""
-    rows = read_actors(file)
-    return [Heading("Comparison on held-out prompts"), figures_table(rows, "actor", bold="fine")] if rows else []
+    """The figures of the comparison, a row per actor, means with their standard errors."""
+    rows, metrics = read_actors(file), file.parent / "evaluation" / "metrics.json"
+    found = read_json(metrics)["actors"] if metrics.is_file() else {}
+    errors = {
+        actor: {name: row[f"{name}{ERROR}"] for name in rows.get(actor, {}) if f"{name}{ERROR}" in row}
+        for actor, row in found.items()
+    }
+    table = figures_table(rows, "actor", "fine", errors) if rows else None
+    text = [Text("± one standard error.")] if any(errors.values()) else []
+    return [Heading("Comparison on held-out prompts"), table, *text] if table else []
 
 
 @section("evaluation/metrics.json")
-def more_figures(file: Path) -> list[Block]:
-    """Variety and verbosity per actor, and win rates."""
-    metrics = read_json(file)
-    wins = {name: {key: row[key] for key in row if key != "prompts"} for name, row in metrics["wins"].items()}
-    figures = figures_table(metrics["actors"], "actor", bold="fine")
-    return [figures, figures_table(wins, "wins"), Text(WINS)]
+def variety(file: Path) -> list[Block]:
+    """Variety and verbosity per actor."""
+    rows = {
+        actor: {name: value for name, value in row.items() if not name.endswith(ERROR)}
+        for actor, row in read_json(file)["actors"].items()
+    }
+    return [figures_table(rows, "actor", bold="fine")]
+
+
+@section("evaluation/metrics.json")
+def win_rates(file: Path) -> list[Block]:
+    """Win rates with their intervals, raw and at equal length."""
+    wins = {name: with_interval(row) for name, row in read_json(file)["wins"].items()}
+    return [figures_table(wins, "wins"), Text(WINS)]
+
+
+def with_interval(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A win rate with its 95% interval, without the number of prompts."""
+    low, high = wilson(row["rate"] * row["prompts"], row["prompts"])
+    return {"rate": row["rate"], "low": low, "high": high} | {key: row[key] for key in row if key != "prompts"}
 
 
 @section("evaluation/responses.jsonl", required=True)

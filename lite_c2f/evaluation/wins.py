@@ -77,10 +77,11 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * total / 2**count)
 
 
-def wilson(wins: int, count: int, z: float = Z) -> tuple[float, float]:
+def wilson(wins: float, count: int, z: float = Z) -> tuple[float, float]:
     """The score interval of a share (Wilson, JASA 22, 1927), 95% by default; (0, 1) for no votes.
 
-    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) with p = wins / n.
+    (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) with p = wins / n. Ties may count as half a
+    win: their variance is smaller than a vote's, so that the interval is then too wide rather than too narrow.
     """
     if not count:
         return 0.0, 1.0

@@ -18,6 +18,7 @@ from lite_c2f.ui.api import add_api
 from lite_c2f.ui.blind import blind_view
 from lite_c2f.ui.compare import compare_view
 from lite_c2f.ui.escaping import escape
+from lite_c2f.ui.evaluation_view import evaluation_view
 from lite_c2f.ui.page_session import PageSessions
 from lite_c2f.ui.ratio_grid import ratio_grid_view
 from lite_c2f.ui.run_view import run_view
@@ -55,6 +56,8 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
                 results = blind_view(served, identity)
             with gr.Tab("Ratios"):
                 ratio_grid_view(served)
+            with gr.Tab("Evaluation"):
+                evaluation_view(folder)
             with gr.Tab("Runs"):
                 run_view(folder.parent, folder.name, configs(folder), may_train)
         # Votes of Compare, and of others.

@@ -23,11 +23,12 @@ class FigureRow(NamedTuple):
     cells: list[tuple[str, bool]]  # its text, "" where there is none yet, and whether it is the best
 
 
-def figure_table(replies: Mapping[str, Reply], coarse: Reply | None = None) -> str:
+def figure_table(replies: Mapping[str, Reply], coarse: Reply | None = None, *, timed: bool = True) -> str:
     """The table as HTML; "" without answers.
 
     replies: by the title of the column. coarse: the answer of which the others have kept a share; None leaves the row
-    out. Highest reward and lowest repetition and time are marked as best, where they differ.
+    out. timed: False leaves out time, seed and speed, of answers of which they are not known. Highest reward and lowest
+    repetition and time are marked as best, where they differ.
     """
     if not replies:
         return ""
@@ -47,6 +48,8 @@ def figure_table(replies: Mapping[str, Reply], coarse: Reply | None = None) -> s
     ]
     if coarse is not None:
         rows.append(_row("kept of Coarse", KEPT, replies, _kept(ended, coarse)))
+    if not timed:
+        return fill("figure_table.html", titles=list(replies), rows=rows, seeds=[], speeds=[])
     seconds = {title: _seconds(reply) for title, reply in ended.items()}
     rows.append(_row("time", TIME, replies, {t: (s, f"{s:.2f} s") for t, s in seconds.items() if s is not None}, min))
     seeds = {reply.seed for reply in replies.values()}

@@ -88,6 +88,7 @@
   };
   const ready = () => {
     tellTurn();
+    markRow();
     Object.entries(turns).forEach(([id, name]) => document.getElementById(id)?.setAttribute("aria-label", name));
     document.querySelectorAll(".prompt textarea:not([dir=auto])").forEach((box) => { box.dir = "auto" });
     document.querySelectorAll(".asking").forEach((row) => markBlank(row));
@@ -151,6 +152,40 @@
     act.closest(".column.view")?.focus({ preventScroll: true });
     document.getElementById(act.dataset.target)?.click();
   });
+
+  // A row of the table of prompts, or the head of a column. The table is drawn anew: the focus finds its button again,
+  // and the row whose answers are shown is marked.
+  let focused = null;
+  document.addEventListener("click", (event) => {
+    const row = event.target.closest?.(".prompts tr[data-row]");
+    const pick = event.target.closest?.(".pick") || row?.querySelector(".pick");
+    if (!pick || (row && getSelection().toString())) return;
+    focused = pick.dataset.value;
+    window.lite_c2f.picked = pick.dataset.value;
+    document.getElementById(pick.dataset.target)?.click();
+  });
+  let chosenRow = null;
+  const markRow = () => {
+    const chosen = document.querySelector("#evaluation-answers .chosen"), number = chosen?.dataset.chosen ?? null;
+    document.querySelectorAll(".prompts tr[data-row]").forEach((row) => {
+      const current = row.dataset.row === number;
+      if (current && !row.hasAttribute("aria-current")) row.setAttribute("aria-current", "true");
+      if (!current) row.removeAttribute("aria-current");
+    });
+    if (document.activeElement === document.body && focused !== null) {
+      document.querySelector(`.prompts .pick[data-value="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+    }
+    if (number === chosenRow) return;
+    chosenRow = number;
+    const row = document.querySelector(".prompts tr[aria-current]"), table = row?.closest(".prompts");
+    if (table) { // the row by its place in the table alone, then the answers in the window
+      const head = table.querySelector("thead").offsetHeight, { top, bottom } = row.getBoundingClientRect();
+      const seen = table.getBoundingClientRect();
+      if (top < seen.top + head) table.scrollTop -= seen.top + head - top;
+      else if (bottom > seen.bottom) table.scrollTop += bottom - seen.bottom;
+    }
+    chosen?.scrollIntoView({ block: "nearest" });
+  };
 
   // Text in a question box survives a reload, until the server has emptied the box; Gradio reloads a page when its
   // server was restarted.

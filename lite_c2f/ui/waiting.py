@@ -18,7 +18,7 @@ from lite_c2f.ui.run_view import ACTIVE, REFRESH, run_view
 from lite_c2f.ui.runs import follow, names
 
 RUNS = "Runs"
-TABS = ("Compare", "Blind vote", "Ratios")
+TABS = ("Compare", "Blind vote", "Ratios", "Evaluation")
 
 
 class WaitedFor(NamedTuple):

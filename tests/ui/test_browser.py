@@ -756,6 +756,36 @@ def test_long_answers_open_fully(tab):
     tab.wait_for_function(f"{hidden}.every((height) => height > 100)")
 
 
+def test_held_out_prompts_are_sorted_searched_and_shown_side_by_side(tab):
+    """The figures are those of the file: the longest answer of Fine first, and the words that it was given."""
+    lines = [json.loads(line) for line in (tab.run / "evaluation" / "responses.jsonl").read_text().splitlines()]
+    prompts = list(dict.fromkeys(line["prompt"] for line in lines))
+    longest = max(line["tokens"] for line in lines if line["actor"] == "fine")
+    assert tab.locator(".prompts").count() == 0 and prompts[1] not in tab.content()  # nothing before it is opened
+    tab.get_by_role("tab", name="Evaluation").click()
+    tab.wait_for_selector(".prompts")
+    assert tab.url.endswith("#evaluation")
+    tab.locator(".prompts thead [data-value='tokens:fine']").click()
+    tab.wait_for_selector("[aria-sort=descending] [data-value='tokens:fine']")
+    cells = tab.locator(".prompts tbody tr").first.locator("td").all_inner_texts()
+    assert cells[5] == str(longest)  # after Coarse's four figures and Fine's reward
+    assert tab.evaluate("document.activeElement.dataset.value") == "tokens:fine"  # drawn anew, it has the focus
+    tab.get_by_label("Search", exact=True).fill(prompts[1].upper())
+    tab.wait_for_function("document.querySelectorAll('.prompts tbody tr').length === 1")
+    tab.locator(".prompts tbody .pick").focus()
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector(".chosen")
+    assert tab.inner_text(".chosen blockquote") == prompts[1]
+    answers = {line["actor"]: line["response"] for line in lines if line["prompt"] == prompts[1]}
+    said = tab.locator(".chosen .said").all_inner_texts()
+    assert said == [answers[actor] for actor in ("coarse", "fine", "instruct", "base")]
+    assert tab.locator(".prompts tr[aria-current=true]").count() == 1
+    tab.get_by_label("Search", exact=True).fill("")
+    tab.wait_for_function("document.querySelectorAll('.prompts tbody tr').length === 50")
+    tab.get_by_role("button", name="Previous prompt").click()
+    tab.wait_for_function("text => document.querySelector('.chosen blockquote').textContent !== text", arg=prompts[1])
+
+
 def test_runs_are_shown(tab):
     tab.get_by_role("tab", name="Runs").click()
     tab.wait_for_selector(".run-state.finished")
@@ -824,7 +854,7 @@ def test_nothing_is_wider_than_the_window_and_text_can_be_read(site, browser, wi
     page = open_page(context, site)
     ask(page, QUESTION)
     ended(page, "fine", chip="reward")
-    for name in ("Compare", "Blind vote", "Ratios", "Runs"):
+    for name in ("Compare", "Blind vote", "Ratios", "Evaluation", "Runs"):
         page.get_by_role("tab", name=name).click()
         page.wait_for_timeout(600)
         page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
@@ -958,7 +988,12 @@ def test_axe_finds_nothing_that_shuts_people_out(site, browser, width, scheme):
     page.get_by_label("Mark repeats").check()
     page.wait_for_selector(".legend:visible")
     check("finished")
-    for name, there in (("Blind vote", "#vote-ask"), ("Ratios", ".chart svg"), ("Runs", ".plot svg")):
+    for name, there in (
+        ("Blind vote", "#vote-ask"),
+        ("Ratios", ".chart svg"),
+        ("Evaluation", ".prompts"),
+        ("Runs", ".plot svg"),
+    ):
         page.get_by_role("tab", name=name).click()
         page.wait_for_selector(f"{there} >> visible=true")
         check(name)

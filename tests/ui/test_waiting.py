@@ -76,9 +76,9 @@ def test_actors_are_loaded_once_the_training_has_ended(tmp_path, monkeypatch):
 def test_runs_is_open_and_the_other_tabs_are_there(tmp_path):
     page = waiting.waiting_page(WaitedFor(tmp_path, None, {}), {}, True)
     tabs = next(block for block in page.blocks.values() if isinstance(block, gr.Tabs))
-    assert [tab.label for tab in tabs.children] == ["Compare", "Blind vote", "Ratios", "Runs"]
+    assert [tab.label for tab in tabs.children] == ["Compare", "Blind vote", "Ratios", "Evaluation", "Runs"]
     assert tabs.selected == "Runs"
     shown = [str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML)]
-    assert sum('class="waiting"' in text for text in shown) == 3
+    assert sum('class="waiting"' in text for text in shown) == 4
     del page, tabs, shown
     gc.collect()

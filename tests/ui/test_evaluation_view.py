@@ -1,0 +1,118 @@
+"""Evaluation tab: what a visitor's clicks lead to, what is shown of any run, and that no text of a model is markup."""
+
+import json
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from lite_c2f.evaluation.prompt_table import ActorAnswer, PromptRow, Query
+from lite_c2f.ui import evaluation_html, evaluation_view
+from lite_c2f.ui.evaluation_view import Place
+
+EVIL = '<img src=x onerror="window.hit=1">${window.hit=2} {{x}} `y`'
+
+
+def answer(reward, tokens=4, finish="eos", text="It is 5."):
+    return ActorAnswer(text, finish, tokens, reward, 0.25)
+
+
+def prompt_rows(count):
+    """Fine loses to the instruct model on all but the first prompt, by more and more."""
+    return [
+        PromptRow(number, f"prompt {number}", "", "", {"instruct": answer(number), "fine": answer(0.0, 10 + number)})
+        for number in range(count)
+    ]
+
+
+def asked(place, preset="all", search=""):
+    return (preset, search, "", "", place)
+
+
+def drawn(rows, *query):
+    names = ("table", "back", "on", "answers", "before", "after", "place")
+    return dict(zip(names, evaluation_view._draw(rows, *query), strict=True))
+
+
+def test_pages_of_fifty_rows():
+    rows = prompt_rows(120)
+    first, last = (drawn(rows, *asked(Place(page=page))) for page in (0, 99))  # one that is no more is the last
+    assert "1 to 50 of 120" in first["table"] and "101 to 120 of 120" in last["table"]
+    assert first["table"].count("data-row=") == 50 and last["table"].count("data-row=") == 20
+    assert (first["back"].interactive, first["on"].interactive) == (False, True)
+    assert (last["back"].interactive, last["on"].interactive) == (True, False)
+
+
+def test_steps_follow_the_order_of_the_table_and_its_pages():
+    """Worst loss first: 119, 118, ... 1. From the 50th (70) the next one (69) is on the second page."""
+    rows, place = prompt_rows(120), Place(chosen=70)
+    found = evaluation_view._found(rows, *asked(place, preset="lost"))
+    assert [row.number for row in found[:3]] == [119, 118, 117] and len(found) == 119
+    assert evaluation_view._stepper(1)(found, place, "") == Place(chosen=69, page=1)
+    assert evaluation_view._stepper(-1)(found, place, "") == Place(chosen=71)
+    assert evaluation_view._stepper(1)(found, Place(chosen=1), "") == Place(chosen=1, page=2)  # the last one
+    assert evaluation_view._stepper(1)(found, Place(chosen=0), "") == Place(chosen=119)  # not among them: the first
+    shown = drawn(rows, *asked(place, preset="lost"))
+    assert "prompt 50 of 119 in the table" in shown["answers"] and "<blockquote" in shown["answers"]
+    assert "not among the prompts" in drawn(rows, *asked(Place(chosen=0), preset="lost"))["answers"]
+
+
+def test_a_column_shows_its_highest_first_and_then_the_other_way():
+    place = evaluation_view._sort([], Place(page=2), "tokens:fine")
+    assert place == Place("tokens:fine", descending=True)
+    assert evaluation_view._sort([], place, "tokens:fine") == Place("tokens:fine", descending=False)
+    assert evaluation_view._sort([], place, "prompt") == Place("prompt", descending=False)
+    table = drawn(prompt_rows(3), *asked(place))["table"]
+    assert table.count("aria-sort") == 1 and 'aria-sort="descending"' in table
+    assert table.index("prompt 2") < table.index("prompt 1") < table.index("prompt 0")
+
+
+@pytest.mark.parametrize("sent", ["", "-1", "7", "../../etc/passwd", "nonsense:fine", "1.0", "١"])
+def test_what_a_browser_sends_is_looked_up_and_nothing_else(sent):
+    rows = prompt_rows(3)
+    assert evaluation_view._choose(rows, Place(chosen=2), sent) == Place(chosen=2)
+    assert "1 to 3 of 3" in drawn(rows, sent, "", "", "", evaluation_view._sort(rows, Place(), sent))["table"]
+
+
+def test_no_text_is_markup():
+    rows = [PromptRow(0, EVIL, EVIL, EVIL, {"fine": answer(1.0, text=EVIL), "coarse": answer(0.5)})]
+    for markup in (
+        evaluation_html.table(rows, rows, Query(), 0),
+        evaluation_html.answers(rows[0], "1 of 1"),
+    ):
+        assert "<img" not in markup and "&lt;img" in markup and not set(markup) & set("${}`")
+
+
+def test_a_run_says_what_is_missing_and_then_what_was_found(tmp_path):
+    """64 of 100 won: Wilson's 95% interval is (0.542, 0.727)."""
+    run, folder = tmp_path / "run", tmp_path / "run" / "evaluation"
+    folder.mkdir(parents=True)
+    state = evaluation_view._state_of(run)
+    assert isinstance(state, str) and "have not been compared yet" in state and "Comparison" in state
+    lines = [
+        {
+            "prompt": "?",
+            "actor": actor,
+            "response": "!",
+            "finish": "eos",
+            "tokens": 3,
+            "reward": 0.5,
+            "repeated_4gram": 0,
+        }
+        for actor in ("instruct", "fine")
+    ]
+    (folder / "responses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    wins = {"rate": 0.64, "se": 0.048, "controlled": 0.6, "length_effect": 0.1, "prompts": 100}
+    figures = {"fine": {"reward_se": 0.125, "distinct_1": 0.5}}
+    (folder / "metrics.json").write_text(json.dumps({"actors": figures, "wins": {"fine over instruct": wins}}))
+    (run / "summary.json").write_text(json.dumps({"actors": {"fine": {"reward": 0.25}}}))
+    state = evaluation_view._state_of(run)
+    shown = evaluation_html.summary(run, state)
+    assert "<td>0.542</td><td>0.727</td>" in shown and "<td>0.250 ± 0.125</td>" in shown and "<svg" in shown
+    assert "lite-c2f judge" in shown and "lite-c2f eval --tasks" in shown
+    (folder / "general.json").write_text("{}")  # of another format
+    changed = evaluation_view._state_of(run)
+    assert changed != state
+    assert "general.json" in evaluation_html.summary(run, changed)
+    (folder / "responses.jsonl").write_text("{}\n")
+    assert "has another format" in evaluation_view._state_of(run)
