@@ -16,6 +16,7 @@ from markdown_it.rules_inline import emphasis, strikethrough
 from markdown_it.token import Token
 
 from lite_c2f.chat.prompts import clean
+from lite_c2f.ui.code_blocks import code_block
 from lite_c2f.ui.escaping import escape, unfilled
 from lite_c2f.ui.markdown_links import add_links
 
@@ -135,9 +136,7 @@ def _tokenize_outside(tokenize: Any, state: Any, silent: bool, ends: frozenset[s
 
 def _fence(_: Any, tokens: list[Token], place: int, *__: Any) -> str:
     """Code, under the name that its fence gave it."""
-    token = tokens[place]
-    name = f"<small>{escape(token.info.strip())}</small>" if token.info.strip() else ""
-    return f"<pre>{name}<code>{escape(token.content)}</code></pre>\n"
+    return code_block(tokens[place].content, tokens[place].info.strip())
 
 
 def _item(_: Any, tokens: list[Token], place: int, *__: Any) -> str:

@@ -13,13 +13,36 @@ from lite_c2f.ui import markdown
 from lite_c2f.ui.markdown import LONGEST, formatted
 
 TAGS = {
-    *("p", "br", "strong", "em", "s", "span", "code", "pre", "small", "ul", "ol", "li", "blockquote", "hr"),
+    *(
+        "p",
+        "br",
+        "strong",
+        "em",
+        "s",
+        "span",
+        "div",
+        "button",
+        "code",
+        "pre",
+        "small",
+        "ul",
+        "ol",
+        "li",
+        "blockquote",
+        "hr",
+    ),
     *("h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"),
 }
 SIDES = ("left", "center", "right")
 ATTRIBUTES = {
     ("p", "class", "plain"),
     ("code", "class", "address"),
+    ("div", "class", "code"),
+    ("pre", "tabindex", "0"),
+    ("button", "type", "button"),
+    ("button", "class", "chip copy"),
+    ("button", "aria-label", "copy code"),
+    *(("span", "class", kind) for kind in "ckfns"),
     ("li", "class", "task"),
     ("span", "role", "img"),
     ("span", "class", "image"),
@@ -34,12 +57,19 @@ DONE = '<span role="img" aria-label="done">\N{BALLOT BOX WITH CHECK}</span>'
 ADDRESS = '<code class="address">{}</code>'
 
 
+CODE = (  # with its button
+    '<div class="code"><div><small>{name}</small><button type="button" class="chip copy" '
+    'aria-label="copy code">copy</button></div>'
+    """<pre tabindex="0"><code>{code}</code></pre></div>"""
+)
+
+
 class Reader(HTMLParser):
     """Tags, and what can be read."""
 
     def __init__(self, markup):
         super().__init__(convert_charrefs=True)
-        self.tags, self.words = [], []
+        self.tags, self.words, self.silent = [], [], False
         self.feed(markup)
         self.close()
 
@@ -49,11 +79,18 @@ class Reader(HTMLParser):
             number = (tag, name) in (("ol", "start"), ("li", "value")) and value.isdecimal()
             assert number or (tag, name, value) in ATTRIBUTES, (tag, name, value)
         self.tags.append(tag)
+        self.silent = tag == "button"
         self.words += [value for name, value in attributes if name == "value"]
         self.words += ["x" for name, value in attributes if (name, value) == ("aria-label", "done")]
 
+    def handle_endtag(self, tag):
+        self.silent = False
+
     def handle_data(self, data):
-        self.words.append(data)
+        if self.silent:
+            assert data == "copy"
+        else:
+            self.words.append(data)
 
     def handle_comment(self, data):
         raise AssertionError(data)
@@ -155,8 +192,13 @@ def test_whatever_is_written_is_harmless_and_can_be_read(text):
         ("f[0](x), [a](b.html), \\[c](https://d.e)", "<p>f[0](x), [a](b.html), \\[c](https://d.e)</p>"),
         ("`[a](https://b.c)` [a](https://b", "<p><code>[a](https://b.c)</code> [a](https://b</p>"),
         ("1. a\n1. b", '<ol>\n<li value="1">a</li>\n<li value="1">b</li>\n</ol>'),
-        ("```py\nif a:\n    b\n```", "<pre><small>py</small><code>if a:\n    b\n</code></pre>"),
-        ("```\na", "<pre><code>a</code></pre>"),  # one that is still being written
+        ("```py\nif a:\n    b\n```", CODE.format(name="py", code='<span class="k">if</span> a:\n    b\n')),
+        ("```\na", CODE.format(name="", code="a")),  # one that is still being written
+        (
+            "```python\nx = 1\ny = 2",
+            CODE.format(name="python", code='x = <span class="n">1</span>\ny = 2'),
+        ),  # its last line
+        ("```c\nint a;\n```", CODE.format(name="c", code="int a;\n")),
         ("", ""),
     ],
 )
