@@ -191,6 +191,7 @@ def test_whatever_is_written_is_harmless_and_can_be_read(text):
         ("https://a.b/c_d_e <https://f.g>", "<p>https://a.b/c_d_e &lt;https://f.g&gt;</p>"),
         ("f[0](x), [a](b.html), \\[c](https://d.e)", "<p>f[0](x), [a](b.html), \\[c](https://d.e)</p>"),
         ("`[a](https://b.c)` [a](https://b", "<p><code>[a](https://b.c)</code> [a](https://b</p>"),
+        ("[a](https://b/\u202egnp.c)", "<p>[a](https://b/\u202egnp.c)</p>"),  # an address that would be read backwards
         ("1. a\n1. b", '<ol>\n<li value="1">a</li>\n<li value="1">b</li>\n</ol>'),
         ("```py\nif a:\n    b\n```", CODE.format(name="py", code='<span class="k">if</span> a:\n    b\n')),
         ("```\na", CODE.format(name="", code="a")),  # one that is still being written
