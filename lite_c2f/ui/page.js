@@ -86,9 +86,11 @@
     news = [];
     spoken.textContent = place();
   };
+  let keepButtons = () => {}; // of copies, below
   const ready = () => {
     tellTurn();
     markRow();
+    keepButtons();
     Object.entries(turns).forEach(([id, name]) => document.getElementById(id)?.setAttribute("aria-label", name));
     document.querySelectorAll(".prompt textarea:not([dir=auto])").forEach((box) => { box.dir = "auto" });
     document.querySelectorAll(".asking").forEach((row) => markBlank(row));
@@ -136,12 +138,35 @@
     box.remove();
     if (!done) throw new Error("not copied");
   };
+  // A view is drawn anew with every token: a button that copies code is then known by its place in its view, keeps the
+  // focus there, and its "copied" until it turns back.
+  const codeButtons = (view) => [...(view?.querySelectorAll(".code .copy") ?? [])];
+  const placeOf = (button) => {
+    const view = button.closest(".column.view") ?? button.closest(".block"); // which stay
+    return view && button.closest(".code") ? { view, index: codeButtons(view).indexOf(button) } : null;
+  };
+  const at = (place) => place && codeButtons(place.view)[place.index];
+  let focused = null, copied = null;
+  document.addEventListener("focusin", (event) => { focused = event.target.matches(".code .copy") ? placeOf(event.target) : null });
+  document.addEventListener("pointerdown", (event) => { if (!event.target.closest?.(".code .copy")) focused = null }, true);
+  keepButtons = () => {
+    const button = at(copied);
+    if (button && button.textContent !== "copied") button.textContent = "copied";
+    if (focused && document.activeElement === document.body) at(focused)?.focus({ preventScroll: true });
+  };
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(".chip.copy");
     if (!button) return;
-    copy(button.dataset.text).then(() => {
-      button.textContent = "copied";
-      setTimeout(() => { button.textContent = "copy" }, 2000);
+    const place = placeOf(button);
+    copy(button.dataset.text ?? button.closest(".code").querySelector("code").textContent).then(() => {
+      const before = at(copied);
+      if (before && before !== button) before.textContent = "copy"; // one at a time
+      copied = place;
+      (at(place) ?? button).textContent = spoken.textContent = "copied";
+      setTimeout(() => {
+        (at(place) ?? button).textContent = "copy";
+        if (copied === place) copied = null, spoken.textContent = "";
+      }, 2000);
     });
   });
 

@@ -20,6 +20,7 @@ from lite_c2f.chat.panes import TITLES
 from lite_c2f.errors import C2FError
 from lite_c2f.evaluation import overlap
 from lite_c2f.ui import render
+from lite_c2f.ui.markdown import formatted
 from lite_c2f.ui.runs.starts import FOLDER as STARTS
 from lite_c2f.ui.store import conversations, votes
 from lite_c2f.ui.store.conversations import Reply, Round
@@ -37,6 +38,11 @@ EVIL = (
     "![b](data:text/html,<script>window.hit=4</script>) <svg onload=window.hit=5> ${window.hit=6} {{window.hit}} "
     "{{{value}}} `${1+1}` &lt;i&gt; <a href='javascript:window.hit=7'>x</a> **bold**\n    indented\n" + "long" * 200
 )
+CODE = """```py
+# <img src=x onerror=window.hit=8>
+def twice(number):
+    return 2 * number + len('</code><script>') ${window.hit=9}
+```"""
 
 
 class Site(NamedTuple):
@@ -829,7 +835,8 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
     owner = tab.evaluate("localStorage.getItem('lite_c2f.owner')")
     reply = Reply("fine", EVIL, 9, 80.0, "eos", EVIL, 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=0)
     bad = reply._replace(pane="coarse", finish="error", text="", ratio=None)
-    round_ = Round(EVIL, {}, {"fine": reply, "coarse": bad})
+    code = reply._replace(pane="baseline", text=CODE, ratio=None)
+    round_ = Round(EVIL, {}, {"fine": reply, "coarse": bad, "baseline": code})
     crafted = conversations.new(owner, {"name": EVIL})._replace(rounds=(round_,))
     conversations.save(site.run / "app" / "sessions", crafted)
     tab.evaluate("id => sessionStorage.setItem('lite_c2f.session', id)", crafted.id)
@@ -841,6 +848,19 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
     assert [letter for letter in shown if letter.isalnum()] == [letter for letter in EVIL if letter.isalnum()]
     assert tab.inner_text("#view-fine .said strong") == "bold"
     assert "window.hit=1" in tab.inner_text("#view-coarse .chip.bad")
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button = tab.get_by_role("button", name="copy code")
+    button.press("Enter")
+    tab.wait_for_selector("#view-baseline .code .copy:text('copied')")
+    assert tab.evaluate("navigator.clipboard.readText()") == tab.inner_text("#view-baseline code") == CODE[6:-3]
+    tab.evaluate(  # as with every token of an answer that is being written
+        """() => {
+            const drawn = document.querySelector("#view-baseline .code .copy").closest(".talk").parentElement;
+            drawn.innerHTML = drawn.innerHTML.replace(">copied<", ">copy<");
+        }"""
+    )
+    assert button.inner_text() == "copied" and button.evaluate("button => button === document.activeElement")
+    tab.wait_for_selector("#view-baseline .code .copy:text-is('copy')")  # it turns back
     tab.get_by_label("Mark repeats").check()
     tab.wait_for_selector("#view-fine mark")
     assert tab.inner_text("#view-fine .said") == EVIL
@@ -987,6 +1007,11 @@ def test_axe_finds_nothing_that_shuts_people_out(site, browser, width, scheme):
     ended(page, "coarse", "fine", "baseline", chip="reward")
     page.get_by_label("Mark repeats").check()
     page.wait_for_selector(".legend:visible")
+    page.evaluate(  # code in all of its colours
+        "made => { document.querySelector('#view-fine .said').classList.remove('plain'), "
+        "document.querySelector('#view-fine .said').innerHTML = made }",
+        formatted("- [x] [a](https://b.c) ~~d~~\n\n" + CODE),
+    )
     check("finished")
     for name, there in (
         ("Blind vote", "#vote-ask"),
