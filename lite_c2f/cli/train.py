@@ -42,7 +42,7 @@ def demo(
 ) -> None:
     """The whole pipeline on an embedded model, on a CPU or a GPU: the toy world in a few minutes.
 
-    smollm2 is SmolLM2-135M-Instruct, in less than an hour on two cores; it answers in real English.
+    smollm2 is SmolLM2-135M-Instruct, in about half an hour on two cores; it answers in real English.
     """
     out = out or Path("runs") / model.value
     settings = [f"run.seed={seed}"]

@@ -103,8 +103,8 @@ def warnings_of(totals: Mapping[str, Any], largest_ratio: float) -> list[str]:
     carried = totals["projection"]
     if carried is not None and carried < MIN_PROJECTION:
         messages.append(
-            f"rounding left {carried:.0%} of the change: it is smaller than the steps of the weights' type; train "
-            "longer, or merge with a finer type (fine.dtype or --dtype float32)"
+            f"only {carried:.0%} of the change survived rounding: it is smaller than the steps of the weights' type; "
+            "train longer, or merge with a finer type (fine.dtype or --dtype float32)"
         )
     if largest_ratio > LARGE_RATIO or (change is not None and change > LARGE_CHANGE):
         size = "" if change is None else f" and the change {change:.2f} of |W_instruct|"

@@ -73,7 +73,8 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
 
 def _about(chat: Chat, name: str, login: bool) -> str:
     model = chat.config.model
-    pair = "the toy pair" if model.base == TOY else f"{Path(model.base).name} and {Path(model.instruct).name}"
+    names = dict.fromkeys(Path(name).name for name in (model.base, model.instruct))  # once where both are one model
+    pair = "the toy pair" if model.base == TOY else " and ".join(names)
     about = f"{name}: {pair}, merged at ratio {chat.ratio:g}"
     return f"{SKIP}<h1>lite_c2f</h1><span>{escape(about)}</span>{LOG_OUT if login else ''}<p>{WHAT_TO_DO}</p>"
 

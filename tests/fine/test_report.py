@@ -178,5 +178,5 @@ def test_a_change_that_rounding_swallows_is_said():
     """A hundredth of a step of bfloat16 is rounded away; float32 carries it whole."""
     totals = {"drift": None, "relative_change": 1e-5, "projection": 0.02}
     (warning,) = warnings_of(totals, 1.0)
-    assert "rounding left 2% of the change" in warning
+    assert "only 2% of the change survived rounding" in warning
     assert warnings_of({**totals, "projection": 0.98}, 1.0) == warnings_of({**totals, "projection": None}, 1.0) == []
