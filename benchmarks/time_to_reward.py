@@ -5,7 +5,7 @@ the number of generated tokens after which training ends. Each algorithm runs at
 best; all else is as `configs/toy.yaml` or TRL has it by default, at a constant rate. The base ends a response by the
 next turn's marker, so TRL generates with that as a stop text. The adapter is put aside as training goes on (that time
 is not counted) and answers held-out prompts afterwards, sampled and judged alike. `top` is the highest last reward of
-the three; reported are seconds and generated tokens until an arm first has `share` of the rise from the base to it,
+the three; reported are CPU seconds and generated tokens until an arm first has `share` of the rise from the base to it,
 null where it never has. Every run has one thread. Prints one JSON line last.
 
     python benchmarks/time_to_reward.py [--seed 0] [--tokens 60000] [--lanes 2] [--out FILE]
@@ -55,20 +55,25 @@ def ppo(seed: int, rate: float, tokens: int, folder: Path, rewards: Path) -> lis
     config = config_of(WORLD, seed, overrides)
     shutil.copytree(rewards / "reward", folder / "reward")
     found: list[dict[str, Any]] = []
+    seconds: list[float] = []
+    mark = 0.0
 
     def put_aside(step: int, _: int, line: dict[str, float]) -> None:
         """Read what the update before left: a checkpoint is written after this call."""
+        nonlocal mark
+        # before the first update the models are loaded, which is not counted: its wall time stands for it
+        seconds.append(seconds[-1] + time.process_time() - mark if seconds else line["seconds"])
         for saved in folder.glob("coarse/checkpoints/step-*"):
             number = int(saved.name.removeprefix("step-"))
             if number and number not in {point["step"] for point in found}:
                 weights = load_file(saved / "tensors.safetensors")
                 adapter = {key.removeprefix("policy."): value for key, value in weights.items() if key[:7] == "policy."}
                 found.append({"step": number, "adapter": adapter})
+        mark = time.process_time()
 
     train_coarse(config, models_of(WORLD), corpus_of(WORLD, seed), folder, put_aside)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     updates = [line for line in lines if line["stage"] == "coarse"]
-    seconds = list(itertools.accumulate(line["seconds"] for line in updates))
     last = {"step": len(updates), "adapter": load_file(folder / "coarse" / "adapter" / "adapter_model.safetensors")}
     spent = list(itertools.accumulate(line["tokens"] * config.coarse.rollouts for line in updates))
     return [
@@ -110,13 +115,13 @@ def by_trl(name: str, seed: int, rate: float, tokens: int, folder: Path, rewards
     class PutAside(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **_):
             nonlocal lost
-            now = time.perf_counter()
+            now = time.process_time()
             if state.global_step % EVERY == 0:
                 weights = get_peft_model_state_dict(model, save_embedding_layers=False)
                 adapter = {key: value.detach().clone() for key, value in weights.items()}
                 point = {"step": state.global_step, "seconds": now - began - lost, "tokens": spent}
                 found.append(point | {"adapter": adapter})
-                lost += time.perf_counter() - now
+                lost += time.process_time() - now
             control.should_training_stop = spent >= tokens
 
     settings, trainer = {"grpo": (GRPOConfig, GRPOTrainer), "rloo": (RLOOConfig, RLOOTrainer)}[name]
@@ -148,7 +153,7 @@ def by_trl(name: str, seed: int, rate: float, tokens: int, folder: Path, rewards
         callbacks=[PutAside()],
     )
     run.model.generate = functools.partial(run.model.generate, tokenizer=tokenizer)  # which stop texts need
-    began = time.perf_counter()
+    began = time.process_time()
     run.train()
     return found
 
@@ -235,7 +240,7 @@ def child(name: str, seed: int, rate: float, tokens: int, scratch: Path) -> Any:
 
 
 def reached(curve: list[list[float]], reward: float) -> dict[str, float | None]:
-    """Seconds and tokens until a curve first has a reward.
+    """CPU seconds and tokens until a curve first has a reward.
 
     >>> reached([[0, 0, 0.0], [9, 100, 0.5], [20, 210, 0.9]], 0.45)
     {'seconds': 9, 'tokens': 100}
@@ -292,7 +297,7 @@ def main() -> None:
             curves[name][rate] = curve
     result = {
         "benchmark": "time_to_reward",
-        "unit": "seconds of training, one thread; generated tokens",
+        "unit": "CPU seconds of training, one thread; generated tokens",
         "world": WORLD,
         "seed": options.seed,
         "share": SHARE,
