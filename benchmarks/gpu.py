@@ -35,7 +35,7 @@ from transformers import StoppingCriteriaList  # noqa: E402
 
 def reward_step(gpu: GpuRun) -> None:
     """A few optimiser steps of the reward stage, pairs as long as they may be, through the real stage."""
-    from lite_c2f.backbone.load import plan_here
+    from lite_c2f.backbone.machine import plan_here
     from lite_c2f.data.records import Pair, Turn
     from lite_c2f.memory import resolve
     from lite_c2f.reward.train import train_reward
@@ -65,7 +65,8 @@ def reward_step(gpu: GpuRun) -> None:
 
 def build_roles(gpu: GpuRun) -> Any:
     from lite_c2f.backbone.heads import ScalarHead
-    from lite_c2f.backbone.load import load_model, uses_checkpointing
+    from lite_c2f.backbone.load import load_model
+    from lite_c2f.backbone.machine import uses_checkpointing
     from lite_c2f.backbone.roles import Roles
 
     config = gpu.config(f"coarse.length.start={gpu.limits[0]}", f"coarse.length.max={max(gpu.limits)}")
@@ -81,7 +82,7 @@ def build_roles(gpu: GpuRun) -> Any:
 
 def ppo_updates(gpu: GpuRun, roles: Any) -> None:
     """A whole update at each limit: the batches the planner chooses for it, its prediction, the measured peak."""
-    from lite_c2f.backbone.load import plan_here
+    from lite_c2f.backbone.machine import plan_here
     from lite_c2f.coarse.advantage import gae, token_rewards
     from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, RolloutContext, RolloutRequest, collect
     from lite_c2f.coarse.update import update

@@ -17,7 +17,8 @@ from jobs import Job
 
 from lite_c2f.actors.answers import Answer, repeated_ngrams, standard_error, summarize
 from lite_c2f.actors.models import InstructModel, answer_base, load_coarse
-from lite_c2f.backbone.load import load_tokenizer, plan_here
+from lite_c2f.backbone.load import load_tokenizer
+from lite_c2f.backbone.machine import plan_here
 from lite_c2f.coarse.dpo import train_dpo
 from lite_c2f.coarse.train import train_coarse
 from lite_c2f.config.loading import load_config

@@ -170,8 +170,7 @@ def _settings(config: Path | None, overrides: list[str], run_dir: Path | None) -
 
 def _plan(settings: Any) -> Any:
     """The plan for this machine's GPU, or for the memory size in the configuration."""
-    exit_codes.silence_libraries()
-    from lite_c2f.backbone.load import plan_named
+    from lite_c2f.backbone.machine import plan_named
 
     return plan_named(settings)
 

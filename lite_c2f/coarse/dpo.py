@@ -9,7 +9,8 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from lite_c2f.backbone.adapters import write_adapter
-from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device
+from lite_c2f.backbone.load import load_model, load_tokenizer
+from lite_c2f.backbone.machine import pick_device
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.roles import lora_config
 from lite_c2f.config.settings import Config, resolved

@@ -9,7 +9,8 @@ import torch
 
 from lite_c2f.backbone.adapters import load_into, save_critic, save_policy
 from lite_c2f.backbone.heads import ScalarHead
-from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, pick_device, uses_checkpointing
+from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
+from lite_c2f.backbone.machine import pick_device, uses_checkpointing
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.advantage import gae, token_rewards

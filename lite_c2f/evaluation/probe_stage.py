@@ -5,7 +5,7 @@ from typing import Any
 
 from lite_c2f.actors.models import InstructModel, Ratio
 from lite_c2f.actors.names import FINE, INSTRUCT
-from lite_c2f.backbone.load import plan_here
+from lite_c2f.backbone.machine import plan_here
 from lite_c2f.config.data import Source
 from lite_c2f.config.settings import resolved
 from lite_c2f.data.order import shuffled

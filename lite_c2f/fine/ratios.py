@@ -8,9 +8,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lite_c2f.config.yaml_files import YAML_ERRORS, DuplicateKeyError, UniqueKeyLoader
 from lite_c2f.errors import ConfigError
 
 Gradient = list[float]  # ratios at even distances over the layers, the first at the first layer, straight lines between
@@ -33,6 +30,22 @@ def check_ratio(key: str, ratio: Any, allow_negative: bool) -> None:
         raise ConfigError.because(f"'{key}' is {reprlib.repr(ratio)}", expected, remedy)
 
 
+def _read_yaml(file: Path) -> Any:
+    import yaml  # here: the command line reads this module before it knows what is asked of it
+
+    from lite_c2f.config.yaml_files import YAML_ERRORS, DuplicateKeyError, UniqueKeyLoader
+
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # a SafeLoader
+    except OSError as error:
+        got = f"cannot read '{file}': {error.strerror}"
+        raise ConfigError.because(got, "a YAML file of ratios", "check the path") from None
+    except DuplicateKeyError as error:
+        raise ConfigError.because(f"'{file}' holds {error.problem}", "every pattern once", "remove one") from None
+    except YAML_ERRORS:
+        raise ConfigError.because(f"'{file}' is not YAML", "pattern: ratio lines", "correct the file") from None
+
+
 def read_layer_ratios(layer_ratios: LayerRatios | None, allow_negative: bool) -> list[tuple[str, float | Gradient]]:
     """(pattern, ratio) pairs from pairs or from a YAML file: a mapping pattern -> ratio, or a list of pairs.
 
@@ -44,15 +57,7 @@ def read_layer_ratios(layer_ratios: LayerRatios | None, allow_negative: bool) ->
     where, content = "layer_ratios", layer_ratios
     if isinstance(layer_ratios, str | Path):
         where = str(layer_ratios)
-        try:
-            content = yaml.load(Path(layer_ratios).read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # a SafeLoader
-        except OSError as error:
-            got = f"cannot read '{where}': {error.strerror}"
-            raise ConfigError.because(got, "a YAML file of ratios", "check the path") from None
-        except DuplicateKeyError as error:
-            raise ConfigError.because(f"'{where}' holds {error.problem}", "every pattern once", "remove one") from None
-        except YAML_ERRORS:
-            raise ConfigError.because(f"'{where}' is not YAML", "pattern: ratio lines", "correct the file") from None
+        content = _read_yaml(Path(layer_ratios))
     pairs = list(content.items()) if isinstance(content, dict) else content
     if not isinstance(pairs, list | tuple) or not pairs:
         raise ConfigError.because(f"'{where}' holds no ratios", "pattern: ratio lines", "write some or leave it out")

@@ -83,7 +83,7 @@ def make_plan(
     """Plan a run for a card of so many GiB (default: `hardware.vram_gib`; without either, only count).
 
     model: folder or name of the base, if it is not `model.base`. compute: device and dtype of the run, as of
-    `backbone.load.plan_here` (default: a card with bfloat16); on a CPU nothing is limited. Nothing is loaded or
+    `backbone.machine.plan_here` (default: a card with bfloat16); on a CPU nothing is limited. Nothing is loaded or
     downloaded. Raises ModelError for a folder without configuration.
     """
     if vram_gib is not None and not 0 < vram_gib < float("inf"):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lite_c2f.backbone.load import plan_here
+from lite_c2f.backbone.machine import plan_here
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
 from lite_c2f.evaluation.compare import actor_hashes, compare_actors

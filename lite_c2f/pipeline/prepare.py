@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from lite_c2f.backbone.four_bit import check_four_bit
-from lite_c2f.backbone.load import pick_device, plan_here, plan_named
+from lite_c2f.backbone.machine import pick_device, plan_here, plan_named
 from lite_c2f.coarse.checkpoints import check_before as check_coarse
 from lite_c2f.config.settings import Config
 from lite_c2f.errors import RunError

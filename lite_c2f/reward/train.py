@@ -12,7 +12,8 @@ from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from lite_c2f.backbone.adapters import write_adapter
-from lite_c2f.backbone.load import load_model, load_tokenizer, pick_device, pick_dtype
+from lite_c2f.backbone.load import load_model, load_tokenizer
+from lite_c2f.backbone.machine import pick_device, pick_dtype
 from lite_c2f.backbone.padding import padding_id, padding_note, with_padding_token
 from lite_c2f.backbone.roles import lora_config
 from lite_c2f.config.settings import Config, resolved

@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from lite_c2f.backbone.load import pick_dtype, uses_checkpointing
+from lite_c2f.backbone.machine import pick_dtype, uses_checkpointing
 from lite_c2f.config.settings import Config, Dpo, Reward
 from lite_c2f.errors import DataError, NonFiniteError
 from lite_c2f.reward.checkpoints import TrainerCheckpoints, TrainerStage, TrainerStageState

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.end_tokens import unlisted_turn_end
 from lite_c2f.backbone.folder import check_architecture, check_weights
-from lite_c2f.backbone.load import load_tokenizer, pick_device, pick_dtype
+from lite_c2f.backbone.load import load_tokenizer
+from lite_c2f.backbone.machine import pick_device, pick_dtype
 from lite_c2f.backbone.model_kind import check_kind, local_folders
 from lite_c2f.backbone.pair import check_pair, read_config
 from lite_c2f.backbone.round_trip import check_round_trip

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lite_c2f.backbone.load import card_gib, pick_device, pick_dtype, plan_here, plan_named, uses_checkpointing
+from lite_c2f.backbone.machine import card_gib, pick_device, pick_dtype, plan_here, plan_named, uses_checkpointing
 from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ConfigError
 from lite_c2f.memory import make_plan
@@ -28,6 +28,8 @@ def machine(monkeypatch):
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native
         )
+
+        monkeypatch.setattr("lite_c2f.backbone.machine.may_have_gpu", lambda: card is not None)
 
     return build
 
@@ -100,6 +102,25 @@ def test_a_named_card_that_is_not_here_is_planned_for_and_told_about(machine):
     for plan in (named, here):
         assert "hardware.vram_gib=24, but no GPU is found here" in plan.warnings[-1]
     assert plan_named(load_config({}, ["hardware.vram_gib=24", "hardware.device=cpu"])).warnings == []
+
+
+def test_a_gpu_is_looked_for_where_there_is_a_file_of_its_driver(monkeypatch, tmp_path):
+    from lite_c2f.backbone import machine as module
+
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    monkeypatch.setattr(module, "GPU_FILES", (str(tmp_path / "nvidia0"), str(tmp_path / "kfd")))
+    assert not module.may_have_gpu()
+    (tmp_path / "kfd").touch()
+    assert module.may_have_gpu()
+    (tmp_path / "kfd").unlink()
+    monkeypatch.setattr(module.sys, "platform", "win32")
+    assert module.may_have_gpu()
+
+
+def test_a_named_card_that_is_here_is_planned_for(machine):
+    machine(80)
+    plan = plan_named(load_config({}, [*SEVEN_B, "hardware.vram_gib=24"]))
+    assert plan.vram_gib == 24 and plan.compute.on_gpu and plan.warnings == []
 
 
 @pytest.mark.parametrize(("kind", "words"), [("xpu", "no Intel GPU"), ("mps", "no Apple GPU"), ("cuda", "no CUDA GPU")])

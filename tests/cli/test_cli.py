@@ -87,6 +87,18 @@ except SystemExit as stop:
     assert done.stdout == "2 []\n" and "gone" in done.stderr
 
 
+def test_a_plan_without_a_gpu_imports_no_library():
+    """Where Linux has no file of a GPU's driver, or the device is the CPU: half a second in place of ten."""
+    code = f"""
+import sys
+from lite_c2f.cli import main
+main(["plan", {str(CONFIG)!r}, "hardware.device=cpu"])
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_plans_are_80_columns_wide_and_begin_with_the_verdict(call):
     for size, verdict in (
         ("24", "a card of 24 GiB (22.04 usable): fits"),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lite_c2f.actors.names import FINE, INSTRUCT
-from lite_c2f.backbone.load import plan_here
+from lite_c2f.backbone.machine import plan_here
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
 from lite_c2f.errors import ConfigError

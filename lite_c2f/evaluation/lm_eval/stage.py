@@ -6,7 +6,7 @@ from typing import Any
 
 from lite_c2f.actors.names import BASE, COARSE, FINE, INSTRUCT
 from lite_c2f.backbone.context import context_length
-from lite_c2f.backbone.load import plan_here
+from lite_c2f.backbone.machine import plan_here
 from lite_c2f.backbone.pair import read_config
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config, resolved
