@@ -6,7 +6,8 @@ the page cache where they fit; a process of its own for each run, in turn, after
 is that of the work, imports left out, until every output file is on the disk. `cp` copies the instruct folder: how fast
 the disk is decides how far from it a merge can be. PEFT merges the adapter into the instruct model, which is our ratio
 1. mergekit merges in two ways: `lora`, instruct+adapter passed through (the same arithmetic), and `task_arithmetic`,
-base+adapter and instruct on the base with weight 1 each (the usual recipe for a pair).
+base+adapter and instruct on the base with weight 1 each (the usual recipe for a pair). `--variant rslora` is an adapter
+with alpha / sqrt(r) and ranks and alphas of its own for some layers; `tied` a pair whose head is its embedding.
 
 Each `..._ratio` is ours / theirs (for mergekit: its faster way). `rss_mib` is the peak resident set of the whole
 `lite-c2f merge` command; pages of mapped files count on all sides. `different_from_peft` counts elements with other
@@ -37,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_check import check
-from merge_models import make
+from merge_models import VARIANTS, make
 
 # No torch up here: a child's peak resident set starts from that of the process it is started by.
 
@@ -238,6 +239,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=1.7)
     parser.add_argument("--shards", type=int, default=5)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--variant", choices=VARIANTS, default="plain", help="of the adapter or the pair")
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(SIDES), help=",".join(SIDES))
@@ -251,7 +253,7 @@ def main() -> None:
     if unknown := set(options.only) - set(SIDES):
         parser.error(f"--only {','.join(sorted(unknown))}: expected some of {','.join(SIDES)}")
 
-    wanted = {name: getattr(options, name) for name in ("gib", "shards", "rank", "vocabulary")}
+    wanted = {name: getattr(options, name) for name in ("gib", "shards", "rank", "vocabulary", "variant")}
     with tempfile.TemporaryDirectory() as temporary:
         models = (options.keep or Path(temporary) / "models").resolve()
         note = models / "made.json"
@@ -285,7 +287,7 @@ def main() -> None:
         "rounding": rounding,
         "gib": round(made["bytes"] / 2**30, 2),
         **{name: made[name] for name in ("layers", "shards")},
-        **{name: getattr(options, name) for name in ("rank", "vocabulary", "repeats")},
+        **{name: getattr(options, name) for name in ("variant", "rank", "vocabulary", "repeats")},
         "mergekit": versions[0] if versions else None,
         "command": shlex.join(["python", *sys.argv]),
     }

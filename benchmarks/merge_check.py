@@ -20,7 +20,6 @@ def check(instruct: str, adapter: str, outs: dict[str, str]) -> dict[str, Any]:
     import torch
 
     config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
-    scaling = config["lora_alpha"] / config["r"]
     instruct_weights, factors = weights_in(instruct), weights_in(adapter)
     merged = {name: weights_in(folder) for name, folder in outs.items()}
     for name, weights in merged.items():
@@ -41,7 +40,7 @@ def check(instruct: str, adapter: str, outs: dict[str, str]) -> dict[str, Any]:
             written = {side: weights[name][rows] for side, weights in merged.items()}
             exact = stored
             if down is not None:
-                exact = stored + scaling * (factors[f"{module}.lora_B.weight"][rows].double() @ down)
+                exact = stored + scaling_of(config, module) * (factors[f"{module}.lora_B.weight"][rows].double() @ down)
             elements += exact.numel()
             at_sum, at_weight = spacing(exact), spacing(stored)
             for side, values in written.items():
@@ -62,6 +61,14 @@ def check(instruct: str, adapter: str, outs: dict[str, str]) -> dict[str, Any]:
         for side, (at_sum, at_weight) in worst.items()
     }
     return {"rounding": rounding, "different_from_peft": different if "peft" in merged else None}
+
+
+def scaling_of(config: dict[str, Any], module: str) -> float:
+    """alpha / r of one module, alpha / sqrt(r) with rsLoRA."""
+    name = module.rpartition(".")[2]
+    rank = config.get("rank_pattern", {}).get(name, config["r"])
+    alpha = config.get("alpha_pattern", {}).get(name, config["lora_alpha"])
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def spacing(values: Any) -> Any:

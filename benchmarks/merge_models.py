@@ -8,12 +8,13 @@ from typing import Any
 
 # No torch up here: a child's peak resident set starts from that of the process it is started by.
 
+VARIANTS = ("plain", "rslora", "tied")
 STD, TUNED = 0.02, 0.01  # standard deviation of weights; of what tuning added, relative to it
 BLOCK = 2**21  # elements made at once
 
 
-def make(folder: str, gib: float, shards: int, rank: int, vocabulary: int) -> dict[str, Any]:
-    """`base`, `instruct` and `adapter` below the folder, written block by block."""
+def make(folder: str, gib: float, shards: int, rank: int, vocabulary: int, variant: str) -> dict[str, Any]:
+    """`base`, `instruct` and `adapter` below the folder, written block by block. variant: one of VARIANTS."""
     import torch
     from models import EOS, save_tokenizer
     from safetensors.torch import save_file
@@ -26,6 +27,7 @@ def make(folder: str, gib: float, shards: int, rank: int, vocabulary: int) -> di
             "dtype": "bfloat16",
             "bos_token_id": 1,
             "eos_token_id": EOS,
+            "tie_word_embeddings": variant == "tied",
         }
         with torch.device("meta"):
             return MistralForCausalLM(MistralConfig(vocab_size=vocabulary, num_hidden_layers=layers, **settings))
@@ -70,16 +72,20 @@ def make(folder: str, gib: float, shards: int, rank: int, vocabulary: int) -> di
         (folder_of / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
     # 2. the adapter, as PEFT saves it
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "bias": "none"}
+    if variant == "rslora":
+        settings |= {"use_rslora": True, "rank_pattern": {"q_proj": 4 * rank, "down_proj": rank // 2}}
+        settings |= {"alpha_pattern": {"o_proj": rank}}
     factors, modules = {}, set()
     for name, shape in shapes.items():
         module = name.removesuffix(".weight")
         if module.endswith("_proj"):
-            factors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, shape[1], generator=draw) * 0.01
-            factors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(shape[0], rank, generator=draw) * 0.005
+            r = settings.get("rank_pattern", {}).get(module.rpartition(".")[2], rank)
+            factors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(r, shape[1], generator=draw) * 0.01
+            factors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(shape[0], r, generator=draw) * 0.005
             modules.add(module.rpartition(".")[2])
     (root / "adapter").mkdir(exist_ok=True)
     save_file(factors, root / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "bias": "none"}
     settings |= {"base_model_name_or_path": str(pair[0]), "target_modules": sorted(modules), "inference_mode": True}
     (root / "adapter" / "adapter_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
     return {"bytes": 2 * done, "shards": len(parts), "layers": model.config.num_hidden_layers}
