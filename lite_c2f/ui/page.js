@@ -86,9 +86,10 @@
     news = [];
     spoken.textContent = place();
   };
-  let keepButtons = () => {}; // of copies, below
+  let keepButtons = () => {}, showChosen = () => {}; // of copies and of a narrow window, below
   const ready = () => {
     tellTurn();
+    showChosen();
     markRow();
     keepButtons();
     Object.entries(turns).forEach(([id, name]) => document.getElementById(id)?.setAttribute("aria-label", name));
@@ -119,12 +120,14 @@
     if (!view.hasAttribute("tabindex")) {
       view.setAttribute("tabindex", "0");
       view.setAttribute("role", "region");
-      view.setAttribute("aria-label", view.closest(".pane")?.querySelector(".head h2")?.textContent || "answers");
     }
+    const name = view.closest(".pane")?.querySelector(".head h2")?.textContent || "answers"; // the other pane's changes
+    const renamed = view.getAttribute("aria-label") !== name;
+    if (renamed) view.setAttribute("aria-label", name);
     tell(view);
     if (!view.closest("#panes")) toEnd(view); // there, a text that grows is seen by `heights`, after one layout for all
     const stop = view.closest(".pane")?.querySelector(".bar button");
-    if (stop && !stop.hasAttribute("aria-label")) stop.setAttribute("aria-label", `Stop ${view.getAttribute("aria-label")}`);
+    if (stop && (renamed || !stop.hasAttribute("aria-label"))) stop.setAttribute("aria-label", `Stop ${name}`);
   };
   new MutationObserver(ready).observe(document.body, { childList: true, subtree: true, characterData: true });
 
@@ -282,11 +285,13 @@
     stored((store) => store.setItem("lite_c2f.pane", pane));
     choosePane(pane);
   });
-  const choosing = setInterval(() => {
+  showChosen = () => { // Fine in place of a pane that is not there, or not yet
     if (!document.querySelector(".pane-choice button") || !document.getElementById("panes")) return;
-    choosePane(chosenPane());
-    clearInterval(choosing);
-  }, 100);
+    const wanted = chosenPane(), there = wanted === "figures" || document.querySelector(`#pane-${wanted}:not(.hide)`);
+    const pane = there ? wanted : "fine";
+    if (document.getElementById("panes").parentElement.dataset.pane !== pane) choosePane(pane);
+  };
+  showChosen();
 
   document.addEventListener("click", (event) => {
     if (!event.target.closest?.(".skip")) return;
