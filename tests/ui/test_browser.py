@@ -517,7 +517,7 @@ def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
     assert len(seeds) == 1 and str(*seeds) == seed_of(tab) and answer_of(tab, "coarse") == coarse
     tab.fill("#other-ratio input", "0")  # at which it is the baseline
     tab.press("#other-ratio input", "Enter")
-    ended(tab, "other", chip="reward")
+    tab.wait_for_selector("#view-other .chip.act")  # it is scored too
     assert answer_of(tab, "other") == answer_of(tab, "baseline") and answer_of(tab, "coarse") == coarse
     assert tab.get_attribute("#stop-other", "aria-label") == "Stop Second Fine at ratio 0"
     tab.reload()
