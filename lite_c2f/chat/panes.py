@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE
+from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE, ratio_in
 from lite_c2f.errors import ConfigError
 
 PANES = (COARSE, FINE, BASELINE)
@@ -46,11 +46,29 @@ class AnswerForm(NamedTuple):
 
 
 def pane_of(actor: "str | Pane") -> Pane:
-    """The pane of an actor; a pane stays as it is. Raises ConfigError for an unknown actor."""
-    pane = Pane(actor, actor) if isinstance(actor, str) else actor
+    """The pane of an actor; a pane stays as it is. Raises ConfigError for an unknown actor.
+
+    >>> pane_of("fine@0.5")
+    Pane(key='fine@0.5', actor='fine', ratio=0.5)
+    """
+    pane = actor
+    if isinstance(pane, str):
+        ratio = ratio_in(pane)
+        pane = Pane(pane, pane) if ratio is None else Pane(pane, FINE, ratio)
     if pane.actor not in ALL_PANES:
-        raise ConfigError.because(f"pane '{pane.actor}'", "one of " + ", ".join(ALL_PANES), "correct it")
+        expected = f"one of {', '.join(ALL_PANES)}, or {FINE}@RATIO such as {FINE}@0.5"
+        raise ConfigError.because(f"pane '{pane.actor}'", expected, "correct it")
     return pane
+
+
+def title_of(key: str) -> str:
+    """The title of the pane with that key; "" for what is no pane.
+
+    >>> title_of("fine"), title_of("fine@0.5")
+    ('Fine Actor', 'Second Fine at ratio 0.5')
+    """
+    ratio = ratio_in(key)
+    return TITLES.get(key, "") if ratio is None else f"Second Fine at ratio {ratio:g}"
 
 
 def check_settings(settings: ChatSettings, context: int) -> None:

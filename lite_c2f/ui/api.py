@@ -37,7 +37,8 @@ def add_api(served: Served) -> None:
     ) -> Iterator[dict[str, Any]]:
         """Answer a question with several actors: each one's answer by its name, with its figures, as it grows.
 
-        panes: of coarse, fine, baseline, base. ratio: the Fine Actor's, else the merged one. The last result is whole.
+        panes: of coarse, fine, baseline, base, and fine@RATIO such as fine@0.5. ratio: that of fine, else the merged
+        one. The last result is whole.
         """
         texts = [prompt, system, *(panes if isinstance(panes, list) else [panes])]
         try:

@@ -1,7 +1,7 @@
 """Buttons of the chat page: which of them can do something now."""
 
 from lite_c2f.actors.names import FINE
-from lite_c2f.chat import ALL_PANES
+from lite_c2f.ui.other_pane import SLOTS, slot_of
 from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.round_stream import VIEW
 from lite_c2f.ui.rounds import can_redo, can_turn, was_edited
@@ -9,7 +9,7 @@ from lite_c2f.ui.rounds import can_redo, can_turn, was_edited
 # Buttons that `draw` enables or disables, by their element ids; each pane has one that stops it.
 ACTIONS = ("send", "stop-all", "regenerate", "edit", "remove-last", "redo", "clear", "regenerate-fine")
 TURNS = {"previous-answers": -1, "next-answers": 1}  # places among the answers that the last question got
-BUTTONS = (*ACTIONS, *TURNS, *(f"stop-{pane}" for pane in ALL_PANES))
+BUTTONS = (*ACTIONS, *TURNS, *(f"stop-{slot}" for slot in SLOTS))
 
 
 def can_act(page: PageSession, ratio: float | None) -> dict[str, bool]:
@@ -30,9 +30,9 @@ def can_act(page: PageSession, ratio: float | None) -> dict[str, bool]:
         "clear": bool(shown),
         "regenerate-fine": idle and (moved or fine is None),
     }
-    unfinished = stream.unfinished if stream else ()
+    unfinished = {slot_of(pane) for pane in stream.unfinished} if stream else set()
     can |= {name: can_turn(page, step) for name, step in TURNS.items()}
-    can |= {f"stop-{pane}": pane in unfinished for pane in ALL_PANES}
+    can |= {f"stop-{slot}": slot in unfinished for slot in SLOTS}
     return {name: can[name] for name in BUTTONS}
 
 

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lite_c2f.actors.names import BASE, FINE
-from lite_c2f.chat import ALL_PANES, PANES, TITLES, ChatSettings
+from lite_c2f.chat import ALL_PANES, PANES, ChatSettings
+from lite_c2f.chat.panes import title_of
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.ui import open_vote, rounds
@@ -14,6 +15,7 @@ from lite_c2f.ui.answering import Notice, Served, failure, page_settings
 from lite_c2f.ui.buttons import BUTTONS, can_act, can_ask_again
 from lite_c2f.ui.continuing import continue_answer
 from lite_c2f.ui.escaping import escape
+from lite_c2f.ui.other_pane import OTHER, SLOTS, key_in, known, second_fine, slot_of
 from lite_c2f.ui.page_session import Display, PageSession, history
 from lite_c2f.ui.render import BestVote, conversation, round_figures, variant_count
 from lite_c2f.ui.round_stream import VIEW, ShownRounds, shown
@@ -22,7 +24,7 @@ from lite_c2f.ui.store.conversations import Transcript
 
 CHUNK = 8  # rounds; so many more are drawn anew with every update at most
 # Outputs of `draw`: the panes' earlier and last rounds, the count of variants and the summary below them, the buttons.
-DRAWN = 2 * len(ALL_PANES) + 2 + len(BUTTONS)
+DRAWN = 2 * len(SLOTS) + 2 + len(BUTTONS)
 STREAMED = 2 + DRAWN  # outputs of a handler that streams answers: the prompt box and the session id before those
 
 
@@ -36,15 +38,16 @@ class PageInputs(NamedTuple):
     session: str
 
     @classmethod
-    def of(cls, base: bool, marks: bool, against: str, ratio: float, *others: Any) -> "PageInputs":
+    def of(cls, base: bool, marks: bool, against: str, ratio: float, other: str, *others: Any) -> "PageInputs":
         """From the values that Gradio hands over."""
         *settings, owner, session = others
-        return cls(base, Display(marks, against, ratio), tuple(settings), owner, session)
+        return cls(base, Display(marks, against, ratio, known(other)), tuple(settings), owner, session)
 
     @property
     def panes(self) -> tuple[str, ...]:
         """The panes that answer."""
-        return ALL_PANES if self.base else PANES
+        other = (self.display.other,) if self.display.other else ()
+        return (*(ALL_PANES if self.base else PANES), *other)
 
     @property
     def chat_settings(self) -> ChatSettings:
@@ -86,22 +89,22 @@ class Handlers:
             page, inputs, lambda: rounds.regenerate_panes(self.served, page, [FINE], inputs.display.ratio)
         )
 
-    def again(self, pane: str) -> Callable[..., Any]:
+    def again(self, slot: str) -> Callable[..., Any]:
         """The handler that asks one pane alone again, with the settings as they are now."""
 
         def again(request: gr.Request, _: str, *values: Any) -> Any:
             inputs, page = self._read(request, values)
-            settings = inputs.chat_settings
+            settings, pane = inputs.chat_settings, key_in(slot, inputs.display)
             yield from self._stream(page, inputs, lambda: rounds.ask_again(self.served, page, pane, settings))
 
         return again
 
-    def go_on(self, pane: str) -> Callable[..., Any]:
+    def go_on(self, slot: str) -> Callable[..., Any]:
         """The handler that continues a pane's answer that was cut off, by as many tokens as an answer may have now."""
 
         def go_on(request: gr.Request, _: str, *values: Any) -> Any:
             inputs, page = self._read(request, values)
-            more = inputs.chat_settings.max_tokens
+            more, pane = inputs.chat_settings.max_tokens, key_in(slot, inputs.display)
             yield from self._stream(page, inputs, lambda: continue_answer(self.served, page, pane, more))
 
         return go_on
@@ -120,15 +123,35 @@ class Handlers:
     def show_base(self, request: gr.Request, _: str, *values: Any) -> Any:
         """The base's answer to the last question, when its pane is first shown."""
         inputs, page = self._read(request, values)
+        again = "The base answers from the next question on; for this one, tick it again when the others end"
+        yield from self._join(page, inputs, BASE if inputs.base else "", again)
+
+    def open_second_fine(self, ratio: float | None) -> Any:
+        """The key of the pane that is to be opened; the page then shows it, by `show_other`."""
+        try:
+            return second_fine(ratio)
+        except Notice as notice:
+            gr.Info(str(notice))
+            return gr.skip()
+
+    def show_other(self, request: gr.Request, _: str, *values: Any) -> Any:
+        """The other pane was opened or removed: its answer to the last question, where it has none yet."""
+        inputs, page = self._read(request, values)
+        later = "The second Fine answers from the next question on; for this one, open it again when the others end"
+        yield from self._join(page, inputs, inputs.display.other, later)
+
+    def _join(self, page: PageSession, inputs: PageInputs, pane: str, later: str) -> Iterator[list[Any]]:
+        """Let a pane answer the last question too. pane: "" only draws; later: said while answers are written."""
         last = page.transcript.rounds[-1] if page.transcript and page.transcript.rounds else None
         if VIEW in page.streams:
-            if inputs.base:
-                gr.Info("The base answers from the next question on; for this one, tick it again when the others end")
+            page.display = inputs.display  # the answers being written draw themselves
+            if pane and pane not in page.streams[VIEW].unfinished:
+                gr.Info(later)
             yield [gr.skip()] * STREAMED
-        elif not inputs.base or last is None or BASE in last.replies:
+        elif not pane or last is None or pane in last.replies:
             yield [gr.skip(), gr.skip(), *self.draw(page, inputs.display)]
         else:
-            yield from self._stream(page, inputs, lambda: rounds.regenerate_panes(self.served, page, [BASE]))
+            yield from self._stream(page, inputs, lambda: rounds.regenerate_panes(self.served, page, [pane]))
 
     def turn(self, step: int) -> Callable[..., list[Any]]:
         """The handler that shows the answers so many places further, of those that the last question got."""
@@ -195,14 +218,18 @@ class Handlers:
                 prompt = self.served.chat.rendered(turns, pane, settings)
             except C2FError as error:
                 raise failure(error) from None
-            parts.append(f"<h3>{escape(TITLES[pane])}</h3><pre>{escape(prompt)}</pre>")
+            parts.append(f"<h3>{escape(title_of(pane))}</h3><pre>{escape(prompt)}</pre>")
         return "".join(parts)
 
-    def stop(self, pane: str | None) -> Callable[[gr.Request], None]:
+    def stop(self, slot: str | None) -> Callable[[gr.Request], None]:
         """The handler that ends the answer of a pane, or all of them."""
 
         def stop(request: gr.Request) -> None:
-            self.served.pages.of(request.session_hash).stop(VIEW, pane)
+            page = self.served.pages.of(request.session_hash)
+            stream = page.streams.get(VIEW)
+            others = [key for key in stream.unfinished if slot_of(key) == OTHER] if stream and slot == OTHER else []
+            for pane in others if slot == OTHER else [slot]:
+                page.stop(VIEW, pane)
 
         return stop
 
@@ -210,8 +237,8 @@ class Handlers:
         return page_of(self.served, request.session_hash, owner, session)
 
     def _read_display(self, request: gr.Request, values: tuple[Any, ...]) -> tuple[PageSession, Display]:
-        marks, against, ratio, owner, session = values
-        return self._page(request, owner, session), Display(marks, against, ratio)
+        marks, against, ratio, other, owner, session = values
+        return self._page(request, owner, session), Display(marks, against, ratio, known(other))
 
     def _read(self, request: gr.Request, values: tuple[Any, ...]) -> tuple[PageInputs, PageSession]:
         inputs = PageInputs.of(*values)
@@ -244,12 +271,13 @@ class Handlers:
 def _draw(page: PageSession, state: ShownRounds, display: Display, best: BestVote | None = None) -> list[Any]:
     waiting = "" if state.queued is None else f"{state.queued} before you" if state.queued else "reading the question"
     split = _split(len(state.rounds), state.queued is not None)
-    drawn = (state.rounds[:split], display.marks, display.against)
+    shown_keys = [key_in(slot, display) for slot in SLOTS]
+    drawn = (state.rounds[:split], display.marks, display.against, shown_keys)
     if page.drawn == drawn:  # sent before: 60 long rounds are a megabyte, which takes a browser half a second
-        earlier: list[Any] = [gr.skip()] * len(ALL_PANES)
+        earlier: list[Any] = [gr.skip()] * len(SLOTS)
     else:
         page.drawn = drawn
-        earlier = [conversation(state.rounds, pane, display, end=split) if split else "" for pane in ALL_PANES]
+        earlier = [conversation(state.rounds, pane, display, end=split) if split else "" for pane in shown_keys]
     stream, acts = page.streams.get(VIEW), can_ask_again(page)
     unfinished = stream.unfinished if stream else ()
     panes = [
@@ -262,7 +290,7 @@ def _draw(page: PageSession, state: ShownRounds, display: Display, best: BestVot
             acts=acts,
             best=best,
         )
-        for pane in ALL_PANES
+        for pane in shown_keys
     ]
     last = state.rounds[-1] if state.rounds else None
     below = [variant_count(last), round_figures(last)]

@@ -86,9 +86,10 @@
     news = [];
     spoken.textContent = place();
   };
-  let keepButtons = () => {}; // of copies, below
+  let keepButtons = () => {}, showChosen = () => {}; // of copies and of a narrow window, below
   const ready = () => {
     tellTurn();
+    showChosen();
     markRow();
     keepButtons();
     Object.entries(turns).forEach(([id, name]) => document.getElementById(id)?.setAttribute("aria-label", name));
@@ -119,12 +120,14 @@
     if (!view.hasAttribute("tabindex")) {
       view.setAttribute("tabindex", "0");
       view.setAttribute("role", "region");
-      view.setAttribute("aria-label", view.closest(".pane")?.querySelector(".head h2")?.textContent || "answers");
     }
+    const name = view.closest(".pane")?.querySelector(".head h2")?.textContent || "answers"; // the other pane's changes
+    const renamed = view.getAttribute("aria-label") !== name;
+    if (renamed) view.setAttribute("aria-label", name);
     tell(view);
     if (!view.closest("#panes")) toEnd(view); // there, a text that grows is seen by `heights`, after one layout for all
     const stop = view.closest(".pane")?.querySelector(".bar button");
-    if (stop && !stop.hasAttribute("aria-label")) stop.setAttribute("aria-label", `Stop ${view.getAttribute("aria-label")}`);
+    if (stop && (renamed || !stop.hasAttribute("aria-label"))) stop.setAttribute("aria-label", `Stop ${name}`);
   };
   new MutationObserver(ready).observe(document.body, { childList: true, subtree: true, characterData: true });
 
@@ -180,12 +183,12 @@
 
   // A row of the table of prompts, or the head of a column. The table is drawn anew: the focus finds its button again,
   // and the row whose answers are shown is marked.
-  let focused = null;
+  let focusedPick = null;
   document.addEventListener("click", (event) => {
     const row = event.target.closest?.(".prompts tr[data-row]");
     const pick = event.target.closest?.(".pick") || row?.querySelector(".pick");
     if (!pick || (row && getSelection().toString())) return;
-    focused = pick.dataset.value;
+    focusedPick = pick.dataset.value;
     window.lite_c2f.picked = pick.dataset.value;
     document.getElementById(pick.dataset.target)?.click();
   });
@@ -197,8 +200,8 @@
       if (current && !row.hasAttribute("aria-current")) row.setAttribute("aria-current", "true");
       if (!current) row.removeAttribute("aria-current");
     });
-    if (document.activeElement === document.body && focused !== null) {
-      document.querySelector(`.prompts .pick[data-value="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+    if (document.activeElement === document.body && focusedPick !== null) {
+      document.querySelector(`.prompts .pick[data-value="${CSS.escape(focusedPick)}"]`)?.focus({ preventScroll: true });
     }
     if (number === chosenRow) return;
     chosenRow = number;
@@ -282,11 +285,13 @@
     stored((store) => store.setItem("lite_c2f.pane", pane));
     choosePane(pane);
   });
-  const choosing = setInterval(() => {
+  showChosen = () => { // Fine in place of a pane that is not there, or not yet
     if (!document.querySelector(".pane-choice button") || !document.getElementById("panes")) return;
-    choosePane(chosenPane());
-    clearInterval(choosing);
-  }, 100);
+    const wanted = chosenPane(), there = wanted === "figures" || document.querySelector(`#pane-${wanted}:not(.hide)`);
+    const pane = there ? wanted : "fine";
+    if (document.getElementById("panes").parentElement.dataset.pane !== pane) choosePane(pane);
+  };
+  showChosen();
 
   document.addEventListener("click", (event) => {
     if (!event.target.closest?.(".skip")) return;

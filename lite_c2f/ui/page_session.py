@@ -19,6 +19,7 @@ class Display(NamedTuple):
     marks: bool = False  # are repeats marked, and what Fine kept?
     against: str = ""  # the pane beside whose answer the Fine Actor's changes are shown; "" shows none
     ratio: float | None = None  # of the slider
+    other: str = ""  # the key of the other pane; "": none is open
 
 
 class PageSession:

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from lite_c2f.actors.names import FINE
 from lite_c2f.actors.reply import ENDINGS
-from lite_c2f.chat.panes import TITLES
+from lite_c2f.chat.panes import title_of
 from lite_c2f.evaluation.overlap import Span, repeated_spans, shared_spans
 from lite_c2f.evaluation.word_diff import word_diff
 from lite_c2f.ui.escaping import fill
 from lite_c2f.ui.figures import figure_table
 from lite_c2f.ui.markdown import formatted
+from lite_c2f.ui.other_pane import known, slot_of
 from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
 from lite_c2f.ui.store.variants import CUT_OFF, other_replies
@@ -23,6 +24,7 @@ EMPTY = {
     "baseline": "The instruct model as it was.",
     "base": "The base model before this run.",
 }
+EMPTY_OTHER = "The Fine Actor at a ratio of its own. It answers from the next question on."
 OTHER = {"fine": "coarse", "coarse": "fine"}  # whose answer one is compared with
 NO_ROOM = "the model's context, less the answer's tokens, has no room for it: what came first is left out"
 END = "EOS: the model's end token; stop: the next turn's marker, with which a base model ends; limit: max new tokens"
@@ -102,8 +104,9 @@ def conversation(
         if reply is None and not last:
             exchanges.append(None)
             continue
-        # Only the last answer can be made anew.
-        answer = answer_view(reply, round_, display if last else display._replace(ratio=None)) if reply else None
+        # Only the last answer can be made anew, and only that of a pane without a ratio of its own is then another.
+        shown = display if last and not known(pane) else display._replace(ratio=None)
+        answer = answer_view(reply, round_, shown) if reply else None
         if answer and acts and last:
             answer = answer._replace(acts=_acts(answer.reply, best))
         earlier = round_.replies.get(PREVIOUS_PANE) if pane == "fine" and reply is not None and reply.finish else None
@@ -119,19 +122,19 @@ def conversation(
         )
     if not any(exchanges):
         exchanges = []
-    return fill("conversation.html", exchanges=exchanges, begin=begin, empty=EMPTY.get(pane, ""))
+    return fill("conversation.html", exchanges=exchanges, begin=begin, empty=EMPTY.get(pane, EMPTY_OTHER))
 
 
 def _acts(reply: Reply, best: BestVote | None = None) -> list[Act]:
     """What can be done with the last answer of a pane, once it has ended."""
-    title, pane = TITLES.get(reply.pane), reply.pane
+    title, pane, slot = title_of(reply.pane), reply.pane, slot_of(reply.pane)
     if not title or not reply.finish:
         return []
-    continues = [Act(f"continue-{pane}", "continue", title)] if reply.finish in CUT_OFF else []
+    continues = [Act(f"continue-{slot}", "continue", title)] if reply.finish in CUT_OFF else []
     voting = []
     if best is not None and pane in best.panes:
         voting = [Act(f"best-{pane}", "best", title, pane == best.chosen)]
-    return [*voting, *continues, Act(f"again-{pane}", "ask again", title)]
+    return [*voting, *continues, Act(f"again-{slot}", "ask again", title)]
 
 
 def answer_view(
@@ -189,14 +192,20 @@ def changed_pieces(before: str, after: str, layers: Mapping[str, Sequence[Span]]
 
 def _compared(reply: Reply, round_: Round | None, against: str) -> Reply | None:
     """The answer beside which the changes of a whole answer of the Fine Actor are shown; None where they are not."""
-    other = round_.replies.get(against) if round_ is not None and reply.pane == FINE and reply.finish else None
+    other = round_.replies.get(against) if round_ is not None and _is_fine(reply) and reply.finish else None
     return other if other is not None and other.finish and other.finish != "error" else None
+
+
+def _is_fine(reply: Reply) -> bool:
+    """Is it the Fine Actor's, at whatever ratio?"""
+    return reply.pane == FINE or known(reply.pane) != ""
 
 
 def mark_spans(reply: Reply, round_: Round | None) -> dict[str, list[Span]]:
     """What to mark: what the answer repeats, and what the Fine Actor kept of the Coarse Actor (in both)."""
     layers = {"again": repeated_spans(reply.text)}
-    other = round_.replies.get(OTHER.get(reply.pane, "")) if round_ is not None else None
+    actor = FINE if _is_fine(reply) else reply.pane
+    other = round_.replies.get(OTHER.get(actor, "")) if round_ is not None else None
     if other is not None and other.text:
         layers["kept"] = shared_spans(reply.text, other.text)
     return layers
@@ -237,12 +246,13 @@ def variant_count(round_: Round | None) -> str:
 def round_figures(round_: Round | None) -> str:
     """The table of the last answers' figures."""
     replies = round_.replies if round_ else {}
-    shown = {_column(reply): replies[pane] for pane, reply in replies.items() if pane in TITLES}
+    shown = {_column(reply): replies[pane] for pane, reply in replies.items() if title_of(pane)}
     return figure_table(shown, replies.get("coarse"))
 
 
 def _column(reply: Reply) -> str:
-    return f"{TITLES[reply.pane]} at ratio {reply.ratio:g}" if reply.ratio is not None else TITLES[reply.pane]
+    title = title_of(reply.pane)
+    return f"{title} at ratio {reply.ratio:g}" if reply.pane == FINE and reply.ratio is not None else title
 
 
 def title(name: str, about: str = "") -> str:

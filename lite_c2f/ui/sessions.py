@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import gradio as gr
 from gradio.context import Context
 
-from lite_c2f.chat import TITLES, ChatSettings
+from lite_c2f.chat import ChatSettings
+from lite_c2f.chat.panes import title_of
 from lite_c2f.errors import C2FError
 from lite_c2f.ui import saving
 from lite_c2f.ui.answering import NOTIFYING, QUICK, SECRET_NUMBER, Served, failure
+from lite_c2f.ui.other_pane import other_in
 from lite_c2f.ui.page_session import Display, PageSession
 from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import Round, Transcript
@@ -90,7 +92,8 @@ def sessions_fold(
         rounds = page.transcript.rounds if page.transcript else ()
         values = settings_in(rounds[-1]) if rounds else [gr.skip()] * len(settings)
         ratio = values[1] if rounds and isinstance(values[1], int | float) else display.ratio
-        return [*draw(page, display._replace(ratio=ratio)), *values, *listed(page)]
+        other = values[2] if rounds else display.other
+        return [*draw(page, display._replace(ratio=ratio, other=other)), *values, *listed(page)]
 
     def load(request: gr.Request, owner: str, id: str, *shown: Any) -> list[Any]:
         page = served.pages.of(request.session_hash)
@@ -133,10 +136,15 @@ def sessions_fold(
     file = [fold.text, fold.name]
     for button, write, ending in (
         (fold.as_json, conversations.as_json, "json"),
-        (fold.as_markdown, lambda transcript: conversations.as_markdown(transcript, TITLES), "md"),
+        (fold.as_markdown, _as_markdown, "md"),
     ):
         button.click(_export(served, write, ending), identity, file, **NOTIFYING).then(None, file, None, js=DOWNLOAD)
     return lambda event: event.then(refresh, None, sessions, **QUICK)
+
+
+def _as_markdown(transcript: Transcript) -> str:
+    keys = {key for round_ in transcript.rounds for key in round_.replies}
+    return conversations.as_markdown(transcript, {key: title_of(key) or key for key in keys})
 
 
 def _export(served: Served, write: Callable[[Transcript], str], ending: str) -> Any:
@@ -154,10 +162,11 @@ def _export(served: Served, write: Callable[[Transcript], str], ending: str) -> 
 
 
 def settings_in(round_: Round) -> list[Any]:
-    """A round's settings for the page: show the base, ratio, and those of the fold without the seed."""
+    """A round's settings for the page: show the base, ratio, other pane, and those of the fold without the seed."""
     default = ChatSettings()._asdict()
     values = default | {key: value for key, value in round_.settings.items() if key in default}
     fine = round_.replies.get("fine")
     ratio = fine.ratio if fine is not None and fine.ratio is not None else values["ratio"]
     names = ("system", "temperature", "top_p", "top_k", "repetition_penalty", "max_tokens")
-    return ["base" in round_.replies, gr.skip() if ratio is None else ratio, *(values[name] for name in names)]
+    shown = ["base" in round_.replies, gr.skip() if ratio is None else ratio, other_in(round_)]
+    return [*shown, *(values[name] for name in names)]

@@ -515,6 +515,16 @@ def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
     ended(tab, "base", chip="reward")
     seeds = {reply.seed for reply in session_of(tab).rounds[-1].replies.values()}
     assert len(seeds) == 1 and str(*seeds) == seed_of(tab) and answer_of(tab, "coarse") == coarse
+    tab.fill("#other-ratio input", "0")  # at which it is the baseline
+    tab.press("#other-ratio input", "Enter")
+    tab.wait_for_selector("#view-other .chip.act")  # it is scored too
+    assert answer_of(tab, "other") == answer_of(tab, "baseline") and answer_of(tab, "coarse") == coarse
+    assert tab.get_attribute("#stop-other", "aria-label") == "Stop Second Fine at ratio 0"
+    tab.reload()
+    tab.wait_for_selector("#view-other .said")
+    assert "fine@0" in session_of(tab).rounds[-1].replies
+    tab.click("#remove-other")
+    tab.wait_for_selector("#view-other", state="hidden")
 
 
 def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser):

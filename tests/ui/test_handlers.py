@@ -4,6 +4,7 @@ import re
 
 from lite_c2f.chat import ALL_PANES, PANES
 from lite_c2f.ui.handlers import PageInputs, _draw
+from lite_c2f.ui.other_pane import SLOTS
 from lite_c2f.ui.page_session import Display, PageSession
 from lite_c2f.ui.round_stream import ShownRounds
 from lite_c2f.ui.store.conversations import Reply, Round
@@ -17,7 +18,7 @@ def test_earlier_rounds_are_sent_once(tmp_path):
 
     def sent(count, queued=None, display=Display()):
         """The numbers of the rounds in the two parts of Fine's pane; None where it stays as it is."""
-        parts = _draw(page, ShownRounds(rounds[:count], queued), display)[1 : 2 * len(ALL_PANES) : len(ALL_PANES)]
+        parts = _draw(page, ShownRounds(rounds[:count], queued), display)[1 : 2 * len(SLOTS) : len(SLOTS)]
         return [re.findall(r"Question (\d)", part) if isinstance(part, str) else None for part in parts]
 
     def numbers(*bounds):
@@ -32,7 +33,41 @@ def test_earlier_rounds_are_sent_once(tmp_path):
 
 
 def test_inputs_are_named_in_their_order():
-    page = PageInputs.of(True, False, "coarse", 0.75, "system", 0.7, 1.0, "an owner", "a session")
+    page = PageInputs.of(True, False, "coarse", 0.75, "", "system", 0.7, 1.0, "an owner", "a session")
     assert (page.base, page.display, page.settings) == (True, Display(False, "coarse", 0.75), ("system", 0.7, 1.0))
     assert (page.owner, page.session) == ("an owner", "a session")
     assert page.panes == ALL_PANES and page._replace(base=False).panes == PANES
+
+
+def test_another_pane_answers_beside_the_fixed_ones_and_only_one_that_the_server_knows():
+    def panes(other):
+        return PageInputs.of(False, False, "", 1.0, other, "an owner", "a session").panes
+
+    assert panes("fine@0.5") == (*PANES, "fine@0.5")
+    for text in (
+        "",
+        None,
+        "other",
+        "fine",
+        "coarse@last",
+        "/etc/passwd",
+        "http://127.0.0.1/v1",
+        "fine@1e999",
+        "fine@-1",
+    ):
+        assert panes(text) == PANES
+
+
+def test_the_other_pane_shows_the_answers_of_its_own_ratio():
+    reply = Reply("fine@0.5", "Half.", 1, 1.0, "eos", "", 0.1, ratio=0.5, seed=0)
+    replies = {"fine@0.5": reply, "fine@0.25": reply._replace(pane="fine@0.25", text="Quarter.", ratio=0.25)}
+    state = ShownRounds((Round("?", {}, replies),))
+
+    def other(key):
+        return _draw(PageSession(), state, Display(ratio=1.0, other=key))[2 * len(SLOTS) - 1]
+
+    assert "Half." in other("fine@0.5") and "Quarter." not in other("fine@0.5")
+    assert "Quarter." in other("fine@0.25")
+    assert "stale" not in other("fine@0.5")  # the slider is not its ratio
+    for key in ("", "fine@0.75"):
+        assert "Half." not in other(key) and "Quarter." not in other(key)

@@ -1,0 +1,76 @@
+"""The other pane: its key, its replies among those of a round, and the buttons that stand for it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lite_c2f.chat import Pane
+from lite_c2f.chat.panes import pane_of, title_of
+from lite_c2f.data.records import Turn
+from lite_c2f.errors import ConfigError
+from lite_c2f.ui.answering import Notice
+from lite_c2f.ui.buttons import can_act
+from lite_c2f.ui.open_vote import comparable
+from lite_c2f.ui.other_pane import known, other_in, second_fine, slot_of
+from lite_c2f.ui.page_session import Display, PageSession, history
+from lite_c2f.ui.render import conversation, round_figures
+from lite_c2f.ui.sessions import settings_in
+from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round, Transcript
+
+COARSE = Reply("coarse", "one two three four five six seven eight", 8, 1.0, "eos", "", 0.1, reward=1.0)
+FINE = COARSE._replace(pane="fine", text="It is a blue box.", ratio=0.5)
+SECOND = COARSE._replace(pane="fine@0.5", text="one two three four and a red box", ratio=0.5)
+
+
+def test_a_ratio_names_its_pane():
+    assert [second_fine(ratio) for ratio in (0, 0.5, 2, 1e-7)] == ["fine@0", "fine@0.5", "fine@2", "fine@1e-07"]
+    assert pane_of("fine@1e-07") == Pane("fine@1e-07", "fine", 1e-07)
+    for ratio in (None, -0.5, float("nan"), float("inf")):
+        with pytest.raises(Notice, match="a number, 0 or more"):
+            second_fine(ratio)
+    with pytest.raises(ConfigError, match=r"pane .coarse@0\.5."):
+        pane_of("coarse@0.5")
+
+
+def test_what_is_no_key_has_no_place():
+    assert known("fine@0.5") == "fine@0.5"
+    assert [known(key) for key in ("", None, "fine", "fine@", "fine@x", PREVIOUS_PANE, "fine@1e999")] == [""] * 7
+    assert (slot_of("fine"), slot_of("fine@0.5"), title_of("fine@0.5")) == ("fine", "other", "Second Fine at ratio 0.5")
+    assert title_of(PREVIOUS_PANE) == title_of("<b>") == ""
+
+
+def test_its_conversation_is_that_of_its_ratio_alone():
+    rounds = (Round("a", {}, {"fine": FINE, "fine@0.5": SECOND}), Round("b", {}, {"fine": FINE}))
+    transcript = Transcript("", "", "", "", rounds, {})
+    assert history(transcript, "fine@0.5") == [Turn("human", "a"), Turn("assistant", SECOND.text)]
+    assert history(transcript, "fine@0.25") == []
+
+
+def test_a_saved_session_opens_the_pane_that_answered_last():
+    quarter = SECOND._replace(pane="fine@0.25")
+    both = Round("?", {}, {"fine": FINE, "fine@0.5": SECOND, "fine@0.25": quarter, PREVIOUS_PANE: FINE})
+    assert other_in(both) == "fine@0.25" == settings_in(both)[2]
+    old = Round("?", {}, {"fine": FINE, PREVIOUS_PANE: FINE})  # of a session from before there was such a pane
+    assert other_in(old) == "" == settings_in(old)[2]
+
+
+def test_two_fines_at_one_ratio_have_columns_of_their_own():
+    table = round_figures(Round("?", {}, {"coarse": COARSE, "fine": FINE, "fine@0.5": SECOND}))
+    assert table.count("<th>Fine Actor at ratio 0.5") == table.count("<th>Second Fine at ratio 0.5") == 1
+    assert "50%" in table  # 4 of the second one's 8 words
+
+
+def test_its_answer_has_marks_and_changes_and_buttons_of_its_own():
+    round_ = Round("?", {}, {"coarse": COARSE, "fine": FINE, "fine@0.5": SECOND})
+    marked = conversation([round_], "fine@0.5", Display(marks=True))
+    assert '<mark class="kept">one two three four</mark>' in marked
+    assert "<del>" in conversation([round_], "fine@0.5", Display(against="coarse"))
+    html = conversation([round_], "fine@0.5", acts=True)
+    assert 'data-target="again-other" aria-label="ask again: Second Fine at ratio 0.5"' in html
+    assert comparable(round_) == ("coarse", "fine")  # it takes no part in votes
+
+
+def test_its_stop_stands_for_whatever_ratio_it_has():
+    page = PageSession()
+    page.streams["compare"] = SimpleNamespace(unfinished={"fine@0.5"})
+    assert {name for name, can in can_act(page, 1.0).items() if can} == {"stop-all", "stop-other"}
