@@ -44,6 +44,15 @@ def twice(number):
     return 2 * number + len('</code><script>') ${window.hit=9}
 ```"""
 
+FORMULA = r"\[ \sum_{k=1}^n k = \frac{n(n+1)}{2} \]"
+FORMULAS = rf"""So \(x^2\), $5 and $7.
+
+{FORMULA}
+
+$x=<img/src=x/onerror=window.hit=10>$ $\href{{javascript:window.hit=11}}{{x}}$ $\htmlStyle{{position:fixed}}{{x}}$
+$\includegraphics{{https://example.org/a.png}}$ $\kern-9999em x$ $x^$ ${"{" * 900 + "x=1" + "}" * 900}$ \({"x^{" * 400 + "}" * 400}\)
+${"\\sqrt{" * 250 + "}" * 250}$ {"$x_1$" * 300}"""
+
 
 class Site(NamedTuple):
     url: str
@@ -835,8 +844,9 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
     owner = tab.evaluate("localStorage.getItem('lite_c2f.owner')")
     reply = Reply("fine", EVIL, 9, 80.0, "eos", EVIL, 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=0)
     bad = reply._replace(pane="coarse", finish="error", text="", ratio=None)
+    formulas = reply._replace(pane="base", text=FORMULAS, ratio=None)
     code = reply._replace(pane="baseline", text=CODE, ratio=None)
-    round_ = Round(EVIL, {}, {"fine": reply, "coarse": bad, "baseline": code})
+    round_ = Round(EVIL, {}, {"fine": reply, "coarse": bad, "baseline": code, "base": formulas})
     crafted = conversations.new(owner, {"name": EVIL})._replace(rounds=(round_,))
     conversations.save(site.run / "app" / "sessions", crafted)
     tab.evaluate("id => sessionStorage.setItem('lite_c2f.session', id)", crafted.id)
@@ -861,11 +871,34 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
     )
     assert button.inner_text() == "copied" and button.evaluate("button => button === document.activeElement")
     tab.wait_for_selector("#view-baseline .code .copy:text-is('copy')")  # it turns back
+    check_formulas(tab)
     tab.get_by_label("Mark repeats").check()
     tab.wait_for_selector("#view-fine mark")
     assert tab.inner_text("#view-fine .said") == EVIL
     assert tab.locator(".view img, .view script, .view svg, .view a").count() == 0
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")  # not even the long word is wider
+
+
+def check_formulas(tab):
+    """Those of FORMULAS are MathML, or their source where that would be too deep or is none; copied, they are TeX."""
+    tab.wait_for_selector("#view-base .formula.displayed munderover")
+    math = tab.locator("#view-base .formula math")
+    assert math.count() == tab.locator("#view-base .formula").count() - 3  # `x^`, and two that are too deep
+    names = math.evaluate_all("all => all.flatMap(each => [...each.querySelectorAll('*')]).map(each => each.localName)")
+    assert set(names) == set(
+        "semantics mrow msup mi mn mo munderover mfrac annotation mstyle mtext mspace msub".split()
+    )
+    assert (
+        tab.locator("#view-base .formula [href], #view-base .formula [src], #view-base .formula [onerror]").count() == 0
+    )
+    assert tab.locator("#view-base .formula [style], #view-base .formula [class]").count() == 0
+    assert math.nth(1).get_attribute("display") == "block" and math.nth(0).get_attribute("display") is None
+    assert not math.locator("annotation").nth(1).is_visible()  # nor read aloud
+    tab.evaluate(
+        "() => getSelection().selectAllChildren(document.querySelector('#view-base .formula.displayed').parentElement)"
+    )
+    tab.keyboard.press("Control+c")
+    assert tab.evaluate("navigator.clipboard.readText()").strip() == FORMULA
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (768, "dark"), (1300, "dark")])
