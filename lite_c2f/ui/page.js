@@ -146,13 +146,13 @@
     return view && button.closest(".code") ? { view, index: codeButtons(view).indexOf(button) } : null;
   };
   const at = (place) => place && codeButtons(place.view)[place.index];
-  let focused = null, copied = null;
-  document.addEventListener("focusin", (event) => { focused = event.target.matches(".code .copy") ? placeOf(event.target) : null });
-  document.addEventListener("pointerdown", (event) => { if (!event.target.closest?.(".code .copy")) focused = null }, true);
+  let focusedCopy = null, copied = null;
+  document.addEventListener("focusin", (event) => { focusedCopy = event.target.matches(".code .copy") ? placeOf(event.target) : null });
+  document.addEventListener("pointerdown", (event) => { if (!event.target.closest?.(".code .copy")) focusedCopy = null }, true);
   keepButtons = () => {
     const button = at(copied);
     if (button && button.textContent !== "copied") button.textContent = "copied";
-    if (focused && document.activeElement === document.body) at(focused)?.focus({ preventScroll: true });
+    if (focusedCopy && document.activeElement === document.body) at(focusedCopy)?.focus({ preventScroll: true });
   };
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(".chip.copy");
