@@ -45,13 +45,17 @@ def twice(number):
 ```"""
 
 FORMULA = r"\[ \sum_{k=1}^n k = \frac{n(n+1)}{2} \]"
-FORMULAS = rf"""So \(x^2\), $5 and $7.
-
-{FORMULA}
-
-$x=<img/src=x/onerror=window.hit=10>$ $\href{{javascript:window.hit=11}}{{x}}$ $\htmlStyle{{position:fixed}}{{x}}$
-$\includegraphics{{https://example.org/a.png}}$ $\kern-9999em x$ $x^$ ${"{" * 900 + "x=1" + "}" * 900}$ \({"x^{" * 400 + "}" * 400}\)
-${"\\sqrt{" * 250 + "}" * 250}$ {"$x_1$" * 300}"""
+FORMULAS = "\n\n".join(
+    (
+        r"So \(x^2\), $5 and $7.",
+        FORMULA,
+        r"$x=<img/src=x/onerror=window.hit=10>$ $\href{javascript:window.hit=11}{x}$ $\htmlStyle{position:fixed}{x}$",
+        r"$\includegraphics{https://example.org/a.png}$ $\htmlClass{copy}{x}$ $\kern-9999em x$ $x^$",
+        f"${{{'{' * 900}x=1{'}' * 900}}}$",  # braces alone are no depth
+        f"\\({'x^{' * 400}{'}' * 400}\\) ${chr(92)}sqrt{'{x^' * 400}x{'}' * 400}$",
+        "$x_1$ " * 300,
+    )
+)
 
 
 class Site(NamedTuple):
@@ -844,9 +848,8 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
     owner = tab.evaluate("localStorage.getItem('lite_c2f.owner')")
     reply = Reply("fine", EVIL, 9, 80.0, "eos", EVIL, 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=0)
     bad = reply._replace(pane="coarse", finish="error", text="", ratio=None)
-    formulas = reply._replace(pane="base", text=FORMULAS, ratio=None)
-    code = reply._replace(pane="baseline", text=CODE, ratio=None)
-    round_ = Round(EVIL, {}, {"fine": reply, "coarse": bad, "baseline": code, "base": formulas})
+    code = reply._replace(pane="baseline", text=f"{CODE}\n\n{FORMULAS}", ratio=None)
+    round_ = Round(EVIL, {}, {"fine": reply, "coarse": bad, "baseline": code})
     crafted = conversations.new(owner, {"name": EVIL})._replace(rounds=(round_,))
     conversations.save(site.run / "app" / "sessions", crafted)
     tab.evaluate("id => sessionStorage.setItem('lite_c2f.session', id)", crafted.id)
@@ -881,22 +884,21 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
 
 def check_formulas(tab):
     """Those of FORMULAS are MathML, or their source where that would be too deep or is none; copied, they are TeX."""
-    tab.wait_for_selector("#view-base .formula.displayed munderover")
-    math = tab.locator("#view-base .formula math")
-    assert math.count() == tab.locator("#view-base .formula").count() - 3  # `x^`, and two that are too deep
+    tab.wait_for_selector("#view-baseline .formula.displayed munderover")
+    formulas, math = tab.locator("#view-baseline .formula"), tab.locator("#view-baseline .formula math")
+    assert formulas.count() == 200  # and no more
+    sources = formulas.evaluate_all(
+        "all => all.filter(each => !each.querySelector('math')).map(each => each.innerText)"
+    )
+    assert [source[:4] for source in sources] == ["$x^$", "\\(x^", "$\\sq"]
     names = math.evaluate_all("all => all.flatMap(each => [...each.querySelectorAll('*')]).map(each => each.localName)")
-    assert set(names) == set(
-        "semantics mrow msup mi mn mo munderover mfrac annotation mstyle mtext mspace msub".split()
-    )
-    assert (
-        tab.locator("#view-base .formula [href], #view-base .formula [src], #view-base .formula [onerror]").count() == 0
-    )
-    assert tab.locator("#view-base .formula [style], #view-base .formula [class]").count() == 0
-    assert math.nth(1).get_attribute("display") == "block" and math.nth(0).get_attribute("display") is None
+    tokens, layout = {"mi", "mn", "mo", "mtext", "mspace"}, {"mrow", "msup", "msub", "mfrac", "munderover", "mstyle"}
+    assert set(names) == {"semantics", "annotation"} | tokens | layout
+    for attribute in ("href", "src", "onerror", "style", "class"):
+        assert tab.locator(f"#view-baseline .formula [{attribute}]").count() == 0
+    assert [math.nth(place).get_attribute("display") for place in (0, 1)] == [None, "block"]
     assert not math.locator("annotation").nth(1).is_visible()  # nor read aloud
-    tab.evaluate(
-        "() => getSelection().selectAllChildren(document.querySelector('#view-base .formula.displayed').parentElement)"
-    )
+    tab.evaluate("getSelection().selectAllChildren(document.querySelector('#view-baseline .displayed').parentElement)")
     tab.keyboard.press("Control+c")
     assert tab.evaluate("navigator.clipboard.readText()").strip() == FORMULA
 
