@@ -3,8 +3,8 @@ r"""Formulas of a model's Markdown: which text is one, shown as its source, whic
 Delimiters are `$$..$$`, `\[..\]`, `\(..\)` and `$..$`. Text between them is a formula where it has a sign of
 mathematics (`\ ^ _ = < > +`), or a letter and no word of two letters: `$n-1$` and `\(f(x)\)` are formulas, `\[note\]`
 and `\[1\]` are text. Numbers alone are formulas in `\(..\)` and `$$..$$`. Dollars may be money or names of a shell:
-`$..$` stands on one line, has no space inside its delimiters, and no letter, digit or dollar beside them, so that
-`$5 and $7` and `$A/$B` are text.
+`$..$` stands on one line, has no space inside its delimiters, no letter, digit or dollar beside them, and no `{` behind
+one, so that `$5 and $7`, `$A/$B` and `${a=b}/$` are text.
 """
 
 import re
@@ -26,7 +26,7 @@ FORMS = tuple(
         r"\$\$((?:[^$\\]|\\.)%s)\$\$(?!\$)",
         r"\\\[((?:[^\\]|\\[^\[\]])%s)\\\]",
         r"\\\(((?:[^\\]|\\[^()])%s)\\\)",
-        r"\$(?![\s$])((?:[^$\\\n]|\\[^\n])%s)(?<!\s)\$(?![\w$])",
+        r"\$(?![\s${])((?:[^$\\\n]|\\[^\n])%s)(?<!\s)\$(?![\w${])",
     )
 )
 DISPLAYED, NUMBERS = FORMS[:2], (FORMS[0], FORMS[2])  # on lines of their own; those that may hold numbers alone

@@ -51,7 +51,7 @@ FORMULAS = "\n\n".join(
         FORMULA,
         r"$x=<img/src=x/onerror=window.hit=10>$ $\href{javascript:window.hit=11}{x}$ $\htmlStyle{position:fixed}{x}$",
         r"$\includegraphics{https://example.org/a.png}$ $\htmlClass{copy}{x}$ $\kern-9999em x$ $x^$",
-        f"${{{'{' * 900}x=1{'}' * 900}}}$",  # braces alone are no depth
+        f"$x={'{' * 900}1{'}' * 900}$",  # braces alone are no depth
         f"\\({'x^{' * 400}{'}' * 400}\\) ${chr(92)}sqrt{'{x^' * 400}x{'}' * 400}$",
         "$x_1$ " * 300,
     )

@@ -39,7 +39,20 @@ def test_these_are_formulas(formula):
 @pytest.mark.parametrize(
     "text",
     [
-        *("$5 and $7", "$5/$7", "$5-$10", "US$5=$", "$ x=1$", "$x=1 $", "$HOME/bin:$PATH", "$5$", "$cost and more$"),
+        *(
+            "$5 and $7",
+            "$5/$7",
+            "$5-$10",
+            "US$5=$",
+            "$ x=1$",
+            "$x=1 $",
+            "$HOME/bin:$PATH",
+            "$5$",
+            "$cost and more$",
+            "${a=b} $",
+            "${a=b}/$c",
+            "$a=b${c}",
+        ),
         *(
             "$x=1$2",
             "$x=1$a",
