@@ -100,10 +100,11 @@
     });
     document.querySelectorAll(".toast-message-text, .toast-text").forEach(moveNotice);
   };
-  // A notice stands in the row of the question box that is seen, in place of the one before, and covers no answer.
+  // A notice stands in the row of the question box that is seen, or above the run, in place of the one before, and covers
+  // no answer.
   let clearing;
   const moveNotice = (message) => {
-    const place = visible(".asking")?.querySelector(".notice"), toast = message.closest(".toast-body");
+    const place = visible(".asking, .run-view:has(> .notice)")?.querySelector(".notice"), toast = message.closest(".toast-body");
     if (!place || !toast || message.dataset.moved) return;
     message.dataset.moved = "yes";
     toast.style.display = "none"; // Gradio collects messages of one kind in one of these
