@@ -19,6 +19,7 @@ from lite_c2f.ui.blind import blind_view
 from lite_c2f.ui.compare import compare_view
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.evaluation_view import evaluation_view
+from lite_c2f.ui.formulas import katex_address
 from lite_c2f.ui.page_session import PageSessions
 from lite_c2f.ui.ratio_grid import ratio_grid_view
 from lite_c2f.ui.run_view import run_view
@@ -76,7 +77,11 @@ def _about(chat: Chat, name: str, login: bool) -> str:
     names = dict.fromkeys(Path(name).name for name in (model.base, model.instruct))  # once where both are one model
     pair = "the toy pair" if model.base == TOY else " and ".join(names)
     about = f"{name}: {pair}, merged at ratio {chat.ratio:g}"
-    return f"{SKIP}<h1>lite_c2f</h1><span>{escape(about)}</span>{LOG_OUT if login else ''}<p>{WHAT_TO_DO}</p>"
+    katex = escape(katex_address())  # page.js imports it when there is a formula
+    return (
+        f'{SKIP}<h1 data-katex="{katex}">lite_c2f</h1>'
+        f"<span>{escape(about)}</span>{LOG_OUT if login else ''}<p>{WHAT_TO_DO}</p>"
+    )
 
 
 def configs(run: Path | None) -> dict[str, Path]:
@@ -109,7 +114,8 @@ def serve(
     folder = find_run(run)
     may_train = is_loopback(host) and not root_path if training is None else training
     css = (HERE / "page.css").read_text(encoding="utf-8")
-    js = (HERE / "page.js").read_text(encoding="utf-8")
+    scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("page.js", "formulas.js")]
+    js = "() => {" + "".join(f"({script.strip()})();" for script in scripts) + "}"
 
     def show(page: gr.Blocks, about: Path, prevent_thread_lock: bool) -> gr.Blocks:
         return launch(page, str(about), host, port, pair, root_path, css, js, prevent_thread_lock)

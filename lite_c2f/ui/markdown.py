@@ -1,7 +1,7 @@
 """Markdown of a model as HTML: emphasis, lists, headings, tables, code; never HTML, and no link that leads anywhere.
 
 markdown-it-py parses it; which of its rules apply is decided here. Text stays as it was written where
-Markdown would change it: `2*3*4` is a product, `2**3` a power, `\\(x\\)` a formula, `&lt;` four characters, a line of
+Markdown would change it: `2*3*4` is a product, `2**3` a power, `&lt;` four characters, a line of
 dashes below another no heading; and where a letter or digit would be lost all of it is shown as it is.
 """
 
@@ -18,6 +18,7 @@ from markdown_it.token import Token
 from lite_c2f.chat.prompts import clean
 from lite_c2f.ui.code_blocks import code_block
 from lite_c2f.ui.escaping import escape, unfilled
+from lite_c2f.ui.formulas import add_formulas
 from lite_c2f.ui.markdown_links import add_links
 
 LONGEST = 100_000  # characters; what is longer is shown as it is
@@ -80,6 +81,7 @@ def _reader() -> MarkdownIt:
     reader.inline.ruler.at("emphasis", _emphasis)
     reader.inline.ruler.at("strikethrough", _strikethrough)
     add_links(reader)
+    add_formulas(reader)
     reader.add_render_rule("fence", _fence)
     reader.add_render_rule("list_item_open", _item)
     reader.add_render_rule("task", _task)

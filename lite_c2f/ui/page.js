@@ -101,10 +101,11 @@
     });
     document.querySelectorAll(".toast-message-text, .toast-text").forEach(moveNotice);
   };
-  // A notice stands in the row of the question box that is seen, in place of the one before, and covers no answer.
+  // A notice stands in the row of the question box that is seen, or above the run, in place of the one before, and covers
+  // no answer.
   let clearing;
   const moveNotice = (message) => {
-    const place = visible(".asking")?.querySelector(".notice"), toast = message.closest(".toast-body");
+    const place = visible(".asking, .run-view:has(> .notice)")?.querySelector(".notice"), toast = message.closest(".toast-body");
     if (!place || !toast || message.dataset.moved) return;
     message.dataset.moved = "yes";
     toast.style.display = "none"; // Gradio collects messages of one kind in one of these
@@ -149,13 +150,13 @@
     return view && button.closest(".code") ? { view, index: codeButtons(view).indexOf(button) } : null;
   };
   const at = (place) => place && codeButtons(place.view)[place.index];
-  let focused = null, copied = null;
-  document.addEventListener("focusin", (event) => { focused = event.target.matches(".code .copy") ? placeOf(event.target) : null });
-  document.addEventListener("pointerdown", (event) => { if (!event.target.closest?.(".code .copy")) focused = null }, true);
+  let focusedCopy = null, copied = null;
+  document.addEventListener("focusin", (event) => { focusedCopy = event.target.matches(".code .copy") ? placeOf(event.target) : null });
+  document.addEventListener("pointerdown", (event) => { if (!event.target.closest?.(".code .copy")) focusedCopy = null }, true);
   keepButtons = () => {
     const button = at(copied);
     if (button && button.textContent !== "copied") button.textContent = "copied";
-    if (focused && document.activeElement === document.body) at(focused)?.focus({ preventScroll: true });
+    if (focusedCopy && document.activeElement === document.body) at(focusedCopy)?.focus({ preventScroll: true });
   };
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.(".chip.copy");

@@ -37,6 +37,7 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         chosen = gr.Dropdown(
             names(runs), value=_first(runs, shown), label="Run", allow_custom_value=True
         )  # a name that is no longer in the list is refused where it is read: the list changes under a page
+        gr.HTML(elem_classes="notice")  # page.js shows Gradio's notices here
         parts = {name: gr.HTML() for name in ("header", "bars")}
         with gr.Accordion("Train", open=not names(runs)):
             buttons, notice = _training(runs, chosen, configs) if may_train else ([], None)

@@ -44,6 +44,19 @@ def twice(number):
     return 2 * number + len('</code><script>') ${window.hit=9}
 ```"""
 
+FORMULA = r"\[ \sum_{k=1}^n k = \frac{n(n+1)}{2} \]"
+FORMULAS = "\n\n".join(
+    (
+        r"So \(x^2\), $5 and $7.",
+        FORMULA,
+        r"$x=<img/src=x/onerror=window.hit=10>$ $\href{javascript:window.hit=11}{x}$ $\htmlStyle{position:fixed}{x}$",
+        r"$\includegraphics{https://example.org/a.png}$ $\htmlClass{copy}{x}$ $\kern-9999em x$ $x^$",
+        f"$x={'{' * 900}1{'}' * 900}$",  # braces alone are no depth
+        f"\\({'x^{' * 400}{'}' * 400}\\) ${chr(92)}sqrt{'{x^' * 400}x{'}' * 400}$",
+        "$x_1$ " * 300,
+    )
+)
+
 
 class Site(NamedTuple):
     url: str
@@ -845,7 +858,7 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
     owner = tab.evaluate("localStorage.getItem('lite_c2f.owner')")
     reply = Reply("fine", EVIL, 9, 80.0, "eos", EVIL, 0.1, reward=0.5, repeated=0.0, ratio=1.0, seed=0)
     bad = reply._replace(pane="coarse", finish="error", text="", ratio=None)
-    code = reply._replace(pane="baseline", text=CODE, ratio=None)
+    code = reply._replace(pane="baseline", text=f"{CODE}\n\n{FORMULAS}", ratio=None)
     round_ = Round(EVIL, {}, {"fine": reply, "coarse": bad, "baseline": code})
     crafted = conversations.new(owner, {"name": EVIL})._replace(rounds=(round_,))
     conversations.save(site.run / "app" / "sessions", crafted)
@@ -871,11 +884,33 @@ def test_what_a_model_and_a_person_wrote_is_shown_and_never_run(site, tab):
     )
     assert button.inner_text() == "copied" and button.evaluate("button => button === document.activeElement")
     tab.wait_for_selector("#view-baseline .code .copy:text-is('copy')")  # it turns back
+    check_formulas(tab)
     tab.get_by_label("Mark repeats").check()
     tab.wait_for_selector("#view-fine mark")
     assert tab.inner_text("#view-fine .said") == EVIL
     assert tab.locator(".view img, .view script, .view svg, .view a").count() == 0
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")  # not even the long word is wider
+
+
+def check_formulas(tab):
+    """Those of FORMULAS are MathML, or their source where that would be too deep or is none; copied, they are TeX."""
+    tab.wait_for_selector("#view-baseline .formula.displayed munderover")
+    formulas, math = tab.locator("#view-baseline .formula"), tab.locator("#view-baseline .formula math")
+    assert formulas.count() == 200  # and no more
+    sources = formulas.evaluate_all(
+        "all => all.filter(each => !each.querySelector('math')).map(each => each.innerText)"
+    )
+    assert [source[:4] for source in sources] == ["$x^$", "\\(x^", "$\\sq"]
+    names = math.evaluate_all("all => all.flatMap(each => [...each.querySelectorAll('*')]).map(each => each.localName)")
+    tokens, layout = {"mi", "mn", "mo", "mtext", "mspace"}, {"mrow", "msup", "msub", "mfrac", "munderover", "mstyle"}
+    assert set(names) == {"semantics", "annotation"} | tokens | layout
+    for attribute in ("href", "src", "onerror", "style", "class"):
+        assert tab.locator(f"#view-baseline .formula [{attribute}]").count() == 0
+    assert [math.nth(place).get_attribute("display") for place in (0, 1)] == [None, "block"]
+    assert not math.locator("annotation").nth(1).is_visible()  # nor read aloud
+    tab.evaluate("getSelection().selectAllChildren(document.querySelector('#view-baseline .displayed').parentElement)")
+    tab.keyboard.press("Control+c")
+    assert tab.evaluate("navigator.clipboard.readText()").strip() == FORMULA
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (768, "dark"), (1300, "dark")])

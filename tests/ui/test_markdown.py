@@ -46,6 +46,7 @@ ATTRIBUTES = {
     ("li", "class", "task"),
     ("span", "role", "img"),
     ("span", "class", "image"),
+    ("span", "class", "formula"),
     *(("span", "aria-label", state) for state in ("done", "to do")),
     *((tag, "style", f"text-align:{side}") for tag in ("th", "td") for side in SIDES),
     *(("li", "style", f"list-style-type:'{sign} '") for sign in "-+*"),
@@ -132,12 +133,29 @@ HOSTILE = [
     "![<img src=x onerror=alert(1)>](https://example.org/track.png) ![b](HTTPS://c.d)",
     "[a](https://b${alert(1)}{{c}}`d`) [`e](https://f) `g",
     "[a](vbscript:b) [a](//b.c) [a](\thttps://b) [a](https:javascript:b) [a](www.b\x00c)",
+    "\\(<script>alert(1)</script>x^2\\) $<img/src=x/onerror=alert(1)>=2$ $$</span><b>=1$$",
+    "\\[</p><svg onload=alert(1)>=\\]",
+    "$\\href{javascript:alert(1)}{x}$ \\(\\url{https://a.b}\\) \\[\\includegraphics{https://a.b/c.png}\\]",
+    "$$\\htmlClass{copy}{x}$$ $\\htmlStyle{position:fixed}{x}$ $\\htmlData{a=b}{x}$ $${x}=`y`{{z}}$$",
+    "$\\def\\a{\\a\\a}\\a$ $$\\def\\b#1{\\b{#1#1}}\\b{x}$$ $\\rule{9999em}{9999em}$",
+    "$x $$y $$$z$$$ \\(a\\] \\[b\\) \\(\\(c=d\\)\\) $$e$ $f$$ \\$g=h$",
+    "> $$\n> - <b>=1\n> $$\n\n- \\[\n  # <i>\n  \\]\n\n$$\n<hr>=2\n\n$$",
+    "$a=\u202eb$ \\(\u2066c=d\\) $$e\u200b=f$$",
     "[a\u202eb](https://c.d/\u202egnp.exe) [a](https://b\u2066c) ~~\u202ea~~",
 ]
 
 
 # Forms that single signs seldom make.
-PIECES = ["~~", "- [x] ", "- [ ] ", "](https://a.b", "[a](https://b.c)", "![", "](javascript:a)"]
+PIECES = [
+    *("$", "$$", "\\(", "\\)", "\\[", "\\]", "$x=1$", "\\href{b}"),
+    "~~",
+    "- [x] ",
+    "- [ ] ",
+    "](https://a.b",
+    "[a](https://b.c)",
+    "![",
+    "](javascript:a)",
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -168,7 +186,7 @@ def test_whatever_is_written_is_harmless_and_can_be_read(text):
         ("(**a**), *b*: ***c***", "<p>(<strong>a</strong>), <em>b</em>: <em><strong>c</strong></em></p>"),
         ("**粗**体", "<p><strong>粗</strong>体</p>"),
         ("snake_case_name", "<p>snake_case_name</p>"),
-        (r"\(x^2\) \*a\*", r"<p>\(x^2\) \*a\*</p>"),
+        (r"\(x^2\) \*a\*", r'<p><span class="formula">\(x^2\)</span> \*a\*</p>'),
         ("&lt;i&gt;", "<p>&amp;lt;i&amp;gt;</p>"),
         ("Sum\n---", "<p>Sum</p>\n<hr>"),
         ("- a\n- b", "<ul>\n<li>a</li>\n<li>b</li>\n</ul>"),
@@ -241,6 +259,15 @@ def test_where_something_would_be_lost_all_is_shown_as_it_is(text):
         "a~~b",
         "- [ ] ",
         "[a](https://b.c) ",
+        "$",
+        "$$a=",
+        "$a=",
+        "\\[a\n",
+        "\\(\\[",
+        "$$\n",
+        "$x$ ",
+        "> \\[\n",
+        "- \\[a=\n  \\] b\n",
     ],
 )
 def test_time_grows_with_the_length_and_no_faster(part):
