@@ -1,15 +1,12 @@
 """HTML of the vote, the ratio grid and a run's page: every branch, and no text of a person or model is markup."""
 
 import json
-import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("gradio")
 
-from lite_c2f import ui
 from lite_c2f.chat import TITLES, ChatSettings
 from lite_c2f.ui import blind, ratio_grid, run_html
 from lite_c2f.ui.ballot import Ballot, vote_of
@@ -201,15 +198,3 @@ def test_nobody_votes_before_the_scores_are_there():
     """A later snapshot would draw the answers again without the vote."""
     scored = ballot(REPLY, OTHER)
     assert scored.complete and not scored._replace(done=False).complete
-
-
-def test_the_script_of_the_page_declares_each_name_once():
-    """A name declared twice is a syntax error, with which the browser runs nothing of the script."""
-    script = (Path(ui.__file__).parent / "page.js").read_text(encoding="utf-8")
-    declared = [
-        name.partition("=")[0].strip()
-        for line in re.findall(r"^  (?:let|const) ([^;{}()]*)", script, re.M)
-        for name in line.split(",")
-        if re.fullmatch(r"\s*\w+\s*(?:=.*)?", name)
-    ]
-    assert len(declared) > 20 and sorted(declared) == sorted(set(declared))
