@@ -109,7 +109,8 @@ def serve(
     folder = find_run(run)
     may_train = is_loopback(host) and not root_path if training is None else training
     css = (HERE / "page.css").read_text(encoding="utf-8")
-    js = (HERE / "page.js").read_text(encoding="utf-8")
+    scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("page.js", "charts.js")]
+    js = f"() => {{ {''.join(f'({script})();' for script in scripts)} }}"
 
     def show(page: gr.Blocks, about: Path, prevent_thread_lock: bool) -> gr.Blocks:
         return launch(page, str(about), host, port, pair, root_path, css, js, prevent_thread_lock)

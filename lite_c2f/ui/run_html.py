@@ -1,18 +1,16 @@
-"""Run view as HTML: the state of a run, its stages, curves, samples, comparison and log."""
+"""Run view as HTML: the state of a run, its stages, samples, comparison and log."""
 
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lite_c2f.runtime.svg import number
 from lite_c2f.ui.escaping import fill
-from lite_c2f.ui.plots import chart
 from lite_c2f.ui.runs import RunState, Sample, StageState
 
 TITLES = {"reward": "Reward model", "coarse": "Coarse Actor", "fine": "Fine Actor", "comparison": "Comparison"}
-CHART_TITLES = TITLES | {"held_out": "Held-out prompts while the Coarse Actor trained"}
 STATES = {
     "empty": "Nothing yet",
     "starting": "Starting",
@@ -32,19 +30,6 @@ MEANING = {
     "unfinished": "the stages that were asked for are done; Resume continues with the others",
     "killed": "it ended without a message: killed, or the machine went down; Resume continues from the last checkpoint",
 }
-CURVES = (  # stage, title, unit, curves of metrics.jsonl by their name in the legend
-    ("coarse", "Reward", "z-score", {"reward": "reward"}),
-    ("coarse", "Length", "tokens", {"limit": "limit", "mean": "tokens"}),
-    ("coarse", "At the limit", "share of responses", {"share": "hit_limit"}),
-    ("coarse", "KL to the base", "nats per response", {"kl": "kl"}),
-    ("coarse", "Policy loss", "", {"loss": "policy_loss"}),
-    ("coarse", "Critic loss", "", {"loss": "value_loss"}),
-    ("coarse", "Entropy", "nats per token", {"entropy": "entropy"}),
-    ("coarse", "Speed", "tokens/s", {"speed": "tokens_per_s"}),
-    ("reward", "Loss", "nats per pair", {"loss": "loss"}),
-    ("reward", "Ranked right", "share of a batch", {"share": "accuracy"}),
-    ("reward", "Margin", "chosen over rejected", {"margin": "margin"}),
-)
 COMPARED = {
     "reward": "reward (z-score)",
     "tokens": "tokens",
@@ -53,7 +38,6 @@ COMPARED = {
     "accuracy": "right",
     "analytic": "analytic",
 }
-STEPS = {"coarse": "update", "reward": "step", "held_out": "update"}
 BLANK_LINES = re.compile(r"\n\s*\n")
 PROMPTS = 6  # whose samples are shown
 
@@ -65,14 +49,6 @@ class StageBar(NamedTuple):
     title: str
     about: str
     percent: str  # of the bar's width
-
-
-class StageCharts(NamedTuple):
-    """A stage's curves."""
-
-    title: str
-    step: str  # what its x axis counts
-    charts: list[str]  # HTML
 
 
 class SampleCell(NamedTuple):
@@ -94,7 +70,7 @@ def header(state: RunState) -> str:
     if state.state == "failed":
         about = state.message
     title = STATES[state.state]
-    return fill("run_header.html", state=state.state, title=title, about=about, process=state.working)
+    return fill("run_header.html", name=state.name, state=state.state, title=title, about=about, process=state.working)
 
 
 def _doing(stage: StageState) -> str:
@@ -119,30 +95,6 @@ def bars(stages: Sequence[StageState]) -> str:
         parts += [f"{duration(stage.seconds_left)} left"] if stage.seconds_left is not None else []
         rows.append(StageBar(stage.state, TITLES[stage.name], ", ".join(parts), f"{100 * min(share, 1.0):.1f}"))
     return fill("run_stages.html", stages=rows)
-
-
-def charts(state: RunState) -> str:
-    """Small multiples of what metrics.jsonl holds, the Coarse Actor's first."""
-    stages = []
-    for stage in ("held_out", "coarse", "reward"):
-        series = state.series.get(stage, {})
-        figures = [
-            chart(title, unit, {label: series.get(name, ()) for label, name in curves.items()}, STEPS[stage])
-            for of, title, unit, curves in (*CURVES, *source_curves(stage, series))
-            if of == stage
-        ]
-        if any(figures):
-            stages.append(StageCharts(CHART_TITLES[stage], STEPS[stage], figures))
-    return fill("run_charts.html", stages=stages)
-
-
-def source_curves(stage: str, series: Mapping[str, Any]) -> list[tuple[str, str, str, dict[str, str]]]:
-    """A chart for each source of reward (mean score before scaling), multiplier, and figure of held-out prompts."""
-    if stage == "held_out":
-        return [(stage, name, "mean over prompts", {"mean": name}) for name in series]
-    titles = {"reward": ("Score of", "mean, before scaling"), "multiplier": ("Multiplier of", "weight in the reward")}
-    parts = [(name, *name.split("/", 1)) for name in series if name.partition("/")[0] in titles and "/" in name]
-    return [(stage, f"{titles[kind][0]} {of}", titles[kind][1], {"mean": name}) for name, kind, of in parts]
 
 
 def comparison(state: RunState) -> str:

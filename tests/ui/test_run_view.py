@@ -14,7 +14,7 @@ import gradio as gr
 
 from lite_c2f.errors import RunError
 from lite_c2f.runs.published import FINISHED
-from lite_c2f.ui import plots, run_html, run_view
+from lite_c2f.ui import plots, run_charts, run_html, run_view
 from lite_c2f.ui.runs import Sample, follow
 
 # Gradio leaves event loops and their sockets to the garbage collector.
@@ -81,12 +81,12 @@ def test_samples_are_in_the_order_of_updates():
 
 
 def test_sources_of_reward_and_held_out_figures_have_charts_of_their_own():
-    coarse = run_html.source_curves("coarse", dict.fromkeys(["reward", "reward/style", "multiplier/style", "kl"], ()))
+    coarse = run_charts.source_curves("coarse", dict.fromkeys(["reward", "reward/style", "multiplier/style", "kl"], ()))
     assert coarse == [
         ("coarse", "Score of style", "mean, before scaling", {"mean": "reward/style"}),
         ("coarse", "Multiplier of style", "weight in the reward", {"mean": "multiplier/style"}),
     ]
-    held_out = run_html.source_curves("held_out", {"reward": (), "style": ()})
+    held_out = run_charts.source_curves("held_out", {"reward": (), "style": ()})
     assert [(title, curves) for _, title, _, curves in held_out] == [
         ("reward", {"mean": "reward"}),
         ("style", {"mean": "style"}),
