@@ -1,14 +1,16 @@
 """Run view as HTML: the state of a run, its stages, samples, comparison and log."""
 
+import json
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lite_c2f.runtime.svg import number
 from lite_c2f.ui.escaping import fill
 from lite_c2f.ui.runs import RunState, Sample, StageState
+from lite_c2f.ui.runs.settings import Changed
 
 TITLES = {"reward": "Reward model", "coarse": "Coarse Actor", "fine": "Fine Actor", "comparison": "Comparison"}
 STATES = {
@@ -58,12 +60,15 @@ class SampleCell(NamedTuple):
     text: str
 
 
-def header(state: RunState) -> str:
-    """What the run is doing, in one line; the message of a failure."""
+def header(state: RunState, earlier: Mapping[str, float] | None = None) -> str:
+    """What the run is doing, in one line; the message of a failure.
+
+    earlier: seconds that stages took in an earlier run of the same settings, as far as they are known.
+    """
     about = MEANING.get(state.state, "")
     current = next((stage for stage in state.stages if stage.state == "running"), None)
     if state.state == "running":
-        about = _doing(current) if current else "reading data and models"
+        about = _doing(current, state.stages, earlier or {}) if current else "reading data and models"
     if state.state == "finished":
         spent = sum(stage.seconds or 0.0 for stage in state.stages)
         about = f"all stages are done, after {duration(spent)}"
@@ -73,13 +78,29 @@ def header(state: RunState) -> str:
     return fill("run_header.html", name=state.name, state=state.state, title=title, about=about, process=state.working)
 
 
-def _doing(stage: StageState) -> str:
+def _doing(stage: StageState, stages: Sequence[StageState], earlier: Mapping[str, float]) -> str:
     parts = [TITLES[stage.name]]
     if stage.done is not None and stage.total:
         parts.append(f"{stage.done} of {stage.total} {stage.unit}")
+    waiting = [other.name for other in stages if other.state == "waiting"]
     if stage.seconds_left is not None:
-        parts.append(f"about {duration(stage.seconds_left)} left in this stage")
-    return ", ".join(parts)
+        left = f"about {duration(stage.seconds_left)} left"
+        parts.append(f"{left} in this stage" if waiting else left)
+    spent = sum(other.seconds or 0.0 for other in stages)
+    if spent:
+        parts.append(f"{duration(spent)} so far")
+    text = ", ".join(parts)
+    if waiting:
+        text += f"; after that: {', '.join(_ahead(name, earlier) for name in waiting)}"
+    if waiting and stage.seconds_left is not None and all(name in earlier for name in waiting):
+        whole = stage.seconds_left + sum(earlier[name] for name in waiting)
+        text += f"; about {duration(whole)} left in all, if they take as long as in the run before"
+    return text
+
+
+def _ahead(name: str, earlier: Mapping[str, float]) -> str:
+    """A stage that has not begun, with the time it took in an earlier run of the same settings."""
+    return f"{TITLES[name]} ({duration(earlier[name])} in an earlier run)" if name in earlier else TITLES[name]
 
 
 def bars(stages: Sequence[StageState]) -> str:
@@ -138,6 +159,18 @@ def _cell(sample: Sample) -> SampleCell:
     cut = ", cut at the limit" if sample.finish == "limit" else ""
     about = f"update {sample.step}, reward {reward}, {number(sample.tokens)} tokens{cut}"
     return SampleCell(about, sample.response.strip())
+
+
+def settings(changed: Changed | None) -> str:
+    """A table of the settings that were changed: key, before, now."""
+    rows = [] if changed is None else [(key, _setting(before), _setting(now)) for key, before, now in changed.rows]
+    return fill("run_settings.html", parent=changed.parent if changed else "", rows=rows)
+
+
+def _setting(value: Any) -> str:
+    """A setting as YAML has it, or nearly, in at most 200 characters."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def log_lines(state: RunState) -> str:

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -19,6 +20,7 @@ from lite_c2f.ui.answering import QUICK
 from lite_c2f.ui.run_charts import charts
 from lite_c2f.ui.run_choices import Choices, choice_inputs, known_choices
 from lite_c2f.ui.runs import follow, launch, names
+from lite_c2f.ui.runs.settings import changed_settings, earlier_seconds
 
 REFRESH = 2.0  # seconds between two updates
 ACTIVE, RESUMABLE = ("starting", "running", "stopping"), ("interrupted", "unfinished", "failed", "killed")
@@ -47,6 +49,8 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         parts["compared"] = gr.HTML()
         inputs = choice_inputs()
         parts |= {name: gr.HTML() for name in ("charts", "samples")}
+        with gr.Accordion("Settings changed", open=False):
+            parts["settings"] = gr.HTML()
         with gr.Accordion("Log", open=False):
             parts["log"] = gr.HTML()
         sent = gr.State({})
@@ -54,7 +58,7 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
 
     def refresh(name: str | None, sent: dict[str, Any], *choices: Any) -> list[Any]:
         asked = known_choices(*choices)
-        now = _content(runs, name, sent, asked)
+        now = _content(runs, name, sent, asked, configs)
         updates = [gr.skip() if now[key] == sent.get(key) else now[key] for key in ("list", *parts)]
         if now["list"] != sent.get("list"):
             updates[0] = gr.Dropdown(choices=list(now["list"]), value=now["name"])
@@ -101,6 +105,7 @@ def _content(
     name: str | None,
     sent: Mapping[str, Any],
     choices: Choices = Choices(),
+    configs: Mapping[str, Path] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """What the view shows of a run now. Curves and samples are drawn again only where they have changed."""
     listed = names(runs)
@@ -108,10 +113,16 @@ def _content(
     now: dict[str, Any] = {"list": tuple(sorted(listed)), "name": name, "enabled": (False, False)}
     if name not in listed or name is None:
         notice = f"There is no run {name[:80]!r} here." if name else "There are no runs here yet: see Train below."
-        empty = dict.fromkeys(("bars", "compared", "charts", "samples", "log"), "")
+        empty = dict.fromkeys(("bars", "compared", "charts", "samples", "settings", "log"), "")
         return now | empty | {"header": f'<p class="none">{html.escape(notice)}</p>'}
     state = follow(runs / name)
-    now |= {"header": run_html.header(state), "bars": run_html.bars(state.stages), "log": run_html.log_lines(state)}
+    earlier = earlier_seconds(runs / name, listed) if state.state == "running" else {}
+    now["settings"] = run_html.settings(changed_settings(runs / name, state.started, listed, configs))
+    now |= {
+        "header": run_html.header(state, earlier),
+        "bars": run_html.bars(state.stages),
+        "log": run_html.log_lines(state),
+    }
     others = [follow(runs / other) for other in choices.runs if other in listed and other != name]
     versions = tuple((each.name, each.version) for each in (state, *others))
     now |= {"compared": run_html.comparison(state), "version": (versions, choices.view)}
