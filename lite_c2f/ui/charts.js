@@ -109,16 +109,18 @@
   ["keydown", "pointerdown"].forEach((kind) => document.addEventListener(kind, restore, true));
 
   // The log keeps showing its end while it is scrolled there.
-  let atEnd = true;
+  let atEnd = true, top = 0;
   document.addEventListener("scroll", ({ target }) => {
-    if (target.matches?.(".run-log")) atEnd = target.scrollTop >= target.scrollHeight - target.clientHeight - 24;
+    if (!target.matches?.(".run-log") || target !== logSeen) return;
+    top = target.scrollTop;
+    atEnd = top >= target.scrollHeight - target.clientHeight - 24;
   }, true);
   let logSeen = null;
   const followLog = () => {
     const log = document.querySelector(".run-log");
     if (!log?.offsetParent || log === logSeen) return;
     logSeen = log;
-    if (atEnd) log.scrollTop = log.scrollHeight;
+    log.scrollTop = atEnd ? log.scrollHeight : top;
   };
   let waiting = false;
   new MutationObserver(() => {

@@ -1,4 +1,4 @@
-"""What a visitor chooses to see of a run: other runs in its charts, their x axis, smoothing and zoom."""
+"""What a visitor chooses to see of a run: other runs in its charts, their x axis, smoothing and zoom; its log."""
 
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from lite_c2f.ui.runs.axes import AXES, ChartView
 SMOOTHING = {"off": 1, "5 updates": 5, "15 updates": 15}
 PARTS = {"the whole run": 1.0, "its last half": 0.5, "its last fifth": 0.2}
 OTHERS = len(COLORS) - 1  # runs beside the one that is followed
+SEARCHED = 200  # characters of a search
 
 
 class Choices(NamedTuple):
@@ -17,10 +18,12 @@ class Choices(NamedTuple):
 
     runs: tuple[str, ...] = ()
     view: ChartView = ChartView()
+    search: str = ""  # text that lines of the log must have
+    whole_log: bool = False
 
 
 def choice_inputs() -> list[gr.Dropdown]:
-    """The inputs above the charts, in the order of `known_choices`; the first one's choices are the view's."""
+    """The inputs above the charts, as `known_choices` has them; the view gives the first its choices."""
     with gr.Row():
         others = gr.Dropdown(
             [],
@@ -37,7 +40,22 @@ def choice_inputs() -> list[gr.Dropdown]:
     return [others, axis, smoothing, part]
 
 
-def known_choices(others: Any = None, axis: Any = None, smoothing: Any = None, part: Any = None) -> Choices:
+def log_inputs() -> list[gr.Textbox | gr.Checkbox]:
+    """The inputs above the log."""
+    with gr.Row():
+        search = gr.Textbox(label="Search the log", max_lines=1, max_length=SEARCHED, min_width=200)
+        whole = gr.Checkbox(label="All lines, not the last ones alone", min_width=200)
+    return [search, whole]
+
+
+def known_choices(
+    others: Any = None,
+    axis: Any = None,
+    smoothing: Any = None,
+    part: Any = None,
+    search: Any = None,
+    whole_log: Any = None,
+) -> Choices:
     """What a page sent, with the default in place of what is unknown."""
     runs = [name for name in others if isinstance(name, str)][:OTHERS] if isinstance(others, list) else []
     view = ChartView(
@@ -45,4 +63,5 @@ def known_choices(others: Any = None, axis: Any = None, smoothing: Any = None, p
         SMOOTHING.get(smoothing, 1) if isinstance(smoothing, str) else 1,
         PARTS.get(part, 1.0) if isinstance(part, str) else 1.0,
     )
-    return Choices(tuple(dict.fromkeys(runs)), view)
+    wanted = search.strip()[:SEARCHED] if isinstance(search, str) else ""
+    return Choices(tuple(dict.fromkeys(runs)), view, wanted, whole_log is True)

@@ -41,6 +41,7 @@ COMPARED = {
     "analytic": "analytic",
 }
 BLANK_LINES = re.compile(r"\n\s*\n")
+LOG_LINES = 200  # that are shown unless all are wanted
 PROMPTS = 6  # whose samples are shown
 
 
@@ -173,9 +174,19 @@ def _setting(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 
-def log_lines(state: RunState) -> str:
-    """The last lines of the log, or of a start that has not written one."""
-    return fill("run_log.html", text="\n".join(state.log))
+def log_lines(state: RunState, search: str = "", whole: bool = False) -> str:
+    """The last lines of the log, or all of it; with a search, of the lines that have its text in any case."""
+    lines, about = state.log, ""
+    if search:
+        lines = tuple(line for line in lines if search.casefold() in line.casefold())
+        about = f"{len(lines)} of {len(state.log)} lines have {search!r}"
+    last = lines if whole else lines[-LOG_LINES:]
+    if len(last) < len(lines):
+        about = f"{about + ': the' if about else 'The'} last {len(last)}" + (
+            "" if search else f" of {len(lines)} lines"
+        )
+    empty = "no such line" if search and state.log else "no log yet"
+    return fill("run_log.html", text="\n".join(last) or empty, about=about)
 
 
 def duration(seconds: float) -> str:

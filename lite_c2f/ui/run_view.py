@@ -18,7 +18,7 @@ from lite_c2f.errors import C2FError, RunError
 from lite_c2f.ui import run_html
 from lite_c2f.ui.answering import QUICK
 from lite_c2f.ui.run_charts import charts
-from lite_c2f.ui.run_choices import Choices, choice_inputs, known_choices
+from lite_c2f.ui.run_choices import Choices, choice_inputs, known_choices, log_inputs
 from lite_c2f.ui.runs import follow, launch, names
 from lite_c2f.ui.runs.settings import changed_settings, earlier_seconds
 
@@ -52,6 +52,7 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         with gr.Accordion("Settings changed", open=False):
             parts["settings"] = gr.HTML()
         with gr.Accordion("Log", open=False):
+            inputs = [*inputs, *log_inputs()]
             parts["log"] = gr.HTML()
         sent = gr.State({})
         timer = gr.Timer(REFRESH)
@@ -115,13 +116,13 @@ def _content(
         notice = f"There is no run {name[:80]!r} here." if name else "There are no runs here yet: see Train below."
         empty = dict.fromkeys(("bars", "compared", "charts", "samples", "settings", "log"), "")
         return now | empty | {"header": f'<p class="none">{html.escape(notice)}</p>'}
-    state = follow(runs / name)
+    state = follow(runs / name, whole_log=True)
     earlier = earlier_seconds(runs / name, listed) if state.state == "running" else {}
     now["settings"] = run_html.settings(changed_settings(runs / name, state.started, listed, configs))
     now |= {
         "header": run_html.header(state, earlier),
         "bars": run_html.bars(state.stages),
-        "log": run_html.log_lines(state),
+        "log": run_html.log_lines(state, choices.search, choices.whole_log),
     }
     others = [follow(runs / other) for other in choices.runs if other in listed and other != name]
     versions = tuple((each.name, each.version) for each in (state, *others))

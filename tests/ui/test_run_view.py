@@ -15,6 +15,7 @@ import gradio as gr
 from lite_c2f.errors import RunError
 from lite_c2f.runs.published import FINISHED
 from lite_c2f.ui import plots, run_charts, run_html, run_view
+from lite_c2f.ui.run_choices import known_choices
 from lite_c2f.ui.runs import Sample, follow
 
 # Gradio leaves event loops and their sockets to the garbage collector.
@@ -70,6 +71,29 @@ def test_texts_of_files_are_escaped(tmp_path):
         assert "<img" not in markup and "<script" not in markup and 'onerror="' not in markup
         assert EVIL in visible(markup)
     assert "  indented" in run_html.samples(state.samples) and "reward none" in run_html.samples(state.samples)
+
+
+def test_the_log_is_searched_and_all_of_it_can_be_reached(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    lines = [
+        f"line {number} {'WARNING' if number % 100 == 0 else 'INFO'} https://me:pw@host/x" for number in range(450)
+    ]
+    (run / "log.txt").write_text("\n".join(lines) + "\n")
+    short = run_view._content(tmp_path, "run", {})["log"]
+    assert "The last 200 of 450 lines" in short
+    assert re.findall(r"line (\d+) ", short) == [str(number) for number in range(250, 450)]  # newest last
+    whole = run_view._content(tmp_path, "run", {}, known_choices(whole_log=True))["log"]
+    assert len(re.findall(r"line \d+ ", whole)) == 450 and "pw" not in whole
+    found = run_view._content(tmp_path, "run", {}, known_choices(search=" warning"))["log"]
+    assert re.findall(r"line (\d+) ", found) == ["0", "100", "200", "300", "400"] and "5 of 450 lines" in found
+    for secret_or_evil in ("pw@", EVIL):  # what is not shown is not found either
+        now = run_view._content(tmp_path, "run", {}, known_choices(search=secret_or_evil))["log"]
+        assert "0 of 450 lines" in now and "no such line" in now and "<script" not in now
+    with (run / "log.txt").open("a") as file:
+        file.write("line 450 INFO\n")
+    assert "line 450 INFO" in run_view._content(tmp_path, "run", {})["log"]
 
 
 def test_samples_are_in_the_order_of_updates():
