@@ -180,12 +180,12 @@
 
   // A row of the table of prompts, or the head of a column. The table is drawn anew: the focus finds its button again,
   // and the row whose answers are shown is marked.
-  let focused = null;
+  let focusedPick = null;
   document.addEventListener("click", (event) => {
     const row = event.target.closest?.(".prompts tr[data-row]");
     const pick = event.target.closest?.(".pick") || row?.querySelector(".pick");
     if (!pick || (row && getSelection().toString())) return;
-    focused = pick.dataset.value;
+    focusedPick = pick.dataset.value;
     window.lite_c2f.picked = pick.dataset.value;
     document.getElementById(pick.dataset.target)?.click();
   });
@@ -197,8 +197,8 @@
       if (current && !row.hasAttribute("aria-current")) row.setAttribute("aria-current", "true");
       if (!current) row.removeAttribute("aria-current");
     });
-    if (document.activeElement === document.body && focused !== null) {
-      document.querySelector(`.prompts .pick[data-value="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+    if (document.activeElement === document.body && focusedPick !== null) {
+      document.querySelector(`.prompts .pick[data-value="${CSS.escape(focusedPick)}"]`)?.focus({ preventScroll: true });
     }
     if (number === chosenRow) return;
     chosenRow = number;

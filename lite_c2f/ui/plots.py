@@ -39,7 +39,7 @@ def chart(title: str, unit: str, curves: Mapping[str, Sequence[Point]], x_name: 
         last=len(xs) - 1,
         x_name=x_name,
         lines=json.dumps([_line_data(name if len(curves) > 1 else "", points) for name, points in shown.items()]),
-        svg=figure([Panel(series, whole=True)], label=label, legend=False),
+        svg=figure([Panel(series, whole=x_name != "minute")], label=label, legend=False),
     )
 
 

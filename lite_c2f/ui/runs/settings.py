@@ -12,6 +12,8 @@ from lite_c2f.errors import C2FError
 from lite_c2f.ui.runs.stages import STAGE_ORDER, read_json_object
 from lite_c2f.ui.runs.starts import Started
 
+ELSEWHERE = "run.dir"  # where a run lies is no setting of its training
+
 
 class Changed(NamedTuple):
     """What differs from the configuration of a name: (key, before, now) of each setting."""
@@ -33,7 +35,7 @@ def changed_settings(
     before, now = (settings_of(file) for file in (parent[1], run / "config.yaml")) if parent else (None, None)
     if parent is None or before is None or now is None:
         return None
-    return Changed(parent[0], differences(before, now))
+    return Changed(parent[0], [row for row in differences(before, now) if row[0] != ELSEWHERE])
 
 
 def _parent(
@@ -85,7 +87,7 @@ def earlier_seconds(run: Path, listed: list[str]) -> dict[str, float]:
     for name in listed if now is not None else []:
         other = run.parent / name
         before = settings_of(other / "config.yaml") if name != run.name else None
-        if before is None or any(key != "run.seed" for key, _, _ in differences(before, now)):
+        if before is None or any(key not in (ELSEWHERE, "run.seed") for key, _, _ in differences(before, now)):
             continue
         recorded = read_json_object(other / "run.json").get("seconds")
         if not isinstance(recorded, dict) or not (other / "summary.json").is_file():

@@ -11,10 +11,11 @@ from lite_c2f.ui.runs import StageState, Started, follow
 from lite_c2f.ui.runs.settings import changed_settings, earlier_seconds
 
 
-def config(file, **coarse):
+def config(file, seed=0, **coarse):
     file.parent.mkdir(parents=True, exist_ok=True)
     values = "".join(f"  {key}: {value}\n" for key, value in coarse.items())
-    file.write_text(f"model:\n  base: toy\n  instruct: toy\ncoarse:\n{values}")
+    place = f"run:\n  dir: {file.parent}\n  seed: {seed}\n"
+    file.write_text(f"{place}model:\n  base: toy\n  instruct: toy\ncoarse:\n{values}")
     return file
 
 
@@ -54,7 +55,7 @@ def test_a_file_that_is_in_no_list_is_not_opened(runs):
 
 
 def test_times_of_an_earlier_run_are_of_the_same_settings_and_a_finished_one(runs):
-    config(runs / "again" / "config.yaml", updates=10, kl_coef=0.02)
+    config(runs / "again" / "config.yaml", seed=1, updates=10, kl_coef=0.02)
     listed = ["again", "small-2", "first"]
     seconds = {"reward": 60, "coarse": 100, "fine": 7, "evaluation": 10}
     for name in ("small-2", "first"):
@@ -63,7 +64,7 @@ def test_times_of_an_earlier_run_are_of_the_same_settings_and_a_finished_one(run
     for name in ("small-2", "first"):
         (runs / name / "summary.json").write_text("{}")
     assert earlier_seconds(runs / "again", listed) == {"reward": 60, "coarse": 100, "fine": 5, "comparison": 10}
-    config(runs / "again" / "config.yaml", updates=11, kl_coef=0.02)
+    config(runs / "again" / "config.yaml", seed=1, updates=11, kl_coef=0.02)
     assert earlier_seconds(runs / "again", listed) == {}
 
 
