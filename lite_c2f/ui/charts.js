@@ -31,7 +31,7 @@
       const at = xs[near] === x ? "" : ` at ${shown(xs[near])}`;
       return Math.abs(places[near] - place) > 5 ? [] : [`${name} ${shown(ys[near])}${at}`.trim()];
     });
-    const text = `${graph.dataset.x} ${Number(x.toPrecision(6))}: ${values.join(", ")}`;
+    const text = `${graph.dataset.x} ${graph.dataset.x === "minute" ? shown(x) : x}: ${values.join(", ")}`;
     graph.setAttribute("aria-valuenow", index);
     graph.setAttribute("aria-valuetext", text);
     const readout = graph.parentElement.querySelector(".readout");
