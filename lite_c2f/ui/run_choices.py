@@ -7,6 +7,7 @@ import gradio as gr
 from lite_c2f.ui.plots import COLORS
 from lite_c2f.ui.runs.axes import AXES, ChartView
 
+Input = gr.Dropdown | gr.Textbox | gr.Checkbox
 SMOOTHING = {"off": 1, "5 updates": 5, "15 updates": 15}
 PARTS = {"the whole run": 1.0, "its last half": 0.5, "its last fifth": 0.2}
 OTHERS = len(COLORS) - 1  # runs beside the one that is followed
@@ -22,7 +23,7 @@ class Choices(NamedTuple):
     whole_log: bool = False
 
 
-def choice_inputs() -> list[gr.Dropdown]:
+def choice_inputs() -> list[Input]:
     """The inputs above the charts, as `known_choices` has them; the view gives the first its choices."""
     with gr.Row():
         others = gr.Dropdown(
@@ -40,7 +41,7 @@ def choice_inputs() -> list[gr.Dropdown]:
     return [others, axis, smoothing, part]
 
 
-def log_inputs() -> list[gr.Textbox | gr.Checkbox]:
+def log_inputs() -> list[Input]:
     """The inputs above the log."""
     with gr.Row():
         search = gr.Textbox(label="Search the log", max_lines=1, max_length=SEARCHED, min_width=200)

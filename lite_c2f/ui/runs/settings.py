@@ -48,8 +48,8 @@ def _parent(
         if wanted is not None and file.absolute() == wanted.absolute():
             return name, file
     stem, _, number = run.name.rpartition("-")
-    name = next((name for name in (run.name, stem if number.isdigit() else "") if name in configs), None)
-    return (f"the configuration {name}", configs[name]) if name is not None else None
+    same = next((name for name in (run.name, stem if number.isdigit() else "") if name in configs), None)
+    return (f"the configuration {same}", configs[same]) if same is not None else None
 
 
 def _config_argument(command: str) -> Path | None:
