@@ -31,6 +31,7 @@ class Series(NamedTuple):
     dots: bool = False  # mark each point, not the last one alone
     end: bool = True  # mark the last point
     color: str = ""  # default: by its place in the panel
+    dash: str = ""  # lengths of its dashes and the gaps between, in units of the viewBox; "": a whole line
 
 
 class Panel(NamedTuple):
@@ -202,9 +203,10 @@ def _line(series: Series, color: str, axes: _Axes) -> str:
         for (x, _), (low, high) in zip(places, _intervals(series), strict=True):
             bar = f'x1="{x:.1f}" x2="{x:.1f}" y1="{axes.y(low):.1f}" y2="{axes.y(high):.1f}"'
             parts.append(f'<line {bar} stroke="{color}"/>')
+    dash = f' stroke-dasharray="{series.dash}"' if series.dash else ""
     parts.append(
         f'<polyline points="{_coordinates(places)}" fill="none" stroke="{color}" stroke-width="1.6" '
-        'stroke-linejoin="round"/>'
+        f'stroke-linejoin="round"{dash}/>'
     )
     dots = places if series.dots else places[-1:] if series.end else []
     parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{color}"/>' for x, y in dots]

@@ -114,7 +114,7 @@ def serve(
     folder = find_run(run)
     may_train = is_loopback(host) and not root_path if training is None else training
     css = (HERE / "page.css").read_text(encoding="utf-8")
-    scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("page.js", "formulas.js")]
+    scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("page.js", "formulas.js", "charts.js")]
     js = "() => {" + "".join(f"({script.strip()})();" for script in scripts) + "}"
 
     def show(page: gr.Blocks, about: Path, prevent_thread_lock: bool) -> gr.Blocks:

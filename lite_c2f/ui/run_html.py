@@ -1,5 +1,6 @@
-"""Run view as HTML: the state of a run, its stages, curves, samples, comparison and log."""
+"""Run view as HTML: the state of a run, its stages, samples, comparison and log."""
 
+import json
 import math
 import re
 import shlex
@@ -8,11 +9,10 @@ from typing import Any, NamedTuple
 
 from lite_c2f.runtime.svg import number
 from lite_c2f.ui.escaping import fill
-from lite_c2f.ui.plots import chart
 from lite_c2f.ui.runs import RunState, Sample, StageState
+from lite_c2f.ui.runs.settings import Changed
 
 TITLES = {"reward": "Reward model", "coarse": "Coarse Actor", "fine": "Fine Actor", "comparison": "Comparison"}
-CHART_TITLES = TITLES | {"held_out": "Held-out prompts while the Coarse Actor trained"}
 STATES = {
     "empty": "Nothing yet",
     "starting": "Starting",
@@ -32,19 +32,6 @@ MEANING = {
     "unfinished": "the stages that were asked for are done; Resume continues with the others",
     "killed": "it ended without a message: killed, or the machine went down; Resume continues from the last checkpoint",
 }
-CURVES = (  # stage, title, unit, curves of metrics.jsonl by their name in the legend
-    ("coarse", "Reward", "z-score", {"reward": "reward"}),
-    ("coarse", "Length", "tokens", {"limit": "limit", "mean": "tokens"}),
-    ("coarse", "At the limit", "share of responses", {"share": "hit_limit"}),
-    ("coarse", "KL to the base", "nats per response", {"kl": "kl"}),
-    ("coarse", "Policy loss", "", {"loss": "policy_loss"}),
-    ("coarse", "Critic loss", "", {"loss": "value_loss"}),
-    ("coarse", "Entropy", "nats per token", {"entropy": "entropy"}),
-    ("coarse", "Speed", "tokens/s", {"speed": "tokens_per_s"}),
-    ("reward", "Loss", "nats per pair", {"loss": "loss"}),
-    ("reward", "Ranked right", "share of a batch", {"share": "accuracy"}),
-    ("reward", "Margin", "chosen over rejected", {"margin": "margin"}),
-)
 COMPARED = {
     "reward": "reward (z-score)",
     "tokens": "tokens",
@@ -53,8 +40,8 @@ COMPARED = {
     "accuracy": "right",
     "analytic": "analytic",
 }
-STEPS = {"coarse": "update", "reward": "step", "held_out": "update"}
 BLANK_LINES = re.compile(r"\n\s*\n")
+LOG_LINES = 200  # that are shown unless all are wanted
 PROMPTS = 6  # whose samples are shown
 
 
@@ -67,14 +54,6 @@ class StageBar(NamedTuple):
     percent: str  # of the bar's width
 
 
-class StageCharts(NamedTuple):
-    """A stage's curves."""
-
-    title: str
-    step: str  # what its x axis counts
-    charts: list[str]  # HTML
-
-
 class SampleCell(NamedTuple):
     """What the policy answered after an update."""
 
@@ -82,28 +61,47 @@ class SampleCell(NamedTuple):
     text: str
 
 
-def header(state: RunState) -> str:
-    """What the run is doing, in one line; the message of a failure."""
+def header(state: RunState, earlier: Mapping[str, float] | None = None) -> str:
+    """What the run is doing, in one line; the message of a failure.
+
+    earlier: seconds that stages took in an earlier run of the same settings, as far as they are known.
+    """
     about = MEANING.get(state.state, "")
     current = next((stage for stage in state.stages if stage.state == "running"), None)
     if state.state == "running":
-        about = _doing(current) if current else "reading data and models"
+        about = _doing(current, state.stages, earlier or {}) if current else "reading data and models"
     if state.state == "finished":
         spent = sum(stage.seconds or 0.0 for stage in state.stages)
         about = f"all stages are done, after {duration(spent)}"
     if state.state == "failed":
         about = state.message
     title = STATES[state.state]
-    return fill("run_header.html", state=state.state, title=title, about=about, process=state.working)
+    return fill("run_header.html", name=state.name, state=state.state, title=title, about=about, process=state.working)
 
 
-def _doing(stage: StageState) -> str:
+def _doing(stage: StageState, stages: Sequence[StageState], earlier: Mapping[str, float]) -> str:
     parts = [TITLES[stage.name]]
     if stage.done is not None and stage.total:
         parts.append(f"{stage.done} of {stage.total} {stage.unit}")
+    waiting = [other.name for other in stages if other.state == "waiting"]
     if stage.seconds_left is not None:
-        parts.append(f"about {duration(stage.seconds_left)} left in this stage")
-    return ", ".join(parts)
+        left = f"about {duration(stage.seconds_left)} left"
+        parts.append(f"{left} in this stage" if waiting else left)
+    spent = sum(other.seconds or 0.0 for other in stages)
+    if spent:
+        parts.append(f"{duration(spent)} so far")
+    text = ", ".join(parts)
+    if waiting:
+        text += f"; after that: {', '.join(_ahead(name, earlier) for name in waiting)}"
+    if waiting and stage.seconds_left is not None and all(name in earlier for name in waiting):
+        whole = stage.seconds_left + sum(earlier[name] for name in waiting)
+        text += f"; about {duration(whole)} left in all, if they take as long as in the run before"
+    return text
+
+
+def _ahead(name: str, earlier: Mapping[str, float]) -> str:
+    """A stage that has not begun, with the time it took in an earlier run of the same settings."""
+    return f"{TITLES[name]} ({duration(earlier[name])} in an earlier run)" if name in earlier else TITLES[name]
 
 
 def bars(stages: Sequence[StageState]) -> str:
@@ -119,30 +117,6 @@ def bars(stages: Sequence[StageState]) -> str:
         parts += [f"{duration(stage.seconds_left)} left"] if stage.seconds_left is not None else []
         rows.append(StageBar(stage.state, TITLES[stage.name], ", ".join(parts), f"{100 * min(share, 1.0):.1f}"))
     return fill("run_stages.html", stages=rows)
-
-
-def charts(state: RunState) -> str:
-    """Small multiples of what metrics.jsonl holds, the Coarse Actor's first."""
-    stages = []
-    for stage in ("held_out", "coarse", "reward"):
-        series = state.series.get(stage, {})
-        figures = [
-            chart(title, unit, {label: series.get(name, ()) for label, name in curves.items()}, STEPS[stage])
-            for of, title, unit, curves in (*CURVES, *source_curves(stage, series))
-            if of == stage
-        ]
-        if any(figures):
-            stages.append(StageCharts(CHART_TITLES[stage], STEPS[stage], figures))
-    return fill("run_charts.html", stages=stages)
-
-
-def source_curves(stage: str, series: Mapping[str, Any]) -> list[tuple[str, str, str, dict[str, str]]]:
-    """A chart for each source of reward (mean score before scaling), multiplier, and figure of held-out prompts."""
-    if stage == "held_out":
-        return [(stage, name, "mean over prompts", {"mean": name}) for name in series]
-    titles = {"reward": ("Score of", "mean, before scaling"), "multiplier": ("Multiplier of", "weight in the reward")}
-    parts = [(name, *name.split("/", 1)) for name in series if name.partition("/")[0] in titles and "/" in name]
-    return [(stage, f"{titles[kind][0]} {of}", titles[kind][1], {"mean": name}) for name, kind, of in parts]
 
 
 def comparison(state: RunState) -> str:
@@ -188,9 +162,31 @@ def _cell(sample: Sample) -> SampleCell:
     return SampleCell(about, sample.response.strip())
 
 
-def log_lines(state: RunState) -> str:
-    """The last lines of the log, or of a start that has not written one."""
-    return fill("run_log.html", text="\n".join(state.log))
+def settings(changed: Changed | None) -> str:
+    """A table of the settings that were changed: key, before, now."""
+    rows = [] if changed is None else [(key, _setting(before), _setting(now)) for key, before, now in changed.rows]
+    return fill("run_settings.html", parent=changed.parent if changed else "", rows=rows)
+
+
+def _setting(value: Any) -> str:
+    """A setting as YAML has it, or nearly, in at most 200 characters."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def log_lines(state: RunState, search: str = "", whole: bool = False) -> str:
+    """The last lines of the log, or all of it; with a search, of the lines that have its text in any case."""
+    lines, about = state.log, ""
+    if search:
+        lines = tuple(line for line in lines if search.casefold() in line.casefold())
+        about = f"{len(lines)} of {len(state.log)} lines have {search!r}"
+    last = lines if whole else lines[-LOG_LINES:]
+    if len(last) < len(lines):
+        about = f"{about + ': the' if about else 'The'} last {len(last)}" + (
+            "" if search else f" of {len(lines)} lines"
+        )
+    empty = "no such line" if search and state.log else "no log yet"
+    return fill("run_log.html", text="\n".join(last) or empty, about=about)
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -16,7 +17,10 @@ from gradio.context import Context
 from lite_c2f.errors import C2FError, RunError
 from lite_c2f.ui import run_html
 from lite_c2f.ui.answering import QUICK
+from lite_c2f.ui.run_charts import charts
+from lite_c2f.ui.run_choices import Choices, choice_inputs, known_choices, log_inputs
 from lite_c2f.ui.runs import follow, launch, names
+from lite_c2f.ui.runs.settings import changed_settings, earlier_seconds
 
 REFRESH = 2.0  # seconds between two updates
 ACTIVE, RESUMABLE = ("starting", "running", "stopping"), ("interrupted", "unfinished", "failed", "killed")
@@ -43,17 +47,27 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
             buttons, notice = _training(runs, chosen, configs) if may_train else ([], None)
             if not may_train:
                 gr.HTML(f'<p class="none">{NO_TRAINING}</p>')
-        parts |= {name: gr.HTML() for name in ("compared", "charts", "samples")}
+        parts["compared"] = gr.HTML()
+        inputs = choice_inputs()
+        parts |= {name: gr.HTML() for name in ("charts", "samples")}
+        with gr.Accordion("Settings changed", open=False):
+            parts["settings"] = gr.HTML()
         with gr.Accordion("Log", open=False):
+            inputs = [*inputs, *log_inputs()]
             parts["log"] = gr.HTML()
         sent = gr.State({})
         timer = gr.Timer(REFRESH)
 
-    def refresh(name: str | None, sent: dict[str, Any]) -> list[Any]:
-        now = _content(runs, name, sent)
+    def refresh(name: str | None, sent: dict[str, Any], *choices: Any) -> list[Any]:
+        asked = known_choices(*choices)
+        now = _content(runs, name, sent, asked, configs)
         updates = [gr.skip() if now[key] == sent.get(key) else now[key] for key in ("list", *parts)]
         if now["list"] != sent.get("list"):
             updates[0] = gr.Dropdown(choices=list(now["list"]), value=now["name"])
+        beside = gr.skip()
+        if any(now[key] != sent.get(key) for key in ("list", "name")):
+            listed = [other for other in now["list"] if other != now["name"]]
+            beside = gr.Dropdown(choices=listed, value=[run for run in asked.runs if run in listed])
         enabled_changed = any(now[key] != sent.get(key) for key in ("enabled", "name"))
         if buttons:
             updates += [gr.Button(interactive=can) if enabled_changed else gr.skip() for can in now["enabled"]]
@@ -61,11 +75,13 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         if notice is not None:  # a button's message is removed when the run it was about has stopped
             stopped = enabled_changed and now["name"] == sent.get("name") and not now["enabled"][0]
             updates.append("" if stopped else gr.skip())
-        return [*updates, now]
+        return [*updates, beside, now]
 
-    outputs = [chosen, *parts.values(), *buttons, *([] if notice is None else [notice]), sent]
-    timer.tick(refresh, [chosen, sent], outputs, trigger_mode="once", **QUICK)
-    chosen.change(refresh, [chosen, sent], outputs, trigger_mode="always_last", **QUICK)
+    outputs = [chosen, *parts.values(), *buttons, *([] if notice is None else [notice]), inputs[0], sent]
+    read = [chosen, sent, *inputs]
+    timer.tick(refresh, read, outputs, trigger_mode="once", **QUICK)
+    changes = [chosen.change, *(choice.change for choice in inputs)]
+    gr.on(changes, refresh, read, outputs, trigger_mode="always_last", **QUICK)
     if Context.root_block is not None:  # the list was made when the server started
         Context.root_block.load(
             lambda: gr.Dropdown(choices=names(runs), value=_first(runs, shown)), None, chosen, **QUICK
@@ -86,22 +102,36 @@ def _first(runs: Path, shown: str) -> str | None:
     return next(active, shown if shown in listed else listed[0] if listed else None)
 
 
-def _content(runs: Path, name: str | None, sent: Mapping[str, Any]) -> dict[str, Any]:
+def _content(
+    runs: Path,
+    name: str | None,
+    sent: Mapping[str, Any],
+    choices: Choices = Choices(),
+    configs: Mapping[str, Path] = MappingProxyType({}),
+) -> dict[str, Any]:
     """What the view shows of a run now. Curves and samples are drawn again only where they have changed."""
     listed = names(runs)
     name = name or (listed[0] if listed else None)
     now: dict[str, Any] = {"list": tuple(sorted(listed)), "name": name, "enabled": (False, False)}
     if name not in listed or name is None:
         notice = f"There is no run {name[:80]!r} here." if name else "There are no runs here yet: see Train below."
-        empty = dict.fromkeys(("bars", "compared", "charts", "samples", "log"), "")
+        empty = dict.fromkeys(("bars", "compared", "charts", "samples", "settings", "log"), "")
         return now | empty | {"header": f'<p class="none">{html.escape(notice)}</p>'}
-    state = follow(runs / name)
-    now |= {"header": run_html.header(state), "bars": run_html.bars(state.stages), "log": run_html.log_lines(state)}
-    now |= {"compared": run_html.comparison(state), "version": (name, state.version)}
+    state = follow(runs / name, whole_log=True)
+    earlier = earlier_seconds(runs / name, listed) if state.state == "running" else {}
+    now["settings"] = run_html.settings(changed_settings(runs / name, state.started, listed, configs))
+    now |= {
+        "header": run_html.header(state, earlier),
+        "bars": run_html.bars(state.stages),
+        "log": run_html.log_lines(state, choices.search, choices.whole_log),
+    }
+    others = [follow(runs / other) for other in choices.runs if other in listed and other != name]
+    versions = tuple((each.name, each.version) for each in (state, *others))
+    now |= {"compared": run_html.comparison(state), "version": (versions, choices.view)}
     if sent.get("version") == now["version"]:
         now |= {key: sent[key] for key in ("charts", "samples")}
     else:
-        now |= {"charts": run_html.charts(state), "samples": run_html.samples(state.samples)}
+        now |= {"charts": charts([state, *others], choices.view), "samples": run_html.samples(state.samples)}
     resumable = state.state in RESUMABLE and (runs / name / "config.yaml").is_file()
     if resumable:
         notice = shlex.join(launch.resume_command(runs / name))

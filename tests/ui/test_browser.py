@@ -819,6 +819,32 @@ def test_runs_are_shown(tab):
     tab.get_by_role("tab", name="Runs").click()
     tab.wait_for_selector(".run-state.finished")
     assert tab.locator(".plot svg").count() > 5
+    rows = [json.loads(line) for line in (tab.run / "metrics.jsonl").read_text().splitlines()]
+    rewards = {row["step"]: row["reward"] for row in rows if row["stage"] == "coarse"}
+    chart = tab.get_by_role("slider", name="Reward, z-score")
+    chart.focus()
+    for key in ("Home", "ArrowRight"):
+        tab.keyboard.press(key)
+    step, value = chart.get_attribute("aria-valuetext").removeprefix("update ").split(": ")
+    assert int(step) == 2 and float(value) == pytest.approx(rewards[2], rel=1e-3)
+    box = tab.get_by_role("slider", name="KL to the base").bounding_box()
+    tab.mouse.move(box["x"] + box["width"] - 4, box["y"] + 30)  # beyond the last point
+    readouts = tab.locator(".plot .readout").all_inner_texts()
+    assert [
+        text for text in readouts if text.startswith(f"update {max(rewards)}: ")
+    ] and f"update {step}: {value}" in readouts
+    tab.get_by_role("button", name=re.compile("^Log")).click()
+    tab.get_by_label("Search the log").fill("REWARD MODEL:")
+    tab.wait_for_function("document.querySelector('.run-log').textContent.split('\\n').length < 4")
+    assert "reward model: " in tab.inner_text(".run-log")
+    tab.evaluate(  # as if it had been at work until now
+        "() => { const state = document.querySelector('.run-state[data-run]'), ended = state.cloneNode(true); "
+        "state.classList.replace('finished', 'running'); state.append(' '); "
+        "setTimeout(() => state.replaceWith(ended), 200) }"
+    )
+    tab.wait_for_function("name => document.title === `done: ${name}`", arg=tab.run.name)
+    tab.keyboard.press("Shift")
+    assert tab.title() == f"lite_c2f: {tab.run.name}"
 
 
 def test_a_double_click_is_one_click(site, tab):

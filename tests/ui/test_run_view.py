@@ -14,7 +14,8 @@ import gradio as gr
 
 from lite_c2f.errors import RunError
 from lite_c2f.runs.published import FINISHED
-from lite_c2f.ui import plots, run_html, run_view
+from lite_c2f.ui import plots, run_charts, run_html, run_view
+from lite_c2f.ui.run_choices import known_choices
 from lite_c2f.ui.runs import Sample, follow
 
 # Gradio leaves event loops and their sockets to the garbage collector.
@@ -72,6 +73,29 @@ def test_texts_of_files_are_escaped(tmp_path):
     assert "  indented" in run_html.samples(state.samples) and "reward none" in run_html.samples(state.samples)
 
 
+def test_the_log_is_searched_and_all_of_it_can_be_reached(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    lines = [
+        f"line {number} {'WARNING' if number % 100 == 0 else 'INFO'} https://me:pw@host/x" for number in range(450)
+    ]
+    (run / "log.txt").write_text("\n".join(lines) + "\n")
+    short = run_view._content(tmp_path, "run", {})["log"]
+    assert "The last 200 of 450 lines" in short
+    assert re.findall(r"line (\d+) ", short) == [str(number) for number in range(250, 450)]  # newest last
+    whole = run_view._content(tmp_path, "run", {}, known_choices(whole_log=True))["log"]
+    assert len(re.findall(r"line \d+ ", whole)) == 450 and "pw" not in whole
+    found = run_view._content(tmp_path, "run", {}, known_choices(search=" warning"))["log"]
+    assert re.findall(r"line (\d+) ", found) == ["0", "100", "200", "300", "400"] and "5 of 450 lines" in found
+    for secret_or_evil in ("pw@", EVIL):  # what is not shown is not found either
+        now = run_view._content(tmp_path, "run", {}, known_choices(search=secret_or_evil))["log"]
+        assert "0 of 450 lines" in now and "no such line" in now and "<script" not in now
+    with (run / "log.txt").open("a") as file:
+        file.write("line 450 INFO\n")
+    assert "line 450 INFO" in run_view._content(tmp_path, "run", {})["log"]
+
+
 def test_samples_are_in_the_order_of_updates():
     found = [Sample(step, 8, "q", f"answer {step}", "limit", 3, step / 10) for step in (20, 1, 10)]
     markup = run_html.samples(found)
@@ -81,12 +105,12 @@ def test_samples_are_in_the_order_of_updates():
 
 
 def test_sources_of_reward_and_held_out_figures_have_charts_of_their_own():
-    coarse = run_html.source_curves("coarse", dict.fromkeys(["reward", "reward/style", "multiplier/style", "kl"], ()))
+    coarse = run_charts.source_curves("coarse", dict.fromkeys(["reward", "reward/style", "multiplier/style", "kl"], ()))
     assert coarse == [
         ("coarse", "Score of style", "mean, before scaling", {"mean": "reward/style"}),
         ("coarse", "Multiplier of style", "weight in the reward", {"mean": "multiplier/style"}),
     ]
-    held_out = run_html.source_curves("held_out", {"reward": (), "style": ()})
+    held_out = run_charts.source_curves("held_out", {"reward": (), "style": ()})
     assert [(title, curves) for _, title, _, curves in held_out] == [
         ("reward", {"mean": "reward"}),
         ("style", {"mean": "style"}),

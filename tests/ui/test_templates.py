@@ -12,6 +12,7 @@ from lite_c2f.ui import blind, ratio_grid, run_html
 from lite_c2f.ui.ballot import Ballot, vote_of
 from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.render import conversation, title
+from lite_c2f.ui.run_charts import charts
 from lite_c2f.ui.runs import Sample, StageState, follow
 from lite_c2f.ui.store import votes
 from lite_c2f.ui.store.conversations import Reply, Round
@@ -175,10 +176,10 @@ def test_stages_curves_and_figures_of_a_run(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     state = follow(run)
-    assert run_html.log_lines(state) == '<pre class="said">no log yet</pre>'
-    assert "Curves appear" in run_html.charts(state)
-    charts = run_html.charts(state._replace(series={"reward": {"loss": [(1, 0.5)]}}))
-    assert "<h2>Reward model <span>by step</span></h2>" in charts and charts.count("<svg") == 1
+    assert run_html.log_lines(state).endswith(">no log yet</pre>")
+    assert "Curves appear" in charts([state])
+    drawn = charts([state._replace(series={"reward": {"loss": [(1, 0.5)]}})])
+    assert "<h2>Reward model <span>by step</span></h2>" in drawn and drawn.count("<svg") == 1
     assert run_html.comparison(state) == ""
     rows = {"<a>": {"reward": 0.5, "tokens": 12.4}, "b": {"reward": "?", "tokens": 3, "eos": 0.25}, "c": None}
     page = run_html.comparison(state._replace(summary={"actors": rows}))

@@ -1,4 +1,4 @@
-"""Curves from metrics.jsonl, with few enough points to draw, and samples of a few updates from samples.jsonl."""
+"""Curves from metrics.jsonl, the points of one that are drawn, and samples of a few updates from samples.jsonl."""
 
 import json
 import math
@@ -46,16 +46,13 @@ def _whole(digits: str) -> int | None:
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Sequence[Point]]]:
-    """The points to draw, by stage and name. Of a step that was repeated, the last value counts."""
+    """All points, by stage and name, in the order of steps. Of a step that was repeated, the last value counts."""
     values: dict[str, dict[str, dict[float, float]]] = {}
     for row in rows:
         for name, value in row.items():
             if name not in ("stage", "step") and isinstance(value, int | float) and math.isfinite(value):
                 values.setdefault(row["stage"], {}).setdefault(name, {})[row["step"]] = float(value)
-    return {
-        stage: {name: downsample(sorted(points.items())) for name, points in named.items()}
-        for stage, named in values.items()
-    }
+    return {stage: {name: sorted(points.items()) for name, points in named.items()} for stage, named in values.items()}
 
 
 def downsample(points: Sequence[Point], most: int = POINTS) -> Sequence[Point]:

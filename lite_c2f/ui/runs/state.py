@@ -13,7 +13,7 @@ from lite_c2f.ui.runs.follow import Tail
 from lite_c2f.ui.runs.stages import RunFiles, StageState, read_json_object, stages_of
 from lite_c2f.ui.runs.starts import FOLDER, Started, read_start
 
-LOG_LINES = 14  # shown
+LOG_LINES = 14  # of a state that was asked for without its whole log
 CACHED = 8  # runs whose files stay in memory
 SILENT = "it ended without a message"
 
@@ -29,7 +29,7 @@ class RunState(NamedTuple):
     series: Mapping[str, Mapping[str, Sequence[Point]]]  # by stage, then by the name in metrics.jsonl
     samples: tuple[Sample, ...]
     summary: Mapping[str, Any]  # {} until the run is finished
-    log: tuple[str, ...]  # last lines of the log, or of a start that has not written one yet
+    log: tuple[str, ...]  # last lines of the log, or all of them; or of a start that has not written one yet
     started: Started | None  # from a page
     version: tuple[int, int]  # other numbers when series or samples have changed
 
@@ -46,6 +46,8 @@ class Files:
         self.series: dict[str, dict[str, Sequence[Point]]] = {}
         self.shown_samples: tuple[Sample, ...] = ()
         self.version = (-1, -1)
+        self._logged: list[str] = []  # rows of the log of which `_redacted` has the text
+        self._redacted: list[str] = []
 
     def read(self) -> None:
         """Read what is new; curves and samples are computed again only where their file has changed."""
@@ -57,6 +59,13 @@ class Files:
             self.shown_samples = evenly_spaced(self.samples.rows)
         self.version = versions
 
+    def whole_log(self) -> list[str]:
+        """All lines that were read of the log, without secrets: each is looked at once."""
+        if self._logged is not self.log.rows:  # it was read from its beginning
+            self._logged, self._redacted = self.log.rows, []
+        self._redacted += [_redacted(line) for line in self.log.rows[len(self._redacted) :]]
+        return self._redacted
+
 
 @functools.lru_cache(maxsize=CACHED)
 def files_of(run: Path) -> Files:
@@ -64,7 +73,7 @@ def files_of(run: Path) -> Files:
     return Files(run)
 
 
-def follow(run: Path) -> RunState:
+def follow(run: Path, *, whole_log: bool = False) -> RunState:
     """The state of a run directory, which may be empty, missing, damaged, or written to at the same time.
 
     What was read of a long file is not read again, and a file that has not changed is not opened.
@@ -78,7 +87,10 @@ def follow(run: Path) -> RunState:
         # a start that has written no progress yet; runs of version 0.1.0 never did
         early = started if started and (progress.last is None or started.began > progress.last.began) else None
         state, message = (progress.state, progress.message) if progress.worker else _idle_state(progress, stages, early)
-        lines = early.log if early is not None else files.log.rows[-LOG_LINES:]
+        if early is None and whole_log:
+            lines = files.whole_log()
+        else:
+            lines = [_redacted(line) for line in (early.log if early is not None else files.log.rows)[-LOG_LINES:]]
         return RunState(
             name=run.name,
             state=state,
@@ -88,7 +100,7 @@ def follow(run: Path) -> RunState:
             series=files.series,
             samples=files.shown_samples,
             summary=read_json_object(run / "summary.json") if state == "finished" else {},
-            log=tuple(_redacted(line) for line in lines[-LOG_LINES:]),
+            log=tuple(lines),
             started=started,
             version=files.version,
         )
