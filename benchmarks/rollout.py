@@ -135,6 +135,42 @@ def tokens_per_s(work: Callable[[], int]) -> float:
     return work() / (time.perf_counter() - began)
 
 
+def measure(task: Task, shape: str, quantization: str, role: str, repeats: int) -> dict[str, dict]:
+    """All sides in turn, for each kind of lengths. role: `policy`, or `reference` without an adapter."""
+    from lite_c2f.backbone.load import load_model
+    from lite_c2f.backbone.roles import Roles
+    from lite_c2f.config.loading import load_config
+    from lite_c2f.config.settings import Lora
+
+    settings = [f"model.quantization={quantization}", "data.max_prompt_tokens=32", "coarse.length.max=128"]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = small_mistral(Path(scratch), task.vocabulary, task.mean_length, shape=shape)
+        roles = Roles(load_model(str(folder), load_config({}, settings)), Lora(r=16, alpha=32), ("policy",))
+    roles.model.generation_config.top_k = 0  # no filter on any side
+    draw = torch.Generator().manual_seed(0)
+    prompts = torch.randint(3, task.vocabulary, (task.rows, PROMPT), generator=draw).tolist()
+    sides = {"ours": by_slots, "generate": by_generate, "generate_batch": by_continuous}
+    results = {}
+    for kind in ("eos", "fixed", "lognormal"):
+        limits = lengths_of(kind, task)
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for repeat in range(repeats + 1):  # the first warms up
+            for name, answer in sides.items():
+                rate = tokens_per_s(lambda: answer(roles, role, prompts, limits, task, repeat))  # noqa: B023
+                if repeat:
+                    rates[name].append(rate)
+        results[kind] = {name: over(rates["ours"], rates[name]) for name in sides if name != "ours"}
+        results[kind]["tokens_per_s"] = {name: round(statistics.median(rate), 1) for name, rate in rates.items()}
+        print(kind, results[kind], flush=True)
+    return results
+
+
+def over(ours: list[float], theirs: list[float]) -> dict:
+    """How many times as fast, with its range."""
+    pairs = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    return {"speedup": round(statistics.median(pairs), 2), "range": [round(min(pairs), 2), round(max(pairs), 2)]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=TASKS, default="toy")
@@ -146,38 +182,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-
-    from lite_c2f.backbone.load import load_model
-    from lite_c2f.backbone.roles import Roles
-    from lite_c2f.config.loading import load_config
-    from lite_c2f.config.settings import Lora
-
-    task = TASKS[options.shape]
-    settings = [f"model.quantization={options.quantization}", "data.max_prompt_tokens=32", "coarse.length.max=128"]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = small_mistral(Path(scratch), task.vocabulary, task.mean_length, shape=options.shape)
-        roles = Roles(load_model(str(folder), load_config({}, settings)), Lora(r=16, alpha=32), ("policy",))
-    roles.model.generation_config.top_k = 0  # no filter on any side
-    draw = torch.Generator().manual_seed(0)
-    prompts = torch.randint(3, task.vocabulary, (task.rows, PROMPT), generator=draw).tolist()
-    sides = {"ours": by_slots, "generate": by_generate, "generate_batch": by_continuous}
-    results = {}
-    for kind in ("eos", "fixed", "lognormal"):
-        limits = lengths_of(kind, task)
-        rates: dict[str, list[float]] = {name: [] for name in sides}
-        for repeat in range(options.repeats + 1):  # the first warms up
-            for name, answer in sides.items():
-                role = "policy" if options.lora else "reference"
-                rate = tokens_per_s(lambda: answer(roles, role, prompts, limits, task, repeat))  # noqa: B023
-                if repeat:
-                    rates[name].append(rate)
-        results[kind] = {name: over(rates["ours"], rates[name]) for name in sides if name != "ours"}
-        results[kind]["tokens_per_s"] = {name: round(statistics.median(rate), 1) for name, rate in rates.items()}
-        print(kind, results[kind], flush=True)
+    role, task = "policy" if options.lora else "reference", TASKS[options.shape]
+    results = measure(task, options.shape, options.quantization, role, options.repeats)
     result = {
         "benchmark": "rollout",
         "unit": "tokens per second of the sampler / of the other; median of pairs run one after the other",
-        "speedup": {name: results["eos"][name]["speedup"] for name in sides if name != "ours"},
+        "speedup": {name: results["eos"][name]["speedup"] for name in ("generate", "generate_batch")},
         "lengths": results,
         "shape": options.shape,
         "lora": options.lora,
@@ -187,12 +197,6 @@ def main() -> None:
         **machine(),
     }
     report(result, options.out)
-
-
-def over(ours: list[float], theirs: list[float]) -> dict:
-    """How many times as fast, with its range."""
-    pairs = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    return {"speedup": round(statistics.median(pairs), 2), "range": [round(min(pairs), 2), round(max(pairs), 2)]}
 
 
 if __name__ == "__main__":

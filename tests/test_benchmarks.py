@@ -18,10 +18,36 @@ def run(name, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def evaluated(code):
+    """What code on the benchmarks prints last, as JSON."""
+    code = f"import json, sys\nsys.path.insert(0, {str(BENCHMARKS)!r})\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def test_rollout_does_equal_work():
-    found = run("rollout.py", "--slots", 4, "--work", 2, "--repeats", 1)
-    assert found["speedup"] == found["lengths"]["eos"]["speedup"] > 0
-    assert set(found["lengths"]) == {"eos", "fixed", "lognormal"}
+    """Against `generate` and continuous batching; that every row has its length is asserted in it."""
+    task = "rollout.Task(256, 4, 8, 16, 8.0)"
+    found = evaluated(f"import rollout\nprint(json.dumps(rollout.measure({task}, 'toy', 'nf4', 'policy', 1)))")
+    assert set(found) == {"eos", "fixed", "lognormal"}
+    for of_kind in found.values():
+        assert all(of_kind[name]["speedup"] > 0 for name in ("generate", "generate_batch"))
+
+
+def test_time_to_reward_counts_a_rate_that_keeps_what_it_reaches():
+    """0.9 of the rise from 0 to 1.0: `a` has it first at 0.1 and loses it, so that 0.2 counts; `b` never has it."""
+    curves = {
+        "a": {
+            0.1: [[0, 0, 0.0], [5, 50, 1.0], [9, 90, 0.2], [10, 100, 0.2], [11, 110, 0.2]],
+            0.2: [[0, 0, 0.0], [7, 70, 0.92], [8, 80, 1.0], [9, 90, 1.0], [10, 99, 1.0]],
+        },
+        "b": {0.1: [[0, 0, 0.0], [5, 50, 0.3], [6, 60, 0.3], [7, 70, 0.3]]},
+    }
+    found = evaluated(f"import time_to_reward\ncurves = {curves!r}\nprint(json.dumps(time_to_reward.figures(curves)))")
+    assert found["top"] == 1.0 and found["wanted"] == 0.9
+    assert found["arms"]["a"]["learning_rate"] == 0.2 and found["arms"]["a"]["to_share_of_top"]["tokens"] == 70
+    assert found["arms"]["b"]["to_share_of_top"] == {"seconds": None, "tokens": None}
 
 
 def test_gpu_runs_whole_on_a_cpu_with_tiny(tmp_path):
@@ -38,16 +64,12 @@ def test_planned_memory_is_within_a_tenth_of_what_was_allocated():
 
 def test_our_side_of_the_comparison_with_trl(tmp_path):
     """TRL itself is installed by the benchmark, and left out here."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
-        "from pathlib import Path; import ppo_step, models, json\n"
+    found = evaluated(
+        "from pathlib import Path; import ppo_step, models\n"
         f"folder = models.small_mistral(Path({str(tmp_path)!r}), 256)\n"
         "work = ppo_step.works('toy', 2, 'nf4', 1)[0]._replace(vocabulary=256)\n"
-        "print(json.dumps(ppo_step.ours(str(folder), work)))\n"
+        "print(json.dumps(ppo_step.ours(str(folder), work)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["seconds"]) == 1 and 25 < found["mean_tokens"] < 55  # ends by itself after 40 tokens or so
 
 
