@@ -33,6 +33,7 @@ from lite_c2f.chat.rows import AnswerRow, AnswerRows
 from lite_c2f.chat.stream import AnswerStream, PendingQuestion
 from lite_c2f.errors import ConfigError
 from lite_c2f.runtime.batch_size import free, is_out_of_memory
+from lite_c2f.runtime.lingering_threads import add_lingering
 from lite_c2f.sampling.stops import token_bytes
 
 MAX_ROWS = 48  # answers generated at once; a step of 48 rows takes a few times as long as a step of one
@@ -105,6 +106,7 @@ class Chat:
             self._queue.put(question, self._active)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="lite_c2f-chat", daemon=True)
+                add_lingering([self._thread])
                 self._thread.start()
         return AnswerStream(question, self._reply_of, self._questions_before, pause)
 

@@ -4,7 +4,7 @@ import sys
 
 from lite_c2f.cli import exit_codes
 from lite_c2f.cli.root import app
-from lite_c2f.runtime.hung_threads import exit_if_hung
+from lite_c2f.runtime.lingering_threads import exit_if_lingering
 
 # in the order of --help
 # isort: off
@@ -24,5 +24,5 @@ def main(arguments: list[str] | None = None) -> None:
         if code:  # typer returns 130 for Ctrl-C
             sys.exit(code)
     except SystemExit as ended:
-        exit_if_hung(ended.code if isinstance(ended.code, int) else 1)
+        exit_if_lingering(ended.code if isinstance(ended.code, int) else 1)
         raise

@@ -24,7 +24,7 @@ from lite_c2f.config.rewards import Watched
 from lite_c2f.errors import C2FError
 from lite_c2f.reward.functions import RewardInputs
 from lite_c2f.reward.workers import WorkerDiedError, Workers
-from lite_c2f.runtime.hung_threads import add_hung
+from lite_c2f.runtime.lingering_threads import add_lingering
 from lite_c2f.storage.files import hash_of
 
 Scores = list[float | None]
@@ -205,7 +205,7 @@ def _run_here(
         thread.start()
         thread.join(timeout)
     if thread.is_alive():
-        add_hung(set(threading.enumerate()) - others - {thread})  # its own thread is no executor's
+        add_lingering(set(threading.enumerate()) - others - {thread})  # its own thread is no executor's
         raise TimeoutError
     return [*outcomes[:-1], outcomes[-1]._replace(printed=printed.getvalue())]
 
