@@ -4,9 +4,9 @@ Equal for all: base model (NF4), LoRA, reward model, prompts, responses per step
 the number of generated tokens after which training ends. Each algorithm runs at three learning rates and counts at its
 best; all else is as `configs/toy.yaml` or TRL has it by default, at a constant rate. The base ends a response by the
 next turn's marker, so TRL generates with that as a stop text. The adapter is put aside as training goes on (that time
-is not counted) and answers held-out prompts afterwards, sampled and judged alike. `top` is the highest last reward of
-the three; reported are CPU seconds and generated tokens until an arm first has `share` of the rise from the base to it,
-null where it never has. Every run has one thread. Prints one JSON line last.
+is not counted) and answers held-out prompts afterwards, sampled and judged alike. `top` is the highest reward that any
+ends at (mean of its last three); reported are CPU seconds and generated tokens until an arm has `share` of the rise
+from the base to it, first and to the end, null where it never has. Every run has one thread. Prints one JSON line last.
 
     python benchmarks/time_to_reward.py [--seed 0] [--tokens 60000] [--lanes 2] [--out FILE]
 """
@@ -239,23 +239,26 @@ def child(name: str, seed: int, rate: float, tokens: int, scratch: Path) -> Any:
     return curve
 
 
-def reached(curve: list[list[float]], reward: float) -> dict[str, float | None]:
-    """CPU seconds and tokens until a curve first has a reward.
+def reached(curve: list[list[float]], reward: float, *, kept: bool) -> dict[str, float | None]:
+    """Seconds and tokens until a curve first has a reward; kept: until it has it and keeps it to the end.
 
-    >>> reached([[0, 0, 0.0], [9, 100, 0.5], [20, 210, 0.9]], 0.45)
+    >>> reached([[0, 0, 0.0], [9, 100, 0.5], [20, 210, 0.4], [30, 320, 0.9]], 0.45, kept=False)
     {'seconds': 9, 'tokens': 100}
+    >>> reached([[0, 0, 0.0], [9, 100, 0.5], [20, 210, 0.4], [30, 320, 0.9]], 0.45, kept=True)
+    {'seconds': 30, 'tokens': 320}
     """
-    for seconds, tokens, value in curve:
-        if value >= reward:
-            return {"seconds": seconds, "tokens": tokens}
-    return {"seconds": None, "tokens": None}
+    has = [value >= reward for _, _, value in curve]
+    if kept:
+        has = [all(has[place:]) for place in range(len(has))]
+    seconds, tokens, _ = curve[has.index(True)] if any(has) else (None, None, None)
+    return {"seconds": seconds, "tokens": tokens}
 
 
 def figures(curves: dict[str, dict[float, list[list[float]]]]) -> dict[str, Any]:
-    """Of every algorithm its best learning rate, and when it had the share of the rise.
+    """Of every algorithm its best learning rate, and when it had the share of the rise, and kept it.
 
-    The best is the one that has it first of those that have it in the end, in the mean of their last three rewards;
-    where none has, the one with the highest such mean.
+    The best rate is the one that keeps it soonest; where none does, the one with the highest mean of its last three
+    rewards.
     """
     last = {
         name: {rate: statistics.fmean(point[2] for point in curve[-3:]) for rate, curve in by_rate.items()}
@@ -266,16 +269,23 @@ def figures(curves: dict[str, dict[float, list[list[float]]]]) -> dict[str, Any]
     wanted = base + SHARE * (top - base)
     arms = {}
     for name, by_rate in last.items():
-        kept = [rate for rate, value in by_rate.items() if value >= wanted]
-        found = {rate: reached(curves[name][rate], wanted) for rate in by_rate}
-        best = min(kept, key=lambda rate: found[rate]["seconds"]) if kept else max(by_rate, key=by_rate.__getitem__)
+        kept = {rate: reached(curve, wanted, kept=True) for rate, curve in curves[name].items()}
+        found = {rate: figures["seconds"] for rate, figures in kept.items() if figures["seconds"] is not None}
+        best = min(found, key=found.__getitem__) if found else max(by_rate, key=by_rate.__getitem__)
         arms[name] = {
             "learning_rate": best,
             "reward_last": round(by_rate[best], 3),
-            "to_share_of_top": found[best],
+            "kept_after": kept[best],
             "seconds_in_all": curves[name][best][-1][0],
             "tokens_in_all": curves[name][best][-1][1],
-            "by_rate": {f"{rate:g}": {"reward_last": round(by_rate[rate], 3), **found[rate]} for rate in by_rate},
+            "by_rate": {
+                f"{rate:g}": {
+                    "reward_last": round(by_rate[rate], 3),
+                    "first_after": reached(curve, wanted, kept=False),
+                    "kept_after": kept[rate],
+                }
+                for rate, curve in curves[name].items()
+            },
         }
     return {"base": round(base, 3), "top": round(top, 3), "wanted": round(wanted, 3), "arms": arms}
 

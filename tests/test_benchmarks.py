@@ -46,8 +46,9 @@ def test_time_to_reward_counts_a_rate_that_keeps_what_it_reaches():
     }
     found = evaluated(f"import time_to_reward\ncurves = {curves!r}\nprint(json.dumps(time_to_reward.figures(curves)))")
     assert found["top"] == 1.0 and found["wanted"] == 0.9
-    assert found["arms"]["a"]["learning_rate"] == 0.2 and found["arms"]["a"]["to_share_of_top"]["tokens"] == 70
-    assert found["arms"]["b"]["to_share_of_top"] == {"seconds": None, "tokens": None}
+    assert found["arms"]["a"]["learning_rate"] == 0.2 and found["arms"]["a"]["kept_after"]["tokens"] == 70
+    assert found["arms"]["a"]["by_rate"]["0.1"]["first_after"]["tokens"] == 50
+    assert found["arms"]["b"]["kept_after"] == {"seconds": None, "tokens": None}
 
 
 def test_gpu_runs_whole_on_a_cpu_with_tiny(tmp_path):
