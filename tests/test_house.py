@@ -108,3 +108,9 @@ def test_every_public_name_is_there():
         assert getattr(lite_c2f, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         lite_c2f.nonsense  # noqa: B018
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by name alone: of two with one name, in different folders, the second is not collected."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
