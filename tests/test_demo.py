@@ -91,7 +91,7 @@ def test_samples_are_stored_and_change(toy_run):
 
 def test_the_table_is_printed(toy_run):
     printed = (toy_run / "stdout.txt").read_text()
-    for word in ("instruct", "coarse", "fine", "accuracy", "lite-c2f chat"):
+    for word in ("instruct", "coarse", "fine", "accuracy", "lite_c2f chat"):
         assert word in printed
 
 
