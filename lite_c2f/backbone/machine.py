@@ -69,8 +69,8 @@ def plan_here(config: Config, model: str | None = None) -> Plan:
 
 def plan_named(config: Config) -> Plan:
     """The plan for this machine's GPU; without one, for a GPU of `hardware.vram_gib`."""
-    here = config.hardware.device not in ("cpu", "auto") or (config.hardware.device == "auto" and may_have_gpu())
-    if here and pick_device(config).type != "cpu":
+    asked = config.hardware.device
+    if asked != "cpu" and (asked != "auto" or may_have_gpu()) and pick_device(config).type != "cpu":
         return plan_here(config)
     return _without_card(make_plan(config), config)
 
