@@ -44,12 +44,18 @@ ARMS: dict[str, tuple[str, ...]] = {
     "half-lr": ("coarse.lr=1.5e-4",),
     "kl-0.1": ("coarse.kl_coef=0.1",),
     "lambda-0.95": ("coarse.gae_lambda=0.95",),
+    "start-64": ("coarse.length.start=64",),
+    "step-64": ("coarse.length.step=64",),
+    "tau-0.3": ("coarse.length.tau=0.3",),
+    "fixed-long": ("coarse.length.mode=fixed", "coarse.length.start={longest}"),
+    "reward-only": ("coarse.length.w_value=0",),
+    "critic-only": ("coarse.length.w_reward=0", "coarse.length.w_value=1"),
     EARLIER: BEFORE,
     "earlier-fixed-long": (*BEFORE, "coarse.length.mode=fixed", "coarse.length.start={longest}"),
     "earlier-critic-from-zero": (*BEFORE, "coarse.critic=zero"),
     "earlier-lambda-1": (*BEFORE, "coarse.gae_lambda=1"),
 }
-SAME_TOKENS = {"earlier-fixed-long": EARLIER}  # these generate as many tokens as another did, in however many updates
+SAME_TOKENS = {"fixed-long": LOGISTIC, "earlier-fixed-long": EARLIER}  # these generate as many tokens as another did, in however many updates
 ACTORS = "actors"  # base and instruct, before any training
 RATIOS = (0.5, 0.75, 1.0)  # of the residue of `earlier`
 CURVE = ("coarse.sample_every=4", "coarse.sample_prompts=32")  # held-out answers while training
