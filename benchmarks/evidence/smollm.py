@@ -55,7 +55,10 @@ ARMS: dict[str, tuple[str, ...]] = {
     "earlier-critic-from-zero": (*BEFORE, "coarse.critic=zero"),
     "earlier-lambda-1": (*BEFORE, "coarse.gae_lambda=1"),
 }
-SAME_TOKENS = {"fixed-long": LOGISTIC, "earlier-fixed-long": EARLIER}  # these generate as many tokens as another did, in however many updates
+SAME_TOKENS = {
+    "fixed-long": LOGISTIC,
+    "earlier-fixed-long": EARLIER,
+}  # these generate as many tokens as another did, in however many updates
 ACTORS = "actors"  # base and instruct, before any training
 RATIOS = (0.5, 0.75, 1.0)  # of the residue of `earlier`
 CURVE = ("coarse.sample_every=4", "coarse.sample_prompts=32")  # held-out answers while training

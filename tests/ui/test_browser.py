@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
     pytest.skip("no Chromium here", allow_module_level=True)
-PATIENCE = 600  # seconds; only what hangs takes so long
+PATIENCE = 180  # seconds; only what hangs takes so long
 QUESTION = "Lea has 3 apples, first gets 7, second buys 5, third drops 8. How many now?"
 ENDS = "ended \\(EOS\\)|ended \\(stop\\)|hit the limit"  # any way to end by itself
 EVIL = (
@@ -106,6 +106,7 @@ def tab(site, browser):
     context = browser.new_context(viewport={"width": 1300, "height": 850}, accept_downloads=True)
     page = open_page(context, site)
     yield page
+    print(page.requests[-20:], page.errors, page.inner_text("body")[:4000], sep="\n")  # shown where the test failed
     assert [url for url in page.requests if not url.startswith((site.url, "data:", "blob:"))] == []
     assert page.goes_away or page.errors == []  # a reload while answers are written leaves a broken stream
     assert page.evaluate("window.hit") is None
@@ -119,7 +120,7 @@ def open_page(context, site):
     page.on("request", lambda request: page.requests.append(request.url))
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
-    page.goes_away = False
+    page.goes_away, page.asked = False, None
     with page.expect_response(lambda response: "/run/" in response.url):  # the conversation of the session
         page.goto(site.url)
     page.wait_for_selector("#prompt textarea:enabled")
@@ -127,13 +128,20 @@ def open_page(context, site):
     return page
 
 
-def ask(page, text, box="#prompt"):
+def ask(page, text, box="#prompt", *, refused=False):
+    if box == "#prompt" and not refused:
+        page.asked = text.strip()
     page.fill(f"{box} textarea", text)
     page.press(f"{box} textarea", "Enter")
 
 
 def ended(page, *panes, chip="ended"):
-    """Wait until the last answers have ended so; with "reward" until they have one, in the table of figures."""
+    """Wait until the last answers have ended so; with "reward" until they have one, in the table of figures.
+
+    What was asked last is shown then: answers to the question before may have ended so too.
+    """
+    if page.asked is not None:
+        page.wait_for_function(ASKED, arg=[f"#view-{panes[0]}", page.asked])
     if chip == "reward":
         for pane in panes:
             wait_for_figure(page, pane, "reward")
@@ -148,9 +156,11 @@ def ended(page, *panes, chip="ended"):
         )
 
 
+ASKED = """([id, text]) =>
+    [...document.querySelectorAll(`${id} .recent .you`)].at(-1)?.textContent.trim() === text"""
 FIGURE = """([title, name]) => {
-    const titles = [...document.querySelectorAll("#summary-line th")].map((head) => head.textContent);
-    const place = titles.findIndex((text) => text.startsWith(title));
+    const titles = [...document.querySelectorAll("#summary-line tr:first-of-type th")].map((head) => head.textContent);
+    const place = titles.findIndex((text) => text === title || text.startsWith(`${title} at `));
     return document.querySelectorAll(`#summary-line tr[data-figure="${name}"] td`)[place]?.textContent;
 }"""
 
@@ -464,7 +474,7 @@ def test_in_the_midst_of_an_answer(site, tab):
     with held(tab):
         ask(tab, QUESTION)
         tab.wait_for_selector("#view-coarse .said.writing")
-        ask(tab, "too early")
+        ask(tab, "too early", refused=True)
         tab.wait_for_selector("text=still being written")
         assert tab.input_value("#prompt textarea") == "too early" == draft(tab)
         assert tab.locator("#regenerate:disabled").count() == 1
@@ -674,6 +684,7 @@ def reopened(page, rounds, **changes):
     page.evaluate("id => sessionStorage.setItem('lite_c2f.session', id)", crafted.id)
     assert page.errors == []
     page.goes_away = True  # a stream of answers may not be closed yet
+    page.asked = None
     page.reload()
     page.wait_for_function("count => document.querySelectorAll('#view-fine .round').length === count", arg=len(rounds))
     return crafted
@@ -1237,7 +1248,7 @@ def test_an_open_page_finds_its_session_after_a_restart(toy_run, browser, tmp_pa
     fine = answer_of(page, "fine")
     first.process.kill()
     first.process.wait()
-    ask(page, "sent to nobody")
+    ask(page, "sent to nobody", refused=True)
     second = start(run, tmp_path / "attempts", 0, first.url.rsplit(":", 1)[1].strip("/"))
     try:
         page.wait_for_timeout(3000)  # a page that was told nothing more when the first one ended loads itself anew
