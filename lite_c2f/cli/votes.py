@@ -13,6 +13,7 @@ from lite_c2f.errors import RunError
 from lite_c2f.runs.published import check_run_folder
 
 if TYPE_CHECKING:
+    from lite_c2f.evaluation.ratings import Rating
     from lite_c2f.ui.store.votes import Tally, Vote
 
 
@@ -24,7 +25,7 @@ def votes(
 ) -> None:
     """Count the votes of the app, blind and open ones apart; with --export, also write them as preference data."""
     from lite_c2f.ui.store.preferences import export as export_pairs
-    from lite_c2f.ui.store.votes import current, read, tally, votes_of
+    from lite_c2f.ui.store.votes import current, ratings, read, tally, votes_of
 
     file = votes_of(run)
     check_run_folder(run)
@@ -35,21 +36,25 @@ def votes(
     written = export_pairs(all_votes, export) if export else None
     kinds = [[vote for vote in counted if vote.blind is blind] for blind in (True, False)]
     if as_json:
-        blind, opened = ({"votes": len(kind), "pairs": [row._asdict() for row in tally(kind)]} for kind in kinds)
+        blind, opened = (
+            {"votes": len(kind)}
+            | {name: [row._asdict() for row in of(kind)] for name, of in (("pairs", tally), ("ratings", ratings))}
+            for kind in kinds
+        )
         result = {**blind, "open": opened}
         typer.echo(json.dumps(result | ({"exported": written._asdict()} if written else {})))
         return
     for title, kind in zip(("Blind votes", "Open votes, whose voters saw the names"), kinds, strict=True):
         if kind:
-            _print(title, tally(kind), kind)
+            _print(title, tally(kind), ratings(kind), kind)
     if written:
         left_out = ", ".join(f"{reason} {count}" for reason, count in written.skipped.items())
         typer.echo(f"wrote {written.pairs} pairs to {export}" + (f"; left out: {left_out}" if left_out else ""))
         typer.echo(f"\nNext:\n  {program()} train CONFIG 'data.preferences=[{export}]'")
 
 
-def _print(title: str, rows: Sequence["Tally"], all_votes: Sequence["Vote"]) -> None:
-    """Print the tally as a table, with notes on its columns."""
+def _print(title: str, rows: Sequence["Tally"], strengths: Sequence["Rating"], all_votes: Sequence["Vote"]) -> None:
+    """Print the tally as a table, the actors' ratings, and notes on both."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -68,6 +73,10 @@ def _print(title: str, rows: Sequence["Tally"], all_votes: Sequence["Vote"]) -> 
     voters = "1 voter" if people == 1 else f"{people} voters"
     console.print(f"{len(all_votes)} votes, {voters}; bad: none of them was good; rate: wins among wins and losses")
     console.print("95%: Wilson's interval of the rate; p: two-sided sign test of wins against losses")
+    if strengths:
+        listed = ", ".join(f"{row.name} {row.points:+.0f} ({row.low:+.0f} to {row.high:+.0f})" for row in strengths)
+        console.print(Text(f"rating: {listed}"), soft_wrap=True)
+        console.print("rating: Bradley-Terry points with 95% intervals, 0 is the mean; 400 more are odds of 10 to 1")
     ratios = sorted({vote.ratio for vote in all_votes if vote.ratio is not None})
     if len(ratios) > 1:
         listed = ", ".join(f"{ratio:g}" for ratio in ratios)

@@ -1,14 +1,13 @@
 """Results of the votes on the page: blind and open ones apart, counts with intervals, ratings, a download."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
 from lite_c2f.chat import TITLES
 from lite_c2f.errors import C2FError
-from lite_c2f.evaluation.ratings import AnswerChoice, rate
 from lite_c2f.ui.answering import NOTIFYING, Served, failure
 from lite_c2f.ui.ballot import voter_of
 from lite_c2f.ui.escaping import escape, fill
@@ -17,7 +16,6 @@ from lite_c2f.ui.sessions import DOWNLOAD
 from lite_c2f.ui.store import votes
 from lite_c2f.ui.store.preferences import NoPairsError, as_jsonl
 
-FEW = 6  # with five that all agree, the sign test's p is 2/32: they could still be tosses of a coin
 COUNTED = ("", "against", "won", "lost", "tie", "both bad", "share won (95% interval)")
 KINDS = {
     True: ("Blind votes", "The voters did not know whose answers they read."),
@@ -72,7 +70,7 @@ def _results(blind: bool, kind: Sequence[votes.Vote]) -> dict[str, Any]:
     title, about = KINDS[blind]
     voters, ratios = len({vote.voter for vote in kind}), sorted({vote.ratio for vote in kind if vote.ratio is not None})
     number = f"{_plural(len(kind), 'vote')} of {_plural(voters, 'voter')}"
-    if len(kind) < FEW:
+    if len(kind) < votes.FEW:
         number += ": too few to say"
     elif len(ratios) > 1:
         number += f"; Fine at several ratios, counted as one: {', '.join(f'{ratio:g}' for ratio in ratios)}"
@@ -89,27 +87,17 @@ def _share(row: votes.Tally) -> str:
     if row.rate is None:
         return ""
     share = f"{row.rate:.0%} ({row.low:.0%} to {row.high:.0%})"
-    if row.wins + row.losses < FEW:
+    if row.wins + row.losses < votes.FEW:
         return f"{share}: too few to say"
     return f"{share}: may be chance" if row.low <= 0.5 <= row.high else share
 
 
 def _ratings(kind: Sequence[votes.Vote]) -> list[tuple[str, str, int]]:
-    """(actor, points with their interval, votes), the strongest first; none of fewer than `FEW` votes."""
-    if len(kind) < FEW:
-        return []
+    """(actor, points with their interval, votes), the strongest first."""
     return [
         (TITLES.get(row.name, row.name), f"{row.points:+.0f} ({row.low:+.0f} to {row.high:+.0f})", row.choices)
-        for row in rate(list(_choices(kind)))
+        for row in votes.ratings(kind)
     ]
-
-
-def _choices(kind: Iterable[votes.Vote]) -> Iterable[AnswerChoice]:
-    """Votes as choices, without answers that say the same as the chosen one."""
-    for vote in kind:
-        winner = vote.winner
-        chosen = vote.answers[winner] if winner is not None else None
-        yield AnswerChoice(tuple(pane for pane in vote.shown if pane == winner or vote.answers[pane] != chosen), winner)
 
 
 def _plural(count: int, noun: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import DataError
+from lite_c2f.evaluation.ratings import AnswerChoice, Rating, rate
 from lite_c2f.evaluation.wins import sign_test, wilson
 from lite_c2f.storage.files import append_line, read_lines
 from lite_c2f.ui.store.tuples import decoded, encoded, from_row
@@ -18,6 +19,7 @@ from lite_c2f.ui.store.tuples import decoded, encoded, from_row
 LETTERS = "ABC"
 TIE, BOTH_BAD = "tie", "both_bad"
 TAKEN_BACK = "taken_back"  # a line that takes the voter's earlier vote on the same answers back
+FEW = 6  # with five that all agree, the sign test's p is 2/32: they could still be tosses of a coin
 PANES = (FINE, COARSE, BASELINE, BASE)  # order in which a pair is counted: left before right
 _WRITING = threading.Lock()
 
@@ -166,6 +168,19 @@ def tally(votes: Iterable[Vote]) -> list[Tally]:
             Tally(left, right, wins, count[TIE], count[BOTH_BAD], losses, rate, *interval, sign_test(wins, losses))
         )
     return rows
+
+
+def ratings(votes: Iterable[Vote]) -> list[Rating]:
+    """The actors' strengths in points by these votes, the strongest first; none of fewer than FEW votes.
+
+    Another answer that says the same as the chosen one does not count as having lost to it.
+    """
+    choices = []
+    for vote in votes:
+        chosen = None if vote.winner is None else vote.answers[vote.winner]
+        shown = tuple(pane for pane in vote.shown if pane == vote.winner or vote.answers[pane] != chosen)
+        choices.append(AnswerChoice(shown, vote.winner))
+    return rate(choices) if len(choices) >= FEW else []
 
 
 def _check(vote: Vote, where: str) -> None:

@@ -315,7 +315,7 @@ def test_votes_are_printed_and_exported(call, voted, tmp_path):
     assert [pair.chosen for pair in loaded(out).items] == [TEXTS["fine"]] * 2
     code, said, _ = call("votes", voted, "--json")
     assert code == 0 and [row["wins"] for row in json.loads(said)["pairs"]] == [3, 2]
-    assert json.loads(said)["open"] == {"votes": 0, "pairs": []} and "Open votes" not in said
+    assert json.loads(said)["open"] == {"votes": 0, "pairs": [], "ratings": []} and "Open votes" not in said
     for file in (out, votes_of(voted)):  # nothing is written over
         before = file.read_bytes()
         code, said, err = call("votes", voted, "--export", file)
@@ -333,6 +333,23 @@ def test_blind_and_open_votes_are_counted_apart(call, voted):
     found = json.loads(said)
     assert (found["votes"], found["open"]["votes"]) == (7, 4)
     assert [(row["wins"], row["losses"]) for row in found["open"]["pairs"]] == [(1, 3)]
+
+
+def test_six_votes_give_ratings(call, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    for each in people(*"AAAAA"):
+        record(votes_of(tmp_path), each)
+    _, said, _ = call("votes", tmp_path)
+    assert "fine over coarse" in said and "rating" not in said  # five votes are too few
+    record(votes_of(tmp_path), vote("A", voter="6"))
+    _, said, _ = call("votes", tmp_path)
+    # with the imagined tie 6.5 to 0.5: 400 log10(13) = 446 points between them
+    assert "rating: fine +223 (" in said and ", coarse -223 (" in said
+    _, said, _ = call("votes", tmp_path, "--json")
+    assert [(row["name"], round(row["points"])) for row in json.loads(said)["ratings"]] == [
+        ("fine", 223),
+        ("coarse", -223),
+    ]
 
 
 def test_votes_written_before_there_were_open_ones_are_blind(tmp_path):
