@@ -16,8 +16,15 @@ LAST_VOTE = "last vote"  # key of a page's view state: the vote that can be take
 LETTERS = ("A", "B")
 
 
+class BallotExchange(NamedTuple):
+    """A question and both answers to it."""
+
+    prompt: str
+    replies: dict[str, Reply]  # by letter
+
+
 class Ballot(NamedTuple):
-    """Two answers to vote on."""
+    """Two answers to vote on, and what the same two were asked before."""
 
     prompt: str
     actors: tuple[str, ...]  # A's, B's
@@ -25,6 +32,7 @@ class Ballot(NamedTuple):
     replies: dict[str, Reply]  # by letter
     choice: str = ""  # "" until the vote
     done: bool = False  # both answers are whole, and scored: nothing more will be drawn
+    earlier: tuple[BallotExchange, ...] = ()  # the questions that this one follows, the first one first
 
     @property
     def writing(self) -> bool:
@@ -49,6 +57,29 @@ class Ballot(NamedTuple):
         replies = list(self.replies.values())
         ended = len(replies) == len(LETTERS) and all(reply.finish for reply in replies)
         return self.done and ended and len({reply.text for reply in replies}) == 1
+
+    @property
+    def can_follow(self) -> bool:
+        """Whether the next question goes to the same two: they have answered, perhaps unscored, and are not voted on.
+
+        Of two that say the same from the start there is nothing to choose, and another two are asked.
+        """
+        replies = list(self.replies.values())
+        whole = len(replies) == len(LETTERS) and all(reply.finish and reply.finish != "error" for reply in replies)
+        return whole and not self.choice and (bool(self.earlier) or len({reply.text for reply in replies}) > 1)
+
+    def history(self, letter: str) -> tuple[Turn, ...]:
+        """The conversation of one of them before the question."""
+        return tuple(
+            turn
+            for prompt, replies in self.earlier
+            for turn in (Turn("human", prompt), Turn("assistant", replies[letter].text))
+        )
+
+    def followed_by(self, prompt: str) -> "Ballot":
+        """The ballot of another question to the same two, with the same settings."""
+        earlier = (*self.earlier, BallotExchange(self.prompt, self.replies))
+        return self._replace(prompt=prompt, replies={}, done=False, earlier=earlier)
 
 
 def cast(served: Served, page: PageSession, choice: str) -> Ballot | None:
@@ -112,6 +143,9 @@ def vote_of(ballot: Ballot, page: PageSession, served: Served) -> votes.Vote:
         settings=settings,
         run=served.facts,
         system=str(settings["system"]),
+        before={actor: ballot.history(letter) for letter, actor in zip(LETTERS, ballot.actors, strict=True)}
+        if ballot.earlier
+        else {},
     )
 
 

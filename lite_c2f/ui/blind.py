@@ -111,22 +111,25 @@ def _asker(served: Served, outputs: int) -> Any:
     def ask(
         request: gr.Request, text: str, pair: str, ratio: float, *settings_and_identity: Any
     ) -> Iterator[list[Any]]:
-        """Two answers in random order."""
+        """Two answers in random order; where two are not voted on yet, they answer again, as they were asked."""
         *inputs, owner, session = settings_and_identity
         page, settings = page_of(served, request.session_hash, owner, session), page_settings(ratio, *inputs)
         actors = tuple(pair.split()) if pair else tuple(random.sample(ALL_PANES[:3], 2))
         actors = tuple(random.sample(actors, 2))
         try:
             refuse_while_answering(page, VIEW)
-            ballot = Ballot(question_of(text), actors, settings, {})
+            question = question_of(text)
+            last: Ballot | None = page.view_state.get(VIEW)
+            follows = last and last.can_follow and last.followed_by(question)
+            ballot = follows or Ballot(question, actors, settings, {})
         except Notice as notice:
             gr.Info(str(notice))
             yield [gr.skip()] * outputs
             return
-        panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, actors, strict=True)]
-        question, box = [Turn("human", ballot.prompt)], ""
-        state, before = page.view_state, page.view_state.get(VIEW)
-        for snapshot in answers(served, page, VIEW, dict.fromkeys(LETTERS, question), panes, settings):
+        panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, ballot.actors, strict=True)]
+        turns = {letter: [*ballot.history(letter), Turn("human", ballot.prompt)] for letter in LETTERS}
+        state, before, box = page.view_state, last, ""
+        for snapshot in answers(served, page, VIEW, turns, panes, ballot.settings):
             with page.lock:
                 if state.get(VIEW) is not before:  # of a reloaded page, skipped, or another question's
                     break
@@ -192,9 +195,14 @@ def _answer(ballot: Ballot | None, letter: str) -> str:
     if ballot is None:
         return fill("blind_answer.html", prompt=None)
     reply = ballot.replies.get(letter)
-    view = answer_view(reply) if reply else None
-    state = ENDED.get(reply.finish or "", "ended") if reply else "waiting"
-    return fill("blind_answer.html", prompt=ballot.prompt, answer=view, voted=bool(ballot.choice), state=state)
+    return fill(
+        "blind_answer.html",
+        earlier=[(prompt, answer_view(replies[letter])) for prompt, replies in ballot.earlier],
+        prompt=ballot.prompt,
+        answer=answer_view(reply) if reply else None,
+        voted=bool(ballot.choice),
+        state=ENDED.get(reply.finish or "", "ended") if reply else "waiting",
+    )
 
 
 def _verdict(ballot: Ballot | None) -> str:
@@ -203,7 +211,7 @@ def _verdict(ballot: Ballot | None) -> str:
     if ballot.same:
         return "Both say the same: there is nothing to choose. Ask again, or something else."
     if not ballot.choice:
-        return "Which is better?" if ballot.complete else ""
+        return "Which is better? Vote, or ask both of them something more." if ballot.complete else ""
     names = dict(zip(LETTERS, (TITLES[actor] for actor in ballot.actors), strict=True))
     others = {votes.TIE: "a tie", votes.BOTH_BAD: "both bad", votes.TAKEN_BACK: "taken back"}
     verdict = others.get(ballot.choice) or f"for {names[ballot.choice]}"

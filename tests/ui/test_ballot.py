@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("gradio")
 
 from lite_c2f.chat import ChatSettings
+from lite_c2f.data.records import Turn
 from lite_c2f.ui import blind
 from lite_c2f.ui.answering import Notice, Served
 from lite_c2f.ui.ballot import VIEW, Ballot, cast, skip, take_back
@@ -82,6 +83,26 @@ def test_a_question_is_skipped_while_it_is_answered(page):
     page.begin(VIEW, stream)
     assert can(page) == [False] * 4 + [True, False]
     assert skip(page) is None and ended == [None] and not page.is_current(VIEW, stream)
+
+
+def test_a_question_follows_while_there_is_no_vote(served, page):
+    """The vote has the last answers, and of each actor the conversation before them."""
+    first = page.view_state[VIEW]
+    for unlike in ({"A": REPLY}, {"A": REPLY, "B": OTHER._replace(finish="error")}, {"A": REPLY, "B": REPLY}):
+        assert not first._replace(replies=unlike).can_follow
+    assert first.can_follow and first._replace(done=False).can_follow  # scored or not
+    ballot = first.followed_by("And 4 more?")
+    assert (ballot.actors, ballot.settings, ballot.can_follow, ballot.complete) == (first.actors, first.settings, 0, 0)
+    assert ballot.history("A") == (Turn("human", "2 and 3?"), Turn("assistant", "It is 5."))
+    assert blind._answer(ballot, "B").count("Five.") == 1 and "It is 5." not in blind._answer(ballot, "B")
+    said = {"A": REPLY._replace(text="It is 9."), "B": OTHER._replace(text="It is 9.")}
+    assert ballot._replace(replies=said, done=True).can_follow  # they differ in what they said before
+    page.view_state[VIEW] = ballot._replace(replies=said | {"B": OTHER._replace(text="Nine.")}, done=True)
+    assert not cast(served, page, "B").can_follow
+    [vote] = votes.read(served.votes)
+    assert vote.answers == {"fine": "It is 9.", "coarse": "Nine."} and vote.winner == "coarse"
+    assert votes.conversation_of(vote, "fine") == (*ballot.history("A"), Turn("human", "And 4 more?"))
+    assert votes.conversation_of(vote, "coarse")[1].text == "Five."
 
 
 def test_a_vote_that_cannot_be_written_leaves_all_as_it_was(served, page):

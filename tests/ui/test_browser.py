@@ -640,6 +640,13 @@ def test_a_blind_vote_names_the_actors_afterwards_and_is_written_down(site, tab)
     tab.wait_for_selector(".verdict:has-text('taken back')")
     assert [vote.choice for vote in votes.read(file)] == ["B", "A", "taken_back"]
     ballot(tab)
+    ask(tab, "And one more?", "#vote-prompt")  # of the same two
+    tab.wait_for_function("document.querySelectorAll('#blind-A .you').length === 2")
+    tab.wait_for_function("document.querySelector('.verdict').innerText.match(/Which is better|Both say the same/)")
+    if tab.locator("#vote-A:enabled").count() == 0:
+        tab.click("#vote-skip")
+        tab.wait_for_selector("#vote-skip:disabled")
+        ballot(tab)
     tab.press("#vote-prompt textarea", "1")  # it is typed
     tab.fill("#vote-prompt textarea", "")
     tab.focus("#vote-skip")

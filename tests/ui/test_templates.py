@@ -48,6 +48,7 @@ def test_texts_are_shown_and_never_markup():
         conversation([Round("?", {}, {})], "fine", waiting=EVIL),
         title("a", EVIL),
         blind._answer(ballot(None, None), "A"),
+        blind._answer(ballot(evil, OTHER).followed_by("More?"), "A"),
         ratio_grid._grid({}, [0.5], 0.5, EVIL),
         run_html.samples([Sample(1, 8, EVIL, EVIL, "stop", 3, 0.5)]),
     ]
@@ -78,7 +79,7 @@ def test_an_answer_names_nobody_until_the_vote():
 
 def test_the_verdict_of_a_vote():
     assert blind._verdict(None) == blind._verdict(ballot(REPLY, None)) == ""
-    assert blind._verdict(ballot(REPLY, OTHER)) == "Which is better?"
+    assert blind._verdict(ballot(REPLY, OTHER)).startswith("Which is better? Vote, or ask")
     assert blind._verdict(ballot(REPLY, REPLY)).startswith("Both say the same")
     for choice, verdict in (
         ("A", "for Fine Actor"),
