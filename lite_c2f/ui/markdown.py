@@ -42,9 +42,7 @@ def formatted(text: str) -> str:
     if len(text) <= LONGEST and _cells(text) <= MOST_CELLS:
         reader = _reader()
         tokens = reader.parse(clean(text))
-        for token in tokens:
-            if token.type in ("heading_open", "heading_close"):  # below the question's, a third-level heading
-                token.tag = f"h{min(6, 3 + int(token.tag[1]))}"
+        _nest_headings(tokens)
         if _letters(_shown(tokens)) == _letters(text) and all(map(_is_plain, tokens)):
             _mark_tasks(tokens)
             return unfilled(reader.renderer.render(tokens, reader.options, {})).rstrip("\n")
@@ -87,6 +85,16 @@ def _reader() -> MarkdownIt:
     reader.add_render_rule("task", _task)
     reader.parse(EVERYTHING)  # its chains of rules are compiled by their first use, which two threads must not share
     return reader
+
+
+def _nest_headings(tokens: list[Token]) -> None:
+    """Put headings below the question's, of the third level, one level at a time: screen readers count them."""
+    above: list[str] = []
+    for token in tokens:
+        if token.type == "heading_open":
+            above = [*(tag for tag in above if tag < token.tag), token.tag]
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, 3 + len(above))}"
 
 
 def _mark_tasks(tokens: list[Token]) -> None:

@@ -1,5 +1,6 @@
 """What a model wrote as Markdown: nothing of it does anything, and nothing that can be read is lost."""
 
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -302,3 +303,8 @@ def test_headings_stand_below_the_heading_of_the_question():
     """The page's, a pane's and a question's are of levels 1 to 3; there is none beyond 6."""
     html = formatted("# a\n\n## b\n\n### c\n\n###### d")
     assert html == "<h4>a</h4>\n<h5>b</h5>\n<h6>c</h6>\n<h6>d</h6>"
+
+
+def test_headings_leave_out_no_level():
+    html = formatted("### a\n# b\n### c\n##### d\n###### e\n## f")
+    assert re.findall("<h(.)>(.)", html) == [("4", "a"), ("4", "b"), ("5", "c"), ("6", "d"), ("6", "e"), ("5", "f")]
