@@ -44,10 +44,9 @@ def section_parts(results: dict[str, Any], quantized: dict[str, Any]) -> dict[st
 
 def trained_in(actors: dict[str, Any]) -> list[str]:
     """Runs that trained a Coarse Actor, in the order of the table."""
-    kinds = ("logistic", "half-lr", "kl-0.1", "lambda-0.95", "dpo", "earlier")
-    kinds += ("double-lr", "fixed-long", "critic-from-zero", "lambda-1", "reward-only")
-    names = [name for kind in kinds for name in (kind, f"earlier-{kind}")]
-    return [name for name in names if name in actors]
+    kinds = ("logistic", "half-lr", "kl-0.1", "lambda-0.95", "start-64", "step-64", "tau-0.3", "reward-only")
+    kinds += ("critic-only", "fixed-long", "double-lr", "critic-from-zero", "lambda-1", "dpo", "earlier")
+    return [name for name in (*kinds, *(f"earlier-{kind}" for kind in kinds)) if name in actors]
 
 
 def ratios_in(actors: dict[str, Any]) -> list[str]:
