@@ -149,10 +149,14 @@ def select(rows: Sequence[PromptRow], query: Query) -> list[PromptRow]:
         return sorted(found, key=TEXTS[query.column], reverse=query.descending)
     name, _, actor = query.column.partition(":")
     figure = FIGURES[name]
-    values = {row.number: figure(row.answers[actor]) for row in found if actor in row.answers}
-    having = [row for row in found if values.get(row.number) is not None]
+    values = {row.number: value for row in found if (value := _value(row, actor, figure)) is not None}
+    having = [row for row in found if row.number in values]
     having.sort(key=lambda row: values[row.number], reverse=query.descending)
-    return [*having, *(row for row in found if values.get(row.number) is None)]
+    return [*having, *(row for row in found if row.number not in values)]
+
+
+def _value(row: PromptRow, actor: str, figure: Callable[[ActorAnswer], float | None]) -> float | None:
+    return figure(row.answers[actor]) if actor in row.answers else None
 
 
 def _matches(row: PromptRow, query: Query, wanted: str) -> bool:
