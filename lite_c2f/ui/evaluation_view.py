@@ -75,11 +75,14 @@ def evaluation_view(prompts: Prompts, owner: gr.Textbox) -> None:
 
     def refresh(sent: Any, owner: str, which: Any, *asked: Any) -> list[Any]:
         """Everything, where something has changed since it was sent: the prompts shown, or the controls of sets."""
+        before, controls_before, known = sent or (None, None, "")
+        work = prompts.sets.work_of(owner)
+        if not known and not which and work is not None and work.active:  # the page was reloaded
+            which = work.prompt_set.id
         controls = prompts.controls(owner, str(which or HELD_OUT))
         state = prompts.state(owner, controls.which)
-        if (state, controls) == sent:
+        if (state, controls, owner) == sent:
             return [gr.skip()] * len(everything)
-        before, controls_before = sent or (None, None)
         shown = [gr.skip()] * (len(everything) - len(own.shown) - 1)
         if state != before:
             rows = prompts.rows(state)
@@ -88,7 +91,7 @@ def evaluation_view(prompts: Prompts, owner: gr.Textbox) -> None:
             visible = isinstance(state, tuple)
             shown = [prompts.summary(state), gr.Column(visible=visible), *_filters(rows, asked[2:-1])]
             shown += _draw(rows, *asked)
-        return [(state, controls), *shown, *prompt_set_view.updates(controls, controls_before)]
+        return [(state, controls, owner), *shown, *prompt_set_view.updates(controls, controls_before)]
 
     def act(change: Any) -> Any:
         """The handler that moves the visitor's place by `change`, which gets the rows found, place and value."""
@@ -115,13 +118,9 @@ def evaluation_view(prompts: Prompts, owner: gr.Textbox) -> None:
     if isinstance(tab, gr.Tab) and isinstance(tab.parent, gr.Tabs):  # read when the tab is opened, and while it is
         label = tab.label
 
-        def only_here(event: gr.SelectData, sent: Any, owner: str, which: Any, *asked: Any) -> list[Any]:
-            if event.value != label:
-                return [gr.Timer(active=False), *[gr.skip()] * len(everything)]
-            work = prompts.sets.work_of(owner)
-            if sent is None and work is not None and work.active:  # of a page that was reloaded
-                which = work.prompt_set.id
-            return [gr.Timer(active=True), *refresh(sent, owner, which, *asked)]
+        def only_here(event: gr.SelectData, *values: Any) -> list[Any]:
+            here = event.value == label
+            return [gr.Timer(active=here), *(refresh(*values) if here else [gr.skip()] * len(everything))]
 
         tab.parent.select(only_here, [sent, *asked], [timer, *everything], **QUICK)
 

@@ -50,14 +50,21 @@ def lay_out(chat: Chat) -> SetParts:
             elem_classes="wide",
             elem_id="prompt-sets",
         )
-        remove = gr.Button("Delete", size="sm", interactive=False, elem_id="delete-set")
-        export = gr.Button("Export JSONL", size="sm", interactive=False, elem_id="export-set")
+        stop, go_on, remove, export = (
+            gr.Button(label, size="sm", interactive=False, elem_id=name)
+            for name, label in (
+                ("stop-set", "Stop"),
+                ("continue-set", "Continue"),
+                ("delete-set", "Delete"),
+                ("export-set", "Export JSONL"),
+            )
+        )
     file = [gr.Textbox(visible="hidden", label=label) for label in ("text", "name")]
     status = gr.HTML(elem_id="set-status")
-    with gr.Row(elem_classes="tools"):
-        stop = gr.Button("Stop", size="sm", visible=False, elem_id="stop-set")
-        go_on = gr.Button("Continue", size="sm", visible=False, elem_id="continue-set")
-    with gr.Accordion("Your own questions: answered by all actors, for this browser alone", open=False):
+    with gr.Accordion("Your own questions", open=False):
+        gr.HTML(
+            '<p class="hint">All four actors answer them; questions and answers are kept for this browser alone.</p>'
+        )
         questions = gr.Textbox(
             label=f"Questions, up to {MAX_QUESTIONS}",
             placeholder=PLACEHOLDER,
@@ -160,8 +167,8 @@ def updates(controls: Controls, sent: Controls | None) -> list[Any]:
     return [
         which,
         controls.status,
-        gr.Button(visible=controls.can_stop),
-        gr.Button(visible=controls.can_go_on),
+        gr.Button(interactive=controls.can_stop),
+        gr.Button(interactive=controls.can_go_on),
         is_set,
         is_set,
     ]
