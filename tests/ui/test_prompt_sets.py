@@ -4,11 +4,12 @@ import threading
 import time
 
 import pytest
+from likeness import alike
 
 pytest.importorskip("gradio")
 
 from lite_c2f.actors.reply import Reply
-from lite_c2f.chat import ALL_PANES, ChatSettings
+from lite_c2f.chat import ALL_PANES, Chat, ChatSettings
 from lite_c2f.chat.fair_queue import FairQueue
 from lite_c2f.chat.panes import check_settings, pane_of
 from lite_c2f.chat.stream import AnswerStream, PendingQuestion
@@ -274,3 +275,31 @@ def test_the_tab_shows_a_set_with_its_figures_and_no_text_is_markup(sets, engine
     assert prompts.controls(OTHER, id).which == HELD_OUT and len(prompts.controls(OTHER, id).choices) == 1
     assert "no such prompt set" in prompts.state(OTHER, id)
     assert prompts.controls("", "").choices == prompts.controls(OTHER, "").choices  # a page without its owner yet
+
+
+@pytest.mark.slow
+def test_a_visitor_is_answered_while_a_set_of_the_toy_actors_is_at_work(toy_run, tmp_path):
+    """150 questions of about 45 tokens each: a visitor who has to wait for one or two of them is done long before."""
+    chat = Chat(toy_run)
+    sets = PromptSets(chat, tmp_path, RUN)
+    questions = [
+        f"Tom has {a} apples, finds {b}, loses {c}. How many now?"
+        for a in range(1, 7)
+        for b in range(1, 6)
+        for c in range(1, 6)
+    ]
+    id = sets.begin(OWNER, "", "\n".join(questions), ChatSettings(max_tokens=64, temperature=0.0)).id
+    try:
+        until(lambda: sets.work_of(OWNER).answered >= 3)
+        before = sets.work_of(OWNER).answered
+        replies = chat.stream("Lea has 3 books, gets 2, sells 1. How many now?", ["fine"], score=True, asker=OTHER)
+        assert {reply.finish for reply in replies if reply.finish} <= {"eos", "stop", "limit"}
+        assert sets.work_of(OWNER).active and sets.work_of(OWNER).answered - before < 100
+    finally:
+        sets.stop(OWNER)
+    first = [row for row in saved(sets, id).rows if row["prompt"] == questions[0]]
+    alone = chat.answer(questions[0], ALL_PANES, max_tokens=64, temperature=0.0)
+    for row in first:  # as in Compare, up to rounding in batches of another size
+        text = alone[at_work.PANES[row["actor"]]].text
+        assert alike(row["response"], text) >= min(10, len(text))
+    assert all(isinstance(row["reward"], float) for row in first)
