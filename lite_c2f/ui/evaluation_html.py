@@ -189,5 +189,5 @@ def _title(actor: str) -> str:
 
 
 def _reply(pane: str, answer: ActorAnswer) -> Reply:
-    figures = {"reward": answer.reward, "repeated": answer.repeated}
-    return Reply(pane, answer.text, answer.tokens, 0.0, answer.finish, answer.message, **figures)
+    reply = Reply(pane, answer.text, answer.tokens, 0.0, answer.finish, answer.message)
+    return reply._replace(reward=answer.reward, repeated=answer.repeated)
