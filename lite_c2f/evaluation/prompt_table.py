@@ -25,6 +25,7 @@ class ActorAnswer(NamedTuple):
     reward: float | None  # z-score; None where nothing has scored it
     repeated: float  # share of its 4-grams of tokens that the answer had before, 0 to 1
     message: str = ""  # why there is no answer, where it failed
+    question_cut: bool = False  # the question did not fit: its beginning was not read
 
     @property
     def cut_off(self) -> bool:
@@ -86,7 +87,8 @@ def rows_of(lines: Iterable[Mapping[str, Any]]) -> list[PromptRow]:
 def _answer(line: Mapping[str, Any]) -> ActorAnswer:
     reward = None if line["reward"] is None else float(line["reward"])
     numbers = int(line["tokens"]), reward, float(line["repeated_4gram"])
-    return ActorAnswer(str(line["response"]), str(line["finish"]), *numbers, str(line.get("message", "")))
+    more = str(line.get("message", "")), bool(line.get("question_cut", False))
+    return ActorAnswer(str(line["response"]), str(line["finish"]), *numbers, *more)
 
 
 def loss_to_baseline(row: PromptRow) -> float:

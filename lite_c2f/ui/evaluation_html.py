@@ -190,4 +190,4 @@ def _title(actor: str) -> str:
 
 def _reply(pane: str, answer: ActorAnswer) -> Reply:
     reply = Reply(pane, answer.text, answer.tokens, 0.0, answer.finish, answer.message)
-    return reply._replace(reward=answer.reward, repeated=answer.repeated)
+    return reply._replace(reward=answer.reward, repeated=answer.repeated, cut=answer.question_cut)

@@ -76,12 +76,13 @@ def evaluation_view(prompts: Prompts, owner: gr.Textbox) -> None:
     def refresh(sent: Any, owner: str, which: Any, *asked: Any) -> list[Any]:
         """Everything, where something has changed since it was sent: the prompts shown, or the controls of sets."""
         before, controls_before, known = sent or (None, None, "")
+        listed = which = str(which or HELD_OUT)
         work = prompts.sets.work_of(owner)
         if not known and not which and work is not None and work.active:  # the page was reloaded
             which = work.prompt_set.id
-        controls = prompts.controls(owner, str(which or HELD_OUT))
+        controls = prompts.controls(owner, which)
         state = prompts.state(owner, controls.which)
-        if (state, controls, owner) == sent:
+        if (state, controls, owner) == sent and listed == controls.which:
             return [gr.skip()] * len(everything)
         shown = [gr.skip()] * (len(everything) - len(own.shown) - 1)
         if state != before:
@@ -91,7 +92,7 @@ def evaluation_view(prompts: Prompts, owner: gr.Textbox) -> None:
             visible = isinstance(state, tuple)
             shown = [prompts.summary(state), gr.Column(visible=visible), *_filters(rows, asked[2:-1])]
             shown += _draw(rows, *asked)
-        return [(state, controls, owner), *shown, *prompt_set_view.updates(controls, controls_before)]
+        return [(state, controls, owner), *shown, *prompt_set_view.updates(controls, controls_before, listed)]
 
     def act(change: Any) -> Any:
         """The handler that moves the visitor's place by `change`, which gets the rows found, place and value."""

@@ -158,10 +158,10 @@ def connect(
     saved.then(None, own.file, None, js=DOWNLOAD)
 
 
-def updates(controls: Controls, sent: Controls | None) -> list[Any]:
-    """Updates of `SetParts.shown`, of what has changed since `sent`."""
+def updates(controls: Controls, sent: Controls | None, listed: str) -> list[Any]:
+    """Updates of `SetParts.shown`. sent: what was sent before; listed: what the list of prompts shows now."""
     which: Any = gr.skip()
-    if sent is None or (controls.choices, controls.which) != (sent.choices, sent.which):
+    if sent is None or controls.choices != sent.choices or controls.which != listed:
         which = gr.Dropdown(choices=list(controls.choices), value=controls.which)
     is_set = gr.Button(interactive=controls.which != HELD_OUT)
     return [

@@ -83,6 +83,7 @@ class SetWork:
             prompt_sets.save(self.folder, self.prompt_set)
         except Exception as error:
             self.message = f"the last answers are not saved: {one_line(error)}"
+        self.prompt_set = self.prompt_set._replace(rows=())  # it is kept for its name alone
 
     def _answer_all(self, asked: dict[int, AnswerStream]) -> None:
         """asked: by place, the questions in the engine; those left in it at the end are not answered."""
@@ -133,6 +134,7 @@ def row_of(question: str, actor: str, reply: Reply) -> dict[str, Any]:
         "repeated_4gram": round(reply.repeated, 4),
         "seed": reply.seed,
         **({"message": reply.message} if failed else {}),
+        **({"question_cut": True} if reply.cut else {}),
     }
 
 
