@@ -31,6 +31,7 @@ def test_a_json_line_has_its_question_in_a_field():
         ('{"prompt": "a"}\n{"prompt": 3}', 'line 2 has no question; expected a text under "prompt" or "question"'),
         ('{"prompt": "a"}\n{"prompt": " "}', "line 2: an empty question"),
         ("a\n" + "b" * 32_769, "line 2: a question of 32,769 characters; expected at most 32,768"),
+        ("\n\na\n" + "b" * 32_769, "line 4: a question of 32,769 characters"),  # as an editor counts
         ("\n".join(map(str, range(201))), "201 questions; expected at most 200"),
         ("a" * 200_001, "200,001 characters; expected at most 200,000"),
         ("[" * 100_000 + "\n" + "a", "line 1: a question of 100,000 characters"),  # too deep to be read as JSON
