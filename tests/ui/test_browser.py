@@ -827,6 +827,7 @@ def own_questions_are_answered(tab, questions):
     tab.click("#answer-set")
     tab.wait_for_selector(".notice p >> text=line 4 is no JSON object")
     tab.fill("#own-questions textarea", lines)  # the refusal has left the text there
+    tab.locator("input[type=number] >> visible=true").first.fill("8")  # most new tokens
     with held(tab):
         tab.click("#answer-set")
         tab.wait_for_selector("#set-status >> text=0 of 3 answered")
@@ -845,6 +846,7 @@ def own_questions_are_answered(tab, questions):
         tab.click("#export-set")
     rows = [json.loads(line) for line in download.value.path().read_text().splitlines()]
     assert [row["prompt"] for row in rows[::4]] == questions and len(rows) == 12
+    assert all(row["tokens"] <= 8 for row in rows)
 
 
 def test_runs_are_shown(tab):
