@@ -4,7 +4,7 @@ Pure functions over the lines of evaluation/responses.jsonl. Nothing is computed
 are those that the comparison wrote.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,12 @@ class ActorAnswer(NamedTuple):
     """One actor's answer to a prompt."""
 
     text: str
-    finish: str  # "eos" | "stop" | "limit"
+    finish: str  # "eos" | "stop" | "limit" | "error"
     tokens: int
-    reward: float  # z-score
+    reward: float | None  # z-score; None where nothing has scored it
     repeated: float  # share of its 4-grams of tokens that the answer had before, 0 to 1
+    message: str = ""  # why there is no answer, where it failed
+    question_cut: bool = False  # the question did not fit: its beginning was not read
 
     @property
     def cut_off(self) -> bool:
@@ -65,8 +67,13 @@ def read_prompts(file: Path) -> list[PromptRow]:
 
 
 def _rows_of(file: Path) -> list[PromptRow]:
+    return rows_of(read_lines(file))
+
+
+def rows_of(lines: Iterable[Mapping[str, Any]]) -> list[PromptRow]:
+    """The rows of the lines of a responses.jsonl. Raises what looking up and converting raise for another format."""
     rows: list[PromptRow] = []
-    for line in read_lines(file):
+    for line in lines:
         actor, answer = line["actor"], _answer(line)
         # The lines of a prompt follow each other; the same prompt may stand in the data twice.
         if not rows or rows[-1].prompt != line["prompt"] or actor in rows[-1].answers:
@@ -78,24 +85,33 @@ def _rows_of(file: Path) -> list[PromptRow]:
 
 
 def _answer(line: Mapping[str, Any]) -> ActorAnswer:
-    numbers = int(line["tokens"]), float(line["reward"]), float(line["repeated_4gram"])
-    return ActorAnswer(str(line["response"]), str(line["finish"]), *numbers)
+    reward = None if line["reward"] is None else float(line["reward"])
+    numbers = int(line["tokens"]), reward, float(line["repeated_4gram"])
+    more = str(line.get("message", "")), bool(line.get("question_cut", False))
+    return ActorAnswer(str(line["response"]), str(line["finish"]), *numbers, *more)
 
 
 def loss_to_baseline(row: PromptRow) -> float:
     """By how much the reward of the Fine Actor is below the instruct model's; 0 where one of them is missing."""
     fine, baseline = row.answers.get(FINE), row.answers.get(INSTRUCT)
-    return baseline.reward - fine.reward if fine and baseline else 0.0
+    if not fine or not baseline or fine.reward is None or baseline.reward is None:
+        return 0.0
+    return baseline.reward - fine.reward
+
+
+def _most(row: PromptRow, name: str) -> float:
+    """The largest figure of that name among a row's answers; 0 where it has none yet."""
+    return max((getattr(answer, name) for answer in row.answers.values()), default=0)
 
 
 PRESETS = {
     "all": Preset("All prompts"),
     "lost": Preset("Fine lost to Baseline", loss_to_baseline),
-    "longest": Preset("Longest answers", lambda row: max(each.tokens for each in row.answers.values()), False),
-    "repeated": Preset("Most repeated", lambda row: max(each.repeated for each in row.answers.values())),
+    "longest": Preset("Longest answers", lambda row: _most(row, "tokens"), False),
+    "repeated": Preset("Most repeated", lambda row: _most(row, "repeated")),
     "cut": Preset("Cut off", lambda row: sum(each.cut_off for each in row.answers.values())),
 }
-FIGURES: Mapping[str, Callable[[ActorAnswer], float]] = {
+FIGURES: Mapping[str, Callable[[ActorAnswer], float | None]] = {
     "reward": lambda answer: answer.reward,
     "tokens": lambda answer: answer.tokens,
     "repeated": lambda answer: answer.repeated,
@@ -122,7 +138,7 @@ def sort_keys(actors: Sequence[str]) -> list[str]:
 def select(rows: Sequence[PromptRow], query: Query) -> list[PromptRow]:
     """The rows that a query asks for, in its order. Raises KeyError for an unknown preset or column.
 
-    Equal rows keep the order of the preset; those that lack the column's actor come last, in both directions.
+    Equal rows keep the order of the preset; those that lack the column's figure come last, in both directions.
     """
     preset, wanted = PRESETS[query.preset], query.search.casefold().strip()
     found = [row for row in rows if _matches(row, query, wanted)]
@@ -135,9 +151,14 @@ def select(rows: Sequence[PromptRow], query: Query) -> list[PromptRow]:
         return sorted(found, key=TEXTS[query.column], reverse=query.descending)
     name, _, actor = query.column.partition(":")
     figure = FIGURES[name]
-    having = [row for row in found if actor in row.answers]
-    having.sort(key=lambda row: figure(row.answers[actor]), reverse=query.descending)
-    return [*having, *(row for row in found if actor not in row.answers)]
+    values = {row.number: value for row in found if (value := _value(row, actor, figure)) is not None}
+    having = [row for row in found if row.number in values]
+    having.sort(key=lambda row: values[row.number], reverse=query.descending)
+    return [*having, *(row for row in found if row.number not in values)]
+
+
+def _value(row: PromptRow, actor: str, figure: Callable[[ActorAnswer], float | None]) -> float | None:
+    return figure(row.answers[actor]) if actor in row.answers else None
 
 
 def _matches(row: PromptRow, query: Query, wanted: str) -> bool:

@@ -21,6 +21,8 @@ from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.evaluation_view import evaluation_view
 from lite_c2f.ui.formulas import katex_address
 from lite_c2f.ui.page_session import PageSessions
+from lite_c2f.ui.prompt_choice import Prompts
+from lite_c2f.ui.prompt_sets import PromptSets
 from lite_c2f.ui.ratio_grid import ratio_grid_view
 from lite_c2f.ui.run_view import run_view
 from lite_c2f.ui.serve import launch
@@ -58,7 +60,7 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
             with gr.Tab("Ratios"):
                 ratio_grid_view(served)
             with gr.Tab("Evaluation"):
-                evaluation_view(folder)
+                evaluation_view(Prompts(folder, PromptSets(chat, folder / "app" / "prompt-sets", facts)), identity[0])
             with gr.Tab("Runs"):
                 run_view(folder.parent, folder.name, configs(folder), may_train)
         # Votes of Compare, and of others.

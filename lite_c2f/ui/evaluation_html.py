@@ -96,6 +96,12 @@ def summary(run: Path, version: Version) -> str:
     return fill("evaluation_summary.html", blocks=shown, folded=folded, errors=errors, missing=missing)
 
 
+def summary_of(blocks: Sequence[Block]) -> str:
+    """Blocks of a report as they are."""
+    kinds = [(type(block).__name__, block) for block in blocks]
+    return fill("evaluation_summary.html", blocks=kinds, folded=[], errors=[], missing=[])
+
+
 def _blocks(parts: Iterable[Section], run: Path, errors: list[str]) -> list[tuple[str, Block]]:
     """(kind, block) of sections. A section that cannot be read is left out, and its message added to `errors`."""
     blocks: list[Block] = []
@@ -151,7 +157,10 @@ def _cells(row: PromptRow, texts: Sequence[str], actors: Sequence[str]) -> list[
 
 
 def _figures(answer: ActorAnswer) -> list[str]:
-    return [signed(answer.reward), str(answer.tokens), f"{answer.repeated:.0%}", "yes" if answer.cut_off else ""]
+    if answer.finish == "error":
+        return ["failed", *[""] * (len(COLUMNS) - 1)]
+    reward = "" if answer.reward is None else signed(answer.reward)
+    return [reward, str(answer.tokens), f"{answer.repeated:.0%}", "yes" if answer.cut_off else ""]
 
 
 def _short(text: str) -> str:
@@ -180,4 +189,5 @@ def _title(actor: str) -> str:
 
 
 def _reply(pane: str, answer: ActorAnswer) -> Reply:
-    return Reply(pane, answer.text, answer.tokens, 0.0, answer.finish, reward=answer.reward, repeated=answer.repeated)
+    reply = Reply(pane, answer.text, answer.tokens, 0.0, answer.finish, answer.message)
+    return reply._replace(reward=answer.reward, repeated=answer.repeated, cut=answer.question_cut)

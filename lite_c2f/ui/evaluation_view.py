@@ -1,23 +1,23 @@
-"""Evaluation tab: what the run's comparison found, and all held-out prompts with the actors' answers.
+"""Evaluation tab: what the run's comparison found, and all held-out prompts with the actors' answers; the same of a
+visitor's own questions.
 
 All of it is read from the run's files, and nothing before the tab is opened. The only state is a visitor's place in
-the table. What a browser sends is a number of a row or the key of a column, and is looked up, never opened.
+the table. What a browser sends is a number of a row or the key of a column, which is looked up and never opened, or the
+numbers of an owner and a set, which are checked (`store/prompt_sets.py`).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.context import Context
 
-from lite_c2f.errors import C2FError
 from lite_c2f.evaluation.prompt_table import PRESETS, TEXTS, PromptRow, Query, actors_of, select, sort_keys
-from lite_c2f.ui import evaluation_html, run_html
+from lite_c2f.ui import evaluation_html, prompt_set_view
 from lite_c2f.ui.answering import QUICK
-from lite_c2f.ui.evaluation_html import SHOWN, Version, prompt_rows, version_of
+from lite_c2f.ui.evaluation_html import SHOWN
+from lite_c2f.ui.prompt_choice import HELD_OUT, Prompts
 from lite_c2f.ui.run_view import REFRESH
-from lite_c2f.ui.runs import follow
 
 ANY = ""  # of a filter
 # The value that page.js notes before it clicks a hidden button, in place of the first input.
@@ -34,71 +34,88 @@ class Place(NamedTuple):
     chosen: int | None = None  # number of the row whose answers are shown
 
 
-def evaluation_view(run: Path) -> None:
-    """Build the view inside an open gr.Tab of a gr.Blocks."""
+class TableParts(NamedTuple):
+    """Components of the table of prompts, and of the answers to one of them."""
+
+    preset: gr.Dropdown
+    search: gr.Textbox
+    filters: list[gr.Dropdown]
+    table: gr.HTML
+    turning: list[gr.Button]
+    answers: gr.HTML
+    stepping: list[gr.Button]
+    place: gr.State
+
+    @property
+    def asked(self) -> list[Any]:
+        """Inputs of `_query`."""
+        return [self.preset, self.search, *self.filters, self.place]
+
+    @property
+    def drawn(self) -> list[Any]:
+        """Outputs of `_draw`."""
+        return [self.table, *self.turning, self.answers, *self.stepping, self.place]
+
+
+def evaluation_view(prompts: Prompts, owner: gr.Textbox) -> None:
+    """Build the view inside an open gr.Tab of a gr.Blocks. owner: hidden box with the visitor's number."""
     tab = Context.block
     with gr.Column(elem_classes="run-view"):
+        gr.HTML(elem_classes="notice")  # page.js shows Gradio's notices here
+        own = prompt_set_view.lay_out(prompts.sets.chat)
         summary = gr.HTML(elem_id="evaluation-summary")
-        with gr.Column(visible=False) as prompts:
-            gr.HTML("<h2>Held-out prompts</h2>")
-            with gr.Row():
-                choices = [(preset.title, name) for name, preset in PRESETS.items()]
-                preset = gr.Dropdown(choices, value="all", label="Show", min_width=170)
-                search = gr.Textbox(
-                    label="Search",
-                    placeholder="in prompts and answers",
-                    max_lines=1,
-                    max_length=LONGEST_SEARCH,
-                    min_width=200,
-                )
-                filters = [
-                    gr.Dropdown([("any", ANY)], value=ANY, label=label, visible=False, min_width=150)
-                    for label in ("Source", "Category")
-                ]
-            table = gr.HTML(elem_id="evaluation-table")
-            with gr.Row(elem_classes="tools"):
-                turning = [gr.Button(f"{name} {SHOWN} prompts", size="sm") for name in ("Previous", "Next")]
-                stepping = [gr.Button(f"{name} prompt", size="sm") for name in ("Previous", "Next")]
-            answers = gr.HTML(elem_id="evaluation-answers")
+        with gr.Column(visible=False) as column:
+            parts = _table_parts()
         picked = gr.Textbox(visible="hidden", label="picked")
         sort, row = (
             gr.Button(name, visible="hidden", elem_id=f"evaluation-{name.lower()}") for name in ("Sort", "Row")
         )
-        place, sent = gr.State(Place()), gr.State(None)
-        timer = gr.Timer(REFRESH, active=False)
+        sent, timer = gr.State(None), gr.Timer(REFRESH, active=False)
+    everything = [sent, summary, column, *parts.filters, *parts.drawn, *own.shown]
 
-    asked = [preset, search, *filters, place]
-    drawn = [table, *turning, answers, *stepping, place]
-
-    def refresh(sent: Any, *asked: Any) -> list[Any]:
-        """Everything, where a file has changed since it was sent."""
-        now = _state_of(run)
-        if now == sent:
-            return [gr.skip()] * (3 + len(filters) + len(drawn))
-        visible = isinstance(now, tuple)
-        rows = prompt_rows(run, now) if visible else ()
-        shown = evaluation_html.summary(run, now) if visible else now
-        return [now, shown, gr.Column(visible=visible), *_filters(rows), *_draw(rows, *asked)]
+    def refresh(sent: Any, owner: str, which: Any, *asked: Any) -> list[Any]:
+        """Everything, where something has changed since it was sent: the prompts shown, or the controls of sets."""
+        before, controls_before, known = sent or (None, None, "")
+        listed = which = str(which or HELD_OUT)
+        work = prompts.sets.work_of(owner)
+        if not known and not which and work is not None and work.active:  # the page was reloaded
+            which = work.prompt_set.id
+        controls = prompts.controls(owner, which)
+        state = prompts.state(owner, controls.which)
+        if (state, controls, owner) == sent and listed == controls.which:
+            return [gr.skip()] * len(everything)
+        shown = [gr.skip()] * (len(everything) - len(own.shown) - 1)
+        if state != before:
+            rows = prompts.rows(state)
+            if controls_before is None or controls_before.which != controls.which:  # other prompts: from the beginning
+                asked = (*asked[:2], *[ANY] * len(parts.filters), Place())
+            visible = isinstance(state, tuple)
+            shown = [prompts.summary(state), gr.Column(visible=visible), *_filters(rows, asked[2:-1])]
+            shown += _draw(rows, *asked)
+        return [(state, controls, owner), *shown, *prompt_set_view.updates(controls, controls_before, listed)]
 
     def act(change: Any) -> Any:
         """The handler that moves the visitor's place by `change`, which gets the rows found, place and value."""
 
-        def handler(value: str, *asked: Any) -> list[Any]:
-            rows = _rows(run)
+        def handler(value: str, owner: str, which: Any, *asked: Any) -> list[Any]:
+            rows = prompts.rows(prompts.state(owner, str(which or HELD_OUT)))
             *query, place = asked
             return _draw(rows, *query, change(_found(rows, *query, place), place, value))
 
         return handler
 
-    everything = [sent, summary, prompts, *filters, *drawn]
+    asked = [owner, own.which, *parts.asked]
     timer.tick(refresh, [sent, *asked], everything, trigger_mode="once", **QUICK)
-    row.click(act(_choose), [picked, *asked], drawn, js=PICKED, **QUICK)
-    sort.click(act(_sort), [picked, *asked], drawn, js=PICKED, **QUICK)
-    gr.on([preset.input, *(each.input for each in filters)], act(_begin), [picked, *asked], drawn, **QUICK)
-    search.change(act(_keep_order), [picked, *asked], drawn, trigger_mode="always_last", **QUICK)
-    for step, turn, other in ((-1, turning[0], stepping[0]), (1, turning[1], stepping[1])):
-        turn.click(act(_turner(step)), [picked, *asked], drawn, **QUICK)
-        other.click(act(_stepper(step)), [picked, *asked], drawn, **QUICK)
+    own.which.input(refresh, [sent, *asked], everything, **QUICK)
+    moved: dict[str, Any] = {"inputs": [picked, *asked], "outputs": parts.drawn, **QUICK}
+    row.click(act(_choose), js=PICKED, **moved)
+    sort.click(act(_sort), js=PICKED, **moved)
+    gr.on([parts.preset.input, *(each.input for each in parts.filters)], act(_begin), **moved)
+    parts.search.change(act(_keep_order), trigger_mode="always_last", **moved)
+    for step, turn, other in ((-1, parts.turning[0], parts.stepping[0]), (1, parts.turning[1], parts.stepping[1])):
+        turn.click(act(_turner(step)), **moved)
+        other.click(act(_stepper(step)), **moved)
+    prompt_set_view.connect(prompts, own, refresh, [sent, *asked], everything)
     if isinstance(tab, gr.Tab) and isinstance(tab.parent, gr.Tabs):  # read when the tab is opened, and while it is
         label = tab.label
 
@@ -109,30 +126,36 @@ def evaluation_view(run: Path) -> None:
         tab.parent.select(only_here, [sent, *asked], [timer, *everything], **QUICK)
 
 
-def _state_of(run: Path) -> Version | str:
-    """The version of a run's evaluation; HTML that says what is missing where there is none, or a file is damaged."""
-    version = version_of(run)
-    if version[0] is None:
-        state = follow(run)
-        return evaluation_html.unevaluated(state, run_html.header(state) + run_html.bars(state.stages))
-    try:
-        prompt_rows(run, version)
-    except C2FError as error:
-        return evaluation_html.damaged(error)
-    return version
+def _table_parts() -> TableParts:
+    gr.HTML("<h2>Prompts and answers</h2>")
+    with gr.Row():
+        choices = [(preset.title, name) for name, preset in PRESETS.items()]
+        preset = gr.Dropdown(choices, value="all", label="Show", min_width=170)
+        search = gr.Textbox(
+            label="Search",
+            placeholder="in prompts and answers",
+            max_lines=1,
+            max_length=LONGEST_SEARCH,
+            min_width=200,
+        )
+        filters = [
+            gr.Dropdown([("any", ANY)], value=ANY, label=label, visible=False, min_width=150)
+            for label in ("Source", "Category")
+        ]
+    table = gr.HTML(elem_id="evaluation-table")
+    with gr.Row(elem_classes="tools"):
+        turning = [gr.Button(f"{name} {SHOWN} prompts", size="sm") for name in ("Previous", "Next")]
+        stepping = [gr.Button(f"{name} prompt", size="sm") for name in ("Previous", "Next")]
+    answers = gr.HTML(elem_id="evaluation-answers")
+    return TableParts(preset, search, filters, table, turning, answers, stepping, gr.State(Place()))
 
 
-def _rows(run: Path) -> tuple[PromptRow, ...]:
-    version = _state_of(run)
-    return prompt_rows(run, version) if isinstance(version, tuple) else ()
-
-
-def _filters(rows: Sequence[PromptRow]) -> list[gr.Dropdown]:
-    """The choices of the filters; one that has nothing to choose from is not shown."""
+def _filters(rows: Sequence[PromptRow], chosen: Sequence[Any]) -> list[gr.Dropdown]:
+    """The choices of the filters, and those chosen; one that has nothing to choose from is not shown."""
     updates = []
-    for name in ("source", "category"):
+    for name, value in zip(("source", "category"), chosen, strict=True):
         values = sorted({value for row in rows if (value := getattr(row, name))})
-        updates.append(gr.Dropdown(choices=[("any", ANY), *values], visible=len(values) > 1))
+        updates.append(gr.Dropdown(choices=[("any", ANY), *values], value=value or ANY, visible=len(values) > 1))
     return updates
 
 

@@ -247,6 +247,24 @@
     box.dispatchEvent(new Event("input", { bubbles: true }));
   }), 100);
 
+  // A file of questions is read here, into the box: no file is sent.
+  document.addEventListener("change", async (event) => {
+    const [file] = event.target.id === "question-file" ? event.target.files : [];
+    if (!file) return;
+    const box = document.querySelector("#own-questions textarea"), say = document.getElementById("question-file-said");
+    const most = Number(event.target.dataset.most), text = file.size <= 4 * most ? await file.text() : null;
+    event.target.value = ""; // it may be chosen again when it has changed
+    if (text === null || text.length > most) {
+      say.textContent = `${file.name} is larger than ${most.toLocaleString("en")} characters: ask them in several sets.`;
+    } else if (/[\0\ufffd]/.test(text)) {
+      say.textContent = `${file.name} is no text in UTF-8: save it as such.`;
+    } else {
+      box.value = text;
+      box.dispatchEvent(new Event("input", { bubbles: true }));
+      say.textContent = `${file.name} is in the box.`;
+    }
+  });
+
   // The open tab is in the address.
   const slug = (tab) => tab.textContent.trim().toLowerCase().replace(/\W+/g, "-");
   const openTab = () => {
@@ -305,7 +323,9 @@
     if (event.target.closest?.("#edit, .gallery-item, .gallery button, .examples button")) {
       setTimeout(() => visible(".prompt textarea")?.focus(), 300);
     }
-    if (event.target.closest?.("#delete-session") && !confirm("Delete the chosen session for good?")) {
+    const what = event.target.closest?.("#delete-session") ? "session"
+      : event.target.closest?.("#delete-set") ? "questions and their answers" : "";
+    if (what && !confirm(`Delete the chosen ${what} for good?`)) {
       event.stopImmediatePropagation();
       event.preventDefault();
     }

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lite_c2f.errors import RunError
-from lite_c2f.evaluation.prompt_table import Query, read_prompts, select, sort_keys
+from lite_c2f.evaluation.prompt_table import PromptRow, Query, read_prompts, rows_of, select, sort_keys
 
 # prompt, actor, tokens, reward, share repeated, ending
 LINES = (
@@ -84,3 +84,23 @@ def test_a_file_of_another_format_is_named(tmp_path):
     file.write_text('{"prompt": "?", "actor": "fine"}\n')
     with pytest.raises(RunError, match=r"responses\.jsonl' has another format"):
         read_prompts(file)
+
+
+def test_answers_without_a_reward_come_last_and_lose_to_nobody():
+    lines = [
+        line("a", "instruct", 1, 1.0, 0.0, "eos"),
+        line("a", "fine", 1, None, 0.0, "eos"),
+        line("b", "instruct", 1, 1.0, 0.0, "eos"),
+        line("b", "fine", 1, 0.5, 0.0, "eos"),
+        line("c", "fine", 0, None, 0.0, "error", message="no memory"),
+    ]
+    rows = rows_of(lines)
+    assert numbers(rows, column="reward:fine") == numbers(rows, column="reward:fine", descending=True) == [1, 0, 2]
+    assert numbers(rows, preset="lost") == [1]
+    assert (rows[2].answers["fine"].message, rows[1].answers["fine"].message) == ("no memory", "")
+
+
+def test_prompts_that_nobody_has_answered_yet():
+    rows = [PromptRow(number, text, "", "", {}) for number, text in enumerate("ab")]
+    assert numbers(rows) == numbers(rows, preset="longest") == numbers(rows, column="tokens:fine") == [0, 1]
+    assert numbers(rows, preset="repeated") == numbers(rows, preset="cut") == numbers(rows, preset="lost") == []

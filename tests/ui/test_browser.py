@@ -831,6 +831,40 @@ def test_held_out_prompts_are_sorted_searched_and_shown_side_by_side(tab):
     tab.wait_for_function("document.querySelectorAll('.prompts tbody tr').length === 50")
     tab.get_by_role("button", name="Previous prompt").click()
     tab.wait_for_function("text => document.querySelector('.chosen blockquote').textContent !== text", arg=prompts[1])
+    own_questions_are_answered(tab, [prompts[0], EVIL.replace("\n", " "), "Beta"])
+
+
+def own_questions_are_answered(tab, questions):
+    """From a file that is read in the browser, over a reload in the midst, in the table of the held-out prompts."""
+    tab.get_by_role("button", name="Your own questions").click()
+    tab.wait_for_selector("#own-questions textarea")
+    lines = "\n".join(json.dumps({"prompt": question}) for question in questions)
+    file = {"name": "mine.jsonl", "mimeType": "text/plain", "buffer": f"{lines}\nnone".encode()}
+    tab.set_input_files("#question-file", files=[file])
+    tab.wait_for_function("document.querySelector('#own-questions textarea').value.endsWith('none')")
+    tab.click("#answer-set")
+    tab.wait_for_selector(".notice p >> text=line 4 is no JSON object")
+    tab.fill("#own-questions textarea", lines)  # the refusal has left the text there
+    tab.locator("input[type=number] >> visible=true").first.fill("8")  # most new tokens
+    with held(tab):
+        tab.click("#answer-set")
+        tab.wait_for_selector("#set-status >> text=0 of 3 answered")
+        tab.wait_for_function("document.querySelector('#own-questions textarea').value === ''")
+        tab.goes_away = True
+        tab.reload()
+        tab.wait_for_selector("#set-status >> text=0 of 3 answered")
+        assert tab.locator(".prompts tbody tr").count() == 3
+    tab.wait_for_selector("#set-status p", state="hidden")
+    rewards = "[...document.querySelectorAll('.prompts tbody td.first')].filter((cell) => cell.innerText)"
+    tab.wait_for_function(f"{rewards}.length === 12")
+    tab.locator(".prompts tbody .pick").nth(1).click()
+    tab.wait_for_selector(".chosen")
+    assert tab.inner_text(".chosen blockquote") == questions[1] and tab.locator(".chosen .said").count() == 4
+    with tab.expect_download() as download:
+        tab.click("#export-set")
+    rows = [json.loads(line) for line in download.value.path().read_text().splitlines()]
+    assert [row["prompt"] for row in rows[::4]] == questions and len(rows) == 12
+    assert all(row["tokens"] <= 8 for row in rows)
 
 
 def test_runs_are_shown(tab):
@@ -1110,6 +1144,9 @@ def test_axe_finds_nothing_that_shuts_people_out(site, browser, width, scheme):
     ):
         page.get_by_role("tab", name=name).click()
         page.wait_for_selector(f"{there} >> visible=true")
+        if name == "Evaluation":
+            page.get_by_role("button", name="Your own questions").click()
+            page.wait_for_selector("#question-file >> visible=true")
         check(name)
     context.close()
 

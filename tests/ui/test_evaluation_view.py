@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("gradio")
 
 from lite_c2f.evaluation.prompt_table import ActorAnswer, PromptRow, Query
-from lite_c2f.ui import evaluation_html, evaluation_view
+from lite_c2f.ui import evaluation_html, evaluation_view, prompt_choice
 from lite_c2f.ui.evaluation_view import Place
 
 EVIL = '<img src=x onerror="window.hit=1">${window.hit=2} {{x}} `y`'
@@ -87,7 +87,7 @@ def test_a_run_says_what_is_missing_and_then_what_was_found(tmp_path):
     """64 of 100 won: Wilson's 95% interval is (0.542, 0.727)."""
     run, folder = tmp_path / "run", tmp_path / "run" / "evaluation"
     folder.mkdir(parents=True)
-    state = evaluation_view._state_of(run)
+    state = prompt_choice.state_of_run(run)
     assert isinstance(state, str) and "have not been compared yet" in state and "Comparison" in state
     lines = [
         {
@@ -106,13 +106,13 @@ def test_a_run_says_what_is_missing_and_then_what_was_found(tmp_path):
     figures = {"fine": {"reward_se": 0.125, "distinct_1": 0.5}}
     (folder / "metrics.json").write_text(json.dumps({"actors": figures, "wins": {"fine over instruct": wins}}))
     (run / "summary.json").write_text(json.dumps({"actors": {"fine": {"reward": 0.25}}}))
-    state = evaluation_view._state_of(run)
+    state = prompt_choice.state_of_run(run)
     shown = evaluation_html.summary(run, state)
     assert "<td>0.542</td><td>0.727</td>" in shown and "<td>0.250 ± 0.125</td>" in shown and "<svg" in shown
     assert "lite-c2f judge" in shown and "lite-c2f eval --tasks" in shown
     (folder / "general.json").write_text("{}")  # of another format
-    changed = evaluation_view._state_of(run)
+    changed = prompt_choice.state_of_run(run)
     assert changed != state
     assert "general.json" in evaluation_html.summary(run, changed)
     (folder / "responses.jsonl").write_text("{}\n")
-    assert "has another format" in evaluation_view._state_of(run)
+    assert "has another format" in prompt_choice.state_of_run(run)
