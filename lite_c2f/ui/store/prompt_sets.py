@@ -23,9 +23,7 @@ from lite_c2f.ui.store.tuples import as_row, decoded, encoded, from_row
 
 SCHEMA = 1
 MAX_SETS = 50  # per owner
-MAX_BYTES = (
-    64 * 2**20
-)  # of an owner's sets, beyond which no further one begins; one of 200 long answers has about 4 MiB
+MAX_BYTES = 64 * 2**20  # of an owner's sets, beyond which none begins; one of 200 long answers has about 4 MiB
 FAILED = "error"  # how an answer ended that is none
 _ID = re.compile(r"[0-9a-f]{32}")
 _WRITING = threading.Lock()  # write_text's temporary file name has only the process id: threads would clash
