@@ -3,8 +3,8 @@
 A row of model m at ratio r computes `W_m x + r * scaling * B A x` in every adapted layer. So the four actors are rows
 of one batch: base 0 and Coarse 1 on the base's weights, baseline 0 and Fine any ratio on the instruct model's.
 A row may have another residue of the lineage than the models' own, such as that of an earlier update or another run,
-with another rank and in other layers. Attention, masks, rotary angles and the residue's own products are computed once for all rows; only products with the
-models' weights are computed per model, on that model's rows. Our own.
+with another rank and in other layers. Attention, masks, rotary angles and the residues' products are computed once for
+all rows; only products with the models' weights are computed per model, on that model's rows. Our own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
