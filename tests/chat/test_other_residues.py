@@ -30,12 +30,12 @@ SETTINGS += ("fine.max_tokens=32", "data.max_answer_tokens=16", "lora.r=4", "lor
 QUESTION = {"temperature": 1.2, "seed": 3, "max_tokens": 16}
 
 
-def random_adapters(quantized, seed, lora):
+def random_adapters(quantized, seed, lora, std=0.2):
     torch.manual_seed(seed)
     roles = Roles(quantized(), lora, ("policy",))
     with torch.no_grad():
         for parameter in roles.adapter_parameters("policy"):
-            parameter.normal_(std=0.2)
+            parameter.normal_(std=std)
     return roles
 
 
@@ -66,7 +66,9 @@ def policies(quantized):
     return {
         "last": random_adapters(quantized, 0, Lora(r=4, alpha=8)),
         "best": random_adapters(quantized, 1, Lora(r=4, alpha=8)),
-        "other": random_adapters(quantized, 2, Lora(r=6, alpha=3, rslora=True, target_modules=("q_proj", "down_proj"))),
+        "other": random_adapters(
+            quantized, 2, Lora(r=6, alpha=3, rslora=True, target_modules=("q_proj", "down_proj")), 0.6
+        ),
     }
 
 
