@@ -46,8 +46,10 @@ def merged_ratio(file: Path) -> tuple[float, bool]:
 
 def find_offers(run: Path, config: Config) -> list[Offer]:
     """What can be loaded beside a run's own actors; parts of a run that cannot be read are left out."""
-    result = _coarse_of(run, config, "")
-    own = _models_of(run)
+    result, own = list[Offer](), dict[str, str]()
+    with contextlib.suppress(C2FError, OSError):
+        result = _coarse_of(run, config, "")
+        own = _models_of(run)
     for other in _newest_beside(run) if own else ():
         with contextlib.suppress(C2FError, OSError, ValueError):
             file = other / "config.yaml"

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from lite_c2f.actors.names import COARSE, FINE
 
 BEST, LAST, MERGED = "best", "last", "merged"  # moments; another one is `step-N`
-REWARDS = "rewards are this run's reward model's"
 _NAME = re.compile(
     rf"({COARSE}@(?:{BEST}|{LAST}|step-[1-9][0-9]{{0,8}}|step-0)|{FINE}@{MERGED})(?::([^/\\]{{1,200}}))?"
 )
@@ -65,6 +64,7 @@ def title_of_other(other: OtherActor) -> str:
 
 def about_other_actor(other: OtherActor) -> str:
     """What it is, in a line."""
-    if other.actor == FINE:
-        return f"Instruct model + what RL learned in {other.run}; {REWARDS}"
-    return f"Base model after RL in {other.run or 'this run'}, another adapter; {REWARDS}"
+    if not other.run:
+        return "Base model after RL, at another update of this run"
+    what = "Instruct model + what RL learned" if other.actor == FINE else "Base model after RL"
+    return f"{what} in that run; rewards by this run's reward model"

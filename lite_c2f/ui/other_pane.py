@@ -20,7 +20,7 @@ from lite_c2f.ui.store.conversations import Round
 
 OTHER = "other"  # its place in the page: part of element ids, never a key of replies
 SLOTS = (*ALL_PANES, OTHER)  # places of panes in the page
-SECOND_FINE = ("A second Fine, at the ratio beside this", "")  # a choice: label, value
+SECOND_FINE = ("A second Fine, at a ratio of its own", "")  # a choice: label, value
 
 
 def second_fine(ratio: float | None) -> str:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from starlette.testclient import TestClient
 
 from lite_c2f.backbone.adapters import write_adapter
 from lite_c2f.backbone.load import load_tokenizer
@@ -19,6 +20,7 @@ from lite_c2f.chat.offers import find_offers
 from lite_c2f.chat.other_actors import OtherActor, name_of, other_actor_in
 from lite_c2f.chat.other_residues import OtherResidues
 from lite_c2f.chat.panes import Pane, pane_of, title_of
+from lite_c2f.chat.server import build
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Lora
 from lite_c2f.errors import C2FError, ConfigError, ModelError
@@ -266,3 +268,21 @@ def test_a_pane_whose_files_are_gone_fails_alone_in_a_line(chat, runs):
     assert (replies["coarse"].finish, replies["fine@merged:sibling"].finish) == ("limit", "limit")
     assert replies["coarse@best"].finish == "error"
     assert replies["coarse@best"].message.startswith("'Coarse Actor, best policy' is not there (any more); expected")
+
+
+def test_the_server_has_them_as_models(chat, runs):
+    made = chat()
+    expected = made.answer("w1 w2", ["coarse@best"], **QUESTION)["coarse@best"].text
+    body = QUESTION | {"model": "coarse@best", "messages": [{"role": "user", "content": "w1 w2"}]}
+    with TestClient(build(made)) as client:
+        listed = [model["id"] for model in client.get("/v1/models").json()["data"]]
+        assert (
+            listed[:1] == ["coarse"]
+            and "fine@merged:sibling" in listed
+            and client.get("/v1/models/coarse@best").is_success
+        )
+        answered = client.post("/v1/chat/completions", json=body)
+        assert answered.json()["choices"][0]["message"]["content"] == expected
+        shutil.rmtree(runs / "mine" / "coarse" / "best")
+        for response in (client.post("/v1/chat/completions", json=body), client.get("/v1/models/coarse@step-7")):
+            assert response.status_code == 404 and response.json()["error"]["code"] == "model_not_found"
