@@ -21,7 +21,7 @@ from lite_c2f.runs.published import coarse_adapter, is_published
 from lite_c2f.storage.checkpoints import TENSORS, CheckpointStore, step_of
 from lite_c2f.storage.files import read_json
 
-MAX_RUNS = 20  # other runs that are listed: those that changed last
+MAX_RUNS = 20  # other runs that are listed: of those that fit, the ones that changed last
 
 
 class Offer(NamedTuple):
@@ -50,13 +50,17 @@ def find_offers(run: Path, config: Config) -> list[Offer]:
     with contextlib.suppress(C2FError, OSError):
         result = _coarse_of(run, config, "")
         own = _models_of(run)
-    for other in _newest_beside(run) if own else ():
+    left = MAX_RUNS if own else 0
+    for other in _beside(run) if own else ():
         with contextlib.suppress(C2FError, OSError, ValueError):
+            if not left or _models_of(other) != own:
+                continue
             file = other / "config.yaml"
             theirs = _read_config(file, file.stat().st_mtime_ns)
-            if _models_of(other) == own and _prompting(theirs) == _prompting(config):
-                result += _coarse_of(other, theirs, other.name)
-                result += _fine_of(other, theirs)
+            if _prompting(theirs) == _prompting(config):
+                found = [*_coarse_of(other, theirs, other.name), *_fine_of(other, theirs)]
+                result += found
+                left -= bool(found)
     return result
 
 
@@ -66,15 +70,15 @@ def _read_config(file: Path, changed: int) -> Config:
     return load_config(file)
 
 
-def _newest_beside(run: Path) -> list[Path]:
+def _beside(run: Path) -> list[Path]:
     """Other runs in the folder of a run, those first whose metrics or record changed last."""
     changed = dict[Path, float]()
-    with contextlib.suppress(OSError):
-        for folder in run.parent.iterdir():
-            if is_run_name(folder.name) and folder.name != run.name and (folder / "run.json").is_file():
-                files = [file for name in ("run.json", "metrics.jsonl") if (file := folder / name).is_file()]
-                changed[folder] = max(file.stat().st_mtime for file in files)
-    return sorted(changed, key=lambda folder: (-changed[folder], folder.name))[:MAX_RUNS]
+    for record in run.parent.glob("*/run.json"):
+        with contextlib.suppress(OSError):
+            folder, metrics = record.parent, record.with_name("metrics.jsonl")
+            if is_run_name(folder.name) and folder.name != run.name:
+                changed[folder] = max(file.stat().st_mtime for file in (record, metrics) if file.is_file())
+    return sorted(changed, key=lambda folder: (-changed[folder], folder.name))
 
 
 def _models_of(run: Path) -> dict[str, str]:

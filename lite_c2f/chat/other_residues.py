@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ class OtherResidues:
         self.run, self.config, self.multi_model = run.resolve(), config, multi_model
         self._decoder = decoder_prefix(roles_model)
         self._lock = threading.Lock()  # of what is loaded, and while something is
-        self._loaded = OrderedDict[tuple[Any, ...], Residues]()  # by file, its time and its size
+        self._loaded = OrderedDict[tuple[ResidueFile, int, int], Residues]()  # by file, its time and its size
 
     def offers(self) -> Mapping[str, Offer]:
         """What can be loaded now, by name."""
@@ -99,7 +100,7 @@ class OtherResidues:
             return self._loaded[key]
 
     def _bytes(self, residue: ResidueFile) -> int:
-        return count_weights(residue) * self.multi_model.dtype.itemsize
+        return _weights(*_key_of(residue)[:2]) * self.multi_model.dtype.itemsize
 
     def _memory(self, offer: Offer) -> str:
         """The memory that it adds, in words."""
@@ -128,13 +129,19 @@ def _known(offers: Mapping[str, Offer], name: str) -> Offer:
     return offers[name]
 
 
-def _key_of(residue: ResidueFile) -> tuple[Any, ...]:
+@lru_cache(1024)  # a page lists all files when it is opened
+def _weights(residue: ResidueFile, changed: int) -> int:
+    """changed: when the file was; a later one is read anew."""
+    return count_weights(residue)
+
+
+def _key_of(residue: ResidueFile) -> tuple[ResidueFile, int, int]:
     """What names the loaded residue of a file: another one once the file is replaced."""
     try:
         status = residue.file.stat()
     except OSError:
         raise ModelError.because(f"'{residue.place}' is gone", "the file of an adapter", "choose another") from None
-    return (*residue, status.st_mtime_ns, status.st_size)
+    return residue, status.st_mtime_ns, status.st_size
 
 
 def _title(name: str) -> str:
