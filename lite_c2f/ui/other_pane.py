@@ -40,7 +40,7 @@ def chosen_pane(choice: str | None, ratio: float | None, listed: Sequence[Listed
     if not choice:
         return second_fine(ratio)
     if choice not in [other.name for other in listed]:
-        raise Notice("That actor is not there any more: choose another from the list")
+        raise Notice("There is no such actor (any more): choose one from the list")
     return choice
 
 

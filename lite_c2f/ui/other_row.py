@@ -39,7 +39,7 @@ def other_row(served: Served) -> OtherRow:
             label="Another pane",
             info=ABOUT,
             allow_custom_value=True,  # Gradio forgets the list of a page not used for long; names are looked up
-            visible=len(listed) > 1,
+            visible=True if len(listed) > 1 else "hidden",
             elem_id="other-choice",
         )
         ratio = gr.Number(
@@ -59,7 +59,7 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
 
     def listed() -> Any:
         offered = choices(served.chat.listed_others())
-        return gr.Dropdown(choices=list(offered), visible=len(offered) > 1)
+        return gr.Dropdown(choices=list(offered), visible=True if len(offered) > 1 else "hidden")
 
     def shown(key: str) -> list[Any]:
         """Column and head of the pane, the button that removes it, its choice and its ratio."""

@@ -548,6 +548,25 @@ def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
     assert "fine@0" in session_of(tab).rounds[-1].replies
     tab.click("#remove-other")
     tab.wait_for_selector("#view-other", state="hidden")
+    best = tab.run / "coarse" / "best"
+    shutil.copytree(tab.run / "coarse" / "adapter", best / "adapter")  # the same weights, loaded beside the run's own
+    try:
+        tab.reload()  # which lists them
+        tab.focus("#other-choice input")
+        tab.wait_for_selector("[role=option]")
+        tab.keyboard.press("ArrowDown")
+        tab.keyboard.press("Enter")
+        tab.wait_for_selector("#open-other:has-text('Open this pane')")
+        tab.click("#open-other")
+        tab.wait_for_selector("#view-other .chip.act")
+        assert answer_of(tab, "other") == answer_of(tab, "coarse") == coarse
+        assert tab.get_attribute("#stop-other", "aria-label") == "Stop Coarse Actor, best policy"
+    finally:
+        shutil.rmtree(best)
+    tab.click("#view-other .act:has-text('ask again')")
+    tab.wait_for_selector("#view-other >> text=failed: 'Coarse Actor, best policy' is not there (any more)")
+    tab.click("#remove-other")
+    tab.wait_for_selector("#view-other", state="hidden")
 
 
 def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser):

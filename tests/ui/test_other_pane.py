@@ -40,7 +40,7 @@ def test_what_is_listed_can_be_opened_and_nothing_else():
     assert chosen_pane("coarse@best", None, listed) == "coarse@best"
     assert [chosen_pane(choice, 0.5, listed) for choice in ("", None)] == ["fine@0.5"] * 2
     for choice in ("coarse@last", "coarse", "fine@0.5", "/etc/passwd", "http://127.0.0.1/v1", listed[0].label):
-        with pytest.raises(Notice, match="not there any more"):
+        with pytest.raises(Notice, match="no such actor"):
             chosen_pane(choice, 0.5, listed)
 
 
