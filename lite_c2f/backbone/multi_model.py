@@ -2,8 +2,9 @@
 
 A row of model m at ratio r computes `W_m x + r * scaling * B A x` in every adapted layer. So the four actors are rows
 of one batch: base 0 and Coarse 1 on the base's weights, baseline 0 and Fine any ratio on the instruct model's.
-Attention, masks, rotary angles and the residue's own products are computed once for all rows; only products with the
-models' weights are computed per model, on that model's rows. Our own.
+A row may have another residue of the lineage than the models' own, such as that of an earlier update or another run,
+with another rank and in other layers. Attention, masks, rotary angles and the residues' products are computed once for
+all rows; only products with the models' weights are computed per model, on that model's rows. Our own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,29 +31,45 @@ class Residue(NamedTuple):
     b: Tensor  # (out, r), multiplied by the adapter's scaling
 
 
+Residues = Mapping[str, Residue]  # by the decoder's layer name; layers without one are not changed
+
+
 class RowAssignment:
-    """Assignment of the rows of the next forward pass to models; the rows are sorted by model."""
+    """Assignment of the rows of the next forward pass to models and residues; the rows are sorted by model."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []  # rows of each model
-        self.ratios: Tensor | None = None  # (rows, 1, 1) of the residue; None where all are 0
+        # Each residue that rows use, and the ratios (rows, 1, 1) of it, 0 in all other rows.
+        self.shares: list[tuple[Residues, Tensor]] = []
 
-    def assign(self, models: Sequence[int], ratios: Sequence[float], count: int, device: torch.device) -> None:
-        """models: the number of each row's model, ascending, of `count` models; ratios: of the residue, one per row."""
+    def assign(
+        self,
+        models: Sequence[int],
+        ratios: Sequence[float],
+        residues: Sequence[Residues],
+        count: int,
+        device: torch.device,
+    ) -> None:
+        """models: the number of each row's model, ascending, of `count` models; ratios, residues: one per row."""
         self.counts = [models.count(number) for number in range(count)]
-        # Not in the models' type: bfloat16 would round a ratio of 1.05 to 1.047.
-        tensor = torch.tensor(ratios, dtype=torch.float32, device=device) if any(ratios) else None
-        self.ratios = None if tensor is None else tensor[:, None, None]
+        used = {id(residue): residue for residue, ratio in zip(residues, ratios, strict=True) if ratio}
+        self.shares = []
+        for residue in used.values():
+            shares = [ratio if other is residue else 0.0 for other, ratio in zip(residues, ratios, strict=True)]
+            # Not in the models' type: bfloat16 would round a ratio of 1.05 to 1.047.
+            self.shares.append((residue, torch.tensor(shares, dtype=torch.float32, device=device)[:, None, None]))
 
 
 class PerModelLinear(nn.Module):
-    """One layer of all models: each model's layer gets its own rows; the residue is added to all rows at once."""
+    """One layer of all models: each model's layer gets its own rows; each residue in use is added to all rows at once.
 
-    def __init__(
-        self, assignment: RowAssignment, layers: Sequence[Callable[[Tensor], Tensor]], residue: Residue | None
-    ) -> None:
+    A residue adds exactly 0 to rows of another one: their outputs have the bits that they have without it.
+    """
+
+    def __init__(self, assignment: RowAssignment, layers: Sequence[Callable[[Tensor], Tensor]], name: str) -> None:
+        """name: of the layer in `Residues`."""
         super().__init__()
-        self.assignment, self.residue = assignment, residue
+        self.assignment, self.name = assignment, name
         self.layers = list(layers)  # a plain list: the modules belong to their models
 
     def forward(self, states: Tensor, *more: Any, **named: Any) -> Tensor:
@@ -69,13 +86,15 @@ class PerModelLinear(nn.Module):
             if len(part)
         ]
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        if self.residue is None or self.assignment.ratios is None:
-            return out
-        ratios = self.assignment.ratios
-        if states.ndim == 2:
-            ratios = ratios.flatten().repeat_interleave(len(states) // len(ratios))[:, None]
-        low = functional.linear(states, self.residue.a)
-        return out + functional.linear((low * ratios).to(low.dtype), self.residue.b)
+        for residues, ratios in self.assignment.shares:
+            residue = residues.get(self.name)
+            if residue is None:
+                continue
+            if states.ndim == 2:
+                ratios = ratios.flatten().repeat_interleave(len(states) // len(ratios))[:, None]
+            low = functional.linear(states, residue.a)
+            out = out + functional.linear((low * ratios).to(low.dtype), residue.b)
+        return out
 
     def _expanded(self, value: Tensor) -> Tensor:
         rows = sum(self.assignment.counts)
@@ -96,11 +115,11 @@ class MultiModel:
 
     models: causal language models of one lineage (`backbone.pair.check_pair`); their LoRA layers are bypassed.
 
-    residue: by the decoder's layer name, as `residue_of` reads it. The models are not changed, and share their weights
-    with this one; on a CPU with enough memory 4-bit weights are unpacked once, because that is most of a step there.
+    residue: their own, as `residue_of` reads it. The models are not changed, and share their weights with this one; on
+    a CPU with enough memory 4-bit weights are unpacked once, because that is most of a step there.
     """
 
-    def __init__(self, models: Sequence[Any], residue: Mapping[str, Residue]) -> None:
+    def __init__(self, models: Sequence[Any], residue: Residues) -> None:
         self.models = [model.get_base_model() if hasattr(model, "get_base_model") else model for model in models]
         first = self.models[0]
         decoders = [model.get_decoder() for model in self.models]
@@ -112,22 +131,33 @@ class MultiModel:
         modules: list[nn.Module] = [module for decoder in decoders for module in decoder.modules()]
         linear = [module for module in modules if isinstance(module, bnb.nn.Linear4bit)]
         dense = self.device.type == "cpu" and has_room(linear)
-        unused = dict(residue)
+        self._shapes: dict[str, tuple[int, ...]] = {}  # (out, in) of each linear layer, by name
         for name, module in list(self.decoder.named_modules()):
             if any(True for _ in module.parameters(recurse=False)):
                 layers = [_forward_of(decoder.get_submodule(name), dense) for decoder in decoders]
-                _replace(
-                    self.decoder, name, PerModelLinear(self.assignment, layers, self._on_device(unused.pop(name, None)))
-                )
+                self._shapes[name] = _shape_of(module)
+                _replace(self.decoder, name, PerModelLinear(self.assignment, layers, name))
             elif any(True for _ in module.buffers(recurse=False)):  # rotary angles, the same in a lineage
                 _replace(self.decoder, name, decoders[0].get_submodule(name))
-        if unused:
-            raise ValueError(f"the residue names a layer that the models do not have: {next(iter(unused))}")
-        self.head = LanguageHead(PerModelLinear(self.assignment, heads, None), *scale_and_softcap(self.config))
+        self.residue = self.ready(residue)
+        self.head = LanguageHead(PerModelLinear(self.assignment, heads, ""), *scale_and_softcap(self.config))
         self.decoder.eval()
 
-    def _on_device(self, residue: Residue | None) -> Residue | None:
-        return residue and Residue(*(part.detach().to(self.device, self.dtype) for part in residue))
+    def ready(self, residue: Residues) -> Residues:
+        """A residue on the models' device and in their type, for `hidden`. Safe in any thread.
+
+        Raises ValueError for one of another lineage: of a layer that the models do not have, or of other sizes.
+        """
+        for name, (a, b) in residue.items():
+            if name not in self._shapes:
+                raise ValueError(f"the residue names a layer that the models do not have: {name}")
+            if (b.shape[0], a.shape[1]) != self._shapes[name] or a.shape[0] != b.shape[1]:
+                got = f"{tuple(b.shape)} by {tuple(a.shape)}"
+                raise ValueError(f"the residue of layer {name} is {got}, and the layer {self._shapes[name]}")
+        return {
+            name: Residue(*(part.detach().to(self.device, self.dtype) for part in parts))
+            for name, parts in residue.items()
+        }
 
     def hidden(
         self,
@@ -136,11 +166,16 @@ class MultiModel:
         ratios: Sequence[float],
         cache: Any,
         *,
+        residues: Sequence[Residues | None] | None = None,
         mask: Any = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states (n, T, H) of tokens (n, T); models: each row's, ascending; ratios: each row's."""
-        self.assignment.assign(list(models), ratios, len(self.models), self.device)
+        """Final hidden states (n, T, H) of tokens (n, T); models: each row's, ascending; ratios: each row's.
+
+        residues: each row's, as `ready` returned it; None, for a row or for all: the models' own.
+        """
+        own = [self.residue if residue is None else residue for residue in residues or [None] * len(models)]
+        self.assignment.assign(list(models), ratios, own, len(self.models), self.device)
         return hidden_states(self.decoder, tokens, cache, mask=mask, positions=positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -168,6 +203,14 @@ def _skeleton(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(
             plain, attn_implementation=attention_of(AutoModelForCausalLM, plain)
         ).get_decoder()
+
+
+def _shape_of(layer: nn.Module) -> tuple[int, ...]:
+    """(out, in) of a linear layer; () of any other."""
+    weight = getattr(layer, "weight", None)
+    if weight is None or weight.ndim != 2 or isinstance(layer, nn.Embedding):
+        return ()
+    return tuple(weight.shape) if isinstance(layer, nn.Linear) else tuple(weight.shape[::-1])  # GPT-2's Conv1D
 
 
 def _forward_of(layer: Any, dense: bool) -> Callable[[Tensor], Tensor]:

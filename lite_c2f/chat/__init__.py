@@ -1,6 +1,7 @@
 """Chat with several actors, which answer the same question at once. Imports no Gradio.
 
-`panes.py`: actors and settings; `prompts.py`: prompts and the text shown; `loaded.py`: the models of a run;
+`panes.py`: actors and settings; `other_actors.py`, `offers.py` and `other_residues.py`: those of other updates and
+runs; `prompts.py`: prompts and the text shown; `loaded.py`: the models of a run;
 `rows.py`: the batch in which all answers of all clients are generated; `stream.py`: one question and its stream of
 replies; `fair_queue.py`: the order of waiting questions; `engine.py`: `Chat` and its answering thread; `server/`: an
 HTTP server of it, with OpenAI's interface.

@@ -20,6 +20,7 @@ from lite_c2f.backbone.multi_model import MultiModel
 from lite_c2f.backbone.padding import padding_id
 from lite_c2f.chat.fair_queue import FairQueue
 from lite_c2f.chat.loaded import LoadedActors
+from lite_c2f.chat.other_residues import Listed
 from lite_c2f.chat.panes import (
     PANES,
     AnswerForm,
@@ -84,8 +85,9 @@ class Chat:
         asker: any name of the client, such as a browser session; clients take turns, however many questions each has in
         the queue. form: stop texts, a raw prompt, log-probabilities, an answer that is continued; of that one replies
         have the whole text and all tokens, but time and speed of the continuation alone. on_change: called by the
-        answering thread whenever there may be a new reply; it must return at once. A pane that fails finishes with
-        "error" and the others go on. The oldest turns are dropped where the conversation is longer than the context.
+        answering thread whenever there may be a new reply; it must return at once. Residues that panes have beside the
+        run's own are loaded here, in the caller's thread. A pane that fails finishes with "error", the others go on.
+        The oldest turns are dropped where the conversation is longer than the context.
         Raises ConfigError for settings out of range, C2FError for an empty prompt or a full queue.
         """
         settings = settings or ChatSettings()
@@ -98,10 +100,12 @@ class Chat:
         if form.drawn >= settings.max_tokens:
             got = f"max_tokens={settings.max_tokens} for an answer that has {form.drawn} already"
             raise ConfigError.because(got, "more", "raise it")
+        chosen, residues, failures = self.actors.others.load_for(chosen)
         histories = {pane.key: history_of(turns, pane.key) for pane in chosen}
         question = PendingQuestion(
             chosen, histories, settings, form=form, client=asker, score=score, on_change=on_change
         )
+        question.residues, question.not_started = residues, failures
         with self._lock:
             self._queue.put(question, self._active)
             if self._thread is None:
@@ -146,6 +150,10 @@ class Chat:
         """The bytes of each token of an actor's vocabulary, by id."""
         with self._tokenizer_lock:
             return token_bytes(self.actors.caller_tokenizers[pane_of(pane).actor])
+
+    def listed_others(self) -> list[Listed]:
+        """Actors of other moments and runs that can answer now, by the names of their panes."""
+        return self.actors.others.listed()
 
     def busy(self) -> tuple[int, int]:
         """(active questions, waiting questions)."""
@@ -253,11 +261,14 @@ class Chat:
         """The new rows of a question. A pane whose prompt cannot be encoded fails alone."""
         for pane in question.panes:
             if pane.key in question.stop_requests:
-                question.not_started[pane.key] = ("stopped", "")
+                question.not_started.setdefault(pane.key, ("stopped", ""))
+            if pane.key in question.not_started:
                 continue
             try:
                 history = question.histories[pane.key]
-                row, question.prompts[pane.key] = self.actors.row(pane, history, question.settings, question.form)
+                row, question.prompts[pane.key] = self.actors.row(
+                    pane, history, question.settings, question.form, question.residues.get(pane.key)
+                )
                 question.rows[pane.key] = row
             except Exception as error:
                 question.not_started[pane.key] = ("error", one_line(error))

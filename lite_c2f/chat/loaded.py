@@ -13,20 +13,20 @@ from lite_c2f.actors.names import COARSE, FINE
 from lite_c2f.backbone.context import context_length, sliding_window
 from lite_c2f.backbone.device import free_bytes
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, window_of
-from lite_c2f.backbone.multi_model import MultiModel, residue_of
+from lite_c2f.backbone.multi_model import MultiModel, Residues, residue_of
+from lite_c2f.chat.offers import merged_ratio
+from lite_c2f.chat.other_residues import OtherResidues
 from lite_c2f.chat.panes import ALL_PANES, BASE_MODEL_ACTORS, AnswerForm, ChatSettings, Pane
 from lite_c2f.chat.prompts import EncodedPrompt, History, encode_history, with_system
 from lite_c2f.chat.rows import AnswerRow
 from lite_c2f.config.settings import CHAT
 from lite_c2f.data.encode import encode_answer, turn_end
-from lite_c2f.errors import RunError
 from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.runs.manifest import open_run
 from lite_c2f.runs.models import TOY
 from lite_c2f.runtime.batch_size import free
 from lite_c2f.sampling import Sampling, Stops
 from lite_c2f.sampling.cache import key_value_shape
-from lite_c2f.storage.files import read_json
 
 MAX_CONTEXT = 4096  # tokens of a conversation and its answer
 CACHE_MEMORY_SHARE = 0.5  # of the memory that is free once the models are loaded, for keys and values
@@ -53,6 +53,7 @@ class LoadedActors:
         folders = [models.instruct, *([str(run / "fine" / "model")] if self.merged else [])]
         loaded = [self.roles.model, *(load_model(folder, self.config) for folder in folders)]
         self.multi_model = MultiModel(loaded, residue_of(self.roles.model, "policy"))
+        self.others = OtherResidues(run, self.config, self.roles.model, self.multi_model)
         template, variables = self.config.model.prompt_template, self.config.model.chat_template_kwargs
         self._eos_ids = [end_tokens(loaded[0], self.tokenizer, turn_end(self.tokenizer, template, variables))]
         turn = turn_end(self.instruct_tokenizer, CHAT, variables)
@@ -80,8 +81,11 @@ class LoadedActors:
         history: History,
         settings: ChatSettings,
         form: AnswerForm = AnswerForm(),
+        residue: Residues | None = None,
     ) -> tuple[AnswerRow, EncodedPrompt]:
         """The row of an answer not yet started, and its prompt. Raises what encoding the prompt raises.
+
+        residue: another than the run's own, of a pane with a source.
 
         An answer that is begun is encoded from its text, as answers of the data are: those are not always the tokens
         that were drawn (models can spell a text in unusual ones, and what was cut off within a character or a stop text
@@ -109,7 +113,7 @@ class LoadedActors:
         )
         if on_base:
             model, residue_ratio = BASE_MODEL, 1.0 if pane.actor == COARSE else 0.0
-        elif pane.actor == FINE and self.merged and ratio == self.ratio:
+        elif pane.actor == FINE and self.merged and ratio == self.ratio and not pane.source:
             model, residue_ratio = MERGED_MODEL, 0.0
         else:
             model, residue_ratio = INSTRUCT_MODEL, ratio if pane.actor == FINE else 0.0
@@ -118,6 +122,7 @@ class LoadedActors:
             residue_ratio,
             prompt.ids,
             Sampling(settings.max_tokens, settings.temperature, settings.top_k, settings.top_p, settings.seed),
+            residue=residue,
             penalty=settings.repetition_penalty,
             eos_ids=self._eos_ids[model],
             stops=self._stops(on_base, self.stop_texts(pane.actor, form)),
@@ -161,17 +166,6 @@ def context_of(models: Sequence[Any], base: str) -> int:
     if sliding_window(config) is None:  # loaded without the window: beyond it attention would differ from training
         limits.append(window_of(base))
     return min(MAX_CONTEXT, *(limit for limit in limits if limit))
-
-
-def merged_ratio(file: Path) -> tuple[float, bool]:
-    """The ratio in a merge's report, and whether all weights have it. Raises RunError for a file without a ratio."""
-    try:
-        report = read_json(file)
-        return float(report["ratio"]), not report.get("layer_ratios")
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise RunError.because(
-            f"'{file}' has no ratio", "the report of a merge", "train the fine stage again"
-        ) from None
 
 
 def _cache_bytes_per_token(multi_model: MultiModel) -> int:

@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE, ratio_in
+from lite_c2f.chat.other_actors import other_actor_in, title_of_other
 from lite_c2f.errors import ConfigError
 
 PANES = (COARSE, FINE, BASELINE)
@@ -15,11 +16,12 @@ MAX_TEXT_CHARACTERS = 32_768  # characters of a question or a system prompt
 
 
 class Pane(NamedTuple):
-    """One answer to a question. Two panes may have the same actor, at different ratios."""
+    """One answer to a question. Two panes may have the same actor, at different ratios or with other residues."""
 
     key: str  # names its replies
     actor: str  # one of ALL_PANES
     ratio: float | None = None  # the Fine Actor's; None: that of the settings
+    source: str = ""  # name of an actor of another moment or run, as in `other_actors.py`; "": the run's own
 
 
 class ChatSettings(NamedTuple):
@@ -53,10 +55,14 @@ def pane_of(actor: "str | Pane") -> Pane:
     """
     pane = actor
     if isinstance(pane, str):
-        ratio = ratio_in(pane)
+        ratio, other = ratio_in(pane), other_actor_in(pane)
+        if other is not None:
+            return Pane(pane, other.actor, source=pane)
         pane = Pane(pane, pane) if ratio is None else Pane(pane, FINE, ratio)
     if pane.actor not in ALL_PANES:
-        expected = f"one of {', '.join(ALL_PANES)}, or {FINE}@RATIO such as {FINE}@0.5"
+        expected = (
+            f"one of {', '.join(ALL_PANES)}, {FINE}@RATIO such as {FINE}@0.5, or another actor such as coarse@best"
+        )
         raise ConfigError.because(f"pane '{pane.actor}'", expected, "correct it")
     return pane
 
@@ -64,10 +70,12 @@ def pane_of(actor: "str | Pane") -> Pane:
 def title_of(key: str) -> str:
     """The title of the pane with that key; "" for what is no pane.
 
-    >>> title_of("fine"), title_of("fine@0.5")
-    ('Fine Actor', 'Second Fine at ratio 0.5')
+    >>> title_of("fine"), title_of("fine@0.5"), title_of("coarse@best")
+    ('Fine Actor', 'Second Fine at ratio 0.5', 'Coarse Actor, best policy')
     """
-    ratio = ratio_in(key)
+    ratio, other = ratio_in(key), other_actor_in(key)
+    if other is not None:
+        return title_of_other(other)
     return TITLES.get(key, "") if ratio is None else f"Second Fine at ratio {ratio:g}"
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lite_c2f.backbone.multi_model import MultiModel
+from lite_c2f.backbone.multi_model import MultiModel, Residues
 from lite_c2f.chat.prompts import one_line
 from lite_c2f.data.encode import pad_right
 from lite_c2f.errors import ModelError
@@ -50,6 +50,7 @@ class AnswerRow:
         prompt: Sequence[int],
         sampling: Sampling,
         *,
+        residue: Residues | None = None,
         penalty: float = 1.0,
         eos_ids: Sequence[int],
         stops: Stops | None = None,
@@ -57,13 +58,14 @@ class AnswerRow:
         begun: Sequence[int] = (),
         drawn: int = 0,
     ) -> None:
-        """model: its number in `MultiModel`; ratio: of the residue; alternatives: tokens in `TokenLogprobs.top`.
+        """model: its number in `MultiModel`; ratio: of the residue; residue: another than the models' own one;
+        alternatives: tokens in `TokenLogprobs.top`.
 
         begun: tokens of an answer that is continued; drawn: how many were drawn for it, of which the limit and the
         random numbers know. With the tokens that were drawn, the row goes on as one long answer under the same seed, up
         to rounding: the begun tokens are read in one pass, as a prompt is, not one by one.
         """
-        self.model, self.ratio, self.prompt = model, ratio, list(prompt)
+        self.model, self.ratio, self.residue, self.prompt = model, ratio, residue, list(prompt)
         self.sampling, self.penalty = sampling, penalty
         self.eos_ids, self.stops = eos_ids, stops
         self.stop_state = 0  # of `stops`
@@ -101,7 +103,7 @@ class AnswerRow:
 
     def end(self, finish: str, message: str = "") -> None:
         """Finish the row; no token follows."""
-        self.uniforms = []  # callers may keep a finished row for long
+        self.uniforms, self.residue = [], None  # callers may keep a finished row for long
         self.message, self.finish = message, finish  # finish last: other threads read it first
 
     def append(self, token: int, now: float) -> None:
@@ -218,8 +220,8 @@ class AnswerRows:
         self._append(rows, hidden[:, -1], draws)
 
     def _hidden(self, rows: Sequence[AnswerRow], tokens: Tensor, **options: Any) -> Tensor:
-        models, ratios = [row.model for row in rows], [row.ratio for row in rows]
-        return self.multi_model.hidden(tokens, models, ratios, self.cache, **options)
+        models, ratios, residues = ([getattr(row, name) for row in rows] for name in ("model", "ratio", "residue"))
+        return self.multi_model.hidden(tokens, models, ratios, self.cache, residues=residues, **options)
 
     def _draws(self, rows: Sequence[AnswerRow]) -> "_Draws":
         """How these rows' next tokens are drawn; made before the pass, since each copy waits for the device."""

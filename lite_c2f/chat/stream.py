@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lite_c2f.actors.reply import Reply
+from lite_c2f.backbone.multi_model import Residues
 from lite_c2f.chat.panes import AnswerForm, ChatSettings, Pane
 from lite_c2f.chat.prompts import EncodedPrompt, History
 from lite_c2f.chat.rows import AnswerRow, TokenLogprobs
@@ -31,6 +32,7 @@ class PendingQuestion:
         self.turn = 0  # in `FairQueue`: lower turns are answered first
         self.submitted_at = time.perf_counter()
         self.scoring_done = not score
+        self.residues: dict[str, Residues | None] = {}  # of panes with a source, loaded; None: the run's own
         self.rows: dict[str, AnswerRow] = {}  # by pane, once they are started
         self.prompts: dict[str, EncodedPrompt] = {}  # likewise
         self.not_started: dict[str, tuple[str, str]] = {}  # by pane without a row: finish and message

@@ -37,8 +37,8 @@ def add_api(served: Served) -> None:
     ) -> Iterator[dict[str, Any]]:
         """Answer a question with several actors: each one's answer by its name, with its figures, as it grows.
 
-        panes: of coarse, fine, baseline, base, and fine@RATIO such as fine@0.5. ratio: that of fine, else the merged
-        one. The last result is whole.
+        panes: of coarse, fine, baseline, base, fine@RATIO such as fine@0.5, and the `others` of /facts. ratio: that of
+        fine, else the merged one. The last result is whole.
         """
         texts = [prompt, system, *(panes if isinstance(panes, list) else [panes])]
         try:
@@ -59,8 +59,12 @@ def add_api(served: Served) -> None:
             stream.close()
 
     def facts() -> dict[str, Any]:
-        """What is served: the run, its merged ratio, the actors, the most tokens of a conversation."""
-        return {"run": served.facts, "ratio": chat.ratio, "panes": list(ALL_PANES), "context": chat.context}
+        """What is served: the run, its merged ratio, the actors, those of other updates and runs, the most tokens of a
+        conversation.
+        """
+        others = [other.name for other in chat.listed_others()]
+        known = {"run": served.facts, "ratio": chat.ratio, "panes": list(ALL_PANES), "others": others}
+        return known | {"context": chat.context}
 
     gr.api(compare, api_name="compare", concurrency_limit=None)
     gr.api(facts, api_name="facts", concurrency_limit=None)

@@ -4,13 +4,14 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE, ratio_in
+from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE
 from lite_c2f.chat import PANES, TITLES
 from lite_c2f.ui.answering import NOTIFYING, QUICK, Served, ask_row, example_row, ratio_slider, settings_fold
 from lite_c2f.ui.buttons import BUTTONS, TURNS
 from lite_c2f.ui.escaping import fill
 from lite_c2f.ui.handlers import Handlers
-from lite_c2f.ui.other_pane import OTHER, SLOTS, about_other, known
+from lite_c2f.ui.other_pane import OTHER, SLOTS
+from lite_c2f.ui.other_row import OtherRow, connect_other, other_row
 from lite_c2f.ui.render import conversation, title
 from lite_c2f.ui.sessions import sessions_fold
 
@@ -26,7 +27,7 @@ SHORT = {
     FINE: "Fine",
     BASELINE: "Baseline",
     BASE: "Base",
-    OTHER: "Second",
+    OTHER: "Other",
     "figures": "Figures, ratio",
 }
 AGAINST = [
@@ -72,10 +73,7 @@ class Parts(NamedTuple):
     fully: gr.Checkbox  # are they as high as their text?
     ratio: gr.Slider
     regenerate_fine: gr.Button
-    other: gr.Textbox  # the key of the other pane, out of sight; "" while none is open
-    other_ratio: gr.Number
-    open_other: gr.Button
-    remove_other: gr.Button
+    other: OtherRow
     settings: list[Any]
     prompts_fold: gr.Accordion
     show_prompts: gr.Button
@@ -128,7 +126,7 @@ def _lay_out(served: Served) -> Parts:
     with gr.Row(elem_classes="tools", elem_id="ratio-row"):
         ratio = ratio_slider(served.chat, "ratio")
         regenerate_fine = gr.Button("Fine at this ratio", size="sm", interactive=False, elem_id="regenerate-fine")
-    other, other_ratio, open_other, remove_other = _other_row(served.chat.ratio)
+    other = other_row(served)
     settings = settings_fold(served.chat)
     with gr.Accordion("What each actor reads", open=False) as prompts_fold:
         show_prompts = gr.Button("Show the rendered prompt", size="sm")
@@ -155,9 +153,6 @@ def _lay_out(served: Served) -> Parts:
         ratio=ratio,
         regenerate_fine=regenerate_fine,
         other=other,
-        other_ratio=other_ratio,
-        open_other=open_other,
-        remove_other=remove_other,
         settings=settings,
         prompts_fold=prompts_fold,
         show_prompts=show_prompts,
@@ -180,25 +175,6 @@ def _pane(pane: str) -> PaneParts:
     return PaneParts(column, head, view, earlier, stop, again, go_on, best)
 
 
-def _other_row(merged: float) -> tuple[gr.Textbox, gr.Number, gr.Button, gr.Button]:
-    """What opens and removes the other pane. merged: the ratio of the run; the first one offered is half of it."""
-    with gr.Row(elem_classes="tools", elem_id="other-row"):
-        other = gr.Textbox("", visible="hidden", label="other pane")
-        ratio = gr.Number(
-            round(merged / 2, 2) or 1.0, label="Ratio of a second Fine", minimum=0, step=0.05, elem_id="other-ratio"
-        )
-        opens = gr.Button("Open a second Fine", size="sm", elem_id="open-other")
-        removes = gr.Button("Remove it", size="sm", interactive=False, elem_id="remove-other")
-    return other, ratio, opens, removes
-
-
-def _other_shown(key: str) -> list[Any]:
-    """Column and head of the other pane, the button that removes it, and its ratio."""
-    key = known(key)
-    head, ratio = (title(*about_other(key)), ratio_in(key)) if key else ("", gr.skip())
-    return [gr.Column(visible=bool(key)), head, gr.Button(interactive=bool(key)), ratio]
-
-
 def _variants_row() -> tuple[gr.HTML, dict[str, gr.Button]]:
     """Which of the answers that the last question got are shown, between the buttons to those before and after."""
     before, after = TURNS
@@ -218,7 +194,7 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     drawn += [parts.variants, parts.summary]
     drawn += [buttons[name] for name in BUTTONS]
     _, session = identity
-    display = [parts.marks, parts.against, parts.ratio, parts.other]  # in the order of `Display`
+    display = [parts.marks, parts.against, parts.ratio, parts.other.key]  # in the order of `Display`
     inputs = [parts.prompt, parts.show_base, *display, *parts.settings, *identity]
     streaming: dict[str, Any] = {
         "inputs": inputs,
@@ -227,7 +203,7 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
         **NOTIFYING,
     }
     drawing: dict[str, Any] = {"inputs": [*display, *identity], "outputs": drawn}
-    restored = [parts.show_base, parts.ratio, parts.other, *parts.settings[:-1]]
+    restored = [parts.show_base, parts.ratio, parts.other.key, *parts.settings[:-1]]
     changes_session = sessions_fold(served, identity, display, restored, drawn, handlers.draw)
     changes_session(gr.on([parts.prompt.submit, parts.send.click], handlers.ask, **streaming))
     changes_session(parts.regenerate.click(handlers.regenerate, **streaming))
@@ -253,17 +229,8 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     for name, switch in (("together", parts.together), ("fully", parts.fully)):
         switch.change(None, switch, None, js=f"(on) => {{ window.lite_c2f?.panes('{name}', on) }}")
     parts.show_base.change(lambda shown: gr.Column(visible=shown), parts.show_base, parts.panes[BASE].column, **QUICK)
-    _connect_other(parts, handlers, changes_session, streaming)
+    pane = parts.panes[OTHER]
+    connect_other(served, parts.other, handlers.open_other, [pane.column, pane.head])
+    changes_session(parts.other.key.change(handlers.show_other, **streaming))
     for event in (parts.show_prompts.click, parts.prompts_fold.expand):
         event(handlers.rendered_prompts, inputs, parts.prompts, **NOTIFYING)
-
-
-def _connect_other(parts: Parts, handlers: Handlers, changes_session: Any, streaming: dict[str, Any]) -> None:
-    """The key of the other pane changes by its buttons, and with the session that is opened."""
-    parts.open_other.click(handlers.open_second_fine, parts.other_ratio, parts.other, **NOTIFYING)
-    parts.other_ratio.submit(handlers.open_second_fine, parts.other_ratio, parts.other, **NOTIFYING)
-    parts.remove_other.click(lambda: "", None, parts.other, **QUICK)
-    pane = parts.panes[OTHER]
-    shown = [pane.column, pane.head, parts.remove_other, parts.other_ratio]
-    parts.other.change(_other_shown, parts.other, shown, **QUICK)
-    changes_session(parts.other.change(handlers.show_other, **streaming))

@@ -15,7 +15,7 @@ from lite_c2f.ui.answering import Notice, Served, failure, page_settings
 from lite_c2f.ui.buttons import BUTTONS, can_act, can_ask_again
 from lite_c2f.ui.continuing import continue_answer
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.other_pane import OTHER, SLOTS, key_in, known, second_fine, slot_of
+from lite_c2f.ui.other_pane import OTHER, SLOTS, chosen_pane, key_in, known, slot_of
 from lite_c2f.ui.page_session import Display, PageSession, history
 from lite_c2f.ui.render import BestVote, conversation, round_figures, variant_count
 from lite_c2f.ui.round_stream import VIEW, ShownRounds, shown
@@ -126,10 +126,10 @@ class Handlers:
         again = "The base answers from the next question on; for this one, tick it again when the others end"
         yield from self._join(page, inputs, BASE if inputs.base else "", again)
 
-    def open_second_fine(self, ratio: float | None) -> Any:
+    def open_other(self, choice: str | None, ratio: float | None) -> Any:
         """The key of the pane that is to be opened; the page then shows it, by `show_other`."""
         try:
-            return second_fine(ratio)
+            return chosen_pane(choice, ratio, self.served.chat.listed_others() if choice else [])
         except Notice as notice:
             gr.Info(str(notice))
             return gr.skip()
@@ -137,7 +137,7 @@ class Handlers:
     def show_other(self, request: gr.Request, _: str, *values: Any) -> Any:
         """The other pane was opened or removed: its answer to the last question, where it has none yet."""
         inputs, page = self._read(request, values)
-        later = "The second Fine answers from the next question on; for this one, open it again when the others end"
+        later = "The other pane answers from the next question on; for this one, open it again when the others end"
         yield from self._join(page, inputs, inputs.display.other, later)
 
     def _join(self, page: PageSession, inputs: PageInputs, pane: str, later: str) -> Iterator[list[Any]]:

@@ -1,20 +1,26 @@
-"""The other pane of Compare: the Fine Actor once more, at a ratio of its own, beside the fixed panes.
+"""The other pane of Compare, beside the fixed ones: the Fine Actor once more, at a ratio of its own, or another actor.
 
-Its replies are saved under a name that says what made them, such as `fine@0.5`: at another ratio it is another pane,
-which reads nothing that was answered at this one. A page shows one such pane at a time.
+Another actor is the Coarse Actor of another moment of the training, or an actor of another run in the same folder. The
+replies are saved under a name that says what made them, such as `fine@0.5` or `coarse@best`: under another name it is
+another pane, which reads nothing that was answered in this one. A page shows one such pane at a time. The page offers
+names that the server lists; a name that comes from a page is only looked up in that list.
 """
 
 import math
+from collections.abc import Sequence
 
 from lite_c2f.actors.names import FINE, ratio_in
 from lite_c2f.chat import ALL_PANES
-from lite_c2f.chat.panes import title_of
+from lite_c2f.chat.other_actors import about_other_actor, other_actor_in
+from lite_c2f.chat.other_residues import Listed
+from lite_c2f.chat.panes import pane_of, title_of
 from lite_c2f.ui.answering import Notice
 from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.store.conversations import Round
 
 OTHER = "other"  # its place in the page: part of element ids, never a key of replies
 SLOTS = (*ALL_PANES, OTHER)  # places of panes in the page
+SECOND_FINE = ("A second Fine, at a ratio of its own", "")  # a choice: label, value
 
 
 def second_fine(ratio: float | None) -> str:
@@ -24,9 +30,31 @@ def second_fine(ratio: float | None) -> str:
     return f"{FINE}@{ratio:g}"
 
 
+def choices(listed: Sequence[Listed]) -> list[tuple[str, str]]:
+    """What can be opened as the other pane: (label, value)."""
+    return [SECOND_FINE, *((other.label, other.name) for other in listed)]
+
+
+def chosen_pane(choice: str | None, ratio: float | None, listed: Sequence[Listed]) -> str:
+    """The pane that a choice opens. Raises Notice for what is not listed, or no ratio."""
+    if not choice:
+        return second_fine(ratio)
+    if choice not in [other.name for other in listed]:
+        raise Notice("There is no such actor (any more): choose one from the list")
+    return choice
+
+
 def known(key: str | None) -> str:
     """The key of an other pane, as a page sent it; "" where it is none."""
-    return key if key and ratio_in(key) is not None and math.isfinite(ratio_in(key) or 0.0) else ""
+    if not isinstance(key, str):
+        return ""
+    ratio = ratio_in(key)
+    return key if other_actor_in(key) or (ratio is not None and math.isfinite(ratio)) else ""
+
+
+def actor_of(key: str) -> str:
+    """The actor of a pane, the other one included; any other key is its own."""
+    return pane_of(key).actor if known(key) else key
 
 
 def key_in(slot: str, display: Display) -> str:
@@ -46,4 +74,5 @@ def other_in(round_: Round) -> str:
 
 def about_other(key: str) -> tuple[str, str]:
     """Title of the other pane, and what it is."""
-    return title_of(key), "Instruct model + another share of what RL learned"
+    other = other_actor_in(key)
+    return title_of(key), about_other_actor(other) if other else "Instruct model + another share of what RL learned"

@@ -13,7 +13,7 @@ from lite_c2f.evaluation.word_diff import word_diff
 from lite_c2f.ui.escaping import fill
 from lite_c2f.ui.figures import figure_table
 from lite_c2f.ui.markdown import formatted
-from lite_c2f.ui.other_pane import known, slot_of
+from lite_c2f.ui.other_pane import actor_of, known, slot_of
 from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
 from lite_c2f.ui.store.variants import CUT_OFF, other_replies
@@ -24,7 +24,7 @@ EMPTY = {
     "baseline": "The instruct model as it was.",
     "base": "The base model before this run.",
 }
-EMPTY_OTHER = "The Fine Actor at a ratio of its own. It answers from the next question on."
+EMPTY_OTHER = "It answers from the next question on."
 OTHER = {"fine": "coarse", "coarse": "fine"}  # whose answer one is compared with
 NO_ROOM = "the model's context, less the answer's tokens, has no room for it: what came first is left out"
 END = "EOS: the model's end token; stop: the next turn's marker, with which a base model ends; limit: max new tokens"
@@ -197,15 +197,14 @@ def _compared(reply: Reply, round_: Round | None, against: str) -> Reply | None:
 
 
 def _is_fine(reply: Reply) -> bool:
-    """Is it the Fine Actor's, at whatever ratio?"""
-    return reply.pane == FINE or known(reply.pane) != ""
+    """Is it a Fine Actor's, at whatever ratio and of whatever run?"""
+    return actor_of(reply.pane) == FINE
 
 
 def mark_spans(reply: Reply, round_: Round | None) -> dict[str, list[Span]]:
     """What to mark: what the answer repeats, and what the Fine Actor kept of the Coarse Actor (in both)."""
     layers = {"again": repeated_spans(reply.text)}
-    actor = FINE if _is_fine(reply) else reply.pane
-    other = round_.replies.get(OTHER.get(actor, "")) if round_ is not None else None
+    other = round_.replies.get(OTHER.get(actor_of(reply.pane), "")) if round_ is not None else None
     if other is not None and other.text:
         layers["kept"] = shared_spans(reply.text, other.text)
     return layers

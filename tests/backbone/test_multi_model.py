@@ -6,7 +6,7 @@ from peft import PeftModel
 
 from lite_c2f.backbone import multi_model as module
 from lite_c2f.backbone.load import load_model
-from lite_c2f.backbone.multi_model import MultiModel, residue_of
+from lite_c2f.backbone.multi_model import MultiModel, Residue, residue_of
 from lite_c2f.config.loading import load_config
 
 SETTINGS = ["data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32"]
@@ -60,7 +60,8 @@ def test_in_bfloat16_too(pico, random_roles, dense, monkeypatch):
     with torch.inference_mode():
         hidden = multi_model.hidden(TOKENS, [0, 0, 1, 1], [0.0, 1.0, 0.0, 1.05], None)
         got = multi_model.logits(hidden.flatten(0, 1)[[3, 7, 11, 15]])[:3]
-    assert hidden.dtype == torch.bfloat16 and multi_model.assignment.ratios.flatten()[3] == torch.tensor(1.05)
+    ((_, ratios),) = multi_model.assignment.shares
+    assert hidden.dtype == torch.bfloat16 and ratios.flatten()[3] == torch.tensor(1.05)
     with roles.use("reference"):
         base = logits(roles.model, TOKENS[0:1])
     with roles.use("policy"):
@@ -114,3 +115,52 @@ def test_a_residue_for_a_layer_that_is_not_there_is_refused(roles, instruct):
     residue = residue_of(roles.model, "policy")
     with pytest.raises(ValueError, match=r"layers\.9"):
         MultiModel([roles.model, instruct], residue | {"layers.9.mlp.up_proj": next(iter(residue.values()))})
+
+
+def other_residue(roles, rank, layers, seed):
+    """A random residue of another rank, in these of the first one's layers alone."""
+    torch.manual_seed(seed)
+    known = residue_of(roles.model, "policy")
+    names = [name for name in known if name.split(".")[-1] in layers]
+    sizes = {name: (known[name].b.shape[0], known[name].a.shape[1]) for name in names}
+    return {
+        name: Residue(torch.randn(rank, width) * 0.2, torch.randn(height, rank) * 0.2)
+        for name, (height, width) in sizes.items()
+    }
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_rows_with_residues_of_their_own_are_what_each_residue_alone_gives(roles, instruct, dense, monkeypatch):
+    """Bit for bit, whatever the others' ranks and layers are: what a residue adds to a row of another one is 0."""
+    if not dense:
+        monkeypatch.setattr(module, "has_room", lambda layers: False)
+    own = residue_of(roles.model, "policy")
+    made = MultiModel([roles.model, instruct], own)
+    second, third = (
+        made.ready(other_residue(roles, *which))
+        for which in ((3, ("q_proj", "down_proj"), 1), (7, ("v_proj", "up_proj"), 2))
+    )
+    models, ratios = [0, 0, 1, 1], [1.0, 1.0, 0.5, 0.25]
+    with torch.inference_mode():
+        mixed = made.hidden(TOKENS, models, ratios, None, residues=[None, second, None, third])
+        assert len(made.assignment.shares) == 3
+        alone = [
+            made.hidden(TOKENS, models, ratios, None, residues=[residue] * 4)[row]
+            for row, residue in enumerate((None, second, None, third))
+        ]
+        plain = MultiModel([roles.model, instruct], own).hidden(TOKENS, models, ratios, None)
+        as_own = MultiModel([roles.model, instruct], second).hidden(TOKENS, models, ratios, None)
+    assert torch.equal(mixed, torch.stack(alone))
+    assert torch.equal(mixed[[0, 2]], plain[[0, 2]])  # as where there is one residue alone
+    assert torch.equal(mixed[1], as_own[1])
+    assert (mixed[[1, 3]] - plain[[1, 3]]).abs().amax((1, 2)).min() > 0.01  # the others do something
+
+
+def test_a_residue_of_another_lineage_is_refused(roles, instruct):
+    made = MultiModel([roles.model, instruct], residue_of(roles.model, "policy"))
+    name, (a, b) = next(iter(made.residue.items()))
+    for wrong in (Residue(a[:, :-1], b), Residue(a, b[:-1]), Residue(a[:-1], b)):
+        with pytest.raises(ValueError, match=name):
+            made.ready({name: wrong})
+    with pytest.raises(ValueError, match="embed_tokens"):
+        made.ready({"embed_tokens": Residue(torch.ones(2, 64), torch.ones(32, 2))})

@@ -152,7 +152,9 @@ def test_a_model_that_fails_ends_its_own_rows_and_no_others(multi_model):
     rows.start(made)
     rows.step()
     layer = next(
-        module for module in multi_model.decoder.modules() if isinstance(module, PerModelLinear) and module.residue
+        module
+        for module in multi_model.decoder.modules()
+        if isinstance(module, PerModelLinear) and module.name in multi_model.residue
     )
     whole = layer.layers[0]
 

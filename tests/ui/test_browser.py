@@ -543,9 +543,24 @@ def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
     tab.wait_for_selector("#view-other .chip.act")  # it is scored too
     assert answer_of(tab, "other") == answer_of(tab, "baseline") and answer_of(tab, "coarse") == coarse
     assert tab.get_attribute("#stop-other", "aria-label") == "Stop Second Fine at ratio 0"
-    tab.reload()
-    tab.wait_for_selector("#view-other .said")
-    assert "fine@0" in session_of(tab).rounds[-1].replies
+    best = tab.run / "coarse" / "best"
+    shutil.copytree(tab.run / "coarse" / "adapter", best / "adapter")  # the same weights, loaded beside the run's own
+    try:
+        tab.reload()  # which lists them
+        tab.wait_for_selector("#view-other .said")
+        assert "fine@0" in session_of(tab).rounds[-1].replies
+        tab.click("#other-choice input")
+        tab.wait_for_selector("[role=option]")
+        tab.keyboard.press("ArrowDown")
+        tab.keyboard.press("Enter")
+        tab.click("#open-other:has-text('Open this pane')")
+        tab.wait_for_selector("#view-other [aria-label='ask again: Coarse Actor, best policy']")
+        assert answer_of(tab, "other") == answer_of(tab, "coarse") == coarse
+        assert tab.get_attribute("#stop-other", "aria-label") == "Stop Coarse Actor, best policy"
+    finally:
+        shutil.rmtree(best)
+    tab.click("#view-other .act:has-text('ask again')")
+    tab.wait_for_selector("#view-other >> text=failed: 'Coarse Actor, best policy' is not there (any more)")
     tab.click("#remove-other")
     tab.wait_for_selector("#view-other", state="hidden")
 

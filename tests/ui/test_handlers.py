@@ -44,12 +44,14 @@ def test_another_pane_answers_beside_the_fixed_ones_and_only_one_that_the_server
         return PageInputs.of(False, False, "", 1.0, other, "an owner", "a session").panes
 
     assert panes("fine@0.5") == (*PANES, "fine@0.5")
+    assert panes("coarse@best") == (*PANES, "coarse@best")
     for text in (
         "",
         None,
         "other",
         "fine",
-        "coarse@last",
+        "coarse@0.5",
+        "coarse@best:../other",
         "/etc/passwd",
         "http://127.0.0.1/v1",
         "fine@1e999",

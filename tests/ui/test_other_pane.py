@@ -5,16 +5,18 @@ from types import SimpleNamespace
 import pytest
 
 from lite_c2f.chat import Pane
+from lite_c2f.chat.other_residues import Listed
 from lite_c2f.chat.panes import pane_of, title_of
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
 from lite_c2f.ui.answering import Notice
 from lite_c2f.ui.buttons import can_act
 from lite_c2f.ui.open_vote import comparable
-from lite_c2f.ui.other_pane import known, other_in, second_fine, slot_of
+from lite_c2f.ui.other_pane import about_other, choices, chosen_pane, known, other_in, second_fine, slot_of
 from lite_c2f.ui.page_session import Display, PageSession, history
 from lite_c2f.ui.render import conversation, round_figures
-from lite_c2f.ui.sessions import settings_in
+from lite_c2f.ui.sessions import _as_markdown, settings_in
+from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round, Transcript
 
 COARSE = Reply("coarse", "one two three four five six seven eight", 8, 1.0, "eos", "", 0.1, reward=1.0)
@@ -30,6 +32,44 @@ def test_a_ratio_names_its_pane():
             second_fine(ratio)
     with pytest.raises(ConfigError, match=r"pane .coarse@0\.5."):
         pane_of("coarse@0.5")
+
+
+def test_what_is_listed_can_be_opened_and_nothing_else():
+    listed = [Listed("coarse@best", "Coarse Actor, best policy (adds 40 MiB)")]
+    assert choices(listed) == [("A second Fine, at a ratio of its own", ""), (listed[0].label, "coarse@best")]
+    assert chosen_pane("coarse@best", None, listed) == "coarse@best"
+    assert [chosen_pane(choice, 0.5, listed) for choice in ("", None)] == ["fine@0.5"] * 2
+    for choice in ("coarse@last", "coarse", "fine@0.5", "/etc/passwd", "http://127.0.0.1/v1", listed[0].label):
+        with pytest.raises(Notice, match="no such actor"):
+            chosen_pane(choice, 0.5, listed)
+
+
+def test_another_actor_is_a_pane_of_its_own():
+    policy = COARSE._replace(pane="coarse@best", text="one two three four and <b>")
+    merged = FINE._replace(pane="fine@merged:<b>x", ratio=0.25)
+    round_ = Round("?", {}, {"coarse": COARSE, "fine": FINE, "coarse@best": policy, "fine@merged:<b>x": merged})
+    assert [known(key) for key in round_.replies] == ["", "", "coarse@best", "fine@merged:<b>x"]
+    assert other_in(round_) == "fine@merged:<b>x" and other_in(round_._replace(replies={"coarse@best": policy}))
+    assert about_other("coarse@best")[1] == "Base model after RL, at another update of this run"
+    assert "this run's reward model" in about_other("fine@merged:<b>x")[1]
+    table = round_figures(round_)
+    assert "<th>Coarse Actor, best policy" in table and "<th>Fine Actor of &lt;b&gt;x" in table
+    assert "<del>" in conversation([round_], "fine@merged:<b>x", Display(against="coarse"))
+    assert "<del>" not in conversation([round_], "coarse@best", Display(against="coarse"))
+    html = conversation([round_], "coarse@best", Display(ratio=0.75), acts=True)
+    assert 'aria-label="ask again: Coarse Actor, best policy"' in html and "stale" not in html
+    assert comparable(round_) == ("coarse", "fine")  # it takes no part in votes
+
+
+def test_a_session_with_another_actor_opens_again(tmp_path):
+    policy = COARSE._replace(pane="coarse@best:a b")
+    saved = conversations.new("a" * 32, {})._replace(
+        rounds=(Round("?", {}, {"fine": FINE, "coarse@best:a b": policy}),)
+    )
+    conversations.save(tmp_path, saved)
+    assert conversations.load(tmp_path, saved.owner, saved.id) == saved
+    assert settings_in(saved.rounds[0])[2] == "coarse@best:a b"
+    assert "Coarse Actor of a b, best policy" in _as_markdown(saved)
 
 
 def test_what_is_no_key_has_no_place():

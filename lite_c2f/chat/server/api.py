@@ -20,7 +20,7 @@ from lite_c2f.chat.server.answering import Answers
 from lite_c2f.chat.server.bodies import Part, ResponseBody, event, failure, usage_of
 from lite_c2f.chat.server.errors import ApiError
 from lite_c2f.chat.server.gate import Gate
-from lite_c2f.chat.server.models import model_body, names_of, pane_named
+from lite_c2f.chat.server.models import load_other, model_body, names_of, pane_named
 from lite_c2f.chat.server.questions import Asked, chat_questions, completion_questions
 from lite_c2f.chat.server.requests import ChatBody, CommonBody, CompletionBody, read_request
 
@@ -60,13 +60,15 @@ async def _health(request: Request) -> Response:
 
 async def _models(request: Request) -> Response:
     state = request.app.state
-    data = [model_body(name, state.created, state.chat.context) for name in names_of(state.chat)]
+    names = await asyncio.to_thread(names_of, state.chat)
+    data = [model_body(name, state.created, state.chat.context) for name in names]
     return JSONResponse({"object": "list", "data": data})
 
 
 async def _model(request: Request) -> Response:
     name, state = request.path_params["name"], request.app.state
-    pane_named(name, "")
+    if pane_named(name, "").source:
+        await asyncio.to_thread(load_other, state.chat, name)
     return JSONResponse(model_body(name, state.created, state.chat.context))
 
 
@@ -88,6 +90,8 @@ async def _complete(request: Request, kind: type[Any], questions_of: Callable[[C
         questions = await asyncio.to_thread(questions_of, chat, body)
     else:
         questions = questions_of(chat, body)
+    if questions[0].pane.source:  # read from the disk here, where the other requests go on
+        await asyncio.to_thread(load_other, chat, body.model)
     tokens = chat.token_texts(questions[0].pane) if questions[0].form.logprobs is not None else []
     result = ResponseBody(chat=kind is ChatBody, model=body.model, tokens=tokens)
     # 3. queue

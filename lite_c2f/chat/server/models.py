@@ -1,17 +1,21 @@
-"""Names of the models: the actors, and `fine@RATIO` for the Fine Actor at another ratio than the merged one."""
+"""Names of the models: the actors, `fine@RATIO` for the Fine Actor at another ratio than the merged one, and actors of
+other moments and runs, such as `coarse@best`.
+"""
 
 from typing import Any
 
 from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE, ratio_in
 from lite_c2f.chat.engine import Chat
-from lite_c2f.chat.panes import Pane
+from lite_c2f.chat.other_actors import other_actor_in
+from lite_c2f.chat.panes import Pane, pane_of
 from lite_c2f.chat.server.errors import ApiError
 
 
 def names_of(chat: Chat) -> list[str]:
     """The models that are listed: any other ratio is answered too."""
     ratios = sorted({*chat.config.fine.ratios, chat.ratio})
-    return [COARSE, FINE, *(f"{FINE}@{ratio:g}" for ratio in ratios), BASELINE, BASE]
+    others = [other.name for other in chat.listed_others()]
+    return [COARSE, FINE, *(f"{FINE}@{ratio:g}" for ratio in ratios), BASELINE, BASE, *others]
 
 
 def pane_named(name: str, key: str) -> Pane:
@@ -22,10 +26,19 @@ def pane_named(name: str, key: str) -> Pane:
     """
     if name in (COARSE, FINE, BASELINE, BASE):
         return Pane(key, name)
+    if other_actor_in(name):  # whether it is there, `load_other` says
+        return pane_of(name)._replace(key=key)
     if (ratio := ratio_in(name)) is None:
         expected = f"{COARSE}, {FINE}, {FINE}@RATIO such as {FINE}@0.5, {BASELINE} or {BASE}"
         raise ApiError(404, f"The model '{name}' does not exist; expected {expected}", "model", "model_not_found")
     return Pane(key, FINE, ratio)
+
+
+def load_other(chat: Chat, name: str) -> None:
+    """Load the residue of an actor of another moment or run. Raises ApiError 404 where that fails."""
+    pane = pane_named(name, name)
+    for _, message in chat.actors.others.load_for([pane]).failures.values():
+        raise ApiError(404, f"The model '{name}' cannot be loaded: {message}", "model", "model_not_found")
 
 
 def model_body(name: str, created: int, context: int) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""Row of Compare that opens and removes the other pane."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gradio as gr
+from gradio.context import Context
+
+from lite_c2f.actors.names import ratio_in
+from lite_c2f.chat.other_residues import MAX_LOADED
+from lite_c2f.ui.answering import NOTIFYING, QUICK, Served
+from lite_c2f.ui.other_pane import SECOND_FINE, about_other, choices, known
+from lite_c2f.ui.render import title
+
+ABOUT = (
+    "Other policies of this run and of runs beside it with the same models, prompted and scored as this run's are. "
+    f"The {MAX_LOADED} used last stay in memory."
+)
+
+
+class OtherRow(NamedTuple):
+    """Components of the row."""
+
+    key: gr.Textbox  # of the other pane, out of sight; "" while none is open
+    choice: gr.Dropdown
+    ratio: gr.Number
+    opens: gr.Button
+    removes: gr.Button
+
+
+def other_row(served: Served) -> OtherRow:
+    """Add the row. The first ratio offered is half of the merged one."""
+    with gr.Row(elem_classes="tools", elem_id="other-row"):
+        key = gr.Textbox("", visible="hidden", label="other pane")
+        listed = choices(served.chat.listed_others())
+        choice = gr.Dropdown(
+            listed,
+            value=SECOND_FINE[1],
+            label="Another pane",
+            info=ABOUT,
+            allow_custom_value=True,  # Gradio forgets the list of a page not used for long; names are looked up
+            visible=True if len(listed) > 1 else "hidden",
+            elem_id="other-choice",
+        )
+        ratio = gr.Number(
+            round(served.chat.ratio / 2, 2) or 1.0,
+            label="Ratio of a second Fine",
+            minimum=0,
+            step=0.05,
+            elem_id="other-ratio",
+        )
+        opens = gr.Button("Open a second Fine", size="sm", elem_id="open-other")
+        removes = gr.Button("Remove it", size="sm", interactive=False, elem_id="remove-other")
+    return OtherRow(key, choice, ratio, opens, removes)
+
+
+def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any], pane: list[Any]) -> None:
+    """Connect the row. The key changes by its buttons, and with the session that is opened. pane: column and head."""
+
+    def listed() -> Any:
+        offered = choices(served.chat.listed_others())
+        return gr.Dropdown(choices=list(offered), visible=True if len(offered) > 1 else "hidden")
+
+    def shown(key: str) -> list[Any]:
+        """Column and head of the pane, the button that removes it, its choice and its ratio."""
+        key = known(key)
+        if not key:
+            return [gr.Column(visible=False), "", gr.Button(interactive=False), gr.skip(), gr.skip()]
+        head, ratio = title(*about_other(key)), ratio_in(key)
+        offered = [value for _, value in choices(served.chat.listed_others())]
+        value = "" if ratio is not None else key if key in offered else gr.skip()
+        return [
+            gr.Column(visible=True),
+            head,
+            gr.Button(interactive=True),
+            value,
+            gr.skip() if ratio is None else ratio,
+        ]
+
+    chosen = [row.choice, row.ratio]
+    row.opens.click(open_other, chosen, row.key, **NOTIFYING)
+    row.ratio.submit(open_other, chosen, row.key, **NOTIFYING)
+    row.removes.click(lambda: "", None, row.key, **QUICK)
+    row.choice.change(_chosen, row.choice, [row.ratio, row.opens], **QUICK)
+    row.choice.focus(listed, None, row.choice, **QUICK)  # checkpoints of a training come and go
+    if Context.root_block is not None:
+        Context.root_block.load(listed, None, row.choice, **QUICK)
+    row.key.change(shown, row.key, [*pane, row.removes, *chosen], **QUICK)
+
+
+def _chosen(choice: str | None) -> list[Any]:
+    """The ratio, which a second Fine alone has, and the button that opens what is chosen."""
+    return [gr.Number(visible=not choice), gr.Button("Open this pane" if choice else "Open a second Fine")]
