@@ -1,6 +1,6 @@
 """Growth benchmark: how the time of a PPO update with its rollout grows with the length of responses.
 
-The same update as `ppo_step.py` (NF4, two epochs), with responses that all have 32, 64, 128, 256 or 512 tokens behind
+The same update as `ppo_step.py` (NF4, two epochs), with responses that all have 32, 64, 128, 256 or 480 tokens behind
 prompts of 32. The exponent is the slope of log(seconds) over log(tokens of prompts and responses), over all lengths and
 between the last two: 1 is linear, attention's part grows with 2. Prints one JSON line last.
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from models import machine, report, small_mistral
 from ppo_step import EPOCHS, Work, child
 
-LENGTHS = (32, 64, 128, 256, 512)
+LENGTHS = (32, 64, 128, 256, 480)  # with their prompts at most the 512 tokens of context that the toy shape has
 PROMPT = 32
 NEVER = 1e12  # tokens after which the model would end by itself
 
