@@ -3,13 +3,13 @@
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import gradio as gr
 from gradio.context import Context
 
-from lite_c2f.chat import ALL_PANES, TITLES, Pane
+from lite_c2f.chat import ALL_PANES, TITLES, ChatSettings, Pane
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.ui.answering import (
@@ -18,6 +18,7 @@ from lite_c2f.ui.answering import (
     TAB_NUMBER,
     Notice,
     Served,
+    Snapshot,
     answers,
     ask_row,
     example_row,
@@ -114,22 +115,18 @@ def _asker(served: Served, outputs: int) -> Any:
         """Two answers in random order; where two are not voted on yet, they answer again, as they were asked."""
         *inputs, owner, session = settings_and_identity
         page, settings = page_of(served, request.session_hash, owner, session), page_settings(ratio, *inputs)
-        actors = tuple(pair.split()) if pair else tuple(random.sample(ALL_PANES[:3], 2))
-        actors = tuple(random.sample(actors, 2))
+        state, box = page.view_state, ""
         try:
-            refuse_while_answering(page, VIEW)
-            question = question_of(text)
-            last: Ballot | None = page.view_state.get(VIEW)
-            follows = last and last.can_follow and last.followed_by(question)
-            ballot = follows or Ballot(question, actors, settings, {})
+            with page.lock:  # rewards of the answers before arrive at any moment
+                ballot = _next_ballot(page, text, pair, settings)
+                snapshots = _answering(served, page, ballot)
+                first = next(snapshots)  # settings are refused here, before anything has changed
+                before = state[VIEW] = ballot
         except Notice as notice:
             gr.Info(str(notice))
             yield [gr.skip()] * outputs
             return
-        panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, ballot.actors, strict=True)]
-        turns = {letter: [*ballot.history(letter), Turn("human", ballot.prompt)] for letter in LETTERS}
-        state, before, box = page.view_state, last, ""
-        for snapshot in answers(served, page, VIEW, turns, panes, ballot.settings):
+        for snapshot in chain([first], snapshots):
             with page.lock:
                 if state.get(VIEW) is not before:  # of a reloaded page, skipped, or another question's
                     break
@@ -145,6 +142,23 @@ def _asker(served: Served, outputs: int) -> Any:
             yield [gr.skip()] * outputs
 
     return ask
+
+
+def _next_ballot(page: PageSession, text: str, pair: str, settings: ChatSettings) -> Ballot:
+    """The ballot of a question. pair: two actors; "" for any two. Raises Notice where none can be asked."""
+    refuse_while_answering(page, VIEW)
+    question = question_of(text)
+    last: Ballot | None = page.view_state.get(VIEW)
+    if last and last.can_follow:
+        return last.followed_by(question)
+    actors = pair.split() or random.sample(ALL_PANES[:3], 2)
+    return Ballot(question, tuple(random.sample(actors, 2)), settings, {})
+
+
+def _answering(served: Served, page: PageSession, ballot: Ballot) -> Iterator[Snapshot]:
+    panes = [Pane(letter, actor) for letter, actor in zip(LETTERS, ballot.actors, strict=True)]
+    turns = {letter: [*ballot.history(letter), Turn("human", ballot.prompt)] for letter in LETTERS}
+    return answers(served, page, VIEW, turns, panes, ballot.settings)
 
 
 def _draw(ballot: Ballot | None, page: PageSession) -> list[Any]:

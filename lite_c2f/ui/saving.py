@@ -76,7 +76,7 @@ def identify(served: Served, page: PageSession, owner: str, id: str) -> None:
     """Take the owner that a browser has stored, and reopen the session that its tab has stored, if it has one."""
     page.identified = True
     with contextlib.suppress(C2FError, OSError):
-        conversations.check_ids(owner)
+        conversations.FILES.check(owner)
         page.owner = owner
         reopen(served, page, id)
 

@@ -9,7 +9,7 @@ pytest.importorskip("gradio")
 from lite_c2f.chat import ChatSettings
 from lite_c2f.data.records import Turn
 from lite_c2f.ui import blind
-from lite_c2f.ui.answering import Notice, Served
+from lite_c2f.ui.answering import Notice, Served, Snapshot
 from lite_c2f.ui.ballot import VIEW, Ballot, cast, skip, take_back
 from lite_c2f.ui.page_session import PageSession, PageSessions
 from lite_c2f.ui.store import votes
@@ -103,6 +103,36 @@ def test_a_question_follows_while_there_is_no_vote(served, page):
     assert vote.answers == {"fine": "It is 9.", "coarse": "Nine."} and vote.winner == "coarse"
     assert votes.conversation_of(vote, "fine") == (*ballot.history("A"), Turn("human", "And 4 more?"))
     assert votes.conversation_of(vote, "coarse")[1].text == "Five."
+
+
+def test_a_question_is_asked_while_rewards_of_the_answers_before_arrive(served, page, monkeypatch):
+    """They come in the moment in which it is asked: it keeps its place, and what they change is not drawn."""
+    request = SimpleNamespace(session_hash=None)
+    monkeypatch.setattr(blind, "page_of", lambda *_: page)
+    unscored = {"A": REPLY._replace(reward=None), "B": OTHER._replace(reward=None)}
+
+    def answers(*_):
+        yield Snapshot({}, 0)
+        if page.view_state[VIEW].earlier:
+            yield Snapshot({"A": REPLY._replace(text="It is 9.")}, 0)
+            return
+        yield Snapshot(unscored, 0, ended=True)
+        yield Snapshot({"A": REPLY, "B": OTHER}, 0, ended=True)
+
+    def asked(text):
+        return blind._asker(served, 12)(request, text, "fine coarse", 1.0, *[None] * 9)
+
+    monkeypatch.setattr(blind, "answers", answers)
+    page.view_state.clear()
+    first = asked("2 and 3?")
+    next(first), next(first)  # the answers are whole
+    monkeypatch.setattr(blind, "answers", lambda *_: (next(first), iter(answers()))[1])  # the rewards
+    second = asked("And 4 more?")
+    next(second), next(second)
+    drawn = list(first)
+    ballot = page.view_state[VIEW]
+    assert (ballot.prompt, ballot.replies["A"].text) == ("And 4 more?", "It is 9.")
+    assert all("2 and 3?" not in str(part) or "And 4 more?" in str(part) for update in drawn for part in update)
 
 
 def test_a_vote_that_cannot_be_written_leaves_all_as_it_was(served, page):

@@ -1,16 +1,12 @@
 """Saved sessions of the app: one JSON file each, in a folder per owner; exported as JSON or Markdown.
 
 A session is the conversation of one page: rounds of a prompt and the replies of all panes. `Transcript` holds it.
-
-An owner learns nothing about the sessions of others, not even that they exist: both those and malformed ids are "no
-such session". Only plain files are read: no symlink is followed.
 """
 
 import contextlib
 import json
 import re
 import secrets
-import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -19,16 +15,15 @@ from typing import Any, NamedTuple
 
 from lite_c2f.actors.reply import Reply
 from lite_c2f.errors import RunError
-from lite_c2f.storage.files import write_text
+from lite_c2f.ui.store.owner_files import WRITING, OwnerFiles, is_id
 from lite_c2f.ui.store.tuples import as_row, decoded, encoded, from_row
 
 SCHEMA = 2  # 1 had no variants; it is still read
 MAX_SESSIONS = 500  # per owner
 TITLE_LENGTH = 60  # characters
 PREVIOUS_PANE = "fine before"  # key among a round's replies: the Fine Actor's previous one, at another ratio
-_ID = re.compile(r"[0-9a-f]{32}")
+FILES = OwnerFiles("session")
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
-_WRITING = threading.Lock()  # write_text's temporary file name has only the process id: threads would clash
 
 
 class Variant(NamedTuple):
@@ -72,7 +67,7 @@ class ConversationEntry(NamedTuple):
 
 def new(owner: str, run: Mapping[str, Any]) -> Transcript:
     """An empty session that begins now, not saved yet. Raises RunError for a malformed owner."""
-    check_ids(owner)
+    FILES.check(owner)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return Transcript(secrets.token_hex(16), owner, created, "", (), dict(run))
 
@@ -82,14 +77,10 @@ def save(folder: Path, transcript: Transcript, max_sessions: int = MAX_SESSIONS)
 
     Raises RunError for malformed ids, ValueError for NaN or infinity, which are not JSON.
     """
-    check_ids(transcript.owner, transcript.id)
-    owner_folder = folder / transcript.owner
-    if owner_folder.is_symlink():
-        raise _no_such_session()
     text = as_json(transcript)
-    owner_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _WRITING:
-        write_text(owner_folder / f"{transcript.id}.json", text)
+    with WRITING:
+        FILES.write(folder, transcript.owner, transcript.id, text)
+        owner_folder = folder / transcript.owner
         if sum(1 for _ in owner_folder.glob("*.json")) > max_sessions:
             others = [entry for entry in list_sessions(folder, transcript.owner) if entry.id != transcript.id]
             for entry in others[max(max_sessions - 1, 0) :]:
@@ -98,22 +89,19 @@ def save(folder: Path, transcript: Transcript, max_sessions: int = MAX_SESSIONS)
 
 def load(folder: Path, owner: str, id: str) -> Transcript:
     """A session of this owner. Raises RunError: no such session, or one that is damaged or of a newer schema."""
-    path = _find(folder, owner, id)
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:  # deleted meanwhile
-        raise _no_such_session() from None
+        text = FILES.read(folder, owner, id)
     except ValueError:
         raise _damaged(f"session {id}", "it is not UTF-8") from None
     transcript = from_json(text, f"session {id}")
     if (transcript.owner, transcript.id) != (owner, id):
-        raise _no_such_session()
+        raise FILES.no_such()
     return transcript
 
 
 def list_sessions(folder: Path, owner: str) -> list[ConversationEntry]:
     """An owner's sessions, the newest first; unreadable files are left out. Raises RunError for a malformed owner."""
-    check_ids(owner)
+    FILES.check(owner)
     entries = []
     for path in (folder / owner).glob("*.json"):
         with contextlib.suppress(RunError, OSError):
@@ -134,10 +122,7 @@ def _entry(folder: Path, owner: str, id: str, *stamp: int) -> ConversationEntry:
 
 def delete(folder: Path, owner: str, id: str) -> None:
     """Remove a session of this owner, also a damaged one. Raises RunError where there is no such session."""
-    try:
-        _find(folder, owner, id).unlink()
-    except FileNotFoundError:
-        raise _no_such_session() from None
+    FILES.delete(folder, owner, id)
 
 
 def title_of(transcript: Transcript) -> str:
@@ -164,7 +149,7 @@ def from_json(text: str, name: str = "the session") -> Transcript:
         if type(schema) is not int or schema < 1:
             raise ValueError("it has no schema")
         transcript = from_row(Transcript, row)
-        if not (_is_id(transcript.id) and _is_id(transcript.owner)):
+        if not (is_id(transcript.id) and is_id(transcript.owner)):
             raise ValueError("id and owner are not 32 hex digits")
         if not _CREATED.fullmatch(transcript.created):
             raise ValueError("created is not a time in UTC")
@@ -229,30 +214,6 @@ def escaped(text: str) -> str:
 
 def _pretty(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
-
-
-def _is_id(name: Any) -> bool:
-    return isinstance(name, str) and _ID.fullmatch(name) is not None
-
-
-def check_ids(*names: Any) -> None:
-    """Raise RunError for malformed ids of owners or sessions."""
-    if not all(map(_is_id, names)):
-        raise _no_such_session()
-
-
-def _find(folder: Path, owner: str, id: str) -> Path:
-    """The file of a session, if it is a plain file in the owner's folder."""
-    check_ids(owner, id)
-    path = folder / owner / f"{id}.json"
-    if path.parent.is_symlink() or path.is_symlink() or not path.is_file():
-        raise _no_such_session()
-    return path
-
-
-def _no_such_session() -> RunError:
-    """The same error for every reason, so that it reveals nothing about the sessions of others."""
-    return RunError.because("no such session", "one of your own", "choose another from the list")
 
 
 def _damaged(name: str, reason: str) -> RunError:

@@ -1,13 +1,10 @@
 """Prompt sets of the app: a visitor's questions with the answers of all actors, one JSON file each, by owner.
 
-As with sessions, an owner learns nothing about the sets of others, only plain files are read, and no symlink is
-followed. The rows of a set are those of evaluation/responses.jsonl.
+The rows of a set are those of evaluation/responses.jsonl.
 """
 
 import contextlib
-import re
 import secrets
-import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,15 +15,14 @@ from lite_c2f.actors.names import ACTORS
 from lite_c2f.errors import RunError
 from lite_c2f.evaluation.prompt_table import PromptRow, rows_of
 from lite_c2f.evaluation.sections import FORMAT_ERRORS
-from lite_c2f.storage.files import write_text
+from lite_c2f.ui.store.owner_files import OwnerFiles
 from lite_c2f.ui.store.tuples import as_row, decoded, encoded, from_row
 
 SCHEMA = 1
 MAX_SETS = 50  # per owner
 MAX_BYTES = 64 * 2**20  # of an owner's sets, beyond which none begins; one of 200 long answers has about 4 MiB
 FAILED = "error"  # how an answer ended that is none
-_ID = re.compile(r"[0-9a-f]{32}")
-_WRITING = threading.Lock()  # write_text's temporary file name has only the process id: threads would clash
+FILES = OwnerFiles("prompt set")
 
 Stamp = tuple[int, int]  # (time of change in ns, bytes) of a set's file
 
@@ -58,7 +54,7 @@ def new(
     owner: str, name: str, questions: Sequence[str], settings: Mapping[str, Any], run: Mapping[str, Any]
 ) -> PromptSet:
     """A set that begins now, not saved yet. Raises RunError for a malformed owner."""
-    _check(owner)
+    FILES.check(owner)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return PromptSet(secrets.token_hex(16), owner, created, name, dict(settings), tuple(questions), (), dict(run))
 
@@ -80,7 +76,7 @@ def answered(prompt_set: PromptSet, rows: Sequence[Mapping[str, Any]]) -> Prompt
 
 def check_room(folder: Path, owner: str) -> None:
     """Raise RunError where the owner has as many sets as are kept, or as many bytes."""
-    _check(owner)
+    FILES.check(owner)
     files = [path for path in (folder / owner).glob("*.json") if path.is_file()]
     if len(files) >= MAX_SETS:
         raise RunError.because(f"you have {len(files)} sets", f"fewer than {MAX_SETS}", "delete one")
@@ -91,33 +87,24 @@ def check_room(folder: Path, owner: str) -> None:
 
 def save(folder: Path, prompt_set: PromptSet) -> None:
     """Write FOLDER/OWNER/ID.json, whole or not at all. Raises RunError for malformed ids, ValueError for NaN."""
-    _check(prompt_set.owner, prompt_set.id)
-    owner_folder = folder / prompt_set.owner
-    if owner_folder.is_symlink():
-        raise _no_such_set()
     text = encoded({"schema": SCHEMA, **as_row(prompt_set)}) + "\n"
-    owner_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _WRITING:
-        write_text(owner_folder / f"{prompt_set.id}.json", text)
+    FILES.write(folder, prompt_set.owner, prompt_set.id, text)
 
 
 def load(folder: Path, owner: str, id: str) -> PromptSet:
     """A set of this owner. Raises RunError: no such set, or one that is damaged or of a newer schema."""
     try:
-        text = _find(folder, owner, id).read_text(encoding="utf-8")
-        row = decoded(text)
+        row = decoded(FILES.read(folder, owner, id))
         schema = row.pop("schema", None) if isinstance(row, dict) else None
         if schema != SCHEMA:
             got = f"set {id} has schema {str(schema)[:20]}"
             raise RunError.because(got, f"schema {SCHEMA}", "use the lite_c2f that saved it")
         prompt_set = from_row(PromptSet, row)
         table(prompt_set)
-    except FileNotFoundError:  # deleted meanwhile
-        raise _no_such_set() from None
     except FORMAT_ERRORS:
         raise RunError.because(f"set {id} is damaged", "what lite_c2f saved", "restore or delete it") from None
     if (prompt_set.owner, prompt_set.id) != (owner, id):
-        raise _no_such_set()
+        raise FILES.no_such()
     return prompt_set
 
 
@@ -137,15 +124,15 @@ def table(prompt_set: PromptSet) -> tuple[PromptRow, ...]:
 def stamp_of(folder: Path, owner: str, id: str) -> Stamp:
     """What the file of a set is now: another one when it has changed. Raises RunError where there is no such set."""
     try:
-        status = _find(folder, owner, id).stat()
+        status = FILES.find(folder, owner, id).stat()
     except FileNotFoundError:
-        raise _no_such_set() from None
+        raise FILES.no_such() from None
     return status.st_mtime_ns, status.st_size
 
 
 def list_sets(folder: Path, owner: str) -> list[SetEntry]:
     """An owner's sets, the newest first; unreadable files are left out. Raises RunError for a malformed owner."""
-    _check(owner)
+    FILES.check(owner)
     entries = []
     for path in (folder / owner).glob("*.json"):
         with contextlib.suppress(RunError, OSError):
@@ -164,27 +151,4 @@ def _entry(folder: Path, owner: str, id: str, stamp: Stamp) -> SetEntry:
 
 def delete(folder: Path, owner: str, id: str) -> None:
     """Remove a set of this owner, also a damaged one. Raises RunError where there is no such set."""
-    try:
-        _find(folder, owner, id).unlink()
-    except FileNotFoundError:
-        raise _no_such_set() from None
-
-
-def _check(*names: Any) -> None:
-    """Raise RunError for malformed ids of owners or sets."""
-    if not all(isinstance(name, str) and _ID.fullmatch(name) for name in names):
-        raise _no_such_set()
-
-
-def _find(folder: Path, owner: str, id: str) -> Path:
-    """The file of a set, if it is a plain file in the owner's folder."""
-    _check(owner, id)
-    path = folder / owner / f"{id}.json"
-    if path.parent.is_symlink() or path.is_symlink() or not path.is_file():
-        raise _no_such_set()
-    return path
-
-
-def _no_such_set() -> RunError:
-    """The same error for every reason, so that it reveals nothing about the sets of others."""
-    return RunError.because("no such prompt set", "one of your own", "choose another from the list")
+    FILES.delete(folder, owner, id)
