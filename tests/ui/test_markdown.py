@@ -1,5 +1,6 @@
 """What a model wrote as Markdown: nothing of it does anything, and nothing that can be read is lost."""
 
+import math
 import re
 import sys
 import time
@@ -275,14 +276,18 @@ def test_time_grows_with_the_length_and_no_faster(part):
     """Four times the text takes four times as long; sixteen times, if each beginning looked through all of the rest."""
 
     def seconds(characters):
-        text, times = part * (characters // len(part)), []
-        for _ in range(2):
-            begin = time.process_time()
-            formatted(text)
-            times.append(time.process_time() - begin)
-        return min(times)
+        text = part * (characters // len(part))
+        begin = time.process_time()
+        formatted(text)
+        return time.process_time() - begin
 
-    assert seconds(8000) < 9 * max(seconds(2000), 0.002)
+    # Other processes slow one try or the other: of the shortest of six each, both are at their own pace.
+    short, long = math.inf, math.inf
+    for _ in range(6):
+        short, long = min(short, seconds(2000)), min(long, seconds(8000))
+        if long < 9 * max(short, 0.002):
+            return
+    raise AssertionError(f"{short:.4f} s for 2,000 characters, {long:.4f} s for 8,000")
 
 
 def test_many_threads_may_read_the_first_text():
