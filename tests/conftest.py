@@ -61,8 +61,9 @@ def pytest_configure(config):
         trained, usual = toy_pair(Recipe(seed=seed)).base.parent, toy_folder()
         if not usual.is_symlink():
             usual.symlink_to(trained.name)
-    if config.option.markexpr == "slow" and "PYTEST_XDIST_WORKER" not in os.environ:
-        # Nearly all of them need the toy models: trained here with all cores, before the workers with one thread each.
+    slow = config.option.markexpr != "not slow"
+    if slow and getattr(config.option, "numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+        # Slow tests need the toy models: trained here with all cores, before the workers with one thread each.
         code = "from lite_c2f.toy.build import toy_pair; toy_pair()"
         subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -607,6 +608,51 @@ def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser)
     with tab.expect_download() as download:
         tab.click("#export-markdown")
     assert "my secret question" in Path(download.value.path()).read_text(encoding="utf-8")
+
+
+RELOADS = 6  # 40 were tried once
+
+
+def test_reloads_at_random_moments_lose_nothing(tab):
+    """No typed character, no question that was taken, no answer that had ended, no vote."""
+    draw, seen, tab.goes_away = random.Random(RELOADS), {}, True
+
+    def reload():
+        with tab.expect_response(lambda response: "/run/" in response.url):
+            tab.reload()
+        tab.wait_for_selector("#prompt textarea:enabled")
+        tab.wait_for_function("count => document.querySelectorAll('#view-fine .you').length >= count", arg=len(seen))
+        tab.wait_for_timeout(300)
+
+    for number in range(RELOADS // 2):
+        text = f"{number}. {QUESTION}"
+        typed = text[: draw.randrange(1, len(text))]
+        tab.locator("#prompt textarea").press_sequentially(typed)
+        reload()
+        assert tab.input_value("#prompt textarea") == typed
+        tab.locator("#prompt textarea").press_sequentially(text[len(typed) :])
+        tab.press("#prompt textarea", "Enter")
+        tab.wait_for_timeout(draw.random() * 1500)
+        reload()
+        asked = questions(tab)
+        assert asked[: len(seen)] == list(seen)
+        if text not in asked:  # it was not taken yet
+            assert tab.input_value("#prompt textarea") == text
+            tab.press("#prompt textarea", "Enter")
+        elif tab.input_value("#prompt textarea"):
+            tab.fill("#prompt textarea", "")  # taken in the moment of the reload: it stays, rather than be lost
+        tab.asked = text
+        ended(tab, "fine", "coarse", "baseline", chip="")
+        tab.wait_for_selector("#view-fine .act[aria-pressed]:enabled >> nth=-1")
+        tab.click("#view-fine .act[aria-pressed] >> nth=-1")
+        tab.wait_for_selector("#view-fine .act[aria-pressed=true]")
+        seen[text] = session_of(tab).rounds[-1].replies
+        if draw.random() < 0.5:
+            reload()
+            tab.wait_for_selector("#view-fine .act[aria-pressed=true]")
+        assert {round_.prompt: round_.replies for round_ in session_of(tab).rounds} == seen
+    voted = votes.current(votes.read(tab.run / "app" / "votes.jsonl"))
+    assert [vote.turns[0].text for vote in voted if vote.turns[0].text in seen] == list(seen)
 
 
 def ballot(page):
