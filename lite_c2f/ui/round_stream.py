@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
+from lite_c2f.actors.names import FINE
 from lite_c2f.chat import ALL_PANES, ChatSettings
-from lite_c2f.chat.panes import AnswerForm
+from lite_c2f.chat.panes import AnswerForm, pane_of
 from lite_c2f.data.records import Turn
 from lite_c2f.ui.answering import Served, answers, refuse_while_answering
 from lite_c2f.ui.page_session import PageSession, history
@@ -59,6 +60,8 @@ def stream_round(
         turns = {pane: [*history(transcript, pane), Turn("human", round_.prompt)] for pane in panes}
         snapshots = answers(served, page, VIEW, turns, panes, settings, lambda replies: on_end(replies), form)
         first = next(snapshots)  # settings are refused here, before anything has changed
+        none_yet = {pane: _none_yet(served, pane, settings) for pane in panes}
+        saved = _with_endings(saved, none_yet)
         save_transcript(served, page, transcript._replace(rounds=(*transcript.rounds, saved)))
         place, saved_at = len(transcript.rounds), time.monotonic()
 
@@ -72,7 +75,7 @@ def stream_round(
         with page.lock:
             now = rounds()
             if page.transcript is not None and now:
-                saved = _with_endings(round_)
+                saved = _with_endings(round_, none_yet)
                 now = (*now[:place], saved, *now[place + 1 :])
                 save_transcript(served, page, page.transcript._replace(rounds=now), quiet=quiet)
                 saved_at = time.monotonic()
@@ -94,10 +97,18 @@ def stream_round(
     yield None if VIEW in page.streams else shown(page)
 
 
-def _with_endings(round_: Round) -> Round:
-    """The round as it is saved: answers without an ending were stopped."""
+def _none_yet(served: Served, pane: str, settings: ChatSettings) -> Reply:
+    """The reply of a pane of which nothing was heard: after a reload it says that it was stopped, and can be asked."""
+    _, actor, ratio, _ = pane_of(pane)
+    ratios = (ratio, settings.ratio, served.chat.ratio)
+    shown = next(value for value in ratios if value is not None) if actor == FINE else None
+    return Reply(pane, "", 0, 0.0, "stopped", ratio=shown, seed=settings.seed)
+
+
+def _with_endings(round_: Round, none_yet: Mapping[str, Reply]) -> Round:
+    """The round as it is saved: answers without an ending were stopped, and those that have not begun too."""
 
     def ended(reply: Reply) -> Reply:
         return reply if reply.finish else reply._replace(finish="stopped")
 
-    return round_._replace(replies={pane: ended(reply) for pane, reply in round_.replies.items()})
+    return with_replies(round_, {**none_yet, **{pane: ended(reply) for pane, reply in round_.replies.items()}})

@@ -44,7 +44,7 @@ def test_an_error_leaves_what_was_written():
 
 @pytest.fixture
 def served(tmp_path):
-    return Served(SimpleNamespace(context=64), PageSessions(), tmp_path / "app", {"name": "toy"})
+    return Served(SimpleNamespace(ratio=0.5, context=64), PageSessions(), tmp_path / "app", {"name": "toy"})
 
 
 @pytest.fixture

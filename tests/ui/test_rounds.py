@@ -116,7 +116,7 @@ class Stream:
 
 def chat_of(*streams):
     streams = list(streams)
-    return SimpleNamespace(stream=lambda *_, **__: streams.pop(0))
+    return SimpleNamespace(ratio=0.5, stream=lambda *_, **__: streams.pop(0))
 
 
 def test_the_next_question_may_be_asked_while_the_last_answers_are_scored(served):
@@ -175,10 +175,26 @@ def test_regenerate_keeps_the_answers_before_and_the_next_question_reads_those_i
     saving.identify(served, reloaded, OWNER, page.transcript.id)
     assert texts(reloaded.transcript.rounds[-1]) == (["One.", "Two.", "Three."], 1)
     read = {}
-    chat = SimpleNamespace(stream=lambda turns, *_, **__: read.update(turns) or Stream("Four."))
+    chat = SimpleNamespace(ratio=0.5, stream=lambda turns, *_, **__: read.update(turns) or Stream("Four."))
     list(rounds.ask(served._replace(chat=chat), reloaded, "next?", ["fine"], ChatSettings()))
     assert [turn.text for turn in read["fine"]] == ["first?", "Two.", "next?"]
     assert len(conversations.list_sessions(served.sessions, OWNER)) == 1
+
+
+def test_answers_that_had_not_begun_when_the_page_was_reloaded_were_stopped(served):
+    page = PageSession()
+    page.owner = OWNER
+    chat = chat_of(Stream("One."))
+    begun = rounds.ask(served._replace(chat=chat), page, "first?", ["coarse", "fine"], ChatSettings(seed=7))
+    assert next(begun).rounds[-1].replies == {}  # the page waits for them
+    (round_,) = on_disk(served, page)
+    assert {pane: (reply.text, reply.finish, reply.seed, reply.ratio) for pane, reply in round_.replies.items()} == {
+        "coarse": ("", "stopped", 7, None),
+        "fine": ("", "stopped", 7, 0.5),
+    }
+    list(begun)
+    (round_,) = on_disk(served, page)  # of the coarse one nothing was heard
+    assert [(reply.text, reply.finish) for reply in round_.replies.values()] == [("", "stopped"), ("One.", "eos")]
 
 
 def test_a_server_killed_while_it_regenerates_has_lost_no_answer(served, monkeypatch):
