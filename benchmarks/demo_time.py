@@ -1,10 +1,11 @@
 """Demo benchmark: seconds of `lite-c2f demo` with the toy models in the cache, and until its first steps.
 
-Reported are the wall time of the whole command and the time until the first line of metrics of each stage. `--against`
-is another checkout, such as an earlier version, which takes turns with this one; `ratio` is this one's whole time over
-the other's. Prints one JSON line last.
+Reported are the wall time of the whole command, its CPU time, and the wall time until the first line of metrics of each
+stage. `--against` is another checkout, such as an earlier version, which takes turns with this one; `ratio` is this
+one's CPU time over the other's, which other jobs on the machine change least with one thread. Prints one JSON line
+last.
 
-    python benchmarks/demo_time.py [--against FOLDER] [--repeats 3] [--out FILE]
+    python benchmarks/demo_time.py [--against FOLDER] [--repeats 3] [--threads 1] [--out FILE]
 """
 
 import argparse
@@ -31,24 +32,29 @@ def measure(checkout: Path) -> dict[str, float]:
         command = [sys.executable, "-m", "lite_c2f", "demo", "--out", str(run)]
         with (Path(folder) / "log").open("w+") as log:
             process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-            while process.poll() is None:
+            ended = 0
+            while not ended:
                 time.sleep(0.05)
+                ended, status, usage = os.wait4(process.pid, os.WNOHANG)
                 metrics = run / "metrics.jsonl"
                 lines = metrics.read_text().split("\n")[:-1] if metrics.is_file() else []
                 for stage in {json.loads(line)["stage"] for line in lines}:
                     found.setdefault(f"first_{stage}", time.perf_counter() - began)
-            if process.returncode:
+            if status:
                 log.seek(0)
                 raise SystemExit(log.read()[-2000:])
-        return found | {"whole": time.perf_counter() - began}
+        return found | {"whole": time.perf_counter() - began, "cpu": usage.ru_utime + usage.ru_stime}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--against", type=Path, help="another checkout of lite_c2f")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="(default: as PyTorch chooses)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
     here = Path(__file__).parents[1]
     checkouts = {"here": here} | ({"against": options.against.resolve()} if options.against else {})
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
@@ -68,7 +74,7 @@ def main() -> None:
         **machine(),
     }
     if options.against:
-        ratios = [own["whole"] / other["whole"] for own, other in zip(runs["here"], runs["against"], strict=True)]
+        ratios = [own["cpu"] / other["cpu"] for own, other in zip(runs["here"], runs["against"], strict=True)]
         result["ratio"] = round(statistics.median(ratios), 3)
         result["against_commit"] = subprocess.run(
             ["git", "-C", str(options.against), "rev-parse", "--short", "HEAD"], capture_output=True, text=True

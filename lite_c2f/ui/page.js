@@ -24,9 +24,22 @@
     if (panes.together && view.closest("#panes")) views().forEach((other) => scrollView(other, view.scrollTop));
   }, true);
 
-  // A round is as high in each pane as in the one where it is highest: it begins at the same height in all of them.
+  // A round is as high in each pane as in the one where it is highest: it begins at the same height in all of them. A
+  // shorter answer stays in sight while the longer ones beside it are read: one that fits by its beginning, one that
+  // does not by its end.
   const observed = new WeakSet();
+  const stick = (rounds) => {
+    const bar = document.querySelector("#panes .bar"), view = views().find((view) => view.offsetParent);
+    if (!bar || !view) return;
+    const first = panes.fully ? bar.offsetHeight + 8 : 8;
+    const room = panes.fully ? innerHeight - document.getElementById("ask").offsetHeight : view.clientHeight;
+    const tops = rounds.map((round) => `${Math.min(first, room - round.offsetHeight - 8)}px`);
+    rounds.forEach((round, index) => { round.style.top = tops[index] });
+  };
+  const stickAll = () => stick([...document.querySelectorAll("#panes .inner")]);
+  addEventListener("resize", stickAll);
   const heights = new ResizeObserver((entries) => {
+    stick(entries.map((entry) => entry.target));
     new Set(entries.map((entry) => entry.target.dataset.place)).forEach((place) => {
       const rounds = [...document.querySelectorAll(`#panes .inner[data-place="${place}"]`)];
       const highest = Math.max(...rounds.map((round) => Math.ceil(round.getBoundingClientRect().height)));
@@ -47,6 +60,7 @@
   const setPanes = (name, on) => {
     panes[name] = on;
     document.documentElement.classList.toggle("fully", panes.fully);
+    stickAll();
     views().forEach(toEnd);
     endSeen = true;
     if (name === "fully") keepEnd();

@@ -791,8 +791,16 @@ def unlike_rounds(count):
 
 LINED_UP = """() => {
     const tops = ["coarse", "fine", "baseline"].map((pane) =>
-        [...document.querySelectorAll(`#view-${pane} .you`)].map((you) => Math.round(you.getBoundingClientRect().top)));
+        [...document.querySelectorAll(`#view-${pane} .round`)].map((it) => Math.round(it.getBoundingClientRect().top)));
     return tops[0].length > 0 && tops.every((those) => those.join() === tops[0].join());
+}"""
+
+
+END_IN_SIGHT = """(id) => {
+    const view = document.querySelector(id), box = view.getBoundingClientRect();
+    const last = [...view.querySelectorAll(".said")].at(-1).getBoundingClientRect();
+    const end = Math.min(box.bottom, document.querySelector("#ask").getBoundingClientRect().top);
+    return last.bottom > Math.max(box.top, 0) && last.bottom <= end + 1;
 }"""
 
 
@@ -819,6 +827,15 @@ def test_rounds_begin_at_the_same_height_in_every_pane(tab):
 def test_panes_scroll_together_until_told_otherwise(tab):
     reopened(tab, unlike_rounds(6))
     tab.wait_for_function("document.querySelector('#view-coarse').scrollTop > 500")  # at its end
+    for pane in ("coarse", "fine", "baseline"):  # 15 paragraphs, one, and 8: of each the end is seen
+        tab.wait_for_function(END_IN_SIGHT, arg=f"#view-{pane}")
+    tab.click("#fully input")
+    tab.wait_for_function("document.querySelector('#view-coarse').clientHeight > 1500")
+    tab.evaluate("document.querySelector('#panes').scrollIntoView({block: 'end'}); scrollBy(0, 90)")  # above the box
+    for pane in ("coarse", "fine", "baseline"):
+        tab.wait_for_function(END_IN_SIGHT, arg=f"#view-{pane}")
+    tab.click("#fully input")
+    tab.wait_for_function("document.querySelector('#view-coarse').clientHeight < 1500")
     tab.evaluate("document.querySelector('#view-fine').scrollTop = 301")
     tab.wait_for_function(
         "['coarse', 'baseline'].every((pane) => document.querySelector(`#view-${pane}`).scrollTop === 301)"
