@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-from lite_c2f.actors.answers import repeated_ngrams
-from lite_c2f.actors.names import FINE
 from lite_c2f.actors.reply import Reply
 from lite_c2f.backbone.multi_model import MultiModel
 from lite_c2f.backbone.padding import padding_id
@@ -29,8 +27,11 @@ from lite_c2f.chat.panes import (
     check_settings,
     pane_of,
 )
-from lite_c2f.chat.prompts import EncodedPrompt, History, encode_history, history_of, one_line, settled
+from lite_c2f.chat.prompts import EncodedPrompt, History, encode_history, history_of, one_line, with_system
+from lite_c2f.chat.remote_servers import RemoteServers
+from lite_c2f.chat.replies import reply_of
 from lite_c2f.chat.rows import AnswerRow, AnswerRows
+from lite_c2f.chat.server_names import SERVER
 from lite_c2f.chat.stream import AnswerStream, PendingQuestion
 from lite_c2f.errors import ConfigError
 from lite_c2f.runtime.batch_size import free, is_out_of_memory
@@ -39,7 +40,7 @@ from lite_c2f.sampling.stops import token_bytes
 
 MAX_ROWS = 48  # answers generated at once; a step of 48 rows takes a few times as long as a step of one
 SMALL_MODEL_WEIGHTS = 4_000_000  # up to this size a model's matrix products are too small to gain from several threads
-RAW_OVERLAP = 8  # tokens of a raw prompt decoded before its answer, whose first space a tokenizer would drop
+REMOTE_PAUSE = 0.05  # seconds between two looks at the requests to stop, while other servers alone generate
 log = logging.getLogger(__name__)
 
 
@@ -48,14 +49,16 @@ class Chat:
 
     merged: also load the published model RUN/fine/model; the Fine Actor at the merged ratio is then that one. At any
     other ratio, and without it, it is the instruct model with the residue unmerged: W + ratio * scaling * B @ A.
-    Raises RunError for an unfinished run.
+    also: servers with OpenAI's interface, such as http://127.0.0.1:11434/v1, whose models can answer as panes such as
+    `server@127.0.0.1:11434/llama3.2`; the key in LITE_C2F_ALSO_KEY is sent to them.
+    Raises RunError for an unfinished run, ConfigError for an invalid address.
 
     >>> chat = Chat("runs/toy")
     >>> chat.answer("Tom has 3 apples, finds 4, loses 2. How many now?")["fine"].text
     """
 
-    def __init__(self, run_dir: str | Path, *, merged: bool = False) -> None:
-        self.run = Path(run_dir)
+    def __init__(self, run_dir: str | Path, *, merged: bool = False, also: Sequence[str] = ()) -> None:
+        self.run, self.servers = Path(run_dir), RemoteServers(also)
         self.actors = LoadedActors(self.run, merged)
         self.config, self.ratio, self.context = self.actors.config, self.actors.ratio, self.actors.context
         self._lock = threading.Lock()  # of the queue, the active questions and the thread
@@ -63,6 +66,7 @@ class Chat:
         self._queue = FairQueue()
         self._active: list[PendingQuestion] = []
         self._thread: threading.Thread | None = None
+        self._news = threading.Event()  # for the thread while it has nothing to generate
         self._torch_threads = torch.get_num_threads()
 
     def stream(
@@ -100,18 +104,21 @@ class Chat:
         if form.drawn >= settings.max_tokens:
             got = f"max_tokens={settings.max_tokens} for an answer that has {form.drawn} already"
             raise ConfigError.because(got, "more", "raise it")
+        models, not_listed = self.servers.find_for(chosen, form)
         chosen, residues, failures = self.actors.others.load_for(chosen)
         histories = {pane.key: history_of(turns, pane.key) for pane in chosen}
         question = PendingQuestion(
             chosen, histories, settings, form=form, client=asker, score=score, on_change=on_change
         )
-        question.residues, question.not_started = residues, failures
+        question.residues, question.server_models = residues, models
+        question.not_started = {**failures, **not_listed}
         with self._lock:
             self._queue.put(question, self._active)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="lite_c2f-chat", daemon=True)
                 add_lingering([self._thread])
                 self._thread.start()
+        self._news.set()
         return AnswerStream(question, self._reply_of, self._questions_before, pause)
 
     def answer(
@@ -131,7 +138,9 @@ class Chat:
         check_settings(settings, self.context)
 
     def rendered(self, turns: History, pane: str | Pane, settings: ChatSettings) -> str:
-        """The prompt that an actor reads, as text with its special tokens."""
+        """The prompt that an actor reads, as text with its special tokens; of another server's the conversation."""
+        if pane_of(pane).actor == SERVER:  # in a template of its own
+            return "\n\n".join(f"{turn.role}: {turn.text}" for turn in with_system(turns, settings.system))
         prompt = self.encoded(turns, pane, settings)
         with self._tokenizer_lock:
             return str(self.actors.caller_tokenizers[pane_of(pane).actor].decode(prompt.ids))
@@ -151,9 +160,12 @@ class Chat:
         with self._tokenizer_lock:
             return token_bytes(self.actors.caller_tokenizers[pane_of(pane).actor])
 
-    def listed_others(self) -> list[Listed]:
-        """Actors of other moments and runs that can answer now, by the names of their panes."""
-        return self.actors.others.listed()
+    def listed_others(self, *, fresh: bool = True) -> list[Listed]:
+        """Actors of other moments and runs, and models of other servers, that can answer now, by their panes' names.
+
+        fresh: the servers are asked, for at most a few seconds; else what they listed last.
+        """
+        return [*self.actors.others.listed(), *self.servers.listed(fresh=fresh)]
 
     def busy(self) -> tuple[int, int]:
         """(active questions, waiting questions)."""
@@ -168,38 +180,7 @@ class Chat:
 
     def _reply_of(self, question: PendingQuestion, pane: Pane) -> Reply | None:
         """A pane's reply as far as it is generated; None before its row exists."""
-        ratio = self.actors.ratio_of(pane, question.settings) if pane.actor == FINE else None
-        empty = Reply(pane.key, "", 0, 0.0, None, ratio=ratio, seed=question.settings.seed)
-        if pane.key in question.not_started:
-            failure, message = question.not_started[pane.key]
-            return empty._replace(finish=failure, message=message)
-        row = question.rows.get(pane.key)
-        if row is None:
-            return None
-        finish = row.finish  # read first: a finished row no longer changes
-        tokens, text_tokens = row.tokens[row.begun :], list(row.text_tokens)  # `tokens`: those drawn now
-        form, prompt = question.form, question.prompts[pane.key]
-        stops = self.actors.stop_texts(pane.actor, form._replace(stop=() if finish else form.stop))
-        before, new = prompt.ids[-RAW_OVERLAP:] if form.raw else text_tokens[: row.begun], text_tokens[row.begun :]
-        with self._tokenizer_lock:
-            tokenizer = self.actors.caller_tokenizers[pane.actor]
-            decoded = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (before, before + new)]
-        text = form.begun + decoded[1][len(decoded[0]) :]
-        if finish not in ("eos", "stop"):
-            text = settled(text, stops)
-        seconds = row.last_token_at - row.first_token_at
-        return empty._replace(
-            text=text if form.raw else text.strip(),
-            tokens=question.form.drawn + len(tokens),
-            tokens_per_s=(len(tokens) - 1) / seconds if seconds > 0 else 0.0,
-            finish=finish,
-            message=row.message,
-            first_token_s=row.first_token_at - question.submitted_at if tokens else None,
-            reward=question.rewards.get(pane.key),
-            repeated=repeated_ngrams(text_tokens) if finish else 0.0,
-            dropped=prompt.dropped,
-            cut=prompt.cut,
-        )
+        return reply_of(self.actors, self._tokenizer_lock, question, pane)
 
     def _run(self) -> None:
         """Body of the answering thread: until no question is left. No other thread touches the models."""
@@ -232,6 +213,9 @@ class Chat:
                 for active in self._active:
                     active.notify()
                 self._active = [active for active in self._active if not active.finished]
+            if self._active and all(row.finish is not None for row in rows.rows):
+                self._news.wait(REMOTE_PAUSE)
+                self._news.clear()
 
     def _new_rows(self) -> AnswerRows:
         return AnswerRows(self.actors.multi_model, padding_id(self.actors.tokenizer))
@@ -242,7 +226,8 @@ class Chat:
         if first is None:
             return None
         in_use = sum(row.finish is None for row in rows.rows)
-        fits = in_use + len(first.panes) <= min(MAX_ROWS, self.actors.max_rows)
+        more = sum(pane.actor != SERVER for pane in first.panes)
+        fits = in_use + more <= min(MAX_ROWS, self.actors.max_rows)
         return self._queue.pop() if fits or not in_use else None
 
     def _start(self, question: PendingQuestion, rows: AnswerRows) -> None:
@@ -258,21 +243,28 @@ class Chat:
             free()
 
     def _rows_of(self, question: PendingQuestion) -> list[AnswerRow]:
-        """The new rows of a question. A pane whose prompt cannot be encoded fails alone."""
+        """The new rows of a question in the batch; other servers are asked here, beside it.
+
+        A pane whose prompt cannot be encoded fails alone.
+        """
+        result = list[AnswerRow]()
         for pane in question.panes:
             if pane.key in question.stop_requests:
                 question.not_started.setdefault(pane.key, ("stopped", ""))
             if pane.key in question.not_started:
                 continue
+            history, settings, form = question.histories[pane.key], question.settings, question.form
             try:
-                history = question.histories[pane.key]
-                row, question.prompts[pane.key] = self.actors.row(
-                    pane, history, question.settings, question.form, question.residues.get(pane.key)
-                )
+                if model := question.server_models.get(pane.key):
+                    question.rows[pane.key] = self.servers.ask(model, history, settings, form, self._news.set)
+                    continue
+                row, prompt = self.actors.row(pane, history, settings, form, question.residues.get(pane.key))
+                question.prompts[pane.key] = prompt
                 question.rows[pane.key] = row
+                result.append(row)
             except Exception as error:
                 question.not_started[pane.key] = ("error", one_line(error))
-        return list(question.rows.values())
+        return result
 
     def _apply_stops(self) -> None:
         """End the rows that callers asked to stop."""

@@ -18,6 +18,7 @@ from lite_c2f.chat.offers import merged_ratio
 from lite_c2f.chat.other_residues import OtherResidues
 from lite_c2f.chat.panes import ALL_PANES, BASE_MODEL_ACTORS, AnswerForm, ChatSettings, Pane
 from lite_c2f.chat.prompts import EncodedPrompt, History, encode_history, with_system
+from lite_c2f.chat.remote_row import RemoteRow
 from lite_c2f.chat.rows import AnswerRow
 from lite_c2f.config.settings import CHAT
 from lite_c2f.data.encode import encode_answer, turn_end
@@ -137,16 +138,27 @@ class LoadedActors:
         ratios = (pane.ratio, settings.ratio, self.ratio)
         return next(ratio for ratio in ratios if ratio is not None)
 
+    def text_ids(self, tokenizer: Any, text: str) -> list[int]:
+        """Tokens of an answer that was not generated here, as the instruct model's; tokenizer: one of that model's."""
+        variables = self.config.model.chat_template_kwargs
+        return encode_answer(tokenizer, text, ended=False, template=CHAT, template_kwargs=variables) if text else []
+
     def rewards(
-        self, histories: Mapping[str, History], rows: Mapping[str, AnswerRow], settings: ChatSettings
+        self, histories: Mapping[str, History], rows: Mapping[str, AnswerRow | RemoteRow], settings: ChatSettings
     ) -> dict[str, float]:
-        """Normalised rewards (z-scores) of finished answers, by pane; {} for a run without a reward model."""
-        turns = [tuple(with_system(histories[key], settings.system)) for key in rows]
-        answers = [
-            Answer("", len(row.tokens), row.finish or "limit", row.text_tokens, row.model != BASE_MODEL)
-            for row in rows.values()
-        ]
-        return dict(zip(rows, self.reward_model(turns, answers) or [], strict=False))
+        """Normalised rewards (z-scores) of finished answers, by pane; {} for a run without a reward model.
+
+        Another server's answer that is longer than this run's context has none.
+        """
+        answers = dict[str, Answer]()
+        for key, row in rows.items():
+            if isinstance(row, AnswerRow):
+                tokens, chat = row.text_tokens, row.model != BASE_MODEL
+                answers[key] = Answer("", len(row.tokens), row.finish or "limit", tokens, chat)
+            elif len(tokens := self.text_ids(self.instruct_tokenizer, row.text)) < self.context:
+                answers[key] = Answer("", len(tokens), row.finish or "limit", tokens, True)
+        turns = [tuple(with_system(histories[key], settings.system)) for key in answers]
+        return dict(zip(answers, self.reward_model(turns, list(answers.values())) or [], strict=False))
 
 
 def _cached_stops(base_tokenizer: Any, instruct_tokenizer: Any) -> Callable[[bool, tuple[str, ...]], Stops | None]:

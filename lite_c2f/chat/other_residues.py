@@ -15,6 +15,7 @@ from lite_c2f.chat.offers import Offer, find_offers
 from lite_c2f.chat.other_actors import other_actor_in, title_of_other
 from lite_c2f.chat.panes import Pane
 from lite_c2f.chat.prompts import one_line
+from lite_c2f.chat.server_names import SERVER
 from lite_c2f.config.settings import Config
 from lite_c2f.errors import C2FError, ModelError, RunError
 
@@ -63,10 +64,11 @@ class OtherResidues:
         return result
 
     def load_for(self, panes: Sequence[Pane]) -> LoadedPanes:
-        """Load what the panes need beside the run's own; of those that have no source, nothing is asked."""
-        result, offers = LoadedPanes([], {}, {}), self.offers() if any(pane.source for pane in panes) else {}
+        """Load what the panes need beside the run's own; of those that have no source here, nothing is asked."""
+        here = [pane for pane in panes if pane.source and pane.actor != SERVER]
+        result, offers = LoadedPanes([], {}, {}), self.offers() if here else {}
         for pane in panes:
-            if pane.source:
+            if pane in here:
                 try:
                     offer = _known(offers, pane.source)
                     result.residues[pane.key] = self.load(offer)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE, ratio_in
 from lite_c2f.chat.other_actors import other_actor_in, title_of_other
+from lite_c2f.chat.server_names import SERVER, server_model_in, title_of_model
 from lite_c2f.errors import ConfigError
 
 PANES = (COARSE, FINE, BASELINE)
@@ -19,9 +20,9 @@ class Pane(NamedTuple):
     """One answer to a question. Two panes may have the same actor, at different ratios or with other residues."""
 
     key: str  # names its replies
-    actor: str  # one of ALL_PANES
+    actor: str  # one of ALL_PANES, or SERVER for a model of another server
     ratio: float | None = None  # the Fine Actor's; None: that of the settings
-    source: str = ""  # name of an actor of another moment or run, as in `other_actors.py`; "": the run's own
+    source: str = ""  # name of an actor of another moment or run, or of a server's model; "": the run's own
 
 
 class ChatSettings(NamedTuple):
@@ -58,8 +59,10 @@ def pane_of(actor: "str | Pane") -> Pane:
         ratio, other = ratio_in(pane), other_actor_in(pane)
         if other is not None:
             return Pane(pane, other.actor, source=pane)
+        if server_model_in(pane) is not None:
+            return Pane(pane, SERVER, source=pane)
         pane = Pane(pane, pane) if ratio is None else Pane(pane, FINE, ratio)
-    if pane.actor not in ALL_PANES:
+    if pane.actor not in (*ALL_PANES, SERVER):
         expected = (
             f"one of {', '.join(ALL_PANES)}, {FINE}@RATIO such as {FINE}@0.5, or another actor such as coarse@best"
         )
@@ -73,9 +76,11 @@ def title_of(key: str) -> str:
     >>> title_of("fine"), title_of("fine@0.5"), title_of("coarse@best")
     ('Fine Actor', 'Second Fine at ratio 0.5', 'Coarse Actor, best policy')
     """
-    ratio, other = ratio_in(key), other_actor_in(key)
+    ratio, other, model = ratio_in(key), other_actor_in(key), server_model_in(key)
     if other is not None:
         return title_of_other(other)
+    if model is not None:
+        return title_of_model(model)
     return TITLES.get(key, "") if ratio is None else f"Second Fine at ratio {ratio:g}"
 
 

@@ -7,11 +7,13 @@ llama.cpp's server and gateways, which share little but the status.
 import json
 import os
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lite_c2f.errors import ConfigError
 
 MAX_MESSAGE = 300  # characters of a server's message
+ALSO_KEY_VARIABLE = "LITE_C2F_ALSO_KEY"  # environment variable with the key for servers that the app may ask
 FILTERED = re.compile(
     r"content[ _-]?(?:filter|polic|management)|moderat|flagged|safety|ResponsibleAI|prohibited|usage polic",
     re.IGNORECASE,
@@ -46,6 +48,25 @@ def checked_url(url: str, option: str, variable: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo:
         raise ConfigError.because(option, "http(s)://host/v1, without a password in it", f"put a key into {variable}")
     return url.rstrip("/")
+
+
+def checked_places(urls: Sequence[str], option: str, variable: str) -> dict[str, str]:
+    """Addresses by host:port, without the port that the scheme has anyway.
+
+    Raises ConfigError for an invalid address, for two at one host and port, and for a key that no header can hold.
+    """
+    import httpx
+
+    result = dict[str, str]()
+    for url in urls:
+        address = checked_url(url, option, variable)
+        place = httpx.URL(address).netloc.decode("ascii")
+        if place in result:
+            raise ConfigError.because(f"{option}: '{place}' twice", "each host and port once", "leave one out")
+        result[place] = address
+    if urls:
+        key_in(variable)
+    return result
 
 
 def key_in(variable: str) -> str:
@@ -92,4 +113,4 @@ def one_line(text: Any, key: str = "") -> str:
     text = " ".join("".join(character if character.isprintable() else " " for character in str(text)).split())
     if key:
         text = text.replace(key, "***")
-    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
+    return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 3]}..."

@@ -1,12 +1,13 @@
 """Row of Compare that opens and removes the other pane."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.context import Context
 
 from lite_c2f.actors.names import ratio_in
+from lite_c2f.chat import Chat
 from lite_c2f.chat.other_residues import MAX_LOADED
 from lite_c2f.ui.answering import NOTIFYING, QUICK, Served
 from lite_c2f.ui.other_pane import SECOND_FINE, about_other, choices, known
@@ -16,6 +17,7 @@ ABOUT = (
     "Other policies of this run and of runs beside it with the same models, prompted and scored as this run's are. "
     f"The {MAX_LOADED} used last stay in memory."
 )
+ABOUT_SERVERS = " Models of other servers are scored by this run's reward model too."
 
 
 class OtherRow(NamedTuple):
@@ -32,14 +34,14 @@ def other_row(served: Served) -> OtherRow:
     """Add the row. The first ratio offered is half of the merged one."""
     with gr.Row(elem_classes="tools", elem_id="other-row"):
         key = gr.Textbox("", visible="hidden", label="other pane")
-        listed = choices(served.chat.listed_others())
+        listed = choices(served.chat.listed_others(fresh=False))
         choice = gr.Dropdown(
             listed,
             value=SECOND_FINE[1],
             label="Another pane",
-            info=ABOUT,
+            info=_about(served.chat),
             allow_custom_value=True,  # Gradio forgets the list of a page not used for long; names are looked up
-            visible=True if len(listed) > 1 else "hidden",
+            visible=_visible(served.chat, listed),
             elem_id="other-choice",
         )
         ratio = gr.Number(
@@ -59,7 +61,7 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
 
     def listed() -> Any:
         offered = choices(served.chat.listed_others())
-        return gr.Dropdown(choices=list(offered), visible=True if len(offered) > 1 else "hidden")
+        return gr.Dropdown(choices=list(offered), visible=_visible(served.chat, offered), info=_about(served.chat))
 
     def shown(key: str) -> list[Any]:
         """Column and head of the pane, the button that removes it, its choice and its ratio."""
@@ -67,7 +69,7 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
         if not key:
             return [gr.Column(visible=False), "", gr.Button(interactive=False), gr.skip(), gr.skip()]
         head, ratio = title(*about_other(key)), ratio_in(key)
-        offered = [value for _, value in choices(served.chat.listed_others())]
+        offered = [value for _, value in choices(served.chat.listed_others(fresh=False))]
         value = "" if ratio is not None else key if key in offered else gr.skip()
         return [
             gr.Column(visible=True),
@@ -86,6 +88,18 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
     if Context.root_block is not None:
         Context.root_block.load(listed, None, row.choice, **QUICK)
     row.key.change(shown, row.key, [*pane, row.removes, *chosen], **QUICK)
+
+
+def _about(chat: Chat) -> str:
+    """What can be chosen, and which servers list nothing."""
+    return "".join(
+        (ABOUT, ABOUT_SERVERS if len(chat.servers) else "", *(f" {each}." for each in chat.servers.messages()))
+    )
+
+
+def _visible(chat: Chat, offered: Sequence[tuple[str, str]]) -> Any:
+    """Shown where there is anything to choose; out of sight Gradio keeps its value."""
+    return True if len(offered) > 1 or len(chat.servers) else "hidden"
 
 
 def _chosen(choice: str | None) -> list[Any]:
