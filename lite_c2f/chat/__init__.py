@@ -2,9 +2,10 @@
 
 `panes.py`: actors and settings; `other_actors.py`, `offers.py` and `other_residues.py`: those of other updates and
 runs; `prompts.py`: prompts and the text shown; `loaded.py`: the models of a run;
-`rows.py`: the batch in which all answers of all clients are generated; `stream.py`: one question and its stream of
-replies; `fair_queue.py`: the order of waiting questions; `engine.py`: `Chat` and its answering thread; `server/`: an
-HTTP server of it, with OpenAI's interface.
+`rows.py`: the batch in which all answers of all clients are generated; `remote_servers.py`, `remote_row.py`: models of
+other servers; `stream.py`: one question and its stream of replies, which `replies.py` makes; `fair_queue.py`: the order
+of waiting questions; `engine.py`: `Chat` and its answering thread; `server/`: an HTTP server of it, with OpenAI's
+interface.
 """
 
 from lite_c2f.actors.reply import Reply

@@ -60,8 +60,7 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
     """Connect the row. The key changes by its buttons, and with the session that is opened. pane: column and head."""
 
     def listed() -> Any:
-        offered = choices(served.chat.listed_others())
-        return gr.Dropdown(choices=list(offered), visible=_visible(served.chat, offered), info=_about(served.chat))
+        return _listed(served)
 
     def shown(key: str) -> list[Any]:
         """Column and head of the pane, the button that removes it, its choice and its ratio."""
@@ -84,10 +83,16 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
     row.ratio.submit(open_other, chosen, row.key, **NOTIFYING)
     row.removes.click(lambda: "", None, row.key, **QUICK)
     row.choice.change(_chosen, row.choice, [row.ratio, row.opens], **QUICK)
-    row.choice.focus(listed, None, row.choice, **QUICK)  # checkpoints of a training come and go
+    row.choice.focus(listed, None, row.choice, **QUICK)
     if Context.root_block is not None:
         Context.root_block.load(listed, None, row.choice, **QUICK)
     row.key.change(shown, row.key, [*pane, row.removes, *chosen], **QUICK)
+
+
+def _listed(served: Served) -> gr.Dropdown:
+    """The choice with what can be chosen now: checkpoints come and go, and so do other servers' models."""
+    offered = choices(served.chat.listed_others())
+    return gr.Dropdown(choices=list(offered), visible=_visible(served.chat, offered), info=_about(served.chat))
 
 
 def _about(chat: Chat) -> str:

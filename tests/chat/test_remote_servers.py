@@ -272,6 +272,19 @@ def test_a_silent_server_takes_no_place_in_the_batch_and_no_time(chat, server, p
     assert no_thread_left()
 
 
+def test_a_full_batch_does_not_keep_servers_waiting(chat, server, pane, monkeypatch):
+    hold, step = threading.Event(), engine.AnswerRows.step
+    hold.set()
+    monkeypatch.setattr(engine, "MAX_ROWS", 1)
+    monkeypatch.setattr(engine.AnswerRows, "step", lambda rows: time.sleep(0.005) if hold.is_set() else step(rows))
+    local = chat.stream("w1", ["fine"], ChatSettings(8))
+    next(local)
+    assert answered(chat, pane).text == "w1" and not local.finished
+    hold.clear()
+    *_, last = local
+    assert last.tokens == 8
+
+
 def test_answers_of_servers_are_bounded(chat, server, pane, monkeypatch):
     monkeypatch.setattr(remote_row, "MAX_TEXT", 5)
     server.answer = server.silent(event("w1 w2 w3"))
@@ -390,7 +403,9 @@ def test_the_server_of_a_run_does_not_lend_them(chat, server, pane):
     with TestClient(build(chat)) as client:
         body = {"model": pane, "messages": [{"role": "user", "content": "w1"}]}
         assert client.post("/v1/chat/completions", json=body).status_code == 404
-    assert server.asked() == []
+        assert client.get(f"/v1/models/{pane}").status_code == 404
+        assert not any(model["id"].startswith("server@") for model in client.get("/v1/models").json()["data"])
+    assert server.requests == []
 
 
 def test_a_notebooks_event_loop_is_no_hindrance(chat, server, pane):
