@@ -13,9 +13,8 @@ from lite_c2f.backbone.multi_model import MultiModel, Residues
 from lite_c2f.backbone.residue_file import ResidueFile, count_weights, decoder_prefix, read_residue
 from lite_c2f.chat.offers import Offer, find_offers
 from lite_c2f.chat.other_actors import other_actor_in, title_of_other
-from lite_c2f.chat.panes import Pane
+from lite_c2f.chat.panes import ALL_PANES, Pane
 from lite_c2f.chat.prompts import one_line
-from lite_c2f.chat.server_names import SERVER
 from lite_c2f.config.settings import Config
 from lite_c2f.errors import C2FError, ModelError, RunError
 
@@ -65,7 +64,7 @@ class OtherResidues:
 
     def load_for(self, panes: Sequence[Pane]) -> LoadedPanes:
         """Load what the panes need beside the run's own; of those that have no source here, nothing is asked."""
-        here = [pane for pane in panes if pane.source and pane.actor != SERVER]
+        here = [pane for pane in panes if pane.source and pane.actor in ALL_PANES]
         result, offers = LoadedPanes([], {}, {}), self.offers() if here else {}
         for pane in panes:
             if pane in here:

@@ -1,5 +1,6 @@
 """Replies of panes, made of their rows as far as they are generated."""
 
+from collections.abc import Mapping
 from threading import Lock
 
 from lite_c2f.actors.answers import repeated_ngrams
@@ -38,11 +39,12 @@ def _of_row(
 ) -> Reply:
     finish = row.finish  # read first: a finished row no longer changes
     tokens, text_tokens = row.tokens[row.begun :], list(row.text_tokens)  # `tokens`: those drawn now
-    form, prompt = question.form, question.prompts[pane.key]
-    stops = actors.stop_texts(pane.actor, form._replace(stop=() if finish else form.stop))
+    form, prompt, other = question.form, question.prompts[pane.key], question.folder_models.get(pane.key)
+    stopping = form._replace(stop=() if finish else form.stop)
+    stops = other.stop_texts(stopping) if other else actors.stop_texts(pane.actor, stopping)
     before, new = prompt.ids[-RAW_OVERLAP:] if form.raw else text_tokens[: row.begun], text_tokens[row.begun :]
     with tokenizer_lock:
-        tokenizer = actors.caller_tokenizers[pane.actor]
+        tokenizer = other.caller_tokenizer if other else actors.caller_tokenizers[pane.actor]
         decoded = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (before, before + new)]
     text = form.begun + decoded[1][len(decoded[0]) :]
     if finish not in ("eos", "stop"):
@@ -82,3 +84,14 @@ def _of_remote(
         reward=question.rewards.get(empty.pane),
         repeated=repeated_ngrams(ids) if finish else 0.0,
     )
+
+
+def other_texts(question: PendingQuestion, rows: Mapping[str, AnswerRow | RemoteRow]) -> dict[str, str]:
+    """The texts, by pane, of finished answers that no model of the run has generated; for the answering thread."""
+    result = dict[str, str]()
+    for key, row in rows.items():
+        if isinstance(row, RemoteRow):
+            result[key] = row.text
+        elif key in question.folder_models:
+            result[key] = question.folder_models[key].text_of(row)
+    return result

@@ -8,6 +8,7 @@ from typing import Any
 
 from lite_c2f.actors.reply import Reply
 from lite_c2f.backbone.multi_model import Residues
+from lite_c2f.chat.folder_model import FolderModel
 from lite_c2f.chat.panes import AnswerForm, ChatSettings, Pane
 from lite_c2f.chat.prompts import EncodedPrompt, History
 from lite_c2f.chat.remote_row import RemoteRow
@@ -35,6 +36,7 @@ class PendingQuestion:
         self.submitted_at = time.perf_counter()
         self.scoring_done = not score
         self.residues: dict[str, Residues | None] = {}  # of panes with a source, loaded; None: the run's own
+        self.folder_models: dict[str, FolderModel] = {}  # of panes whose answers a folder's model generates
         self.server_models: dict[str, ServerModel] = {}  # of panes whose answers other servers generate
         self.rows: dict[str, AnswerRow | RemoteRow] = {}  # by pane, once they are started
         self.prompts: dict[str, EncodedPrompt] = {}  # likewise

@@ -45,8 +45,14 @@ def web(
         list[str] | None,
         typer.Option(
             metavar="URL",
-            help="A server with OpenAI's interface, such as http://127.0.0.1:11434/v1, whose models can answer too. "
+            help="A server with OpenAI's interface, such as http://host:8000/v1, whose models can answer too. "
             "Once for each server; a key for them comes from LITE_C2F_ALSO_KEY.",
+        ),
+    ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", exists=True, file_okay=False, help="A folder of model folders, which can answer too."
         ),
     ] = None,
 ) -> None:
@@ -60,7 +66,7 @@ def web(
     exit_codes.silence_libraries()
     from lite_c2f.ui.app import serve
 
-    serve(run, host, port, auth, root_path, merged=merged, also=also or (), training=training)
+    serve(run, host, port, auth, root_path, merged=merged, also=also or (), models=models, training=training)
 
 
 @app.command(rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f serve runs/toy --port 8000")

@@ -42,10 +42,12 @@ def has_actors(run: Path) -> bool:
     return True
 
 
-def loaded_when_ready(waited: WaitedFor, merged: bool, also: Sequence[str] = ()) -> Chat:
+def loaded_when_ready(
+    waited: WaitedFor, merged: bool, also: Sequence[str] = (), models: str | Path | None = None
+) -> Chat:
     """Block until a run has its actors and no process works in it, which needs the memory itself; load them.
 
-    merged, also: as of `Chat`.
+    merged, also, models: as of `Chat`.
     A run whose actors cannot be loaded is not tried again: its message says why.
     """
     while True:
@@ -55,7 +57,7 @@ def loaded_when_ready(waited: WaitedFor, merged: bool, also: Sequence[str] = ())
                 continue
             waited.messages[name] = f"The actors of {name} are being loaded; this page then shows them by itself."
             try:
-                return Chat(run, merged=merged, also=also)
+                return Chat(run, merged=merged, also=also, models=models)
             except Exception as error:
                 if not isinstance(error, C2FError | OSError) and not is_out_of_memory(error):
                     raise

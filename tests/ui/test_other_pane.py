@@ -91,6 +91,9 @@ def test_a_model_of_another_server_is_a_pane_of_its_own(tmp_path):
         [round_._replace(replies={"fine": FINE._replace(finish="limit")})], "fine", acts=True
     )
     assert comparable(round_) == ("coarse", "fine")  # it takes no part in votes
+    of_folder = conversation([Round("?", {}, {"folder@m": cut._replace(pane="folder@m")})], "folder@m", acts=True)
+    assert "continue-other" in of_folder and 'aria-label="ask again: m"' in of_folder
+    assert about_other("folder@m")[0] == "m" and "own chat template" in about_other("folder@m")[1]
     saved = conversations.new("a" * 32, {})._replace(rounds=(round_,))
     conversations.save(tmp_path, saved)
     assert conversations.load(tmp_path, saved.owner, saved.id) == saved and "m at h" in _as_markdown(saved)

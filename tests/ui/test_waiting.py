@@ -50,7 +50,7 @@ def test_actors_are_loaded_once_the_training_has_ended(tmp_path, monkeypatch):
     make_run(tmp_path / "broken", "reward", "coarse", "fine")
     make_run(tmp_path / "ready", "reward", "coarse", "fine")
 
-    def load(run, merged, also):
+    def load(run, merged, also, models):
         if run.name == "broken":
             raise RunError.because("a damaged adapter", "a whole one", "train again")
         return run.name, merged, *also
