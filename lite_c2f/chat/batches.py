@@ -29,20 +29,18 @@ class Batches:
 
     def check_room(self, model: FolderModel, more: int) -> None:
         """Raise C2FError where one more row of a folder's model has no room; more: rows about to be started."""
-        if model.multi_model is None:
-            raise RunError.because("another model of the folder took its place", "it in memory", "ask again")
+        _weights_of(model)
         rows = more + (_unfinished(self._folder) if self._folder and self._model is model else 0)
         if rows >= model.max_rows:
             raise C2FError.because(f"{rows} answers of that model", "fewer at once", "ask again in a moment")
 
     def start(self, rows: Sequence[AnswerRow], others: Sequence[AnswerRow], model: FolderModel | None) -> None:
         """Start rows of the run's actors, and others of a folder's model. Raises as `AnswerRows.start` does."""
-        if others and model is not None and model.multi_model is not None:
-            if self._model is not model:
+        if others and model is not None:
+            if self._folder is None or self._model is not model:
                 self.release(idle=False)
+                self._folder = AnswerRows(_weights_of(model), padding_id(model.tokenizer))
                 self._model, model.in_batch = model, True
-                self._folder = AnswerRows(model.multi_model, padding_id(model.tokenizer))
-            assert self._folder is not None
             self._folder.start(others)
         self._run.start(rows)
 
@@ -56,6 +54,13 @@ class Batches:
         """Let go of the folder's model; idle: only where none of its rows is unfinished."""
         if self._model is not None and not (idle and self._folder is not None and _unfinished(self._folder)):
             self._folder, self._model.in_batch, self._model = None, False, None
+
+
+def _weights_of(model: FolderModel) -> MultiModel:
+    """Raises RunError where another model was loaded between the question and its turn."""
+    if model.multi_model is None:
+        raise RunError.because("another model of the folder took its place", "it in memory", "ask again")
+    return model.multi_model
 
 
 def _unfinished(rows: AnswerRows) -> int:

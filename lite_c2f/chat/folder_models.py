@@ -16,7 +16,7 @@ from lite_c2f.backbone.machine import compute_on, pick_device
 from lite_c2f.chat.folder_model import FolderModel
 from lite_c2f.chat.folder_names import FOLDER, folder_model_in, name_of_folder
 from lite_c2f.chat.loaded import MAX_CONTEXT
-from lite_c2f.chat.other_residues import Listed
+from lite_c2f.chat.other_residues import MEBIBYTE, Listed
 from lite_c2f.chat.panes import Pane
 from lite_c2f.chat.prompts import one_line
 from lite_c2f.chat.stream import PendingQuestion
@@ -44,13 +44,13 @@ class FolderModels:
 
     def listed(self, *, fresh: bool = True) -> list[Listed]:
         """The models as a visitor chooses from them. fresh: with their memory, which takes time for some kinds."""
-        available = self._available() / GIBIBYTE
+        available = _size(self._available())
         result = []
         for name, folder in self._folders().items():
             memory = "loaded" if self._is_loaded(name) else ""
             if fresh and not memory:
                 with contextlib.suppress(C2FError, OSError):
-                    memory = f"needs about {self._needs(folder) / GIBIBYTE:.1f} GiB, {available:.1f} GiB free"
+                    memory = f"needs about {_size(self._needs(folder))}, {available} free"
             result.append(Listed(name, f"{folder.name} ({memory or 'a model folder'})"))
         return result
 
@@ -82,7 +82,7 @@ class FolderModels:
             self._drop(folder.name)
             needed, available = self._needs(folder), self._available()
             if needed > available:
-                got = f"'{folder.name}' needs about {needed / GIBIBYTE:.1f} GiB, {available / GIBIBYTE:.1f} are free"
+                got = f"'{folder.name}' needs about {_size(needed)}, {_size(available)} are free"
                 raise ModelError.because(got, "as much free memory", "choose a smaller one, or end other programs")
             self.loaded = FolderModel(name, folder, self.config)
             return self.loaded
@@ -134,6 +134,11 @@ def checked_folder(folder: str | Path | None) -> Path | None:
     if folder is not None and not Path(folder).is_dir():
         raise ConfigError.because(f"--models '{folder}'", "a folder whose subfolders are models", "correct the path")
     return None if folder is None else Path(folder).resolve()
+
+
+def _size(number: float) -> str:
+    """Bytes, as text."""
+    return f"{number / GIBIBYTE:.1f} GiB" if number >= GIBIBYTE / 10 else f"{number / MEBIBYTE:.1f} MiB"
 
 
 def _holds_model(folder: Path) -> bool:

@@ -17,7 +17,7 @@ ABOUT = (
     "Other policies of this run and of runs beside it with the same models, prompted and scored as this run's are. "
     f"The {MAX_LOADED} used last stay in memory."
 )
-ABOUT_SERVERS = " Models of other servers are scored by this run's reward model too."
+ABOUT_MODELS = " Other models are prompted in their own way, and scored by this run's reward model too."
 
 
 class OtherRow(NamedTuple):
@@ -98,13 +98,17 @@ def _listed(served: Served) -> gr.Dropdown:
 def _about(chat: Chat) -> str:
     """What can be chosen, and which servers list nothing."""
     return "".join(
-        (ABOUT, ABOUT_SERVERS if len(chat.servers) else "", *(f" {each}." for each in chat.servers.messages()))
+        (ABOUT, ABOUT_MODELS if _has_models(chat) else "", *(f" {each}." for each in chat.servers.messages()))
     )
+
+
+def _has_models(chat: Chat) -> bool:
+    return len(chat.servers) > 0 or chat.folders.folder is not None
 
 
 def _visible(chat: Chat, offered: Sequence[tuple[str, str]]) -> Any:
     """Shown where there is anything to choose; out of sight Gradio keeps its value."""
-    return True if len(offered) > 1 or len(chat.servers) else "hidden"
+    return True if len(offered) > 1 or _has_models(chat) else "hidden"
 
 
 def _chosen(choice: str | None) -> list[Any]:

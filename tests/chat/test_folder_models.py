@@ -194,6 +194,42 @@ def test_what_cannot_answer_fails_alone_in_one_line(chat, models, monkeypatch):
     finally:
         (models / "pickled" / "other.safetensors").unlink()
     monkeypatch.setattr(chat.folders, "_available", lambda: 1000.0)
+    monkeypatch.setattr(chat.folders, "_needs", lambda folder: 3 * 2**29)
     message = chat.answer("w1", ["folder@GPT-2"], max_tokens=8)["folder@GPT-2"].message
-    assert "'GPT-2' needs about 0.0 GiB, 0.0 are free; expected as much free memory" in message
+    assert "'GPT-2' needs about 1.5 GiB, 0.0 MiB are free; expected as much free memory" in message
     assert chat.folders.loaded is None or chat.folders.loaded.name != "folder@GPT-2"
+
+
+def test_its_batch_has_a_limit_and_its_context_too(chat):
+    panes = [Pane(key, "folder", source="folder@GPT-2") for key in "abc"]
+    chat.answer(TEXT, panes[:1], max_tokens=8)
+    chat.folders.loaded.max_rows = 2
+    replies = chat.answer(TEXT, panes, max_tokens=8)
+    assert [replies[key].finish == "error" for key in "abc"] == [False, False, True]
+    assert "2 answers of that model; expected fewer at once" in replies["c"].message
+    chat.folders.loaded.context = 39  # 7 tokens beside the 32 of a prompt
+    assert "max_tokens=8" in chat.answer(TEXT, panes[:1], max_tokens=8)["a"].message
+    chat.folders.loaded.multi_model = None  # as where another question has replaced it since
+    assert "took its place" in chat.answer(TEXT, panes[:1], max_tokens=7)["a"].message
+    chat.folders.loaded = None
+
+
+def test_another_takes_its_place_while_the_runs_actors_still_answer(chat, monkeypatch):
+    hold, step, own = threading.Event(), engine.AnswerRows.step, chat.actors.multi_model
+
+    def step_others(rows):
+        if hold.is_set() and rows.multi_model is own:
+            time.sleep(0.005)
+        else:
+            step(rows)
+
+    monkeypatch.setattr(engine.AnswerRows, "step", step_others)
+    hold.set()
+    local = chat.stream("w1", ["fine"], ChatSettings(8))
+    next(local)
+    for name in ("folder@Qwen2-tiny", "folder@GPT-2"):
+        assert chat.answer(TEXT, [name], max_tokens=8)[name].finish != "error"
+    assert not local.finished and chat.folders.loaded.name == "folder@GPT-2"
+    hold.clear()
+    *_, last = local
+    assert last.tokens == 8
