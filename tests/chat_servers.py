@@ -43,7 +43,7 @@ class ChatServer:
         self._http.daemon_threads = True
         self.place = f"127.0.0.1:{self._http.server_port}"
         self.url = f"http://{self.place}/v1"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
 
     def give_list(self, handler):

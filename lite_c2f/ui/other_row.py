@@ -9,14 +9,17 @@ from gradio.context import Context
 from lite_c2f.actors.names import ratio_in
 from lite_c2f.chat import Chat
 from lite_c2f.chat.other_residues import MAX_LOADED
+from lite_c2f.chat.panes import title_of
 from lite_c2f.ui.answering import NOTIFYING, QUICK, Served
 from lite_c2f.ui.other_pane import SECOND_FINE, about_other, choices, known
+from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.render import title
 
 ABOUT = (
     "Other policies of this run and of runs beside it with the same models, prompted and scored as this run's are. "
     f"The {MAX_LOADED} used last stay in memory."
 )
+LISTED = "listed panes"  # key of a page's view state
 ABOUT_MODELS = " Other models are prompted in their own way, and scored by this run's reward model too."
 
 
@@ -59,8 +62,11 @@ def other_row(served: Served) -> OtherRow:
 def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any], pane: list[Any]) -> None:
     """Connect the row. The key changes by its buttons, and with the session that is opened. pane: column and head."""
 
-    def listed() -> Any:
-        return _listed(served)
+    def listed(request: gr.Request) -> Any:
+        return _listed(served, served.pages.of(request.session_hash))
+
+    def opened(request: gr.Request) -> Any:
+        return _listed(served, served.pages.of(request.session_hash), opened=True)
 
     def shown(key: str) -> list[Any]:
         """Column and head of the pane, the button that removes it, its choice and its ratio."""
@@ -85,13 +91,20 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
     row.choice.change(_chosen, row.choice, [row.ratio, row.opens], **QUICK)
     row.choice.focus(listed, None, row.choice, **QUICK)
     if Context.root_block is not None:
-        Context.root_block.load(listed, None, row.choice, **QUICK)
+        Context.root_block.load(opened, None, row.choice, **QUICK)
     row.key.change(shown, row.key, [*pane, row.removes, *chosen], **QUICK)
 
 
-def _listed(served: Served) -> gr.Dropdown:
-    """The choice with what can be chosen now: checkpoints come and go, and so do other servers' models."""
+def _listed(served: Served, page: PageSession, *, opened: bool = False) -> gr.Dropdown:
+    """The choice with what can be chosen now: checkpoints come and go, and so do other servers' models.
+
+    What was listed since the page was opened stays, as gone: Gradio fails where a list that is open becomes shorter.
+    """
     offered = choices(served.chat.listed_others())
+    names = [name for _, name in offered]
+    before = [] if opened else page.view_state.get(LISTED, [])
+    offered += [(f"{title_of(name)} (no longer there)", name) for name in before if name not in names]
+    page.view_state[LISTED] = [name for _, name in offered]
     return gr.Dropdown(choices=list(offered), visible=_visible(served.chat, offered), info=_about(served.chat))
 
 

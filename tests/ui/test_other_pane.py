@@ -112,22 +112,25 @@ def test_servers_are_asked_for_their_models_when_the_page_has_been_drawn(monkeyp
         folders=SimpleNamespace(folder=None),
         listed_others=lambda *, fresh=True: servers.listed(fresh=fresh),
     )
-    served = SimpleNamespace(chat=others)
+    served, page = SimpleNamespace(chat=others), PageSession()
     try:
         with gr.Blocks():
             row = other_row(served)
             assert server.requests == [] and row.choice.visible is True and len(row.choice.choices) == 1
             server.listing = says(b"{}", status=500)
-            assert _listed(served).choices == [SECOND_FINE]
-            assert f"{server.place}: its models cannot be listed: HTTP 500." in _listed(served).info
+            assert _listed(served, page).choices == [SECOND_FINE]
+            assert f"{server.place}: its models cannot be listed: HTTP 500." in _listed(served, page).info
             assert len(server.requests) == 1
             server.listing = server.give_list
             others.servers = servers = RemoteServers([server.url])
-            assert _listed(served).choices[1:] == [
+            assert _listed(served, page).choices[1:] == [
                 (f"llama at {server.place} (another server)", f"server@{server.place}/llama")
             ]
-            others.servers = RemoteServers()
+            others.servers = servers = RemoteServers()
             assert _about(others) == ABOUT
+            name = f"server@{server.place}/llama"  # the list, which may be open, becomes no shorter
+            assert _listed(served, page).choices[1:] == [(f"llama at {server.place} (no longer there)", name)]
+            assert _listed(served, page, opened=True).choices == [SECOND_FINE] == _listed(served, page).choices
     finally:
         server.close()
         gc.collect()
