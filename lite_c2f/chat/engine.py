@@ -100,9 +100,9 @@ class Chat:
         asker: any name of the client, such as a browser session; clients take turns, however many questions each has in
         the queue. form: stop texts, a raw prompt, log-probabilities, an answer that is continued; of that one replies
         have the whole text and all tokens, but time and speed of the continuation alone. on_change: called by the
-        answering thread whenever there may be a new reply; it must return at once. Residues that panes have beside the
-        run's own are loaded here, in the caller's thread. A pane that fails finishes with "error", the others go on.
-        The oldest turns are dropped where the conversation is longer than the context.
+        answering thread whenever there may be a new reply; it must return at once. Residues and models of panes that
+        are not the run's own are loaded here, in the caller's thread. A pane that fails finishes with "error", the
+        others go on. The oldest turns are dropped where the conversation is longer than the context.
         Raises ConfigError for settings out of range, C2FError for an empty prompt or a full queue.
         """
         settings = settings or ChatSettings()

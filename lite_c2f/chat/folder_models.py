@@ -60,6 +60,8 @@ class FolderModels:
         for pane in panes:
             if pane.actor == FOLDER:
                 try:
+                    if any(model.name != pane.source for model in models.values()):
+                        raise ConfigError.because("two models of the folder", "one at a time", "leave one out")
                     models[pane.key] = self._load(pane.source)
                 except Exception as error:  # of any kind, such as no memory: the other panes answer
                     failures[pane.key] = ("error", one_line(error))

@@ -31,7 +31,7 @@ class EventDecoder:
     """Data of server-sent events, whose bytes arrive in any portions."""
 
     def __init__(self) -> None:
-        self._line, self._data = bytearray(), list[bytes]()
+        self._line, self._data, self._length = bytearray(), list[bytes](), 0  # the last: bytes of `_data`
 
     def feed(self, portion: bytes) -> Iterator[str]:
         """The data of the events that are complete now. Raises ModelError for one that is too long."""
@@ -48,7 +48,8 @@ class EventDecoder:
                 yield from self._event()
             elif line.startswith(b"data:"):
                 self._data.append(line[5:].removeprefix(b" "))
-        if len(self._line) + sum(map(len, self._data)) > MAX_EVENT:
+                self._length += len(line)
+        if len(self._line) + self._length > MAX_EVENT:
             raise ModelError.because(f"an event of more than {MAX_EVENT} bytes", "shorter ones", "ask another server")
 
     def close(self) -> Iterator[str]:
@@ -58,7 +59,7 @@ class EventDecoder:
 
     def _event(self) -> Iterator[str]:
         if self._data:
-            data, self._data = b"\n".join(self._data), []
+            data, self._data, self._length = b"\n".join(self._data), [], 0
             yield data.decode("utf-8", "replace")
 
 
