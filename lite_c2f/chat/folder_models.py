@@ -39,18 +39,26 @@ class FolderModels:
     def __init__(self, folder: str | Path | None, config: Config) -> None:
         self.folder, self.config = checked_folder(folder), config
         self.loaded: FolderModel | None = None
-        self._lock = threading.Lock()  # of `loaded`, and while a model is loaded
+        # Of `loaded`, and while a model is loaded or counted: Transformers sets the process's default type then.
+        self._lock = threading.Lock()
         self._questions: weakref.WeakSet[PendingQuestion] = weakref.WeakSet()
 
     def listed(self, *, fresh: bool = True) -> list[Listed]:
-        """The models as a visitor chooses from them. fresh: with their memory, which takes time for some kinds."""
+        """The models as a visitor chooses from them.
+
+        fresh: with their memory, which takes time for some kinds; while one is loaded, without.
+        """
         available = _size(self._available())
         result = []
         for name, folder in self._folders().items():
             memory = "loaded" if self._is_loaded(name) else ""
-            if fresh and not memory:
-                with contextlib.suppress(C2FError, OSError):
+            if fresh and not memory and self._lock.acquire(blocking=False):
+                try:
                     memory = f"needs about {_size(self._needs(folder))}, {available} free"
+                except (C2FError, OSError):
+                    pass
+                finally:
+                    self._lock.release()
             result.append(Listed(name, f"{folder.name} ({memory or 'a model folder'})"))
         return result
 

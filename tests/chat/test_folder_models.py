@@ -236,3 +236,18 @@ def test_another_takes_its_place_while_the_runs_actors_still_answer(chat, monkey
     hold.clear()
     *_, last = local
     assert last.tokens == 8
+
+
+def test_loading_disturbs_no_answer_and_is_not_waited_for(chat, monkeypatch):
+    """While Transformers makes a model, the default type of the whole process is that model's."""
+    before = chat.answer("w1 w2", ["coarse", "fine"], **QUESTION, score=True)
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        meanwhile = chat.answer("w1 w2", ["coarse", "fine"], **QUESTION, score=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [(reply.text, reply.reward) for reply in meanwhile.values()] == [
+        (reply.text, reply.reward) for reply in before.values()
+    ]
+    with chat.folders._lock:
+        assert {each.label.partition(" (")[2] for each in chat.listed_others()} == {"a model folder)"}
