@@ -1,10 +1,12 @@
 """Chat with several actors, which answer the same question at once. Imports no Gradio.
 
 `panes.py`: actors and settings; `other_actors.py`, `offers.py` and `other_residues.py`: those of other updates and
-runs; `prompts.py`: prompts and the text shown; `loaded.py`: the models of a run;
-`rows.py`: the batch in which all answers of all clients are generated; `stream.py`: one question and its stream of
-replies; `fair_queue.py`: the order of waiting questions; `engine.py`: `Chat` and its answering thread; `server/`: an
-HTTP server of it, with OpenAI's interface.
+runs; `folder_models.py` and `folder_model.py`: models of a folder; `remote_servers.py`, `remote_row.py` and
+`remote_stream.py`: those of other servers; `prompts.py`: prompts and the text shown; `loaded.py`: the models of a run;
+`rows.py`: the batch in which all answers of all clients are generated; `batches.py`: that of the run and of a folder's
+model; `stream.py`: one question and its stream of replies, which `replies.py` makes; `fair_queue.py`: the order of
+waiting questions; `engine.py`: `Chat` and its answering thread; `server/`: an HTTP server of it, with OpenAI's
+interface.
 """
 
 from lite_c2f.actors.reply import Reply

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lite_c2f.chat.offers import merged_ratio
 from lite_c2f.chat.other_residues import OtherResidues
 from lite_c2f.chat.panes import ALL_PANES, BASE_MODEL_ACTORS, AnswerForm, ChatSettings, Pane
 from lite_c2f.chat.prompts import EncodedPrompt, History, encode_history, with_system
+from lite_c2f.chat.remote_row import RemoteRow
 from lite_c2f.chat.rows import AnswerRow
 from lite_c2f.config.settings import CHAT
 from lite_c2f.data.encode import encode_answer, turn_end
@@ -58,10 +60,10 @@ class LoadedActors:
         self._eos_ids = [end_tokens(loaded[0], self.tokenizer, turn_end(self.tokenizer, template, variables))]
         turn = turn_end(self.instruct_tokenizer, CHAT, variables)
         self._eos_ids += [end_tokens(model, self.instruct_tokenizer, turn) for model in loaded[1:]]
-        self._stops = _cached_stops(self.tokenizer, self.instruct_tokenizer)
+        self._stops = cached_stops(self.tokenizer, self.instruct_tokenizer)
         self.context = context_of(loaded, models.base)
         free()  # memory that only loading needed
-        row_bytes = _cache_bytes_per_token(self.multi_model) * self.context
+        row_bytes = cache_bytes_per_token(self.multi_model) * self.context
         self.max_rows = int(CACHE_MEMORY_SHARE * _free_bytes(self.multi_model.device) // row_bytes)
 
     def max_prompt_tokens(self, max_tokens: int) -> int:
@@ -137,19 +139,35 @@ class LoadedActors:
         ratios = (pane.ratio, settings.ratio, self.ratio)
         return next(ratio for ratio in ratios if ratio is not None)
 
+    def text_ids(self, tokenizer: Any, text: str) -> list[int]:
+        """Tokens of an answer that was not generated here, as the instruct model's; tokenizer: one of that model's."""
+        variables = self.config.model.chat_template_kwargs
+        return encode_answer(tokenizer, text, ended=False, template=CHAT, template_kwargs=variables) if text else []
+
     def rewards(
-        self, histories: Mapping[str, History], rows: Mapping[str, AnswerRow], settings: ChatSettings
+        self,
+        histories: Mapping[str, History],
+        rows: Mapping[str, AnswerRow | RemoteRow],
+        settings: ChatSettings,
+        texts: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, float]:
-        """Normalised rewards (z-scores) of finished answers, by pane; {} for a run without a reward model."""
-        turns = [tuple(with_system(histories[key], settings.system)) for key in rows]
-        answers = [
-            Answer("", len(row.tokens), row.finish or "limit", row.text_tokens, row.model != BASE_MODEL)
-            for row in rows.values()
-        ]
-        return dict(zip(rows, self.reward_model(turns, answers) or [], strict=False))
+        """Normalised rewards (z-scores) of finished answers, by pane; {} for a run without a reward model.
+
+        texts: of the answers that none of the run's models has generated, which are encoded here; one that is longer
+        than this run's context has no reward.
+        """
+        answers = dict[str, Answer]()
+        for key, row in rows.items():
+            if isinstance(row, AnswerRow) and key not in texts:
+                tokens, chat = row.text_tokens, row.model != BASE_MODEL
+                answers[key] = Answer("", len(row.tokens), row.finish or "limit", tokens, chat)
+            elif len(tokens := self.text_ids(self.instruct_tokenizer, texts[key])) < self.context:
+                answers[key] = Answer("", len(tokens), row.finish or "limit", tokens, True)
+        turns = [tuple(with_system(histories[key], settings.system)) for key in answers]
+        return dict(zip(answers, self.reward_model(turns, list(answers.values())) or [], strict=False))
 
 
-def _cached_stops(base_tokenizer: Any, instruct_tokenizer: Any) -> Callable[[bool, tuple[str, ...]], Stops | None]:
+def cached_stops(base_tokenizer: Any, instruct_tokenizer: Any) -> Callable[[bool, tuple[str, ...]], Stops | None]:
     """The stops of (on the base model?, texts), made once for the texts used most recently."""
 
     @functools.lru_cache(32)
@@ -168,7 +186,7 @@ def context_of(models: Sequence[Any], base: str) -> int:
     return min(MAX_CONTEXT, *(limit for limit in limits if limit))
 
 
-def _cache_bytes_per_token(multi_model: MultiModel) -> int:
+def cache_bytes_per_token(multi_model: MultiModel) -> int:
     """Bytes of one token's keys and values in all layers."""
     config = multi_model.config
     heads, width = key_value_shape(config)

@@ -13,7 +13,7 @@ from lite_c2f.backbone.multi_model import MultiModel, Residues
 from lite_c2f.backbone.residue_file import ResidueFile, count_weights, decoder_prefix, read_residue
 from lite_c2f.chat.offers import Offer, find_offers
 from lite_c2f.chat.other_actors import other_actor_in, title_of_other
-from lite_c2f.chat.panes import Pane
+from lite_c2f.chat.panes import ALL_PANES, Pane
 from lite_c2f.chat.prompts import one_line
 from lite_c2f.config.settings import Config
 from lite_c2f.errors import C2FError, ModelError, RunError
@@ -63,10 +63,11 @@ class OtherResidues:
         return result
 
     def load_for(self, panes: Sequence[Pane]) -> LoadedPanes:
-        """Load what the panes need beside the run's own; of those that have no source, nothing is asked."""
-        result, offers = LoadedPanes([], {}, {}), self.offers() if any(pane.source for pane in panes) else {}
+        """Load what the panes need beside the run's own; of those that have no source here, nothing is asked."""
+        here = [pane for pane in panes if pane.source and pane.actor in ALL_PANES]
+        result, offers = LoadedPanes([], {}, {}), self.offers() if here else {}
         for pane in panes:
-            if pane.source:
+            if pane in here:
                 try:
                     offer = _known(offers, pane.source)
                     result.residues[pane.key] = self.load(offer)

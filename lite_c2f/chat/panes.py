@@ -4,7 +4,9 @@ import math
 from typing import NamedTuple
 
 from lite_c2f.actors.names import BASE, BASELINE, COARSE, FINE, ratio_in
+from lite_c2f.chat.folder_names import FOLDER, folder_model_in
 from lite_c2f.chat.other_actors import other_actor_in, title_of_other
+from lite_c2f.chat.server_names import SERVER, server_model_in, title_of_model
 from lite_c2f.errors import ConfigError
 
 PANES = (COARSE, FINE, BASELINE)
@@ -19,9 +21,9 @@ class Pane(NamedTuple):
     """One answer to a question. Two panes may have the same actor, at different ratios or with other residues."""
 
     key: str  # names its replies
-    actor: str  # one of ALL_PANES
+    actor: str  # one of ALL_PANES; SERVER or FOLDER for a model of another server or of the folder of models
     ratio: float | None = None  # the Fine Actor's; None: that of the settings
-    source: str = ""  # name of an actor of another moment or run, as in `other_actors.py`; "": the run's own
+    source: str = ""  # name of an actor of another moment or run, or of another model; "": the run's own
 
 
 class ChatSettings(NamedTuple):
@@ -58,8 +60,12 @@ def pane_of(actor: "str | Pane") -> Pane:
         ratio, other = ratio_in(pane), other_actor_in(pane)
         if other is not None:
             return Pane(pane, other.actor, source=pane)
+        if server_model_in(pane) is not None:
+            return Pane(pane, SERVER, source=pane)
+        if folder_model_in(pane):
+            return Pane(pane, FOLDER, source=pane)
         pane = Pane(pane, pane) if ratio is None else Pane(pane, FINE, ratio)
-    if pane.actor not in ALL_PANES:
+    if pane.actor not in (*ALL_PANES, SERVER, FOLDER):
         expected = (
             f"one of {', '.join(ALL_PANES)}, {FINE}@RATIO such as {FINE}@0.5, or another actor such as coarse@best"
         )
@@ -73,9 +79,13 @@ def title_of(key: str) -> str:
     >>> title_of("fine"), title_of("fine@0.5"), title_of("coarse@best")
     ('Fine Actor', 'Second Fine at ratio 0.5', 'Coarse Actor, best policy')
     """
-    ratio, other = ratio_in(key), other_actor_in(key)
+    ratio, other, model = ratio_in(key), other_actor_in(key), server_model_in(key)
     if other is not None:
         return title_of_other(other)
+    if model is not None:
+        return title_of_model(model)
+    if folder := folder_model_in(key):
+        return folder
     return TITLES.get(key, "") if ratio is None else f"Second Fine at ratio {ratio:g}"
 
 

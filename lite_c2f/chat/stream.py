@@ -8,9 +8,12 @@ from typing import Any
 
 from lite_c2f.actors.reply import Reply
 from lite_c2f.backbone.multi_model import Residues
+from lite_c2f.chat.folder_model import FolderModel
 from lite_c2f.chat.panes import AnswerForm, ChatSettings, Pane
 from lite_c2f.chat.prompts import EncodedPrompt, History
+from lite_c2f.chat.remote_row import RemoteRow
 from lite_c2f.chat.rows import AnswerRow, TokenLogprobs
+from lite_c2f.chat.server_names import ServerModel
 
 
 class PendingQuestion:
@@ -33,7 +36,9 @@ class PendingQuestion:
         self.submitted_at = time.perf_counter()
         self.scoring_done = not score
         self.residues: dict[str, Residues | None] = {}  # of panes with a source, loaded; None: the run's own
-        self.rows: dict[str, AnswerRow] = {}  # by pane, once they are started
+        self.folder_models: dict[str, FolderModel] = {}  # of panes whose answers a folder's model generates
+        self.server_models: dict[str, ServerModel] = {}  # of panes whose answers other servers generate
+        self.rows: dict[str, AnswerRow | RemoteRow] = {}  # by pane, once they are started
         self.prompts: dict[str, EncodedPrompt] = {}  # likewise
         self.not_started: dict[str, tuple[str, str]] = {}  # by pane without a row: finish and message
         self.rewards: dict[str, float] = {}
@@ -131,7 +136,7 @@ class AnswerStream:
     def logprobs(self, pane: str) -> list[TokenLogprobs]:
         """Log-probabilities of a pane's tokens so far, without the end token; [] where the form asks for none."""
         row = self._question.rows.get(pane)
-        entries = [] if row is None else row.logprobs[: len(row.tokens)]
+        entries = [] if row is None else list(row.logprobs[: len(row.tokens)])
         return entries[:-1] if entries and row is not None and entries[-1].token in row.eos_ids else entries
 
     def poll(self) -> list[Reply]:

@@ -41,16 +41,32 @@ def web(
         bool | None,
         typer.Option(help="May visitors start and stop training? By default where only this machine is served."),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="A server with OpenAI's interface, such as http://host:8000/v1, whose models can answer too. "
+            "Once for each server; a key for them comes from LITE_C2F_ALSO_KEY.",
+        ),
+    ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", exists=True, file_okay=False, help="A folder of model folders, which can answer too."
+        ),
+    ] = None,
 ) -> None:
     """Coarse, Fine and baseline side by side in the browser (the same as `python app.py RUN`)."""
+    from lite_c2f.runtime.chat_servers import ALSO_KEY_VARIABLE, checked_places
     from lite_c2f.ui.address import check_address, find_run, parse_auth
 
+    checked_places(also or [], "--also", ALSO_KEY_VARIABLE)
     check_address(host, port, parse_auth(auth), root_path)  # before libraries are imported
     find_run(run)
     exit_codes.silence_libraries()
     from lite_c2f.ui.app import serve
 
-    serve(run, host, port, auth, root_path, merged=merged, training=training)
+    serve(run, host, port, auth, root_path, merged=merged, also=also or (), models=models, training=training)
 
 
 @app.command(rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f serve runs/toy --port 8000")

@@ -71,7 +71,7 @@ def _score(
     roles: Roles, role: str, rows: Sequence[Sequence[int]], lengths: list[int], pad_id: int, budget: int
 ) -> Tensor:
     order = sorted(range(len(rows)), key=lambda row: lengths[row])
-    scores = torch.empty(len(rows))
+    scores = torch.empty(len(rows), dtype=torch.float32)
     with roles.use(role):
         for chosen in groups_by_length(order, lengths, budget):
             tokens, mask = pad_right([list(rows[row]) for row in chosen], pad_id)

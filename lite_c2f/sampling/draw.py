@@ -58,7 +58,8 @@ def penalize(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
 
 def uniforms(seed: int, row: int, count: int) -> Tensor:
     """The random numbers of one row, (count,) float32: one generator per row, independent of the other rows."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(_row_seed(seed, row)))
+    generator = torch.Generator().manual_seed(_row_seed(seed, row))
+    return torch.rand(count, dtype=torch.float32, generator=generator)  # a model that is loaded sets another default
 
 
 def _row_seed(seed: int, row: int) -> int:

@@ -1,10 +1,13 @@
 """Web app of a run: compare the actors, vote blindly, try ratios, follow and start training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
 
 from lite_c2f.chat import Chat
+from lite_c2f.chat.folder_models import checked_folder
+from lite_c2f.chat.remote_servers import check_servers
 from lite_c2f.evaluation.compare import actor_hashes
 from lite_c2f.runs.manifest import inputs_of
 from lite_c2f.runs.models import TOY
@@ -101,17 +104,22 @@ def serve(
     root_path: str | None = None,
     *,
     merged: bool = False,
+    also: Sequence[str] = (),
+    models: str | Path | None = None,
     training: bool | None = None,
     prevent_thread_lock: bool = False,
 ) -> gr.Blocks:
     """What `lite-c2f app` and `python app.py` do: serve the page of a run until interrupted.
 
     run: its actors are loaded once they are trained, until when a page without them is served; None is runs/toy, or
-    else the first run in runs/ that has actors. auth: "user:password", needed to serve other machines. training: may
-    visitors start and stop training? None: where only this machine is served. Raises ConfigError, and RunError for a
-    path that is no run, before anything is loaded.
+    else the first run in runs/ that has actors. auth: "user:password", needed to serve other machines. also, models:
+    addresses of servers, and a folder, whose models visitors may ask, as of `Chat`. training: may visitors start and
+    stop training? None: where only this machine is served. Raises ConfigError, and RunError for a path that is no run,
+    before anything is loaded.
     """
     pair = parse_auth(auth)
+    check_servers(also)
+    checked_folder(models)
     check_address(host, port, pair, root_path)
     folder = find_run(run)
     may_train = is_loopback(host) and not root_path if training is None else training
@@ -123,14 +131,14 @@ def serve(
         return launch(page, str(about), host, port, pair, root_path, css, js, prevent_thread_lock)
 
     if folder is not None and has_actors(folder):
-        chat = Chat(folder, merged=merged)
+        chat = Chat(folder, merged=merged, also=also, models=models)
     else:
         runs = (folder or DEFAULT_RUN).resolve().parent
         waited = WaitedFor(runs, folder.resolve().name if folder else None, {})
         offered = configs(folder.resolve() if folder else None)
         without_actors = show(waiting_page(waited, offered, may_train, LOG_OUT if pair else ""), runs, True)
         try:
-            chat = loaded_when_ready(waited, merged)
+            chat = loaded_when_ready(waited, merged, also, models)
         finally:
             without_actors.close(verbose=False)
         wait_for_port(host, port)

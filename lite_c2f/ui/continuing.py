@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from lite_c2f.chat import ChatSettings
 from lite_c2f.chat.panes import MIN_PROMPT_TOKENS, AnswerForm
+from lite_c2f.chat.server_names import server_model_in
 from lite_c2f.ui.answering import Notice, Served
 from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.round_stream import BegunRound, ShownRounds, stream_round, with_replies
@@ -27,6 +28,8 @@ def continue_answer(served: Served, page: PageSession, pane: str, more: int) -> 
         before = last.replies.get(pane)
         if before is None or before.finish not in CUT_OFF:
             raise Notice("This answer has ended: there is nothing to continue")
+        if server_model_in(pane):
+            raise Notice("Another server's answer cannot be continued: ask again with more Max new tokens")
         most = min(before.tokens + more, served.chat.context - MIN_PROMPT_TOKENS)
         if most <= before.tokens:
             raise Notice("The model's context has no room for more of this answer")

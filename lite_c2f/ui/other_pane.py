@@ -1,6 +1,7 @@
 """The other pane of Compare, beside the fixed ones: the Fine Actor once more, at a ratio of its own, or another actor.
 
-Another actor is the Coarse Actor of another moment of the training, or an actor of another run in the same folder. The
+Another actor is the Coarse Actor of another moment of the training, an actor of another run in the same folder, a model
+of another server, or one of the folder of models. The
 replies are saved under a name that says what made them, such as `fine@0.5` or `coarse@best`: under another name it is
 another pane, which reads nothing that was answered in this one. A page shows one such pane at a time. The page offers
 names that the server lists; a name that comes from a page is only looked up in that list.
@@ -11,9 +12,11 @@ from collections.abc import Sequence
 
 from lite_c2f.actors.names import FINE, ratio_in
 from lite_c2f.chat import ALL_PANES
+from lite_c2f.chat.folder_names import ABOUT_FOLDER, folder_model_in
 from lite_c2f.chat.other_actors import about_other_actor, other_actor_in
 from lite_c2f.chat.other_residues import Listed
 from lite_c2f.chat.panes import pane_of, title_of
+from lite_c2f.chat.server_names import ABOUT, server_model_in
 from lite_c2f.ui.answering import Notice
 from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.store.conversations import Round
@@ -49,7 +52,8 @@ def known(key: str | None) -> str:
     if not isinstance(key, str):
         return ""
     ratio = ratio_in(key)
-    return key if other_actor_in(key) or (ratio is not None and math.isfinite(ratio)) else ""
+    names_other = other_actor_in(key) or server_model_in(key) or folder_model_in(key)
+    return key if names_other or (ratio is not None and math.isfinite(ratio)) else ""
 
 
 def actor_of(key: str) -> str:
@@ -75,4 +79,8 @@ def other_in(round_: Round) -> str:
 def about_other(key: str) -> tuple[str, str]:
     """Title of the other pane, and what it is."""
     other = other_actor_in(key)
+    if server_model_in(key):
+        return title_of(key), ABOUT
+    if folder_model_in(key):
+        return title_of(key), ABOUT_FOLDER
     return title_of(key), about_other_actor(other) if other else "Instruct model + another share of what RL learned"

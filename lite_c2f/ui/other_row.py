@@ -1,21 +1,26 @@
 """Row of Compare that opens and removes the other pane."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.context import Context
 
 from lite_c2f.actors.names import ratio_in
+from lite_c2f.chat import Chat
 from lite_c2f.chat.other_residues import MAX_LOADED
+from lite_c2f.chat.panes import title_of
 from lite_c2f.ui.answering import NOTIFYING, QUICK, Served
 from lite_c2f.ui.other_pane import SECOND_FINE, about_other, choices, known
+from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.render import title
 
 ABOUT = (
     "Other policies of this run and of runs beside it with the same models, prompted and scored as this run's are. "
     f"The {MAX_LOADED} used last stay in memory."
 )
+LISTED = "listed panes"  # key of a page's view state
+ABOUT_MODELS = " Other models are prompted in their own way, and scored by this run's reward model too."
 
 
 class OtherRow(NamedTuple):
@@ -32,14 +37,14 @@ def other_row(served: Served) -> OtherRow:
     """Add the row. The first ratio offered is half of the merged one."""
     with gr.Row(elem_classes="tools", elem_id="other-row"):
         key = gr.Textbox("", visible="hidden", label="other pane")
-        listed = choices(served.chat.listed_others())
+        listed = choices(served.chat.listed_others(fresh=False))
         choice = gr.Dropdown(
             listed,
             value=SECOND_FINE[1],
             label="Another pane",
-            info=ABOUT,
+            info=_about(served.chat),
             allow_custom_value=True,  # Gradio forgets the list of a page not used for long; names are looked up
-            visible=True if len(listed) > 1 else "hidden",
+            visible=_visible(served.chat, listed),
             elem_id="other-choice",
         )
         ratio = gr.Number(
@@ -57,9 +62,11 @@ def other_row(served: Served) -> OtherRow:
 def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any], pane: list[Any]) -> None:
     """Connect the row. The key changes by its buttons, and with the session that is opened. pane: column and head."""
 
-    def listed() -> Any:
-        offered = choices(served.chat.listed_others())
-        return gr.Dropdown(choices=list(offered), visible=True if len(offered) > 1 else "hidden")
+    def listed(request: gr.Request) -> Any:
+        return _listed(served, served.pages.of(request.session_hash))
+
+    def opened(request: gr.Request) -> Any:
+        return _listed(served, served.pages.of(request.session_hash), opened=True)
 
     def shown(key: str) -> list[Any]:
         """Column and head of the pane, the button that removes it, its choice and its ratio."""
@@ -67,7 +74,7 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
         if not key:
             return [gr.Column(visible=False), "", gr.Button(interactive=False), gr.skip(), gr.skip()]
         head, ratio = title(*about_other(key)), ratio_in(key)
-        offered = [value for _, value in choices(served.chat.listed_others())]
+        offered = [value for _, value in choices(served.chat.listed_others(fresh=False))]
         value = "" if ratio is not None else key if key in offered else gr.skip()
         return [
             gr.Column(visible=True),
@@ -82,10 +89,39 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
     row.ratio.submit(open_other, chosen, row.key, **NOTIFYING)
     row.removes.click(lambda: "", None, row.key, **QUICK)
     row.choice.change(_chosen, row.choice, [row.ratio, row.opens], **QUICK)
-    row.choice.focus(listed, None, row.choice, **QUICK)  # checkpoints of a training come and go
+    row.choice.focus(listed, None, row.choice, **QUICK)
     if Context.root_block is not None:
-        Context.root_block.load(listed, None, row.choice, **QUICK)
+        Context.root_block.load(opened, None, row.choice, **QUICK)
     row.key.change(shown, row.key, [*pane, row.removes, *chosen], **QUICK)
+
+
+def _listed(served: Served, page: PageSession, *, opened: bool = False) -> gr.Dropdown:
+    """The choice with what can be chosen now: checkpoints come and go, and so do other servers' models.
+
+    What was listed since the page was opened stays, as gone: Gradio fails where a list that is open becomes shorter.
+    """
+    offered = choices(served.chat.listed_others())
+    names = [name for _, name in offered]
+    before = [] if opened else page.view_state.get(LISTED, [])
+    offered += [(f"{title_of(name)} (no longer there)", name) for name in before if name not in names]
+    page.view_state[LISTED] = [name for _, name in offered]
+    return gr.Dropdown(choices=list(offered), visible=_visible(served.chat, offered), info=_about(served.chat))
+
+
+def _about(chat: Chat) -> str:
+    """What can be chosen, and which servers list nothing."""
+    return "".join(
+        (ABOUT, ABOUT_MODELS if _has_models(chat) else "", *(f" {each}." for each in chat.servers.messages()))
+    )
+
+
+def _has_models(chat: Chat) -> bool:
+    return len(chat.servers) > 0 or chat.folders.folder is not None
+
+
+def _visible(chat: Chat, offered: Sequence[tuple[str, str]]) -> Any:
+    """Shown where there is anything to choose; out of sight Gradio keeps its value."""
+    return True if len(offered) > 1 or _has_models(chat) else "hidden"
 
 
 def _chosen(choice: str | None) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from lite_c2f.actors.names import FINE
 from lite_c2f.actors.reply import ENDINGS
 from lite_c2f.chat.panes import title_of
+from lite_c2f.chat.server_names import SERVER
 from lite_c2f.evaluation.overlap import Span, repeated_spans, shared_spans
 from lite_c2f.evaluation.word_diff import word_diff
 from lite_c2f.ui.escaping import fill
@@ -130,7 +131,8 @@ def _acts(reply: Reply, best: BestVote | None = None) -> list[Act]:
     title, pane, slot = title_of(reply.pane), reply.pane, slot_of(reply.pane)
     if not title or not reply.finish:
         return []
-    continues = [Act(f"continue-{slot}", "continue", title)] if reply.finish in CUT_OFF else []
+    goes_on = reply.finish in CUT_OFF and actor_of(pane) != SERVER
+    continues = [Act(f"continue-{slot}", "continue", title)] if goes_on else []
     voting = []
     if best is not None and pane in best.panes:
         voting = [Act(f"best-{pane}", "best", title, pane == best.chosen)]

@@ -1,7 +1,7 @@
 """Page without actors: Runs works, the other tabs say what is missing; served until the actors of a run are loaded."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,9 +42,12 @@ def has_actors(run: Path) -> bool:
     return True
 
 
-def loaded_when_ready(waited: WaitedFor, merged: bool) -> Chat:
+def loaded_when_ready(
+    waited: WaitedFor, merged: bool, also: Sequence[str] = (), models: str | Path | None = None
+) -> Chat:
     """Block until a run has its actors and no process works in it, which needs the memory itself; load them.
 
+    merged, also, models: as of `Chat`.
     A run whose actors cannot be loaded is not tried again: its message says why.
     """
     while True:
@@ -54,7 +57,7 @@ def loaded_when_ready(waited: WaitedFor, merged: bool) -> Chat:
                 continue
             waited.messages[name] = f"The actors of {name} are being loaded; this page then shows them by itself."
             try:
-                return Chat(run, merged=merged)
+                return Chat(run, merged=merged, also=also, models=models)
             except Exception as error:
                 if not isinstance(error, C2FError | OSError) and not is_out_of_memory(error):
                     raise

@@ -15,12 +15,14 @@ import httpx
 import pytest
 import uvicorn
 
-from lite_c2f.chat import Chat
+from lite_c2f.chat import Chat, ChatSettings
+from lite_c2f.chat.remote_servers import RemoteServers
 from lite_c2f.chat.server import build
 from lite_c2f.chat.server.serve import ApiServer
 from lite_c2f.evaluation.llm_judge.judges import Endpoint
 from lite_c2f.evaluation.llm_judge.replies import KEY_VARIABLE
 from lite_c2f.runtime.address import bound_socket
+from lite_c2f.runtime.chat_servers import ALSO_KEY_VARIABLE
 
 pytestmark = pytest.mark.slow
 openai = pytest.importorskip("openai")
@@ -132,6 +134,26 @@ def test_the_judge_asks_it(chat, url, monkeypatch):
     expected = chat.answer(QUESTION, ["fine"], max_tokens=40, temperature=0.0, system="Tom has apples.")["fine"].text
     assert answer == expected and answer
     assert judge.adapted == []  # it took every setting
+
+
+def test_the_app_asks_it_for_another_pane(chat, url, monkeypatch):
+    """The answer that comes over HTTP is the actor's own, with its figures counted here from the text."""
+    monkeypatch.setenv(ALSO_KEY_VARIABLE, "k")
+    monkeypatch.setattr(chat, "servers", RemoteServers([url]))
+    name = f"server@{url.split('/')[2]}/fine"
+    assert name in [listed.name for listed in chat.listed_others()]
+    own, other = chat.answer(QUESTION, ["fine", name], max_tokens=60, temperature=0.7, seed=3, score=True).values()
+    assert other.text == own.text and other.finish == own.finish == "eos"
+    assert (other.tokens, other.repeated, other.seed) == (own.tokens, own.repeated, own.seed)
+    assert other.reward == pytest.approx(own.reward, abs=1e-4)
+    stream = chat.stream(QUESTION, [name], ChatSettings(max_tokens=3000, temperature=1.5, top_p=0.99))
+    next(stream)
+    stream.close()
+    idle(chat)  # the server stops writing too
+    monkeypatch.setenv(ALSO_KEY_VARIABLE, "wrong")
+    monkeypatch.setattr(chat, "servers", RemoteServers([url]))
+    assert chat.servers.listed() == [] and "HTTP 401" in chat.servers.messages()[0]
+    assert "HTTP 401" in chat.answer(QUESTION, [name])[name].message
 
 
 def environment():

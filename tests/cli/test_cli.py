@@ -73,13 +73,15 @@ def test_help_has_groups_and_whole_sentences(call, monkeypatch):
 HEAVY = "('torch', 'transformers', 'gradio', 'datasets')"
 
 
-@pytest.mark.parametrize("command", ["app", "chat", "doctor", "eval", "report", "sweep", "votes"])
+@pytest.mark.parametrize(
+    "command", ["app", "app --also=http://h", "chat", "doctor", "eval", "report", "sweep", "votes"]
+)
 def test_a_wrong_path_is_refused_before_any_library_is_imported(tmp_path, command):
     code = f"""
 import sys
 from lite_c2f.cli import main
 try:
-    main([{command!r}, {str(tmp_path / "gone")!r}])
+    main([*{command.split()!r}, {str(tmp_path / "gone")!r}])
 except SystemExit as stop:
     print(stop.code, [name for name in {HEAVY} if name in sys.modules])
 """

@@ -82,6 +82,8 @@ def test_what_is_refused_at_the_start_is_told_in_one_line(tmp_path, monkeypatch,
         (["nowhere", "--auth", "user"], "--auth"),
         (["nowhere", "--host", "0.0.0.0"], "0.0.0.0"),
         (["nowhere"], "nowhere"),
+        (["nowhere", "--models", "nowhere"], "--models"),
+        (["nowhere", "--also", "http://127.0.0.1:1/v1", "--also", "http://u:p@h/v1"], "--also"),
     ):
         monkeypatch.setattr("sys.argv", ["app.py", *arguments, "--port", str(free_port())])
         with pytest.raises(SystemExit) as stop:

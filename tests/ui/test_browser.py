@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from chat_servers import ChatServer, event, says
 from playwright import sync_api as playwright
 
 from lite_c2f.chat.panes import TITLES
@@ -66,14 +67,14 @@ class Site(NamedTuple):
     process: subprocess.Popen
 
 
-def start(run, log, seconds, port=None, cwd=None):
+def start(run, log, seconds, port=None, cwd=None, also=()):
     if port is None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
     script = Path(__file__).with_name("offline_app.py")
     given = [] if run is None else [run]
-    command = [sys.executable, "-W", "ignore", script, log, str(seconds), "app", *given, "--port", str(port)]
+    command = [sys.executable, "-W", "ignore", script, log, str(seconds), "app", *given, "--port", str(port), *also]
     with (log.parent / "out").open("w") as out:
         process = subprocess.Popen([str(each) for each in command], stdout=out, stderr=subprocess.STDOUT, cwd=cwd)
     until = time.monotonic() + PATIENCE
@@ -86,10 +87,13 @@ def start(run, log, seconds, port=None, cwd=None):
 @pytest.fixture(scope="module")
 def site(toy_run, tmp_path_factory):
     run = shutil.copytree(toy_run, tmp_path_factory.mktemp("runs") / "toy", ignore=shutil.ignore_patterns("app"))
-    served = start(run, tmp_path_factory.mktemp("log") / "attempts", 0.02)
+    server = ChatServer()
+    server.answer = says(event("**Seven** <img src=x onerror=window.hit=12>", "stop"))
+    served = start(run, tmp_path_factory.mktemp("log") / "attempts", 0.02, also=["--also", server.url])
     yield served
     served.process.send_signal(signal.SIGINT)
     assert served.process.wait(PATIENCE) in (0, 130)
+    server.close()
     assert not served.log.exists(), served.log.read_text()  # nothing outside was ever asked for
 
 
@@ -562,6 +566,13 @@ def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
         shutil.rmtree(best)
     tab.click("#view-other .act:has-text('ask again')")
     tab.wait_for_selector("#view-other >> text=failed: 'Coarse Actor, best policy' is not there (any more)")
+    tab.click("#other-choice input")  # a model of another server
+    tab.click("[role=option]:has-text('llama at 127.0.0.1')")
+    tab.click("#open-other:has-text('Open this pane')")
+    tab.wait_for_selector("#view-other strong:has-text('Seven')")
+    tab.wait_for_selector("#view-other .chip.act:has-text('ask again')")
+    assert answer_of(tab, "other").startswith("Seven <img src=x") and answer_of(tab, "coarse") == coarse
+    assert tab.get_attribute("#stop-other", "aria-label").startswith("Stop llama at 127.0.0.1:")
     tab.click("#remove-other")
     tab.wait_for_selector("#view-other", state="hidden")
 

@@ -98,6 +98,13 @@ def test_what_ended_by_itself_or_has_no_room_is_not_continued(served, page):
         next(continue_answer(served, page, "coarse", 20))
     with pytest.raises(Notice, match="has ended"):
         next(continue_answer(served, page, "base", 20))
+    of_a_server = CUT._replace(pane="server@h/m")
+    last = page.transcript.rounds[-1]
+    page.transcript = page.transcript._replace(
+        rounds=(last._replace(replies=last.replies | {"server@h/m": of_a_server}),)
+    )
+    with pytest.raises(Notice, match="Another server's answer cannot be continued"):
+        next(continue_answer(served, page, "server@h/m", 20))
     served.chat.context = 36  # 32 are the prompt's, and 4 the answer has
     with pytest.raises(Notice, match="no room"):
         next(continue_answer(served, page, "fine", 20))

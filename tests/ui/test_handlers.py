@@ -45,6 +45,8 @@ def test_another_pane_answers_beside_the_fixed_ones_and_only_one_that_the_server
 
     assert panes("fine@0.5") == (*PANES, "fine@0.5")
     assert panes("coarse@best") == (*PANES, "coarse@best")
+    assert panes("server@h:1/m") == (*PANES, "server@h:1/m")
+    assert panes("folder@a b") == (*PANES, "folder@a b")
     for text in (
         "",
         None,
@@ -56,6 +58,10 @@ def test_another_pane_answers_beside_the_fixed_ones_and_only_one_that_the_server
         "http://127.0.0.1/v1",
         "fine@1e999",
         "fine@-1",
+        "server@h",
+        "folder@../x",
+        "folder@a/b",
+        "server@h/" + "m" * 201,
     ):
         assert panes(text) == PANES
 

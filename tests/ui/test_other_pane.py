@@ -1,18 +1,23 @@
 """The other pane: its key, its replies among those of a round, and the buttons that stand for it."""
 
+import gc
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
+from chat_servers import ChatServer, says
 
 from lite_c2f.chat import Pane
 from lite_c2f.chat.other_residues import Listed
 from lite_c2f.chat.panes import pane_of, title_of
+from lite_c2f.chat.remote_servers import RemoteServers
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
 from lite_c2f.ui.answering import Notice
 from lite_c2f.ui.buttons import can_act
 from lite_c2f.ui.open_vote import comparable
-from lite_c2f.ui.other_pane import about_other, choices, chosen_pane, known, other_in, second_fine, slot_of
+from lite_c2f.ui.other_pane import SECOND_FINE, about_other, choices, chosen_pane, known, other_in, second_fine, slot_of
+from lite_c2f.ui.other_row import ABOUT, _about, _listed, other_row
 from lite_c2f.ui.page_session import Display, PageSession, history
 from lite_c2f.ui.render import conversation, round_figures
 from lite_c2f.ui.sessions import _as_markdown, settings_in
@@ -70,6 +75,65 @@ def test_a_session_with_another_actor_opens_again(tmp_path):
     assert conversations.load(tmp_path, saved.owner, saved.id) == saved
     assert settings_in(saved.rounds[0])[2] == "coarse@best:a b"
     assert "Coarse Actor of a b, best policy" in _as_markdown(saved)
+
+
+def test_a_model_of_another_server_is_a_pane_of_its_own(tmp_path):
+    key = "server@h:1/<b>/m"
+    cut = COARSE._replace(pane=key, text="one two three four and <b>", finish="limit")
+    round_ = Round("?", {}, {"coarse": COARSE, "fine": FINE, key: cut})
+    assert known(key) == other_in(round_) == settings_in(round_)[2] == key and slot_of(key) == "other"
+    assert about_other(key)[0] == "<b>/m at h:1" and "top-k and repetition penalty are not sent" in about_other(key)[1]
+    assert "<th>&lt;b&gt;/m at h:1" in round_figures(round_)
+    html = conversation([round_], key, Display(ratio=0.75, against="coarse", marks=True), acts=True)
+    assert "<b>" not in html and "<del>" not in html and "stale" not in html and "kept" not in html
+    assert 'data-target="again-other" aria-label="ask again: &lt;b&gt;/m at h:1"' in html
+    assert "continue-other" not in html and "continue-fine" in conversation(
+        [round_._replace(replies={"fine": FINE._replace(finish="limit")})], "fine", acts=True
+    )
+    assert comparable(round_) == ("coarse", "fine")  # it takes no part in votes
+    of_folder = conversation([Round("?", {}, {"folder@m": cut._replace(pane="folder@m")})], "folder@m", acts=True)
+    assert "continue-other" in of_folder and 'aria-label="ask again: m"' in of_folder
+    assert about_other("folder@m")[0] == "m" and "own chat template" in about_other("folder@m")[1]
+    saved = conversations.new("a" * 32, {})._replace(rounds=(round_,))
+    conversations.save(tmp_path, saved)
+    assert conversations.load(tmp_path, saved.owner, saved.id) == saved and "m at h" in _as_markdown(saved)
+    assert history(saved, key) == [Turn("human", "?"), Turn("assistant", cut.text)]
+
+
+# Gradio leaves event loops and their sockets to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_servers_are_asked_for_their_models_when_the_page_has_been_drawn(monkeypatch):
+    """The row begins without them; a list that has nothing of a server says why."""
+    server = ChatServer()
+    servers = RemoteServers([server.url])
+    others = SimpleNamespace(
+        ratio=1.0,
+        servers=servers,
+        folders=SimpleNamespace(folder=None),
+        listed_others=lambda *, fresh=True: servers.listed(fresh=fresh),
+    )
+    served, page = SimpleNamespace(chat=others), PageSession()
+    try:
+        with gr.Blocks():
+            row = other_row(served)
+            assert server.requests == [] and row.choice.visible is True and len(row.choice.choices) == 1
+            server.listing = says(b"{}", status=500)
+            assert _listed(served, page).choices == [SECOND_FINE]
+            assert f"{server.place}: its models cannot be listed: HTTP 500." in _listed(served, page).info
+            assert len(server.requests) == 1
+            server.listing = server.give_list
+            others.servers = servers = RemoteServers([server.url])
+            assert _listed(served, page).choices[1:] == [
+                (f"llama at {server.place} (another server)", f"server@{server.place}/llama")
+            ]
+            others.servers = servers = RemoteServers()
+            assert _about(others) == ABOUT
+            name = f"server@{server.place}/llama"  # the list, which may be open, becomes no shorter
+            assert _listed(served, page).choices[1:] == [(f"llama at {server.place} (no longer there)", name)]
+            assert _listed(served, page, opened=True).choices == [SECOND_FINE] == _listed(served, page).choices
+    finally:
+        server.close()
+        gc.collect()
 
 
 def test_what_is_no_key_has_no_place():

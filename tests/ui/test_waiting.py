@@ -50,10 +50,10 @@ def test_actors_are_loaded_once_the_training_has_ended(tmp_path, monkeypatch):
     make_run(tmp_path / "broken", "reward", "coarse", "fine")
     make_run(tmp_path / "ready", "reward", "coarse", "fine")
 
-    def load(run, merged):
+    def load(run, merged, also, models):
         if run.name == "broken":
             raise RunError.because("a damaged adapter", "a whole one", "train again")
-        return run.name, merged
+        return run.name, merged, *also
 
     holder = lock.locked(tmp_path / "ready")
     holder.__enter__()
@@ -68,7 +68,7 @@ def test_actors_are_loaded_once_the_training_has_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(waiting, "Chat", load)
     monkeypatch.setattr(waiting.time, "sleep", sleep)
     waited = WaitedFor(tmp_path, None, {})
-    assert waiting.loaded_when_ready(waited, merged=True) == ("ready", True) and len(slept) == 2
+    assert waiting.loaded_when_ready(waited, True, ["http://h"]) == ("ready", True, "http://h") and len(slept) == 2
     assert "cannot be loaded: a damaged adapter" in waited.messages["broken"]
     assert set(waited.messages) == {"broken", "ready"}  # the one tried once, the other while it was loaded
 

@@ -12,9 +12,9 @@ from lite_c2f.chat.server.errors import ApiError
 
 
 def names_of(chat: Chat) -> list[str]:
-    """The models that are listed: any other ratio is answered too."""
+    """The models that are listed: any other ratio is answered too. Models of other servers are not lent."""
     ratios = sorted({*chat.config.fine.ratios, chat.ratio})
-    others = [other.name for other in chat.listed_others()]
+    others = [other.name for other in chat.actors.others.listed()]
     return [COARSE, FINE, *(f"{FINE}@{ratio:g}" for ratio in ratios), BASELINE, BASE, *others]
 
 

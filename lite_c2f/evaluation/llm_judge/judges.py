@@ -2,7 +2,6 @@
 
 import email.utils
 import functools
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 import httpx
 
 from lite_c2f.config.settings import Config
-from lite_c2f.errors import ConfigError, ModelError
+from lite_c2f.errors import ModelError
 from lite_c2f.evaluation.llm_judge.prompts import Message
 from lite_c2f.evaluation.llm_judge.replies import (
     FORMAT_NOTES,
@@ -27,6 +26,7 @@ from lite_c2f.evaluation.llm_judge.replies import (
     request_body,
     status_in_body,
 )
+from lite_c2f.runtime.chat_servers import authorization, checked_url, key_in
 
 MAX_ATTEMPTS, PAUSE = 4, 2.0  # seconds before the second try, doubled for each further one
 RETRY_STATUSES = {408, 409, 429, 500, 502, 503, 504}  # status codes after which a request is sent again
@@ -57,16 +57,9 @@ class Endpoint:
     """
 
     def __init__(self, url: str, model: str, max_tokens: int = 512, at_once: int = 8, patience: float = 120.0) -> None:
-        try:
-            parts = httpx.URL(url)
-        except httpx.InvalidURL:
-            parts = httpx.URL()
-        if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo:
-            raise ConfigError.because(
-                "--url", "http(s)://host/v1, without a password in it", f"put a key into {KEY_VARIABLE}"
-            )
-        self.name, self.at_once = f"{model} at {parts.host}", at_once
-        self._address, self._model = f"{url.rstrip('/')}/chat/completions", model
+        address = checked_url(url, "--url", KEY_VARIABLE)
+        self.name, self.at_once = f"{model} at {httpx.URL(address).host}", at_once
+        self._address, self._model = f"{address}/chat/completions", model
         self._max_tokens, self._patience = max_tokens, patience
         self._format, self._lock = RequestFormat(), threading.Lock()
 
@@ -82,7 +75,9 @@ class Endpoint:
     def __call__(self, conversations: Sequence[list[Message]]) -> list[str | ServerRefusal]:
         # No redirects, because the key is for one server. No custom transport, which would ignore proxy settings.
         with (
-            httpx.Client(headers=_headers(), timeout=self._patience, follow_redirects=False) as client,
+            httpx.Client(
+                headers=authorization(key_in(KEY_VARIABLE)), timeout=self._patience, follow_redirects=False
+            ) as client,
             ThreadPoolExecutor(self.at_once) as pool,
         ):
             return list(pool.map(functools.partial(self._ask, client), conversations))
@@ -178,13 +173,6 @@ class Local:
         thinks = opens_thinking(str(tokenizer.decode(encode_chat(tokenizer, [Turn("human", "Hi")], longest))))
         # if the template opens the thinking block: else a draft that was cut off would be read as a verdict
         return [f"<think>{answer.text}" if thinks else answer.text for answer in answers]
-
-
-def _headers() -> dict[str, str]:
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key.isascii() or not key.isprintable():
-        raise ConfigError.because(f"{KEY_VARIABLE} holds a character that is not ASCII", "an API key", "set it again")
-    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def retry_delay(attempt: int, headers: Mapping[str, str]) -> float:

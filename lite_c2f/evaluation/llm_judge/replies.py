@@ -1,8 +1,4 @@
-"""Replies of chat servers with OpenAI's protocol: a text, a refusal of one question, or an unsupported setting.
-
-The formats are those of OpenAI and Azure (https://platform.openai.com/docs/api-reference/chat), vLLM, SGLang,
-llama.cpp's server and gateways, which share little but the status.
-"""
+"""Replies of chat servers with OpenAI's protocol: a text, a refusal of one question, or an unsupported setting."""
 
 import json
 import os
@@ -10,18 +6,15 @@ import re
 from typing import Any, NamedTuple
 
 from lite_c2f.evaluation.llm_judge.prompts import Message
+from lite_c2f.runtime import chat_servers
+from lite_c2f.runtime.chat_servers import ServerError
 
 KEY_VARIABLE = "LITE_C2F_JUDGE_KEY"  # environment variable; never written anywhere
 QUESTION_STATUSES = (400, 413, 422)  # about a question: too long, filtered, or with an invalid character
 SETTING_STATUSES = (400, 422, 500)  # 500: servers that render the chat template within the request
 MIN_THINKING_TOKENS = 4096  # models with max_completion_tokens count their reasoning in it
-MAX_MESSAGE = 300  # characters of a server's message
 TEXT_PARTS = ("text", "output_text")
 
-FILTERED = re.compile(
-    r"content[ _-]?(?:filter|polic|management)|moderat|flagged|safety|ResponsibleAI|prohibited|usage polic",
-    re.IGNORECASE,
-)
 NOT_TAKEN = re.compile(
     r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|extra input|extra_forbidden|deprecated|"
     r"not (?:permitted|allowed|accepted)|use .?max_completion_tokens",
@@ -70,19 +63,6 @@ FORMAT_NOTES = {
 }
 
 
-class ServerError(NamedTuple):
-    """The error of a server that did not answer a request."""
-
-    message: str  # "" if there is none
-    param: str  # the parameter it is about, if named
-    code: str  # codes and types, with spaces between
-
-    @property
-    def is_filter(self) -> bool:
-        """Whether the question's text was refused by a content filter, whatever the status."""
-        return bool(FILTERED.search(f"{self.code} {self.message}"))
-
-
 def request_body(request_format: RequestFormat, model: str, messages: list[Message], max_tokens: int) -> dict[str, Any]:
     """The JSON body of a request in this format."""
     if not request_format.system:
@@ -114,26 +94,8 @@ def format_change(request_format: RequestFormat, status: int, error: ServerError
 
 
 def read_error(content: bytes) -> ServerError:
-    """The error in a server's reply: OpenAI's {"error": {...}}, vLLM's without the outer one, FastAPI's {"detail"}."""
-    try:
-        reply = json.loads(content)
-    except (ValueError, RecursionError):
-        reply = None
-    if not isinstance(reply, dict):
-        return ServerError("", "", "")
-    error = reply.get("error") or reply.get("detail") or reply
-    if isinstance(error, list):  # FastAPI: an entry for each field
-        error = error[0]
-    if not isinstance(error, dict):
-        return ServerError(one_line(error), "", "")
-    inner = error.get("innererror")
-    message = error.get("message") or error.get("msg") or reply.get("message") or ""
-    place, loc = error.get("param"), error.get("loc")
-    if not place and loc:
-        place = ".".join(str(part) for part in (loc if isinstance(loc, list) else [loc]) if part != "body")
-    codes = [error.get("code"), error.get("type"), inner.get("code") if isinstance(inner, dict) else None]
-    code = " ".join(str(code) for code in codes if code)
-    return ServerError(one_line(message), one_line(place or ""), one_line(code))
+    """The error in a server's reply, without the key."""
+    return chat_servers.read_error(content, os.environ.get(KEY_VARIABLE, ""))
 
 
 def status_in_body(content: bytes) -> int | None:
@@ -178,7 +140,4 @@ def _is_text(part: Any) -> bool:
 
 def one_line(text: Any) -> str:
     """A server's message as one line of printable characters, of limited length and without the key."""
-    text = " ".join("".join(character if character.isprintable() else " " for character in str(text)).split())
-    if key := os.environ.get(KEY_VARIABLE):
-        text = text.replace(key, "***")
-    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
+    return chat_servers.one_line(text, os.environ.get(KEY_VARIABLE, ""))

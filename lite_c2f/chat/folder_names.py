@@ -1,0 +1,24 @@
+"""Names of models in the folder given at the start, as panes: `folder@NAME`. A name is only looked up in its list."""
+
+from lite_c2f.chat.other_actors import is_run_name
+
+FOLDER = "folder"  # the actor of such a pane
+ABOUT_FOLDER = (
+    "A model from the folder given at the start, prompted by its own chat template where it has one. "
+    "Tokens are its own, the reward is this run's"
+)
+
+
+def folder_model_in(name: str) -> str:
+    """The subfolder that a name stands for; "" for any other name.
+
+    >>> folder_model_in("folder@SmolLM2-1.7B"), folder_model_in("folder@../x")
+    ('SmolLM2-1.7B', '')
+    """
+    prefix, _, folder = name.partition("@")
+    return folder if prefix == FOLDER and folder and "/" not in folder and is_run_name(folder) else ""
+
+
+def name_of_folder(folder: str) -> str:
+    """The inverse of `folder_model_in`, which says whether it is a name."""
+    return f"{FOLDER}@{folder}"
