@@ -12,7 +12,9 @@ from collections.abc import Iterator
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import Receive, Scope, Send
 
 from lite_c2f.runtime.address import bracketed, netloc, port_error
 from lite_c2f.ui.address import allowed_hosts, check_address
@@ -21,6 +23,18 @@ from lite_c2f.ui.guard import Guard
 WAITING = 64  # questions in the queue; beyond that Gradio answers that the server is busy
 THREADS = 128  # each streamed answer holds one, each waiting question too, and buttons need some as well
 SESSIONS = 100  # pages whose state Gradio keeps, 270 KiB each; conversations are saved elsewhere
+
+
+class GzippedPage(GZipMiddleware):
+    """The page itself in a tenth of its bytes: Gradio compresses its scripts, and sends this as it is.
+
+    Nothing else: streams must not be held back, and answers of the API have what visitors typed beside their numbers,
+    which compressed lengths could tell about.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wanted = dict(scope.get("headers", ())).get(b"accept", b"")
+        await (super().__call__ if b"text/html" in wanted else self.app)(scope, receive, send)
 
 
 def launch(
@@ -73,7 +87,7 @@ def launch(
                 theme=theme(),
                 css=css,
                 js=js,
-                app_kwargs={"middleware": [hosts, guard]},
+                app_kwargs={"middleware": [hosts, guard, Middleware(GzippedPage, compresslevel=6)]},
             )
     except OSError as error:
         raise port_error(host, port, error) from None

@@ -1,5 +1,6 @@
 """Where a page is served, who may reach it, and which run is shown when none is named."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 
 pytest.importorskip("gradio")
@@ -116,6 +118,24 @@ def test_nothing_goes_through_a_proxy_at_launch(monkeypatch):
         assert os.environ.get("no_proxy") == before
         with httpx.Client() as client:
             assert client._mounts  # outside the block the proxy is in use: the test can fail
+
+
+@pytest.mark.parametrize(
+    ("accept", "encoding"), [("text/html,*/*;q=0.8", "gzip"), ("text/event-stream", None), ("*/*", None)]
+)
+def test_the_page_is_sent_compressed_and_nothing_else_is(accept, encoding):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/html")]})
+        await send({"type": "http.response.body", "body": b"<p>It is 5.</p>" * 1000})
+
+    async def get():
+        transport = httpx.ASGITransport(serve.GzippedPage(app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get("/", headers={"accept": accept, "accept-encoding": "gzip"})
+
+    response = asyncio.run(get())
+    assert response.headers.get("content-encoding") == encoding and response.text == "<p>It is 5.</p>" * 1000
+    assert encoding is None or int(response.headers["content-length"]) < 1500
 
 
 def test_gradio_neither_reports_nor_looks_for_updates():
