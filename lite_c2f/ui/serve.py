@@ -22,7 +22,7 @@ from lite_c2f.ui.guard import Guard
 
 WAITING = 64  # questions in the queue; beyond that Gradio answers that the server is busy
 THREADS = 128  # each streamed answer holds one, each waiting question too, and buttons need some as well
-SESSIONS = 100  # pages whose state Gradio keeps, 270 KiB each; conversations are saved elsewhere
+SESSIONS = 48  # pages whose state Gradio keeps, closed ones too, 0.65 MiB each; conversations are saved elsewhere
 
 
 class GzippedPage(GZipMiddleware):
