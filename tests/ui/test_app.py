@@ -206,7 +206,7 @@ def test_eighty_aborted_requests_leave_nothing(page, chat):
         idle(chat)
         return resident_mib()
 
-    sizes = [aborted(SESSIONS + 20)]  # until Gradio, which keeps 270 KiB a page, keeps no more of them
+    sizes = [aborted(SESSIONS + 20)]  # until Gradio, which keeps 0.65 MiB per page, keeps no more of them
     for _ in range(6):  # on a busy machine more go on at once than before; what leaks grows every time
         sizes.append(aborted(80))
         if sizes[-1] - sizes[-2] < 6:
