@@ -5,6 +5,7 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,9 +33,10 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise model_error(model, "its tokenizer", error) from None
-    if not len(tokenizer) or tokenizer.eos_token_id is None:
+    # Without any file Transformers makes tokenizers of some families out of their special tokens alone.
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder) or tokenizer.eos_token_id is None:
         raise ModelError.because(
-            f"model '{model}': no tokenizer with an end-of-sequence token",
+            f"model '{model}': no tokenizer with a vocabulary and an end-of-sequence token",
             "tokenizer.json and tokenizer_config.json in the folder",
             "save the tokenizer there",
         )
@@ -85,7 +87,7 @@ def load_model(
         )
     except C2FError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:  # the last: a file cut short
         raise model_error(model, "the model", error) from None
     loaded.requires_grad_(False)
     keep_weights_trainable(loaded)

@@ -163,6 +163,8 @@ class LoadedActors:
                 answers[key] = Answer("", len(row.tokens), row.finish or "limit", tokens, chat)
             elif len(tokens := self.text_ids(self.instruct_tokenizer, texts[key])) < self.context:
                 answers[key] = Answer("", len(tokens), row.finish or "limit", tokens, True)
+        if not answers:
+            return {}
         turns = [tuple(with_system(histories[key], settings.system)) for key in answers]
         return dict(zip(answers, self.reward_model(turns, list(answers.values())) or [], strict=False))
 

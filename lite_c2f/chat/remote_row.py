@@ -16,7 +16,7 @@ from lite_c2f.chat.prompts import History, with_system
 from lite_c2f.chat.remote_stream import EventDecoder, Piece, read_piece, well_formed
 from lite_c2f.chat.rows import TokenLogprobs
 from lite_c2f.errors import C2FError, ModelError
-from lite_c2f.runtime.chat_servers import authorization, one_line, read_error
+from lite_c2f.runtime.chat_servers import authorization, direct_mounts, one_line, read_error
 from lite_c2f.runtime.lingering_threads import add_lingering
 
 CONNECT_SECONDS, SILENCE_SECONDS = 10.0, 600.0  # a model that is loaded first, or thinks, is silent for long
@@ -136,7 +136,7 @@ class RemoteRow:
     async def _ask(self) -> None:
         """Read the answer. Raises ModelError, and httpx's errors."""
         timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
-        async with server_client(timeout) as client:
+        async with server_client([self.server], timeout) as client:
             body, address = self.body, f"{self.server.url}/chat/completions"
             while True:
                 async with client.stream("POST", address, json=body, headers=self.server.headers) as response:
@@ -202,9 +202,10 @@ class RemoteRow:
         return one_line(f"{self.server.place}: {text}", self.server.key)
 
 
-def server_client(timeout: httpx.Timeout) -> httpx.AsyncClient:
-    """A client without redirects, because the key is for one server; the settings of proxies hold."""
-    return httpx.AsyncClient(timeout=timeout, verify=_certificates(), follow_redirects=False)
+def server_client(servers: Sequence[Server], timeout: httpx.Timeout) -> httpx.AsyncClient:
+    """A client without redirects, because the key is for one server; proxies hold for servers elsewhere alone."""
+    mounts = direct_mounts([server.url for server in servers])
+    return httpx.AsyncClient(timeout=timeout, verify=_certificates(), follow_redirects=False, mounts=mounts)
 
 
 @functools.cache  # reading them takes longer than a request on the same machine

@@ -153,7 +153,7 @@ def _fetch_lists(servers: Sequence[Server]) -> list[_Models]:
 
 
 async def _lists(servers: Sequence[Server]) -> list[_Models]:
-    async with server_client(httpx.Timeout(LIST_SECONDS)) as client:
+    async with server_client(servers, httpx.Timeout(LIST_SECONDS)) as client:
         return await asyncio.gather(*(_list(client, server) for server in servers))
 
 

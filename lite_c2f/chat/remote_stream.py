@@ -89,13 +89,21 @@ def read_piece(data: str, key: str = "") -> Piece:
     if not isinstance(delta, dict):
         raise _other_form()
     text = _text(delta, "content") or _text(delta, "refusal")
-    thought = bool(_text(delta, "reasoning_content") or _text(delta, "reasoning"))
+    thought = bool(_text(delta, "reasoning_content") or _text(delta, "reasoning") or _has_thoughts(delta))
     return Piece(text, thought, _ending(choice.get("finish_reason"), key))
 
 
 def _text(delta: dict[str, Any], name: str) -> str:
     text = delta.get(name)
+    if isinstance(text, list):  # parts, as Mistral's servers send them: of these the texts
+        text = "".join(part["text"] for part in text if isinstance(part, dict) and isinstance(part.get("text"), str))
     return text if isinstance(text, str) else ""
+
+
+def _has_thoughts(delta: dict[str, Any]) -> bool:
+    """Does the content have parts with reasoning?"""
+    content = delta.get("content")
+    return isinstance(content, list) and any(isinstance(part, dict) and part.get("thinking") for part in content)
 
 
 def _ending(reason: Any, key: str) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lite_c2f.errors import ConfigError
+from lite_c2f.runtime.address import bracketed, is_loopback
 
 MAX_MESSAGE = 300  # characters of a server's message
 ALSO_KEY_VARIABLE = "LITE_C2F_ALSO_KEY"  # environment variable with the key for servers that the app may ask
@@ -67,6 +68,17 @@ def checked_places(urls: Sequence[str], option: str, variable: str) -> dict[str,
     if urls:
         key_in(variable)
     return result
+
+
+def direct_mounts(urls: Sequence[str]) -> dict[str, None]:
+    """httpx's `mounts` that reach servers on this machine directly, whatever proxy the environment names.
+
+    A proxy elsewhere would be sent the key and the conversation, and could not reach such a server anyway.
+    """
+    import httpx
+
+    hosts = {httpx.URL(url).host for url in urls}
+    return {f"all://{bracketed(host)}": None for host in hosts if is_loopback(host)}
 
 
 def key_in(variable: str) -> str:

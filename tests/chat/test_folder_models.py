@@ -203,6 +203,29 @@ def test_what_cannot_answer_fails_alone_in_one_line(chat, models, monkeypatch):
     assert chat.folders.loaded is None
 
 
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ("token*", "no tokenizer with a vocabulary"),
+        ("*.safetensors", "cannot load the model (Error while deserializing"),
+    ],
+)
+def test_a_copy_that_is_not_whole_is_named(chat, models, files, words):
+    """Without its tokenizer's files Transformers makes one of a single special token; or with half of its weights."""
+    copy = shutil.copytree(models / "Qwen2-tiny", models / "partial")
+    try:
+        for file in copy.glob(files):
+            half = file.read_bytes()[: file.stat().st_size // 2]
+            file.unlink()
+            if file.suffix == ".safetensors":
+                file.write_bytes(half)
+        replies = chat.answer(TEXT, ["folder@partial", "fine"], max_tokens=8)
+        assert words in replies["folder@partial"].message and "'" + str(copy) in replies["folder@partial"].message
+        assert replies["folder@partial"].finish == "error" and replies["fine"].tokens == 8
+    finally:
+        shutil.rmtree(copy)
+
+
 def test_its_batch_has_a_limit_and_its_context_too(chat):
     panes = [Pane(key, "folder", source="folder@GPT-2") for key in "abc"]
     chat.answer(TEXT, panes[:1], max_tokens=8)

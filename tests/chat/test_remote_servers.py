@@ -22,6 +22,7 @@ from lite_c2f.config.settings import Lora
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
 from lite_c2f.runs.models import ModelPair
+from lite_c2f.runtime import chat_servers
 from lite_c2f.runtime.chat_servers import ALSO_KEY_VARIABLE
 
 SETTINGS = ("data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32")
@@ -35,6 +36,8 @@ class Reward:
         self.tokenizer, self.answers = tokenizer, []
 
     def __call__(self, turns, answers):
+        if not answers:
+            raise ValueError("a reward model cannot score nothing")
         self.answers += zip(turns, answers, strict=True)
         return [float(len(answer.text_tokens)) for answer in answers]
 
@@ -296,11 +299,31 @@ def test_answers_of_servers_are_bounded(chat, server, pane, monkeypatch):
     assert "0 answers of other servers; expected fewer" in answered(chat, pane).message
 
 
-def test_an_answer_longer_than_the_context_has_no_reward(chat, server, pane):
+def test_an_answer_longer_than_the_context_has_no_reward(chat, server, pane, caplog):
     server.answer = says(event("w1 " * 64, "stop"))
     replies = chat.answer("w1", [pane, "fine"], max_tokens=8, score=True)
     assert (replies[pane].tokens, replies[pane].reward, replies["fine"].reward) == (65, None, 8.0)
     assert chat.context == 64
+    assert answered(chat, pane, score=True).reward is None and not caplog.records  # that is no failure
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_machine_is_reached_without_a_proxy(chat, server, monkeypatch, host):
+    """A proxy would be sent the key and the conversation; here one that takes every request."""
+    proxy = ChatServer()
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, proxy.url)
+    try:
+        place = server.place.replace("127.0.0.1", host)
+        chat.servers = RemoteServers([f"http://{place}/v1"])
+        assert answered(chat, f"server@{place}/llama").text == "w1"
+        assert len(server.requests) == 2 and proxy.requests == []
+        with pytest.MonkeyPatch.context() as patch:  # one elsewhere: the proxy is in use, so the test can fail
+            patch.setattr(chat_servers, "is_loopback", lambda host: False)
+            RemoteServers([f"http://{place}/v1"]).listed()
+        assert len(proxy.requests) == 1
+    finally:
+        proxy.close()
 
 
 def test_only_what_is_listed_is_asked(chat, server, pane):

@@ -26,7 +26,7 @@ from lite_c2f.evaluation.llm_judge.replies import (
     request_body,
     status_in_body,
 )
-from lite_c2f.runtime.chat_servers import authorization, checked_url, key_in
+from lite_c2f.runtime.chat_servers import authorization, checked_url, direct_mounts, key_in
 
 MAX_ATTEMPTS, PAUSE = 4, 2.0  # seconds before the second try, doubled for each further one
 RETRY_STATUSES = {408, 409, 429, 500, 502, 503, 504}  # status codes after which a request is sent again
@@ -73,10 +73,14 @@ class Endpoint:
         ]
 
     def __call__(self, conversations: Sequence[list[Message]]) -> list[str | ServerRefusal]:
-        # No redirects, because the key is for one server. No custom transport, which would ignore proxy settings.
+        # No redirects, because the key is for one server. No custom transport, which would ignore proxy settings;
+        # those hold for servers elsewhere alone.
         with (
             httpx.Client(
-                headers=authorization(key_in(KEY_VARIABLE)), timeout=self._patience, follow_redirects=False
+                headers=authorization(key_in(KEY_VARIABLE)),
+                timeout=self._patience,
+                follow_redirects=False,
+                mounts=direct_mounts([self._address]),
             ) as client,
             ThreadPoolExecutor(self.at_once) as pool,
         ):

@@ -238,6 +238,13 @@ def test_a_server_is_asked_as_openai_wants(server, monkeypatch):
     assert "secret" not in judge.name
 
 
+def test_a_server_on_this_machine_is_asked_without_a_proxy(server, monkeypatch):
+    """The proxy listens nowhere: a question sent to it would fail."""
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert "VERDICT" in Endpoint(server.url, "m")([pairwise_prompt(TWO, ["x"], ["y"])])[0]
+
+
 def test_a_key_that_no_header_can_hold_is_not_repeated(server, monkeypatch):
     for key in ("sécret", "sec\nret"):
         monkeypatch.setenv(KEY_VARIABLE, key)
