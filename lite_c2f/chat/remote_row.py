@@ -41,6 +41,7 @@ class Server(NamedTuple):
     place: str  # host:port
     key: str
     variable: str  # the environment variable that has the key
+    models: tuple[str, ...] = ()  # named at the start, whether it lists them or not
 
     @property
     def headers(self) -> dict[str, str]:

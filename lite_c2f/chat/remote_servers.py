@@ -15,7 +15,15 @@ from lite_c2f.chat.other_residues import Listed
 from lite_c2f.chat.panes import AnswerForm, ChatSettings, Pane
 from lite_c2f.chat.prompts import History, one_line
 from lite_c2f.chat.remote_row import RemoteRow, Server, server_client
-from lite_c2f.chat.server_names import MAX_PLACE, SERVER, ServerModel, name_of_model, server_model_in, title_of_model
+from lite_c2f.chat.server_names import (
+    MAX_MODEL,
+    MAX_PLACE,
+    SERVER,
+    ServerModel,
+    name_of_model,
+    server_model_in,
+    title_of_model,
+)
 from lite_c2f.errors import C2FError, ConfigError, ModelError, RunError
 from lite_c2f.runtime import chat_servers
 from lite_c2f.runtime.chat_servers import ALSO_KEY_VARIABLE
@@ -37,8 +45,9 @@ class _Models(NamedTuple):
 class RemoteServers:
     """The servers that a chat may ask; safe in several threads.
 
-    urls: such as http://127.0.0.1:11434/v1; one key, from LITE_C2F_ALSO_KEY, is sent to these servers and to no other
-    address. Raises ConfigError for an address or a key that is none, and for two addresses at one host and port.
+    urls: such as http://127.0.0.1:11434/v1, with #NAME for a model that the server does not list; one key, from
+    LITE_C2F_ALSO_KEY, is sent to these servers and to no other address. Raises ConfigError for an address or a key that
+    is none, and for two addresses at one host and port.
     """
 
     def __init__(self, urls: Sequence[str] = ()) -> None:
@@ -119,17 +128,29 @@ class RemoteServers:
             now = time.monotonic()
             old = [place for place in places if now - self._models[place].at > REMEMBERED_SECONDS]
             if old:
-                self._models |= dict(zip(old, _fetch_lists([self._servers[place] for place in old]), strict=True))
+                servers = [self._servers[place] for place in old]
+                lists = map(_with_named, servers, _fetch_lists(servers))
+                self._models |= dict(zip(old, lists, strict=True))
 
 
 def check_servers(urls: Sequence[str]) -> list[Server]:
     """The servers at some addresses. Raises as `RemoteServers` does."""
     key, servers = chat_servers.key_in(ALSO_KEY_VARIABLE) if urls else "", list[Server]()
-    for place, address in chat_servers.checked_places(urls, "--also", ALSO_KEY_VARIABLE).items():
+    for place, (url, models) in chat_servers.checked_places(urls, "--also", ALSO_KEY_VARIABLE).items():
         if server_model_in(name_of_model(place, "x")) is None:
             raise ConfigError.because(f"--also: '{place}'", f"a host of at most {MAX_PLACE} characters", "correct it")
-        servers.append(Server(address, place, key, ALSO_KEY_VARIABLE))
+        if not all(server_model_in(name_of_model(place, model)) for model in models):
+            expected = f"names of models of at most {MAX_MODEL} characters, without line breaks"
+            raise ConfigError.because(f"--also: models of '{place}'", expected, "correct them")
+        servers.append(Server(url, place, key, ALSO_KEY_VARIABLE, models))
     return servers
+
+
+def _with_named(server: Server, listed: _Models) -> _Models:
+    """The models that a server listed, after those that were named at the start: some servers list others alone."""
+    if not server.models:
+        return listed
+    return listed._replace(models=tuple(dict.fromkeys((*server.models, *listed.models))), message="")
 
 
 def _fetch_lists(servers: Sequence[Server]) -> list[_Models]:

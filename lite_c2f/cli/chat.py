@@ -46,7 +46,8 @@ def web(
         typer.Option(
             metavar="URL",
             help="A server with OpenAI's interface, such as http://host:8000/v1, whose models can answer too. "
-            "Once for each server; a key for them comes from LITE_C2F_ALSO_KEY.",
+            "Once for each server, or as URL#NAME for each model that it does not list; a key for them comes from "
+            "LITE_C2F_ALSO_KEY.",
         ),
     ] = None,
     models: Annotated[

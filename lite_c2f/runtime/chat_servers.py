@@ -51,20 +51,32 @@ def checked_url(url: str, option: str, variable: str) -> str:
     return url.rstrip("/")
 
 
-def checked_places(urls: Sequence[str], option: str, variable: str) -> dict[str, str]:
+class ServerAddress(NamedTuple):
+    """The address of a server, and models of it that were named beside it, whether it lists them or not."""
+
+    url: str
+    models: tuple[str, ...]
+
+
+def checked_places(urls: Sequence[str], option: str, variable: str) -> dict[str, ServerAddress]:
     """Addresses by host:port, without the port that the scheme has anyway.
 
-    Raises ConfigError for an invalid address, for two at one host and port, and for a key that no header can hold.
+    urls: such as http://127.0.0.1:8000/v1, or with a model's name http://127.0.0.1:8000/v1#NAME; with other names more
+    than once. Raises ConfigError for an invalid address, for two at one host and port, and for a key that no header can
+    hold.
     """
     import httpx
 
-    result = dict[str, str]()
+    result = dict[str, ServerAddress]()
     for url in urls:
-        address = checked_url(url, option, variable)
+        address, _, model = url.partition("#")
+        address = checked_url(address, option, variable)
         place = httpx.URL(address).netloc.decode("ascii")
-        if place in result:
+        before = result.get(place)
+        if before is not None and not (before.url == address and before.models and model):
             raise ConfigError.because(f"{option}: '{place}' twice", "each host and port once", "leave one out")
-        result[place] = address
+        named = (*before.models, model) if before else (model,) if model else ()
+        result[place] = ServerAddress(address, named)
     if urls:
         key_in(variable)
     return result

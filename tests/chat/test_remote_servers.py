@@ -342,6 +342,21 @@ def test_only_what_is_listed_is_asked(chat, server, pane):
     assert {(method, path) for method, path, *_ in server.requests} == {("GET", "/v1/models")}
 
 
+def test_a_model_named_at_the_start_is_asked_whether_it_is_listed_or_not(chat, server, pane):
+    chat.servers = RemoteServers([f"{server.url}#models/a", f"{server.url}/#b#c"])
+    server.listing = says(b"{}", status=500)
+    names = [f"server@{server.place}/{model}" for model in ("models/a", "b#c")]
+    assert [each.name for each in chat.listed_others()] == names and chat.servers.messages() == []
+    assert answered(chat, names[1]).text == "w1" and server.asked()[0]["model"] == "b#c"
+    assert answered(chat, pane).finish == "error"
+    chat.servers = RemoteServers([f"{server.url}#models/a"])
+    server.listing = server.give_list
+    assert [each.name for each in chat.listed_others()] == [names[0], pane]
+    for urls in ([server.url, f"{server.url}#a"], [f"{server.url}#a", f"{server.url}2#a"], [f"{server.url}#a\nb"]):
+        with pytest.raises(ConfigError, match="--also"):
+            RemoteServers(urls)
+
+
 def test_a_list_is_remembered_for_a_while_and_a_model_found_in_it_later_too(chat, server, pane, monkeypatch):
     assert chat.listed_others(fresh=False) == [] and server.requests == []
     assert len(chat.listed_others()) == len(chat.listed_others()) == len(server.requests) == 1
