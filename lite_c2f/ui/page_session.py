@@ -111,10 +111,10 @@ class PageSessions:
 
 
 def history(transcript: Transcript, pane: str) -> list[Turn]:
-    """The conversation of one pane, without the rounds in which it failed or was not shown."""
+    """The conversation of one pane, without the rounds in which it failed, was not shown, or was stopped at once."""
     turns: list[Turn] = []
     for round_ in transcript.rounds:
         reply = round_.replies.get(pane)
-        if reply is not None and reply.finish != "error":
+        if reply is not None and reply.finish != "error" and (reply.text or reply.finish != "stopped"):
             turns += [Turn("human", round_.prompt), Turn("assistant", reply.text)]
     return turns

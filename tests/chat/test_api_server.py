@@ -3,15 +3,13 @@
 import asyncio
 import json
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
+from pico_chat import pico_chat
 from starlette.testclient import TestClient
 
-from lite_c2f.backbone.load import load_model, load_tokenizer
-from lite_c2f.backbone.roles import Roles
-from lite_c2f.chat import Chat, Pane, engine, fair_queue, loaded
+from lite_c2f.chat import Pane, engine, fair_queue
 from lite_c2f.chat.panes import AnswerForm, ChatSettings
 from lite_c2f.chat.rows import TokenLogprobs
 from lite_c2f.chat.server import build
@@ -19,39 +17,15 @@ from lite_c2f.chat.server.bodies import Part, ResponseBody
 from lite_c2f.chat.server.errors import ApiError
 from lite_c2f.chat.server.models import pane_named
 from lite_c2f.chat.server.requests import ChatBody, read_request
-from lite_c2f.config.loading import load_config
-from lite_c2f.config.settings import Lora
 from lite_c2f.data.records import Turn
-from lite_c2f.runs.models import ModelPair
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "w1 w2"}]
-SETTINGS = ("data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32")
 
 
 @pytest.fixture(scope="module")
 def chat(pico, tmp_path_factory):
-    """The chat of pico models with a random residue; only the run's files are not read from a trained run."""
-    run = tmp_path_factory.mktemp("run")
-    (run / "fine").mkdir()
-    (run / "fine" / "merge.json").write_text('{"ratio": 0.75}')
-    (run / "run.json").write_text("{}")
-    folders = [f"model.{name}={pico[name]}" for name in ("base", "instruct")]
-    config = load_config({}, [*SETTINGS, "fine.max_tokens=32", "data.max_answer_tokens=16", *folders])
-    models = ModelPair(str(pico["base"]), str(pico["instruct"]))
-    torch.manual_seed(0)
-    roles = Roles(load_model(models.base, config), Lora(r=4, alpha=8), ("policy",))
-    with torch.no_grad():
-        for parameter in roles.adapter_parameters("policy"):
-            parameter.normal_(std=0.2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loaded, "open_run", lambda run: (config, models))
-        reward = SimpleNamespace(tokenizer=load_tokenizer(models.base))
-        patch.setattr(loaded, "load_coarse", lambda config, models, run: (roles, reward))
-        made = Chat(run)
-    # a random model ends its answers anywhere: here none ends before its limit, but by a stop text
-    made.actors._eos_ids = [[] for _ in made.actors._eos_ids]
-    return made
+    return pico_chat(pico, tmp_path_factory.mktemp("run"), std=0.2)
 
 
 @pytest.fixture(scope="module")

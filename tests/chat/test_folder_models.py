@@ -4,28 +4,23 @@ import shutil
 import threading
 import time
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
 from families import FAMILIES, write_pair
+from pico_chat import pico_chat
 from safetensors.torch import save_file
 
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
 from lite_c2f.backbone.padding import padding_id
-from lite_c2f.backbone.roles import Roles
-from lite_c2f.chat import Chat, ChatSettings, engine, folder_models, loaded
+from lite_c2f.chat import ChatSettings, engine, folder_models
 from lite_c2f.chat.folder_names import folder_model_in
 from lite_c2f.chat.panes import AnswerForm, Pane, pane_of, title_of
-from lite_c2f.config.loading import load_config
-from lite_c2f.config.settings import Lora
 from lite_c2f.data.encode import encode_chat, encode_prompt, turn_end
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
-from lite_c2f.runs.models import ModelPair
 from lite_c2f.sampling import Sampling, Stops, sample
 
-SETTINGS = ("data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32")
 QUESTION = {"temperature": 1.2, "seed": 3, "max_tokens": 8}
 TEXT = "Tom has 3 apples. How many now?"
 
@@ -51,35 +46,13 @@ def models(tmp_path_factory, pico):
 
 @pytest.fixture(scope="module")
 def made(pico, tmp_path_factory):
-    """The chat of pico models; only the run's files are not read from a trained run."""
-    run = tmp_path_factory.mktemp("run")
-    (run / "fine").mkdir()
-    (run / "fine" / "merge.json").write_text('{"ratio": 0.75}')
-    (run / "run.json").write_text("{}")
-    folders = [f"model.{name}={pico[name]}" for name in ("base", "instruct")]
-    config = load_config({}, [*SETTINGS, "fine.max_tokens=32", "data.max_answer_tokens=16", *folders])
-    pair = ModelPair(str(pico["base"]), str(pico["instruct"]))
-    torch.manual_seed(0)
-    roles, scored = Roles(load_model(pair.base, config), Lora(r=4, alpha=8), ("policy",)), []
-
-    class Reward(SimpleNamespace):
-        def __call__(self, turns, answers):
-            scored.extend(answers)
-            return [float(len(answer.text_tokens)) for answer in answers]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loaded, "open_run", lambda run: (config, pair))
-        patch.setattr(loaded, "load_coarse", lambda *_: (roles, Reward(tokenizer=load_tokenizer(pair.base))))
-        chat = Chat(run)
-    chat.scored = scored
-    chat.actors._eos_ids = [[] for _ in chat.actors._eos_ids]  # a random model ends its answers anywhere
-    return chat
+    return pico_chat(pico, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
 def chat(made, models):
     made.folders = folder_models.FolderModels(models, made.config)
-    made.scored.clear()
+    made.actors.reward_model.answers.clear()
     return made
 
 
@@ -145,7 +118,7 @@ def test_its_answer_is_the_samplers_beside_the_runs_own(chat, models, name, chat
     assert chat.answer("w1 w2", ["coarse", "fine"], **QUESTION)["fine"].text == alone["fine"].text
     # its text, encoded by the run's tokenizer, is what the reward model reads
     ids = chat.actors.text_ids(chat.actors.instruct_tokenizer, text)
-    assert got[key].reward == len(ids) and [answer.text_tokens for answer in chat.scored][1] == ids
+    assert got[key].reward == len(ids) and chat.actors.reward_model.answers[1][1].text_tokens == ids
     assert chat.listed_others()[["GPT-2", "Qwen2-tiny"].index(name)].label == f"{name} (loaded)"
     no_thread_left()
     assert not chat.folders.loaded.in_batch

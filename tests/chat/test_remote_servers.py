@@ -6,61 +6,26 @@ import threading
 import time
 
 import pytest
-import torch
 from chat_servers import ChatServer, event, says
+from pico_chat import pico_chat
 from starlette.testclient import TestClient
 
-from lite_c2f.backbone.load import load_model, load_tokenizer
-from lite_c2f.backbone.roles import Roles
-from lite_c2f.chat import Chat, ChatSettings, engine, loaded, remote_row, remote_servers
+from lite_c2f.chat import ChatSettings, engine, remote_row, remote_servers
 from lite_c2f.chat.panes import AnswerForm, Pane, pane_of, title_of
 from lite_c2f.chat.remote_servers import RemoteServers
 from lite_c2f.chat.server import build
 from lite_c2f.chat.server_names import ServerModel, server_model_in
-from lite_c2f.config.loading import load_config
-from lite_c2f.config.settings import Lora
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
-from lite_c2f.runs.models import ModelPair
 from lite_c2f.runtime import chat_servers
 from lite_c2f.runtime.chat_servers import ALSO_KEY_VARIABLE
 
-SETTINGS = ("data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32")
 QUESTION = {"temperature": 1.2, "seed": 3, "max_tokens": 8}
-
-
-class Reward:
-    """Rewards of known size in place of a reward model's: the number of tokens."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer, self.answers = tokenizer, []
-
-    def __call__(self, turns, answers):
-        if not answers:
-            raise ValueError("a reward model cannot score nothing")
-        self.answers += zip(turns, answers, strict=True)
-        return [float(len(answer.text_tokens)) for answer in answers]
 
 
 @pytest.fixture(scope="module")
 def made(pico, tmp_path_factory):
-    """The chat of pico models with a random residue; only the run's files are not read from a trained run."""
-    run = tmp_path_factory.mktemp("run")
-    (run / "fine").mkdir()
-    (run / "fine" / "merge.json").write_text('{"ratio": 0.75}')
-    (run / "run.json").write_text("{}")
-    folders = [f"model.{name}={pico[name]}" for name in ("base", "instruct")]
-    config = load_config({}, [*SETTINGS, "fine.max_tokens=32", "data.max_answer_tokens=16", *folders])
-    models = ModelPair(str(pico["base"]), str(pico["instruct"]))
-    torch.manual_seed(0)
-    roles = Roles(load_model(models.base, config), Lora(r=4, alpha=8), ("policy",))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loaded, "open_run", lambda run: (config, models))
-        reward = Reward(load_tokenizer(models.base))
-        patch.setattr(loaded, "load_coarse", lambda config, models, run: (roles, reward))
-        chat = Chat(run)
-    chat.actors._eos_ids = [[] for _ in chat.actors._eos_ids]  # a random model ends its answers anywhere
-    return chat
+    return pico_chat(pico, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

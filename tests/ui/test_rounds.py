@@ -10,7 +10,7 @@ from lite_c2f.chat import ChatSettings
 from lite_c2f.ui import round_stream, rounds, saving
 from lite_c2f.ui.answering import Notice, Served, restored
 from lite_c2f.ui.buttons import can_act, can_ask_again
-from lite_c2f.ui.page_session import PageSession, PageSessions
+from lite_c2f.ui.page_session import PageSession, PageSessions, history
 from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import PREVIOUS_PANE, Reply, Round
 from lite_c2f.ui.store.variants import all_variants
@@ -195,6 +195,8 @@ def test_answers_that_had_not_begun_when_the_page_was_reloaded_were_stopped(serv
     list(begun)
     (round_,) = on_disk(served, page)  # of the coarse one nothing was heard
     assert [(reply.text, reply.finish) for reply in round_.replies.values()] == [("", "stopped"), ("One.", "eos")]
+    # The next question builds on no answer that was never given.
+    assert [len(history(page.transcript, pane)) for pane in ("coarse", "fine")] == [0, 2]
 
 
 def test_a_server_killed_while_it_regenerates_has_lost_no_answer(served, monkeypatch):
