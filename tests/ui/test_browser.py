@@ -842,6 +842,9 @@ def test_panes_scroll_together_until_told_otherwise(tab):
     tab.wait_for_function("document.querySelector('#view-coarse').scrollTop > 500")  # at its end
     for pane in ("coarse", "fine", "baseline"):  # 15 paragraphs, one, and 8: of each the end is seen
         tab.wait_for_function(END_IN_SIGHT, arg=f"#view-{pane}")
+    tab.evaluate("document.querySelector('#view-coarse').scrollTop -= 60")  # within the longest
+    tab.wait_for_timeout(300)
+    assert tab.evaluate(END_IN_SIGHT, "#view-baseline") and tab.evaluate(END_IN_SIGHT, "#view-fine")
     tab.click("#fully input")
     tab.wait_for_function("document.querySelector('#view-coarse').clientHeight > 1500")
     tab.evaluate("document.querySelector('#panes').scrollIntoView({block: 'end'}); scrollBy(0, 90)")  # above the box
