@@ -40,7 +40,7 @@ def reward_step(gpu: GpuRun) -> None:
     from lite_c2f.memory import resolve
     from lite_c2f.reward.train import train_reward
     from lite_c2f.runs.corpus import Corpus
-    from lite_c2f.runs.models import ModelPair
+    from lite_c2f.runs.model_pair import ModelPair
 
     answer = 24 if gpu.tiny else 512
     config = gpu.config(f"data.max_answer_tokens={answer}", "reward.batch=16", "data.truncated=0")
@@ -87,7 +87,7 @@ def ppo_updates(gpu: GpuRun, roles: Any) -> None:
     from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, RolloutContext, RolloutRequest, collect
     from lite_c2f.coarse.update import update
     from lite_c2f.memory import resolve
-    from lite_c2f.reward.score import Normalizer
+    from lite_c2f.reward.files import Normalizer
 
     optimizers = {
         name: torch.optim.AdamW(roles.trainable(name), lr=1e-6, weight_decay=0.0) for name in ("policy", "critic")

@@ -95,7 +95,7 @@ def ours(folder: str, work: Work, seed: int = 0) -> dict:
     from lite_c2f.coarse.rollout import ResponseEnds, RolloutBatches, RolloutContext, RolloutRequest, collect
     from lite_c2f.coarse.update import update
     from lite_c2f.config.loading import load_config
-    from lite_c2f.reward.score import Normalizer
+    from lite_c2f.reward.files import Normalizer
 
     config = load_config({}, work.settings)
     settings, hidden = config.coarse, json.loads((Path(folder) / "config.json").read_text())["hidden_size"]

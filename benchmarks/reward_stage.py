@@ -43,7 +43,8 @@ from lite_c2f.reward.encode_pairs import encode_pairs  # noqa: E402
 from lite_c2f.reward.score import score, score_at  # noqa: E402
 from lite_c2f.reward.train import train_reward  # noqa: E402
 from lite_c2f.runs.corpus import Corpus, load_corpus, training_pairs  # noqa: E402
-from lite_c2f.runs.models import ModelPair, resolve_models  # noqa: E402
+from lite_c2f.runs.model_pair import ModelPair  # noqa: E402
+from lite_c2f.runs.models import resolve_models  # noqa: E402
 from lite_c2f.runtime.batch_size import groups_by_length  # noqa: E402
 from lite_c2f.smollm import CONFIG  # noqa: E402
 

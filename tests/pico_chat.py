@@ -5,10 +5,10 @@ import torch
 
 from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.chat import Chat, loaded
+from lite_c2f.chat import Chat, engine, loaded
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Lora
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 
 SETTINGS = ("data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32")
 
@@ -24,6 +24,11 @@ class Reward:
             raise ValueError("a reward model cannot score nothing")
         self.answers += zip(turns, answers, strict=True)
         return [float(len(answer.text_tokens)) for answer in answers]
+
+
+def ask_servers(chat, servers):
+    """Give a chat other servers than it was made with."""
+    chat.servers = chat._loaded.result().servers = servers
 
 
 def pico_chat(pico, run, *, std=None):
@@ -45,7 +50,8 @@ def pico_chat(pico, run, *, std=None):
                 parameter.normal_(std=std)
     reward = Reward(load_tokenizer(models.base))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loaded, "open_run", lambda run: (config, models))
+        for module in (engine, loaded):
+            patch.setattr(module, "open_run", lambda run: (config, models))
         patch.setattr(loaded, "load_coarse", lambda config, models, run: (roles, reward))
         chat = Chat(run)
     chat.actors._eos_ids = [[] for _ in chat.actors._eos_ids]

@@ -30,7 +30,8 @@ from lite_c2f.coarse.rollout import (
 from lite_c2f.coarse.update import Minibatch, gradients, update
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Lora
-from lite_c2f.reward.score import Normalizer, score, score_at
+from lite_c2f.reward.files import Normalizer
+from lite_c2f.reward.score import score, score_at
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling, Stops
 from lite_c2f.sampling.slots import ResponseBuffer, SlotJob, Slots

@@ -38,7 +38,7 @@ from lite_c2f.errors import ConfigError
 from lite_c2f.fine import shards, stream
 from lite_c2f.fine.merge import merge
 from lite_c2f.reward import sources
-from lite_c2f.reward.score import Normalizer
+from lite_c2f.reward.files import Normalizer
 from lite_c2f.runtime.batch_size import ENOUGH_TOKENS, BatchSize
 from lite_c2f.sampling import Responses
 from lite_c2f.storage.checkpoints import HASHES, STATE, TENSORS, Checkpoint, CheckpointStore

@@ -17,10 +17,10 @@ from lite_c2f.backbone.load import load_model, load_tokenizer
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.coarse.train import train_coarse
 from lite_c2f.config.settings import Config
-from lite_c2f.reward.score import Normalizer
+from lite_c2f.reward.files import Normalizer
 from lite_c2f.reward.train import train_reward
 from lite_c2f.runs.corpus import Corpus
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.sampling import Sampling
 from lite_c2f.storage.files import read_json
 from lite_c2f.toy.world import is_rambling

@@ -27,7 +27,8 @@ from lite_c2f.data.records import Prompt
 from lite_c2f.memory import resolve
 from lite_c2f.reward.train import train_reward
 from lite_c2f.runs.corpus import Corpus, compared_prompts, load_corpus
-from lite_c2f.runs.models import ModelPair, resolve_models
+from lite_c2f.runs.model_pair import ModelPair
+from lite_c2f.runs.models import resolve_models
 from lite_c2f.smollm import CONFIG, SMOLLM
 from lite_c2f.smollm.rules import is_reasoned
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
 from lite_c2f.runs.corpus import TOY_PAIRS, TOY_PROMPTS, Corpus
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.toy import world
 from lite_c2f.toy.build import Recipe, toy_pair
 

@@ -24,18 +24,10 @@ from lite_c2f.data.records import Prompt, Turn
 from lite_c2f.errors import ModelError
 from lite_c2f.memory.stages import SCORED_ROWS
 from lite_c2f.reward.calls import Scores
-from lite_c2f.reward.score import Normalizer, score, scored_row
-from lite_c2f.reward.sources import (
-    Judges,
-    adapter_folder,
-    check_scores,
-    inputs_of,
-    load_reward_models,
-    reward_roles,
-    saved_mix,
-    trained_normalizer,
-)
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.reward.files import Normalizer, adapter_folder, saved_mix, trained_normalizer
+from lite_c2f.reward.score import score, scored_row
+from lite_c2f.reward.sources import Judges, check_scores, inputs_of, load_reward_models, reward_roles
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.runs.published import coarse_adapter
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling, Stops, sample

@@ -27,6 +27,7 @@ class FairQueue:
 
     def put(self, question: PendingQuestion, active: Sequence[PendingQuestion]) -> None:
         """Add a question. active: those started and not finished. Raises C2FError where too many wait already."""
+        self._remove_ended()
         own = [other for other in self._waiting if other.client == question.client]
         if len(self) >= MAX_WAITING:
             raise C2FError.because(f"{len(self)} questions wait already", "fewer", "ask again in a moment")
@@ -42,15 +43,20 @@ class FairQueue:
         return self._waiting.index(question) if question in self._waiting else None
 
     def first(self) -> PendingQuestion | None:
-        """The next question, after cancelled ones are removed."""
+        """The next question that is ready, after those that have ended are removed; those being prepared wait."""
         for question in self._waiting:
             if question.cancelled:
                 question.end_all("stopped")
-        self._waiting = [question for question in self._waiting if not question.cancelled]
-        return self._waiting[0] if self._waiting else None
+        self._remove_ended()
+        return next((question for question in self._waiting if question.ready), None)
 
     def pop(self) -> PendingQuestion:
-        """Remove and return the next question."""
-        question = self._waiting.pop(0)
+        """Remove and return the next question that is ready."""
+        question = next(question for question in self._waiting if question.ready)
+        self._waiting.remove(question)
         self._turn = question.turn
         return question
+
+    def _remove_ended(self) -> None:
+        """A question can be stopped, or fail, before it is ready."""
+        self._waiting = [question for question in self._waiting if not question.finished]

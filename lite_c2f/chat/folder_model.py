@@ -8,9 +8,10 @@ from lite_c2f.backbone.device import free_bytes
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
 from lite_c2f.backbone.model_kind import check_kind
 from lite_c2f.backbone.multi_model import MultiModel
+from lite_c2f.chat.history import History
 from lite_c2f.chat.loaded import CACHE_MEMORY_SHARE, cache_bytes_per_token, cached_stops, context_of
 from lite_c2f.chat.panes import AnswerForm, ChatSettings, check_settings
-from lite_c2f.chat.prompts import EncodedPrompt, History, encode_history
+from lite_c2f.chat.prompts import EncodedPrompt, encode_history
 from lite_c2f.chat.rows import AnswerRow
 from lite_c2f.config.settings import CHAT, Config
 from lite_c2f.data.encode import encode_answer, turn_end

@@ -13,12 +13,12 @@ import psutil
 
 from lite_c2f.backbone.device import free_bytes
 from lite_c2f.backbone.machine import compute_on, pick_device
+from lite_c2f.chat.context import MAX_CONTEXT
 from lite_c2f.chat.folder_model import FolderModel
-from lite_c2f.chat.folder_names import FOLDER, folder_model_in, name_of_folder
-from lite_c2f.chat.loaded import MAX_CONTEXT
-from lite_c2f.chat.other_residues import MEBIBYTE, Listed
-from lite_c2f.chat.panes import Pane
-from lite_c2f.chat.prompts import one_line
+from lite_c2f.chat.folder_names import FOLDER, checked_folder, folder_model_in, name_of_folder
+from lite_c2f.chat.history import one_line
+from lite_c2f.chat.other_residues import MEBIBYTE
+from lite_c2f.chat.panes import Listed, Pane
 from lite_c2f.chat.stream import PendingQuestion
 from lite_c2f.config.settings import Config
 from lite_c2f.errors import C2FError, ConfigError, ModelError, RunError
@@ -63,7 +63,7 @@ class FolderModels:
         return result
 
     def load_for(self, panes: Sequence[Pane]) -> tuple[dict[str, FolderModel], dict[str, tuple[str, str]]]:
-        """Load what panes need, in the caller's thread: models by pane's key, and finish and message of failures."""
+        """Load what panes need: models by pane's key, and finish and message of failures."""
         models, failures = dict[str, FolderModel](), dict[str, tuple[str, str]]()
         for pane in panes:
             if pane.actor == FOLDER:
@@ -137,13 +137,6 @@ class FolderModels:
         """Bytes that are free on the run's device."""
         bytes_ = free_bytes(pick_device(self.config))
         return float(psutil.virtual_memory().available if bytes_ is None else bytes_)
-
-
-def checked_folder(folder: str | Path | None) -> Path | None:
-    """The folder of models. Raises ConfigError for what is none."""
-    if folder is not None and not Path(folder).is_dir():
-        raise ConfigError.because(f"--models '{folder}'", "a folder whose subfolders are models", "correct the path")
-    return None if folder is None else Path(folder).resolve()
 
 
 def _size(number: float) -> str:

@@ -1,6 +1,9 @@
 """Names of models in the folder given at the start, as panes: `folder@NAME`. A name is only looked up in its list."""
 
+from pathlib import Path
+
 from lite_c2f.chat.other_actors import is_run_name
+from lite_c2f.errors import ConfigError
 
 FOLDER = "folder"  # the actor of such a pane
 ABOUT_FOLDER = (
@@ -22,3 +25,10 @@ def folder_model_in(name: str) -> str:
 def name_of_folder(folder: str) -> str:
     """The inverse of `folder_model_in`, which says whether it is a name."""
     return f"{FOLDER}@{folder}"
+
+
+def checked_folder(folder: str | Path | None) -> Path | None:
+    """The folder of models. Raises ConfigError for what is none."""
+    if folder is not None and not Path(folder).is_dir():
+        raise ConfigError.because(f"--models '{folder}'", "a folder whose subfolders are models", "correct the path")
+    return None if folder is None else Path(folder).resolve()

@@ -15,22 +15,23 @@ from lite_c2f.backbone.context import context_length, sliding_window
 from lite_c2f.backbone.device import free_bytes
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer, window_of
 from lite_c2f.backbone.multi_model import MultiModel, Residues, residue_of
-from lite_c2f.chat.offers import merged_ratio
+from lite_c2f.chat.context import MAX_CONTEXT
+from lite_c2f.chat.history import History, with_system
 from lite_c2f.chat.other_residues import OtherResidues
-from lite_c2f.chat.panes import ALL_PANES, BASE_MODEL_ACTORS, AnswerForm, ChatSettings, Pane
-from lite_c2f.chat.prompts import EncodedPrompt, History, encode_history, with_system
+from lite_c2f.chat.panes import ALL_PANES, BASE_MODEL_ACTORS, AnswerForm, ChatSettings, Pane, fine_ratio
+from lite_c2f.chat.prompts import EncodedPrompt, encode_history
 from lite_c2f.chat.remote_row import RemoteRow
 from lite_c2f.chat.rows import AnswerRow
 from lite_c2f.config.settings import CHAT
 from lite_c2f.data.encode import encode_answer, turn_end
 from lite_c2f.memory.sizes import GIBIBYTE
 from lite_c2f.runs.manifest import open_run
-from lite_c2f.runs.models import TOY
+from lite_c2f.runs.model_pair import TOY
+from lite_c2f.runs.published import merged_ratio
 from lite_c2f.runtime.batch_size import free
 from lite_c2f.sampling import Sampling, Stops
 from lite_c2f.sampling.cache import key_value_shape
 
-MAX_CONTEXT = 4096  # tokens of a conversation and its answer
 CACHE_MEMORY_SHARE = 0.5  # of the memory that is free once the models are loaded, for keys and values
 BASE_MODEL, INSTRUCT_MODEL, MERGED_MODEL = range(3)  # numbers of the models in `MultiModel`
 
@@ -39,14 +40,16 @@ class LoadedActors:
     """Models and tokenizers of a run. Not thread-safe, but for `caller_tokenizers` under a lock of their own.
 
     merged: also load RUN/fine/model, for the Fine Actor at the merged ratio. A merge with a ratio per layer corresponds
-    to no single ratio of the residue: then that model is always loaded.
+    to no single ratio of the residue: then that model is always loaded. on_step is told what is loaded next.
     """
 
-    def __init__(self, run: Path, merged: bool) -> None:
+    def __init__(self, run: Path, merged: bool, on_step: Callable[[str], None] = lambda _: None) -> None:
+        on_step("base model")
         self.config, models = open_run(run)
         self.ratio, uniform = merged_ratio(run / "fine" / "merge.json")
         self.merged = merged or not uniform
         self.roles, self.reward_model = load_coarse(self.config, models, run)
+        on_step("instruct model")
         self.tokenizer, self.instruct_tokenizer = self.reward_model.tokenizer, load_tokenizer(models.instruct)
         # Tokenizers are not thread-safe: those above are for the answering thread, these for its callers.
         self.caller_tokenizers = {
@@ -93,7 +96,7 @@ class LoadedActors:
         that were drawn (models can spell a text in unusual ones, and what was cut off within a character or a stop text
         is not shown). Where they are, it goes on as one long answer would, up to rounding; see `AnswerRow`.
         """
-        ratio, on_base = self.ratio_of(pane, settings), pane.actor in BASE_MODEL_ACTORS
+        ratio, on_base = fine_ratio(pane, settings, self.ratio), pane.actor in BASE_MODEL_ACTORS
         tokenizer = self.tokenizer if on_base else self.instruct_tokenizer
         template, variables = (
             self.config.model.prompt_template if on_base else CHAT,
@@ -133,11 +136,6 @@ class LoadedActors:
             drawn=form.drawn,
         )
         return row, prompt
-
-    def ratio_of(self, pane: Pane, settings: ChatSettings) -> float:
-        """The Fine Actor's ratio in a pane: its own, else that of the settings, else the merged one."""
-        ratios = (pane.ratio, settings.ratio, self.ratio)
-        return next(ratio for ratio in ratios if ratio is not None)
 
     def text_ids(self, tokenizer: Any, text: str) -> list[int]:
         """Tokens of an answer that was not generated here, as the instruct model's; tokenizer: one of that model's."""

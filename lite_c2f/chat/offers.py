@@ -15,9 +15,9 @@ from lite_c2f.backbone.residue_file import ResidueFile, published_residue
 from lite_c2f.chat.other_actors import BEST, LAST, MERGED, OtherActor, is_run_name, name_of
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
-from lite_c2f.errors import C2FError, RunError
+from lite_c2f.errors import C2FError
 from lite_c2f.runs.manifest import inputs_of
-from lite_c2f.runs.published import coarse_adapter, is_published
+from lite_c2f.runs.published import coarse_adapter, is_published, merged_ratio
 from lite_c2f.storage.checkpoints import TENSORS, CheckpointStore, step_of
 from lite_c2f.storage.files import read_json
 
@@ -31,17 +31,6 @@ class Offer(NamedTuple):
     residue: ResidueFile | None  # None: the run's own, which is loaded
     ratio: float | None = None  # of the Fine Actor
     note: str = ""  # what is known of it beside its title
-
-
-def merged_ratio(file: Path) -> tuple[float, bool]:
-    """The ratio in a merge's report, and whether all weights have it. Raises RunError for a file without a ratio."""
-    try:
-        report = read_json(file)
-        return float(report["ratio"]), not report.get("layer_ratios")
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise RunError.because(
-            f"'{file}' has no ratio", "the report of a merge", "train the fine stage again"
-        ) from None
 
 
 def find_offers(run: Path, config: Config) -> list[Offer]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from lite_c2f.actors.names import COARSE, FINE
 
 BEST, LAST, MERGED = "best", "last", "merged"  # moments; another one is `step-N`
+MAX_LOADED = 4  # residues kept beside the run's own; the one not used for longest is forgotten first
 _NAME = re.compile(
     rf"({COARSE}@(?:{BEST}|{LAST}|step-[1-9][0-9]{{0,8}}|step-0)|{FINE}@{MERGED})(?::([^/\\]{{1,200}}))?"
 )

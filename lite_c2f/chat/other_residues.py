@@ -11,22 +11,14 @@ from typing import Any, NamedTuple
 from lite_c2f.backbone.device import free_bytes
 from lite_c2f.backbone.multi_model import MultiModel, Residues
 from lite_c2f.backbone.residue_file import ResidueFile, count_weights, decoder_prefix, read_residue
+from lite_c2f.chat.history import one_line
 from lite_c2f.chat.offers import Offer, find_offers
-from lite_c2f.chat.other_actors import other_actor_in, title_of_other
-from lite_c2f.chat.panes import ALL_PANES, Pane
-from lite_c2f.chat.prompts import one_line
+from lite_c2f.chat.other_actors import MAX_LOADED, other_actor_in, title_of_other
+from lite_c2f.chat.panes import ALL_PANES, Listed, Pane
 from lite_c2f.config.settings import Config
 from lite_c2f.errors import C2FError, ModelError, RunError
 
-MAX_LOADED = 4  # residues kept beside the run's own; the one not used for longest is forgotten first
 MEBIBYTE = 2**20
-
-
-class Listed(NamedTuple):
-    """A choice for a visitor."""
-
-    name: str
-    label: str  # title, note, and the memory that it adds
 
 
 class LoadedPanes(NamedTuple):

@@ -26,6 +26,13 @@ class Pane(NamedTuple):
     source: str = ""  # name of an actor of another moment or run, or of another model; "": the run's own
 
 
+class Listed(NamedTuple):
+    """A choice for a visitor."""
+
+    name: str
+    label: str  # title, note, and the memory that it adds
+
+
 class ChatSettings(NamedTuple):
     """How answers are sampled. Every pane draws from the same random numbers."""
 
@@ -47,6 +54,14 @@ class AnswerForm(NamedTuple):
     logprobs: int | None = None  # most likely tokens listed beside each token drawn; None: no log-probabilities
     begun: str = ""  # the answer so far, which is continued: as a reply has it, without spaces around it
     drawn: int = 0  # tokens that were drawn for `begun`; they count towards `max_tokens`
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities of the model itself, in nats: at temperature 1, before filters and penalties."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]  # the most likely tokens, the best first
 
 
 def pane_of(actor: "str | Pane") -> Pane:
@@ -71,6 +86,11 @@ def pane_of(actor: "str | Pane") -> Pane:
         )
         raise ConfigError.because(f"pane '{pane.actor}'", expected, "correct it")
     return pane
+
+
+def fine_ratio(pane: Pane, settings: ChatSettings, merged: float) -> float:
+    """The Fine Actor's ratio in a pane: its own, else that of the settings, else the merged one."""
+    return next(ratio for ratio in (pane.ratio, settings.ratio, merged) if ratio is not None)
 
 
 def title_of(key: str) -> str:

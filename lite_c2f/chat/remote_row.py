@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from lite_c2f.chat.panes import ChatSettings
-from lite_c2f.chat.prompts import History, with_system
+from lite_c2f.chat.history import History, with_system
+from lite_c2f.chat.panes import ChatSettings, TokenLogprobs
 from lite_c2f.chat.remote_stream import EventDecoder, Piece, read_piece, well_formed
-from lite_c2f.chat.rows import TokenLogprobs
 from lite_c2f.errors import C2FError, ModelError
 from lite_c2f.runtime.chat_servers import authorization, direct_mounts, one_line, read_error
 from lite_c2f.runtime.lingering_threads import add_lingering

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from lite_c2f.chat.other_residues import Listed
-from lite_c2f.chat.panes import AnswerForm, ChatSettings, Pane
-from lite_c2f.chat.prompts import History, one_line
+from lite_c2f.chat.history import History, one_line
+from lite_c2f.chat.panes import AnswerForm, ChatSettings, Listed, Pane
 from lite_c2f.chat.remote_row import RemoteRow, Server, server_client
 from lite_c2f.chat.server_names import (
     MAX_MODEL,
@@ -70,24 +69,21 @@ class RemoteServers:
         """A line for each server that listed nothing when it was asked last."""
         return [f"{place}: {known.message}" for place, known in self._models.items() if known.message]
 
-    def find_for(
-        self, panes: Sequence[Pane], form: AnswerForm
-    ) -> tuple[dict[str, ServerModel], dict[str, tuple[str, str]]]:
-        """By pane's key the models that panes name, and finish and message of panes whose models are not there.
+    def check_form(self, panes: Sequence[Pane], form: AnswerForm) -> None:
+        """Raise ConfigError for a form that no server's answer can have."""
+        if any(pane.actor == SERVER for pane in panes) and (form.begun or form.raw or form.logprobs is not None):
+            got = "an answer of another server that is continued, of a raw prompt or with log-probabilities"
+            raise ConfigError.because(got, "a whole answer", "ask again")
 
-        Raises ConfigError for a form that no server's answer can have.
-        """
+    def find_for(self, panes: Sequence[Pane]) -> tuple[dict[str, ServerModel], dict[str, tuple[str, str]]]:
+        """By pane's key the models that panes name, and finish and message of panes whose models are not there."""
         models, failures = dict[str, ServerModel](), dict[str, tuple[str, str]]()
         for pane in panes:
-            if pane.actor != SERVER:
-                continue
-            if form.begun or form.raw or form.logprobs is not None:
-                got = "an answer of another server that is continued, of a raw prompt or with log-probabilities"
-                raise ConfigError.because(got, "a whole answer", "ask again")
-            try:
-                models[pane.key] = self._find(pane.source)
-            except C2FError as error:
-                failures[pane.key] = ("error", one_line(error))
+            if pane.actor == SERVER:
+                try:
+                    models[pane.key] = self._find(pane.source)
+                except C2FError as error:
+                    failures[pane.key] = ("error", one_line(error))
         return models, failures
 
     def ask(

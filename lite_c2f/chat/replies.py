@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from threading import Lock
 
 from lite_c2f.actors.answers import repeated_ngrams
-from lite_c2f.actors.names import BASELINE, FINE
+from lite_c2f.actors.names import BASELINE
 from lite_c2f.actors.reply import Reply
 from lite_c2f.chat.loaded import LoadedActors
 from lite_c2f.chat.panes import Pane
@@ -16,19 +16,18 @@ from lite_c2f.chat.stream import PendingQuestion
 RAW_OVERLAP = 8  # tokens of a raw prompt decoded before its answer, whose first space a tokenizer would drop
 
 
-def reply_of(actors: LoadedActors, tokenizer_lock: Lock, question: PendingQuestion, pane: Pane) -> Reply | None:
-    """A pane's reply; None before its row exists, and before another server has sent any text.
+def reply_of(
+    actors: LoadedActors,
+    tokenizer_lock: Lock,
+    question: PendingQuestion,
+    pane: Pane,
+    row: AnswerRow | RemoteRow,
+    empty: Reply,
+) -> Reply | None:
+    """A pane's reply from its row; None before another server has sent any text.
 
-    tokenizer_lock: of `actors.caller_tokenizers`.
+    tokenizer_lock: of `actors.caller_tokenizers`. empty: the reply with what is known before the first token.
     """
-    ratio = actors.ratio_of(pane, question.settings) if pane.actor == FINE else None
-    empty = Reply(pane.key, "", 0, 0.0, None, ratio=ratio, seed=question.settings.seed)
-    if pane.key in question.not_started:
-        failure, message = question.not_started[pane.key]
-        return empty._replace(finish=failure, message=message)
-    row = question.rows.get(pane.key)
-    if row is None:
-        return None
     if isinstance(row, RemoteRow):
         return _of_remote(actors, tokenizer_lock, question, row, empty)
     return _of_row(actors, tokenizer_lock, question, pane, row, empty)

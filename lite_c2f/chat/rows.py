@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from lite_c2f.backbone.multi_model import MultiModel, Residues
-from lite_c2f.chat.prompts import one_line
+from lite_c2f.chat.history import one_line
+from lite_c2f.chat.panes import TokenLogprobs
 from lite_c2f.data.encode import pad_right
 from lite_c2f.errors import ModelError
 from lite_c2f.memory.sizes import PROMPT_TOKENS
@@ -30,14 +31,6 @@ from lite_c2f.sampling.stops import Stops
 
 KEY_STEP = 64  # a pass reads its keys up to a multiple of this
 SLOT_STEP = 256  # slots are a multiple of this many tokens long
-
-
-class TokenLogprobs(NamedTuple):
-    """Log-probabilities of the model itself, in nats: at temperature 1, before filters and penalties."""
-
-    token: int
-    logprob: float
-    top: list[tuple[int, float]]  # the most likely tokens, the best first
 
 
 class AnswerRow:

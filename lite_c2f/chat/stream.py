@@ -4,16 +4,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lite_c2f.actors.reply import Reply
-from lite_c2f.backbone.multi_model import Residues
-from lite_c2f.chat.folder_model import FolderModel
-from lite_c2f.chat.panes import AnswerForm, ChatSettings, Pane
-from lite_c2f.chat.prompts import EncodedPrompt, History
-from lite_c2f.chat.remote_row import RemoteRow
-from lite_c2f.chat.rows import AnswerRow, TokenLogprobs
+from lite_c2f.chat.history import History
+from lite_c2f.chat.panes import AnswerForm, ChatSettings, Pane, TokenLogprobs
 from lite_c2f.chat.server_names import ServerModel
+
+if TYPE_CHECKING:  # the page shows streams before torch is loaded
+    from lite_c2f.backbone.multi_model import Residues
+    from lite_c2f.chat.folder_model import FolderModel
+    from lite_c2f.chat.prompts import EncodedPrompt
+    from lite_c2f.chat.remote_row import RemoteRow
+    from lite_c2f.chat.rows import AnswerRow
 
 
 class PendingQuestion:
@@ -45,9 +48,11 @@ class PendingQuestion:
         self.stop_requests: set[str] = set()  # panes that the caller stopped
         self.closed = False  # the caller reads no more replies
         self.changed = threading.Event()
+        self.ready = True  # False while models that it needs are being loaded; it is not started before
+        self._lock = threading.RLock()  # of `ready` and of what is stopped before; re-entered by garbage collection
 
     def notify(self) -> None:
-        """Tell the reader that there may be something new; called by the answering thread."""
+        """Tell the reader that there may be something new; called by any thread."""
         self.changed.set()
         if self._on_change is not None:
             self._on_change()
@@ -66,6 +71,22 @@ class PendingQuestion:
     def cancelled(self) -> bool:
         """Whether the caller stopped every pane."""
         return self.stop_requests >= {pane.key for pane in self.panes}
+
+    def stop(self, panes: set[str]) -> None:
+        """Ask to end some panes; at once where no answer can have begun, later by the answering thread."""
+        with self._lock:
+            self.stop_requests |= panes
+            if self.ready:
+                return
+            for key in panes:
+                self.not_started.setdefault(key, ("stopped", ""))
+            self.scoring_done = self.scoring_done or self.cancelled
+        self.notify()
+
+    def make_ready(self) -> None:
+        """What it needs is loaded, or has failed: from now on the answering thread ends its panes."""
+        with self._lock:
+            self.ready = True
 
     def end_all(self, finish: str, message: str = "") -> None:
         """End every pane that has not ended."""
@@ -93,9 +114,10 @@ class AnswerStream:
         reply_of: Callable[[PendingQuestion, Pane], Reply | None],
         questions_before: Callable[[PendingQuestion], int],
         pause: float,
+        awaited: Callable[[PendingQuestion], str] = lambda _: "",
     ) -> None:
         self._question, self._reply_of, self._questions_before = question, reply_of, questions_before
-        self._pause = pause
+        self._pause, self._awaited = pause, awaited
         self._sent: dict[str, tuple[Any, ...]] = {}  # by pane: what its latest reply was known by
         self._queue: deque[Reply] = deque()
         self._started = self._over = False
@@ -163,13 +185,18 @@ class AnswerStream:
         """Active and waiting questions before this one; 0 once it is active."""
         return self._questions_before(self._question)
 
+    @property
+    def awaited(self) -> str:
+        """What is loaded before the answers can begin, such as "Qwen2 is being loaded"; "" where nothing is."""
+        return self._awaited(self._question)
+
     def stop(self, pane: str | None = None) -> None:
         """End one pane's answer, or all of them; the text so far stays."""
         keys = {each.key for each in self._question.panes}
-        self._question.stop_requests |= keys if pane is None else keys & {pane}
+        self._question.stop(keys if pane is None else keys & {pane})
 
     def close(self) -> None:
-        """Stop all panes and read no more replies; only sets flags, so that a server's event loop may call it."""
+        """Stop all panes and read no more replies; waits for nothing, so that a server's event loop may call it."""
         self._question.closed = True
         self.stop()
 

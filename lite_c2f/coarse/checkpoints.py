@@ -17,7 +17,7 @@ from lite_c2f.config.loading import with_defaults
 from lite_c2f.config.settings import Coarse, Config
 from lite_c2f.errors import FollowerError, ModelError, NonFiniteError, RunError
 from lite_c2f.reward.calls import RewardError
-from lite_c2f.reward.sources import content_hashes
+from lite_c2f.reward.files import content_hashes
 from lite_c2f.runtime import distributed
 from lite_c2f.storage.checkpoints import (
     FORMAT,

@@ -19,7 +19,7 @@ from lite_c2f.reward.checkpoints import DPO
 from lite_c2f.reward.encode_pairs import encode_pairs
 from lite_c2f.reward.trainer import LogCallback, StepCallback, shared_arguments, train_stage
 from lite_c2f.runs.corpus import Corpus, training_pairs
-from lite_c2f.runs.models import ModelPair, adapter_base
+from lite_c2f.runs.model_pair import ModelPair, adapter_base
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.runtime.signals import graceful

@@ -15,8 +15,9 @@ from lite_c2f.data.records import Prompt
 from lite_c2f.errors import FollowerError, NonFiniteError
 from lite_c2f.ops import token_logprobs
 from lite_c2f.reward.calls import RewardError, Scores
+from lite_c2f.reward.files import Normalizer
 from lite_c2f.reward.functions import RewardInputs
-from lite_c2f.reward.score import Normalizer, scored_row
+from lite_c2f.reward.score import scored_row
 from lite_c2f.reward.sources import Judges, check_scores, inputs_of
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.batch_size import BatchSize, groups_by_length, retry_smaller

@@ -36,10 +36,10 @@ from lite_c2f.config.settings import Coarse, Config
 from lite_c2f.data.encode import answer_end
 from lite_c2f.errors import ConfigError, FollowerError, ModelError, NonFiniteError, RunError
 from lite_c2f.reward.calls import RewardError
-from lite_c2f.reward.score import Normalizer
-from lite_c2f.reward.sources import Judges, adapter_folder, load_reward_models, reward_roles, role_of
+from lite_c2f.reward.files import Normalizer, adapter_folder
+from lite_c2f.reward.sources import Judges, load_reward_models, reward_roles, role_of
 from lite_c2f.runs.corpus import Corpus, sampled_prompts
-from lite_c2f.runs.models import ModelPair, adapter_base
+from lite_c2f.runs.model_pair import ModelPair, adapter_base
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.signals import graceful
 from lite_c2f.sampling import Stops

@@ -11,28 +11,28 @@ import xxhash
 
 from lite_c2f.actors.answers import Answer, repeated_ngrams, standard_error, summarize
 from lite_c2f.actors.models import InstructModel, Judged, RewardModel, Turns, kl_of_coarse, load_coarse
-from lite_c2f.actors.names import ACTORS, BASE, COARSE, FINE, INSTRUCT
+from lite_c2f.actors.names import ACTORS, COARSE, FINE
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.config.settings import Config, resolved
 from lite_c2f.data.order import count_by_source
 from lite_c2f.data.records import Prompt
 from lite_c2f.errors import RunError
+from lite_c2f.evaluation.actor_hashes import actor_hashes
 from lite_c2f.evaluation.metrics import compression_ratio, distinct, verbosity
 from lite_c2f.evaluation.responder import responder
-from lite_c2f.evaluation.wins import paired_wins
+from lite_c2f.evaluation.wins import PAIRS, paired_wins
 from lite_c2f.reward.calls import Scores
 from lite_c2f.reward.mix import known
-from lite_c2f.reward.sources import reward_identity
 from lite_c2f.runs.corpus import Corpus, compared_prompts
 from lite_c2f.runs.fingerprints import fingerprints
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.runs.published import coarse_adapter
 from lite_c2f.runtime.batch_size import BatchSize, free
-from lite_c2f.storage.files import hash_of, read_json, write_json, write_jsonl
+from lite_c2f.storage.files import read_json, write_json, write_jsonl
 from lite_c2f.storage.results import ResultCache
 
 JSON_TYPES = (str, int, float, bool, list, dict)  # of a column that responses.jsonl repeats
-PAIRS = ((FINE, INSTRUCT), (COARSE, BASE), (FINE, COARSE))
+
 CIRCULAR = (
     "wins are judged by the reward that trained the policy: they measure its preference, not the quality of the answers"
 )
@@ -203,15 +203,6 @@ def more_figures(
         wins = paired_wins(rewards[left], rewards[right], *lengths)
         result["wins"][f"{left} over {right}"] = {name: round(value, 4) for name, value in wins._asdict().items()}
     return result
-
-
-def actor_hashes(config: Config, run: Path) -> dict[str, Any]:
-    """Hashes of the compared actors, of the reward model, and of the other sources of reward."""
-    files = {
-        "coarse": coarse_adapter(run, config.coarse.use) / "adapter_model.safetensors",
-        "fine": run / "fine" / "merge.json",
-    }
-    return {name: hash_of(file) for name, file in files.items()} | reward_identity(config, run)
 
 
 def answer_cache(config: Config, models: ModelPair, run: Path, turns: Sequence[Any]) -> ResultCache:

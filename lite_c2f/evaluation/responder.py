@@ -8,7 +8,7 @@ from lite_c2f.actors.models import InstructModel, RewardModel, Turns, answer_bas
 from lite_c2f.actors.names import BASE, COARSE, INSTRUCT
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.config.settings import Config
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling
 

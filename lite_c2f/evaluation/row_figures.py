@@ -7,10 +7,9 @@ from typing import Any
 from lite_c2f.actors.answers import standard_error
 from lite_c2f.actors.names import ACTORS
 from lite_c2f.evaluation import charts
-from lite_c2f.evaluation.compare import PAIRS
 from lite_c2f.evaluation.page import Block, Chart, Text, figures_table
 from lite_c2f.evaluation.sections import WINS, with_interval
-from lite_c2f.evaluation.wins import paired_wins
+from lite_c2f.evaluation.wins import PAIRS, paired_wins
 
 FAILED = "error"  # how an answer ended that is none
 

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lite_c2f.actors.answers import standard_error
+from lite_c2f.actors.names import BASE, COARSE, FINE, INSTRUCT
 
+PAIRS = ((FINE, INSTRUCT), (COARSE, BASE), (FINE, COARSE))  # whose answers are compared
 RIDGE = 1e-3  # keeps the fit finite if one side always wins
 NEWTON_STEPS = 50
 Z = 1.959964  # 95% of a normal distribution lie within so many standard deviations

@@ -13,7 +13,8 @@ from lite_c2f.fine.chart import ratio_chart
 from lite_c2f.fine.merge import merge, to_sink
 from lite_c2f.fine.sweep import RatioTrials, sweep
 from lite_c2f.runs.corpus import Corpus
-from lite_c2f.runs.models import ModelPair, unlisted_end
+from lite_c2f.runs.model_pair import ModelPair
+from lite_c2f.runs.models import unlisted_end
 from lite_c2f.runs.published import coarse_adapter
 from lite_c2f.runtime.batch_size import free
 from lite_c2f.runtime.progress import ProgressSink

@@ -11,10 +11,10 @@ from lite_c2f.actors.answers import paired_difference, standard_error, summarize
 from lite_c2f.actors.models import InstructModel, Ratio, RewardModel, load_coarse
 from lite_c2f.config.settings import Config, resolved
 from lite_c2f.data.records import Prompt
-from lite_c2f.reward.sources import reward_identity
+from lite_c2f.reward.files import reward_identity
 from lite_c2f.runs.corpus import Corpus, ratio_prompts
 from lite_c2f.runs.fingerprints import fingerprints
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.runs.published import coarse_adapter
 from lite_c2f.runtime.batch_size import BatchSize
 from lite_c2f.sampling import Sampling

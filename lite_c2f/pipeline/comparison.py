@@ -8,13 +8,15 @@ from typing import Any
 from lite_c2f.backbone.machine import plan_here
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config
-from lite_c2f.evaluation.compare import actor_hashes, compare_actors
+from lite_c2f.evaluation.actor_hashes import actor_hashes
+from lite_c2f.evaluation.compare import compare_actors
 from lite_c2f.fine.stage import try_ratios
 from lite_c2f.memory import resolve
 from lite_c2f.runs.corpus import Corpus, load_corpus
 from lite_c2f.runs.manifest import check_actor_settings, check_run, open_run, save_manifest, write_summary
 from lite_c2f.runs.messages import StageProgress, report_split
-from lite_c2f.runs.models import ModelPair, check_context
+from lite_c2f.runs.model_pair import ModelPair
+from lite_c2f.runs.models import check_context
 from lite_c2f.runs.published import is_finished
 from lite_c2f.runtime import disk_errors
 from lite_c2f.runtime.progress import ProgressSink, SilentSink

@@ -19,7 +19,8 @@ from lite_c2f.memory import as_json as plan_as_json
 from lite_c2f.memory.plan import SAME_MODEL, same_model
 from lite_c2f.reward.checkpoints import DPO, REWARD, TrainerStageState
 from lite_c2f.reward.checks import check_judges
-from lite_c2f.reward.sources import is_skipped, new_sources
+from lite_c2f.reward.files import is_skipped
+from lite_c2f.reward.sources import new_sources
 from lite_c2f.runs.corpus import Corpus, check_sources, load_corpus
 from lite_c2f.runs.fingerprints import fingerprints, refuse_changes, weights_of
 from lite_c2f.runs.manifest import (
@@ -33,16 +34,8 @@ from lite_c2f.runs.manifest import (
     save_manifest,
 )
 from lite_c2f.runs.messages import ToyProgress
-from lite_c2f.runs.models import (
-    TOY,
-    ModelPair,
-    check_context,
-    check_kinds,
-    check_models,
-    check_stops,
-    resolve_models,
-    turn_end_note,
-)
+from lite_c2f.runs.model_pair import TOY, ModelPair
+from lite_c2f.runs.models import check_context, check_kinds, check_models, check_stops, resolve_models, turn_end_note
 from lite_c2f.runs.places import check_places, record_base, without_moved
 from lite_c2f.runs.published import STAGES, is_published
 from lite_c2f.runtime import distributed

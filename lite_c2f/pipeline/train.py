@@ -15,12 +15,13 @@ from lite_c2f.errors import MemoryFullError, RunError
 from lite_c2f.fine.stage import make_fine
 from lite_c2f.pipeline.comparison import compare, comparison_settings, differences, last_comparison_settings
 from lite_c2f.pipeline.prepare import PreparedRun, prepare
-from lite_c2f.reward.sources import publish_skipped
+from lite_c2f.reward.files import publish_skipped
 from lite_c2f.reward.train import train_reward as reward_stage
 from lite_c2f.runs.corpus import Corpus
 from lite_c2f.runs.manifest import save_manifest, save_settings, write_summary
 from lite_c2f.runs.messages import report_data, report_plan, report_split, report_truncation, step_callback
-from lite_c2f.runs.models import ModelPair, absolute
+from lite_c2f.runs.model_pair import ModelPair
+from lite_c2f.runs.models import absolute
 from lite_c2f.runs.published import STAGES, is_finished, is_published
 from lite_c2f.runtime import disk_errors, distributed
 from lite_c2f.runtime.accelerators import reset_peaks

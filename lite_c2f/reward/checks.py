@@ -8,9 +8,9 @@ from lite_c2f.config.settings import Config
 from lite_c2f.data.sources import name_of
 from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.reward.calls import load_function
-from lite_c2f.reward.sources import own_normalizer
+from lite_c2f.reward.files import own_normalizer
 from lite_c2f.runs.fingerprints import fingerprints_of
-from lite_c2f.runs.models import ModelPair, adapter_base
+from lite_c2f.runs.model_pair import ModelPair, adapter_base
 from lite_c2f.storage.files import read_json
 
 

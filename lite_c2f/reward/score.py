@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,16 +11,6 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.data.encode import pad_right
 from lite_c2f.runtime.batch_size import BatchSize, groups_by_length, retry_smaller
-
-
-class Normalizer(NamedTuple):
-    """The reward model's own mean and standard deviation on held-out pairs, by which scores are standardised."""
-
-    mean: float
-    std: float
-
-    def __call__(self, score: float) -> float:
-        return (score - self.mean) / self.std
 
 
 def scored_row(prompt: Sequence[int], text_tokens: Sequence[int], ended: bool, eos_id: int) -> list[int]:

@@ -13,7 +13,7 @@ from lite_c2f.data.order import at_most, conversation_hash, held_out, shuffled
 from lite_c2f.data.records import LoadedRows, Pair, Prompt, load_pairs, load_prompts, prompts_of
 from lite_c2f.data.sources import local_files
 from lite_c2f.errors import DataError
-from lite_c2f.runs.models import TOY
+from lite_c2f.runs.model_pair import TOY
 from lite_c2f.smollm import SMOLLM
 from lite_c2f.smollm import data as smollm
 

@@ -13,7 +13,7 @@ from lite_c2f.config.settings import Config
 from lite_c2f.config.settings_diff import in_recorded_format
 from lite_c2f.data.sources import local_files
 from lite_c2f.errors import RunError
-from lite_c2f.runs.models import TOY, ModelPair
+from lite_c2f.runs.model_pair import TOY, ModelPair
 from lite_c2f.smollm import SMOLLM
 from lite_c2f.smollm.data import ANSWERS
 from lite_c2f.storage.files import hash_of

@@ -7,14 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import lite_c2f
 from lite_c2f.config.loading import load_config, with_defaults
 from lite_c2f.config.settings import Config
 from lite_c2f.config.settings_diff import LOCATION_KEYS, differences, without_locations
 from lite_c2f.errors import ConfigError, EmptyConfigError, RunError
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.runs.places import check_model_folders
 from lite_c2f.runs.published import FINISHED, STAGES, check_actors_published, is_published
 from lite_c2f.runtime import distributed
@@ -210,6 +208,8 @@ def save_manifest(
 
     seconds: added to the stage's recorded seconds; 0 resets them. inputs: None keeps the recorded ones.
     """
+    import torch  # here, as a page reads manifests before it loads any model
+
     file = run / "run.json"
     known = read_json(file) if file.is_file() else {"seconds": {}}
     packages = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate", "datasets")

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lite_c2f.backbone.context import context_length
 from lite_c2f.backbone.end_tokens import unlisted_turn_end
@@ -20,19 +20,12 @@ from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.gguf import is_packed, unpacked
 from lite_c2f.memory.remedies import context_refusal
+from lite_c2f.runs.model_pair import TOY, ModelPair
 from lite_c2f.sampling.stops import Stops
 from lite_c2f.sampling.trial import try_kind
 from lite_c2f.smollm import SMOLLM
 
-TOY = "toy"
 SMALL_FILES = ["*.json", "*.model", "*.jinja"]
-
-
-class ModelPair(NamedTuple):
-    """Folders or hub names of the base and the instruct model."""
-
-    base: str
-    instruct: str
 
 
 def check_kinds(config: Config) -> None:
@@ -172,12 +165,6 @@ def turn_end_note(config: Config, models: ModelPair) -> str | None:
         f"the instruct model's chat template ends a turn with {token!r} ({end}), which is not among its end tokens: it "
         "ends answers here, and fine/model/generation_config.json will list it"
     )
-
-
-def adapter_base(config: Config, models: ModelPair) -> str:
-    """The base model that an adapter names: the hub name if there is one, which is valid on other machines too."""
-    local = config.model.base == TOY or is_packed(config.model.base) or Path(config.model.base).is_dir()
-    return models.base if local else config.model.base
 
 
 def _local_folder(model: str, revision: str | None, patterns: list[str]) -> str:

@@ -10,7 +10,7 @@ from lite_c2f.config.settings_diff import in_recorded_format
 from lite_c2f.errors import RunError
 from lite_c2f.gguf import is_packed
 from lite_c2f.runs.fingerprints import fingerprints_of
-from lite_c2f.runs.models import TOY, ModelPair, adapter_base
+from lite_c2f.runs.model_pair import TOY, ModelPair, adapter_base
 from lite_c2f.storage.files import read_json, write_text
 
 ADAPTERS = ("reward/adapter", "coarse/adapter", "coarse/critic", "coarse/best/adapter")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lite_c2f.errors import RunError
+from lite_c2f.storage.files import read_json
 
 STAGES = ("reward", "coarse", "fine")
 COMPARISON = "comparison"  # follows the stages
@@ -44,3 +45,14 @@ def check_actors_published(run: Path) -> None:
             raise RunError.because(
                 f"'{run}' has no {stage} stage", "a finished run", f"finish it: lite-c2f train {run}"
             )
+
+
+def merged_ratio(file: Path) -> tuple[float, bool]:
+    """The ratio in a merge's report, and whether all weights have it. Raises RunError for a file without a ratio."""
+    try:
+        report = read_json(file)
+        return float(report["ratio"]), not report.get("layer_ratios")
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise RunError.because(
+            f"'{file}' has no ratio", "the report of a merge", "train the fine stage again"
+        ) from None

@@ -11,11 +11,11 @@ import gradio as gr
 
 from lite_c2f.actors.reply import Reply
 from lite_c2f.chat import Chat, ChatSettings, Pane
+from lite_c2f.chat.history import History, clean
 from lite_c2f.chat.panes import AnswerForm
-from lite_c2f.chat.prompts import History, clean
 from lite_c2f.errors import C2FError, ConfigError
 from lite_c2f.runs.corpus import example_questions
-from lite_c2f.runs.models import TOY
+from lite_c2f.runs.model_pair import TOY
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSession, PageSessions
 from lite_c2f.ui.store.votes import votes_of
@@ -69,6 +69,7 @@ class Snapshot(NamedTuple):
     replies: dict[str, Reply]  # by pane
     waiting: int  # questions before this one; 0 once it has begun
     ended: bool = False  # every answer has ended; what still comes are rewards
+    awaited: str = ""  # what is loaded before it can begin
 
 
 def answers(
@@ -94,7 +95,7 @@ def answers(
     page.begin(view, stream)
     replies, ended = dict[str, Reply](), False
     try:
-        yield Snapshot({}, stream.waiting)
+        yield Snapshot({}, stream.waiting, awaited=stream.awaited)
         for batch in stream.batches(PATIENCE):
             if not (ended or page.is_current(view, stream)):
                 return
@@ -104,7 +105,7 @@ def answers(
                     on_end(dict(replies))
                     page.written(view, stream)
                 ended = True
-            yield Snapshot(dict(replies), stream.waiting, ended)
+            yield Snapshot(dict(replies), stream.waiting, ended, stream.awaited)
     finally:
         page.end(view, stream)
 

@@ -1,22 +1,27 @@
-"""Web app of a run: compare the actors, vote blindly, try ratios, follow and start training."""
+"""Web app of a run: compare the actors, vote blindly, try ratios, follow and start training.
 
-from collections.abc import Sequence
+The page is served before torch is imported: models are loaded behind it.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
 
 from lite_c2f.chat import Chat
-from lite_c2f.chat.folder_models import checked_folder
+from lite_c2f.chat.folder_names import checked_folder
 from lite_c2f.chat.remote_servers import check_servers
-from lite_c2f.evaluation.compare import actor_hashes
+from lite_c2f.evaluation.actor_hashes import actor_hashes
 from lite_c2f.runs.manifest import inputs_of
-from lite_c2f.runs.models import TOY
+from lite_c2f.runs.model_pair import TOY
 from lite_c2f.runtime.address import is_loopback
 from lite_c2f.smollm import CONFIG as SMOLLM_CONFIG
 from lite_c2f.smollm import SMOLLM
 from lite_c2f.toy import CONFIG as TOY_CONFIG
 from lite_c2f.ui.address import DEFAULT_RUN, check_address, find_run, parse_auth, wait_for_port
-from lite_c2f.ui.answering import QUICK, Served
+from lite_c2f.ui.answering import NOTIFYING, QUICK, Served
 from lite_c2f.ui.api import add_api
 from lite_c2f.ui.blind import blind_view
 from lite_c2f.ui.compare import compare_view
@@ -39,6 +44,7 @@ WHAT_TO_DO = (
 )
 LOG_OUT = '<a href="logout?all_session=false">Log out</a>'  # of this browser alone: all have the same user
 SKIP = '<a class="skip" href="#prompt">Skip to the question</a>'  # page.js moves the focus there
+REFRESH_LOADING = 0.5  # seconds
 CONFIGS = Path("configs")  # of the folder the app is started in
 
 
@@ -54,6 +60,8 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
     served = Served(chat, PageSessions(), folder / "app", facts)
     with gr.Blocks(title=f"lite_c2f: {folder.name}", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_about(chat, folder.name, login), elem_id="about", elem_classes="about")
+        if not chat.is_loaded:
+            page.load(partial(_loading, chat), None, gr.HTML(elem_id="loading"), **NOTIFYING)
         identity = [gr.Textbox(visible="hidden", label=name) for name in ("owner", "session")]
         with gr.Tabs():
             with gr.Tab("Compare"):
@@ -87,6 +95,14 @@ def _about(chat: Chat, name: str, login: bool) -> str:
         f'{SKIP}<h1 data-katex="{katex}">lite_c2f</h1>'
         f"<span>{escape(about)}</span>{LOG_OUT if login else ''}<p>{WHAT_TO_DO}</p>"
     )
+
+
+def _loading(chat: Chat) -> Iterator[str]:
+    """What the page shows above its tabs while the models are loaded."""
+    while text := chat.loading:
+        yield f'<p class="hint">{escape(text[0].upper() + text[1:])}. You can ask already.</p>'
+        time.sleep(REFRESH_LOADING)
+    yield ""
 
 
 def configs(run: Path | None) -> dict[str, Path]:
@@ -131,7 +147,7 @@ def serve(
         return launch(page, str(about), host, port, pair, root_path, css, js, prevent_thread_lock)
 
     if folder is not None and has_actors(folder):
-        chat = Chat(folder, merged=merged, also=also, models=models)
+        chat = Chat(folder, merged=merged, also=also, models=models, wait=False)
     else:
         runs = (folder or DEFAULT_RUN).resolve().parent
         waited = WaitedFor(runs, folder.resolve().name if folder else None, {})
@@ -142,4 +158,14 @@ def serve(
         finally:
             without_actors.close(verbose=False)
         wait_for_port(host, port)
-    return show(build(chat, may_train=may_train, login=pair is not None), chat.run, prevent_thread_lock)
+    page = show(build(chat, may_train=may_train, login=pair is not None), chat.run, True)
+    if not chat.is_loaded:
+        try:
+            chat.load()
+        except BaseException:
+            page.close(verbose=False)
+            raise
+        print("The models are loaded", flush=True)
+    if not prevent_thread_lock:
+        page.block_thread()
+    return page

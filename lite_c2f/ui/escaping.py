@@ -8,7 +8,7 @@ from typing import Any
 
 import markupsafe
 
-from lite_c2f.chat.prompts import clean
+from lite_c2f.chat.history import clean
 from lite_c2f.runtime.html import render
 
 REPLACED = {"\x00": "\N{REPLACEMENT CHARACTER}", **{sign: f"&#{ord(sign)};" for sign in "${}`"}}

@@ -205,6 +205,8 @@ class Handlers:
 
     def rendered_prompts(self, request: gr.Request, text: str, *values: Any) -> str:
         """The exact text each actor reads, for the question in the box or else the last one, as HTML."""
+        if loading := self.served.chat.loading:  # with their tokenizers
+            return f'<p class="hint">Wait: {escape(loading)}.</p>'
         inputs, page = self._read(request, values)
         settings, transcript = inputs.chat_settings, page.transcript or Transcript("", "", "", "", (), {})
         if not (text or "").strip():
@@ -269,7 +271,7 @@ class Handlers:
 
 
 def _draw(page: PageSession, state: ShownRounds, display: Display, best: BestVote | None = None) -> list[Any]:
-    waiting = "" if state.queued is None else f"{state.queued} before you" if state.queued else "reading the question"
+    waiting = state.awaited or (f"{state.queued} before you" if state.queued else "reading the question")
     split = _split(len(state.rounds), state.queued is not None)
     shown_keys = [key_in(slot, display) for slot in SLOTS]
     drawn = (state.rounds[:split], display.marks, display.against, shown_keys)
@@ -286,7 +288,7 @@ def _draw(page: PageSession, state: ShownRounds, display: Display, best: BestVot
             pane,
             display,
             begin=split,
-            waiting=waiting if pane in unfinished else "",
+            waiting=waiting if pane in unfinished and state.queued is not None else "",
             acts=acts,
             best=best,
         )

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import emphasis, strikethrough
 from markdown_it.token import Token
 
-from lite_c2f.chat.prompts import clean
+from lite_c2f.chat.history import clean
 from lite_c2f.ui.code_blocks import code_block
 from lite_c2f.ui.escaping import escape, unfilled
 from lite_c2f.ui.formulas import add_formulas

@@ -14,8 +14,7 @@ from lite_c2f.actors.names import FINE, ratio_in
 from lite_c2f.chat import ALL_PANES
 from lite_c2f.chat.folder_names import ABOUT_FOLDER, folder_model_in
 from lite_c2f.chat.other_actors import about_other_actor, other_actor_in
-from lite_c2f.chat.other_residues import Listed
-from lite_c2f.chat.panes import pane_of, title_of
+from lite_c2f.chat.panes import Listed, pane_of, title_of
 from lite_c2f.chat.server_names import ABOUT, server_model_in
 from lite_c2f.ui.answering import Notice
 from lite_c2f.ui.page_session import Display

@@ -8,7 +8,7 @@ from gradio.context import Context
 
 from lite_c2f.actors.names import ratio_in
 from lite_c2f.chat import Chat
-from lite_c2f.chat.other_residues import MAX_LOADED
+from lite_c2f.chat.other_actors import MAX_LOADED
 from lite_c2f.chat.panes import title_of
 from lite_c2f.ui.answering import NOTIFYING, QUICK, Served
 from lite_c2f.ui.other_pane import SECOND_FINE, about_other, choices, known
@@ -116,7 +116,7 @@ def _about(chat: Chat) -> str:
 
 
 def _has_models(chat: Chat) -> bool:
-    return len(chat.servers) > 0 or chat.folders.folder is not None
+    return len(chat.servers) > 0 or chat.models is not None
 
 
 def _visible(chat: Chat, offered: Sequence[tuple[str, str]]) -> Any:

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
+from lite_c2f.chat.history import clean
 from lite_c2f.chat.panes import MAX_TEXT_CHARACTERS
-from lite_c2f.chat.prompts import clean
 from lite_c2f.errors import DataError
 
 MAX_QUESTIONS = 200

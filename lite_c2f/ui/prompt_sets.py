@@ -17,7 +17,7 @@ from typing import Any
 from lite_c2f.actors.names import ACTORS, BASELINE, INSTRUCT
 from lite_c2f.actors.reply import Reply
 from lite_c2f.chat import AnswerStream, Chat, ChatSettings
-from lite_c2f.chat.prompts import one_line
+from lite_c2f.chat.history import one_line
 from lite_c2f.errors import C2FError, RunError
 from lite_c2f.ui.own_questions import questions_in
 from lite_c2f.ui.store import prompt_sets

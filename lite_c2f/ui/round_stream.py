@@ -20,10 +20,14 @@ SAVE_EVERY = 0.5  # seconds, while answers are written
 
 
 class ShownRounds(NamedTuple):
-    """What a page shows. queued: questions before the last round's, whose panes may be empty; None: none was asked."""
+    """What a page shows. queued: questions before the last round's, whose panes may be empty; None: none was asked.
+
+    awaited: what is loaded before its answers can begin.
+    """
 
     rounds: tuple[Round, ...]
     queued: int | None = None
+    awaited: str = ""
 
 
 def shown(page: PageSession) -> ShownRounds:
@@ -91,7 +95,7 @@ def stream_round(
         if unscored and not snapshot.ended and time.monotonic() - saved_at > SAVE_EVERY:
             save(quiet=True)
         if len(now := rounds()) == place + 1:  # later rounds, asked while this one is scored, show themselves
-            yield ShownRounds((*now[:place], round_), snapshot.waiting)
+            yield ShownRounds((*now[:place], round_), snapshot.waiting, snapshot.awaited)
     save(quiet=False)
     # Shown last whatever happened meanwhile: Gradio sends an event's last update once more when it ends.
     yield None if VIEW in page.streams else shown(page)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import gradio as gr
 
-from lite_c2f.chat.prompts import clean
+from lite_c2f.chat.history import clean
 from lite_c2f.errors import C2FError, RunError
 from lite_c2f.ui.answering import Served
 from lite_c2f.ui.escaping import escape

@@ -10,7 +10,6 @@ import gradio as gr
 from lite_c2f.chat import Chat
 from lite_c2f.errors import C2FError, RunError
 from lite_c2f.runs.published import check_actors_published
-from lite_c2f.runtime.batch_size import is_out_of_memory
 from lite_c2f.ui import run_html
 from lite_c2f.ui.answering import QUICK
 from lite_c2f.ui.escaping import fill
@@ -56,6 +55,8 @@ def loaded_when_ready(
             if name in waited.messages or not has_actors(run) or follow(run).state in ACTIVE:
                 continue
             waited.messages[name] = f"The actors of {name} are being loaded; this page then shows them by itself."
+            from lite_c2f.runtime.batch_size import is_out_of_memory  # loads torch, as the next line does
+
             try:
                 return Chat(run, merged=merged, also=also, models=models)
             except Exception as error:

@@ -13,7 +13,7 @@ from lite_c2f.config.loading import load_config
 from lite_c2f.data.encode import encode_chat, encode_prompt
 from lite_c2f.data.records import Turn
 from lite_c2f.fine.merge import merge
-from lite_c2f.reward.score import Normalizer
+from lite_c2f.reward.files import Normalizer
 from lite_c2f.sampling import Sampling
 
 

@@ -9,7 +9,8 @@ from lite_c2f.backbone.pair import read_config
 from lite_c2f.config.loading import load_config
 from lite_c2f.errors import ConfigError
 from lite_c2f.evaluation.llm_judge.conversations import with_longest_prompts
-from lite_c2f.runs.models import ModelPair, check_context
+from lite_c2f.runs.model_pair import ModelPair
+from lite_c2f.runs.models import check_context
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -9,9 +9,8 @@ import torch
 from pico_chat import pico_chat
 from starlette.testclient import TestClient
 
-from lite_c2f.chat import Pane, engine, fair_queue
-from lite_c2f.chat.panes import AnswerForm, ChatSettings
-from lite_c2f.chat.rows import TokenLogprobs
+from lite_c2f.chat import Pane, answering, fair_queue
+from lite_c2f.chat.panes import AnswerForm, ChatSettings, TokenLogprobs
 from lite_c2f.chat.server import build
 from lite_c2f.chat.server.bodies import Part, ResponseBody
 from lite_c2f.chat.server.errors import ApiError
@@ -453,7 +452,7 @@ def test_an_answer_that_fails_is_an_error(client, monkeypatch):
     def broken(rows):
         raise RuntimeError("no\nmemory")
 
-    monkeypatch.setattr(engine.AnswerRows, "step", broken)
+    monkeypatch.setattr(answering.AnswerRows, "step", broken)
     response = asked(client)
     assert response.status_code == 500 and response.json()["error"] == {
         "message": "the answer failed: RuntimeError: no memory",
@@ -468,14 +467,14 @@ def test_an_answer_that_fails_is_an_error(client, monkeypatch):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slot(chat, monkeypatch, stream):
     """The answer would have 32 tokens of 10 ms each; the client leaves after its first ones."""
-    steps, step = [], engine.AnswerRows.step
+    steps, step = [], answering.AnswerRows.step
 
     def slow(rows):
         time.sleep(0.01)
         steps.append(sum(row.finish is None for row in rows.rows))
         step(rows)
 
-    monkeypatch.setattr(engine.AnswerRows, "step", slow)
+    monkeypatch.setattr(answering.AnswerRows, "step", slow)
     body = json.dumps({"model": "fine", "messages": MESSAGES, "max_tokens": 32, "stream": stream}).encode()
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "query_string": b""}

@@ -12,7 +12,7 @@ from likeness import alike
 
 from lite_c2f.actors.models import InstructModel, answer_base
 from lite_c2f.actors.reply import Reply
-from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Pane, engine, fair_queue, loaded, with_answers
+from lite_c2f.chat import ALL_PANES, PANES, Chat, ChatSettings, Pane, answering, fair_queue, loaded, with_answers
 from lite_c2f.chat.panes import AnswerForm
 from lite_c2f.chat.prompts import shown
 from lite_c2f.cli import chat_terminal
@@ -35,7 +35,7 @@ def chat(toy_run):
 @pytest.fixture
 def held(chat, monkeypatch):
     """Inside `with held():` answers that have begun stay as they are, and all else of the chat goes on."""
-    hold, step = threading.Event(), engine.AnswerRows.step
+    hold, step = threading.Event(), answering.AnswerRows.step
 
     def step_or_wait(rows):
         if hold.is_set() and all(len(row.tokens) >= 2 for row in rows.rows if row.finish is None):
@@ -51,7 +51,7 @@ def held(chat, monkeypatch):
         finally:
             hold.clear()
 
-    monkeypatch.setattr(engine.AnswerRows, "step", step_or_wait)
+    monkeypatch.setattr(answering.AnswerRows, "step", step_or_wait)
     return holding
 
 
@@ -200,14 +200,14 @@ def test_stop_ends_one_pane_or_all(chat, held):
 @pytest.mark.slow
 def test_stopping_leaves_what_had_ended_by_itself(chat, held, monkeypatch):
     """The baseline's second token is made its last."""
-    append = engine.AnswerRow.append
+    append = answering.AnswerRow.append
 
     def short(row, *arguments):
         append(row, *arguments)
         if row.ratio == 0.0 and row.model == 1 and row.finish is None and len(row.tokens) == 2:
             row.end("limit")
 
-    monkeypatch.setattr(engine.AnswerRow, "append", short)
+    monkeypatch.setattr(answering.AnswerRow, "append", short)
     with held():
         stream = chat.stream(QUESTION, ["coarse", "baseline"], ChatSettings(max_tokens=96, temperature=0.0), score=True)
         while (event := next(stream)).pane != "baseline" or not event.finish:
@@ -274,7 +274,7 @@ def test_a_failing_pane_leaves_the_others_alone(chat, monkeypatch):
 @pytest.mark.slow
 def test_a_bug_in_the_batch_ends_every_question_and_not_the_chat(chat, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(engine.AnswerRows, "step", lambda rows: 1 / 0)
+        patched.setattr(answering.AnswerRows, "step", lambda rows: 1 / 0)
         got = chat.answer(QUESTION, max_tokens=40)
     assert {event.finish for event in got.values()} == {"error"}
     assert "ZeroDivisionError" in got["fine"].message
@@ -304,7 +304,7 @@ def test_visitors_at_once_get_what_each_gets_alone(chat):
 
 @pytest.mark.slow
 def test_the_line_is_fair_and_ends_somewhere(chat, held, monkeypatch):
-    monkeypatch.setattr(engine, "MAX_ROWS", 3)  # one question at a time
+    monkeypatch.setattr(answering, "MAX_ROWS", 3)  # one question at a time
     monkeypatch.setattr(fair_queue, "MAX_WAITING", 4)
     with held():
         first = chat.stream(QUESTION, settings=ChatSettings(max_tokens=96, temperature=1.0))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from lite_c2f.backbone.load import end_tokens, load_model, load_tokenizer
 from lite_c2f.backbone.padding import padding_id
-from lite_c2f.chat import ChatSettings, engine, folder_models
+from lite_c2f.chat import ChatSettings, answering, folder_models
 from lite_c2f.chat.folder_names import folder_model_in
 from lite_c2f.chat.panes import AnswerForm, Pane, pane_of, title_of
 from lite_c2f.data.encode import encode_chat, encode_prompt, turn_end
@@ -51,7 +51,7 @@ def made(pico, tmp_path_factory):
 
 @pytest.fixture
 def chat(made, models):
-    made.folders = folder_models.FolderModels(models, made.config)
+    made._loaded.result().folders = folder_models.FolderModels(models, made.config)
     made.actors.reward_model.answers.clear()
     return made
 
@@ -89,7 +89,7 @@ def test_models_are_listed_with_their_memory(chat, monkeypatch):
     assert chat.listed_others()[0].label == "GPT-2 (needs about 2.3 GiB, 9.8 GiB free)"
     monkeypatch.setattr(chat.folders, "_needs", lambda folder: 1 / 0)
     assert chat.listed_others(fresh=False)[1].label == "Qwen2-tiny (a model folder)"
-    chat.folders = folder_models.FolderModels(None, chat.config)
+    chat._loaded.result().folders = folder_models.FolderModels(None, chat.config)
     assert chat.listed_others() == []
     with pytest.raises(ConfigError, match="--models"):
         folder_models.FolderModels("nowhere", chat.config)
@@ -134,8 +134,8 @@ def test_a_cut_answer_goes_on(chat, models):
 
 
 def test_one_is_in_memory_at_a_time(chat, monkeypatch):
-    hold, step = threading.Event(), engine.AnswerRows.step
-    monkeypatch.setattr(engine.AnswerRows, "step", lambda rows: time.sleep(0.005) if hold.is_set() else step(rows))
+    hold, step = threading.Event(), answering.AnswerRows.step
+    monkeypatch.setattr(answering.AnswerRows, "step", lambda rows: time.sleep(0.005) if hold.is_set() else step(rows))
     hold.set()
     first = chat.stream(TEXT, ["folder@Qwen2-tiny"], ChatSettings(8, seed=3))
     next(first)
@@ -214,7 +214,7 @@ def test_its_batch_has_a_limit_and_its_context_too(chat):
 
 
 def test_another_takes_its_place_while_the_runs_actors_still_answer(chat, monkeypatch):
-    hold, step, own = threading.Event(), engine.AnswerRows.step, chat.actors.multi_model
+    hold, step, own = threading.Event(), answering.AnswerRows.step, chat.actors.multi_model
 
     def step_others(rows):
         if hold.is_set() and rows.multi_model is own:
@@ -222,7 +222,7 @@ def test_another_takes_its_place_while_the_runs_actors_still_answer(chat, monkey
         else:
             step(rows)
 
-    monkeypatch.setattr(engine.AnswerRows, "step", step_others)
+    monkeypatch.setattr(answering.AnswerRows, "step", step_others)
     hold.set()
     local = chat.stream("w1", ["fine"], ChatSettings(8))
     next(local)

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from lite_c2f.backbone.load import load_model
-from lite_c2f.chat.loaded import context_of, merged_ratio
+from lite_c2f.chat.loaded import context_of
 from lite_c2f.config.loading import load_config
 from lite_c2f.errors import RunError
+from lite_c2f.runs.published import merged_ratio
 
 
 def test_ratios_by_layer_are_no_single_ratio(tmp_path):

@@ -15,7 +15,7 @@ from lite_c2f.backbone.load import load_tokenizer
 from lite_c2f.backbone.multi_model import MultiModel, residue_of
 from lite_c2f.backbone.residue_file import decoder_prefix, published_residue, read_residue
 from lite_c2f.backbone.roles import Roles
-from lite_c2f.chat import Chat, loaded, other_residues
+from lite_c2f.chat import Chat, engine, loaded, other_residues
 from lite_c2f.chat.offers import find_offers
 from lite_c2f.chat.other_actors import OtherActor, name_of, other_actor_in
 from lite_c2f.chat.other_residues import OtherResidues
@@ -24,7 +24,7 @@ from lite_c2f.chat.server import build
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Lora
 from lite_c2f.errors import C2FError, ConfigError, ModelError
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 
 INPUTS = {"model.base: config.json": "1 bytes, a", "model.instruct: config.json": "1 bytes, b", "data": "x"}
 SETTINGS = ("data.max_prompt_tokens=16", "coarse.length.max=32", "coarse.length.start=8", "evaluation.max_tokens=32")
@@ -108,7 +108,8 @@ def others(runs, policies, quantized):
 def chat(runs, policies, pico, monkeypatch):
     """The chat of this run with pico models; only its own residue is not read from the run."""
     config, models = load_config(runs / "mine" / "config.yaml"), ModelPair(str(pico["base"]), str(pico["instruct"]))
-    monkeypatch.setattr(loaded, "open_run", lambda run: (config, models))
+    for module in (engine, loaded):
+        monkeypatch.setattr(module, "open_run", lambda run: (config, models))
 
     def make(policy="last"):
         reward = SimpleNamespace(tokenizer=load_tokenizer(models.base))

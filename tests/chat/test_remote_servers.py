@@ -7,10 +7,10 @@ import time
 
 import pytest
 from chat_servers import ChatServer, event, says
-from pico_chat import pico_chat
+from pico_chat import ask_servers, pico_chat
 from starlette.testclient import TestClient
 
-from lite_c2f.chat import ChatSettings, engine, remote_row, remote_servers
+from lite_c2f.chat import ChatSettings, answering, remote_row, remote_servers
 from lite_c2f.chat.panes import AnswerForm, Pane, pane_of, title_of
 from lite_c2f.chat.remote_servers import RemoteServers
 from lite_c2f.chat.server import build
@@ -39,7 +39,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def chat(made, server):
-    made.servers = RemoteServers([server.url])
+    ask_servers(made, RemoteServers([server.url]))
     made.actors.reward_model.answers.clear()
     return made
 
@@ -90,7 +90,7 @@ def test_addresses_that_are_none_are_refused_without_being_repeated(urls):
 
 def test_an_answer_is_a_reply_like_the_others(chat, server, pane, monkeypatch):
     monkeypatch.setenv(ALSO_KEY_VARIABLE, "sk-1")
-    chat.servers = RemoteServers([server.url + "/"])
+    ask_servers(chat, RemoteServers([server.url + "/"]))
     server.answer = says(event(role="assistant", content=""), event(" w1 w2"), event(" w1 w3 "), event(None, "stop"))
     turns = [Turn("human", "w1"), Turn("assistant", "w2"), Turn("human", "w3")]
     settings = ChatSettings(5, 0.5, 0.9, 7, 1.1, seed=11, system="w9")
@@ -174,7 +174,7 @@ def test_an_answer_ends_as_the_server_says_or_fails_alone(
     chat, server, pane, monkeypatch, answer, finish, text, message
 ):
     monkeypatch.setenv(ALSO_KEY_VARIABLE, "sk-1")
-    chat.servers = RemoteServers([server.url])
+    ask_servers(chat, RemoteServers([server.url]))
     server.answer = answer
     replies = chat.answer("w1 w2", ["fine", pane], **QUESTION, score=True)
     reply = replies[pane]
@@ -227,13 +227,13 @@ def test_a_closed_stream_leaves_nothing(chat, server, pane):
 
 
 def test_a_silent_server_takes_no_place_in_the_batch_and_no_time(chat, server, pane, monkeypatch):
-    monkeypatch.setattr(engine, "MAX_ROWS", 1)
+    monkeypatch.setattr(answering, "MAX_ROWS", 1)
     server.answer = server.silent(event("w1"))
     stream = chat.stream("w1", [pane], ChatSettings(8))
     next(stream)
     assert answered(chat, "fine").tokens == 8
-    steps, step = [], engine.AnswerRows.step
-    monkeypatch.setattr(engine.AnswerRows, "step", lambda rows: steps.append(step(rows)))
+    steps, step = [], answering.AnswerRows.step
+    monkeypatch.setattr(answering.AnswerRows, "step", lambda rows: steps.append(step(rows)))
     time.sleep(0.4)
     assert 1 <= len(steps) <= 12  # every 50 ms
     stream.close()
@@ -241,10 +241,10 @@ def test_a_silent_server_takes_no_place_in_the_batch_and_no_time(chat, server, p
 
 
 def test_a_full_batch_does_not_keep_servers_waiting(chat, server, pane, monkeypatch):
-    hold, step = threading.Event(), engine.AnswerRows.step
+    hold, step = threading.Event(), answering.AnswerRows.step
     hold.set()
-    monkeypatch.setattr(engine, "MAX_ROWS", 1)
-    monkeypatch.setattr(engine.AnswerRows, "step", lambda rows: time.sleep(0.005) if hold.is_set() else step(rows))
+    monkeypatch.setattr(answering, "MAX_ROWS", 1)
+    monkeypatch.setattr(answering.AnswerRows, "step", lambda rows: time.sleep(0.005) if hold.is_set() else step(rows))
     local = chat.stream("w1", ["fine"], ChatSettings(8))
     next(local)
     assert answered(chat, pane).text == "w1" and not local.finished
@@ -280,7 +280,7 @@ def test_a_server_on_this_machine_is_reached_without_a_proxy(chat, server, monke
         monkeypatch.setenv(name, proxy.url)
     try:
         place = server.place.replace("127.0.0.1", host)
-        chat.servers = RemoteServers([f"http://{place}/v1"])
+        ask_servers(chat, RemoteServers([f"http://{place}/v1"]))
         assert answered(chat, f"server@{place}/llama").text == "w1"
         assert len(server.requests) == 2 and proxy.requests == []
         with pytest.MonkeyPatch.context() as patch:  # one elsewhere: the proxy is in use, so the test can fail
@@ -308,13 +308,13 @@ def test_only_what_is_listed_is_asked(chat, server, pane):
 
 
 def test_a_model_named_at_the_start_is_asked_whether_it_is_listed_or_not(chat, server, pane):
-    chat.servers = RemoteServers([f"{server.url}#models/a", f"{server.url}/#b#c"])
+    ask_servers(chat, RemoteServers([f"{server.url}#models/a", f"{server.url}/#b#c"]))
     server.listing = says(b"{}", status=500)
     names = [f"server@{server.place}/{model}" for model in ("models/a", "b#c")]
     assert [each.name for each in chat.listed_others()] == names and chat.servers.messages() == []
     assert answered(chat, names[1]).text == "w1" and server.asked()[0]["model"] == "b#c"
     assert answered(chat, pane).finish == "error"
-    chat.servers = RemoteServers([f"{server.url}#models/a"])
+    ask_servers(chat, RemoteServers([f"{server.url}#models/a"]))
     server.listing = server.give_list
     assert [each.name for each in chat.listed_others()] == [names[0], pane]
     for urls in ([server.url, f"{server.url}#a"], [f"{server.url}#a", f"{server.url}2#a"], [f"{server.url}#a\nb"]):
@@ -377,7 +377,7 @@ def test_a_server_without_a_list_lists_nothing_and_says_why(chat, server, pane, 
     monkeypatch.setenv(ALSO_KEY_VARIABLE, "sk-1")
     monkeypatch.setattr(remote_servers, "LIST_SECONDS", 0.1 if fails is slow else 3.0)
     other = ChatServer()
-    chat.servers = RemoteServers([server.url, other.url])
+    ask_servers(chat, RemoteServers([server.url, other.url]))
     fails(server)
     try:
         assert [each.name for each in chat.listed_others()] == [f"server@{other.place}/llama"]

@@ -17,7 +17,7 @@ from lite_c2f.memory.plan import make_plan
 from lite_c2f.pipeline.prepare import check_algorithm
 from lite_c2f.reward.encode_pairs import encode_pairs
 from lite_c2f.runs.corpus import Corpus
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 
 SETTINGS = ["data.max_prompt_tokens=16", "data.max_answer_tokens=16", "data.truncated=0", "lora.r=4",
             "evaluation.max_tokens=16", "fine.max_tokens=16", "coarse.algorithm=dpo", "coarse.dpo.batch=4",

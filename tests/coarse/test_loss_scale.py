@@ -16,7 +16,7 @@ from lite_c2f.coarse.train import initial_state
 from lite_c2f.coarse.update import Minibatch, gradients, update
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Lora
-from lite_c2f.reward.score import Normalizer
+from lite_c2f.reward.files import Normalizer
 from lite_c2f.runs.corpus import Corpus
 from lite_c2f.runtime.batch_size import BatchSize
 

@@ -17,9 +17,10 @@ from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Prompt, Turn
 from lite_c2f.errors import NonFiniteError, RunError
 from lite_c2f.reward.calls import RewardError
-from lite_c2f.reward.sources import new_sources, publish_skipped
+from lite_c2f.reward.files import publish_skipped
+from lite_c2f.reward.sources import new_sources
 from lite_c2f.runs.corpus import Corpus
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.runs.published import coarse_adapter
 
 SETTINGS = ["data.max_prompt_tokens=16", "data.max_answer_tokens=16", "evaluation.max_tokens=16", "fine.max_tokens=16",

@@ -15,8 +15,8 @@ from lite_c2f.coarse.train import prepare_roles
 from lite_c2f.coarse.update import update
 from lite_c2f.config.loading import load_config
 from lite_c2f.memory.stages import trained_adapters
-from lite_c2f.reward.score import Normalizer
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.reward.files import Normalizer
+from lite_c2f.runs.model_pair import ModelPair
 
 PROMPTS = [[1, 5, 9, 12], [1, 7], [1, 20, 41], [1, 30, 31, 32, 33]]
 SETTINGS = load_config(

@@ -21,7 +21,7 @@ from lite_c2f.coarse.train import check_models
 from lite_c2f.coarse.update import update
 from lite_c2f.config.loading import load_config
 from lite_c2f.errors import MemoryFullError, NonFiniteError
-from lite_c2f.reward.score import Normalizer
+from lite_c2f.reward.files import Normalizer
 from lite_c2f.sampling import Sampling, Stops, sample
 
 PROMPTS = [[1, 5, 9, 12], [1, 7], [1, 20, 41], [1, 30, 31, 32, 33]]

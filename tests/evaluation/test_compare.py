@@ -9,7 +9,7 @@ from lite_c2f.config.loading import load_config
 from lite_c2f.data.records import Prompt, Turn
 from lite_c2f.evaluation.compare import answer_cache, by_source, row_of_data
 from lite_c2f.pipeline.comparison import comparison_settings, last_comparison_settings
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.storage.files import write_json
 
 FILES = ("coarse/adapter/adapter_model.safetensors", "reward/adapter/adapter_model.safetensors", "fine/merge.json")

@@ -11,10 +11,10 @@ from test_refusals import SHORT, TOY, Place, pairs
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings_diff import in_recorded_format, without_locations
 from lite_c2f.errors import RunError
-from lite_c2f.evaluation.compare import actor_hashes
+from lite_c2f.evaluation.actor_hashes import actor_hashes
 from lite_c2f.runs.fingerprints import changed_inputs, fingerprint, fingerprints, refuse_changes
 from lite_c2f.runs.manifest import save_settings
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.runs.places import check_model_folders, check_places, record_base
 from lite_c2f.storage.checkpoints import FORMAT, check_identity
 from lite_c2f.storage.files import write_json, write_text

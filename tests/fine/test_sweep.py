@@ -14,7 +14,7 @@ from lite_c2f.evaluation.sections import ratios
 from lite_c2f.fine import stage
 from lite_c2f.fine.chart import reward_errors
 from lite_c2f.fine.sweep import RatioTrial, choose, sweep
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 
 
 def trial(rewards, eos=1.0):

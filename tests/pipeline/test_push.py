@@ -17,7 +17,7 @@ from lite_c2f.config.loading import load_config
 from lite_c2f.fine.merge import merge
 from lite_c2f.pipeline.push import without_places
 from lite_c2f.runs.manifest import save_config, save_manifest
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.storage.files import write_json
 
 SECRET = "alice-7731"  # in every path and text that is private

@@ -22,7 +22,7 @@ from lite_c2f.reward.encode_pairs import encode_pairs
 from lite_c2f.reward.score import score
 from lite_c2f.reward.train import train_reward
 from lite_c2f.runs.corpus import Corpus
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 
 PAGE = Path(__file__).parents[2] / "docs" / "rewards.md"
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own, about pin_memory and the CPU

@@ -13,7 +13,7 @@ from lite_c2f.errors import DataError, MemoryFullError
 from lite_c2f.reward.encode_pairs import encode_pairs
 from lite_c2f.reward.train import measure, train_reward, trainer_arguments
 from lite_c2f.runs.corpus import Corpus
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.runtime import distributed
 from lite_c2f.runtime.batch_size import BatchSize
 

@@ -8,7 +8,8 @@ from lite_c2f.backbone.heads import ScalarHead
 from lite_c2f.backbone.roles import Roles
 from lite_c2f.config.settings import Lora
 from lite_c2f.data.encode import pad_right
-from lite_c2f.reward.score import Normalizer, read_at_last_token, score, scored_row
+from lite_c2f.reward.files import Normalizer
+from lite_c2f.reward.score import read_at_last_token, score, scored_row
 
 ROWS = [[1, 5, 9], [1, 7, 20, 41, 8, 2], [1, 4], [1, 30, 31, 32]]
 

@@ -15,9 +15,11 @@ from lite_c2f.errors import ConfigError, ModelError, NonFiniteError, RunError
 from lite_c2f.memory.plan import make_plan
 from lite_c2f.reward.calls import RewardError
 from lite_c2f.reward.checks import check_judges
-from lite_c2f.reward.sources import Judges, check_scores, content_hashes, publish_skipped, role_of
+from lite_c2f.reward.files import content_hashes, publish_skipped
+from lite_c2f.reward.sources import Judges, check_scores, role_of
 from lite_c2f.runs.corpus import load_corpus
-from lite_c2f.runs.models import ModelPair, absolute
+from lite_c2f.runs.model_pair import ModelPair
+from lite_c2f.runs.models import absolute
 
 ENDED = "coarse.rewards=[{function: 'lite_c2f.reward.functions:ended'}]"
 HELD = "coarse.evaluate_every=2"

@@ -3,7 +3,8 @@
     python offline_app.py LOG SECONDS app RUN --port 7860
 
 SECONDS: how long each token takes at least, so that there is time to look at answers while they are written. While
-there is a file `hold` beside LOG, answers that have as many tokens as it says stay as they are; all else goes on.
+there is a file `hold` beside LOG, answers that have as many tokens as it says stay as they are; all else goes on. While
+there is a file `loading`, no models are loaded.
 """
 
 import ipaddress
@@ -44,12 +45,12 @@ def block(log):
 if __name__ == "__main__":
     log, seconds, *arguments = sys.argv[1:]
     block(log)
-    from lite_c2f.chat.rows import AnswerRows
+    from lite_c2f.chat.engine import Chat
     from lite_c2f.cli import main
 
-    step, hold = AnswerRows.step, Path(log).with_name("hold")
+    load, hold = Chat._load, Path(log).with_name("hold")
 
-    def slow(rows):
+    def slow(step, rows):
         time.sleep(float(seconds))
         try:
             most = float(hold.read_text())
@@ -58,5 +59,15 @@ if __name__ == "__main__":
         if any(len(row.tokens) < most for row in rows.rows if row.finish is None):
             step(rows)
 
-    AnswerRows.step = slow
+    def load_later(chat):
+        while Path(log).with_name("loading").exists():
+            time.sleep(0.02)
+        loaded = load(chat)
+        from lite_c2f.chat.rows import AnswerRows
+
+        step = AnswerRows.step
+        AnswerRows.step = lambda rows: slow(step, rows)
+        return loaded
+
+    Chat._load = load_later
     main(arguments)

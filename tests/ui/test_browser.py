@@ -1387,6 +1387,7 @@ def test_an_open_page_finds_its_session_after_a_restart(toy_run, browser, tmp_pa
     first.process.kill()
     first.process.wait()
     ask(page, "sent to nobody", refused=True)
+    (loading := tmp_path / "loading").touch()
     second = start(run, tmp_path / "attempts", 0, first.url.rsplit(":", 1)[1].strip("/"))
     try:
         page.wait_for_timeout(3000)  # a page that was told nothing more when the first one ended loads itself anew
@@ -1394,7 +1395,14 @@ def test_an_open_page_finds_its_session_after_a_restart(toy_run, browser, tmp_pa
         page.wait_for_function("document.querySelector('#prompt textarea').value === 'sent to nobody'")
         ask(page, "Beta")  # to a server that does not know the page
         page.wait_for_function("document.querySelectorAll('#view-fine .you').length === 2")
-        ended(page, "coarse", "fine", "baseline", chip="reward")
+        for place in ("#loading", "#view-fine .chip.live", "#view-coarse .chip.live"):
+            page.wait_for_selector(f"{place}:has-text('models are being loaded')")
+        page.click("#stop-coarse")
+        ended(page, "coarse", chip="stopped")
+        assert second.process.poll() is None
+        loading.unlink()
+        ended(page, "fine", "baseline", chip="reward")
+        page.wait_for_function("!document.querySelector('#loading').textContent.trim()")
         assert page.inner_text("#view-fine .said >> nth=0") == fine
         assert on_disk(page) == [QUESTION, "Beta"]
     finally:

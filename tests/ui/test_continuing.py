@@ -69,7 +69,12 @@ def answered_with(served, *replies, called=None):
             called.append((turns, panes, settings, options["form"]))
         batches = [[reply] for reply in replies]
         return SimpleNamespace(
-            waiting=0, unfinished=set(panes), batches=lambda _: batches, stop=lambda *_: None, close=lambda: None
+            waiting=0,
+            awaited="",
+            unfinished=set(panes),
+            batches=lambda _: batches,
+            stop=lambda *_: None,
+            close=lambda: None,
         )
 
     served.chat.stream = stream

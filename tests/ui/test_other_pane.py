@@ -8,8 +8,7 @@ import pytest
 from chat_servers import ChatServer, says
 
 from lite_c2f.chat import Pane
-from lite_c2f.chat.other_residues import Listed
-from lite_c2f.chat.panes import pane_of, title_of
+from lite_c2f.chat.panes import Listed, pane_of, title_of
 from lite_c2f.chat.remote_servers import RemoteServers
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
@@ -109,7 +108,7 @@ def test_servers_are_asked_for_their_models_when_the_page_has_been_drawn(monkeyp
     others = SimpleNamespace(
         ratio=1.0,
         servers=servers,
-        folders=SimpleNamespace(folder=None),
+        models=None,
         listed_others=lambda *, fresh=True: servers.listed(fresh=fresh),
     )
     served, page = SimpleNamespace(chat=others), PageSession()

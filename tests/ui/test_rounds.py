@@ -96,7 +96,7 @@ def test_a_new_chat_takes_no_edit_back(served, page):
 class Stream:
     """Answers as `Chat.stream` gives them: written, ended, and then scored; `meanwhile` is called before the scores."""
 
-    waiting, unfinished = 0, frozenset({"fine"})
+    waiting, awaited, unfinished = 0, "", frozenset({"fine"})
 
     def __init__(self, text, meanwhile=lambda: None):
         self.reply, self.meanwhile = REPLY._replace(text=text), meanwhile

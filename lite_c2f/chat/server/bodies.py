@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from lite_c2f.actors.reply import Reply
-from lite_c2f.chat.rows import TokenLogprobs
+from lite_c2f.chat.panes import TokenLogprobs
 from lite_c2f.chat.server.errors import ApiError
 from lite_c2f.chat.server.questions import Asked
 

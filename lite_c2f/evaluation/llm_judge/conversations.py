@@ -10,7 +10,7 @@ from lite_c2f.data.records import Turn
 from lite_c2f.evaluation.llm_judge.questions import Question
 from lite_c2f.evaluation.responder import Responder, responder
 from lite_c2f.runs.fingerprints import fingerprints_of_models
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.runtime.batch_size import BatchSize, free
 from lite_c2f.storage.files import hash_of
 from lite_c2f.storage.results import ResultCache

@@ -29,7 +29,7 @@ from lite_c2f.errors import C2FError, DataError
 from lite_c2f.evaluation.actor_names import ratio_of
 from lite_c2f.evaluation.lm_eval.conversations import as_jinja, as_turns
 from lite_c2f.evaluation.lm_eval.tasks import SEED, TaskOptions, error_line
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.runs.published import coarse_adapter
 from lite_c2f.runtime.batch_size import is_out_of_memory, retry_smaller
 from lite_c2f.sampling.stops import before_stop

@@ -11,8 +11,8 @@ from lite_c2f.backbone.pair import read_config
 from lite_c2f.config.loading import load_config
 from lite_c2f.config.settings import Config, resolved
 from lite_c2f.errors import ConfigError
+from lite_c2f.evaluation.actor_hashes import actor_hashes
 from lite_c2f.evaluation.actor_names import check_actors, check_baseline, source_of
-from lite_c2f.evaluation.compare import actor_hashes
 from lite_c2f.evaluation.lm_eval.scores import Measured, group_table, task_table
 from lite_c2f.evaluation.lm_eval.tasks import (
     SEED,
@@ -26,7 +26,7 @@ from lite_c2f.evaluation.lm_eval.tasks import (
 from lite_c2f.memory import resolve
 from lite_c2f.runs.fingerprints import fingerprints_of_models
 from lite_c2f.runs.manifest import LOADING_KEYS, check_actor_settings, open_run
-from lite_c2f.runs.models import ModelPair
+from lite_c2f.runs.model_pair import ModelPair
 from lite_c2f.runs.published import is_finished
 from lite_c2f.runtime import disk_errors
 from lite_c2f.runtime.batch_size import BatchSize, free
