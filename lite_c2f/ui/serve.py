@@ -11,10 +11,11 @@ import os
 from collections.abc import Iterator
 
 import gradio as gr
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lite_c2f.runtime.address import bracketed, netloc, port_error
 from lite_c2f.ui.address import allowed_hosts, check_address
@@ -23,6 +24,41 @@ from lite_c2f.ui.guard import Guard
 WAITING = 64  # questions in the queue; beyond that Gradio answers that the server is busy
 THREADS = 128  # each streamed answer holds one, each waiting question too, and buttons need some as well
 SESSIONS = 48  # pages whose state Gradio keeps, closed ones too, 0.65 MiB each; conversations are saved elsewhere
+
+
+OPENING = (  # in the page's head: shown from the first byte on, until its scripts have drawn the page
+    b"<style>body:not(:has(.gradio-container))::before "
+    b"{ content: 'lite_c2f is being opened'; padding: 1.5rem; font-family: system-ui, sans-serif }</style>"
+)
+
+
+class OpeningLine:
+    """Adds `OPENING` to HTML: Gradio's page is empty until half a megabyte of scripts has run."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        held: list[Message] = []
+
+        async def send_with_opening(message: Message) -> None:
+            if message["type"] == "http.response.start" and _is_html(message):
+                held.append(message)
+                return
+            if held and message["type"] == "http.response.body":
+                start, body = held.pop(), message.get("body", b"")
+                message = {**message, "body": body.replace(b"</head>", OPENING + b"</head>", 1)}
+                headers = MutableHeaders(raw=list(start["headers"]))
+                if "content-length" in headers:
+                    headers["content-length"] = str(int(headers["content-length"]) + len(message["body"]) - len(body))
+                await send({**start, "headers": headers.raw})
+            await send(message)
+
+        await self.app(scope, receive, send_with_opening)
+
+
+def _is_html(start: Message) -> bool:
+    return Headers(raw=start["headers"]).get("content-type", "").startswith("text/html")
 
 
 class GzippedPage(GZipMiddleware):
@@ -61,6 +97,7 @@ def launch(
         pages=[name for name, *_ in page.pages if name],
     )
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(host, auth, root_path), www_redirect=False)
+    gzipped = Middleware(GzippedPage, compresslevel=6)
     page.analytics_enabled = False
     page.queue(max_size=WAITING, api_open=False)  # every question through the queue, none beside it
     try:
@@ -87,7 +124,7 @@ def launch(
                 theme=theme(),
                 css=css,
                 js=js,
-                app_kwargs={"middleware": [hosts, guard, Middleware(GzippedPage, compresslevel=6)]},
+                app_kwargs={"middleware": [hosts, guard, gzipped, Middleware(OpeningLine)]},
             )
     except OSError as error:
         raise port_error(host, port, error) from None

@@ -138,6 +138,31 @@ def test_the_page_is_sent_compressed_and_nothing_else_is(accept, encoding):
     assert encoding is None or int(response.headers["content-length"]) < 1500
 
 
+@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/json"])
+def test_a_line_is_shown_until_the_page_is_drawn(kind):
+    """In HTML alone, once, and the length that is announced is the one that is sent."""
+    before = b"<head></head><body>" + b"x" * 100
+    parts = [(before, True), (b"</head></body>", False)]
+    sent = []
+
+    async def app(scope, receive, send):
+        length = str(sum(len(body) for body, _ in parts)).encode()
+        headers = [(b"content-type", kind.encode()), (b"content-length", length)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for body, more in parts:
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def keep(message):
+        sent.append(message)
+
+    asyncio.run(serve.OpeningLine(app)({"type": "http"}, None, keep))
+    start, *bodies = sent
+    whole = b"".join(message["body"] for message in bodies)
+    assert int(dict(start["headers"])[b"content-length"]) == len(whole) and len(bodies) == 2
+    expected = before.replace(b"</head>", serve.OPENING + b"</head>") if "html" in kind else before
+    assert whole == expected + b"</head></body>"
+
+
 def test_gradio_neither_reports_nor_looks_for_updates():
     from gradio.analytics import analytics_enabled
 
