@@ -152,11 +152,16 @@ class RemoteRow:
 
     async def _follow(self, response: httpx.Response) -> None:
         """Add the pieces of a stream as they arrive, up to the ending."""
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            raise ModelError.because("a compressed answer", "one as it is", "turn compression off at that server")
+        decoder, size = EventDecoder(), 0
         if not response.headers.get("content-type", "").lower().startswith(EVENTS):  # a server that does not stream
             whole = await _content(response, MAX_BYTES)
-            self._add(read_piece(whole.decode("utf-8", "replace"), self.server.key))
+            events = whole.lstrip().startswith(b"data:")  # or does, under another type
+            for data in [*decoder.feed(whole), *decoder.close()] if events else [whole.decode("utf-8", "replace")]:
+                if self._add(read_piece(data, self.server.key)):
+                    return
             return
-        decoder, size = EventDecoder(), 0
         async for portion in response.aiter_raw():
             size += len(portion)
             if size > MAX_BYTES:

@@ -110,10 +110,10 @@ def _ending(reason: Any, key: str) -> str | None:
     """Raises ModelError for an ending that is none of a text, such as that of a filter."""
     if not reason:
         return None
-    if not isinstance(reason, str) or reason not in ENDINGS:
+    if not isinstance(reason, str) or reason.lower() not in ENDINGS:
         got = f"the server ended the answer: finish_reason {one_line(reason, key)}"
         raise ModelError.because(got, "stop or length", "ask something else")
-    return ENDINGS[reason]
+    return ENDINGS[reason.lower()]
 
 
 def _other_form() -> ModelError:

@@ -155,6 +155,8 @@ def test_text_grows_and_split_characters_are_whole(chat, server, pane):
         (says(event("w1", "stop"), b"data: <html>\n\n"), "eos", "w1", ""),  # what follows an ending is not read
         (says(b'{"choices": [{"message": {"content": "w1"}, "finish_reason": "stop"}]}', kind="application/json"),
          "eos", "w1", ""),
+        (says(event("w1"), event(" w2", "MAX_TOKENS"), kind="text/plain"), "limit", "w1 w2", ""),
+        (says(event("w1", "STOP"), content_encoding="gzip"), "error", "", "a compressed answer"),
         (says(event(None, reasoning="w7"), event(None, "length")), "error", "", "only reasoned"),
         (says(event("w1"), b"data: [DONE]\n\n"), "error", "w1", "without a finish_reason"),
         (says(event("w1")), "error", "w1", "without a finish_reason"),
