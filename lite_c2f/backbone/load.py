@@ -118,7 +118,7 @@ def model_error(model: str, part: str, error: Exception) -> ModelError:
     return ModelError.because(
         f"model '{model}': cannot load {part} ({reason[:200]})",
         "a Hugging Face model folder with config.json, *.safetensors and a tokenizer, or a hub name",
-        "check model.base and model.instruct",
+        "check the folder, or model.base and model.instruct",
     )
 
 

@@ -61,7 +61,7 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
     with gr.Blocks(title=f"lite_c2f: {folder.name}", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_about(chat, folder.name, login), elem_id="about", elem_classes="about")
         if not chat.is_loaded:
-            page.load(partial(_loading, chat), None, gr.HTML(elem_id="loading"), **NOTIFYING)
+            page.load(partial(_loading, chat), None, gr.HTML(elem_id="loading", padding=False), **NOTIFYING)
         identity = [gr.Textbox(visible="hidden", label=name) for name in ("owner", "session")]
         with gr.Tabs():
             with gr.Tab("Compare"):

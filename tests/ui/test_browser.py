@@ -401,10 +401,12 @@ def test_edit_remove_redo_regenerate_clear(tab):
     ask(tab, QUESTION)
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     first = seed_of(tab)
+    tab.hold.write_text("0")
     tab.click("#regenerate")
     tab.wait_for_timeout(100)
     (kept,) = session_of(tab).rounds
     assert kept.prompt == QUESTION and kept.replies  # kept until there is something new
+    tab.hold.unlink()
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     until = time.monotonic() + PATIENCE
     while seed_of(tab) == first and time.monotonic() < until:  # the text may well be the same again
