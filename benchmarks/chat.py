@@ -24,10 +24,10 @@ import torch  # noqa: E402
 from models import machine, report  # noqa: E402
 
 from lite_c2f.chat import PANES, Chat, ChatSettings  # noqa: E402
-from lite_c2f.runs.corpus import uses_toy_data  # noqa: E402
+from lite_c2f.runs.model_pair import TOY  # noqa: E402
 
 LONG = "Explain in detail how a bicycle stays upright."
-TOY = "Lea has 3 apples, first gets 7, second buys 5, third drops 8. How many now?"
+TOY_QUESTION = "Lea has 3 apples, first gets 7, second buys 5, third drops 8. How many now?"
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     chat = Chat(options.run)
-    question = TOY if uses_toy_data(chat.config) else LONG
+    question = TOY_QUESTION if chat.config.model.base == TOY else LONG
     own = panes(chat, question, options.tokens, options.rounds)
     changes = [first_token(chat, question, 0.5 + 0.01 * step) for step in range(options.rounds)]
     same = [first_token(chat, question, 0.5) for _ in range(options.rounds)]

@@ -1,6 +1,8 @@
 """Rooms (folders of lite_c2f): imports run one way, rooms and files stay small, and the package is cheap to import."""
 
 import ast
+import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -47,6 +49,20 @@ def test_arrows_run_one_way(file):
         place = f"{file.name}:{line} imports {imported}"
         assert ORDER.index(imported) <= ORDER.index(room), place
         assert (room, imported) not in APART, place
+
+
+OUTSIDE = sorted(file for folder in ("benchmarks", "examples") for file in (ROOT.parent / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", [*FILES, *OUTSIDE], ids=lambda file: str(file.relative_to(ROOT.parent)))
+def test_every_name_that_is_imported_is_there(file):
+    """Also within functions, and in scripts that no test runs."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lite_c2f":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                there = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                assert there, f"{file.name}:{node.lineno}: {node.module}.{alias.name}"
 
 
 def arrows() -> set[tuple[str, str]]:

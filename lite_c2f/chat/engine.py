@@ -193,21 +193,25 @@ class Chat:
     def encoded(
         self, turns: History, pane: str | Pane, settings: ChatSettings, *, raw: bool = False, limit: int | None = None
     ) -> "EncodedPrompt":
-        """The prompt that an actor reads. limit: its most tokens; None: what an answer leaves. Raises as encoding."""
-        actor = pane_of(pane).actor
+        """The prompt that an actor of runs reads. limit: its most tokens; None: what an answer leaves.
+
+        Raises ConfigError for a pane of another model, and what encoding raises.
+        """
+        actor = _actor_of_runs(pane)
         limit = self.actors.max_prompt_tokens(settings.max_tokens) if limit is None else limit
+        from lite_c2f.chat.prompts import encode_history
+
         with self._tokenizer_lock:
             tokenizer = self.actors.caller_tokenizers[actor]
-            from lite_c2f.chat.prompts import encode_history
-
             return encode_history(actor, tokenizer, self.config, turns, settings.system, limit, raw=raw)
 
     def token_texts(self, pane: str | Pane) -> list[bytes]:
-        """The bytes of each token of an actor's vocabulary, by id."""
-        with self._tokenizer_lock:
-            from lite_c2f.sampling.stops import token_bytes
+        """The bytes of each token of an actor's vocabulary, by id. Raises ConfigError for a pane of another model."""
+        from lite_c2f.sampling.stops import token_bytes
 
-            return token_bytes(self.actors.caller_tokenizers[pane_of(pane).actor])
+        actor = _actor_of_runs(pane)
+        with self._tokenizer_lock:
+            return token_bytes(self.actors.caller_tokenizers[actor])
 
     def listed_others(self, *, fresh: bool = True) -> list[Listed]:
         """Actors of other moments and runs, and other models, that can answer now, by their panes' names.
@@ -268,6 +272,14 @@ class Chat:
         from lite_c2f.chat.replies import reply_of
 
         return reply_of(self.actors, self._tokenizer_lock, question, pane, row, empty)
+
+
+def _actor_of_runs(pane: str | Pane) -> str:
+    """The actor of a pane. Raises ConfigError where it is a model that is no actor of a run."""
+    key, actor, *_ = pane_of(pane)
+    if actor in (SERVER, FOLDER):
+        raise ConfigError.because(f"tokens of '{key}'", "an actor of a run, such as coarse", "name one")
+    return actor
 
 
 def _settings_of(pane: Pane, settings: ChatSettings) -> ChatSettings:

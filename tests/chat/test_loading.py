@@ -8,6 +8,7 @@ import pytest
 from pico_chat import pico_chat
 
 from lite_c2f.chat import Chat, ChatSettings, engine, folder_models
+from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.runs.model_pair import ModelPair
 
@@ -71,6 +72,14 @@ def test_a_question_waits_for_the_models_and_is_then_answered(chat, loaded):
     for key, reply in expected.items():
         assert (got[key].text, got[key].reward, got[key].ratio) == (reply.text, reply.reward, reply.ratio)
     assert got["fine"].first_token_s > 0
+
+
+@pytest.mark.parametrize("pane", ["server@127.0.0.1:8000/llama", "folder@big"])
+def test_tokens_of_other_models_are_not_known(loaded, pane):
+    with pytest.raises(ConfigError, match=f"tokens of '{pane}'"):
+        loaded.token_texts(pane)
+    with pytest.raises(ConfigError, match="such as coarse"):
+        loaded.encoded([Turn("human", TEXT)], pane, ChatSettings(8))
 
 
 def test_what_is_asked_wrongly_is_refused_at_once(chat):
