@@ -105,6 +105,14 @@ def test_importing_the_package_loads_no_heavy_library():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
+def test_the_page_is_there_before_torch():
+    """Nothing that `ui/` imports may import a library of models: the page is served before they are loaded."""
+    code = "import sys, lite_c2f.ui.app; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     ("given", "expected"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")]
 )
