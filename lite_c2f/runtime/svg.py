@@ -168,6 +168,7 @@ def _panel(panel: Panel, width: int, height: int) -> str:
     xs += [panel.marked] if panel.marked is not None else []
     ys = [y for series in lines for interval in _intervals(series) for y in interval]
     rows = ticks(min(ys), max(ys), max(3, round((bottom - top) / TICK)))
+    left += max(0, math.ceil(6.4 * max(len(number(value)) for value in rows)) + 5 - LEFT)  # -0.0005 lost its sign
     x_range = _widened(min(xs), max(xs))
     axes = _Axes(x_range, (min(rows[0], *ys), max(rows[-1], *ys)), left, right, top, bottom)
     for value in rows:

@@ -27,14 +27,14 @@
   // A round is as high in each pane as in the one where it is highest: it begins at the same height in all of them. A
   // shorter answer stays in sight while the longer ones beside it are read: one that fits by its beginning, one that
   // does not by its end.
-  const observed = new WeakSet();
+  const observed = new WeakSet(), stuckAt = new WeakMap();
   const stick = (rounds) => {
     const bar = document.querySelector("#panes .bar"), view = views().find((view) => view.offsetParent);
     if (!bar || !view) return;
     const first = panes.fully ? bar.offsetHeight + 8 : 8;
     const room = panes.fully ? innerHeight - document.getElementById("ask").offsetHeight : view.clientHeight;
     const tops = rounds.map((round) => `${Math.min(first, room - round.offsetHeight - 8)}px`);
-    rounds.forEach((round, index) => { round.style.top = tops[index] });
+    rounds.forEach((round, index) => { stuckAt.set(round, round.style.top = tops[index]) });
   };
   const stickAll = () => stick([...document.querySelectorAll("#panes .inner")]);
   addEventListener("resize", stickAll);
@@ -112,6 +112,8 @@
     document.querySelectorAll(".column.view, .block.view").forEach(readyView);
     document.querySelectorAll("#panes .inner").forEach((round) => {
       if (!observed.has(round)) observed.add(round), heights.observe(round);
+      // Gradio takes the attribute off with every token, also where the height, which `heights` waits for, stays.
+      else if (!round.style.top && stuckAt.has(round)) round.style.top = stuckAt.get(round);
     });
     document.querySelectorAll(".toast-message-text, .toast-text").forEach(moveNotice);
   };

@@ -71,6 +71,13 @@ def test_labels_take_their_room():
     assert texts_of(svg)[:3] == ["title", "x", "y"]
 
 
+def test_a_long_number_beside_the_axis_has_room():
+    """-0.0015 has seven characters of 6.4 units and 5 units to the axis, 50 in all, where shorter ones have 44."""
+    svg = figure([Panel([Series("a", [(0, -0.0011), (1, -0.0004)])])])
+    assert points_of(svg) == [[(50, 96), (310, 40)]]
+    assert texts_of(svg)[:4] == ["-0.0015", "-0.001", "-0.0005", "0"]
+
+
 def test_panels_stand_in_rows():
     panel = Panel([Series("a", [(0, 0.0), (1, 1.0)])])
     svg = figure([panel] * 3, columns=2, width=100, height=80)
