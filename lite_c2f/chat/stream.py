@@ -86,7 +86,7 @@ class PendingQuestion:
     def make_ready(self) -> None:
         """What it needs is loaded, or has failed: from now on the answering thread ends its panes."""
         with self._lock:
-            self.ready = True
+            self.ready, self.submitted_at = True, time.perf_counter()  # of its time loading is no part
 
     def end_all(self, finish: str, message: str = "") -> None:
         """End every pane that has not ended."""

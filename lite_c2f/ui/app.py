@@ -34,6 +34,7 @@ from lite_c2f.ui.prompt_sets import PromptSets
 from lite_c2f.ui.ratio_grid import ratio_grid_view
 from lite_c2f.ui.run_view import run_view
 from lite_c2f.ui.serve import launch
+from lite_c2f.ui.tour import tour
 from lite_c2f.ui.vote_results import vote_counts
 from lite_c2f.ui.waiting import WaitedFor, has_actors, loaded_when_ready, waiting_page
 
@@ -93,7 +94,7 @@ def _about(chat: Chat, name: str, login: bool) -> str:
     katex = escape(katex_address())  # page.js imports it when there is a formula
     return (
         f'{SKIP}<h1 data-katex="{katex}">lite_c2f</h1>'
-        f"<span>{escape(about)}</span>{LOG_OUT if login else ''}<p>{WHAT_TO_DO}</p>"
+        f"<span>{escape(about)}</span>{LOG_OUT if login else ''}{tour()}<p>{WHAT_TO_DO}</p>"
     )
 
 
@@ -140,7 +141,7 @@ def serve(
     folder = find_run(run)
     may_train = is_loopback(host) and not root_path if training is None else training
     css = (HERE / "page.css").read_text(encoding="utf-8")
-    scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("page.js", "formulas.js", "charts.js")]
+    scripts = [(HERE / name).read_text(encoding="utf-8") for name in ("page.js", "formulas.js", "charts.js", "tour.js")]
     js = "() => {" + "".join(f"({script.strip()})();" for script in scripts) + "}"
 
     def show(page: gr.Blocks, about: Path, prevent_thread_lock: bool) -> gr.Blocks:

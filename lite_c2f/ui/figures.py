@@ -10,7 +10,11 @@ from lite_c2f.ui.store.conversations import Reply
 REWARD = "how the reward model likes it: 0 is its average answer, +1 one standard deviation better than that"
 REPEATED = "share of its 4-grams of tokens that occurred before in the answer"
 KEPT = "share of its words and signs in stretches of four or more that Coarse said too; of an answer too short, none"
-TIME = "from the question to the last token, waiting included"
+TIME = "from the question to the last token; waiting for other questions counts, the loading of models does not"
+END = (
+    "by EOS, the model's end token, or by stop, the next turn's marker, with which a base model ends; hit the limit of "
+    "new tokens; or stopped by you, which leaves it without figures"
+)
 WHOLE = ("eos", "stop", "limit")  # how answers end that have figures: of others nobody knows what they would become
 SHORTEST = 8  # words and signs of an answer whose share is shown: two stretches of four
 
@@ -35,7 +39,10 @@ def figure_table(replies: Mapping[str, Reply], coarse: Reply | None = None, *, t
     ended = {title: reply for title, reply in replies.items() if reply.finish in WHOLE}
     rows = [
         _row(
-            "tokens", "the ending included", replies, {title: (r.tokens, str(r.tokens)) for title, r in ended.items()}
+            "tokens",
+            "length of the answer, the ending included",
+            replies,
+            {title: (r.tokens, str(r.tokens)) for title, r in ended.items()},
         ),
         _row(
             "reward",
@@ -49,12 +56,12 @@ def figure_table(replies: Mapping[str, Reply], coarse: Reply | None = None, *, t
     if coarse is not None:
         rows.append(_row("kept of Coarse", KEPT, replies, _kept(ended, coarse)))
     if not timed:
-        return fill("figure_table.html", titles=list(replies), rows=rows, seeds=[], speeds=[])
+        return fill("figure_table.html", titles=list(replies), rows=rows, seeds=[], speeds=[], ended=END)
     seconds = {title: _seconds(reply) for title, reply in ended.items()}
     rows.append(_row("time", TIME, replies, {t: (s, f"{s:.2f} s") for t, s in seconds.items() if s is not None}, min))
     seeds = {reply.seed for reply in replies.values()}
     speeds = [f"{title}: {reply.tokens_per_s:.0f} tokens/s" for title, reply in ended.items()]
-    return fill("figure_table.html", titles=list(replies), rows=rows, seeds=sorted(seeds), speeds=speeds)
+    return fill("figure_table.html", titles=list(replies), rows=rows, seeds=sorted(seeds), speeds=speeds, ended=END)
 
 
 def _row(

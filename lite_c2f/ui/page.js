@@ -253,6 +253,15 @@
     event.preventDefault();
     visible(".prompt textarea")?.focus();
   }, true);
+  // Who asks wants to see the answers, wherever the panes stand.
+  const allToEnd = () => views().forEach((view) => {
+    following.set(view, true);
+    scrollView(view, view.scrollHeight - view.clientHeight);
+  });
+  document.addEventListener("click", (event) => { if (event.target.closest?.("#send")) allToEnd() });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target.matches?.("#prompt textarea")) allToEnd();
+  });
   setInterval(() => document.querySelectorAll(".prompt textarea:enabled").forEach((box) => {
     const id = box.closest(".prompt").id;
     if (restored.has(id)) return;

@@ -1379,6 +1379,45 @@ def test_the_rendered_prompt_is_shown(tab):
     assert f"[INST] {QUESTION} [/INST]" in fine
 
 
+FRAMED = """(id) => {
+    const [frame, part] = [".tour-frame", id].map((name) => document.querySelector(name).getBoundingClientRect());
+    return Math.abs(frame.left + 4 - part.left) < 2 && Math.abs(frame.height - 8 - part.height) < 2;
+}"""
+
+
+def test_a_short_tour_names_the_parts_of_the_page(tab):
+    """By mouse and keyboard; Escape closes it and stops no answer, and a question mark in the box is text."""
+    tab.type("#prompt textarea", "why?")
+    assert tab.locator("#tour").is_hidden()
+    tab.fill("#prompt textarea", "")
+    tab.click("#tour-opens")
+    tab.wait_for_selector("#tour h3:text-is('Ask a question')")
+    tab.wait_for_function(FRAMED, arg="#ask")
+    for title in ("Coarse Actor", "Fine Actor", "Baseline", "Figures", "Ratio", "Blind vote", "Evaluation", "Runs"):
+        tab.keyboard.press("Enter")  # Next has the focus
+        tab.wait_for_selector(f"#tour h3:text-is('{title}')")
+        if title == "Fine Actor":
+            tab.wait_for_function(FRAMED, arg="#pane-fine")
+    assert "9 of 9" in tab.inner_text("#tour") and tab.locator("#tour .next").is_disabled()
+    tab.hold.write_text("2")
+    ask(tab, QUESTION)
+    tab.wait_for_selector("#stop-fine:enabled")
+    tab.click("#tour .back")
+    tab.wait_for_selector("#tour h3:text-is('Evaluation')")
+    tab.keyboard.press("Escape")
+    tab.wait_for_selector("#tour", state="hidden")
+    assert tab.locator("#stop-fine").is_enabled() and tab.locator(".tour-frame").is_hidden()
+    tab.hold.unlink()
+    ended(tab, "fine", "coarse", "baseline", chip="reward")
+    tab.locator("#panes h2").first.click()
+    tab.keyboard.press("?")
+    tab.wait_for_selector("#tour h3:text-is('Ask a question')")
+    tab.click("#tour .close")
+    tab.click("#summary-line .meanings summary")
+    meanings = tab.inner_text("#summary-line .meanings dl")
+    assert "one standard deviation better" in meanings and "the model's end token" in meanings
+
+
 def test_an_open_page_finds_its_session_after_a_restart(toy_run, browser, tmp_path):
     run = shutil.copytree(toy_run, tmp_path / "toy", ignore=shutil.ignore_patterns("app"))
     first = start(run, tmp_path / "attempts", 0)
