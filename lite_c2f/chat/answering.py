@@ -110,7 +110,7 @@ class Answering:
         in_use = rows.unfinished
         more = sum(pane.actor != SERVER for pane in first.panes)
         fits = in_use + more <= min(MAX_ROWS, self.actors.max_rows)
-        return self._questions.queue.pop() if fits or not in_use else None
+        return self._questions.queue.pop(first) if fits or not in_use else None
 
     def _start(self, question: PendingQuestion, rows: Batches) -> None:
         out_of_memory = False

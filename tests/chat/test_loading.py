@@ -95,6 +95,7 @@ def test_stopping_before_the_models_are_there_ends_answers_at_once(chat):
     assert {reply.pane: (reply.finish, reply.text) for reply in one.poll()} == {"fine": ("stopped", "")}
     assert {reply.pane: reply.finish for reply in both} == {"coarse": "stopped", "fine": "stopped"}
     assert one.unfinished == {"coarse"} and not one.finished and both.finished
+    assert chat.busy() == (0, 1)  # and nobody waits for the one that has ended
     with loading(chat):
         pass
     assert {reply.pane: reply.finish for reply in one}["coarse"] == "limit"
@@ -129,6 +130,35 @@ def test_models_that_cannot_be_loaded_end_every_question_with_the_reason(chat):
         _ = chat.actors
 
 
+def test_an_interrupted_loading_ends_questions_and_no_thread_with_a_traceback(chat):
+    """A KeyboardInterrupt that reached the questions' threads would be printed there, and answer nobody."""
+
+    def interrupted():
+        assert chat.may_load.wait(20)
+        raise KeyboardInterrupt
+
+    chat._load = interrupted
+    stream = chat.stream(TEXT, ["fine"], ChatSettings(8), score=True)
+    chat.may_load.set()
+    with pytest.raises(KeyboardInterrupt):
+        chat.load()
+    (reply,) = stream
+    assert reply.finish == "error" and "interrupted" in reply.message and chat.busy() == (0, 0)
+    with pytest.raises(ModelError, match="interrupted"):
+        chat.load()
+
+
+def test_the_context_is_known_before_the_questions_are_checked(chat, loaded, monkeypatch):
+    contexts, set_result = [], chat._loaded.set_result
+    monkeypatch.setattr(loaded.actors, "context", 40)
+    monkeypatch.setattr(
+        chat._loaded, "set_result", lambda result: (contexts.append(chat.context), set_result(result)), raising=False
+    )
+    with loading(chat):
+        pass
+    assert contexts == [40]
+
+
 def test_the_context_of_the_loaded_models_counts(chat, loaded, monkeypatch):
     """config.json may promise more than a model keeps once it is loaded."""
     stream = chat.stream(TEXT, ["fine"], ChatSettings(chat.context - 32))
@@ -137,6 +167,7 @@ def test_the_context_of_the_loaded_models_counts(chat, loaded, monkeypatch):
         pass
     (reply,) = stream
     assert reply.finish == "error" and "expected 1 to 8" in reply.message and chat.context == 40
+    until(lambda: chat.busy() == (0, 0))
 
 
 def test_others_are_answered_while_a_model_is_loaded_for_one(loaded, tmp_path, monkeypatch):
