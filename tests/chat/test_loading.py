@@ -8,6 +8,8 @@ import pytest
 from pico_chat import pico_chat
 
 from lite_c2f.chat import Chat, ChatSettings, engine, folder_models
+from lite_c2f.chat.panes import pane_of
+from lite_c2f.chat.stream import PendingQuestion
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.runs.model_pair import ModelPair
@@ -196,3 +198,37 @@ def test_others_are_answered_while_a_model_is_loaded_for_one(loaded, tmp_path, m
     assert replies["folder@big"].message == "it cannot be read" and replies["fine"].tokens == 8
     assert waits.awaited == ""
     until(lambda: loaded.busy() == (0, 0))
+
+
+def test_a_model_that_was_loaded_for_one_is_not_taken_by_who_waits_for_another(loaded, tmp_path, monkeypatch):
+    """The second question has the lock as soon as the first one's model is loaded; no pause is to lie between."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            (tmp_path / name / file).write_text("{}")
+
+    class Model:
+        in_batch, multi_model = False, object()
+
+        def __init__(self, name, folder, config):
+            self.name = name
+
+    folders = folder_models.FolderModels(tmp_path, loaded.config)
+    monkeypatch.setattr(folders, "_needs", lambda folder: 0.0)
+    monkeypatch.setattr(folder_models, "FolderModel", Model)
+    monkeypatch.setattr(folder_models, "BATCH_SECONDS", 0.05)
+    first, second = (PendingQuestion([pane_of(f"folder@{name}")], {}, ChatSettings()) for name in ("first", "second"))
+
+    class Lock:  # the other one is there whenever it is released
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            folders._lock = threading.Lock()
+            failures.update(folders.load_for(second))
+
+    failures = {}
+    folders._lock = Lock()
+    assert folders.load_for(first) == {}
+    assert first.folder_models["folder@first"].multi_model is Model.multi_model
+    assert "'first' is answering" in failures["folder@second"][1] and second.folder_models == {}
