@@ -43,12 +43,10 @@ class Answering:
         """Load what a question's panes need beside the run's own actors; those that fail have ended then."""
         served, not_listed = self.servers.find_for(question.panes)
         panes, residues, failures = self.actors.others.load_for(question.panes)
-        folder_models, not_loaded = self.folders.load_for(panes)
-        question.panes, question.residues = panes, residues
-        question.server_models, question.folder_models = served, folder_models
+        question.panes, question.residues, question.server_models = panes, residues, served
+        not_loaded = self.folders.load_for(question)
         for key, failure in {**failures, **not_listed, **not_loaded}.items():
             question.not_started.setdefault(key, failure)
-        self.folders.register(question)
 
     def wake(self) -> None:
         """There is a question that may be started, or a request to stop."""
@@ -110,7 +108,7 @@ class Answering:
         in_use = rows.unfinished
         more = sum(pane.actor != SERVER for pane in first.panes)
         fits = in_use + more <= min(MAX_ROWS, self.actors.max_rows)
-        return self._questions.queue.pop() if fits or not in_use else None
+        return self._questions.queue.pop(first) if fits or not in_use else None
 
     def _start(self, question: PendingQuestion, rows: Batches) -> None:
         out_of_memory = False

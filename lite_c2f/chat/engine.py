@@ -29,7 +29,7 @@ from lite_c2f.chat.questions import Questions
 from lite_c2f.chat.remote_servers import RemoteServers
 from lite_c2f.chat.server_names import SERVER
 from lite_c2f.chat.stream import AnswerStream, PendingQuestion
-from lite_c2f.errors import ConfigError
+from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.runs.manifest import open_run
 from lite_c2f.runs.published import merged_ratio
 from lite_c2f.runtime.lingering_threads import add_lingering
@@ -85,11 +85,16 @@ class Chat:
                 self._loaded.result()
                 return
             try:
-                self._loaded.set_result(self._load())
-            except BaseException as error:
+                answering = self._load()
+            except Exception as error:
                 self._loaded.set_exception(error)
                 raise
-            self.context = self.actors.context
+            except BaseException:  # no other thread is to end with an interruption
+                got = "the loading of the models was interrupted"
+                self._loaded.set_exception(ModelError.because(got, "it to end", "start again"))
+                raise
+            self.context = answering.actors.context  # before the questions that wait are checked by it
+            self._loaded.set_result(answering)
 
     @property
     def is_loaded(self) -> bool:
@@ -247,11 +252,10 @@ class Chat:
             answering.prepare(question)
         except Exception as error:
             question.end_all("error", one_line(error))
-            question.make_ready()
-            return
         question.make_ready()
         question.notify()  # where every pane has failed, it is not started
-        answering.wake()
+        if self.is_loaded:
+            self._loaded.result().wake()
 
     def _awaited(self, question: PendingQuestion) -> str:
         """What a question waits for before it may begin."""

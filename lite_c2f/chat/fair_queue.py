@@ -23,14 +23,15 @@ class FairQueue:
         self._turn = 0  # of the question started last
 
     def __len__(self) -> int:
+        self._remove_ended()
         return len(self._waiting)
 
     def put(self, question: PendingQuestion, active: Sequence[PendingQuestion]) -> None:
         """Add a question. active: those started and not finished. Raises C2FError where too many wait already."""
-        self._remove_ended()
+        waiting = len(self)
         own = [other for other in self._waiting if other.client == question.client]
-        if len(self) >= MAX_WAITING:
-            raise C2FError.because(f"{len(self)} questions wait already", "fewer", "ask again in a moment")
+        if waiting >= MAX_WAITING:
+            raise C2FError.because(f"{waiting} questions wait already", "fewer", "ask again in a moment")
         if question.client is not None and len(own) >= MAX_PER_CLIENT:
             raise C2FError.because(f"{len(own)} questions of yours wait already", "fewer", "ask again in a moment")
         own += [other for other in active if other.client == question.client]
@@ -40,6 +41,7 @@ class FairQueue:
 
     def position(self, question: PendingQuestion) -> int | None:
         """Number of waiting questions before this one; None where it does not wait."""
+        self._remove_ended()
         return self._waiting.index(question) if question in self._waiting else None
 
     def first(self) -> PendingQuestion | None:
@@ -50,11 +52,14 @@ class FairQueue:
         self._remove_ended()
         return next((question for question in self._waiting if question.ready), None)
 
-    def pop(self) -> PendingQuestion:
-        """Remove and return the next question that is ready."""
-        question = next(question for question in self._waiting if question.ready)
+    def pop(self, question: PendingQuestion | None = None) -> PendingQuestion:
+        """Remove and return a question, or the next one that is ready.
+
+        question: as `first` gave it; one before it may have become ready since.
+        """
+        question = question or next(question for question in self._waiting if question.ready)
         self._waiting.remove(question)
-        self._turn = question.turn
+        self._turn = max(self._turn, question.turn)  # one that was not ready at its turn comes later
         return question
 
     def _remove_ended(self) -> None:

@@ -5,7 +5,6 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -62,40 +61,36 @@ class FolderModels:
             result.append(Listed(name, f"{folder.name} ({memory or 'a model folder'})"))
         return result
 
-    def load_for(self, panes: Sequence[Pane]) -> tuple[dict[str, FolderModel], dict[str, tuple[str, str]]]:
-        """Load what panes need: models by pane's key, and finish and message of failures."""
-        models, failures = dict[str, FolderModel](), dict[str, tuple[str, str]]()
-        for pane in panes:
+    def load_for(self, question: PendingQuestion) -> dict[str, tuple[str, str]]:
+        """Load what a question needs, and keep it until that has ended; finish and message of failures, by pane."""
+        models, failures = question.folder_models, dict[str, tuple[str, str]]()
+        for pane in question.panes:
             if pane.actor == FOLDER:
                 try:
                     if any(model.name != pane.source for model in models.values()):
                         raise ConfigError.because("two models of the folder", "one at a time", "leave one out")
-                    models[pane.key] = self._load(pane.source)
+                    self._load(pane, question)
                 except Exception as error:  # of any kind, such as no memory: the other panes answer
                     failures[pane.key] = ("error", one_line(error))
-        return models, failures
+        return failures
 
-    def register(self, question: PendingQuestion) -> None:
-        """Keep the model of a question until that has ended."""
-        if question.folder_models:
-            self._questions.add(question)
-
-    def _load(self, name: str) -> FolderModel:
+    def _load(self, pane: Pane, question: PendingQuestion) -> None:
         """Raises RunError for what is not listed, ModelError for what has no room or cannot be loaded."""
+        name = pane.source
         folder = self._folders().get(name)
         if folder is None:
             got = f"'{folder_model_in(name) or name}' is not in the folder of models (any more)"
             raise RunError.because(got, "a model that is listed", "choose another, or remove the pane")
         with self._lock:
-            if self.loaded is not None and self._is_loaded(name):
-                return self.loaded
-            self._drop(folder.name)
-            needed, available = self._needs(folder), self._available()
-            if needed > available:
-                got = f"'{folder.name}' needs about {_size(needed)}, {_size(available)} are free"
-                raise ModelError.because(got, "as much free memory", "choose a smaller one, or end other programs")
-            self.loaded = FolderModel(name, folder, self.config)
-            return self.loaded
+            if self.loaded is None or not self._is_loaded(name):
+                self._drop(folder.name)
+                needed, available = self._needs(folder), self._available()
+                if needed > available:
+                    got = f"'{folder.name}' needs about {_size(needed)}, {_size(available)} are free"
+                    raise ModelError.because(got, "as much free memory", "choose a smaller one, or end other programs")
+                self.loaded = FolderModel(name, folder, self.config)
+            question.folder_models[pane.key] = self.loaded
+            self._questions.add(question)  # under the lock: who waits for it would take the model's place
 
     def _drop(self, wanted: str) -> None:
         """Forget the loaded model. Raises RunError while it answers: two at once might have no room."""

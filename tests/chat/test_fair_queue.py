@@ -92,3 +92,26 @@ def test_the_line_ends_somewhere(monkeypatch):
     with pytest.raises(C2FError, match="6 questions wait"):
         put(queue, "ben")
     assert len(queue) == 6
+
+
+def test_one_that_was_loading_at_its_turn_takes_no_turns_from_others():
+    """Turns by hand: ben 0 while his model is loaded, ann 0 1 2 3; eve comes once ann's 0 1 2 and ben's have begun."""
+    queue = FairQueue()
+    (ben,) = put(queue, "ben")
+    ben.ready = False
+    ann = put(queue, *["ann"] * 4)
+    active = [queue.pop(), queue.pop(), queue.pop()]
+    ben.ready = True
+    active.append(queue.pop())
+    assert active == [*ann[:3], ben]
+    eve = put(queue, "eve", "eve", active=active)  # turns 2 and 3, as if ben had not come between
+    assert list(started(queue)) == [eve[0], ann[3], eve[1]]
+
+
+def test_the_question_whose_room_was_counted_is_the_one_that_is_started():
+    queue = FairQueue()
+    first, second = put(queue, "ann", "ben")
+    first.ready = False
+    counted = queue.first()
+    first.ready = True  # in its own thread, meanwhile
+    assert queue.pop(counted) is counted is second and queue.first() is first

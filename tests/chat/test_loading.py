@@ -8,6 +8,8 @@ import pytest
 from pico_chat import pico_chat
 
 from lite_c2f.chat import Chat, ChatSettings, engine, folder_models
+from lite_c2f.chat.panes import pane_of
+from lite_c2f.chat.stream import PendingQuestion
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError, ModelError
 from lite_c2f.runs.model_pair import ModelPair
@@ -95,6 +97,7 @@ def test_stopping_before_the_models_are_there_ends_answers_at_once(chat):
     assert {reply.pane: (reply.finish, reply.text) for reply in one.poll()} == {"fine": ("stopped", "")}
     assert {reply.pane: reply.finish for reply in both} == {"coarse": "stopped", "fine": "stopped"}
     assert one.unfinished == {"coarse"} and not one.finished and both.finished
+    assert chat.busy() == (0, 1)  # and nobody waits for the one that has ended
     with loading(chat):
         pass
     assert {reply.pane: reply.finish for reply in one}["coarse"] == "limit"
@@ -129,6 +132,35 @@ def test_models_that_cannot_be_loaded_end_every_question_with_the_reason(chat):
         _ = chat.actors
 
 
+def test_an_interrupted_loading_ends_questions_and_no_thread_with_a_traceback(chat):
+    """A KeyboardInterrupt that reached the questions' threads would be printed there, and answer nobody."""
+
+    def interrupted():
+        assert chat.may_load.wait(20)
+        raise KeyboardInterrupt
+
+    chat._load = interrupted
+    stream = chat.stream(TEXT, ["fine"], ChatSettings(8), score=True)
+    chat.may_load.set()
+    with pytest.raises(KeyboardInterrupt):
+        chat.load()
+    (reply,) = stream
+    assert reply.finish == "error" and "interrupted" in reply.message and chat.busy() == (0, 0)
+    with pytest.raises(ModelError, match="interrupted"):
+        chat.load()
+
+
+def test_the_context_is_known_before_the_questions_are_checked(chat, loaded, monkeypatch):
+    contexts, set_result = [], chat._loaded.set_result
+    monkeypatch.setattr(loaded.actors, "context", 40)
+    monkeypatch.setattr(
+        chat._loaded, "set_result", lambda result: (contexts.append(chat.context), set_result(result)), raising=False
+    )
+    with loading(chat):
+        pass
+    assert contexts == [40]
+
+
 def test_the_context_of_the_loaded_models_counts(chat, loaded, monkeypatch):
     """config.json may promise more than a model keeps once it is loaded."""
     stream = chat.stream(TEXT, ["fine"], ChatSettings(chat.context - 32))
@@ -137,6 +169,7 @@ def test_the_context_of_the_loaded_models_counts(chat, loaded, monkeypatch):
         pass
     (reply,) = stream
     assert reply.finish == "error" and "expected 1 to 8" in reply.message and chat.context == 40
+    until(lambda: chat.busy() == (0, 0))
 
 
 def test_others_are_answered_while_a_model_is_loaded_for_one(loaded, tmp_path, monkeypatch):
@@ -165,3 +198,37 @@ def test_others_are_answered_while_a_model_is_loaded_for_one(loaded, tmp_path, m
     assert replies["folder@big"].message == "it cannot be read" and replies["fine"].tokens == 8
     assert waits.awaited == ""
     until(lambda: loaded.busy() == (0, 0))
+
+
+def test_a_model_that_was_loaded_for_one_is_not_taken_by_who_waits_for_another(loaded, tmp_path, monkeypatch):
+    """The second question has the lock as soon as the first one's model is loaded; no pause is to lie between."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            (tmp_path / name / file).write_text("{}")
+
+    class Model:
+        in_batch, multi_model = False, object()
+
+        def __init__(self, name, folder, config):
+            self.name = name
+
+    folders = folder_models.FolderModels(tmp_path, loaded.config)
+    monkeypatch.setattr(folders, "_needs", lambda folder: 0.0)
+    monkeypatch.setattr(folder_models, "FolderModel", Model)
+    monkeypatch.setattr(folder_models, "BATCH_SECONDS", 0.05)
+    first, second = (PendingQuestion([pane_of(f"folder@{name}")], {}, ChatSettings()) for name in ("first", "second"))
+
+    class Lock:  # the other one is there whenever it is released
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            folders._lock = threading.Lock()
+            failures.update(folders.load_for(second))
+
+    failures = {}
+    folders._lock = Lock()
+    assert folders.load_for(first) == {}
+    assert first.folder_models["folder@first"].multi_model is Model.multi_model
+    assert "'first' is answering" in failures["folder@second"][1] and second.folder_models == {}

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 pytest.importorskip("gradio")
 
 from lite_c2f.errors import ConfigError, RunError
+from lite_c2f.runtime import lingering_threads
 from lite_c2f.ui import address, serve
+from lite_c2f.ui import app as ui
 
 ROOT = Path(__file__).parents[2]
 AUTH = ("user", "password")
@@ -245,3 +248,31 @@ def test_a_bad_address_is_refused_before_anything_is_loaded(call, monkeypatch, t
         monkeypatch.setenv("LITE_C2F_AUTH", variable)
     code, _, err = call("app", "--port", free_port(), *more)
     assert code == 2 and words in err
+
+
+def test_an_interruption_reaches_the_command_while_models_are_loaded(monkeypatch):
+    """And the command then ends without waiting for the thread that loads them."""
+    hold, lived = threading.Event(), []
+
+    class Loading:
+        def load(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            lived.append(hold.wait(20))
+
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(lingering_threads, "_lingering", type(lingering_threads._lingering)())
+    with pytest.raises(KeyboardInterrupt):
+        ui._load_behind(Loading())
+    lingering_threads.exit_if_lingering(130)
+    assert lived == [] and codes == [130]
+    hold.set()
+
+
+def test_what_loading_raises_ends_the_command():
+    class Damaged:
+        def load(self):
+            raise RunError("no such weights")
+
+    with pytest.raises(RunError, match="no such weights"):
+        ui._load_behind(Damaged())
