@@ -227,6 +227,10 @@ class Chat:
         own = [*self.actors.others.listed(), *self.folders.listed(fresh=fresh)] if self.is_loaded else []
         return [*own, *self.servers.listed(fresh=fresh)]
 
+    def end_waiting(self, message: str) -> None:
+        """Let all questions fail that have not begun: their readers are waited for when a server ends."""
+        self._questions.end_waiting(message)
+
     def busy(self) -> tuple[int, int]:
         """(active questions, waiting questions)."""
         return self._questions.count()

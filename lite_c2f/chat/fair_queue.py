@@ -39,6 +39,10 @@ class FairQueue:
         index = sum(other.turn <= question.turn for other in self._waiting)
         self._waiting.insert(index, question)
 
+    def waiting(self) -> list[PendingQuestion]:
+        """The questions that wait, those that are being prepared included."""
+        return list(self._waiting)
+
     def position(self, question: PendingQuestion) -> int | None:
         """Number of waiting questions before this one; None where it does not wait."""
         self._remove_ended()

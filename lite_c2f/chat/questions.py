@@ -25,6 +25,12 @@ class Questions:
             position = self.queue.position(question)
             return 0 if position is None else position + len(self.active)
 
+    def end_waiting(self, message: str) -> None:
+        """Let all that wait fail."""
+        with self.lock:
+            for question in self.queue.waiting():
+                question.end_all("error", message)
+
     def count(self) -> tuple[int, int]:
         """(active questions, waiting questions)."""
         with self.lock:

@@ -201,7 +201,9 @@ class AnswerStream:
         self.stop()
 
     def __del__(self) -> None:
-        self.close()
+        # `close` tells a reader, and this may be a garbage collection in the midst of being told: flags do.
+        self._question.closed = True
+        self._question.stop_requests |= {pane.key for pane in self._question.panes}
 
     def _new_replies(self) -> list[Reply]:
         replies = []

@@ -189,6 +189,7 @@ def serve(
         try:
             _load_behind(chat)
         except BaseException:
+            chat.end_waiting("the server has ended")
             page.close(verbose=False)
             raise
         print("The models are loaded", flush=True)

@@ -20,6 +20,7 @@ ABOUT = (
     f"The {MAX_LOADED} used last stay in memory."
 )
 LISTED = "listed panes"  # key of a page's view state
+LISTED_LATER = " They are listed once the models of this run are loaded."
 ABOUT_MODELS = " Other models are prompted in their own way, and scored by this run's reward model too."
 
 
@@ -110,9 +111,8 @@ def _listed(served: Served, page: PageSession, *, opened: bool = False) -> gr.Dr
 
 def _about(chat: Chat) -> str:
     """What can be chosen, and which servers list nothing."""
-    return "".join(
-        (ABOUT, ABOUT_MODELS if _has_models(chat) else "", *(f" {each}." for each in chat.servers.messages()))
-    )
+    models, loading = ABOUT_MODELS if _has_models(chat) else "", LISTED_LATER if chat.loading else ""
+    return "".join((ABOUT, models, loading, *(f" {each}." for each in chat.servers.messages())))
 
 
 def _has_models(chat: Chat) -> bool:

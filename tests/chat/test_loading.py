@@ -104,6 +104,16 @@ def test_stopping_before_the_models_are_there_ends_answers_at_once(chat):
     until(lambda: chat.busy() == (0, 0))
 
 
+def test_a_server_that_ends_keeps_no_reader_waiting(chat):
+    streams = [chat.stream(TEXT, ["coarse", "fine"], ChatSettings(8), score=True) for _ in range(2)]
+    chat.end_waiting("the server has ended")
+    for stream in streams:
+        assert [(reply.finish, reply.message) for reply in stream] == [("error", "the server has ended")] * 2
+    with loading(chat):
+        pass
+    until(lambda: chat.busy() == (0, 0))
+
+
 def test_a_closed_page_leaves_nothing(chat):
     stream = chat.stream(TEXT, ["fine"], ChatSettings(8), score=True)
     del stream

@@ -16,7 +16,7 @@ from lite_c2f.ui.answering import Notice
 from lite_c2f.ui.buttons import can_act
 from lite_c2f.ui.open_vote import comparable
 from lite_c2f.ui.other_pane import SECOND_FINE, about_other, choices, chosen_pane, known, other_in, second_fine, slot_of
-from lite_c2f.ui.other_row import ABOUT, _about, _listed, other_row
+from lite_c2f.ui.other_row import ABOUT, LISTED_LATER, _about, _listed, other_row
 from lite_c2f.ui.page_session import Display, PageSession, history
 from lite_c2f.ui.render import conversation, round_figures
 from lite_c2f.ui.sessions import _as_markdown, settings_in
@@ -109,6 +109,7 @@ def test_servers_are_asked_for_their_models_when_the_page_has_been_drawn(monkeyp
         ratio=1.0,
         servers=servers,
         models=None,
+        loading="",
         listed_others=lambda *, fresh=True: servers.listed(fresh=fresh),
     )
     served, page = SimpleNamespace(chat=others), PageSession()
@@ -127,6 +128,8 @@ def test_servers_are_asked_for_their_models_when_the_page_has_been_drawn(monkeyp
             ]
             others.servers = servers = RemoteServers()
             assert _about(others) == ABOUT
+            others.loading = "the models are being loaded"
+            assert _about(others) == ABOUT + LISTED_LATER
             name = f"server@{server.place}/llama"  # the list, which may be open, becomes no shorter
             assert _listed(served, page).choices[1:] == [(f"llama at {server.place} (no longer there)", name)]
             assert _listed(served, page, opened=True).choices == [SECOND_FINE] == _listed(served, page).choices
