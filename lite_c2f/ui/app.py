@@ -60,7 +60,12 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
     """
     chat = run if isinstance(run, Chat) else Chat(run, merged=merged)
     folder = chat.run.resolve()
-    facts = {"name": folder.name, "inputs": inputs_of(folder), "made_of": actor_hashes(chat.config, folder)}
+    try:
+        made_of = actor_hashes(chat.config, folder)
+    except OSError:
+        chat.load()  # which says what is missing, and what to do
+        raise
+    facts = {"name": folder.name, "inputs": inputs_of(folder), "made_of": made_of}
     served = Served(chat, PageSessions(), folder / "app", facts)
     with gr.Blocks(title=f"lite_c2f: {folder.name}", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_about(chat, folder.name, login), elem_id="about", elem_classes="about")

@@ -139,7 +139,9 @@ def test_the_judge_asks_it(chat, url, monkeypatch):
 def test_the_app_asks_it_for_another_pane(chat, url, monkeypatch):
     """The answer that comes over HTTP is the actor's own, with its figures counted here from the text."""
     monkeypatch.setenv(ALSO_KEY_VARIABLE, "k")
-    monkeypatch.setattr(chat, "servers", RemoteServers([url]))
+    servers = RemoteServers([url])
+    for part in (chat, chat._loaded.result()):
+        monkeypatch.setattr(part, "servers", servers)
     name = f"server@{url.split('/')[2]}/fine"
     assert name in [listed.name for listed in chat.listed_others()]
     own, other = chat.answer(QUESTION, ["fine", name], max_tokens=60, temperature=0.7, seed=3, score=True).values()
@@ -151,7 +153,9 @@ def test_the_app_asks_it_for_another_pane(chat, url, monkeypatch):
     stream.close()
     idle(chat)  # the server stops writing too
     monkeypatch.setenv(ALSO_KEY_VARIABLE, "wrong")
-    monkeypatch.setattr(chat, "servers", RemoteServers([url]))
+    servers = RemoteServers([url])
+    for part in (chat, chat._loaded.result()):
+        monkeypatch.setattr(part, "servers", servers)
     assert chat.servers.listed() == [] and "HTTP 401" in chat.servers.messages()[0]
     assert "HTTP 401" in chat.answer(QUESTION, [name])[name].message
 

@@ -393,7 +393,8 @@ def test_a_ratio_moved_while_answers_are_written_is_seen(tab):
 def seed_of(tab):
     """The seed of the last answers."""
     return tab.evaluate(
-        "document.querySelector('#summary-line details')?.textContent.match(/seed (\\d+)/)?.[1] ?? null"
+        """() => [...document.querySelectorAll('#summary-line details')].at(-1)
+            ?.textContent.match(/^Seed and speed\\s*seed (\\d+)/)?.[1] ?? null"""
     )
 
 
