@@ -49,7 +49,7 @@ class Answering:
             question.not_started.setdefault(key, failure)
 
     def wake(self) -> None:
-        """There is a question that may be started, or a request to stop."""
+        """There is a question that may be started."""
         with self._questions.lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="lite_c2f-chat", daemon=True)

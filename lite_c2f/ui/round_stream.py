@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lite_c2f.actors.names import FINE
 from lite_c2f.chat import ALL_PANES, ChatSettings
-from lite_c2f.chat.panes import AnswerForm, pane_of
+from lite_c2f.chat.panes import AnswerForm, fine_ratio, pane_of
 from lite_c2f.data.records import Turn
 from lite_c2f.ui.answering import Served, answers, refuse_while_answering
 from lite_c2f.ui.page_session import PageSession, history
@@ -103,9 +103,8 @@ def stream_round(
 
 def _none_yet(served: Served, pane: str, settings: ChatSettings) -> Reply:
     """The reply of a pane of which nothing was heard: after a reload it says that it was stopped, and can be asked."""
-    _, actor, ratio, _ = pane_of(pane)
-    ratios = (ratio, settings.ratio, served.chat.ratio)
-    shown = next(value for value in ratios if value is not None) if actor == FINE else None
+    its = pane_of(pane)
+    shown = fine_ratio(its, settings, served.chat.ratio) if its.actor == FINE else None
     return Reply(pane, "", 0, 0.0, "stopped", ratio=shown, seed=settings.seed)
 
 

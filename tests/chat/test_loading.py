@@ -68,12 +68,14 @@ def test_a_question_waits_for_the_models_and_is_then_answered(chat, loaded):
         until(lambda: chat.loading == "the models are being loaded: base model")
         stream = chat.stream(TEXT, ["coarse", "fine"], settings, score=True)
         assert stream.awaited == chat.loading and stream.poll() == [] and chat.busy() == (0, 1)
+        still_loading = time.perf_counter()
     got = {reply.pane: reply for reply in stream}
     assert chat.is_loaded and chat.loading == stream.awaited == ""
     expected = loaded.answer(TEXT, ["coarse", "fine"], score=True, max_tokens=8, seed=3)
     for key, reply in expected.items():
         assert (got[key].text, got[key].reward, got[key].ratio) == (reply.text, reply.reward, reply.ratio)
     assert got["fine"].first_token_s > 0
+    assert stream._question.submitted_at > still_loading  # an answer's time is counted from when it could begin
 
 
 @pytest.mark.parametrize("pane", ["server@127.0.0.1:8000/llama", "folder@big"])
