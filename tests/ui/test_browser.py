@@ -118,13 +118,19 @@ def tab(site, browser):
     context.close()
 
 
+def is_fault(message):
+    """Whether a message of the console is an error, but not of Gradio's client that ends as its page is left."""
+    leaving = message.text.startswith("AbortError") and ".close " in message.text
+    return message.type == "error" and not leaving
+
+
 def open_page(context, site):
     page = context.new_page()
     page.set_default_timeout(PATIENCE * 1000)
     page.requests, page.errors, page.run, page.hold = [], [], site.run, site.log.with_name("hold")
     page.on("request", lambda request: page.requests.append(request.url))
     page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on("console", lambda message: page.errors.append(message.text) if is_fault(message) else None)
     page.goes_away, page.asked = False, None
     with page.expect_response(lambda response: "/run/" in response.url):  # the conversation of the session
         page.goto(site.url)
