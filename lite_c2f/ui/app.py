@@ -3,8 +3,6 @@
 The page is served before torch is imported: models are loaded behind it.
 """
 
-import contextlib
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,7 +17,6 @@ from lite_c2f.evaluation.actor_hashes import actor_hashes
 from lite_c2f.runs.manifest import inputs_of
 from lite_c2f.runs.model_pair import TOY
 from lite_c2f.runtime.address import is_loopback
-from lite_c2f.runtime.lingering_threads import add_lingering
 from lite_c2f.smollm import CONFIG as SMOLLM_CONFIG
 from lite_c2f.smollm import SMOLLM
 from lite_c2f.toy import CONFIG as TOY_CONFIG
@@ -31,6 +28,7 @@ from lite_c2f.ui.compare import compare_view
 from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.evaluation_view import evaluation_view
 from lite_c2f.ui.formulas import katex_address
+from lite_c2f.ui.loading import REFRESH_LOADING, load_behind
 from lite_c2f.ui.page_session import PageSessions
 from lite_c2f.ui.prompt_choice import Prompts
 from lite_c2f.ui.prompt_sets import PromptSets
@@ -48,7 +46,6 @@ WHAT_TO_DO = (
 )
 LOG_OUT = '<a href="logout?all_session=false">Log out</a>'  # of this browser alone: all have the same user
 SKIP = '<a class="skip" href="#prompt">Skip to the question</a>'  # page.js moves the focus there
-REFRESH_LOADING = 0.5  # seconds
 CONFIGS = Path("configs")  # of the folder the app is started in
 
 
@@ -114,28 +111,6 @@ def _loading(chat: Chat) -> Iterator[str]:
     yield ""
 
 
-def _load_behind(chat: Chat) -> None:
-    """Load the models in a thread, and raise what that raises.
-
-    Python hands an interruption to the main thread alone: while that imports and loads itself, it is lost in a callback
-    of the garbage collection now and then, or is taken for a failure of what is being imported.
-    """
-
-    ended = threading.Event()  # and no `join`: where that is interrupted, Python 3.11 takes the thread for ended
-
-    def load() -> None:
-        with contextlib.suppress(BaseException):  # raised below
-            chat.load()
-        ended.set()
-
-    thread = threading.Thread(target=load, name="lite_c2f-load", daemon=True)
-    add_lingering([thread])
-    thread.start()
-    while not ended.wait(REFRESH_LOADING):  # without a limit Windows would not interrupt it
-        pass
-    chat.load()
-
-
 def configs(run: Path | None) -> dict[str, Path]:
     """What a run can be started from: as this one was, embedded models, configs/*.yaml where the app was started."""
     files = {path.stem: path.resolve() for path in sorted(CONFIGS.glob("*.yaml"))}
@@ -192,7 +167,7 @@ def serve(
     page = show(build(chat, may_train=may_train, login=pair is not None), chat.run, True)
     if not chat.is_loaded:
         try:
-            _load_behind(chat)
+            load_behind(chat)
         except BaseException:
             chat.end_waiting("the server has ended")
             page.close(verbose=False)

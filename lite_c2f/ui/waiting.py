@@ -13,6 +13,7 @@ from lite_c2f.runs.published import check_actors_published
 from lite_c2f.ui import run_html
 from lite_c2f.ui.answering import QUICK
 from lite_c2f.ui.escaping import fill
+from lite_c2f.ui.loading import load_behind
 from lite_c2f.ui.run_view import ACTIVE, REFRESH, run_view
 from lite_c2f.ui.runs import follow, names
 
@@ -55,11 +56,13 @@ def loaded_when_ready(
             if name in waited.messages or not has_actors(run) or follow(run).state in ACTIVE:
                 continue
             waited.messages[name] = f"The actors of {name} are being loaded; this page then shows them by itself."
-            from lite_c2f.runtime.batch_size import is_out_of_memory  # loads torch, as the next line does
-
             try:
-                return Chat(run, merged=merged, also=also, models=models)
+                chat = Chat(run, merged=merged, also=also, models=models, wait=False)
+                load_behind(chat)
+                return chat
             except Exception as error:
+                from lite_c2f.runtime.batch_size import is_out_of_memory  # loads torch, as the models did
+
                 if not isinstance(error, C2FError | OSError) and not is_out_of_memory(error):
                     raise
                 waited.messages[name] = f"The actors of {name} cannot be loaded: {error}"

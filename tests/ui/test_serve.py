@@ -17,7 +17,7 @@ pytest.importorskip("gradio")
 from lite_c2f.errors import ConfigError, RunError
 from lite_c2f.runtime import lingering_threads
 from lite_c2f.ui import address, serve
-from lite_c2f.ui import app as ui
+from lite_c2f.ui.loading import load_behind
 
 ROOT = Path(__file__).parents[2]
 AUTH = ("user", "password")
@@ -263,7 +263,7 @@ def test_an_interruption_reaches_the_command_while_models_are_loaded(monkeypatch
     monkeypatch.setattr(os, "_exit", codes.append)
     monkeypatch.setattr(lingering_threads, "_lingering", type(lingering_threads._lingering)())
     with pytest.raises(KeyboardInterrupt):
-        ui._load_behind(Loading())
+        load_behind(Loading())
     lingering_threads.exit_if_lingering(130)
     assert lived == [] and codes == [130]
     hold.set()
@@ -275,4 +275,4 @@ def test_what_loading_raises_ends_the_command():
             raise RunError("no such weights")
 
     with pytest.raises(RunError, match="no such weights"):
-        ui._load_behind(Damaged())
+        load_behind(Damaged())

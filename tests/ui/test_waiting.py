@@ -2,6 +2,7 @@
 
 import gc
 import re
+import threading
 
 import pytest
 
@@ -50,10 +51,17 @@ def test_actors_are_loaded_once_the_training_has_ended(tmp_path, monkeypatch):
     make_run(tmp_path / "broken", "reward", "coarse", "fine")
     make_run(tmp_path / "ready", "reward", "coarse", "fine")
 
-    def load(run, merged, also, models):
-        if run.name == "broken":
-            raise RunError.because("a damaged adapter", "a whole one", "train again")
-        return run.name, merged, *also
+    loaded_in = []
+
+    class Fake:
+        def __init__(self, run, merged, also, models, wait):
+            self.made_of = run.name, merged, *also
+            assert not wait
+
+        def load(self):
+            loaded_in.append(threading.current_thread())
+            if self.made_of[0] == "broken":
+                raise RunError.because("a damaged adapter", "a whole one", "train again")
 
     holder = lock.locked(tmp_path / "ready")
     holder.__enter__()
@@ -65,10 +73,12 @@ def test_actors_are_loaded_once_the_training_has_ended(tmp_path, monkeypatch):
             holder.__exit__(None, None, None)
         assert len(slept) < 5
 
-    monkeypatch.setattr(waiting, "Chat", load)
+    monkeypatch.setattr(waiting, "Chat", Fake)
     monkeypatch.setattr(waiting.time, "sleep", sleep)
     waited = WaitedFor(tmp_path, None, {})
-    assert waiting.loaded_when_ready(waited, True, ["http://h"]) == ("ready", True, "http://h") and len(slept) == 2
+    chat = waiting.loaded_when_ready(waited, True, ["http://h"])
+    assert chat.made_of == ("ready", True, "http://h") and len(slept) == 2
+    assert loaded_in[0] is not threading.main_thread()  # which could not be interrupted while it loads
     assert "cannot be loaded: a damaged adapter" in waited.messages["broken"]
     assert set(waited.messages) == {"broken", "ready"}  # the one tried once, the other while it was loaded
 
