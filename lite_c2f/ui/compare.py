@@ -204,13 +204,13 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     }
     drawing: dict[str, Any] = {"inputs": [*display, *identity], "outputs": drawn}
     restored = [parts.show_base, parts.ratio, parts.other.key, *parts.settings[:-1]]
-    changes_session = sessions_fold(served, identity, display, restored, drawn, handlers.draw)
+    views = [parts.marks, parts.against, parts.together, parts.fully]
+    changes_session = sessions_fold(served, identity, display, restored, views, drawn, handlers.draw)
     changes_session(gr.on([parts.prompt.submit, parts.send.click], handlers.ask, **streaming))
     changes_session(parts.regenerate.click(handlers.regenerate, **streaming))
     changes_session(parts.regenerate_fine.click(handlers.regenerate_fine, **streaming))
     changes_session(parts.show_base.input(handlers.show_base, **streaming))
     changes_session(parts.remove_last.click(handlers.remove_last, **drawing, **NOTIFYING))
-    changes_session(parts.redo.click(handlers.redo, **drawing, **NOTIFYING))
     for name, pane in parts.panes.items():
         changes_session(pane.again.click(handlers.again(name), **streaming))
         changes_session(pane.go_on.click(handlers.go_on(name), **streaming))
@@ -219,7 +219,9 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
         pane.stop.click(handlers.stop(name), None, None, **QUICK)
     for name, step in TURNS.items():
         changes_session(parts.turns[name].click(handlers.turn(step), **drawing, **NOTIFYING))
-    changes_session(parts.edit.click(handlers.edit_last, drawing["inputs"], [parts.prompt, *drawn], **NOTIFYING))
+    with_box = [parts.prompt, *drawn]
+    changes_session(parts.edit.click(handlers.edit_last, drawing["inputs"], with_box, **NOTIFYING))
+    changes_session(parts.redo.click(handlers.redo, [parts.prompt, *drawing["inputs"]], with_box, **NOTIFYING))
     changes_session(parts.clear.click(handlers.start_over, **drawing, **QUICK))
     parts.stop_all.click(handlers.stop(None), None, None, **QUICK)
     parts.ratio.change(handlers.redraw, **drawing, trigger_mode="always_last", **NOTIFYING)

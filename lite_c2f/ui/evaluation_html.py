@@ -59,7 +59,7 @@ class AnswerColumn(NamedTuple):
 COLUMNS = (
     ("reward", "reward", REWARD),
     ("tokens", "tokens", "length of the answer, its ending included"),
-    ("repeated", "repeated", REPEATED),
+    ("repeated", "repeated 4-grams", REPEATED),
     ("cut", "cut off", "it hit the limit of tokens"),
 )
 

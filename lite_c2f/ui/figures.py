@@ -51,7 +51,13 @@ def figure_table(replies: Mapping[str, Reply], coarse: Reply | None = None, *, t
             {title: (r.reward, signed(r.reward)) for title, r in ended.items() if r.reward is not None},
             max,
         ),
-        _row("repeated", REPEATED, replies, {t: (r.repeated, f"{r.repeated:.0%}") for t, r in ended.items()}, min),
+        _row(
+            "repeated 4-grams",
+            REPEATED,
+            replies,
+            {title: (r.repeated, f"{r.repeated:.0%}") for title, r in ended.items()},
+            min,
+        ),
     ]
     if coarse is not None:
         rows.append(_row("kept of Coarse", KEPT, replies, _kept(ended, coarse)))

@@ -175,9 +175,16 @@ class Handlers:
         """Remove the last round."""
         return self._change(rounds.remove_last, request, values)
 
-    def redo(self, request: gr.Request, *values: Any) -> list[Any]:
-        """Bring back a round that was removed, or taken off to be edited."""
-        return self._change(rounds.redo, request, values)
+    def redo(self, request: gr.Request, text: str | None, *values: Any) -> list[Any]:
+        """Bring back a round that was removed, or taken off to be edited; its question leaves the box, if unchanged."""
+        page, display = self._read_display(request, values)
+        box: Any = gr.skip()
+        try:
+            if (question := rounds.redo(self.served, page)) and question == (text or "").strip():
+                box = ""
+        except Notice as notice:
+            gr.Info(str(notice))
+        return [box, *self.draw(page, display)]
 
     def _change(
         self, change: Callable[[Served, PageSession], None], request: gr.Request, values: tuple[Any, ...]

@@ -114,15 +114,18 @@ def remove_last(served: Served, page: PageSession) -> None:
         save_transcript(served, page, transcript)
 
 
-def redo(served: Served, page: PageSession) -> None:
-    """Bring back what `edit` took off, or else the round that `remove_last` removed last."""
+def redo(served: Served, page: PageSession) -> str:
+    """Bring back what `edit` took off, whose question is returned, or else the round that was removed last."""
     with page.lock:
         if not can_redo(page):
             raise Notice("There is nothing to bring back")
+        shown = len(page.transcript.rounds) if page.transcript else 0
+        question = page.saved_rounds[shown].prompt if was_edited(page) else ""
         if not _take_back_edit(page):
             before, round_ = _removed(page).pop()
             transcript = page.transcript or new_transcript(served, page)
             save_transcript(served, page, transcript._replace(rounds=(*before, round_)))
+    return question
 
 
 def can_redo(page: PageSession) -> bool:

@@ -25,7 +25,7 @@ CURVES = (
     ("coarse", "Speed", "tokens/s", {"speed": "tokens_per_s"}),
     ("coarse", "Peak memory", "MiB, GPU or else resident", {"memory": "peak_memory_mib"}),
     ("reward", "Loss", "nats per pair", {"loss": "loss"}),
-    ("reward", "Ranked right", "share of a batch", {"share": "accuracy"}),
+    ("reward", "Accuracy", "share of a batch's pairs", {"share": "accuracy"}),
     ("reward", "Margin", "chosen over rejected", {"margin": "margin"}),
 )
 STEPS = {"coarse": "update", "reward": "step", "held_out": "update"}

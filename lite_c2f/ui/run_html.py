@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lite_c2f.evaluation.meanings import meaning_of, title_of
 from lite_c2f.runtime.svg import number
 from lite_c2f.ui.escaping import fill
 from lite_c2f.ui.runs import RunState, Sample, StageState
@@ -32,14 +33,7 @@ MEANING = {
     "unfinished": "the stages that were asked for are done; Resume continues with the others",
     "killed": "it ended without a message: killed, or the machine went down; Resume continues from the last checkpoint",
 }
-COMPARED = {
-    "reward": "reward (z-score)",
-    "tokens": "tokens",
-    "eos": "ended by itself",
-    "repeated_4gram": "repeated",
-    "accuracy": "right",
-    "analytic": "analytic",
-}
+COMPARED = ("reward", "tokens", "eos", "repeated_4gram", "accuracy", "analytic")
 BLANK_LINES = re.compile(r"\n\s*\n")
 LOG_LINES = 200  # that are shown unless all are wanted
 PROMPTS = 6  # whose samples are shown
@@ -128,7 +122,7 @@ def comparison(state: RunState) -> str:
     columns = [column for column in COMPARED if any(column in row for row in rows.values())]
     return fill(
         "run_comparison.html",
-        columns=[COMPARED[column] for column in columns],
+        columns=[(title_of(column), meaning_of(column)) for column in columns],
         rows={name: [_figure(column, row.get(column)) for column in columns] for name, row in rows.items()},
         command=shlex.join(["lite-c2f", "app", state.name]),
     )

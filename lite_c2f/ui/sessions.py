@@ -26,6 +26,14 @@ IDENTITY = f"""(_, __, ...display) => {{
   return [secret("localStorage", "lite_c2f.owner"), session, ...display];
 }}"""
 STORE_SESSION = "(id) => { try { sessionStorage.setItem('lite_c2f.session', id) } catch {} }"
+# How the answers are shown is kept for the tab: a reload changes nothing of it.
+STORE_VIEWS = "(...views) => { try { sessionStorage.setItem('lite_c2f.views', JSON.stringify(views)) } catch {} }"
+STORED_VIEWS = """(...views) => {
+  try {
+    const kept = JSON.parse(sessionStorage.getItem("lite_c2f.views"));
+    return kept?.length === views.length ? kept : views;
+  } catch { return views }
+}"""
 # The file is made in the browser: the server hands out no files at all.
 DOWNLOAD = """(text, name) => {
   if (!name) return;
@@ -67,12 +75,18 @@ def _components() -> Fold:
 
 
 def sessions_fold(
-    served: Served, identity: list[Any], display: list[Any], settings: list[Any], drawn: list[Any], draw: Draw
+    served: Served,
+    identity: list[Any],
+    display: list[Any],
+    settings: list[Any],
+    views: list[Any],
+    drawn: list[Any],
+    draw: Draw,
 ) -> Callable[[Any], Any]:
     """The fold of sessions.
 
     identity: hidden boxes of owner and session id; display: the inputs of a `Display`; settings: the inputs that
-    `settings_in` fills; drawn: the outputs of `draw`. Returns what to call with each event that changes the
+    `settings_in` fills; views: inputs whose values stay over a reload of the tab; drawn: the outputs of `draw`. Returns what to call with each event that changes the
     conversation.
     """
     owner, session = identity
@@ -127,9 +141,8 @@ def sessions_fold(
     chosen = [fold.chosen, *display, *identity]
     sessions = [session, fold.chosen, fold.remove, fold.as_json, fold.as_markdown]
     if Context.root_block is not None:
-        Context.root_block.load(
-            load, [*identity, *display], [owner, *drawn, *settings, *sessions], js=IDENTITY, **QUICK
-        )
+        loaded = [owner, *drawn, *settings, *sessions]
+        _keep(views, Context.root_block.load(load, [*identity, *display], loaded, js=IDENTITY, **QUICK))
     session.change(None, session, None, js=STORE_SESSION)
     fold.chosen.input(switch, chosen, [*drawn, *settings, *sessions], **NOTIFYING)
     fold.remove.click(delete, chosen, [*drawn, *sessions], **NOTIFYING)
@@ -140,6 +153,13 @@ def sessions_fold(
     ):
         button.click(_export(served, write, ending), identity, file, **NOTIFYING).then(None, file, None, js=DOWNLOAD)
     return lambda event: event.then(refresh, None, sessions, **QUICK)
+
+
+def _keep(views: list[Any], loaded: Any) -> None:
+    """Keep the values of inputs over a reload. loaded: the event after which they are as they were."""
+    loaded.then(None, views, views, js=STORED_VIEWS)
+    for view in views:
+        view.input(None, views, None, js=STORE_VIEWS)
 
 
 def _as_markdown(transcript: Transcript) -> str:

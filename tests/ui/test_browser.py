@@ -281,7 +281,7 @@ def test_three_answers_stream_at_once_with_their_figures(tab):
         for name, form in (
             ("tokens", r"\d+"),
             ("reward", r"[+-]?\d\.\d\d"),
-            ("repeated", r"\d+%"),
+            ("repeated 4-grams", r"\d+%"),
             ("time", r"[\d.]+ s"),
         ):
             assert re.fullmatch(form, wait_for_figure(tab, pane, name)), (pane, name)
@@ -444,6 +444,13 @@ def test_edit_remove_redo_regenerate_clear(tab):
     assert tab.input_value("#prompt textarea") == QUESTION
     assert tab.locator("#view-fine .you").count() == 0
     tab.wait_for_function("document.activeElement === document.querySelector('#prompt textarea')")
+    for typed, left in ((QUESTION, ""), ("something else", "something else")):  # what was typed since is kept
+        tab.fill("#prompt textarea", typed)
+        tab.click("#redo")
+        tab.wait_for_selector("#view-fine .you")
+        tab.wait_for_function("left => document.querySelector('#prompt textarea').value === left", arg=left)
+        tab.click("#edit")
+        tab.wait_for_selector("#view-fine .nothing")
     ask(tab, "Hi")
     ended(tab, "fine", "coarse", "baseline", chip="reward")
     tab.click("#remove-last")
@@ -1170,6 +1177,12 @@ def test_what_fine_changed_is_shown_in_its_pane(tab):
     tab.get_by_label("Mark repeats").check()
     tab.wait_for_selector(".legend:visible mark.again")  # beside the changes
     assert tab.locator("#view-fine ins").all_text_contents() == [", too"]
+    tab.uncheck("#together input")
+    tab.reload()  # how answers are shown is kept
+    tab.wait_for_selector(".legend:visible mark.again")
+    tab.wait_for_selector(".legend:visible >> text=words of Baseline")
+    tab.wait_for_function("document.querySelectorAll('#view-fine ins').length === 1")
+    assert not tab.is_checked("#together input") and not tab.is_checked("#fully input")
     best_is_voted(tab)
 
 

@@ -149,7 +149,7 @@ def test_figures_stand_in_a_table_with_the_best_marked():
     assert table(coarse=coarse, fine=fine, baseline=baseline) == {
         "tokens": ["9", "8", "4"],
         "reward": ["+1.00", "*+1.25", "-0.50"],
-        "repeated": ["25%", "*0%", "*0%"],
+        "repeated 4-grams": ["25%", "*0%", "*0%"],
         "kept of Coarse": ["", "62%", ""],
         "time": ["0.35 s", "0.35 s", "*0.29 s"],
     }

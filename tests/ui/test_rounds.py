@@ -50,12 +50,12 @@ def test_redo_takes_an_edit_back_and_brings_removed_rounds_back(served, page):
     assert [rounds.edit(page), rounds.edit(page)] == ["b", "a"]
     with pytest.raises(Notice, match="Ask something first"):
         rounds.edit(page)
-    rounds.redo(served, page)
+    assert rounds.redo(served, page) == "a"
     assert page.transcript.rounds == (FIRST, LAST) == on_disk(served, page)
     rounds.edit(page)
     rounds.remove_last(served, page)  # the first one, with the last one taken off: both are to be had again
     assert page.transcript.rounds == ()
-    rounds.redo(served, page)
+    assert rounds.redo(served, page) == ""
     assert page.transcript.rounds == (FIRST,) == on_disk(served, page)
     rounds.redo(served, page)
     assert page.transcript.rounds == (FIRST, LAST) == on_disk(served, page)
