@@ -71,6 +71,16 @@ class Snapshot(NamedTuple):
     ended: bool = False  # every answer has ended; what still comes are rewards
     awaited: str = ""  # what is loaded before it can begin
 
+    @property
+    def waits_for(self) -> str:
+        """What is told where an answer has not begun."""
+        return waits_for(self.awaited, self.waiting)
+
+
+def waits_for(awaited: str, waiting: int | None) -> str:
+    """What an answer that has not begun waits for. awaited: what is loaded; waiting: questions before it."""
+    return awaited or (f"{waiting} before you" if waiting else "reading the question")
+
 
 def answers(
     served: Served,

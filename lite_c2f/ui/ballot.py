@@ -32,6 +32,7 @@ class Ballot(NamedTuple):
     replies: dict[str, Reply]  # by letter
     choice: str = ""  # "" until the vote
     done: bool = False  # both answers are whole, and scored: nothing more will be drawn
+    waits_for: str = ""  # what answers that have not begun wait for
     earlier: tuple[BallotExchange, ...] = ()  # the questions that this one follows, the first one first
 
     @property
@@ -79,7 +80,7 @@ class Ballot(NamedTuple):
     def followed_by(self, prompt: str) -> "Ballot":
         """The ballot of another question to the same two, with the same settings."""
         earlier = (*self.earlier, BallotExchange(self.prompt, self.replies))
-        return self._replace(prompt=prompt, replies={}, done=False, earlier=earlier)
+        return self._replace(prompt=prompt, replies={}, done=False, waits_for="", earlier=earlier)
 
 
 def cast(served: Served, page: PageSession, choice: str) -> Ballot | None:

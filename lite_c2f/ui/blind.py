@@ -130,7 +130,7 @@ def _asker(served: Served, outputs: int) -> Any:
             with page.lock:
                 if state.get(VIEW) is not before:  # of a reloaded page, skipped, or another question's
                     break
-                before = state[VIEW] = ballot = ballot._replace(replies=snapshot.replies)
+                before = state[VIEW] = ballot = ballot._replace(replies=snapshot.replies, waits_for=snapshot.waits_for)
             yield [box, *_draw(ballot, page)]
             box = gr.skip()
         with page.lock:
@@ -215,7 +215,7 @@ def _answer(ballot: Ballot | None, letter: str) -> str:
         prompt=ballot.prompt,
         answer=answer_view(reply) if reply else None,
         voted=bool(ballot.choice),
-        state=ENDED.get(reply.finish or "", "ended") if reply else "waiting",
+        state=ENDED.get(reply.finish or "", "ended") if reply else ballot.waits_for or "waiting",
     )
 
 

@@ -11,7 +11,7 @@ from lite_c2f.chat.panes import title_of
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import C2FError
 from lite_c2f.ui import open_vote, rounds
-from lite_c2f.ui.answering import Notice, Served, failure, page_settings
+from lite_c2f.ui.answering import Notice, Served, failure, page_settings, waits_for
 from lite_c2f.ui.buttons import BUTTONS, can_act, can_ask_again
 from lite_c2f.ui.continuing import continue_answer
 from lite_c2f.ui.escaping import escape
@@ -278,7 +278,7 @@ class Handlers:
 
 
 def _draw(page: PageSession, state: ShownRounds, display: Display, best: BestVote | None = None) -> list[Any]:
-    waiting = state.awaited or (f"{state.queued} before you" if state.queued else "reading the question")
+    waiting = waits_for(state.awaited, state.queued)
     split = _split(len(state.rounds), state.queued is not None)
     shown_keys = [key_in(slot, display) for slot in SLOTS]
     drawn = (state.rounds[:split], display.marks, display.against, shown_keys)

@@ -87,7 +87,7 @@ def ratio_grid_view(served: Served) -> None:
                 return
             before = state[VIEW] = Grid(text, selected, snapshot.replies)
             can = [gr.Button(interactive=snapshot.ended), gr.Button(interactive=not snapshot.ended)]
-            yield [gr.skip(), _grid(snapshot.replies, selected, chat.ratio, text), *can]
+            yield [gr.skip(), _grid(snapshot.replies, selected, chat.ratio, text, snapshot.waits_for), *can]
 
     def reopen(tab: str, request: gr.Request) -> list[Any]:
         """The answers that the tab had before it was reloaded, and the ratios asked at."""
@@ -115,15 +115,20 @@ def ratio_grid_view(served: Served) -> None:
         Context.root_block.load(reopen, prompt, [grid, ratios], js=TAB_NUMBER, **QUICK)
 
 
-def _grid(replies: Mapping[str, Reply], ratios: list[float], merged: float, prompt: str = "") -> str:
-    """A column for each ratio. replies: by ratio; merged: the merged model's ratio; prompt: "" before the first."""
+def _grid(
+    replies: Mapping[str, Reply], ratios: list[float], merged: float, prompt: str = "", waits_for: str = ""
+) -> str:
+    """A column for each ratio. replies: by ratio; merged: the merged model's ratio; prompt: "" before the first.
+
+    waits_for: what is told where an answer has not begun.
+    """
     columns = []
     for ratio in ratios:
         reply = replies.get(f"{ratio:g}")
         names = [name for name, applies in (("baseline", ratio == 0), ("merged", ratio == merged)) if applies]
         columns.append(Column(f"{ratio:g}", ", ".join(names), answer_view(reply) if reply else None))
     table = figure_table({f"ratio {ratio:g}": replies[f"{ratio:g}"] for ratio in ratios if f"{ratio:g}" in replies})
-    return fill("ratio_grid.html", prompt=prompt, columns=columns, table=table)
+    return fill("ratio_grid.html", prompt=prompt, columns=columns, table=table, waits_for=waits_for)
 
 
 def curve(served: Served) -> str:

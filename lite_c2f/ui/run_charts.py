@@ -38,6 +38,7 @@ class StageCharts(NamedTuple):
     title: str
     step: str  # what its x axis counts
     charts: list[str]  # HTML
+    outside: list[str]  # runs that have no point in the part of the x axis that is shown
 
 
 def charts(states: Sequence[RunState], view: ChartView = ChartView()) -> str:
@@ -45,15 +46,19 @@ def charts(states: Sequence[RunState], view: ChartView = ChartView()) -> str:
     stages = []
     for stage in TITLES:
         step, places = _x_axis(stage, states, view)
-        figures = []
+        figures, outside = [], set[str]()
         for of, title, unit, names in (*CURVES, *source_curves(stage, _names(states, stage))):
             if of == stage:
                 lines = _lines(states, stage, names, places, view)
                 parts = last_part(list(lines.values()), view.part)
+                outside |= {
+                    label for (label, line), part in zip(lines.items(), parts, strict=True) if line and not part
+                }
                 shown = {label: downsample(part) for label, part in zip(lines, parts, strict=True)}
                 figures.append(chart(title, unit, shown, step))
         if any(figures):
-            stages.append(StageCharts(TITLES[stage], step, [figure for figure in figures if figure]))
+            drawn = [figure for figure in figures if figure]
+            stages.append(StageCharts(TITLES[stage], step, drawn, sorted(outside)))
     return fill("run_charts.html", stages=stages)
 
 

@@ -36,6 +36,8 @@ MEANING = {
 COMPARED = ("reward", "tokens", "eos", "repeated_4gram", "accuracy", "analytic")
 BLANK_LINES = re.compile(r"\n\s*\n")
 LOG_LINES = 200  # that are shown unless all are wanted
+WARNING = re.compile(r" WARNING lite_c2f[\w.]*: (.+)| lite_c2f[\w.]*: warning: (.+)")
+WARNINGS = 5  # that are shown
 PROMPTS = 6  # whose samples are shown
 
 
@@ -111,6 +113,12 @@ def bars(stages: Sequence[StageState]) -> str:
         parts += [f"{duration(stage.seconds_left)} left"] if stage.seconds_left is not None else []
         rows.append(StageBar(stage.state, TITLES[stage.name], ", ".join(parts), f"{100 * min(share, 1.0):.1f}"))
     return fill("run_stages.html", stages=rows)
+
+
+def warnings(state: RunState) -> str:
+    """What the log warns of, each once, the newest last; "" where it warns of nothing. state: with its whole log."""
+    found = dict.fromkeys(match[1] or match[2] for line in state.log if (match := WARNING.search(line)))
+    return fill("run_warnings.html", warnings=list(found)[-WARNINGS:], more=max(0, len(found) - WARNINGS))
 
 
 def comparison(state: RunState) -> str:

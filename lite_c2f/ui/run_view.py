@@ -42,7 +42,7 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
             names(runs), value=_first(runs, shown), label="Run", allow_custom_value=True
         )  # a name that is no longer in the list is refused where it is read: the list changes under a page
         gr.HTML(elem_classes="notice")  # page.js shows Gradio's notices here
-        parts = {name: gr.HTML() for name in ("header", "bars")}
+        parts = {name: gr.HTML() for name in ("header", "bars", "warnings")}
         with gr.Accordion("Train", open=not names(runs)):
             buttons, notice = _training(runs, chosen, configs) if may_train else ([], None)
             if not may_train:
@@ -115,7 +115,7 @@ def _content(
     now: dict[str, Any] = {"list": tuple(sorted(listed)), "name": name, "enabled": (False, False)}
     if name not in listed or name is None:
         notice = f"There is no run {name[:80]!r} here." if name else "There are no runs here yet: see Train below."
-        empty = dict.fromkeys(("bars", "compared", "charts", "samples", "settings", "log"), "")
+        empty = dict.fromkeys(("bars", "warnings", "compared", "charts", "samples", "settings", "log"), "")
         return now | empty | {"header": f'<p class="none">{html.escape(notice)}</p>'}
     state = follow(runs / name, whole_log=True)
     earlier = earlier_seconds(runs / name, listed) if state.state == "running" else {}
@@ -123,6 +123,7 @@ def _content(
     now |= {
         "header": run_html.header(state, earlier),
         "bars": run_html.bars(state.stages),
+        "warnings": run_html.warnings(state),
         "log": run_html.log_lines(state, choices.search, choices.whole_log),
     }
     others = [follow(runs / other) for other in choices.runs if other in listed and other != name]
@@ -153,7 +154,7 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
     form = [config, name, seed, updates]
     command = gr.Textbox(
         _command(runs, configs, first, name.value, 0, 0),
-        label="Command",
+        label="Command of the next new run",
         interactive=False,
         lines=2,
         max_lines=6,
@@ -169,7 +170,8 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
     def start_run(config: str, name: str, seed: int | None, updates: int | None, request: gr.Request) -> list[Any]:
         def action() -> str:
             number = launch.start(runs, name, configs, config, seed, updates or None)
-            return f"Started {name} as process {number}; it continues when this page is closed."
+            begun = f"Started {name} as process {number}; it continues when this page is closed."
+            return f"{begun} The form is ready for another run."
 
         text, done = _result_of(action, request)
         if not done:

@@ -86,8 +86,8 @@ def sessions_fold(
     """The fold of sessions.
 
     identity: hidden boxes of owner and session id; display: the inputs of a `Display`; settings: the inputs that
-    `settings_in` fills; views: inputs whose values stay over a reload of the tab; drawn: the outputs of `draw`. Returns what to call with each event that changes the
-    conversation.
+    `settings_in` fills; views: inputs whose values stay over a reload; drawn: the outputs of `draw`. Returns what to
+    call with each event that changes the conversation.
     """
     owner, session = identity
     fold = _components()

@@ -80,6 +80,17 @@ def test_several_runs_are_lines_that_differ_without_their_colours(tmp_path):
     assert lines(charts([timed, runs[1]], ChartView("minutes")), "Length")[0] == ["timed", [3.0], [1.0]]
 
 
+def test_a_run_without_a_point_in_the_part_that_is_shown_is_named(tmp_path):
+    slow, fast = (
+        state(tmp_path, name, coarse={"seconds": [(1, last), (2, last)], "reward": [(1, 0.0), (2, 1.0)]})
+        for name, last in (("slow", 90.0), ("<fast>", 30.0))
+    )
+    last_fifth = ChartView("minutes", part=0.2)
+    assert "part that is shown: &lt;fast&gt;</p>" in charts([slow, fast], last_fifth)
+    for runs, view in (([slow, fast], ChartView("minutes")), ([slow], last_fifth), ([fast, slow], ChartView(part=0.2))):
+        assert "part that is shown" not in charts(runs, view)
+
+
 def test_what_a_page_sends_is_known_or_the_default():
     assert known_choices(["a", 3, "a", "b"], "tokens", "5 updates", "its last half") == Choices(
         ("a", "b"), ChartView("tokens", 5, 0.5)

@@ -10,6 +10,7 @@ pytest.importorskip("gradio")
 
 from lite_c2f.chat import TITLES, ChatSettings
 from lite_c2f.ui import blind, ratio_grid, run_html
+from lite_c2f.ui.answering import Snapshot
 from lite_c2f.ui.ballot import Ballot, vote_of
 from lite_c2f.ui.page_session import Display
 from lite_c2f.ui.render import conversation, title
@@ -50,7 +51,7 @@ def test_texts_are_shown_and_never_markup():
         title("a", EVIL),
         blind._answer(ballot(None, None), "A"),
         blind._answer(ballot(evil, OTHER).followed_by("More?"), "A"),
-        ratio_grid._grid({}, [0.5], 0.5, EVIL),
+        ratio_grid._grid({}, [0.5], 0.5, EVIL, EVIL),
         run_html.samples([Sample(1, 8, EVIL, EVIL, "stop", 3, 0.5)]),
     ]
     for page in pages:
@@ -72,6 +73,8 @@ def test_text_keeps_its_lines_and_blanks():
 def test_an_answer_names_nobody_until_the_vote():
     assert "Ask something" in blind._answer(None, "A")
     assert '<span class="chip live">waiting</span>' in blind._answer(ballot(REPLY, None), "B")
+    queued = ballot(REPLY, None)._replace(waits_for=Snapshot({}, 2).waits_for)
+    assert '<span class="chip live">2 before you</span>' in blind._answer(queued, "B")
     for finish, state in (("", "writing"), ("eos", "ended"), ("limit", "cut off"), ("error", "failed")):
         page = blind._answer(ballot(REPLY._replace(finish=finish), None), "A")
         assert f">{state}</span>" in page and "EOS" not in page and "copy" not in page
@@ -149,7 +152,8 @@ def test_a_column_for_each_ratio():
     assert '<h2>0 <span class="hint">baseline, merged</span></h2>' in page
     assert '<h2>0.5 <span class="hint"></span></h2>' in page
     assert page.count("What it says at this ratio") == 2
-    asked = ratio_grid._grid({"0.5": REPLY}, [0.0, 0.5], 1.0, "Why?")
+    asked = ratio_grid._grid({"0.5": REPLY}, [0.0, 0.5], 1.0, "Why?", Snapshot({}, 0, awaited="loading").waits_for)
+    assert asked.count('<span class="chip live">loading</span>') == 1
     assert '<div class="hint">Why?</div>' in asked and asked.count("It is 5.") == 2  # and in its copy button
     assert "What it says" not in asked and "<th>ratio 0.5</th>" in asked and "<th>ratio 0</th>" not in asked
 
@@ -179,6 +183,12 @@ def test_stages_curves_and_figures_of_a_run(tmp_path):
     run.mkdir()
     state = follow(run)
     assert run_html.log_lines(state).endswith(">no log yet</pre>")
+    assert run_html.warnings(state).strip() == ""
+    logged = [f"2026-01-01 10:00:00,000 INFO lite_c2f.run: warning: <{n % 7}>" for n in range(9)]
+    logged += ["2026-01-01 10:00:01,000 WARNING lite_c2f.runtime.batch_size: smaller", "x WARNING other: not ours"]
+    warned = run_html.warnings(state._replace(log=(*logged, "x INFO lite_c2f.run: no warning: at all")))
+    assert re.findall("</b> (.*)</p>", warned) == [f"&lt;{n}&gt;" for n in (3, 4, 5, 6)] + ["smaller"]
+    assert ">3 more in the log<" in warned
     assert "Curves appear" in charts([state])
     drawn = charts([state._replace(series={"reward": {"loss": [(1, 0.5)]}})])
     assert "<h2>Reward model <span>by step</span></h2>" in drawn and drawn.count("<svg") == 1
