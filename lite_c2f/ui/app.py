@@ -68,7 +68,7 @@ def build(run: str | Path | Chat, *, merged: bool = False, may_train: bool = Fal
         gr.HTML(_about(chat, folder.name, login), elem_id="about", elem_classes="about")
         if not chat.is_loaded:
             page.load(partial(_loading, chat), None, gr.HTML(elem_id="loading", padding=False), **NOTIFYING)
-        identity = [gr.Textbox(visible="hidden", label=name) for name in ("owner", "session")]
+        identity = [gr.Textbox(elem_classes="unseen", label=name) for name in ("owner", "session")]
         with gr.Tabs():
             with gr.Tab("Compare"):
                 compare_view(served, identity)

@@ -166,9 +166,9 @@ def _pane(pane: str) -> PaneParts:
         with gr.Row(elem_classes="bar"):
             head = gr.HTML(title(TITLES[pane], ABOUT[pane]) if pane in TITLES else "")
             stop = gr.Button("Stop", size="sm", interactive=False, elem_id=f"stop-{pane}")
-        again = gr.Button("Ask again", visible="hidden", elem_id=f"again-{pane}")
-        go_on = gr.Button("Continue", visible="hidden", elem_id=f"continue-{pane}")
-        best = gr.Button("Best", visible="hidden", elem_id=f"best-{pane}") if pane in PANES else None
+        again = gr.Button("Ask again", elem_classes="unseen", elem_id=f"again-{pane}")
+        go_on = gr.Button("Continue", elem_classes="unseen", elem_id=f"continue-{pane}")
+        best = gr.Button("Best", elem_classes="unseen", elem_id=f"best-{pane}") if pane in PANES else None
         with gr.Column(elem_classes="view", elem_id=f"view-{pane}"):
             earlier = gr.HTML(padding=False)
             view = gr.HTML(conversation([], pane), elem_classes="recent", padding=False)

@@ -66,9 +66,9 @@ def evaluation_view(prompts: Prompts, owner: gr.Textbox) -> None:
         summary = gr.HTML(elem_id="evaluation-summary")
         with gr.Column(visible=False) as column:
             parts = _table_parts()
-        picked = gr.Textbox(visible="hidden", label="picked")
+        picked = gr.Textbox(elem_classes="unseen", label="picked")
         sort, row = (
-            gr.Button(name, visible="hidden", elem_id=f"evaluation-{name.lower()}") for name in ("Sort", "Row")
+            gr.Button(name, elem_classes="unseen", elem_id=f"evaluation-{name.lower()}") for name in ("Sort", "Row")
         )
         sent, timer = gr.State(None), gr.Timer(REFRESH, active=False)
     everything = [sent, summary, column, *parts.filters, *parts.drawn, *own.shown]

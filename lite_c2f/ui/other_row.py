@@ -37,7 +37,7 @@ class OtherRow(NamedTuple):
 def other_row(served: Served) -> OtherRow:
     """Add the row. The first ratio offered is half of the merged one."""
     with gr.Row(elem_classes="tools", elem_id="other-row"):
-        key = gr.Textbox("", visible="hidden", label="other pane")
+        key = gr.Textbox("", elem_classes="unseen", label="other pane")
         listed = choices(served.chat.listed_others(fresh=False))
         choice = gr.Dropdown(
             listed,

@@ -322,6 +322,19 @@
       button.setAttribute("aria-pressed", button.dataset.shows === pane);
     });
   };
+  // A pane that is opened below the panes comes into sight.
+  const showOpened = () => {
+    const until = Date.now() + 10000;
+    const looking = setInterval(() => {
+      const pane = document.querySelector("#pane-other:not(.hide)");
+      if (pane || Date.now() > until) clearInterval(looking);
+      if (!pane) return;
+      stored((store) => store.setItem("lite_c2f.pane", "other"));
+      choosePane("other");
+      pane.scrollIntoView({ block: "nearest", inline: "nearest" });
+    }, 100);
+  };
+  document.addEventListener("click", (event) => { if (event.target.closest?.("#open-other")) showOpened() });
   const chosenPane = () => stored((store) => store.getItem("lite_c2f.pane")) || "fine";
   document.addEventListener("click", (event) => {
     const pane = event.target.closest?.(".pane-choice button")?.dataset.shows;

@@ -59,7 +59,7 @@ def lay_out(chat: Chat) -> SetParts:
                 ("export-set", "Export JSONL"),
             )
         )
-    file = [gr.Textbox(visible="hidden", label=label) for label in ("text", "name")]
+    file = [gr.Textbox(elem_classes="unseen", label=label) for label in ("text", "name")]
     status = gr.HTML(elem_id="set-status")
     with gr.Accordion("Your own questions", open=False):
         gr.HTML(

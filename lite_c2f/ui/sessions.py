@@ -58,7 +58,7 @@ class Fold(NamedTuple):
 
 
 def _components() -> Fold:
-    text, name = (gr.Textbox(visible="hidden", label=label) for label in ("text", "name"))
+    text, name = (gr.Textbox(elem_classes="unseen", label=label) for label in ("text", "name"))
     with gr.Accordion("Sessions: saved as you go, for this browser alone", open=False), gr.Row(elem_classes="tools"):
         chosen = gr.Dropdown(
             [],

@@ -39,7 +39,7 @@ def download_row(served: Served, identity: list[Any]) -> None:
 
     Not everybody's: they hold other visitors' questions, whose sessions are not shown either. The command has them all.
     """
-    text, name = (gr.Textbox(visible="hidden", label=label) for label in ("text", "name"))
+    text, name = (gr.Textbox(elem_classes="unseen", label=label) for label in ("text", "name"))
     with gr.Row(elem_classes="tools"):
         button = gr.Button("Download my votes (JSONL)", size="sm", elem_id="download-votes")
 

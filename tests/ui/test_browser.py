@@ -591,6 +591,12 @@ def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
     assert tab.get_attribute("#stop-other", "aria-label").startswith("Stop llama at 127.0.0.1:")
     tab.click("#remove-other")
     tab.wait_for_selector("#view-other", state="hidden")
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.click("#open-other")  # in sight, as before it was removed
+    tab.wait_for_selector("#view-other:visible")
+    tab.wait_for_function("document.querySelector('#pane-other').getBoundingClientRect().top < innerHeight")
+    assert tab.locator("#pane-other button:visible").all_inner_texts()[0] == "Stop"
+    assert tab.locator(".unseen:visible").count() == 0 < tab.locator(".unseen").count()
 
 
 def test_a_reload_keeps_the_session_and_others_do_not_see_it(site, tab, browser):
