@@ -5,6 +5,7 @@ is made of it.
 """
 
 import re
+from pathlib import PureWindowsPath
 from typing import NamedTuple
 
 SERVER = "server"  # the actor of such a pane
@@ -40,10 +41,14 @@ def name_of_model(place: str, model: str) -> str:
 
 
 def title_of_model(model: ServerModel) -> str:
-    """The title of its pane.
+    """The title of its pane; of a file, as llama.cpp's server names its model, the name without folders.
 
     >>> title_of_model(ServerModel("127.0.0.1:11434", "llama3.2"))
     'llama3.2 at 127.0.0.1:11434'
+    >>> title_of_model(ServerModel("127.0.0.1:8080", "/models/qwen/Qwen3-4B-Q4_K_M.gguf"))
+    'Qwen3-4B-Q4_K_M.gguf at 127.0.0.1:8080'
     """
-    name = model.model if len(model.model) <= MAX_TITLE else f"...{model.model[-MAX_TITLE:]}"
+    path = PureWindowsPath(model.model)  # which takes both kinds of slashes
+    name = path.name if path.root and path.name else model.model
+    name = name if len(name) <= MAX_TITLE else f"...{name[-MAX_TITLE:]}"
     return f"{name} at {model.place}"

@@ -43,7 +43,7 @@ def test_dense_copies_say_the_same(quantized, role, lora):
         expected = logits(roles)
     with roles.sampling(role), torch.no_grad():
         replaced = [module for module in roles.model.modules() if "forward" in module.__dict__]
-        assert len(replaced) == 14  # seven linear layers in each of two layers, with an adapter or without
+        assert len(replaced) == 15  # the head, and seven in each of two layers, with an adapter or without
         torch.testing.assert_close(logits(roles), expected, atol=2e-5, rtol=0)
     assert not any("forward" in module.__dict__ for module in roles.model.modules())
     after = state(roles)
@@ -63,7 +63,35 @@ def test_without_room_for_dense_copies_the_layers_stay_as_they_are(quantized, mo
     roles = randomised(quantized())
     monkeypatch.setattr(copies, "MEMORY_SHARE", 0.0)
     with roles.sampling("policy"):
-        assert not any("forward" in module.__dict__ for module in roles.model.modules())
+        replaced = [module for module in roles.model.modules() if "forward" in module.__dict__]
+        assert replaced == [roles.model.get_output_embeddings()]  # a weight that is there
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_few_rows_are_the_same_in_either_order(monkeypatch, dtype, bias):
+    """Of 1 to 70 rows, as (rows, in) and (rows, 1, in); the other order is taken where it was measured to be faster."""
+    draw = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(40, 24, bias=bias, dtype=dtype)
+    monkeypatch.setattr(copies, "LARGE", layer.weight.numel())
+    taken, mm = set(), torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *factors: taken.add(factors[1].shape[1]) or mm(*factors))
+    with torch.no_grad(), sampling_copies(torch.nn.Sequential(layer)):
+        for rows in range(1, 71):
+            hidden = torch.randn(rows, 1, 40, generator=draw).to(dtype)
+            expected = torch.nn.functional.linear(hidden.double(), layer.weight.double())
+            expected = expected if layer.bias is None else expected + layer.bias.double()
+            for states, wanted in ((hidden, expected), (hidden[:, 0], expected[:, 0])):
+                result = layer(states)
+                assert result.is_contiguous() and result.dtype == dtype
+                close = {"atol": 1e-5, "rtol": 0} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.01}
+                torch.testing.assert_close(result.double(), wanted, **close)
+    assert taken == (set(range(8, 16)) if dtype == torch.float32 else set(range(2, 65)))
+    monkeypatch.setattr(copies, "LARGE", layer.weight.numel() + 1)
+    taken.clear()
+    with torch.no_grad(), sampling_copies(torch.nn.Sequential(layer)):
+        layer(torch.randn(12, 40, generator=draw).to(dtype))
+    assert not taken
 
 
 def test_half_copies_are_of_the_active_adapter_and_the_float32_weights_come_back(pico):
