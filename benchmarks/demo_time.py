@@ -5,7 +5,9 @@ stage. `--against` is another checkout, such as an earlier version, which takes 
 one's CPU time over the other's, which other jobs on the machine change least with one thread. Prints one JSON line
 last.
 
-    python benchmarks/demo_time.py [--against FOLDER] [--repeats 3] [--threads 1] [--out FILE]
+Bytecode of imports is kept, as it is where nobody has forbidden it.
+
+    python benchmarks/demo_time.py [--first] [--against FOLDER] [--repeats 3] [--threads 1] [--out FILE]
 """
 
 import argparse
@@ -23,11 +25,12 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from models import machine, report  # noqa: E402
 
 
-def measure(checkout: Path) -> dict[str, float]:
-    """Seconds until each stage's first line of metrics, and until the end, by name."""
+def measure(checkout: Path, first: bool) -> dict[str, float]:
+    """Seconds until each stage's first line of metrics, and until the end, by name; `first`: of the first alone."""
     with tempfile.TemporaryDirectory() as folder:
         run, found = Path(folder) / "run", dict[str, float]()
         environment = os.environ | {"PYTHONPATH": str(checkout)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         began = time.perf_counter()
         command = [sys.executable, "-m", "lite_c2f", "demo", "--out", str(run)]
         with (Path(folder) / "log").open("w+") as log:
@@ -40,6 +43,10 @@ def measure(checkout: Path) -> dict[str, float]:
                 lines = metrics.read_text().split("\n")[:-1] if metrics.is_file() else []
                 for stage in {json.loads(line)["stage"] for line in lines}:
                     found.setdefault(f"first_{stage}", time.perf_counter() - began)
+                if found and first:
+                    process.kill()
+                    _, _, usage = os.wait4(process.pid, 0)
+                    return found | {"cpu": usage.ru_utime + usage.ru_stime}
             if status:
                 log.seek(0)
                 raise SystemExit(log.read()[-2000:])
@@ -48,6 +55,7 @@ def measure(checkout: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--first", action="store_true", help="end with the first step of the reward model")
     parser.add_argument("--against", type=Path, help="another checkout of lite_c2f")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="(default: as PyTorch chooses)")
@@ -60,7 +68,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for repeat in range(options.repeats):
         for name in sorted(checkouts, reverse=bool(repeat % 2)):
-            runs[name].append({key: round(value, 2) for key, value in measure(checkouts[name]).items()})
+            runs[name].append({key: round(value, 2) for key, value in measure(checkouts[name], options.first).items()})
             print(name, runs[name][-1], file=sys.stderr, flush=True)
     result = {
         "benchmark": "demo_time",
