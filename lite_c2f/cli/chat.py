@@ -60,12 +60,14 @@ def web(
     """Coarse, Fine and baseline side by side in the browser (the same as `python app.py RUN`)."""
     from lite_c2f.runtime.chat_servers import ALSO_KEY_VARIABLE, checked_places
     from lite_c2f.ui.address import check_address, find_run, parse_auth
+    from lite_c2f.ui.gradio_import import without_stubs
 
     checked_places(also or [], "--also", ALSO_KEY_VARIABLE)
     check_address(host, port, parse_auth(auth), root_path)  # before libraries are imported
     find_run(run)
     exit_codes.silence_libraries()
-    from lite_c2f.ui.app import serve
+    with without_stubs():
+        from lite_c2f.ui.app import serve
 
     serve(run, host, port, auth, root_path, merged=merged, also=also or (), models=models, training=training)
 

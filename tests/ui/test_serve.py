@@ -250,6 +250,23 @@ def test_a_bad_address_is_refused_before_anything_is_loaded(call, monkeypatch, t
     assert code == 2 and words in err
 
 
+def test_gradio_is_imported_without_its_stub_files():
+    """As the command does it; they are half of what the import takes."""
+    code = """
+import inspect, sys
+opened, file_of = [], inspect.getfile
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+from lite_c2f.ui.gradio_import import without_stubs
+with without_stubs():
+    import gradio
+assert inspect.getfile is file_of and inspect.getfile(gradio.Button).endswith("button.py")
+assert callable(gradio.Button.click) and len(opened) > 100
+print([name for name in opened if name.endswith(".pyi")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
 def test_an_interruption_reaches_the_command_while_models_are_loaded(monkeypatch):
     """And the command then ends without waiting for the thread that loads them."""
     hold, lived = threading.Event(), []
