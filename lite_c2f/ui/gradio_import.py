@@ -15,10 +15,10 @@ def without_stubs() -> Iterator[None]:
     """
     file_of = inspect.getfile
 
-    def getfile(thing: Any) -> str:
-        if isinstance(thing, type) and thing.__module__.startswith("gradio."):
+    def getfile(object: Any) -> str:
+        if isinstance(object, type) and object.__module__.startswith("gradio."):
             raise OSError("no stub file is wanted")
-        return file_of(thing)
+        return file_of(object)
 
     inspect.getfile = getfile
     try:
