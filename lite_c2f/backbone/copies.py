@@ -20,10 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from lite_c2f.backbone.device import has_bfloat16
+
 MEMORY_SHARE = 0.25  # of the available memory, for dense copies
-# Rows of which W @ x.T is faster than x @ W.T with MKL 2024.2 and oneDNN 3.12 (AMX): 0.5 to 0.9 of the time in float32,
-# 0.6 to 0.9 in bfloat16. Not so for weights that stay in a core's cache.
-FEW_ROWS = {torch.float32: range(8, 16), torch.bfloat16: range(2, 65)}
+# Rows of which W @ x.T is faster than x @ W.T with MKL 2024.2 and oneDNN 3.12: 0.5 to 0.9 of the time in float32, 0.6
+# to 0.9 in bfloat16 where there is AMX, elsewhere up to 4. Not so for weights that stay in a core's cache.
+FEW_ROWS = {
+    torch.float32: range(8, 16),
+    torch.bfloat16: range(2, 65) if has_bfloat16(torch.device("cpu")) else range(0),
+}
 LARGE = 2**18  # elements of a weight
 
 
@@ -59,6 +64,7 @@ def _plain_layers(model: nn.Module, layers: list[nn.Module]) -> list[nn.Module]:
 @contextlib.contextmanager
 def dense_copies(layers: list[nn.Module]) -> Iterator[None]:
     """Base and active adapters of every layer as one matrix, which is no copy where it is a weight that is there."""
+    before = [layer.__dict__.get("forward") for layer in layers]
     try:
         for layer in layers:
             base: Any = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
@@ -70,14 +76,16 @@ def dense_copies(layers: list[nn.Module]) -> Iterator[None]:
             layer.forward = functools.partial(_linear, weight, base.bias)  # type: ignore[union-attr, arg-type]
         yield
     finally:
-        for layer in layers:
+        for layer, forward in zip(layers, before, strict=True):
             layer.__dict__.pop("forward", None)
+            if forward is not None:
+                layer.forward = forward
 
 
 def _linear(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
     """Computed in the weight's type: bfloat16 would round away most of a small adapter."""
     states, rows = hidden.to(weight.dtype), hidden.numel() // hidden.shape[-1]
-    if rows in FEW_ROWS.get(weight.dtype, ()) and weight.numel() >= LARGE:
+    if rows in FEW_ROWS.get(weight.dtype, ()) and weight.numel() >= LARGE and weight.is_contiguous():
         product = torch.mm(weight, states.reshape(rows, -1).t()).t().contiguous().view(*hidden.shape[:-1], -1)
         product = product if bias is None else product + bias
     else:

@@ -49,6 +49,6 @@ def title_of_model(model: ServerModel) -> str:
     'Qwen3-4B-Q4_K_M.gguf at 127.0.0.1:8080'
     """
     path = PureWindowsPath(model.model)  # which takes both kinds of slashes
-    name = path.name if path.root and path.name else model.model
+    name = path.name if path.root and path.name.strip(". ") else model.model
     name = name if len(name) <= MAX_TITLE else f"...{name[-MAX_TITLE:]}"
     return f"{name} at {model.place}"

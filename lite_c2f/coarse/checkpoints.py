@@ -101,7 +101,7 @@ class CheckpointManager:
         self._failures += 1
         state.skipped += 1
         step = state.step + 1
-        self._on_message(f"update {step} skipped ({self._failures} in a row): {error}")
+        self._on_message(f"warning: update {step} skipped ({self._failures} in a row): {error}")
         if stop_asked:
             raise KeyboardInterrupt
         if self._failures < SKIPS:
@@ -132,7 +132,8 @@ class CheckpointManager:
         state.set_learning_rates(rollbacks)
         state.skipped = skipped
         rates = ", ".join(f"{name} {rate * LR_FACTOR**rollbacks:.2g}" for name, rate in state.learning_rates.items())
-        self._on_message(f"going back to update {checkpoint.step}, with lower learning rates ({rates}) from there on")
+        where = f"going back to update {checkpoint.step}, with lower learning rates ({rates}) from there on"
+        self._on_message(f"warning: {where}")
 
     def clear(self) -> None:
         """Remove all checkpoints, once the stage is published."""

@@ -56,7 +56,7 @@ class HeldOutEvaluation:
             scores = evaluate(self._context, judges, self._prompts, self._rows, self._config.run.seed)
         except NonFiniteError as error:
             self._left_out = policy
-            self._on_message(f"update {step}: no evaluation on held-out prompts, and the run goes on: {error}")
+            self._on_message(f"warning: update {step}: no evaluation on held-out prompts, and the run goes on: {error}")
             return
         if record(held_out, judges.mix, settings, step, scores):
             held_out.best_weights = state.policy()
@@ -68,7 +68,7 @@ class HeldOutEvaluation:
         watched = [source.name for source in judges.watch]
         message = overoptimised(held_out.evaluations, watched)
         if message is not None and overoptimised(held_out.evaluations[:-1], watched) is None:
-            self._on_message(message)
+            self._on_message(f"warning: {message}")
 
 
 def evaluation_key(config: Config, prompts: Sequence[list[int]]) -> str:

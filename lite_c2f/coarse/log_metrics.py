@@ -157,7 +157,7 @@ class UpdateLog:
                     log.warning("update %d: no samples: %s", state.step, error)
         if self._on_message:
             for warning in warnings(state.lines):
-                self._on_message(f"update {state.step}: {warning}")
+                self._on_message(f"warning: update {state.step}: {warning}")
         if self._progress:
             self._progress(state.step, state.total_updates(settings), line)
 

@@ -15,7 +15,7 @@ from lite_c2f.storage.files import read_json
 def report_plan(sink: ProgressSink, plan: Plan) -> None:
     """Report the batch sizes that were chosen, the peak memory, and the plan's warnings."""
     for warning in plan.warnings:
-        sink.on_message(warning)
+        sink.on_message(f"note: {warning}")
     if plan.vram_gib is None:
         return
     peak = max(plan.needs, key=lambda need: need.total)

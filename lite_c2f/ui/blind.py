@@ -181,7 +181,7 @@ def _reopener(served: Served) -> Any:
         page = served.pages.continued(request.session_hash, tab)
         state = page.view_state
         if ballot := state.get(VIEW):
-            ballot = state[VIEW] = ballot._replace(replies=restored(ballot.replies), done=True)
+            ballot = state[VIEW] = ballot._replace(replies=restored(ballot.replies), done=True, waits_for="")
         return [*_draw(ballot, page), vote_counts(served)]
 
     return reopen

@@ -323,18 +323,25 @@
     });
   };
   // A pane that is opened below the panes comes into sight.
+  const headOfOther = () => document.querySelector("#pane-other:not(.hide) .head")?.textContent || "";
+  let looking;
   const showOpened = () => {
-    const until = Date.now() + 10000;
-    const looking = setInterval(() => {
-      const pane = document.querySelector("#pane-other:not(.hide)");
-      if (pane || Date.now() > until) clearInterval(looking);
-      if (!pane) return;
+    const before = headOfOther(), until = Date.now() + 10000;
+    clearInterval(looking);
+    looking = setInterval(() => {
+      const now = headOfOther(), pane = document.getElementById("pane-other");
+      if (now === before && Date.now() < until) return; // not yet, or it was refused
+      clearInterval(looking);
+      if (now === before || !now) return;
       stored((store) => store.setItem("lite_c2f.pane", "other"));
       choosePane("other");
       pane.scrollIntoView({ block: "nearest", inline: "nearest" });
     }, 100);
   };
   document.addEventListener("click", (event) => { if (event.target.closest?.("#open-other")) showOpened() });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.matches?.("#other-ratio input")) showOpened();
+  });
   const chosenPane = () => stored((store) => store.getItem("lite_c2f.pane")) || "fine";
   document.addEventListener("click", (event) => {
     const pane = event.target.closest?.(".pane-choice button")?.dataset.shows;

@@ -46,19 +46,18 @@ def charts(states: Sequence[RunState], view: ChartView = ChartView()) -> str:
     stages = []
     for stage in TITLES:
         step, places = _x_axis(stage, states, view)
-        figures, outside = [], set[str]()
+        figures, drawn_of, shown_of = [], set[str](), set[str]()
         for of, title, unit, names in (*CURVES, *source_curves(stage, _names(states, stage))):
             if of == stage:
                 lines = _lines(states, stage, names, places, view)
                 parts = last_part(list(lines.values()), view.part)
-                outside |= {
-                    label for (label, line), part in zip(lines.items(), parts, strict=True) if line and not part
-                }
                 shown = {label: downsample(part) for label, part in zip(lines, parts, strict=True)}
+                drawn_of |= {label for label, line in lines.items() if line}
+                shown_of |= {label for label, part in shown.items() if part}
                 figures.append(chart(title, unit, shown, step))
         if any(figures):
             drawn = [figure for figure in figures if figure]
-            stages.append(StageCharts(TITLES[stage], step, drawn, sorted(outside)))
+            stages.append(StageCharts(TITLES[stage], step, drawn, sorted(drawn_of - shown_of)))
     return fill("run_charts.html", stages=stages)
 
 

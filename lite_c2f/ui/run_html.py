@@ -36,7 +36,8 @@ MEANING = {
 COMPARED = ("reward", "tokens", "eos", "repeated_4gram", "accuracy", "analytic")
 BLANK_LINES = re.compile(r"\n\s*\n")
 LOG_LINES = 200  # that are shown unless all are wanted
-WARNING = re.compile(r" WARNING lite_c2f[\w.]*: (.+)| lite_c2f[\w.]*: warning: (.+)")
+WARNING = re.compile(r" WARNING lite_c2f[\w.]*: (.+)| lite_c2f[\w.]*: (?:warning|note): (.+)")
+UPDATE = re.compile(r"update \d+: ")  # before what is said of many updates
 WARNINGS = 5  # that are shown
 PROMPTS = 6  # whose samples are shown
 
@@ -116,9 +117,10 @@ def bars(stages: Sequence[StageState]) -> str:
 
 
 def warnings(state: RunState) -> str:
-    """What the log warns of, each once, the newest last; "" where it warns of nothing. state: with its whole log."""
-    found = dict.fromkeys(match[1] or match[2] for line in state.log if (match := WARNING.search(line)))
-    return fill("run_warnings.html", warnings=list(found)[-WARNINGS:], more=max(0, len(found) - WARNINGS))
+    """What the log warns of, each thing once with its last text. state: with its whole log."""
+    texts = (match[1] or match[2] for line in state.log if (match := WARNING.search(line)))
+    found = list({UPDATE.sub("", text): text for text in texts}.values())
+    return fill("run_warnings.html", warnings=found[-WARNINGS:], more=max(0, len(found) - WARNINGS))
 
 
 def comparison(state: RunState) -> str:

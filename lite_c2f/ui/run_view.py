@@ -171,7 +171,7 @@ def _training(runs: Path, chosen: gr.Dropdown, configs: Mapping[str, Path]) -> t
         def action() -> str:
             number = launch.start(runs, name, configs, config, seed, updates or None)
             begun = f"Started {name} as process {number}; it continues when this page is closed."
-            return f"{begun} The form is ready for another run."
+            return f"{begun} Change the form to start another one."
 
         text, done = _result_of(action, request)
         if not done:

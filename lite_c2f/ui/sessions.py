@@ -3,12 +3,14 @@
 A browser keeps the owner's random number in its local storage, and a tab that of its session in its session storage.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.context import Context
 
+from lite_c2f.actors.names import BASELINE, COARSE
 from lite_c2f.chat import ChatSettings
 from lite_c2f.chat.panes import title_of
 from lite_c2f.errors import C2FError
@@ -19,21 +21,21 @@ from lite_c2f.ui.page_session import Display, PageSession
 from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import Round, Transcript
 
-IDENTITY = f"""(_, __, ...display) => {{
+# The identity, the views as the tab had them, and what else is displayed.
+IDENTITY = f"""(_, __, marks, against, together, fully, ...display) => {{
   {SECRET_NUMBER}
-  let session = "";
-  try {{ session = sessionStorage.getItem("lite_c2f.session") || "" }} catch {{}}
-  return [secret("localStorage", "lite_c2f.owner"), session, ...display];
+  let session = "", views = [marks, against, together, fully];
+  try {{
+    session = sessionStorage.getItem("lite_c2f.session") || "";
+    const kept = JSON.parse(sessionStorage.getItem("lite_c2f.views"));
+    const known = kept?.length === views.length && {json.dumps(["", COARSE, BASELINE])}.includes(kept[1]);
+    if (known) views = kept; // a list that has no such choice would refuse it
+  }} catch {{}}
+  return [secret("localStorage", "lite_c2f.owner"), session, ...views, ...display];
 }}"""
 STORE_SESSION = "(id) => { try { sessionStorage.setItem('lite_c2f.session', id) } catch {} }"
 # How the answers are shown is kept for the tab: a reload changes nothing of it.
 STORE_VIEWS = "(...views) => { try { sessionStorage.setItem('lite_c2f.views', JSON.stringify(views)) } catch {} }"
-STORED_VIEWS = """(...views) => {
-  try {
-    const kept = JSON.parse(sessionStorage.getItem("lite_c2f.views"));
-    return kept?.length === views.length ? kept : views;
-  } catch { return views }
-}"""
 # The file is made in the browser: the server hands out no files at all.
 DOWNLOAD = """(text, name) => {
   if (!name) return;
@@ -86,11 +88,10 @@ def sessions_fold(
     """The fold of sessions.
 
     identity: hidden boxes of owner and session id; display: the inputs of a `Display`; settings: the inputs that
-    `settings_in` fills; views: inputs whose values stay over a reload; drawn: the outputs of `draw`. Returns what to
-    call with each event that changes the conversation.
+    `settings_in` fills; views: inputs whose values stay over a reload, the first two those of `display` too; drawn: the
+    outputs of `draw`. Returns what to call with each event that changes the conversation.
     """
-    owner, session = identity
-    fold = _components()
+    (owner, session), fold = identity, _components()
 
     def listed(page: PageSession) -> list[Any]:
         entries, id = saving.choices(served, page), page.transcript.id if page.transcript else None
@@ -110,9 +111,9 @@ def sessions_fold(
         return [*draw(page, display._replace(ratio=ratio, other=other)), *values, *listed(page)]
 
     def load(request: gr.Request, owner: str, id: str, *shown: Any) -> list[Any]:
-        page = served.pages.of(request.session_hash)
+        page, kept = served.pages.of(request.session_hash), shown[: len(views)]
         saving.identify(served, page, owner, id)
-        return [page.owner, *restore(page, Display(*shown))]
+        return [page.owner, *kept, *restore(page, Display(*kept[:2], *shown[len(views) :]))]
 
     def switch(request: gr.Request, id: str | None, *shown_and_identity: Any) -> list[Any]:
         *shown, owner, session = shown_and_identity
@@ -141,8 +142,10 @@ def sessions_fold(
     chosen = [fold.chosen, *display, *identity]
     sessions = [session, fold.chosen, fold.remove, fold.as_json, fold.as_markdown]
     if Context.root_block is not None:
-        loaded = [owner, *drawn, *settings, *sessions]
-        _keep(views, Context.root_block.load(load, [*identity, *display], loaded, js=IDENTITY, **QUICK))
+        loaded = [owner, *views, *drawn, *settings, *sessions]
+        Context.root_block.load(load, [*identity, *views, *display[2:]], loaded, js=IDENTITY, **QUICK)
+    for view in views:
+        view.input(None, views, None, js=STORE_VIEWS)
     session.change(None, session, None, js=STORE_SESSION)
     fold.chosen.input(switch, chosen, [*drawn, *settings, *sessions], **NOTIFYING)
     fold.remove.click(delete, chosen, [*drawn, *sessions], **NOTIFYING)
@@ -153,13 +156,6 @@ def sessions_fold(
     ):
         button.click(_export(served, write, ending), identity, file, **NOTIFYING).then(None, file, None, js=DOWNLOAD)
     return lambda event: event.then(refresh, None, sessions, **QUICK)
-
-
-def _keep(views: list[Any], loaded: Any) -> None:
-    """Keep the values of inputs over a reload. loaded: the event after which they are as they were."""
-    loaded.then(None, views, views, js=STORED_VIEWS)
-    for view in views:
-        view.input(None, views, None, js=STORE_VIEWS)
 
 
 def _as_markdown(transcript: Transcript) -> str:

@@ -56,6 +56,7 @@ def loaded_when_ready(
             if name in waited.messages or not has_actors(run) or follow(run).state in ACTIVE:
                 continue
             waited.messages[name] = f"The actors of {name} are being loaded; this page then shows them by itself."
+            chat = None
             try:
                 chat = Chat(run, merged=merged, also=also, models=models, wait=False)
                 load_behind(chat)
@@ -66,6 +67,7 @@ def loaded_when_ready(
                 if not isinstance(error, C2FError | OSError) and not is_out_of_memory(error):
                     raise
                 waited.messages[name] = f"The actors of {name} cannot be loaded: {error}"
+                chat = None  # with it what was loaded until then, by the error's traceback
         time.sleep(REFRESH)
 
 

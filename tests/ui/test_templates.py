@@ -186,9 +186,12 @@ def test_stages_curves_and_figures_of_a_run(tmp_path):
     assert run_html.warnings(state).strip() == ""
     logged = [f"2026-01-01 10:00:00,000 INFO lite_c2f.run: warning: <{n % 7}>" for n in range(9)]
     logged += ["2026-01-01 10:00:01,000 WARNING lite_c2f.runtime.batch_size: smaller", "x WARNING other: not ours"]
+    logged += [
+        f"x INFO lite_c2f.run: {text}" for text in ("warning: update 2: KL", "warning: update 9: KL", "note: one")
+    ]
     warned = run_html.warnings(state._replace(log=(*logged, "x INFO lite_c2f.run: no warning: at all")))
-    assert re.findall("</b> (.*)</p>", warned) == [f"&lt;{n}&gt;" for n in (3, 4, 5, 6)] + ["smaller"]
-    assert ">3 more in the log<" in warned
+    assert re.findall("</b> (.*)</p>", warned) == ["&lt;5&gt;", "&lt;6&gt;", "smaller", "update 9: KL", "one"]
+    assert ">5 more in the log<" in warned
     assert "Curves appear" in charts([state])
     drawn = charts([state._replace(series={"reward": {"loss": [(1, 0.5)]}})])
     assert "<h2>Reward model <span>by step</span></h2>" in drawn and drawn.count("<svg") == 1
