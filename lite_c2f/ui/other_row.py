@@ -96,17 +96,20 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
     row.key.change(shown, row.key, [*pane, row.removes, *chosen], **QUICK)
 
 
-def _listed(served: Served, page: PageSession, *, opened: bool = False) -> gr.Dropdown:
+def _listed(served: Served, page: PageSession, *, opened: bool = False) -> Any:
     """The choice with what can be chosen now: checkpoints come and go, and so do other servers' models.
 
-    What was listed since the page was opened stays, as gone: Gradio fails where a list that is open becomes shorter.
+    What was listed since the page was opened stays, as gone: Gradio fails where a list that is open becomes shorter. A
+    list that is as it was is not drawn again: a click on it at that moment would be lost.
     """
     offered = choices(served.chat.listed_others())
     names = [name for _, name in offered]
-    before = [] if opened else page.view_state.get(LISTED, [])
-    offered += [(f"{title_of(name)} (no longer there)", name) for name in before if name not in names]
-    page.view_state[LISTED] = [name for _, name in offered]
-    return gr.Dropdown(choices=list(offered), visible=_visible(served.chat, offered), info=_about(served.chat))
+    before, about = ([], "") if opened else page.view_state.get(LISTED, ([], ""))
+    offered += [(f"{title_of(name)} (no longer there)", name) for _, name in before if name not in names]
+    page.view_state[LISTED] = now = (offered, _about(served.chat))
+    if now == (before, about):
+        return gr.skip()
+    return gr.Dropdown(choices=list(offered), visible=_visible(served.chat, offered), info=now[1])
 
 
 def _about(chat: Chat) -> str:

@@ -583,6 +583,9 @@ def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
     tab.click("#view-other .act:has-text('ask again')")
     tab.wait_for_selector("#view-other >> text=failed: 'Coarse Actor, best policy' is not there (any more)")
     tab.click("#other-choice input")  # a model of another server
+    tab.wait_for_selector(
+        "[role=option]:has-text('no longer there')"
+    )  # the list is new: a click while it comes is lost
     tab.click("[role=option]:has-text('llama at 127.0.0.1')")
     tab.click("#open-other:has-text('Open this pane')")
     tab.wait_for_selector("#view-other strong:has-text('Seven')")
