@@ -9,6 +9,7 @@ import typer
 from lite_c2f.cli import exit_codes
 from lite_c2f.cli.root import LOOK_GROUP, Run, app
 from lite_c2f.errors import ConfigError
+from lite_c2f.runtime.lingering_threads import exit_if_lingering
 
 KEY_VARIABLE = "LITE_C2F_API_KEY"
 
@@ -70,6 +71,7 @@ def web(
         from lite_c2f.ui.app import serve
 
     serve(run, host, port, auth, root_path, merged=merged, also=also or (), models=models, training=training)
+    exit_if_lingering(0)
 
 
 @app.command(rich_help_panel=LOOK_GROUP, epilog="Example: lite-c2f serve runs/toy --port 8000")

@@ -3,6 +3,7 @@
 The page is served before torch is imported: models are loaded behind it.
 """
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from lite_c2f.evaluation.actor_hashes import actor_hashes
 from lite_c2f.runs.manifest import inputs_of
 from lite_c2f.runs.model_pair import TOY
 from lite_c2f.runtime.address import is_loopback
+from lite_c2f.runtime.lingering_threads import add_lingering
 from lite_c2f.smollm import CONFIG as SMOLLM_CONFIG
 from lite_c2f.smollm import SMOLLM
 from lite_c2f.toy import CONFIG as TOY_CONFIG
@@ -175,4 +177,5 @@ def serve(
         print("The models are loaded", flush=True)
     if not prevent_thread_lock:
         page.block_thread()
+        add_lingering([threading.main_thread()])  # in any case: some of Gradio's threads may be within PyTorch
     return page

@@ -9,6 +9,7 @@ built (GRADIO_ANALYTICS_ENABLED, set in this package), the tunnel of share=True,
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,13 +19,14 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lite_c2f.runtime.address import bracketed, netloc, port_error
+from lite_c2f.runtime.lingering_threads import add_lingering
 from lite_c2f.ui.address import allowed_hosts, check_address
 from lite_c2f.ui.guard import Guard
 
 WAITING = 64  # questions in the queue; beyond that Gradio answers that the server is busy
 THREADS = 128  # each streamed answer holds one, each waiting question too, and buttons need some as well
 SESSIONS = 48  # pages whose state Gradio keeps, closed ones too, 0.65 MiB each; conversations are saved elsewhere
-
+GRACE = 0.5  # seconds that requests have to end when the server does
 
 OPENING = (  # in the page's head: shown from the first byte on, until its scripts have drawn the page
     b"<style>body:not(:has(.gradio-container))::before "
@@ -129,10 +131,25 @@ def launch(
     except OSError as error:
         raise port_error(host, port, error) from None
     page.allowed_paths = []  # whatever GRADIO_ALLOWED_PATHS says
+    _end_soon(page.server)
     print(f"Serving {about} at {page.local_url} - Ctrl-C ends it", flush=True)
     if not prevent_thread_lock:
         page.block_thread()
     return page
+
+
+def _end_soon(server: Any) -> None:
+    """Let a server's `close` wait for its streams for half a second: an open page's never end, and Gradio waits for 5.
+
+    The thread that serves them may then still run when the command ends.
+    """
+
+    def close() -> None:
+        server.should_exit = True
+        server.thread.join(timeout=GRACE)
+
+    add_lingering([server.thread])
+    server.close = close
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -284,6 +285,23 @@ def test_an_interruption_reaches_the_command_while_models_are_loaded(monkeypatch
     lingering_threads.exit_if_lingering(130)
     assert lived == [] and codes == [130]
     hold.set()
+
+
+def test_an_open_page_does_not_hold_up_the_end(monkeypatch):
+    """Its stream never ends: the server's thread still runs when the command ends."""
+    hold, codes = threading.Event(), []
+    server = SimpleNamespace(thread=threading.Thread(target=hold.wait, args=(20,), daemon=True), should_exit=False)
+    server.thread.start()
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(lingering_threads, "_lingering", type(lingering_threads._lingering)())
+    serve._end_soon(server)
+    server.close()
+    assert server.should_exit and server.thread.is_alive()
+    lingering_threads.exit_if_lingering(0)
+    hold.set()
+    server.thread.join()
+    lingering_threads.exit_if_lingering(1)
+    assert codes == [0]
 
 
 def test_what_loading_raises_ends_the_command():
