@@ -36,7 +36,7 @@ MEANING = {
 COMPARED = ("reward", "tokens", "eos", "repeated_4gram", "accuracy", "analytic")
 BLANK_LINES = re.compile(r"\n\s*\n")
 LOG_LINES = 200  # that are shown unless all are wanted
-WARNING = re.compile(r" WARNING lite_c2f[\w.]*: (.+)| lite_c2f[\w.]*: (?:warning|note): (.+)")
+WARNING = re.compile(r" (WARNING) lite_c2f[\w.]*: (.+)| lite_c2f[\w.]*: (warning|note): (.+)")
 UPDATE = re.compile(r"update \d+: ")  # before what is said of many updates
 WARNINGS = 5  # that are shown
 PROMPTS = 6  # whose samples are shown
@@ -118,8 +118,9 @@ def bars(stages: Sequence[StageState]) -> str:
 
 def warnings(state: RunState) -> str:
     """What the log warns of, each thing once with its last text. state: with its whole log."""
-    texts = (match[1] or match[2] for line in state.log if (match := WARNING.search(line)))
-    found = list({UPDATE.sub("", text): text for text in texts}.values())
+    matches = (match for line in state.log if (match := WARNING.search(line)))
+    kinds_and_texts = (((match[1] or match[3]).capitalize(), match[2] or match[4]) for match in matches)
+    found = list({UPDATE.sub("", text): (kind, text) for kind, text in kinds_and_texts}.values())
     return fill("run_warnings.html", warnings=found[-WARNINGS:], more=max(0, len(found) - WARNINGS))
 
 

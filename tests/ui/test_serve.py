@@ -15,9 +15,10 @@ import pytest
 
 pytest.importorskip("gradio")
 
+from lite_c2f.cli import chat as chat_commands
 from lite_c2f.errors import ConfigError, RunError
 from lite_c2f.runtime import lingering_threads
-from lite_c2f.ui import address, serve
+from lite_c2f.ui import address, app, serve
 from lite_c2f.ui.loading import load_behind
 
 ROOT = Path(__file__).parents[2]
@@ -302,6 +303,16 @@ def test_an_open_page_does_not_hold_up_the_end(monkeypatch):
     server.thread.join()
     lingering_threads.exit_if_lingering(1)
     assert codes == [0]
+
+
+def test_the_command_ends_without_python_s_own_end(call, monkeypatch, tmp_path):
+    """Which takes seconds, and aborts the process where a thread of Gradio's is within PyTorch."""
+    codes = []
+    monkeypatch.setattr(app, "serve", lambda *given, **named: codes.append("served"))
+    monkeypatch.setattr(chat_commands, "exit_if_lingering", codes.append)
+    (tmp_path / "config.yaml").touch()
+    call("app", tmp_path, "--port", free_port())
+    assert codes == ["served", 0]
 
 
 def test_what_loading_raises_ends_the_command():

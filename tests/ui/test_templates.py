@@ -190,6 +190,7 @@ def test_stages_curves_and_figures_of_a_run(tmp_path):
         f"x INFO lite_c2f.run: {text}" for text in ("warning: update 2: KL", "warning: update 9: KL", "note: one")
     ]
     warned = run_html.warnings(state._replace(log=(*logged, "x INFO lite_c2f.run: no warning: at all")))
+    assert re.findall("<b>(.*)</b>", warned) == ["Warning"] * 4 + ["Note"]
     assert re.findall("</b> (.*)</p>", warned) == ["&lt;5&gt;", "&lt;6&gt;", "smaller", "update 9: KL", "one"]
     assert ">5 more in the log<" in warned
     assert "Curves appear" in charts([state])

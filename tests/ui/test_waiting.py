@@ -3,6 +3,7 @@
 import gc
 import re
 import threading
+import weakref
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_actors_are_loaded_once_the_training_has_ended(tmp_path, monkeypatch):
     make_run(tmp_path / "broken", "reward", "coarse", "fine")
     make_run(tmp_path / "ready", "reward", "coarse", "fine")
 
-    loaded_in = []
+    loaded_in, refused = [], []
 
     class Fake:
         def __init__(self, run, merged, also, models, wait):
@@ -61,6 +62,7 @@ def test_actors_are_loaded_once_the_training_has_ended(tmp_path, monkeypatch):
         def load(self):
             loaded_in.append(threading.current_thread())
             if self.made_of[0] == "broken":
+                refused.append(weakref.ref(self))
                 raise RunError.because("a damaged adapter", "a whole one", "train again")
 
     holder = lock.locked(tmp_path / "ready")
@@ -69,6 +71,8 @@ def test_actors_are_loaded_once_the_training_has_ended(tmp_path, monkeypatch):
 
     def sleep(seconds):
         slept.append(seconds)
+        gc.collect()
+        assert refused[0]() is None  # what it had loaded is free for another run's training
         if len(slept) == 2:
             holder.__exit__(None, None, None)
         assert len(slept) < 5
