@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ pytest.importorskip("gradio")
 from lite_c2f.cli import chat as chat_commands
 from lite_c2f.errors import ConfigError, RunError
 from lite_c2f.runtime import lingering_threads
-from lite_c2f.ui import address, app, serve
+from lite_c2f.ui import address, app, gradio_import, serve
 from lite_c2f.ui.loading import load_behind
 
 ROOT = Path(__file__).parents[2]
@@ -305,14 +306,15 @@ def test_an_open_page_does_not_hold_up_the_end(monkeypatch):
     assert codes == [0]
 
 
-def test_the_command_ends_without_python_s_own_end(call, monkeypatch, tmp_path):
-    """Which takes seconds, and aborts the process where a thread of Gradio's is within PyTorch."""
+def test_the_command_begins_without_stubs_and_ends_without_python_s_own_end(call, monkeypatch, tmp_path):
+    """That takes seconds, and aborts the process where a thread of Gradio's is within PyTorch."""
     codes = []
+    monkeypatch.setattr(gradio_import, "without_stubs", lambda: codes.append("imports") or nullcontext())
     monkeypatch.setattr(app, "serve", lambda *given, **named: codes.append("served"))
     monkeypatch.setattr(chat_commands, "exit_if_lingering", codes.append)
     (tmp_path / "config.yaml").touch()
     call("app", tmp_path, "--port", free_port())
-    assert codes == ["served", 0]
+    assert codes == ["imports", "served", 0]
 
 
 def test_what_loading_raises_ends_the_command():

@@ -11,8 +11,8 @@ pytest.importorskip("gradio")
 from lite_c2f.chat import TITLES, ChatSettings
 from lite_c2f.ui import blind, ratio_grid, run_html
 from lite_c2f.ui.answering import Snapshot
-from lite_c2f.ui.ballot import Ballot, vote_of
-from lite_c2f.ui.page_session import Display
+from lite_c2f.ui.ballot import VIEW, Ballot, vote_of
+from lite_c2f.ui.page_session import Display, PageSession
 from lite_c2f.ui.render import conversation, title
 from lite_c2f.ui.run_charts import charts
 from lite_c2f.ui.runs import Sample, StageState, follow
@@ -209,6 +209,16 @@ def test_samples_of_six_prompts():
     page = run_html.samples(samples)
     assert page.count("<blockquote>") == page.count("<i>(empty)</i>") == 6
     assert "2 more prompts are in" in page and "more prompts" not in run_html.samples(samples[:6])
+
+
+def test_a_reopened_ballot_waits_for_nothing(monkeypatch):
+    """What an answer waited for when the page was reloaded is over."""
+    page = PageSession()
+    page.view_state[VIEW] = ballot(REPLY, None)._replace(waits_for="2 before you")
+    served = SimpleNamespace(pages=SimpleNamespace(continued=lambda *_: page))
+    monkeypatch.setattr(blind, "vote_counts", lambda _: "")
+    drawn = blind._reopener(served)("tab", SimpleNamespace(session_hash="h"))
+    assert not any("2 before you" in str(each) for each in drawn) and "waiting" in str(drawn)
 
 
 def test_nobody_votes_before_the_scores_are_there():
