@@ -54,7 +54,7 @@ TASKS = {
         {"ppo": (3e-4, 1e-3, 3e-3), "grpo": (1e-3, 3e-3, 1e-2), "rloo": (1e-3, 3e-3, 1e-2)}, 96, 128, 60_000, 2, 48
     ),
     "smollm2": Task(
-        {"ppo": (1.5e-4, 3e-4, 6e-4), "grpo": (1.5e-4, 5e-4, 1.5e-3), "rloo": (1.5e-4, 5e-4, 1.5e-3)},
+        {"ppo": (1.5e-4, 3e-4, 6e-4), "grpo": (5e-4, 1.5e-3, 5e-3), "rloo": (5e-4, 1.5e-3, 5e-3)},
         256,
         64,
         30_000,
@@ -261,9 +261,14 @@ def run_child(arguments: str) -> None:
     print(json.dumps(judged(model, seed, points, Path(rewards))))
 
 
+def folder_of(scratch: Path, model: str, seed: int, name: str, rate: float, tokens: int) -> Path:
+    """Where a run is kept, with `curve.json` once it has ended."""
+    return scratch / f"{model}-{seed}-{name}-{rate:g}-{tokens}"
+
+
 def child(name: str, model: str, seed: int, rate: float, tokens: int, scratch: Path, rewards: Path) -> Any:
     """A run in a process of its own. scratch: a run that is found there is not made again."""
-    folder = scratch / f"{model}-{seed}-{name}-{rate:g}-{tokens}"
+    folder = folder_of(scratch, model, seed, name, rate, tokens)
     done_before = folder / "curve.json"
     if done_before.is_file():
         return json.loads(done_before.read_text())
@@ -343,6 +348,7 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=2, help="runs side by side")
     parser.add_argument("--rewards", type=Path, help="a run whose reward model is used (default: it is trained)")
     parser.add_argument("--jobs", type=Path, help="folder where finished runs are kept, and not made again")
+    parser.add_argument("--finished", action="store_true", help="report what --jobs has, and start nothing")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -352,17 +358,24 @@ def main() -> None:
 
     task = TASKS[options.model]
     tokens = options.tokens or task.tokens
-    arms = [(name, rate) for name, rates in task.rates.items() for rate in rates]
+    # the middle rates first, then the highest: most is known of them where time runs out
+    arms = [(name, rates[place]) for place in (1, 2, 0) for name, rates in task.rates.items()]
     with tempfile.TemporaryDirectory() as text, ThreadPoolExecutor(options.lanes) as pool:
         scratch = options.jobs or Path(text)
         rewards = options.rewards or scratch / f"{options.model}-{options.seed}-rewards"
-        if not (rewards / "reward" / "metrics.json").is_file():
+        if options.finished:
+            arms = [
+                arm
+                for arm in arms
+                if (folder_of(scratch, options.model, options.seed, *arm, tokens) / "curve.json").is_file()
+            ]
+        elif not (rewards / "reward" / "metrics.json").is_file():
             child("reward", options.model, options.seed, 0.0, 0, scratch, rewards)
         of_arm = functools.partial(child, model=options.model, seed=options.seed, tokens=tokens, scratch=scratch)
         runs = pool.map(lambda arm: of_arm(arm[0], rate=arm[1], rewards=rewards), arms)
-        curves: dict[str, dict[float, list]] = {name: {} for name in task.rates}
-        for (name, rate), curve in zip(arms, runs, strict=True):
-            curves[name][rate] = curve
+        curves: dict[str, dict[float, list]] = {}
+        for (name, rate), curve in sorted(zip(arms, runs, strict=True)):
+            curves.setdefault(name, {})[rate] = curve
     result = {
         "benchmark": "time_to_reward",
         "unit": "CPU seconds of training, one thread; generated tokens",

@@ -23,12 +23,10 @@ from transformers.pytorch_utils import Conv1D
 from lite_c2f.backbone.device import has_bfloat16
 
 MEMORY_SHARE = 0.25  # of the available memory, for dense copies
-# Rows of which W @ x.T is faster than x @ W.T with MKL 2024.2 and oneDNN 3.12: 0.5 to 0.9 of the time in float32, 0.6
-# to 0.9 in bfloat16 where there is AMX, elsewhere up to 4. Not so for weights that stay in a core's cache.
-FEW_ROWS = {
-    torch.float32: range(8, 16),
-    torch.bfloat16: range(2, 65) if has_bfloat16(torch.device("cpu")) else range(0),
-}
+# Rows of which W @ x.T is faster than x @ W.T on CPUs with AMX, with MKL 2024.2 and oneDNN 3.12: 0.5 to 0.9 of the time
+# in float32, 0.6 to 0.9 in bfloat16; on a CPU without (AMD's EPYC of AVX2) it takes up to 2.7 times as long. Not so for
+# weights that stay in a core's cache.
+FEW_ROWS = {torch.float32: range(8, 16), torch.bfloat16: range(2, 65)} if has_bfloat16(torch.device("cpu")) else {}
 LARGE = 2**18  # elements of a weight
 
 

@@ -192,8 +192,9 @@ def test_a_raw_prompt_is_continued_as_it_is(chat, client):
     response = asked(client, TEXT, model="base", max_tokens=..., temperature=0).json()
     (choice,) = response["choices"]
     assert response["object"] == "text_completion" and choice["finish_reason"] == "length"
-    assert choice["text"].startswith(" ") and len(choice["text"].split()) == 16  # OpenAI's default
+    # 16 is OpenAI's default. One of them may be a special token, which has no text.
     assert response["usage"] == {"prompt_tokens": 2, "completion_tokens": 16, "total_tokens": 18}
+    assert choice["text"].startswith(" ")
     model, ids = chat.actors.roles.model, chat.actors.tokenizer.encode("w1 w2", add_special_tokens=False)
     with torch.inference_mode(), model.disable_adapter():
         first = model(torch.tensor([ids])).logits[0, -1].argmax().item()
