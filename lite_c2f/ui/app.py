@@ -3,9 +3,9 @@
 The page is served before torch is imported: models are loaded behind it.
 """
 
+import asyncio
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -105,11 +105,11 @@ def _about(chat: Chat, name: str, login: bool) -> str:
     )
 
 
-def _loading(chat: Chat) -> Iterator[str]:
-    """What the page shows above its tabs while the models are loaded."""
+async def _loading(chat: Chat) -> AsyncIterator[str]:
+    """What the page shows above its tabs while the models are loaded. It waits in no thread: many may wait at once."""
     while text := chat.loading:
         yield f'<p class="hint">{escape(text[0].upper() + text[1:])}. You can ask already.</p>'
-        time.sleep(REFRESH_LOADING)
+        await asyncio.sleep(REFRESH_LOADING)
     yield ""
 
 

@@ -1,5 +1,6 @@
 """Row of Compare that opens and removes the other pane."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from lite_c2f.chat import Chat
 from lite_c2f.chat.other_actors import MAX_LOADED
 from lite_c2f.chat.panes import title_of
 from lite_c2f.ui.answering import NOTIFYING, QUICK, Served
+from lite_c2f.ui.loading import REFRESH_LOADING
 from lite_c2f.ui.other_pane import SECOND_FINE, about_other, choices, known
 from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.render import title
@@ -69,6 +71,14 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
     def opened(request: gr.Request) -> Any:
         return _listed(served, served.pages.of(request.session_hash), opened=True)
 
+    async def listed_when_loaded(request: gr.Request) -> Any:
+        """For a page that was opened before: its list is short until then."""
+        if not served.chat.loading:
+            return gr.skip()
+        while served.chat.loading:
+            await asyncio.sleep(REFRESH_LOADING)
+        return await asyncio.to_thread(listed, request)
+
     def shown(key: str) -> list[Any]:
         """Column and head of the pane, the button that removes it, its choice and its ratio."""
         key = known(key)
@@ -93,6 +103,8 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
     row.choice.focus(listed, None, row.choice, **QUICK)
     if Context.root_block is not None:
         Context.root_block.load(opened, None, row.choice, **QUICK)
+        if not served.chat.is_loaded:
+            Context.root_block.load(listed_when_loaded, None, row.choice, **NOTIFYING)
     row.key.change(shown, row.key, [*pane, row.removes, *chosen], **QUICK)
 
 

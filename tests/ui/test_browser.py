@@ -21,6 +21,7 @@ from playwright import sync_api as playwright
 from lite_c2f.chat.panes import TITLES
 from lite_c2f.errors import C2FError
 from lite_c2f.evaluation import overlap
+from lite_c2f.toy.build import toy_folder
 from lite_c2f.ui import render
 from lite_c2f.ui.markdown import formatted
 from lite_c2f.ui.runs.starts import FOLDER as STARTS
@@ -1458,7 +1459,8 @@ def test_an_open_page_finds_its_session_after_a_restart(toy_run, browser, tmp_pa
     first.process.wait()
     ask(page, "sent to nobody", refused=True)
     (loading := tmp_path / "loading").touch()
-    second = start(run, tmp_path / "attempts", 0, first.url.rsplit(":", 1)[1].strip("/"))
+    also = ["--models", toy_folder()]  # which has a base and an instruct model
+    second = start(run, tmp_path / "attempts", 0, first.url.rsplit(":", 1)[1].strip("/"), also=also)
     try:
         page.wait_for_timeout(3000)  # a page that was told nothing more when the first one ended loads itself anew
         page.wait_for_selector("#prompt textarea:enabled")
@@ -1470,7 +1472,12 @@ def test_an_open_page_finds_its_session_after_a_restart(toy_run, browser, tmp_pa
         page.click("#stop-coarse")
         ended(page, "coarse", chip="stopped")
         assert second.process.poll() is None
+        page.click("#other-choice input")
+        page.wait_for_selector("[role=option]:has-text('A second Fine')")
+        assert page.locator("[role=option]").count() == 1 and "once the models" in page.inner_text("#other-choice")
         loading.unlink()
+        page.wait_for_selector("[role=option]:has-text('instruct')")  # in the list that is open
+        page.keyboard.press("Escape")
         ended(page, "fine", "baseline", chip="reward")
         page.wait_for_function("!document.querySelector('#loading').textContent.trim()")
         assert page.inner_text("#view-fine .said >> nth=0") == fine
