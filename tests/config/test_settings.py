@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lite_c2f.config.loading import load_config, schema
@@ -56,6 +56,7 @@ def test_every_field_is_documented():
     walk(schema())
 
 
+@settings(max_examples=20)
 @given(st.integers(4, 10**6), st.floats(1e-9, 1.0), st.booleans(), st.text(min_size=1, max_size=20))
 def test_any_config_round_trips(updates, lr, rslora, folder):
     config = Config.model_validate(
