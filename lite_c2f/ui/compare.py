@@ -224,9 +224,10 @@ def _connect(parts: Parts, served: Served, identity: list[Any]) -> None:
     changes_session(parts.redo.click(handlers.redo, [parts.prompt, *drawing["inputs"]], with_box, **NOTIFYING))
     changes_session(parts.clear.click(handlers.start_over, **drawing, **QUICK))
     parts.stop_all.click(handlers.stop(None), None, None, **QUICK)
-    parts.ratio.change(handlers.redraw, **drawing, trigger_mode="always_last", **NOTIFYING)
+    # One event: each drawing begins when the one before has ended, or an older one might be the last to be shown.
+    redraws = [parts.ratio.change, parts.marks.change, parts.against.change]
+    gr.on(redraws, handlers.redraw, **drawing, trigger_mode="always_last", **NOTIFYING)
     for shown in (parts.marks, parts.against):
-        shown.change(handlers.redraw, **drawing, **QUICK)
         shown.change(legend, [parts.marks, parts.against], parts.legend, **QUICK)
     for name, switch in (("together", parts.together), ("fully", parts.fully)):
         switch.change(None, switch, None, js=f"(on) => {{ window.lite_c2f?.panes('{name}', on) }}")
