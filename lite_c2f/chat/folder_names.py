@@ -6,10 +6,7 @@ from lite_c2f.chat.other_actors import is_run_name
 from lite_c2f.errors import ConfigError
 
 FOLDER = "folder"  # the actor of such a pane
-ABOUT_FOLDER = (
-    "A model from the folder given at the start, prompted by its own chat template where it has one. "
-    "Tokens are its own, the reward is this run's"
-)
+ABOUT_FOLDER = "From the folder of models: its own chat template and tokens, this run's reward"
 
 
 def folder_model_in(name: str) -> str:

@@ -12,10 +12,7 @@ SERVER = "server"  # the actor of such a pane
 MAX_PLACE, MAX_MODEL = 260, 200  # characters
 MAX_TITLE = 48  # characters of a model's name in a title
 _NAME = re.compile(rf"{SERVER}@([^/@\\\s]{{1,{MAX_PLACE}}})/(.{{1,{MAX_MODEL}}})")
-ABOUT = (
-    "Another server's model, prompted as that server does it; top-k and repetition penalty are not sent. "
-    "Tokens and reward are counted as this run's are"
-)
+ABOUT = "Another server's model, prompted there, without top-k and repetition penalty; this run's tokens and reward"
 
 
 class ServerModel(NamedTuple):

@@ -81,7 +81,7 @@ def test_a_model_of_another_server_is_a_pane_of_its_own(tmp_path):
     cut = COARSE._replace(pane=key, text="one two three four and <b>", finish="limit")
     round_ = Round("?", {}, {"coarse": COARSE, "fine": FINE, key: cut})
     assert known(key) == other_in(round_) == settings_in(round_)[2] == key and slot_of(key) == "other"
-    assert about_other(key)[0] == "<b>/m at h:1" and "top-k and repetition penalty are not sent" in about_other(key)[1]
+    assert about_other(key)[0] == "<b>/m at h:1" and "without top-k and repetition penalty" in about_other(key)[1]
     assert "<th>&lt;b&gt;/m at h:1" in round_figures(round_)
     html = conversation([round_], key, Display(ratio=0.75, against="coarse", marks=True), acts=True)
     assert "<b>" not in html and "<del>" not in html and "stale" not in html and "kept" not in html
