@@ -75,24 +75,31 @@ def evaluation_view(prompts: Prompts, owner: gr.Textbox) -> None:
 
     def refresh(sent: Any, owner: str, which: Any, *asked: Any) -> list[Any]:
         """Everything, where something has changed since it was sent: the prompts shown, or the controls of sets."""
-        before, controls_before, known = sent or (None, None, "")
+        before, controls_before, known, asked_before = sent or (None, None, "", None)
         listed = which = str(which or HELD_OUT)
         work = prompts.sets.work_of(owner)
         if not known and not which and work is not None and work.active:  # the page was reloaded
             which = work.prompt_set.id
         controls = prompts.controls(owner, which)
         state = prompts.state(owner, controls.which)
-        if (state, controls, owner) == sent and listed == controls.which:
+        if (state, controls, owner, asked) == sent and listed == controls.which:
             return [gr.skip()] * len(everything)
+        others = controls_before is None or controls_before.which != controls.which
+        if others:  # other prompts: from the beginning
+            asked = (*asked[:2], *[ANY] * len(parts.filters), Place())
         shown = [gr.skip()] * (len(everything) - len(own.shown) - 1)
-        if state != before:
+        if state != before or asked != asked_before:  # what was asked for meanwhile may have been drawn over
             rows = prompts.rows(state)
-            if controls_before is None or controls_before.which != controls.which:  # other prompts: from the beginning
-                asked = (*asked[:2], *[ANY] * len(parts.filters), Place())
-            visible = isinstance(state, tuple)
-            shown = [prompts.summary(state), gr.Column(visible=visible), *_filters(rows, asked[2:-1])]
-            shown += _draw(rows, *asked)
-        return [(state, controls, owner), *shown, *prompt_set_view.updates(controls, controls_before, listed)]
+            drawn = _draw(rows, *asked)
+            if state != before:
+                visible = isinstance(state, tuple)
+                about = [prompts.summary(state), gr.Column(visible=visible), *_filters(rows, asked[2:-1], others)]
+            else:
+                about = [gr.skip()] * (2 + len(parts.filters))
+            # The place is the visitor's: a click while this was computed has set another.
+            shown = [*about, *drawn[:-1], drawn[-1] if others else gr.skip()]
+        sent = (state, controls, owner, asked)
+        return [sent, *shown, *prompt_set_view.updates(controls, controls_before, listed)]
 
     def act(change: Any) -> Any:
         """The handler that moves the visitor's place by `change`, which gets the rows found, place and value."""
@@ -110,7 +117,8 @@ def evaluation_view(prompts: Prompts, owner: gr.Textbox) -> None:
     moved: dict[str, Any] = {"inputs": [picked, *asked], "outputs": parts.drawn, **QUICK}
     row.click(act(_choose), js=PICKED, **moved)
     sort.click(act(_sort), js=PICKED, **moved)
-    gr.on([parts.preset.input, *(each.input for each in parts.filters)], act(_begin), **moved)
+    filtered = [parts.preset.input, *(each.input for each in parts.filters)]
+    gr.on(filtered, act(_begin), trigger_mode="always_last", **moved)
     parts.search.change(act(_keep_order), trigger_mode="always_last", **moved)
     for step, turn, other in ((-1, parts.turning[0], parts.stepping[0]), (1, parts.turning[1], parts.stepping[1])):
         turn.click(act(_turner(step)), **moved)
@@ -123,7 +131,8 @@ def evaluation_view(prompts: Prompts, owner: gr.Textbox) -> None:
             here = event.value == label
             return [gr.Timer(active=here), *(refresh(*values) if here else [gr.skip()] * len(everything))]
 
-        tab.parent.select(only_here, [sent, *asked], [timer, *everything], **QUICK)
+        # "once" would leave out a tab that is opened right after another; "always_last" would tell of the other
+        tab.parent.select(only_here, [sent, *asked], [timer, *everything], trigger_mode="multiple", **QUICK)
 
 
 def _table_parts() -> TableParts:
@@ -144,18 +153,21 @@ def _table_parts() -> TableParts:
         ]
     table = gr.HTML(elem_id="evaluation-table")
     with gr.Row(elem_classes="tools"):
-        turning = [gr.Button(f"{name} {SHOWN} prompts", size="sm") for name in ("Previous", "Next")]
-        stepping = [gr.Button(f"{name} prompt", size="sm") for name in ("Previous", "Next")]
+        turning, stepping = (
+            [gr.Button(f"{name} {what}", size="sm", elem_classes="step") for name in ("Previous", "Next")]
+            for what in (f"{SHOWN} prompts", "prompt")
+        )
     answers = gr.HTML(elem_id="evaluation-answers")
     return TableParts(preset, search, filters, table, turning, answers, stepping, gr.State(Place()))
 
 
-def _filters(rows: Sequence[PromptRow], chosen: Sequence[Any]) -> list[gr.Dropdown]:
-    """The choices of the filters, and those chosen; one that has nothing to choose from is not shown."""
+def _filters(rows: Sequence[PromptRow], chosen: Sequence[Any], others: bool) -> list[gr.Dropdown]:
+    """The choices of the filters, and of other prompts those chosen; one with nothing to choose from is not shown."""
     updates = []
     for name, value in zip(("source", "category"), chosen, strict=True):
         values = sorted({value for row in rows if (value := getattr(row, name))})
-        updates.append(gr.Dropdown(choices=[("any", ANY), *values], value=value or ANY, visible=len(values) > 1))
+        now: dict[str, Any] = {"value": value or ANY} if others else {}
+        updates.append(gr.Dropdown(choices=[("any", ANY), *values], visible=len(values) > 1, **now))
     return updates
 
 

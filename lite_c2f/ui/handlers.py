@@ -15,7 +15,7 @@ from lite_c2f.ui.answering import Notice, Served, failure, page_settings, waits_
 from lite_c2f.ui.buttons import BUTTONS, can_act, can_ask_again
 from lite_c2f.ui.continuing import continue_answer
 from lite_c2f.ui.escaping import escape
-from lite_c2f.ui.other_pane import OTHER, SLOTS, chosen_pane, key_in, known, slot_of
+from lite_c2f.ui.other_pane import OTHER, SLOTS, chosen_pane, key_in, known, opening, slot_of
 from lite_c2f.ui.page_session import Display, PageSession, history
 from lite_c2f.ui.render import BestVote, conversation, round_figures, variant_count
 from lite_c2f.ui.round_stream import VIEW, ShownRounds, shown
@@ -66,6 +66,7 @@ class Handlers:
 
     def draw(self, page: PageSession, display: Display) -> list[Any]:
         """Panes, summary and buttons of the conversation as it is."""
+        page.display = display  # what is drawn later, such as rewards, is drawn so too
         return _draw(page, shown(page), display, open_vote.best_vote(self.served, page))
 
     def ask(self, request: gr.Request, text: str, *values: Any) -> Any:
@@ -126,13 +127,15 @@ class Handlers:
         again = "The base answers from the next question on; for this one, tick it again when the others end"
         yield from self._join(page, inputs, BASE if inputs.base else "", again)
 
-    def open_other(self, choice: str | None, ratio: float | None) -> Any:
-        """The key of the pane that is to be opened; the page then shows it, by `show_other`."""
+    def open_other(self, request: gr.Request, choice: str | None, ratio: float | None, now: str) -> Iterator[Any]:
+        """The key of the pane to be opened; the page then shows it, by `show_other`. now: of the one that is open."""
         try:
-            return chosen_pane(choice, ratio, self.served.chat.listed_others() if choice else [])
+            key = chosen_pane(choice, ratio, self.served.chat.listed_others() if choice else [])
         except Notice as notice:
             gr.Info(str(notice))
-            return gr.skip()
+            yield gr.skip()
+            return
+        yield from opening(key, now, self.served.pages.of(request.session_hash).transcript)
 
     def show_other(self, request: gr.Request, _: str, *values: Any) -> Any:
         """The other pane was opened or removed: its answer to the last question, where it has none yet."""

@@ -8,7 +8,8 @@ names that the server lists; a name that comes from a page is only looked up in 
 """
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 from lite_c2f.actors.names import FINE, ratio_in
 from lite_c2f.chat import ALL_PANES
@@ -18,8 +19,9 @@ from lite_c2f.chat.panes import Listed, pane_of, title_of
 from lite_c2f.chat.server_names import ABOUT, server_model_in
 from lite_c2f.ui.answering import Notice
 from lite_c2f.ui.page_session import Display
-from lite_c2f.ui.store.conversations import Round
+from lite_c2f.ui.store.conversations import Round, Transcript
 
+REOPENED = 0.5  # seconds that a pane which is opened again is closed: the page needs them to draw it so
 OTHER = "other"  # its place in the page: part of element ids, never a key of replies
 SLOTS = (*ALL_PANES, OTHER)  # places of panes in the page
 SECOND_FINE = ("A second Fine, at a ratio of its own", "")  # a choice: label, value
@@ -83,3 +85,16 @@ def about_other(key: str) -> tuple[str, str]:
     if folder_model_in(key):
         return title_of(key), ABOUT_FOLDER
     return title_of(key), about_other_actor(other) if other else "Instruct model + another share of what RL learned"
+
+
+def opening(key: str, now: str, transcript: Transcript | None) -> Iterator[str]:
+    """The keys that the page is given in turn to open a pane. now: the key of the one that is open.
+
+    A pane that is opened again, as the last question has no answer of it yet, is closed in between: the page acts on
+    another key alone.
+    """
+    last = transcript.rounds[-1] if transcript and transcript.rounds else None
+    if key == now and last is not None and key not in last.replies:
+        yield ""
+        time.sleep(REOPENED)
+    yield key

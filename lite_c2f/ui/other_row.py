@@ -73,8 +73,6 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
 
     async def listed_when_loaded(request: gr.Request) -> Any:
         """For a page that was opened before: its list is short until then."""
-        if not served.chat.loading:
-            return gr.skip()
         while served.chat.loading:
             await asyncio.sleep(REFRESH_LOADING)
         return await asyncio.to_thread(listed, request)
@@ -96,8 +94,8 @@ def connect_other(served: Served, row: OtherRow, open_other: Callable[..., Any],
         ]
 
     chosen = [row.choice, row.ratio]
-    row.opens.click(open_other, chosen, row.key, **NOTIFYING)
-    row.ratio.submit(open_other, chosen, row.key, **NOTIFYING)
+    for event in (row.opens.click, row.ratio.submit):
+        event(open_other, [*chosen, row.key], row.key, **NOTIFYING)
     row.removes.click(lambda: "", None, row.key, **QUICK)
     row.choice.change(_chosen, row.choice, [row.ratio, row.opens], **QUICK)
     row.choice.focus(listed, None, row.choice, **QUICK)

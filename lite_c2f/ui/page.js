@@ -378,7 +378,7 @@
 
   // The second click of a double click is none: what the first one began would be refused, or begun twice.
   document.addEventListener("click", (event) => {
-    if (event.detail < 2 || !event.target.closest?.(".asking button, #regenerate, #regenerate-fine, .chip.act, .run-view button")) return;
+    if (event.detail < 2 || !event.target.closest?.(".asking button, #regenerate, #regenerate-fine, .chip.act, .run-view button:not(.step, .pick)")) return;
     event.stopImmediatePropagation();
     event.preventDefault();
   }, true);

@@ -162,7 +162,9 @@ def updates(controls: Controls, sent: Controls | None, listed: str) -> list[Any]
     """Updates of `SetParts.shown`. sent: what was sent before; listed: what the list of prompts shows now."""
     which: Any = gr.skip()
     if sent is None or controls.choices != sent.choices or controls.which != listed:
-        which = gr.Dropdown(choices=list(controls.choices), value=controls.which)
+        # Not the value that it has: it may have been changed since it was read.
+        value: dict[str, Any] = {"value": controls.which} if controls.which != listed else {}
+        which = gr.Dropdown(choices=list(controls.choices), **value)
     is_set = gr.Button(interactive=controls.which != HELD_OUT)
     return [
         which,

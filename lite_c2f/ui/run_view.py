@@ -63,7 +63,9 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         now = _content(runs, name, sent, asked, configs)
         updates = [gr.skip() if now[key] == sent.get(key) else now[key] for key in ("list", *parts)]
         if now["list"] != sent.get("list"):
-            updates[0] = gr.Dropdown(choices=list(now["list"]), value=now["name"])
+            # Not the value that it has: it may have been changed since it was read.
+            value: dict[str, Any] = {} if now["name"] == name else {"value": now["name"]}
+            updates[0] = gr.Dropdown(choices=list(now["list"]), **value)
         beside = gr.skip()
         if any(now[key] != sent.get(key) for key in ("list", "name")):
             listed = [other for other in now["list"] if other != now["name"]]
@@ -92,7 +94,8 @@ def run_view(runs: Path, shown: str, configs: Mapping[str, Path], may_train: boo
         def only_here(event: gr.SelectData) -> gr.Timer:
             return gr.Timer(active=event.value == label)
 
-        tab.parent.select(only_here, None, timer, **QUICK)
+        # "once" would leave out a tab that is opened right after another; "always_last" would tell of the other
+        tab.parent.select(only_here, None, timer, trigger_mode="multiple", **QUICK)
 
 
 def _first(runs: Path, shown: str) -> str | None:

@@ -554,14 +554,17 @@ def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
         tab.click("#show-base input")
         tab.wait_for_selector("text=The base answers from the next question on")
         tab.click("#show-base input")
+        tab.fill("#other-ratio input", "0")  # at which it is the baseline
+        tab.press("#other-ratio input", "Enter")
+        tab.wait_for_selector("text=open it again when the others end")
     ended(tab, "coarse", "fine", "baseline", chip="reward")
     coarse = answer_of(tab, "coarse")
     tab.click("#show-base input")
     ended(tab, "base", chip="reward")
     seeds = {reply.seed for reply in session_of(tab).rounds[-1].replies.values()}
     assert len(seeds) == 1 and str(*seeds) == seed_of(tab) and answer_of(tab, "coarse") == coarse
-    tab.fill("#other-ratio input", "0")  # at which it is the baseline
-    tab.press("#other-ratio input", "Enter")
+    assert tab.locator("#view-other .chip.act").count() == 0
+    tab.click("#open-other:has-text('Open a second Fine')")
     tab.wait_for_selector("#view-other .chip.act")  # it is scored too
     assert answer_of(tab, "other") == answer_of(tab, "baseline") and answer_of(tab, "coarse") == coarse
     assert tab.get_attribute("#stop-other", "aria-label") == "Stop Second Fine at ratio 0"
@@ -951,6 +954,13 @@ def test_held_out_prompts_are_sorted_searched_and_shown_side_by_side(tab):
     tab.wait_for_function("document.querySelectorAll('.prompts tbody tr').length === 50")
     tab.get_by_role("button", name="Previous prompt").click()
     tab.wait_for_function("text => document.querySelector('.chosen blockquote').textContent !== text", arg=prompts[1])
+    box = tab.get_by_role("button", name="Next prompt").bounding_box()
+    tab.mouse.move(box["x"] + 5, box["y"] + 5)
+    for count in (1, 2):  # soon after another, a click is the second one of a double click
+        before = tab.inner_text(".chosen blockquote")
+        tab.mouse.down(click_count=count)
+        tab.mouse.up(click_count=count)
+        tab.wait_for_function("text => document.querySelector('.chosen blockquote').textContent !== text", arg=before)
     own_questions_are_answered(tab, [prompts[0], EVIL.replace("\n", " "), "Beta"])
 
 

@@ -1,13 +1,17 @@
 """Evaluation tab: what a visitor's clicks lead to, what is shown of any run, and that no text of a model is markup."""
 
+import gc
 import json
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("gradio")
 
+import gradio as gr
+
 from lite_c2f.evaluation.prompt_table import ActorAnswer, PromptRow, Query
-from lite_c2f.ui import evaluation_html, evaluation_view, prompt_choice
+from lite_c2f.ui import evaluation_html, evaluation_view, prompt_choice, prompt_set_view
 from lite_c2f.ui.evaluation_view import Place
 
 EVIL = '<img src=x onerror="window.hit=1">${window.hit=2} {{x}} `y`'
@@ -116,3 +120,60 @@ def test_a_run_says_what_is_missing_and_then_what_was_found(tmp_path):
     assert "general.json" in evaluation_html.summary(run, changed)
     (folder / "responses.jsonl").write_text("{}\n")
     assert "has another format" in prompt_choice.state_of_run(run)
+
+
+@pytest.fixture
+def refresh():
+    """The view's function that its timer calls, on three prompts of a set that is being answered; and its prompts."""
+    controls = prompt_choice.Controls((("Held-out prompts of the run", ""), ("mine", "m")), "m", "", True, False)
+    evaluation = SimpleNamespace(max_tokens=8, temperature=0.0)
+    chat = SimpleNamespace(config=SimpleNamespace(evaluation=evaluation, run=SimpleNamespace(seed=0)), context=64)
+    prompts = SimpleNamespace(
+        sets=SimpleNamespace(chat=chat, work_of=lambda owner: None, go_on=None, delete=None),
+        version=("version", 1),
+        rows=lambda state: prompt_rows(3),
+        summary=lambda state: "summary",
+        state=lambda owner, which: prompts.version,
+        controls=lambda owner, which: controls._replace(which=which),
+    )
+    with gr.Blocks() as page, gr.Tabs(), gr.Tab("Evaluation"):
+        evaluation_view.evaluation_view(prompts, gr.Textbox())
+    (found,) = {each.fn for each in page.fns.values() if each.name == "refresh"}
+    yield found, prompts
+    del page
+    gc.collect()
+
+
+def skipped(update):
+    return update == gr.skip()
+
+
+# Gradio leaves event loops and their sockets to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_a_visitor_chose_while_the_timers_answer_was_on_its_way_is_drawn_by_the_next(refresh):
+    """The timer never sets the place, the filters or the list of sets back to what it read when it began."""
+    refresh, prompts = refresh
+    sent, *first = refresh(None, "o", "m", "all", "", "", "", Place())
+    table, place, which = 4, 10, 11  # of the updates after what was sent
+    assert "data-row" in first[table] and first[place] == Place()
+    assert all(skipped(update) for update in refresh(sent, "o", "m", "all", "", "", "", Place()))
+    prompts.version = ("version", 2)
+    _, *late = refresh(sent, "o", "m", "all", "", "", "", Place())  # began before a click on a row
+    assert "data-row" in late[table] and skipped(late[place]) and "value" not in late[2]._constructor_args[0]
+    sent, *after = refresh(sent, "o", "m", "all", "", "", "", Place(chosen=1))
+    assert "prompt 2 of 3" in after[7] and skipped(after[place])
+    sent, *searched = refresh(sent, "o", "m", "all", "prompt 2", "", "", Place(chosen=1))  # its own answer was lost
+    assert searched[table].count("data-row=") == 1 and skipped(searched[0])
+    assert all(skipped(update) for update in refresh(sent, "o", "m", "all", "prompt 2", "", "", Place(chosen=1)))
+    assert skipped(searched[which])
+    sent, *other = refresh(sent, "o", "", "all", "", "", "", Place(chosen=1))  # other prompts: from the beginning
+    assert other[place] == Place()
+
+
+def test_a_list_of_sets_that_has_grown_keeps_what_is_chosen():
+    controls = prompt_choice.Controls((("Held-out prompts of the run", ""),), "", "", False, False)
+    grown = controls._replace(choices=(*controls.choices, ("mine", "m")))
+    (which, *_) = prompt_set_view.updates(grown, controls, "")
+    assert which._constructor_args[0] == {"choices": list(grown.choices)}
+    (which, *_) = prompt_set_view.updates(grown._replace(which="m"), controls, "")
+    assert which._constructor_args[0]["value"] == "m"

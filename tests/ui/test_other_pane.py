@@ -12,6 +12,7 @@ from lite_c2f.chat.panes import Listed, pane_of, title_of
 from lite_c2f.chat.remote_servers import RemoteServers
 from lite_c2f.data.records import Turn
 from lite_c2f.errors import ConfigError
+from lite_c2f.ui import other_pane
 from lite_c2f.ui.answering import Notice
 from lite_c2f.ui.buttons import can_act
 from lite_c2f.ui.open_vote import comparable
@@ -184,3 +185,17 @@ def test_its_stop_stands_for_whatever_ratio_it_has():
     page = PageSession()
     page.streams["compare"] = SimpleNamespace(unfinished={"fine@0.5"})
     assert {name for name, can in can_act(page, 1.0).items() if can} == {"stop-all", "stop-other"}
+
+
+def test_a_pane_that_is_opened_again_is_closed_in_between(monkeypatch):
+    """So that it answers the last question, of which it has no answer: else nothing would have changed."""
+    monkeypatch.setattr(other_pane, "REOPENED", 0)
+    transcript = conversations.new("a" * 32, {})._replace(rounds=(Round("?", {}, {"fine": FINE}),))
+    for key, now, of, given in (
+        ("fine@0.5", "", transcript, ["fine@0.5"]),
+        ("fine@0.5", "fine@0.5", transcript, ["", "fine@0.5"]),
+        ("fine@0.5", "fine@0.5", None, ["fine@0.5"]),
+        ("fine@0.5", "fine@0.5", transcript._replace(rounds=()), ["fine@0.5"]),
+        ("fine", "fine", transcript, ["fine"]),  # it has answered
+    ):
+        assert list(other_pane.opening(key, now, of)) == given
