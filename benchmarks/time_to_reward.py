@@ -10,6 +10,10 @@ has `share` of the rise from the base to it, first and to the end, null where it
 Prints one JSON line last.
 
     python benchmarks/time_to_reward.py [--model smollm2] [--rewards RUN] [--seed 0] [--lanes 2] [--out FILE]
+        [--jobs DIR [--finished]]
+
+With --jobs, finished runs (DIR/*/curve.json) are kept there and not made again, also where DIR was copied from another
+machine of the same kind; --finished reports those alone.
 """
 
 import argparse
@@ -369,6 +373,8 @@ def main() -> None:
                 for arm in arms
                 if (folder_of(scratch, options.model, options.seed, *arm, tokens) / "curve.json").is_file()
             ]
+            if not arms:
+                parser.error("no run in --jobs has ended; start them without --finished")
         elif not (rewards / "reward" / "metrics.json").is_file():
             child("reward", options.model, options.seed, 0.0, 0, scratch, rewards)
         of_arm = functools.partial(child, model=options.model, seed=options.seed, tokens=tokens, scratch=scratch)
