@@ -139,7 +139,7 @@ def refresh():
     with gr.Blocks() as page, gr.Tabs(), gr.Tab("Evaluation"):
         evaluation_view.evaluation_view(prompts, gr.Textbox())
     (found,) = {each.fn for each in page.fns.values() if each.name == "refresh"}
-    yield found, prompts
+    yield found, prompts, page
     del page
     gc.collect()
 
@@ -152,7 +152,7 @@ def skipped(update):
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_a_visitor_chose_while_the_timers_answer_was_on_its_way_is_drawn_by_the_next(refresh):
     """The timer never sets the place, the filters or the list of sets back to what it read when it began."""
-    refresh, prompts = refresh
+    refresh, prompts, _ = refresh
     sent, *first = refresh(None, "o", "m", "all", "", "", "", Place())
     table, place, which = 4, 10, 11  # of the updates after what was sent
     assert "data-row" in first[table] and first[place] == Place()
@@ -168,6 +168,15 @@ def test_what_a_visitor_chose_while_the_timers_answer_was_on_its_way_is_drawn_by
     assert skipped(searched[which])
     sent, *other = refresh(sent, "o", "", "all", "", "", "", Place(chosen=1))  # other prompts: from the beginning
     assert other[place] == Place()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_event_is_left_out_while_one_before_it_is_answered(refresh):
+    """A tab that is opened right after another; filters and searches, of which the last one counts."""
+    modes = [(each.name, {name for _, name in each.targets}, each.trigger_mode) for each in refresh[2].fns.values()]
+    assert ("only_here", {"select"}, "multiple") in modes
+    assert [mode for name, on, mode in modes if name == "handler" and "input" in on] == ["always_last"]
+    assert [mode for name, on, mode in modes if name == "handler" and on == {"change"}] == ["always_last"]
 
 
 def test_a_list_of_sets_that_has_grown_keeps_what_is_chosen():

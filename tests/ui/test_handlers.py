@@ -1,9 +1,10 @@
 """Inputs of the chat page, by name: the order in which compare.py hands them over."""
 
 import re
+from types import SimpleNamespace
 
 from lite_c2f.chat import ALL_PANES, PANES
-from lite_c2f.ui.handlers import PageInputs, _draw
+from lite_c2f.ui.handlers import Handlers, PageInputs, _draw
 from lite_c2f.ui.other_pane import SLOTS
 from lite_c2f.ui.page_session import Display, PageSession
 from lite_c2f.ui.round_stream import ShownRounds
@@ -79,3 +80,10 @@ def test_the_other_pane_shows_the_answers_of_its_own_ratio():
     assert "stale" not in other("fine@0.5")  # the slider is not its ratio
     for key in ("", "fine@0.75"):
         assert "Half." not in other(key) and "Quarter." not in other(key)
+
+
+def test_what_is_drawn_later_is_drawn_as_the_page_shows_it(tmp_path):
+    """Rewards come when another pane may have been opened, or another session."""
+    page, display = PageSession(), Display(other="fine@0.5")
+    Handlers(SimpleNamespace(votes=tmp_path / "votes.jsonl")).draw(page, display)
+    assert page.display == display

@@ -1,5 +1,6 @@
 """The other pane: its key, its replies among those of a round, and the buttons that stand for it."""
 
+import asyncio
 import gc
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from lite_c2f.ui.answering import Notice
 from lite_c2f.ui.buttons import can_act
 from lite_c2f.ui.open_vote import comparable
 from lite_c2f.ui.other_pane import SECOND_FINE, about_other, choices, chosen_pane, known, other_in, second_fine, slot_of
-from lite_c2f.ui.other_row import ABOUT, LISTED_LATER, _about, _listed, other_row
+from lite_c2f.ui.other_row import ABOUT, LISTED_LATER, _about, _listed, connect_other, other_row
 from lite_c2f.ui.page_session import Display, PageSession, history
 from lite_c2f.ui.render import conversation, round_figures
 from lite_c2f.ui.sessions import _as_markdown, settings_in
@@ -199,3 +200,29 @@ def test_a_pane_that_is_opened_again_is_closed_in_between(monkeypatch):
         ("fine", "fine", transcript, ["fine"]),  # it has answered
     ):
         assert list(other_pane.opening(key, now, of)) == given
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_page_of_the_last_moment_of_loading_lists_what_was_loaded(monkeypatch):
+    """The event may begin when there is nothing to wait for any more."""
+    chat = SimpleNamespace(
+        ratio=1.0,
+        servers=RemoteServers(),
+        models=None,
+        loading="the models are being loaded",
+        is_loaded=False,
+        listed_others=lambda *, fresh=True: (
+            [] if chat.loading else [Listed("coarse@best", "Coarse Actor, best policy")]
+        ),
+    )
+    served = SimpleNamespace(chat=chat, pages=SimpleNamespace(of=lambda session: page))
+    page, request = PageSession(), SimpleNamespace(session_hash="s")
+    with gr.Blocks() as blocks:
+        row = other_row(served)
+        connect_other(served, row, lambda *_: None, [gr.Column(), gr.HTML()])
+    (when_loaded,) = (each.fn for each in blocks.fns.values() if each.name == "listed_when_loaded")
+    assert _listed(served, page, opened=True).choices == [SECOND_FINE]
+    chat.loading = ""
+    assert ("Coarse Actor, best policy", "coarse@best") in asyncio.run(when_loaded(request)).choices
+    del blocks
+    gc.collect()
