@@ -181,7 +181,9 @@ def test_without_leave_nothing_that_starts_is_there(tmp_path, may_train):
     calls = {getattr(function.fn, "__name__", "") for function in page.fns.values()}
     starters = {"start_run", "stop_run", "resume_run"}
     assert starters <= calls if may_train else calls.isdisjoint(starters)
+    (tab,) = (function for function in page.fns.values() if function.name == "only_here")
+    assert tab.trigger_mode == "multiple"  # also where another tab was opened a moment ago
     shown = [str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML)]
     assert any(run_view.NO_TRAINING in text for text in shown) is not may_train
-    del page, buttons, calls
+    del page, buttons, calls, tab
     gc.collect()  # while the warnings about what Gradio leaves are filtered
