@@ -187,3 +187,20 @@ def test_without_leave_nothing_that_starts_is_there(tmp_path, may_train):
     assert any(run_view.NO_TRAINING in text for text in shown) is not may_train
     del page, buttons, calls, tab
     gc.collect()  # while the warnings about what Gradio leaves are filtered
+
+
+@pytest.mark.filterwarnings("ignore:The value passed into gr.Dropdown")  # an empty choice of several
+def test_a_list_of_runs_that_has_grown_keeps_what_is_chosen(tmp_path):
+    """What the timer read may be older than a choice made since."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+    with gr.Blocks(analytics_enabled=False) as page, gr.Tabs(), gr.Tab("Run"):
+        run_view.run_view(tmp_path, "one", {}, False)
+    refresh = next(function.fn for function in page.fns.values() if function.name == "refresh")
+    listed, *_ = refresh("one", {})
+    assert "value" not in listed._constructor_args[0] and set(listed._constructor_args[0]["choices"]) == {"one", "two"}
+    listed, *_ = refresh(None, {})
+    assert listed._constructor_args[0]["value"] in ("one", "two")
+    del page, refresh, listed
+    gc.collect()
