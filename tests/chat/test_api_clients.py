@@ -146,9 +146,11 @@ def test_the_app_asks_it_for_another_pane(chat, url, monkeypatch):
     name = f"server@{url.split('/')[2]}/fine"
     assert name in [listed.name for listed in chat.listed_others()]
     own, other = chat.answer(QUESTION, ["fine", name], max_tokens=60, temperature=0.7, seed=3, score=True).values()
-    assert other.text == own.text and other.finish == own.finish == "eos"
-    assert (other.tokens, other.repeated, other.seed) == (own.tokens, own.repeated, own.seed)
-    assert other.reward == pytest.approx(own.reward, abs=1e-4)
+    assert other.text == own.text and other.finish == own.finish
+    assert other.seed == own.seed
+    if own.finish == "eos":  # the text of an answer that is cut need not encode to the tokens that were drawn
+        assert (other.tokens, other.repeated) == (own.tokens, own.repeated)
+        assert other.reward == pytest.approx(own.reward, abs=1e-4)
     stream = chat.stream(QUESTION, [name], ChatSettings(max_tokens=3000, temperature=1.5, top_p=0.99))
     next(stream)
     stream.close()
