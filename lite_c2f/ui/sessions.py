@@ -99,8 +99,9 @@ def sessions_fold(
         buttons = [gr.Button(interactive=value is not None)] * 3
         return [id or "", gr.Dropdown(choices=list(entries), value=value), *buttons]
 
-    def refresh(request: gr.Request) -> list[Any]:
-        return listed(served.pages.of(request.session_hash))
+    def refresh(request: gr.Request, owner: str, session: str) -> list[Any]:
+        # A page that is left is forgotten, and may ask once more: what its tab stores then is still its session.
+        return listed(saving.page_of(served, request.session_hash, owner, session))
 
     def restore(page: PageSession, display: Display) -> list[Any]:
         """The page with the settings of the last round: an answer made with them is then not stale."""
@@ -155,7 +156,7 @@ def sessions_fold(
         (fold.as_markdown, _as_markdown, "md"),
     ):
         button.click(_export(served, write, ending), identity, file, **NOTIFYING).then(None, file, None, js=DOWNLOAD)
-    return lambda event: event.then(refresh, None, sessions, **QUICK)
+    return lambda event: event.then(refresh, identity, sessions, **QUICK)
 
 
 def _as_markdown(transcript: Transcript) -> str:

@@ -196,6 +196,14 @@ def saved(page, panes, **fields):
     raise AssertionError("the round was never saved")
 
 
+def wait_until(page, holds):
+    """Wait until something that the page's events change is so."""
+    until = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < until
+        page.wait_for_timeout(50)
+
+
 def session_of(page):
     """The tab's session as it is saved."""
     owner = page.evaluate("localStorage.getItem('lite_c2f.owner')")
@@ -545,6 +553,36 @@ def test_a_reload_in_the_midst_of_the_first_answer_keeps_what_was_said(tab):
     assert questions(tab) == [QUESTION, "Beta"] == on_disk(tab)
     owner = tab.evaluate("localStorage.getItem('lite_c2f.owner')")
     assert len(conversations.list_sessions(tab.run / "app" / "sessions", owner)) == 1  # it went on, beside nothing
+
+
+def test_a_reload_as_an_answer_ends_keeps_the_session(site, tab):
+    """The page that is left asks once more, when the server has forgotten it, and its tab stores what it is told."""
+    late, documents = [], []
+
+    events = tab.evaluate("window.gradio_config.dependencies")
+    after_an_answer = [event["id"] for event in events if [None, "then"] in event["targets"]]
+
+    def asked(route):
+        if documents or json.loads(route.request.post_data)["fn_index"] not in after_an_answer:
+            return route.continue_()
+        return late.append(route)
+
+    tab.route("**/run/predict", asked)
+    tab.route(site.url, lambda route: documents.append(route))
+    ask(tab, QUESTION)
+    wait_until(tab, lambda: late)
+    stored = tab.evaluate("sessionStorage.getItem('lite_c2f.session')")
+    tab.goes_away = True
+    tab.evaluate("setTimeout(() => location.reload())")
+    wait_until(tab, lambda: documents)
+    tab.wait_for_timeout(1000)  # by now the server knows that the page was left
+    with tab.expect_response("**/run/predict"):
+        late[0].continue_()
+    tab.wait_for_timeout(300)
+    documents[0].continue_()
+    tab.wait_for_selector("#view-fine .said")
+    assert tab.evaluate("sessionStorage.getItem('lite_c2f.session')") == stored
+    assert questions(tab) == [QUESTION] == on_disk(tab)
 
 
 def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
