@@ -26,21 +26,23 @@ def mounted(folder, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("begun", ["reward/checkpoints/step-000002", "coarse/checkpoints/step-000002", "fine"])
-def test_a_disk_that_fills_up_ends_in_one_line_and_the_run_goes_on_later(tmp_path, toy_models, begun):
+def test_a_disk_that_fills_up_ends_in_one_line_and_the_run_goes_on_later(tmp_path, toy_models):
+    """One run in which it fills up three times, each time in another stage."""
     with mounted(tmp_path / "small", "size=32m") as small:
-        run = small / "run"
-        command = train(run, log=tmp_path / "said.txt")
-        command.until((run / begun).exists)
-        with contextlib.suppress(OSError), (small / "other people's data").open("wb", buffering=0) as filler:
-            while True:
-                filler.write(bytes(2**12))
-        assert command.wait() == 2, command.said()
-        last = command.said().splitlines()[-1]
-        assert last.startswith("error:") and "make room" in last and "Traceback" not in command.said()
-        assert "the disk is full" in last or "free under" in last
-        assert not list(small.glob("run/**/.*partial*"))
-        (small / "other people's data").unlink()
+        run, filling = small / "run", small / "other people's data"
+        for begun in ("reward/checkpoints/step-000002", "coarse/checkpoints/step-000002", "fine"):
+            assert not (run / begun).exists()
+            command = train(run, log=tmp_path / "said.txt")
+            command.until((run / begun).exists)
+            with contextlib.suppress(OSError), filling.open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(2**12))
+            assert command.wait() == 2, command.said()
+            last = command.said().splitlines()[-1]
+            assert last.startswith("error:") and "make room" in last and "Traceback" not in command.said()
+            assert "the disk is full" in last or "free under" in last
+            assert not list(small.glob("run/**/.*partial*"))
+            filling.unlink()
         said = train(run, log=tmp_path / "said.txt")
         assert said.wait() == 0, said.said()
         assert "already published" in said.said() or "going on after" in said.said()
