@@ -86,11 +86,14 @@ class Ballot(NamedTuple):
 def cast(served: Served, page: PageSession, choice: str) -> Ballot | None:
     """Record a vote on the page's ballot. Nothing happens where it cannot be voted on, as after a second click.
 
-    Raises DataError or OSError where it cannot be written; the ballot is then open as before.
+    Raises Notice where there is none, as after a restart of the server; DataError or OSError where it cannot be
+    written, and the ballot is then open as before.
     """
     with page.lock:
         ballot: Ballot | None = page.view_state.get(VIEW)
-        if ballot is None or not ballot.complete or ballot.choice:
+        if ballot is None:
+            raise Notice("There are no answers to vote on any more: ask again")
+        if not ballot.complete or ballot.choice:
             return ballot
         ballot = ballot._replace(choice=choice)
         vote = vote_of(ballot, page, served)

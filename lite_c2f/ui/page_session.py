@@ -11,6 +11,7 @@ from lite_c2f.data.records import Turn
 from lite_c2f.ui.store.conversations import Round, Transcript
 
 MAX_PAGES = 1000  # pages that are remembered; the one not used for longest is forgotten first
+MAX_LEFT = 100  # of those whose connection has ended: closed ones, and those that come back, as when a laptop wakes up
 
 
 class Display(NamedTuple):
@@ -75,6 +76,7 @@ class PageSessions:
 
     def __init__(self) -> None:
         self._lock, self._pages = threading.Lock(), OrderedDict[str, PageSession]()
+        self._left = OrderedDict[str, PageSession]()  # whose connection has ended, the first one first
         self._view_states = OrderedDict[str, dict[str, Any]]()  # by the secret number that a tab has stored
 
     def of(self, session_hash: str | None) -> PageSession:
@@ -82,7 +84,8 @@ class PageSessions:
         if session_hash is None:
             return PageSession()
         with self._lock:
-            page = self._pages.setdefault(session_hash, PageSession())
+            page = self._left.pop(session_hash, None) or self._pages.get(session_hash) or PageSession()
+            self._pages[session_hash] = page
             self._pages.move_to_end(session_hash)
             while len(self._pages) > MAX_PAGES:
                 self._pages.popitem(last=False)[1].stop()
@@ -103,9 +106,13 @@ class PageSessions:
         return page
 
     def close(self, session_hash: str | None) -> None:
-        """The page was closed: its answers end."""
+        """The page's connection has ended: its answers end. It may come back, and is then as it was."""
         with self._lock:
             page = self._pages.pop(session_hash or "", None)
+            if page is not None:
+                self._left[session_hash or ""] = page
+                if len(self._left) > MAX_LEFT:
+                    self._left.popitem(last=False)
         if page is not None:
             page.stop()
 

@@ -1,5 +1,6 @@
 """Open votes in Compare without models: changed, taken back, found again, and kept by each variant and branch."""
 
+import itertools
 import re
 from types import SimpleNamespace
 
@@ -164,13 +165,12 @@ def test_two_panes_that_said_the_same_before_make_a_pair(served, page, tmp_path)
 
 def test_own_votes_alone_are_downloaded(served, page, tmp_path, monkeypatch):
     """What the button saves is what the command writes for these votes; the id of another's page opens nothing."""
-    said = []
+    said, hashes = [], map(str, itertools.count())
     monkeypatch.setattr(gr, "Info", said.append)
-    request = SimpleNamespace(session_hash="mine")
 
     def download(owner):
-        served.pages.close("mine")
-        return vote_results._own_pairs(served, owner, page.transcript.id, request)
+        new_page = SimpleNamespace(session_hash=next(hashes))
+        return vote_results._own_pairs(served, owner, page.transcript.id, new_page)
 
     assert download(OWNER) == ["", ""] and "no vote makes a pair" in said.pop()
     open_vote.toggle(served, page, "fine")

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("gradio")
 
 from lite_c2f.chat import ChatSettings
-from lite_c2f.ui import round_stream, rounds, saving
+from lite_c2f.ui import page_session, round_stream, rounds, saving
 from lite_c2f.ui.answering import Notice, Served, restored
 from lite_c2f.ui.buttons import can_act, can_ask_again
 from lite_c2f.ui.page_session import PageSession, PageSessions, history
@@ -316,6 +316,23 @@ def test_a_reloaded_tab_goes_on_with_its_views_and_no_other_does():
     for invalid in ("", TAB.upper(), TAB + "\n"):  # is nobody's: two pages that have it share nothing
         pages.continued("one", invalid).view_state["vote"] = "a ballot"
         assert pages.continued("two", invalid).view_state == {}
+
+
+def test_a_page_whose_connection_was_lost_comes_back_as_it_was(monkeypatch):
+    monkeypatch.setattr(page_session, "MAX_LEFT", 2)
+    pages, stopped = PageSessions(), []
+    mine, *_ = opened = [pages.of(name) for name in "abc"]
+    mine.view_state["vote"], mine.identified = "a ballot", True
+    mine.begin("vote", SimpleNamespace(stop=stopped.append))
+    for name in "ab":
+        pages.close(name)
+    assert stopped == [None]
+    assert pages.of("a") is mine is pages.of("a")
+    for name in "ac":
+        pages.close(name)
+    assert [pages.of(name) is page for name, page in zip("abc", opened, strict=True)] == [True, False, True]
+    pages.close(None), pages.close("unknown")
+    assert pages.of("unknown").view_state == {}
 
 
 def test_an_answer_that_a_reload_interrupted_was_stopped():
