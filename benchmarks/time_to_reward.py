@@ -13,7 +13,8 @@ Prints one JSON line last.
         [--jobs DIR [--finished]]
 
 With --jobs, finished runs (DIR/*/curve.json) are kept there and not made again, also where DIR was copied from another
-machine of the same kind; --finished reports those alone.
+machine of the same kind; --finished reports those alone. Of one with a larger budget the beginning counts: no update
+depends on how many follow.
 """
 
 import argparse
@@ -270,12 +271,28 @@ def folder_of(scratch: Path, model: str, seed: int, name: str, rate: float, toke
     return scratch / f"{model}-{seed}-{name}-{rate:g}-{tokens}"
 
 
+def finished(scratch: Path, model: str, seed: int, name: str, rate: float, tokens: int) -> list[list[float]] | None:
+    """The curve of a finished run up to this many tokens; None where there is no run with so many."""
+    for curve in scratch.glob(f"{model}-{seed}-{name}-{rate:g}-*/curve.json"):
+        if int(curve.parent.name.rpartition("-")[2]) >= tokens:
+            return cut(json.loads(curve.read_text()), tokens)
+    return None
+
+
+def cut(curve: list[list[float]], tokens: int) -> list[list[float]]:
+    """The points of a run that ends after this many tokens.
+
+    >>> cut([[0, 0, 0.1], [9, 100, 0.5], [20, 210, 0.4], [30, 320, 0.9]], 150)
+    [[0, 0, 0.1], [9, 100, 0.5], [20, 210, 0.4]]
+    """
+    return curve[: 1 + sum(spent < tokens for _, spent, _ in curve)]
+
+
 def child(name: str, model: str, seed: int, rate: float, tokens: int, scratch: Path, rewards: Path) -> Any:
     """A run in a process of its own. scratch: a run that is found there is not made again."""
+    if found := finished(scratch, model, seed, name, rate, tokens):
+        return found
     folder = folder_of(scratch, model, seed, name, rate, tokens)
-    done_before = folder / "curve.json"
-    if done_before.is_file():
-        return json.loads(done_before.read_text())
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     arguments = json.dumps([name, model, seed, rate, tokens, str(folder), str(rewards)])
@@ -288,7 +305,7 @@ def child(name: str, model: str, seed: int, rate: float, tokens: int, scratch: P
     if name == "reward":
         return None
     curve = json.loads(done.stdout.splitlines()[-1])
-    write_text(done_before, json.dumps(curve))
+    write_text(folder / "curve.json", json.dumps(curve))
     print(f"{name} {rate:g}: {curve[0][2]:+.2f} -> {curve[-1][2]:+.2f} in {curve[-1][0]:.0f} s", flush=True)
     return curve
 
@@ -368,11 +385,7 @@ def main() -> None:
         scratch = options.jobs or Path(text)
         rewards = options.rewards or scratch / f"{options.model}-{options.seed}-rewards"
         if options.finished:
-            arms = [
-                arm
-                for arm in arms
-                if (folder_of(scratch, options.model, options.seed, *arm, tokens) / "curve.json").is_file()
-            ]
+            arms = [arm for arm in arms if finished(scratch, options.model, options.seed, *arm, tokens)]
             if not arms:
                 parser.error("no run in --jobs has ended; start them without --finished")
         elif not (rewards / "reward" / "metrics.json").is_file():

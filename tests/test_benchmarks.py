@@ -51,6 +51,19 @@ def test_time_to_reward_counts_a_rate_that_keeps_what_it_reaches():
     assert found["arms"]["b"]["kept_after"] == {"seconds": None, "tokens": None}
 
 
+def test_of_a_finished_run_with_a_larger_budget_the_beginning_counts(tmp_path):
+    for rate, curve in (
+        ("0.0003", [[0, 0, 0.0], [9, 6000, 0.5], [18, 12000, 0.4], [27, 18000, 0.9], [36, 24000, 0.8]]),
+        ("0.00015", [[0, 0, 0.0], [9, 9000, 0.1]]),
+    ):
+        tokens = curve[-1][1]
+        (folder := tmp_path / f"smollm2-0-ppo-{rate}-{tokens}").mkdir()
+        (folder / "curve.json").write_text(json.dumps(curve))
+    found = run("time_to_reward.py", "--model", "smollm2", "--jobs", tmp_path, "--finished", "--tokens", 12000)
+    assert found["curves"] == {"ppo": {"0.0003": [[0, 0, 0.0], [9, 6000, 0.5], [18, 12000, 0.4]]}}
+    assert found["top"] == 0.3 and found["arms"]["ppo"]["tokens_in_all"] == 12000
+
+
 def test_gpu_runs_whole_on_a_cpu_with_tiny(tmp_path):
     found = run("gpu.py", "--tiny", "--rollouts", 8, "--limits", "4,8", "--out", tmp_path / "tiny.json")
     assert set(found["ppo"]) == {"4", "8"} and found["ppo"]["8"]["halved"] == 0
