@@ -305,15 +305,20 @@
     if (tab) history.replaceState(history.state, "", `#${slug(tab)}`);
   });
 
-  // A page without actors loads itself anew when they are there, on another server.
-  setInterval(async () => {
+  // A page whose server was restarted loads itself anew: its buttons may mean others there. One without actors asks
+  // every two seconds, as they come with another server; any other when somebody looks at it again.
+  const followServer = async () => {
     const { root, app_id } = window.gradio_config;
-    if (!document.querySelector(".waiting")) return;
     try {
       const served = await (await fetch(`${root.replace(/\/$/, "")}/gradio_api/app_id`)).json();
       if (served.app_id !== app_id) location.reload();
     } catch {}
-  }, 2000);
+  };
+  setInterval(() => { if (document.querySelector(".waiting")) followServer() }, 2000);
+  addEventListener("focus", followServer);
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) followServer() });
+  // One that Back shows again as it was left would go on with an older conversation than its tab's.
+  addEventListener("pageshow", (event) => { if (event.persisted) location.reload() });
 
   // In a narrow window one pane is shown, or the figures and the ratio.
   const choosePane = (pane) => {

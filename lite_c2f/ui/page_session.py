@@ -4,6 +4,7 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
+from copy import copy
 from typing import Any, NamedTuple
 
 from lite_c2f.chat import AnswerStream
@@ -36,7 +37,8 @@ class PageSession:
         self.scoring: dict[str, AnswerStream] = {}  # answers that have ended and are being scored, likewise
         self.display = Display()
         self.drawn: Any = None  # the earlier rounds, marks and changes that the page was sent
-        self.view_state: dict[str, Any] = {}  # of a view, between two requests; a reload continues with it
+        self.view_state: dict[str, Any] = {}  # of a view, between two requests; a reload continues with a copy
+        self.tab: str | None = None  # whose it is
 
     def begin(self, view: str, stream: AnswerStream) -> None:
         """Make this the one stream of a view; an earlier one ends."""
@@ -94,12 +96,17 @@ class PageSessions:
     def continued(self, session_hash: str | None, tab: str) -> PageSession:
         """The page of a Gradio session, with the views as the same tab of the browser had them before it was reloaded.
 
-        tab: 32 hex digits that only this tab knows; anything else begins anew.
+        tab: 32 hex digits that only this tab knows; anything else begins anew. A tab that was duplicated has the same:
+        its page begins with the same views, and each goes on with its own.
         """
         page = self.of(session_hash)
         if re.fullmatch("[0-9a-f]{32}", tab or ""):
             with self._lock:
-                page.view_state = self._view_states.setdefault(tab, page.view_state)
+                if page.tab != tab:  # not what another view of this page has asked for already
+                    state = self._view_states.get(tab, page.view_state)
+                    page.tab = tab
+                    page.view_state = {key: copy(value) for key, value in state.items()}
+                self._view_states[tab] = page.view_state
                 self._view_states.move_to_end(tab)
                 while len(self._view_states) > MAX_PAGES:
                     self._view_states.popitem(last=False)

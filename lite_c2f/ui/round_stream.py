@@ -91,9 +91,10 @@ def stream_round(
 
     for snapshot in chain([first], snapshots):
         round_ = grow(round_, snapshot.replies)
-        unscored = snapshot.replies and all(reply.reward is None for reply in snapshot.replies.values())
-        if unscored and not snapshot.ended and time.monotonic() - saved_at > SAVE_EVERY:
-            save(quiet=True)
+        scored = any(reply.reward is not None for reply in snapshot.replies.values())
+        being_written = snapshot.replies and not scored and not snapshot.ended
+        if (snapshot.ended and scored) or (being_written and time.monotonic() - saved_at > SAVE_EVERY):
+            save(quiet=True)  # before it is shown: of a page that was left nothing more is asked for
         if len(now := rounds()) == place + 1:  # later rounds, asked while this one is scored, show themselves
             yield ShownRounds((*now[:place], round_), snapshot.waiting, snapshot.awaited)
     save(quiet=False)

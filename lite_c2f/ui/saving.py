@@ -13,6 +13,7 @@ from lite_c2f.ui.escaping import escape
 from lite_c2f.ui.page_session import PageSession
 from lite_c2f.ui.store import conversations
 from lite_c2f.ui.store.conversations import Round, Transcript
+from lite_c2f.ui.store.owner_files import is_id
 
 
 def new_transcript(served: Served, page: PageSession) -> Transcript:
@@ -45,21 +46,26 @@ def save_transcript(served: Served, page: PageSession, transcript: Transcript, *
 
 
 def is_continuation(saved: Sequence[Round], on_disk: Sequence[Round]) -> bool:
-    """Are the rounds on disk those that were saved, or the same with longer last answers?
+    """Are the rounds on disk those that were saved, or the same with longer last answers, or their rewards?
 
-    A page that is reloaded while answers are written reads them as far as they have come; until the server has noticed
-    that the old page is gone, they are saved once more.
+    A page that is reloaded while answers are written or scored reads them as far as they have come; until the server
+    has noticed that the old page is gone, they are saved once more.
     """
     if len(saved) != len(on_disk) or saved[:-1] != on_disk[:-1]:
         return False
     for before, after in zip(saved[-1:], on_disk[-1:], strict=True):
         if before._replace(replies={}) != after._replace(replies={}):
             return False
+        whole = before.replies and all(reply.finish != "stopped" for reply in before.replies.values())
+        if whole and before.replies.keys() != after.replies.keys():  # another tab has shown one more pane
+            return False
         for pane, reply in before.replies.items():
             longer = after.replies.get(pane)
-            if longer == reply:
-                continue
-            if longer is None or reply.finish != "stopped" or not longer.text.startswith(reply.text):
+            if longer is None:
+                return False
+            if longer != reply._replace(reward=longer.reward) and (
+                reply.finish != "stopped" or not longer.text.startswith(reply.text)
+            ):
                 return False
     return True
 
@@ -94,8 +100,16 @@ def choices(served: Served, page: PageSession) -> Sequence[tuple[str, str]]:
 
 
 def page_of(served: Served, session_hash: str | None, owner: str, id: str) -> PageSession:
-    """The page of a Gradio session; one that a restarted server does not know continues its saved session."""
+    """The page of a Gradio session; one that is not known continues its saved session.
+
+    Not known are the pages of a server that was restarted, and one that is being left: it may ask once more, and its
+    tab stores which session that was.
+
+    Raises gr.Error where the browser has not told its owner yet: what would be saved could never be found again.
+    """
     page = served.pages.of(session_hash)
     if not page.identified:
+        if not is_id(owner):
+            raise gr.Error("This page is not loaded yet: try again in a moment, or reload it", print_exception=False)
         identify(served, page, owner, id)
     return page

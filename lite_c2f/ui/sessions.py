@@ -100,7 +100,6 @@ def sessions_fold(
         return [id or "", gr.Dropdown(choices=list(entries), value=value), *buttons]
 
     def refresh(request: gr.Request, owner: str, session: str) -> list[Any]:
-        # A page that is left is forgotten, and may ask once more: what its tab stores then is still its session.
         return listed(saving.page_of(served, request.session_hash, owner, session))
 
     def restore(page: PageSession, display: Display) -> list[Any]:

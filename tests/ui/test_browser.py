@@ -585,6 +585,22 @@ def test_a_reload_as_an_answer_ends_keeps_the_session(site, tab):
     assert questions(tab) == [QUESTION] == on_disk(tab)
 
 
+def test_a_page_that_is_looked_at_again_is_not_an_old_one(tab):
+    """Its server was restarted, or Back shows it as it was left."""
+    tab.goes_away = True
+    looked_at = "dispatchEvent(new Event('focus'))"
+    restarted = f"gradio_config.app_id = 'of a server that has ended'; {looked_at}"
+    for script in (restarted, "dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))"):
+        tab.wait_for_selector("#prompt textarea:enabled")
+        tab.fill("#prompt textarea", "half a thought")
+        with tab.expect_response("**/app_id"):
+            tab.evaluate(looked_at)
+        tab.wait_for_timeout(300)  # the server is the same: nothing happens
+        with tab.expect_navigation():
+            tab.evaluate(f"setTimeout(() => {{ {script} }})")
+        tab.wait_for_function("document.querySelector('#prompt textarea')?.value === 'half a thought'")
+
+
 def test_the_base_joins_the_last_round_with_its_random_numbers(tab):
     with held(tab):
         ask(tab, QUESTION)

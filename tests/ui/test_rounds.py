@@ -293,6 +293,17 @@ def test_scores_of_a_round_that_was_removed_bring_nothing_back(served):
     assert last.rounds == () and page.transcript.rounds == ()
 
 
+def test_rewards_that_come_after_the_page_was_left_are_saved(served):
+    """Gradio closes the stream of such a page with the next update."""
+    page = PageSession()
+    page.owner = OWNER
+    stream = rounds.ask(served._replace(chat=chat_of(Stream("One."))), page, "first?", ["fine"], ChatSettings(seed=7))
+    for shown in stream:
+        if shown.rounds[-1].replies and shown.rounds[-1].replies["fine"].reward is not None:
+            stream.close()
+    assert on_disk(served, page)[-1].replies["fine"].reward == REPLY.reward
+
+
 def test_which_buttons_can_do_something(page):
     def on(ratio=1.0):
         return {name for name, can in can_act(page, ratio).items() if can}
@@ -313,9 +324,25 @@ def test_a_reloaded_tab_goes_on_with_its_views_and_no_other_does():
     pages.close("before")
     assert pages.continued("after", TAB).view_state == {"vote": "a ballot"}
     assert pages.continued("another", "ef" * 16).view_state == {}
+    for _ in range(2):  # each view of a page asks for it
+        duplicate = pages.continued("duplicate", TAB)
+        duplicate.view_state["vote"] = "its own ballot"
+    assert pages.of("after").view_state == {"vote": "a ballot"}
+    assert pages.continued("reloaded", TAB).view_state == {"vote": "its own ballot"}  # of the one that came last
     for invalid in ("", TAB.upper(), TAB + "\n"):  # is nobody's: two pages that have it share nothing
         pages.continued("one", invalid).view_state["vote"] = "a ballot"
         assert pages.continued("two", invalid).view_state == {}
+
+
+def test_rounds_removed_before_a_tab_was_duplicated_come_back_in_both(served):
+    pages = served.pages
+    page = pages.continued("one", TAB)
+    saving.save_transcript(served, page, saving.new_transcript(served, page)._replace(rounds=(FIRST,)))
+    rounds.remove_last(served, page)
+    duplicate = pages.continued("two", TAB)
+    rounds.start_over(duplicate)
+    rounds.redo(served, page)
+    assert page.transcript.rounds == (FIRST,)
 
 
 def test_a_page_whose_connection_was_lost_comes_back_as_it_was(monkeypatch):

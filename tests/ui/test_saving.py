@@ -4,6 +4,8 @@ import pytest
 
 pytest.importorskip("gradio")
 
+import gradio as gr
+
 from lite_c2f.ui import saving
 from lite_c2f.ui.answering import Served
 from lite_c2f.ui.page_session import PageSession, PageSessions
@@ -41,6 +43,8 @@ def rounds_on_disk(served):
         ([round_("a", fine=CUT)], [round_("a", fine=REPLY)], True),  # it went on being written
         ([round_("a", fine=CUT)], [round_("a", fine=REPLY, coarse=REPLY)], True),
         ([round_("a")], [round_("a", fine=CUT)], True),
+        ([round_("a", fine=REPLY._replace(reward=None))], [round_("a", fine=REPLY)], True),  # it was scored since
+        ([round_("a", fine=REPLY)], [round_("a", fine=REPLY, base=REPLY)], False),  # shown in another tab
         ([round_("a", fine=REPLY)], [round_("a", fine=CUT)], False),  # another answer in another tab
         ([round_("a", fine=CUT)], [round_("a", fine=REPLY._replace(text="No."))], False),
         ([round_("a", fine=REPLY)], [round_("a", fine=REPLY._replace(text="It is 5. Or 6."))], False),
@@ -75,6 +79,26 @@ def test_what_two_tabs_go_on_with_is_saved_twice(served):
         saving.save_transcript(served, page, page.transcript._replace(rounds=(*page.transcript.rounds, round_(prompt))))
     assert sorted(rounds_on_disk(served).values()) == [2, 2]
     assert other.transcript.id != begun.id == one.transcript.id
+
+
+def test_a_pane_that_another_tab_has_shown_keeps_its_answer(served):
+    one, other = new_page(), new_page()
+    begun = saving.new_transcript(served, one)
+    saving.save_transcript(served, one, begun._replace(rounds=(round_("a", fine=REPLY),)))
+    saving.reopen(served, other, begun.id)
+    saving.save_transcript(served, other, other.transcript._replace(rounds=(round_("a", fine=REPLY, base=REPLY),)))
+    saving.save_transcript(served, one, one.transcript._replace(rounds=(round_("a", fine=REPLY), round_("b"))))
+    assert conversations.load(served.sessions, OWNER, begun.id).rounds == (round_("a", fine=REPLY, base=REPLY),)
+    assert sorted(rounds_on_disk(served).values()) == [1, 2]
+
+
+def test_a_page_that_has_not_told_its_owner_saves_nothing(served):
+    """It would be saved under a number that no browser knows."""
+    for owner in ("", "AB" * 16, None):
+        with pytest.raises(gr.Error, match="not loaded yet: try again in a moment, or reload it"):
+            saving.page_of(served, "hash", owner, "")
+    page = saving.page_of(served, "hash", OWNER, "")
+    assert page.owner == OWNER and page is saving.page_of(served, "hash", "", "")  # it is known now
 
 
 def test_a_save_that_failed_is_made_good_by_the_next(served, monkeypatch):
