@@ -238,15 +238,34 @@
   const restored = new Set();
   const keepDraft = (id, text) => restored.has(id) && stored((store) => (
     text ? store.setItem(`lite_c2f.draft.${id}`, text) : store.removeItem(`lite_c2f.draft.${id}`)));
+  const asked = {}, typed = {}; // by box: the question that was sent, until the server has taken it; what was typed last
   const promptChanged = (id, text) => { // by a person or the server
     keepDraft(id, text);
     markBlank(document.getElementById(id)?.closest(".asking"), text ?? "");
+    if (!text && typed[id] && id in asked) { // taken; what was typed behind it meanwhile is the next question's
+      const next = typed[id].startsWith(asked[id]) ? typed[id].slice(asked[id].length) : typed[id];
+      if (next) setTimeout(() => typeIn(document.querySelector(`#${id} textarea`), next));
+      delete asked[id], delete typed[id];
+    }
+  };
+  const typeIn = (box, text) => {
+    box.value = text + box.value;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
   };
   window.lite_c2f = { promptChanged, panes: setPanes };
   document.addEventListener("input", (event) => {
     const id = event.target.closest?.(".prompt")?.id;
-    if (id) restored.add(id), promptChanged(id, event.target.value);
+    if (id) restored.add(id), typed[id] = event.target.value, promptChanged(id, event.target.value);
   });
+  const asks = (box) => { asked[box.closest(".prompt").id] = typed[box.closest(".prompt").id] = box.value };
+  document.addEventListener("keydown", (event) => {
+    const sends = event.key === "Enter" && !event.shiftKey && !event.isComposing;
+    if (sends && event.target.matches?.(".prompt textarea")) asks(event.target);
+  }, true);
+  document.addEventListener("click", (event) => {
+    const box = event.target.closest?.(".send") && event.target.closest(".asking")?.querySelector(".prompt textarea");
+    if (box) asks(box);
+  }, true);
   document.addEventListener("click", (event) => {
     if (!event.target.closest?.(".send[aria-disabled=true]")) return;
     event.stopImmediatePropagation();
@@ -267,9 +286,7 @@
     if (restored.has(id)) return;
     restored.add(id);
     const text = stored((store) => store.getItem(`lite_c2f.draft.${id}`));
-    if (!text || box.value) return;
-    box.value = text;
-    box.dispatchEvent(new Event("input", { bubbles: true }));
+    if (text && !box.value) typeIn(box, text);
   }), 100);
 
   // A file of questions is read here, into the box: no file is sent.

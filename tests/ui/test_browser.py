@@ -585,6 +585,24 @@ def test_a_reload_as_an_answer_ends_keeps_the_session(site, tab):
     assert questions(tab) == [QUESTION] == on_disk(tab)
 
 
+def test_what_is_typed_while_a_question_is_on_its_way_stays(tab):
+    """On a slow connection the box is emptied some time after Enter."""
+    sent = []
+    tab.route("**/queue/join**", lambda route: sent.append(route))
+    box = "#prompt textarea"
+    for typed, left in ((" and then?", " and then?"), ("Eve", "Eve"), ("", "")):
+        replaced = typed == "Eve"
+        ask(tab, QUESTION)
+        wait_until(tab, lambda: sent)
+        tab.fill(box, "Eve") if replaced else tab.type(box, typed)
+        assert tab.input_value(box) == (typed if replaced else QUESTION + typed)
+        sent.pop().continue_()
+        tab.wait_for_function("([box, left]) => document.querySelector(box).value === left", arg=[box, left])
+        ended(tab, "coarse", "fine", "baseline", chip="reward")
+        assert tab.input_value(box) == left
+    assert questions(tab) == [QUESTION] * 3
+
+
 def test_a_page_that_is_looked_at_again_is_not_an_old_one(tab):
     """Its server was restarted, or Back shows it as it was left."""
     tab.goes_away = True
