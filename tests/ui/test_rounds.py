@@ -324,11 +324,11 @@ def test_a_reloaded_tab_goes_on_with_its_views_and_no_other_does():
     pages.close("before")
     assert pages.continued("after", TAB).view_state == {"vote": "a ballot"}
     assert pages.continued("another", "ef" * 16).view_state == {}
-    for _ in range(2):  # each view of a page asks for it
-        duplicate = pages.continued("duplicate", TAB)
-        duplicate.view_state["vote"] = "its own ballot"
-    assert pages.of("after").view_state == {"vote": "a ballot"}
+    duplicate = pages.continued("duplicate", TAB)
+    duplicate.view_state["vote"] = "its own ballot"
     assert pages.continued("reloaded", TAB).view_state == {"vote": "its own ballot"}  # of the one that came last
+    for name, ballot in (("after", "a ballot"), ("duplicate", "its own ballot")):  # each view of a page asks for it
+        assert pages.continued(name, TAB).view_state == {"vote": ballot}
     for invalid in ("", TAB.upper(), TAB + "\n"):  # is nobody's: two pages that have it share nothing
         pages.continued("one", invalid).view_state["vote"] = "a ballot"
         assert pages.continued("two", invalid).view_state == {}
